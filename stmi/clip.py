@@ -1,0 +1,291 @@
+"""CLIP's two towers: loading them from a file, and the image tower that SFM can modulate.
+
+The towers are open_clip's. The text tower is used as it is, frozen. The image tower is rebuilt here
+with the same parameters, because its attention takes a mask and because retrieval uses every
+token after the projection, not only the class token. Without a mask it gives what open_clip's gives.
+
+A folder with `open_clip_config.json` and `open_clip_model.safetensors` is read with safetensors: a
+weights file is never executed.
+"""
+
+import gzip
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stmi.config import ClipConfig, SfmConfig
+from stmi.feature_modulation import ModulatedAttention, ModulationStrength
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+MERGES_FILE = "bpe_merges.txt.gz"
+
+
+class ClipFileError(ValueError):
+    """A CLIP folder or name that cannot be used, with the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A pretrained CLIP.
+
+    Attributes:
+        model: open_clip's model, in evaluation mode, gradients off.
+        tokenizer: Text to token numbers.
+        name: The source it was asked for by.
+        digest: Hex SHA-256 of the weights.
+    """
+
+    model: open_clip.CLIP
+    tokenizer: Any
+    name: str
+    digest: str
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the shared space of images and texts."""
+        return int(self.model.visual.proj.shape[1])
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Token numbers of texts, cut at the context length, int64 `(batch, context)`."""
+        return self.tokenizer(texts)
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Text features T before normalisation, float32 `(batch, embed_dim)`.
+
+        The feature is the end-of-text token after the projection.
+        """
+        return self.model.encode_text(tokens).float()
+
+
+def load_clip(source: str | Path) -> LoadedClip:
+    """Load a CLIP from a folder, or by open_clip's `model/pretrained` name.
+
+    Raises:
+        ClipFileError: The folder lacks a file, the config is malformed, or weights are missing, unknown
+            or of another shape. Nothing is loaded in part.
+    """
+    if Path(source).is_dir():
+        return _load_folder(Path(source))
+    name, slash, pretrained = str(source).partition("/")
+    if not slash or name not in open_clip.list_models():
+        raise ClipFileError(
+            f"clip source {str(source)!r} is neither a folder nor an open_clip name as model/pretrained; "
+            "give a folder with open_clip_config.json and open_clip_model.safetensors"
+        )
+    model = open_clip.create_model(name, pretrained=pretrained, weights_only=True)
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return LoadedClip(_frozen(model), open_clip.get_tokenizer(name), str(source), digest.hexdigest())
+
+
+def build_clip(folder: Path) -> tuple[open_clip.CLIP, Any]:
+    """Build the model and tokenizer that a folder's config describes, with fresh weights.
+
+    Raises:
+        ClipFileError: The config is missing or malformed.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        settings = json.loads(path.read_text())["model_cfg"]
+        settings["vision_cfg"]["image_size"] = tuple(settings["vision_cfg"]["image_size"])
+        model = open_clip.CLIP(**settings)
+    except FileNotFoundError:
+        raise ClipFileError(f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg)") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ClipFileError(f"{path}: not a model config of open_clip ({error!r})") from error
+    merges = folder / MERGES_FILE
+    tokenizer = SimpleTokenizer(
+        **({"bpe_path": str(merges)} if merges.is_file() else {}),
+        context_length=settings["text_cfg"].get("context_length", 77),
+    )
+    return model, tokenizer
+
+
+def write_merges(path: Path, count: int) -> int:
+    """Write the first `count` byte-pair merges of CLIP's tokenizer, the most frequent ones, to `path`.
+
+    A tokenizer over them splits rare words into more pieces and needs `512 + count + 2` token numbers
+    instead of 49,408, which is what keeps a small CLIP small.
+
+    Returns:
+        The vocabulary size.
+    """
+    with gzip.open(open_clip.tokenizer.default_bpe(), "rt", encoding="utf-8") as source:
+        lines = [next(source) for _ in range(count + 1)]
+    # A fixed modification time: the same merges give the same bytes.
+    path.write_bytes(gzip.compress("".join(lines).rstrip("\n").encode(), mtime=0))
+    return 512 + count + 2
+
+
+def _load_folder(folder: Path) -> LoadedClip:
+    model, tokenizer = build_clip(folder)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ClipFileError(f"{path} is missing; a CLIP folder needs it (weights as safetensors)")
+    weights = {name: value.float() for name, value in load_file(path).items()}
+    load_strictly(model, weights, path)
+    return LoadedClip(_frozen(model), tokenizer, str(folder), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
+    """Load all of a module's weights, or none.
+
+    Raises:
+        ClipFileError: Names the weights that are missing, unknown or of another shape.
+    """
+    expected = module.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unknown {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        raise ClipFileError(f"{path}: {len(problems)} weights do not fit: " + "; ".join(problems))
+    module.load_state_dict(weights)
+
+
+def _frozen(model: open_clip.CLIP) -> open_clip.CLIP:
+    return model.eval().requires_grad_(False)
+
+
+class QuickGELU(nn.Module):
+    """The activation of OpenAI's CLIP: x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it element by element."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class TransformerBlock(nn.Module):
+    """CLIP's pre-norm transformer block, with modulated attention.
+
+    Args:
+        width: Token width.
+        heads: Attention heads.
+        mlp_width: Hidden width of the MLP.
+        activation: The MLP's activation.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = ModulatedAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.ModuleDict(
+            {"c_fc": nn.Linear(width, mlp_width), "gelu": activation, "c_proj": nn.Linear(mlp_width, width)}
+        )
+
+    def forward(
+        self, tokens: Tensor, foreground: Tensor | None = None, strength: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """One layer, `(batch, tokens, width)` to the same; arguments as in `ModulatedAttention`."""
+        tokens = tokens + self.attn(self.ln_1(tokens), foreground, strength)
+        hidden = self.mlp["gelu"](self.mlp["c_fc"](self.ln_2(tokens)))
+        return tokens + self.mlp["c_proj"](hidden)
+
+
+class ImageTower(nn.Module):
+    """CLIP's vision transformer, shared by the three modalities: every token, projected (eq. 1).
+
+    Args:
+        clip: The pretrained CLIP whose weights it starts from.
+        config: How to resize the position embedding.
+        grid: Token rows and columns of the images to come.
+        sfm: The modulation; switched off, attention is plain.
+        cameras: Number of cameras with a learnable vector added to the class token; 0 for none.
+    """
+
+    def __init__(
+        self, clip: LoadedClip, config: ClipConfig, grid: tuple[int, int], sfm: SfmConfig, cameras: int = 0
+    ) -> None:
+        super().__init__()
+        visual = clip.model.visual
+        width = visual.conv1.out_channels
+        blocks = visual.transformer.resblocks
+        heads = blocks[0].attn.num_heads
+        quick = type(blocks[0].mlp.gelu).__name__ == "QuickGELU"
+        self.grid = grid
+        self.patch_size = visual.conv1.kernel_size[0]
+        self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, heads, block.mlp.c_fc.out_features, QuickGELU() if quick else nn.GELU())
+            for block in blocks
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, clip.embed_dim))
+        weights = {
+            name.replace("transformer.resblocks.", "blocks."): value.detach().clone()
+            for name, value in visual.state_dict().items()
+        }
+        weights["positional_embedding"] = resize_position_embedding(
+            weights["positional_embedding"], visual.grid_size, grid, config.position_interpolation
+        )
+        load_strictly(self, weights, clip.name)
+        # What CLIP does not know comes after its weights are in.
+        self.modulation = ModulationStrength(sfm, len(blocks), heads) if sfm.enabled else None
+        self.camera_embedding = nn.Parameter(torch.empty(cameras, width)) if cameras else None
+        if self.camera_embedding is not None:
+            nn.init.trunc_normal_(self.camera_embedding, std=0.02)
+
+    def forward(
+        self, images: Tensor, foreground: Tensor | None = None, camera_id: Tensor | None = None
+    ) -> Tensor:
+        """All tokens of a batch of images.
+
+        Args:
+            images: Normalised pixels, `(batch, 3, height, width)`.
+            foreground: Boolean patches, `(layers or 1, batch, patches)`, or None for plain attention.
+            camera_id: `(batch,)`, where the tower has a camera embedding.
+
+        Returns:
+            Projected tokens, the class token first, `(batch, 1 + patches, embed_dim)`.
+        """
+        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.expand(len(images), 1, -1)
+        if self.camera_embedding is not None and camera_id is not None:
+            class_token = class_token + self.camera_embedding[camera_id][:, None]
+        tokens = torch.cat([class_token.to(patches.dtype), patches], dim=1)
+        tokens = self.ln_pre(tokens + self.positional_embedding.to(tokens.dtype))
+        if foreground is not None:
+            foreground = functional.pad(foreground, (1, 0), value=True).expand(len(self.blocks), -1, -1)
+        for layer, block in enumerate(self.blocks):
+            strength = None if self.modulation is None else self.modulation.of_layer(layer)
+            mask = None if foreground is None else foreground[layer]
+            tokens = block(tokens, mask, strength)
+        return self.ln_post(tokens) @ self.proj
+
+
+def resize_position_embedding(
+    embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], interpolation: str
+) -> Tensor:
+    """Resize a position embedding to another token grid; the class token's row is kept.
+
+    Args:
+        embedding: `(1 + rows * columns, width)` of the old grid.
+        old_grid: Rows and columns it was learned for.
+        new_grid: Rows and columns wanted.
+        interpolation: "bilinear" or "bicubic", without aligned corners or antialiasing.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return embedding
+    class_row, patches = embedding[:1], embedding[1:]
+    image = patches.T.reshape(1, -1, *old_grid)
+    resized = functional.interpolate(image, size=new_grid, mode=interpolation, align_corners=False)
+    return torch.cat([class_row, resized.flatten(2)[0].T])

@@ -1,0 +1,172 @@
+"""What can be set of the method: frozen models whose unknown keys and impossible values are refused.
+
+Each field is one named option. Where the paper is silent, or the released code differs from it, the
+field says so. `experiments/recipes.py` holds the named sets of values.
+"""
+
+import hashlib
+import json
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of options; an unknown name or a value of another type is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of every value: equal configs have equal fingerprints, on any machine."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Switch(Section):
+    """A module that can be switched off: `--set model.sfm=off` is `enabled=False`."""
+
+    enabled: bool = Field(True, description="Whether the module takes part.")
+
+
+class ImageSize(Section):
+    """Height and width of the model's input."""
+
+    height: int = Field(256, ge=8, le=4096, description="Pixels.")
+    width: int = Field(128, ge=8, le=4096, description="Pixels.")
+
+
+class ClipConfig(Section):
+    """Where the pretrained towers come from."""
+
+    source: str = Field(
+        "ViT-B-16-quickgelu/openai",
+        description="A folder with open_clip_config.json and open_clip_model.safetensors, "
+        "or an open_clip name as model/pretrained.",
+    )
+    position_interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="How the position embedding is resized to another token grid."
+    )
+
+
+class SfmConfig(Switch):
+    """Segmentation-guided feature modulation, eq. 2-8 and Table 5."""
+
+    sharing: Literal["all_layers", "early_half", "late_half", "per_head", "per_layer"] = Field(
+        "per_layer",
+        description="Which layers are modulated and which share a pair of alpha and beta (Table 5). "
+        "per_head has one pair for each head of every layer.",
+    )
+    perturbation: float = Field(
+        0.01, ge=0, le=1, description="Probability p that a background token is taken for foreground."
+    )
+    perturbation_draw: Literal["sample", "layer_and_modality"] = Field(
+        "sample",
+        description="Draw the perturbed mask once for a sample (the paper's single m), or anew in every "
+        "layer and modality (the released code).",
+    )
+    mask_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="A token is foreground if at least this share of its patch is; 0 means any overlap "
+        "(the paper's words). The released code uses 0.5.",
+    )
+    initial_strength: float = Field(0.1, description="Mean of the initial alpha and beta.")
+    initial_strength_std: float = Field(0.05, ge=0, description="Their standard deviation.")
+
+
+class StrConfig(Switch):
+    """Semantic token reallocation, eq. 9-13."""
+
+    tokens: int = Field(4, ge=1, le=16, description="K: learnable query tokens of each modality.")
+    heads: int = Field(8, ge=1, description="Heads of the cross-attention.")
+    mlp_ratio: float = Field(4.0, gt=0, description="Hidden width of the FFN over the token width.")
+
+
+class ChiConfig(Switch):
+    """Cross-modal hypergraph interaction, eq. 14-16."""
+
+    similarity_threshold: float = Field(
+        0.5, ge=-1, le=1, description="tau: nodes whose cosine similarity reaches it share a hyperedge."
+    )
+    activation: Literal["relu", "gelu", "silu"] = Field("gelu", description="sigma of eq. 15.")
+
+
+class FusionConfig(Section):
+    """Cross-attention from the class tokens to the semantic tokens, eq. 17-18."""
+
+    dropout: float = Field(0.0, ge=0, lt=1, description="On the attention and on its output.")
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    image: ImageSize = ImageSize()
+    clip: ClipConfig = ClipConfig()
+    camera_embedding: bool = Field(
+        False, description="Add a learnable vector of the camera to the class token (released code)."
+    )
+    sfm: SfmConfig = SfmConfig()
+    str: StrConfig = StrConfig()
+    chi: ChiConfig = ChiConfig()
+    fusion: FusionConfig = FusionConfig()
+
+
+class LossConfig(Section):
+    """Eq. 19-20: label-smoothed cross-entropy plus triplet loss, on each of G, U and T."""
+
+    identity_weight: float = Field(1.0, ge=0, description="Weight of the cross-entropy.")
+    triplet_weight: float = Field(1.0, ge=0, description="Weight of the batch-hard triplet loss.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Epsilon of the smoothed labels.")
+
+
+class AugmentConfig(Section):
+    """Training augmentation; probabilities and sizes of one sample."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    crop_padding: int = Field(10, ge=0, le=256, description="Pixels padded on each side, then cropped.")
+    erase: float = Field(0.5, ge=0, le=1, description="Probability of random erasing.")
+
+
+class BatchConfig(Section):
+    """Identity-balanced batches: P identities x K samples, over all workers together."""
+
+    size: int = Field(72, ge=2, description="Samples in the global batch.")
+    samples_per_identity: int = Field(8, ge=2, description="Samples of one identity in a batch.")
+
+    @model_validator(mode="after")
+    def _whole_identities(self) -> Self:
+        if self.size % self.samples_per_identity:
+            raise ValueError(
+                f"batch.size={self.size} is not a multiple of batch.samples_per_identity="
+                f"{self.samples_per_identity}; use identities x samples, for example "
+                f"{max(2, self.size // self.samples_per_identity) * self.samples_per_identity}"
+            )
+        if self.size == self.samples_per_identity:
+            raise ValueError(f"batch.size={self.size} holds one identity; the triplet loss needs two or more")
+        return self
+
+
+class OptimConfig(Section):
+    """Optimiser and learning rate."""
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(3.5e-6, gt=0, description="The highest rate.")
+    final_learning_rate: float = Field(3.5e-7, ge=0, description="The rate at the end (cosine).")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up from zero.")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    gradient_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 leaves it alone.")
+    modulation_rate_factor: float = Field(
+        1.0, gt=0, description="Learning rate of alpha and beta over that of the other weights."
+    )
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"optim.final_learning_rate={self.final_learning_rate} is above "
+                f"optim.learning_rate={self.learning_rate}; the schedule decays"
+            )
+        return self

@@ -1,0 +1,131 @@
+"""SFM, segmentation-guided feature modulation: attention that leans towards the foreground.
+
+Equations 2-8 of the paper. For tokens i, j with foreground m, and R = m m^T,
+
+    S = alpha * R * (max_row(A) - A) - beta * (1 - R) * (A - min_row(A))        (7)
+    attention = softmax((A + S) / sqrt(D))                                      (8)
+
+where A = Q K^T. A + S is a linear interpolation of A: towards its row's maximum with weight alpha
+where both tokens are foreground, towards its row's minimum with weight beta elsewhere. The scale
+1 / sqrt(D) commutes with that, so the queries are scaled first.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stmi.config import SfmConfig
+
+
+def token_mask(foreground: Tensor, threshold: float) -> Tensor:
+    """Which patches are foreground, eq. 2 (without the class token).
+
+    Args:
+        foreground: Share of each patch that the mask covers, in [0, 1], `(batch, patches)`.
+        threshold: Share that makes a patch foreground; 0 means any overlap.
+
+    Returns:
+        Boolean tensor of the same shape.
+    """
+    return foreground > 0 if threshold == 0 else foreground >= threshold
+
+
+def perturb(mask: Tensor, probability: float, uniforms: Tensor) -> Tensor:
+    """Take some background tokens for foreground; foreground tokens stay (text below eq. 6).
+
+    Args:
+        mask: Boolean, `(..., patches)`.
+        probability: p, the chance that one background token flips.
+        uniforms: Draws from [0, 1), of a shape that broadcasts with the mask's.
+
+    Returns:
+        Boolean tensor of the common shape.
+    """
+    return mask | (uniforms < probability)
+
+
+def modulate(logits: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """Attention logits after modulation: A + S of equations 4-7.
+
+    Args:
+        logits: A, `(batch, heads, tokens, tokens)`.
+        foreground: Boolean with the class token first (always True), `(batch, tokens)`.
+        alpha: Strength of the enhancement, broadcastable to `(heads, 1, 1)`.
+        beta: Strength of the suppression, likewise.
+    """
+    both = (foreground[:, :, None] & foreground[:, None, :])[:, None]
+    highest = logits.amax(dim=-1, keepdim=True)
+    lowest = logits.amin(dim=-1, keepdim=True)
+    return torch.where(both, logits + alpha * (highest - logits), logits - beta * (logits - lowest))
+
+
+class ModulationStrength(nn.Module):
+    """The learnable alpha and beta of every layer, shared as Table 5 asks.
+
+    Args:
+        config: The sharing and the initial values.
+        layers: Transformer layers of the image tower.
+        heads: Attention heads of a layer.
+    """
+
+    def __init__(self, config: SfmConfig, layers: int, heads: int) -> None:
+        super().__init__()
+        half = layers // 2
+        modulated = {
+            "early_half": range(half),
+            "late_half": range(half, layers),
+        }.get(config.sharing, range(layers))
+        self.pair_of_layer: dict[int, int] = {
+            layer: 0 if config.sharing == "all_layers" else pair for pair, layer in enumerate(modulated)
+        }
+        pairs = len(set(self.pair_of_layer.values()))
+        shape = (pairs, heads if config.sharing == "per_head" else 1, 1, 1)
+        self.alpha = nn.Parameter(config.initial_strength + config.initial_strength_std * torch.randn(shape))
+        self.beta = nn.Parameter(config.initial_strength + config.initial_strength_std * torch.randn(shape))
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Alpha and beta of a layer, each `(heads or 1, 1, 1)`, or None where it is not modulated."""
+        pair = self.pair_of_layer.get(layer)
+        return None if pair is None else (self.alpha[pair], self.beta[pair])
+
+
+class ModulatedAttention(nn.Module):
+    """Multi-head self-attention with the parameters of `torch.nn.MultiheadAttention`, and SFM.
+
+    Args:
+        width: Token width.
+        heads: Number of heads; the logits of each are scaled by 1 / sqrt(width / heads).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, tokens: Tensor, foreground: Tensor | None, strength: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: `(batch, tokens, width)`.
+            foreground: Boolean with the class token first, `(batch, tokens)`, or None for plain attention.
+            strength: Alpha and beta, or None for plain attention.
+
+        Returns:
+            `(batch, tokens, width)`.
+        """
+        batch, count, width = tokens.shape
+        projected = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = projected.view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if foreground is None or strength is None:
+            mixed = functional.scaled_dot_product_attention(query, key, value)
+        else:
+            scale = (width // self.heads) ** -0.5
+            logits = (query * scale) @ key.transpose(-2, -1)
+            mixed = modulate(logits, foreground, *strength).softmax(dim=-1).to(value.dtype) @ value
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, count, width))

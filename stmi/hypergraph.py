@@ -1,0 +1,127 @@
+"""CHI, cross-modal hypergraph interaction, and the fusion that follows it.
+
+Equations 14-18 of the paper. The semantic tokens of the three modalities are the nodes of one
+hypergraph; every node is the centre of one hyperedge, which holds the nodes similar to it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stmi.config import ChiConfig, FusionConfig
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+
+
+def cosine_incidence(nodes: Tensor, threshold: float) -> Tensor:
+    """Which nodes belong to which hyperedge: `similarity[i, j] >= threshold` (text below eq. 14).
+
+    Args:
+        nodes: `(batch, nodes, width)`.
+        threshold: tau, on the cosine similarity.
+
+    Returns:
+        Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
+    """
+    unit = functional.normalize(nodes.detach().float(), dim=-1)
+    incidence = unit @ unit.transpose(-2, -1) >= threshold
+    # A node is in its own hyperedge even where rounding puts its similarity to itself under tau = 1.
+    return incidence | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+
+
+def hyperedge_means(nodes: Tensor, incidence: Tensor) -> Tensor:
+    """The feature h_e of every hyperedge: the mean of its nodes.
+
+    Args:
+        nodes: `(batch, nodes, width)`.
+        incidence: Boolean `(batch, nodes, hyperedges)`.
+
+    Returns:
+        `(batch, hyperedges, width)`; a hyperedge without nodes is zero.
+    """
+    members = incidence.to(nodes.dtype).transpose(-2, -1)
+    return members @ nodes / members.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+class HypergraphInteraction(nn.Module):
+    """Hypergraph convolution with residual, equations 15-16.
+
+        h_i' = sigma( sum_{e contains i} w_e h_e + b_i ) + h_i
+
+    where h_e is the mean over the hyperedge of the linearly mapped nodes (Bai et al. 2021), w_e a
+    learnable weight of the hyperedge and b_i a learnable bias of the node. The weights start at
+    1 / nodes, so that the sum starts as an average however many hyperedges meet in a node.
+
+    Args:
+        nodes: Number of nodes, 3 (K + 1).
+        width: Node width D.
+        config: tau and sigma.
+    """
+
+    def __init__(self, nodes: int, width: int, config: ChiConfig) -> None:
+        super().__init__()
+        self.threshold = config.similarity_threshold
+        self.activation = _ACTIVATIONS[config.activation]
+        self.linear = nn.Linear(width, width, bias=False)
+        self.hyperedge_weight = nn.Parameter(torch.full((nodes,), 1 / nodes))
+        self.node_bias = nn.Parameter(torch.zeros(nodes, width))
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """H `(batch, nodes, width)` to H' of the same shape."""
+        incidence = cosine_incidence(nodes, self.threshold)
+        hyperedges = hyperedge_means(self.linear(nodes), incidence)
+        weighted = hyperedges * self.hyperedge_weight[:, None]
+        gathered = incidence.to(weighted.dtype) @ weighted
+        return self.activation(gathered + self.node_bias) + nodes
+
+
+class ClassTokenFusion(nn.Module):
+    """Cross-attention from the three class tokens to the semantic tokens, equations 17-18.
+
+        U = CrossAttn(G, H', H') + G
+
+    with one head and scale 1 / sqrt(width).
+
+    Args:
+        width: Token width D.
+        config: Dropout on the attention and on its output.
+    """
+
+    def __init__(self, width: int, config: FusionConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, class_tokens: Tensor, nodes: Tensor, uniforms: Tensor | None = None) -> Tensor:
+        """Fuse.
+
+        Args:
+            class_tokens: G, `(batch, 3, width)`.
+            nodes: H', `(batch, nodes, width)`.
+            uniforms: Draws from [0, 1) for dropout, `(batch, 3, nodes + width)`; None drops nothing.
+
+        Returns:
+            U, `(batch, 3, width)`.
+        """
+        logits = self.query(class_tokens) @ self.key(nodes).transpose(-2, -1)
+        attention = (logits * class_tokens.shape[-1] ** -0.5).softmax(dim=-1)
+        count = nodes.shape[1]
+        if uniforms is not None and self.dropout:
+            attention = _dropout(attention, self.dropout, uniforms[..., :count])
+        mixed = self.out(attention.to(nodes.dtype) @ self.value(nodes))
+        if uniforms is not None and self.dropout:
+            mixed = _dropout(mixed, self.dropout, uniforms[..., count:])
+        return mixed + class_tokens
+
+
+def _dropout(x: Tensor, probability: float, uniforms: Tensor) -> Tensor:
+    return x * (uniforms >= probability).to(x.dtype) / (1 - probability)

@@ -1,0 +1,61 @@
+"""The objective, equations 19-20: on each of G, U and T a cross-entropy and a triplet loss.
+
+L_g(F) = w_id * CE_smoothed(F) + w_tri * Triplet(F)      (19)
+L = L_g(G) + L_g(U) + L_g(T)                             (20)
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stmi.config import LossConfig
+
+
+def pairwise_distances(features: Tensor) -> Tensor:
+    """Euclidean distances between all rows of `(batch, width)`, as `(batch, batch)`."""
+    squared = features.square().sum(dim=1)
+    squares = squared[:, None] + squared[None, :] - 2 * features @ features.T
+    # Rounding can take a square below zero, and the root has no gradient at zero.
+    return squares.clamp(min=1e-12).sqrt()
+
+
+def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
+    """Soft-margin triplet loss with batch-hard mining (Hermans et al. 2017).
+
+        mean over anchors of log(1 + exp(d(anchor, farthest positive) - d(anchor, nearest negative)))
+
+    on features that are not normalised.
+
+    Args:
+        features: `(batch, width)`.
+        labels: `(batch,)`; each label needs another one beside it for a finite loss.
+    """
+    distances = pairwise_distances(features)
+    same = labels[:, None] == labels[None, :]
+    farthest_positive = distances.masked_fill(~same, -torch.inf).amax(dim=1)
+    nearest_negative = distances.masked_fill(same, torch.inf).amin(dim=1)
+    return functional.softplus(farthest_positive - nearest_negative).mean()
+
+
+def objective(
+    config: LossConfig, features: dict[str, Tensor], logits: dict[str, Tensor], labels: Tensor
+) -> dict[str, Tensor]:
+    """Eq. 20 and its parts.
+
+    Args:
+        config: Weights and label smoothing.
+        features: Of each name in `logits`, `(batch, width)`.
+        logits: `(batch, identities)` by feature name.
+        labels: `(batch,)`, int64.
+
+    Returns:
+        Scalars: `total`, and `identity/NAME` and `triplet/NAME` unweighted.
+    """
+    parts: dict[str, Tensor] = {}
+    total = torch.zeros((), device=labels.device)
+    for name, scores in logits.items():
+        identity = functional.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
+        triplet = batch_hard_triplet(features[name], labels)
+        parts[f"identity/{name}"], parts[f"triplet/{name}"] = identity, triplet
+        total = total + config.identity_weight * identity + config.triplet_weight * triplet
+    return {"total": total, **parts}

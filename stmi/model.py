@@ -1,0 +1,227 @@
+"""STMI assembled: image tower with SFM, STR for each modality, CHI, fusion, and the identity heads.
+
+Shapes below: B batch, M = 3 modalities, N patch tokens, K queries of STR, D embedding width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stmi import feature_modulation, keyed_random
+from stmi.clip import ImageTower, LoadedClip
+from stmi.config import ModelConfig
+from stmi.hypergraph import ClassTokenFusion, HypergraphInteraction
+from stmi.modality import MODALITIES
+from stmi.token_reallocation import TokenReallocation
+
+FEATURES = ("U", "G", "T", *MODALITIES)
+"""Every retrieval feature: fused, concatenated class tokens, text, and each modality's class token."""
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A batch, augmented and on its device.
+
+    Attributes:
+        images: Normalised pixels, `(B, M, 3, height, width)`.
+        foreground: Share of each patch that the mask covers, in [0, 1], `(B, N)`.
+        text: T, the frozen text features, `(B, D)`.
+        camera_id: `(B,)`, int64.
+    """
+
+    images: Tensor
+    foreground: Tensor
+    text: Tensor
+    camera_id: Tensor
+
+
+@dataclass(frozen=True)
+class ModelNoise:
+    """Uniform draws of a training step; evaluation passes none.
+
+    Attributes:
+        perturbation: `(1, B, 1, N)`, or `(layers, B, M, N)` where every layer and modality draws anew.
+        fusion: For the fusion's dropout, `(B, M, nodes + D)`.
+    """
+
+    perturbation: Tensor
+    fusion: Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """What retrieval compares and the losses train.
+
+    Attributes:
+        U: Fused feature of eq. 18, its three rows concatenated, `(B, M D)`.
+        G: Class tokens of the three modalities concatenated, `(B, M D)`.
+        T: Text feature, `(B, D)`.
+        class_tokens: `(B, M, D)`.
+    """
+
+    U: Tensor
+    G: Tensor
+    T: Tensor
+    class_tokens: Tensor
+
+    def retrieval(self) -> dict[str, Tensor]:
+        """Each feature of `FEATURES` by name."""
+        single = {str(name): self.class_tokens[:, i] for i, name in enumerate(MODALITIES)}
+        return {"U": self.U, "G": self.G, "T": self.T, **single}
+
+
+class IdentityHead(nn.Module):
+    """BNNeck (Luo et al. 2019): batch norm with a frozen bias, then a linear classifier without bias.
+
+    The paper names neither; both are the released code's.
+
+    Args:
+        width: Width of the feature.
+        identities: Training identities.
+    """
+
+    def __init__(self, width: int, identities: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.norm.bias.requires_grad_(False)
+        self.classifier = nn.Linear(width, identities, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Feature `(B, width)` to logits `(B, identities)`."""
+        return self.classifier(self.norm(feature))
+
+
+class STMI(nn.Module):
+    """The network of figure 3.
+
+    Without STR the nodes of CHI are the patch tokens of the three modalities and T. Without STR and
+    CHI there is nothing to fuse: U is G, the baseline of Table 3. Without CHI, H' of eq. 18 is H.
+
+    Args:
+        config: Which modules, and how.
+        clip: Pretrained towers; the image tower's weights are copied.
+        identities: Training identities, for the heads.
+        cameras: Cameras of the data set, for the camera embedding.
+        seed: Seed of the initial weights that CLIP does not give.
+
+    Raises:
+        ValueError: The image does not divide into the tower's patches, or heads do not divide the width.
+    """
+
+    def __init__(
+        self, config: ModelConfig, clip: LoadedClip, identities: int, cameras: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_size = clip.model.visual.conv1.kernel_size[0]
+        self.grid = token_grid(config, self.patch_size)
+        width = clip.embed_dim
+        patches = self.grid[0] * self.grid[1]
+        tokens = config.str.tokens + 1 if config.str.enabled else patches
+        self.nodes = len(MODALITIES) * tokens + (0 if config.str.enabled else 1)
+        self.fuses = config.str.enabled or config.chi.enabled
+
+        with keyed_random.seeded_construction(seed, "initial_weights", "image_tower"):
+            self.image_tower = ImageTower(
+                clip, config.clip, self.grid, config.sfm, cameras if config.camera_embedding else 0
+            )
+        self.reallocation = nn.ModuleDict()
+        for name in MODALITIES if config.str.enabled else ():
+            with keyed_random.seeded_construction(seed, "initial_weights", "str", name):
+                self.reallocation[name] = TokenReallocation(width, config.str)
+        with keyed_random.seeded_construction(seed, "initial_weights", "chi"):
+            self.interaction = (
+                HypergraphInteraction(self.nodes, width, config.chi) if config.chi.enabled else None
+            )
+        with keyed_random.seeded_construction(seed, "initial_weights", "fusion"):
+            self.fusion = ClassTokenFusion(width, config.fusion) if self.fuses else None
+        widths = {"U": len(MODALITIES) * width, "G": len(MODALITIES) * width, "T": width}
+        self.heads = nn.ModuleDict()
+        for feature in widths if self.fuses else ("G", "T"):
+            with keyed_random.seeded_construction(seed, "initial_weights", "head", feature):
+                self.heads[feature] = IdentityHead(widths[feature], identities)
+
+    def noise(self, seed: int, epoch: int, step: int, batch: int, rows: slice) -> ModelNoise:
+        """The draws of a training step for some rows of the global batch.
+
+        Args:
+            seed: The run's seed.
+            epoch: Epoch number.
+            step: Step within the epoch.
+            batch: Size of the global batch.
+            rows: The rows wanted; the draws of a row do not depend on which others are.
+        """
+        anew = self.config.sfm.perturbation_draw == "layer_and_modality"
+        layers, modalities = (len(self.image_tower.blocks), len(MODALITIES)) if anew else (1, 1)
+        shape = (batch, layers, modalities, self.grid[0] * self.grid[1])
+        device = self.image_tower.proj.device
+
+        def draw(purpose: str, shape: tuple[int, ...]) -> Tensor:
+            uniforms = keyed_random.generator(seed, purpose, epoch, step).random(shape, dtype="float32")
+            return torch.from_numpy(uniforms[rows]).to(device)
+
+        fusion = (batch, len(MODALITIES), self.nodes + self.image_tower.proj.shape[1])
+        if not self.config.fusion.dropout:
+            fusion = (batch, 0, 0)
+        return ModelNoise(draw("perturbation", shape).transpose(0, 1), draw("fusion_dropout", fusion))
+
+    def forward(self, batch: ModelInput, noise: ModelNoise | None = None) -> Features:
+        """Features of a batch; `noise` is given in training only."""
+        count, modalities = batch.images.shape[:2]
+        foreground = None
+        if self.config.sfm.enabled:
+            mask = feature_modulation.token_mask(batch.foreground, self.config.sfm.mask_threshold)
+            foreground = mask[None, :, None]
+            if noise is not None and self.config.sfm.perturbation:
+                foreground = feature_modulation.perturb(
+                    foreground, self.config.sfm.perturbation, noise.perturbation
+                )
+            foreground = foreground.expand(-1, -1, modalities, -1).flatten(1, 2)
+        # The modalities share the tower, so they go through it as one batch.
+        camera_id = batch.camera_id.repeat_interleave(modalities)
+        tokens = self.image_tower(batch.images.flatten(0, 1), foreground, camera_id)
+        tokens = tokens.unflatten(0, (count, modalities))
+        class_tokens = tokens[:, :, 0]
+        fused = self._fuse(class_tokens, tokens[:, :, 1:], batch.text, noise)
+        return Features(
+            U=_at_least_float32(fused.flatten(1)),
+            G=_at_least_float32(class_tokens.flatten(1)),
+            T=_at_least_float32(batch.text),
+            class_tokens=_at_least_float32(class_tokens),
+        )
+
+    def logits(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Identity logits of each trained feature, `(B, identities)`; heads use batch statistics."""
+        return {name: head(features[name]) for name, head in self.heads.items()}
+
+    def _fuse(self, class_tokens: Tensor, patches: Tensor, text: Tensor, noise: ModelNoise | None) -> Tensor:
+        if self.fusion is None:
+            return class_tokens
+        if self.reallocation:
+            semantic = [self.reallocation[name](patches[:, i], text) for i, name in enumerate(MODALITIES)]
+        else:
+            semantic = [patches.flatten(1, 2), text[:, None].to(patches.dtype)]
+        nodes = torch.cat(semantic, dim=1)
+        if self.interaction is not None:
+            nodes = self.interaction(nodes)
+        return self.fusion(class_tokens, nodes, None if noise is None else noise.fusion)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def token_grid(config: ModelConfig, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patch tokens.
+
+    Raises:
+        ValueError: The image is not a whole number of patches.
+    """
+    height, width = config.image.height, config.image.width
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"model.image={height}x{width} is not a whole number of {patch_size}x{patch_size} patches"
+        )
+    return height // patch_size, width // patch_size

@@ -1,0 +1,98 @@
+"""STR, semantic token reallocation: a few learnable queries and the text gather the patch tokens.
+
+Equations 9-13 of the paper, for one modality with patch tokens F (N, D), queries Q (K, D), text T (D):
+
+    Q' = [Q; T]                                   (11)
+    Z  = CrossAttn(Q', F, F) + Q'                 (12)
+    F~ = FFN(Z) + Z                               (13)
+
+No patch token is dropped: each reaches every semantic token with some weight.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stmi.config import StrConfig
+
+
+class CrossAttention(nn.Module):
+    """Multi-head cross-attention, scale 1 / sqrt(width / heads).
+
+    Args:
+        width: Token width of queries, keys and values.
+        heads: Number of heads.
+
+    Raises:
+        ValueError: The heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"str.heads={heads} does not divide the token width {width}")
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Queries `(batch, K, width)` over patches `(batch, N, width)`, to `(batch, K, width)`."""
+        batch, count, width = queries.shape
+        query = self.q(queries).view(batch, count, self.heads, -1).transpose(1, 2)
+        key, value = self.kv(patches).view(batch, patches.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+
+
+class ReallocationBlock(nn.Module):
+    """Equations 12-13 as a pre-norm block.
+
+    The paper does not say where it normalises; as in the released code, norms (eps 1e-6) stand before
+    the attention, with the same weights on queries and patches, and before the FFN.
+
+    Args:
+        width: Token width.
+        heads: Heads of the cross-attention.
+        mlp_ratio: Hidden width of the FFN over the token width.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = CrossAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
+
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Q' `(batch, K + 1, width)` and F `(batch, N, width)` to F~ `(batch, K + 1, width)`."""
+        attended = queries + self.attn(self.norm1(queries), self.norm1(patches))
+        return attended + self.mlp["fc2"](functional.gelu(self.mlp["fc1"](self.norm2(attended))))
+
+
+class TokenReallocation(nn.Module):
+    """Semantic tokens of one modality.
+
+    Args:
+        width: Token width D.
+        config: K, heads and FFN width.
+    """
+
+    def __init__(self, width: int, config: StrConfig) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(config.tokens, width))
+        self.block = ReallocationBlock(width, config.heads, config.mlp_ratio)
+
+    def forward(self, patches: Tensor, text: Tensor) -> Tensor:
+        """Gather the patches.
+
+        Args:
+            patches: F, `(batch, N, D)`.
+            text: T, `(batch, D)`.
+
+        Returns:
+            Semantic tokens F~, the text's last, `(batch, K + 1, D)`.
+        """
+        queries = self.queries.to(patches.dtype).expand(len(patches), -1, -1)
+        return self.block(torch.cat([queries, text[:, None].to(patches.dtype)], dim=1), patches)

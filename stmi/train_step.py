@@ -1,0 +1,138 @@
+"""One optimisation step on a global batch, on any number of workers.
+
+Every worker embeds its rows, the features are gathered, and every worker computes the same loss on
+the whole batch, with ordinary batch norms. So the loss, and with it the trained model, does not
+depend on how many workers there are.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stmi import losses
+from stmi.config import LossConfig, OptimConfig
+from stmi.feature_modulation import ModulationStrength
+from stmi.model import STMI, ModelInput, ModelNoise
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all workers, in rank order, with a gradient for the own ones."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        world_size = dist.get_world_size()
+        parts = [torch.empty_like(rows) for _ in range(world_size)]
+        dist.all_gather(parts, rows.contiguous())
+        ctx.share, ctx.world_size = len(rows), world_size
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        start = dist.get_rank() * ctx.share
+        # All workers compute the same loss, so this worker's gradient of its own rows is complete.
+        # The factor undoes the division by the number of workers when gradients are averaged.
+        return gradients[0][start : start + ctx.share] * ctx.world_size
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The global batch of a tensor whose rows are spread over the workers, with gradients."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)
+
+
+class GlobalBatchLoss(nn.Module):
+    """STMI and its objective on the global batch, as one module that DDP can wrap.
+
+    Args:
+        model: The network.
+        config: The objective's weights.
+        autocast: Whether the network runs under bfloat16 autocast; losses are float32 always.
+    """
+
+    def __init__(self, model: STMI, config: LossConfig, autocast: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.autocast = autocast
+
+    def forward(self, batch: ModelInput, noise: ModelNoise, labels: Tensor) -> dict[str, Tensor]:
+        """Loss and its parts of the global batch, of which `batch` and `labels` are this worker's rows."""
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
+            features = self.model(batch, noise)
+        gathered = {name: gather_rows(getattr(features, name)) for name in self.model.heads}
+        return losses.objective(self.config, gathered, self.model.logits(gathered), gather_rows(labels))
+
+
+class TrainStep:
+    """The optimiser and the step.
+
+    Args:
+        model: The network, on its device.
+        loss: The objective.
+        optim: The optimiser and its rates.
+        autocast: Run the network under bfloat16 autocast.
+    """
+
+    def __init__(self, model: STMI, loss: LossConfig, optim: OptimConfig, autocast: bool) -> None:
+        self.config = optim
+        module = GlobalBatchLoss(model, loss, autocast)
+        spread = dist.is_initialized() and dist.get_world_size() > 1
+        self.module: nn.Module = (
+            DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if spread
+            else module
+        )
+        self.optimizer = build_optimizer(model, optim)
+
+    def __call__(
+        self, batch: ModelInput, noise: ModelNoise, labels: Tensor, rate: float
+    ) -> dict[str, Tensor]:
+        """Take one step at a learning rate; returns the losses before it, detached scalars."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.module(batch, noise, labels)
+        parts["total"].backward()
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in parts.items()}
+
+
+def build_optimizer(model: STMI, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW; alpha and beta of SFM in a group of their own, without weight decay."""
+    strengths = [p for m in model.modules() if isinstance(m, ModulationStrength) for p in m.parameters()]
+    apart = {id(parameter) for parameter in strengths}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    groups = [
+        {"params": others, "rate_factor": 1.0},
+        {"params": strengths, "rate_factor": config.modulation_rate_factor, "weight_decay": 0.0},
+    ]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimConfig, epoch: float, epochs: int) -> float:
+    """The rate at a moment of the run: linear warm-up from zero, then a cosine down to the final rate.
+
+    Args:
+        config: Rates and warm-up.
+        epoch: Epochs done, with the fraction of the current one.
+        epochs: Epochs of the run.
+    """
+    if epoch < config.warmup_epochs:
+        return config.learning_rate * epoch / config.warmup_epochs
+    progress = (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9)
+    falling = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * falling

@@ -1,0 +1,113 @@
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stmi import clip as clip_module
+from stmi.clip import ClipFileError, ImageTower, load_clip, resize_position_embedding
+from stmi.config import ClipConfig, SfmConfig
+from tests import tiny_clip
+from tests.stmi import golden
+from tests.tolerances import GOLDEN_VALUE, ROUNDING_FLOAT32
+
+
+def tower(clip, grid=(4, 2), sfm=None, cameras=0) -> ImageTower:
+    return ImageTower(clip, ClipConfig(), grid, sfm or SfmConfig(enabled=False), cameras)
+
+
+def test_class_token_equals_the_image_feature_of_open_clip(clip):
+    images = torch.randn(3, 3, 32, 16)
+    with torch.no_grad():
+        tokens = tower(clip)(images)
+        expected = clip.model.encode_image(images)
+    assert tokens.shape == (3, 9, 16)
+    assert torch.allclose(tokens[:, 0], expected, atol=ROUNDING_FLOAT32)
+
+
+def test_modulation_without_strength_leaves_the_tower_as_it_was(clip):
+    sfm = SfmConfig(initial_strength=0, initial_strength_std=0)
+    images, foreground = torch.randn(2, 3, 32, 16), torch.rand(1, 2, 8) > 0.5
+    with torch.no_grad():
+        modulated = tower(clip, sfm=sfm)(images, foreground)
+        plain = tower(clip)(images)
+    assert torch.allclose(modulated, plain, atol=ROUNDING_FLOAT32)
+
+
+def test_mask_changes_the_tokens_where_strength_is_not_zero(clip):
+    images = torch.randn(2, 3, 32, 16)
+    module = tower(clip, sfm=SfmConfig())
+    with torch.no_grad():
+        all_foreground = module(images, torch.ones(1, 2, 8, dtype=torch.bool))
+        no_foreground = module(images, torch.zeros(1, 2, 8, dtype=torch.bool))
+    assert not torch.allclose(all_foreground, no_foreground, atol=1e-3)
+
+
+def test_camera_vector_reaches_the_class_token(clip):
+    images = torch.randn(1, 3, 32, 16).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        tokens = tower(clip, cameras=4)(images, None, torch.tensor([0, 3]))
+    assert not torch.allclose(tokens[0], tokens[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [(16, 8), (8, 16)])
+def test_position_embedding_is_resized_as_released(grid):
+    arrays = golden.load("pos_embed")
+    resized = resize_position_embedding(arrays["pos_embed_14x14"], (14, 14), grid, "bilinear")
+    assert torch.allclose(resized, arrays[f"pos_embed_{grid[0]}x{grid[1]}"], atol=GOLDEN_VALUE)
+
+
+def test_text_feature_is_the_projected_end_of_text_token(clip):
+    tokens = clip.tokenize(["a man in a red jacket", "a woman"])
+    assert tokens.shape == (2, 77)
+    features = clip.encode_text(tokens)
+    assert features.shape == (2, clip.embed_dim)
+    longer = tokens.clone()
+    longer[:, -5:] = 7  # behind the end of text
+    assert torch.allclose(clip.encode_text(longer), features, atol=ROUNDING_FLOAT32)
+
+
+def test_short_vocabulary_gives_back_the_text(clip):
+    tokens = clip.tokenize(["a striped red jacket"])[0]
+    end = int(tokens.argmax())
+    assert clip.tokenizer.decode(tokens[1:end].tolist()).strip() == "a striped red jacket"
+
+
+def test_digest_is_that_of_the_weights_file(clip, tmp_path):
+    folder = tiny_clip.write(tmp_path / "clip")
+    weights = (folder / clip_module.WEIGHTS_FILE).read_bytes()
+    assert load_clip(folder).digest == hashlib.sha256(weights).hexdigest() == clip.digest
+
+
+def test_weights_that_do_not_fit_are_all_named(tmp_path):
+    folder = tiny_clip.write(tmp_path / "clip")
+    path = folder / clip_module.WEIGHTS_FILE
+    weights = load_file(path)
+    del weights["visual.proj"]
+    weights["visual.extra"] = torch.zeros(1)
+    weights["visual.class_embedding"] = torch.zeros(5)
+    save_file(weights, path)
+    with pytest.raises(ClipFileError) as error:
+        load_clip(folder)
+    for part in (
+        "missing visual.proj",
+        "unknown visual.extra",
+        "visual.class_embedding is (5,), expected (16,)",
+    ):
+        assert part in str(error.value)
+
+
+def test_missing_files_and_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ClipFileError, match="neither a folder nor an open_clip name"):
+        load_clip(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClipFileError, match=r"open_clip_config\.json is missing"):
+        load_clip(tmp_path / "empty")
+    folder = tiny_clip.write(tmp_path / "clip")
+    (folder / clip_module.WEIGHTS_FILE).unlink()
+    with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors is missing"):
+        load_clip(folder)
+    (folder / clip_module.CONFIG_FILE).write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
+    with pytest.raises(ClipFileError, match="not a model config"):
+        load_clip(folder)

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import Tensor
+
+from stmi import feature_modulation
+from stmi.clip import QuickGELU, TransformerBlock
+from stmi.config import SfmConfig
+from stmi.feature_modulation import ModulatedAttention, ModulationStrength
+from tests.stmi import golden
+from tests.tolerances import EXACT_FLOAT64, GOLDEN_GRADIENT, GOLDEN_VALUE
+
+
+def released_block(arrays: dict[str, Tensor]) -> TransformerBlock:
+    block = TransformerBlock(width=32, heads=4, mlp_width=128, activation=QuickGELU())
+    block.load_state_dict(golden.weights(arrays))
+    return block
+
+
+def test_block_without_mask_equals_the_released_block():
+    arrays = golden.load("plain_block")
+    y = released_block(arrays)(arrays["x"].transpose(0, 1))
+    assert torch.allclose(y.transpose(0, 1), arrays["y"], atol=GOLDEN_VALUE)
+
+
+def test_modulated_block_equals_the_released_block_in_value_and_gradient():
+    arrays = golden.load("sfm_block")
+    block = released_block(arrays)
+    x = arrays["x"].transpose(0, 1).clone().requires_grad_()
+    alpha = arrays["w.adapter_alpha"].clone().requires_grad_()
+    beta = arrays["w.adapter_beta"].clone().requires_grad_()
+    patches = arrays["mask"].flatten(1) > 0
+    foreground = torch.cat([torch.ones(len(patches), 1, dtype=torch.bool), patches], dim=1)
+    y = block(x, foreground, (alpha, beta))
+    (y * arrays["grad_y"].transpose(0, 1)).sum().backward()
+    assert torch.allclose(y.transpose(0, 1), arrays["y"], atol=GOLDEN_VALUE)
+    assert torch.allclose(x.grad.transpose(0, 1), arrays["grad_x"], atol=GOLDEN_GRADIENT)
+    assert torch.allclose(alpha.grad, arrays["grad_alpha"], atol=GOLDEN_GRADIENT)
+    assert torch.allclose(beta.grad, arrays["grad_beta"], atol=GOLDEN_GRADIENT)
+    assert torch.allclose(block.attn.in_proj_weight.grad, arrays["grad_in_proj"], atol=GOLDEN_GRADIENT)
+
+
+def test_modulation_equals_equations_4_to_7_written_as_loops():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    foreground = torch.tensor([[True, True, False, True], [True, False, False, True]])
+    alpha, beta = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)
+    result = feature_modulation.modulate(logits, foreground, alpha, beta)
+    for b in range(2):
+        for h in range(2):
+            for i in range(4):
+                row = logits[b, h, i]
+                for j in range(4):
+                    inside = float(foreground[b, i] and foreground[b, j])
+                    s = 0.3 * inside * (row.max() - row[j]) - 0.2 * (1 - inside) * (row[j] - row.min())
+                    assert result[b, h, i, j] == pytest.approx(float(row[j] + s), abs=EXACT_FLOAT64)
+
+
+def test_zero_strength_is_ordinary_attention():
+    torch.manual_seed(0)
+    attention = ModulatedAttention(16, 4).double()
+    tokens = torch.randn(2, 5, 16, dtype=torch.float64)
+    mask = torch.rand(2, 5) > 0.5
+    zero = torch.zeros(1, dtype=torch.float64)
+    plain = attention(tokens, None, None)
+    assert torch.allclose(attention(tokens, mask, (zero, zero)), plain, atol=EXACT_FLOAT64)
+
+
+def test_modulation_gradient_agrees_with_finite_differences():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    alpha = torch.rand(2, 1, 1, dtype=torch.float64, requires_grad=True)
+    beta = torch.rand(2, 1, 1, dtype=torch.float64, requires_grad=True)
+    foreground = torch.tensor([[True, False, True, True]])
+    assert torch.autograd.gradcheck(
+        lambda a, x, y: feature_modulation.modulate(a, foreground, x, y), (logits, alpha, beta)
+    )
+
+
+def test_certain_perturbation_makes_everything_foreground():
+    mask = torch.tensor([[True, False, False]])
+    uniforms = torch.tensor([[0.0, 0.5, 0.999]])
+    assert feature_modulation.perturb(mask, 1.0, uniforms).all()
+
+
+def test_perturbation_flips_background_only_and_at_its_rate():
+    uniforms = torch.rand(200, 1000, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(1000).expand(200, -1) < 500
+    perturbed = feature_modulation.perturb(mask, 0.1, uniforms)
+    assert perturbed[:, :500].all()
+    assert float(perturbed[:, 500:].float().mean()) == pytest.approx(0.1, abs=0.005)
+
+
+def test_token_mask_takes_any_overlap_or_a_share():
+    share = torch.tensor([[0.0, 0.01, 0.5, 1.0]])
+    assert feature_modulation.token_mask(share, 0).tolist() == [[False, True, True, True]]
+    assert feature_modulation.token_mask(share, 0.5).tolist() == [[False, False, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("sharing", "modulated", "values"),
+    [
+        ("all_layers", [0, 1, 2, 3, 4, 5], 1),
+        ("early_half", [0, 1, 2], 3),
+        ("late_half", [3, 4, 5], 3),
+        ("per_layer", [0, 1, 2, 3, 4, 5], 6),
+        ("per_head", [0, 1, 2, 3, 4, 5], 12),
+    ],
+)
+def test_sharing_modulates_the_layers_of_table_5(sharing, modulated, values):
+    strength = ModulationStrength(SfmConfig(sharing=sharing), layers=6, heads=2)
+    assert [layer for layer in range(6) if strength.of_layer(layer) is not None] == modulated
+    assert strength.alpha.numel() == strength.beta.numel() == values

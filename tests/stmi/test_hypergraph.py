@@ -1,0 +1,72 @@
+import torch
+from torch.nn import functional
+
+from stmi.config import ChiConfig, FusionConfig
+from stmi.hypergraph import ClassTokenFusion, HypergraphInteraction, cosine_incidence, hyperedge_means
+from tests.tolerances import EXACT_FLOAT64
+
+
+def convolution(threshold: float, nodes: int = 5, width: int = 4) -> HypergraphInteraction:
+    torch.manual_seed(0)
+    module = HypergraphInteraction(nodes, width, ChiConfig(similarity_threshold=threshold)).double()
+    torch.nn.init.normal_(module.hyperedge_weight)
+    torch.nn.init.normal_(module.node_bias)
+    return module
+
+
+def test_convolution_equals_equations_15_and_16_written_as_loops():
+    module = convolution(threshold=0.2)
+    nodes = torch.randn(2, 5, 4, dtype=torch.float64)
+    result = module(nodes)
+    for b in range(2):
+        h = nodes[b]
+        mapped = h @ module.linear.weight.T
+        members = [
+            [j for j in range(5) if functional.cosine_similarity(h[e], h[j], dim=0) >= 0.2] for e in range(5)
+        ]
+        edges = [torch.stack([mapped[j] for j in of_edge]).mean(0) for of_edge in members]
+        for i in range(5):
+            total = sum(module.hyperedge_weight[e] * edges[e] for e in range(5) if i in members[e])
+            expected = functional.gelu(total + module.node_bias[i]) + h[i]
+            assert torch.allclose(result[b, i], expected, atol=1e-6)
+
+
+def test_one_hyperedge_over_all_nodes_is_their_mean():
+    nodes = torch.randn(2, 5, 4)
+    everything = torch.ones(2, 5, 5, dtype=torch.bool)
+    means = hyperedge_means(nodes, everything)
+    assert torch.allclose(means, nodes.mean(1, keepdim=True).expand(-1, 5, -1), atol=1e-6)
+
+
+def test_highest_threshold_leaves_every_node_alone_in_its_hyperedge():
+    nodes = torch.randn(2, 5, 4)
+    assert torch.equal(cosine_incidence(nodes, 1.0), torch.eye(5, dtype=torch.bool).expand(2, -1, -1))
+
+
+def test_lowest_threshold_connects_everything():
+    assert cosine_incidence(torch.randn(1, 5, 4), -1.0).all()
+
+
+def test_convolution_gradient_agrees_with_finite_differences():
+    module = convolution(threshold=0.2)
+    nodes = torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(module, (nodes,))
+
+
+def test_fusion_equals_torch_attention_plus_class_tokens():
+    torch.manual_seed(0)
+    fusion = ClassTokenFusion(8, FusionConfig()).double()
+    class_tokens = torch.randn(2, 3, 8, dtype=torch.float64)
+    nodes = torch.randn(2, 6, 8, dtype=torch.float64)
+    attended = functional.scaled_dot_product_attention(
+        fusion.query(class_tokens), fusion.key(nodes), fusion.value(nodes)
+    )
+    expected = fusion.out(attended) + class_tokens
+    assert torch.allclose(fusion(class_tokens, nodes), expected, atol=EXACT_FLOAT64)
+
+
+def test_dropout_of_the_fusion_drops_nothing_where_all_draws_are_high():
+    fusion = ClassTokenFusion(8, FusionConfig(dropout=0.5))
+    class_tokens, nodes = torch.randn(2, 3, 8), torch.randn(2, 6, 8)
+    dropped = fusion(class_tokens, nodes, torch.zeros(2, 3, 14))
+    assert torch.allclose(dropped, class_tokens)

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from stmi import retrieval
+from stmi.retrieval import RetrievalSet
+from tests.stmi import golden
+from tests.tolerances import GOLDEN_VALUE
+
+
+def samples(embedding, identity, group) -> RetrievalSet:
+    return RetrievalSet(np.asarray(embedding, dtype=np.float32), np.asarray(identity), np.asarray(group))
+
+
+def random_sets(seed: int = 0) -> tuple[RetrievalSet, RetrievalSet]:
+    random = np.random.default_rng(seed)
+
+    def draw(count: int) -> RetrievalSet:
+        return samples(
+            random.normal(size=(count, 6)), random.integers(0, 8, count), random.integers(0, 3, count)
+        )
+
+    return draw(30), draw(120)
+
+
+@pytest.mark.parametrize("rule", ["camera", "scene"])
+def test_metrics_equal_the_released_ones_under_both_junk_rules(rule):
+    arrays = {name: value.numpy() for name, value in golden.load("retrieval_metrics").items()}
+    groups = {"camera": ("q_camids", "g_camids"), "scene": ("q_sceneids", "g_sceneids")}[rule]
+    query = samples(np.zeros((40, 1)), arrays["q_pids"], arrays[groups[0]])
+    gallery = samples(np.zeros((200, 1)), arrays["g_pids"], arrays[groups[1]])
+    metrics = retrieval.score(iter([(slice(0, 40), arrays["dist"])]), query, gallery)
+    assert metrics.mean_average_precision == pytest.approx(float(arrays[f"map_{rule}"]), abs=GOLDEN_VALUE)
+    assert np.allclose(metrics.cmc, arrays[f"cmc_{rule}"], atol=GOLDEN_VALUE)
+    assert np.isnan(metrics.average_precision[0])
+
+
+def test_metrics_equal_a_naive_loop():
+    query, gallery = random_sets()
+    unit = [retrieval.normalise(s.embedding) for s in (query, gallery)]
+    precisions, first = [], []
+    for i in range(len(query)):
+        ranked = sorted(range(len(gallery)), key=lambda j: float(np.linalg.norm(unit[0][i] - unit[1][j])))
+        kept = [
+            j
+            for j in ranked
+            if not (gallery.identity[j] == query.identity[i] and gallery.group[j] == query.group[i])
+        ]
+        hits = [gallery.identity[j] == query.identity[i] for j in kept]
+        found = [k + 1 for k, hit in enumerate(hits) if hit]
+        precisions.append(sum((n + 1) / rank for n, rank in enumerate(found)) / len(found))
+        first.append(found[0])
+    metrics = retrieval.evaluate(query, gallery)
+    assert metrics.average_precision == pytest.approx(precisions, abs=GOLDEN_VALUE)
+    assert metrics.mean_average_precision == pytest.approx(np.mean(precisions), abs=GOLDEN_VALUE)
+    for k in (1, 5, 10):
+        assert metrics.summary()[f"rank{k}"] == pytest.approx(np.mean(np.array(first) <= k))
+
+
+def test_result_does_not_depend_on_the_chunk():
+    query, gallery = random_sets()
+    whole = np.concatenate([d for _, d in retrieval.distance_chunks(query.embedding, gallery.embedding)])
+    parts = np.concatenate([d for _, d in retrieval.distance_chunks(query.embedding, gallery.embedding, 7)])
+    assert np.allclose(whole, parts, atol=GOLDEN_VALUE)
+
+
+def test_perfect_embeddings_score_one_and_reversed_ones_score_least():
+    identity = np.repeat(np.arange(3), 2)
+    angle = identity * 2.0
+    embedding = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    query, gallery = samples(embedding, identity, np.zeros(6)), samples(embedding, identity, np.ones(6))
+    assert retrieval.evaluate(query, gallery).summary() == {"mAP": 1, "rank1": 1, "rank5": 1, "rank10": 1}
+    reversed_gallery = samples(-embedding, identity, np.ones(6))
+    assert retrieval.evaluate(query, reversed_gallery).summary()["rank1"] == 0
+
+
+def test_same_camera_matches_are_junk_neither_hit_nor_miss():
+    query = samples([[1, 0]], [7], [0])
+    gallery = samples([[1, 0], [0.9, 0.1], [0, 1]], [7, 7, 8], [0, 1, 0])
+    metrics = retrieval.evaluate(query, gallery)
+    assert metrics.mean_average_precision == 1
+
+
+def test_query_without_a_match_counts_in_no_mean():
+    query = samples([[1, 0], [0, 1]], [7, 9], [0, 0])
+    gallery = samples([[1, 0]], [7], [1])
+    metrics = retrieval.evaluate(query, gallery)
+    assert metrics.mean_average_precision == 1
+    assert np.isnan(metrics.average_precision[1])
+
+
+def test_no_query_with_a_match_is_an_error():
+    query, gallery = samples([[1, 0]], [7], [0]), samples([[1, 0]], [7], [0])
+    with pytest.raises(retrieval.RetrievalError, match="none of the 1 queries has a match"):
+        retrieval.evaluate(query, gallery)
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    query, gallery = samples([[np.nan, 0]], [7], [0]), samples([[1, 0]], [7], [1])
+    with pytest.raises(retrieval.RetrievalError, match="query embeddings are not finite, first in row 0"):
+        retrieval.evaluate(query, gallery)

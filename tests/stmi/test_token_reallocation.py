@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from stmi.config import StrConfig
+from stmi.token_reallocation import ReallocationBlock, TokenReallocation
+from tests.stmi import golden
+from tests.tolerances import GOLDEN_VALUE
+
+
+def test_block_equals_the_released_block():
+    arrays = golden.load("str_block")
+    block = ReallocationBlock(width=32, heads=8)
+    block.load_state_dict(golden.weights(arrays))
+    assert torch.allclose(block(arrays["queries"], arrays["patches"]), arrays["y"], atol=GOLDEN_VALUE)
+
+
+def test_block_gradient_agrees_with_finite_differences():
+    torch.manual_seed(0)
+    block = ReallocationBlock(width=4, heads=2).double()
+    queries = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+    patches = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (queries, patches))
+
+
+def test_semantic_tokens_do_not_depend_on_the_order_of_patches():
+    torch.manual_seed(0)
+    module = TokenReallocation(16, StrConfig(tokens=3, heads=4))
+    patches, text = torch.randn(2, 7, 16), torch.randn(2, 16)
+    shuffled = patches[:, torch.randperm(7)]
+    assert module(patches, text).shape == (2, 4, 16)
+    assert torch.allclose(module(patches, text), module(shuffled, text), atol=GOLDEN_VALUE)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"str\.heads=5 does not divide the token width 16"):
+        TokenReallocation(16, StrConfig(heads=5))

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from stmi import train_step
+from stmi.config import OptimConfig
+from tests import tiny_clip
+from tests.stmi import training
+from tests.tolerances import EXACT_FLOAT64
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    tiny_clip.write(folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return training.train(folder / "clip", STEPS)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_any_number_of_workers_trains_the_same_model(folder, alone, world_size):
+    multiprocessing.spawn(training.train_as_rank, (world_size, str(folder), STEPS), nprocs=world_size)
+    spread = torch.load(folder / f"result-{world_size}.pt", weights_only=True)
+    totals, model = alone
+    assert spread["totals"] == pytest.approx(totals, abs=EXACT_FLOAT64)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(spread["model"][name].double(), value.double(), atol=EXACT_FLOAT64), name
+
+
+def test_training_twice_gives_identical_weights(folder, alone):
+    totals, model = training.train(folder / "clip", STEPS)
+    assert totals == alone[0]
+    first = alone[1].state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
+
+
+def test_loss_falls_on_a_batch_seen_again(folder):
+    totals, _ = training.train(folder / "clip", 1)
+    model = training.train(folder / "clip", STEPS)[1]
+    batch, labels = training.global_batch(0)
+    again = train_step.GlobalBatchLoss(model, training.LossConfig(), autocast=False)
+    noise = model.noise(0, 0, 0, training.BATCH, slice(0, training.BATCH))
+    assert again(batch, noise, labels)["total"].item() < totals[0]
+
+
+def test_modulation_has_its_own_rate_and_no_decay(folder):
+    _, model = training.train(folder / "clip", 0)
+    optimizer = train_step.build_optimizer(model, OptimConfig(modulation_rate_factor=10))
+    others, strengths = optimizer.param_groups
+    assert [p.shape for p in strengths["params"]] == [(2, 1, 1, 1), (2, 1, 1, 1)]
+    assert (strengths["weight_decay"], strengths["rate_factor"]) == (0.0, 10)
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert len(others["params"]) + len(strengths["params"]) == trained
+
+
+def test_rate_warms_up_and_falls_along_a_cosine():
+    config = OptimConfig(learning_rate=1.0, final_learning_rate=0.1, warmup_epochs=2)
+    rates = [train_step.learning_rate(config, epoch, 10) for epoch in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0, 0.5, 1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2, 0.1])
