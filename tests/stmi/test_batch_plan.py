@@ -46,7 +46,7 @@ def test_workers_that_do_not_divide_the_batch_are_refused():
 
 
 def test_too_few_identities_are_refused_with_the_largest_batch():
-    with pytest.raises(BatchPlanError, match="needs 3 identities; the training data has 2.*at most 8"):
+    with pytest.raises(BatchPlanError, match=r"needs 3 identities; the training data has 2.*at most 8"):
         batch_plan.plan(np.array([0] * 4 + [1] * 4), BATCH, seed=0, epoch=0)
 
 

@@ -1,0 +1,281 @@
+"""One way to build every table: shards spread over Ray Data actors, the manifest last.
+
+A shard is made by one actor from the same-numbered shards of its inputs, and written whole under its
+final name. So the result depends neither on the number of actors nor on who finishes first, a step
+that was interrupted continues with the shards that are missing, and two processes that build the same
+table write the same files.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from data_catalog import storage
+from data_catalog.errors import CatalogError
+from data_catalog.schemas import TableKind
+from data_catalog.tables import (
+    MANIFEST,
+    Manifest,
+    ShardRecord,
+    Table,
+    content_digest,
+    json_digest,
+    open_table,
+    read_shard_file,
+    table_digest,
+    table_path,
+)
+
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards in all)."""
+
+_METADATA = b"data_catalog"
+_LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch")
+
+
+class ShardMaker(ABC):
+    """Makes the rows of one shard; sent to the actors, so it holds settings and handles, not models."""
+
+    def prepare(self) -> None:
+        """Load what is dear (a model); called once in every actor, before its first shard."""
+        return
+
+    @abstractmethod
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows of the shard and what to tell of it in the manifest (JSON values only).
+
+        Args:
+            work: What `build_table` was given for this shard.
+        """
+
+
+def ensure_ray() -> None:
+    """Join the Ray session of this process, or start one.
+
+    A process can hold one session only, so a caller who wants other settings starts Ray before. With
+    `RAY_ADDRESS` set that cluster is joined, otherwise Ray runs on this machine for as long as this process.
+    """
+    import ray  # noqa: PLC0415 - starting Ray's imports takes seconds that `show` and `--help` need not pay
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        # From 2.59 on Ray asks for a token wherever a token file happens to lie in the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def build_table(
+    *,
+    catalog: str | Path,
+    dataset: str,
+    kind: TableKind,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    work: Sequence[Mapping[str, Any]],
+    maker: ShardMaker,
+    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    key_extra: Any = None,
+    created: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """The table that these inputs and settings ask for, built where it does not exist yet.
+
+    Args:
+        catalog: Root of the catalog, folder or URI.
+        dataset: Name of the data set.
+        kind: Which table.
+        settings: What shapes the rows; part of key and digest.
+        inputs: Name to digest of what the table is made from; part of key and digest.
+        work: One JSON object per shard: what `maker.make` needs to know.
+        maker: Makes a shard.
+        summarise: From the statistics of all shards, in order, to the statistics of the table; may raise
+            CatalogError to refuse the table.
+        key_extra: What else distinguishes this request, such as the listing of a source folder; part of
+            the key only.
+        created: What else to note about the origin; part of neither.
+        progress: Called as shards complete.
+
+    Raises:
+        CatalogError: If something the user gave is wrong; no table then exists, but complete shards stay.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
+        raise CatalogError(f"dataset {dataset!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+    start = time.monotonic()
+    catalog = str(catalog)
+    key = json_digest(
+        {
+            "kind": kind,
+            "version": kind.schema_version,
+            "settings": settings,
+            "inputs": inputs,
+            "extra": key_extra,
+        }
+    )[:16]
+    if (table := open_table(catalog, dataset, kind, key)) is not None:
+        return table
+
+    root = table_path(catalog, dataset, kind, key)
+    files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(work))]
+    records = _make_shards(root, files, work, maker, progress)
+    shards = tuple(record for record, _ in records)
+    statistics = summarise([facts for _, facts in records])
+    manifest = Manifest(
+        table=kind,
+        dataset=dataset,
+        key=key,
+        schema_version=kind.schema_version,
+        rows=sum(shard.rows for shard in shards),
+        shards=shards,
+        digest=table_digest(kind, [shard.content for shard in shards], inputs, settings),
+        inputs=dict(inputs),
+        settings=dict(settings),
+        statistics=statistics,
+        created={
+            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "versions": {"python": platform.python_version(), **_library_versions()},
+            **(created or {}),
+        },
+        seconds=round(time.monotonic() - start, 3),
+    )
+    filesystem, folder = storage.open_root(root)
+    text = manifest.model_dump_json(indent=1) + "\n"
+    storage.write_atomically(filesystem, f"{folder}/{MANIFEST}", text.encode())
+    # As a later call will read it: a tuple among the settings is a list from here on.
+    return Table(catalog, Manifest.model_validate_json(text), reused=False)
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in _LIBRARIES:
+        # OpenCV is published under several names.
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def _make_shards(
+    root: str,
+    files: Sequence[str],
+    work: Sequence[Mapping[str, Any]],
+    maker: ShardMaker,
+    progress: Progress | None,
+) -> list[tuple[ShardRecord, dict[str, Any]]]:
+    """Record and statistics of every shard, in order; only those that are missing are made."""
+    filesystem, folder = storage.open_root(root)
+    done = {
+        number: record
+        for number, name in enumerate(files)
+        if (record := _complete_shard(filesystem, f"{folder}/{name}")) is not None
+    }
+    report = progress or (lambda done, total: None)
+    report(len(done), len(files))
+    missing = [number for number in range(len(files)) if number not in done]
+    if missing:
+        rows = [
+            {"number": number, "file": files[number], "work": json.dumps(work[number])} for number in missing
+        ]
+        for result in _run_actors(rows, root, maker):
+            if result["error"]:
+                raise CatalogError(result["error"])
+            made = ShardRecord.model_validate_json(result["record"])
+            done[int(result["number"])] = made, json.loads(result["statistics"])
+            report(len(done), len(files))
+    return [done[number] for number in range(len(files))]
+
+
+def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Any:
+    import ray  # noqa: PLC0415
+
+    ensure_ray()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    actors = max(1, min(len(rows), int(ray.cluster_resources().get("CPU", 1))))
+    shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _ShardWriter,
+        fn_constructor_args=(root, maker),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+    )
+    # Ray sets up its loggers with the first data set, so they are quietened after it.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return shards.iter_rows()
+
+
+class _ShardWriter:
+    """The Ray Data actor: makes one shard a call and writes it."""
+
+    def __init__(self, root: str, maker: ShardMaker) -> None:
+        self.filesystem, self.folder = storage.open_root(root)
+        self.maker = maker
+        self.maker.prepare()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        path = f"{self.folder}/{batch['file'][0]}"
+        result = {"number": int(batch["number"][0]), "record": "", "statistics": "", "error": ""}
+        try:
+            rows, statistics = self.maker.make(json.loads(str(batch["work"][0])))
+            record = _write_shard(self.filesystem, path, rows, statistics)
+            result |= {"record": record.model_dump_json(), "statistics": json.dumps(statistics)}
+        except CatalogError as error:
+            # An exception would reach the driver as a page of Ray's traceback; the message is for the user.
+            result["error"] = str(error)
+        return {name: [value] for name, value in result.items()}
+
+
+def _write_shard(
+    filesystem: fs.FileSystem, path: str, rows: pa.Table, statistics: Mapping[str, Any]
+) -> ShardRecord:
+    # What an interrupted build must know of this shard travels inside it, so that file and facts are one.
+    content = content_digest(rows)
+    facts = json.dumps({"content": content, "statistics": statistics}).encode()
+    rows = rows.replace_schema_metadata({_METADATA: facts})
+    sink = pa.BufferOutputStream()
+    if path.endswith(TableKind.VIEW.suffix):
+        with pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows.combine_chunks())
+    else:
+        pq.write_table(rows, sink, compression="zstd", use_dictionary=False)
+    data = sink.getvalue()
+    storage.write_atomically(filesystem, path, data)
+    return ShardRecord(
+        file=path.rpartition("/")[2],
+        rows=rows.num_rows,
+        sha256=hashlib.sha256(data).hexdigest(),
+        content=content,
+    )
+
+
+def _complete_shard(filesystem: fs.FileSystem, path: str) -> tuple[ShardRecord, dict[str, Any]] | None:
+    """What an earlier build left of this shard, or None where it must be made."""
+    if not storage.exists(filesystem, path):
+        return None
+    try:
+        rows = read_shard_file(filesystem, path)
+        facts = json.loads((rows.schema.metadata or {})[_METADATA])
+        sha256 = hashlib.sha256(storage.read_buffer(filesystem, path)).hexdigest()
+        content = content_digest(rows)
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+        return None
+    if content != facts["content"]:
+        return None
+    record = ShardRecord(file=path.rpartition("/")[2], rows=rows.num_rows, sha256=sha256, content=content)
+    return record, facts["statistics"]

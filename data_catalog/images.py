@@ -1,0 +1,90 @@
+"""Bytes to arrays and back: decoding the images and masks of a table."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+IMAGE_COLUMNS = ("rgb", "nir", "tir")
+"""Columns of the samples table that hold the three images, in the order of MODALITIES."""
+
+
+def decode_image(data: bytes, size: tuple[int, int] | None = None) -> Pixels:
+    """An image as uint8 `(height, width, channel)`, resized (bicubic) where it is not of `size` already.
+
+    Args:
+        data: A JPEG file.
+        size: Height and width wanted. Its own when None.
+    """
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        if size is not None and (image.height, image.width) != size:
+            image.load()
+            return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        return np.asarray(image)
+
+
+def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> list[Pixels]:
+    """The three images of every row, uint8 `(modality, height, width, channel)` each."""
+    columns = [samples[name].to_pylist() for name in IMAGE_COLUMNS]
+    return [np.stack([decode_image(data, size) for data in files]) for files in zip(*columns, strict=True)]
+
+
+def encode_mask(mask: Mask) -> bytes:
+    """A mask `(height, width)` as a 1-bit PNG, white where it is true."""
+    sink = io.BytesIO()
+    Image.fromarray(mask).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def decode_mask(data: bytes) -> Mask:
+    """The mask `(height, width)` in a PNG file: true where a pixel is at least half white.
+
+    Raises:
+        ValueError: If the file holds no image.
+    """
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        return np.asarray(image.convert("L")) >= 128
+
+
+def foreground_share(mask: Mask, size: tuple[int, int]) -> Pixels:
+    """Share of each pixel that is foreground at another size, uint8 `(height, width)`, 255 for all of it.
+
+    Averages over the area that a new pixel covers.
+    """
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    if mask.shape != size:
+        image = image.resize((size[1], size[0]), Image.Resampling.BOX)
+    return np.asarray(image)
+
+
+def intersection_over_union(mask: Mask, truth: Mask) -> float:
+    """Overlap of two masks of one shape, 0 to 1; two empty masks agree fully."""
+    union = np.count_nonzero(mask | truth)
+    return 1.0 if union == 0 else np.count_nonzero(mask & truth) / union
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean of values, None of none."""
+    return float(np.mean(values)) if len(values) else None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Where the object of a sample is.
+
+    Attributes:
+        mask: Bool `(height, width)`, true on the object.
+        score: How sure the segmenter is, 0 to 1.
+        source: What it looked at: a modality, or how several were joined.
+    """
+
+    mask: Mask
+    score: float
+    source: str

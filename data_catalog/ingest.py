@@ -1,0 +1,279 @@
+"""Image folders to the `samples` table: the original bytes, checked, with identity, camera and split.
+
+What is broken does not stop the rest: such a file goes to a quarantine list with the reason, its sample
+is left out, and the `sample_index` of the others stays what it would have been.
+"""
+
+import hashlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_catalog.building import Progress, ShardMaker, build_table
+from data_catalog.errors import CatalogError
+from data_catalog.formats import FORMATS, Listing, SourceSample
+from data_catalog.schemas import SAMPLES_SCHEMA, TableKind
+from data_catalog.tables import Table
+from stmi.modality import MODALITIES, Modality
+
+MAX_PIXELS = 64 * 2**20
+MAX_FILE_BYTES = 64 * 2**20
+_SIZE_PROBES = 512
+_READABLE = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+
+
+class IngestSettings(BaseModel):
+    """What an ingest takes for a good sample, and how it cuts the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "rgbnt201"
+    size: Size | Literal["most common", "any"] = "most common"
+    """Height and width that every image must have, or the size most of the RGB images have."""
+    samples_per_shard: int = Field(512, ge=1)
+
+
+def ingest(
+    source: str | Path,
+    catalog: str | Path,
+    dataset: str,
+    settings: IngestSettings | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """The `samples` table of a source folder.
+
+    Args:
+        source: Folder in the layout `settings.format`.
+        catalog: Root of the catalog, folder or URI.
+        dataset: Name under which the catalog keeps it.
+        settings: Format, expected size, shard size.
+        progress: Called as shards complete.
+
+    Returns:
+        The table; `statistics` holds `splits` (name to samples and identities), `cameras`, `size` and
+        `quarantined` (a list of file and reason).
+
+    Raises:
+        CatalogError: If the folder is not of the layout, or no good sample is left in one of its splits.
+    """
+    settings = settings or IngestSettings()
+    if settings.format not in FORMATS:
+        raise CatalogError(
+            f"format {settings.format!r} is not known; use one of {', '.join(sorted(FORMATS))}"
+        )
+    listing = FORMATS[settings.format].list_samples(Path(source))
+    listed = Counter(sample.split for sample in listing.samples)
+    size = _most_common_size(listing) if settings.size == "most common" else settings.size
+    rejected = [asdict(file) for file in listing.rejected]
+
+    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+        statistics = _summarise(shards, rejected)
+        for split in listed:
+            if split not in statistics["splits"]:
+                first = next(iter(statistics["quarantined"]))
+                raise CatalogError(
+                    f"source {source}: none of the {listed[split]} samples of split {split!r} can be used "
+                    f"(first: {first['file']}: {first['reason']}); correct the files and run ingest again"
+                )
+        return statistics
+
+    for split, folder in FORMATS[settings.format].split_folders.items():
+        if not listed[split] and (listing.root / folder).exists():
+            raise CatalogError(
+                f"source {source}: folder {folder} holds no image of the format {settings.format!r}; put the "
+                f"images of split {split!r} there"
+            )
+    return build_table(
+        catalog=catalog,
+        dataset=dataset,
+        kind=TableKind.SAMPLES,
+        settings=settings.model_dump() | {"size": size},
+        inputs={},
+        work=_work(listing.samples, settings.samples_per_shard),
+        maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size),
+        summarise=summarise,
+        key_extra=_fingerprint(listing),
+        created={"source": str(listing.root.resolve())},
+        progress=progress,
+    )
+
+
+def sample_digest(rgb: bytes, nir: bytes, tir: bytes) -> str:
+    """SHA-256 over the three files of a sample, each preceded by its length (8 bytes, big-endian)."""
+    sha256 = hashlib.sha256()
+    for data in (rgb, nir, tir):
+        sha256.update(len(data).to_bytes(8, "big"))
+        sha256.update(data)
+    return sha256.hexdigest()
+
+
+def image_size(data: bytes) -> Size:
+    """Height and width of a file that holds a sound colour JPEG.
+
+    Raises:
+        ValueError: If it does not; the message is the reason, to be read after the file's name.
+    """
+    if not data:
+        raise ValueError("is empty (zero bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_READABLE) as image:
+                if image.format != "JPEG":
+                    raise ValueError(f"is a {image.format} file, expected JPEG")
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(
+                        f"has {image.width * image.height} pixels, expected at most {MAX_PIXELS}"
+                    )
+                if image.mode != "RGB":
+                    kind = {"L": "greyscale", "CMYK": "CMYK"}.get(image.mode, f"of mode {image.mode}")
+                    raise ValueError(f"is {kind}, expected a colour image (three channels)")
+                image.load()
+                return image.height, image.width
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(f"decodes to far more than {MAX_PIXELS} pixels, expected at most that") from None
+    except UnidentifiedImageError:
+        raise ValueError("is not an image, expected JPEG") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"cannot be decoded ({error})") from None
+
+
+def _most_common_size(listing: Listing) -> Size | Literal["any"]:
+    """The size that most RGB images have, among at most 512 spread over the data set."""
+    files = [sample.files[Modality.RGB] for sample in listing.samples if Modality.RGB in sample.files]
+    sizes: Counter[Size] = Counter()
+    for file in files[:: max(1, len(files) // _SIZE_PROBES)]:
+        try:
+            with Image.open(listing.root / file, formats=_READABLE) as image:
+                sizes[image.height, image.width] += 1
+        except (OSError, SyntaxError, Image.DecompressionBombError):
+            continue
+    return max(sizes.items(), key=lambda item: (item[1], item[0]))[0] if sizes else "any"
+
+
+def _fingerprint(listing: Listing) -> str:
+    """A short-cut for the content of a source folder: names, sizes and times of change of its files."""
+    sha256 = hashlib.sha256()
+    files = [file for sample in listing.samples for file in sample.files.values()]
+    for path in files + [rejected.file for rejected in listing.rejected]:
+        try:
+            status = (listing.root / path).stat()
+        except OSError:
+            # Unreadable: ingest will say so, file by file.
+            facts = (path, -1, -1)
+        else:
+            facts = (path, status.st_size, status.st_mtime_ns)
+        sha256.update(repr(facts).encode("utf-8", "surrogateescape"))
+    return sha256.hexdigest()
+
+
+def _work(samples: Sequence[SourceSample], samples_per_shard: int) -> list[dict[str, Any]]:
+    """What each shard holds: neighbours in the order of sample ids, all of one split."""
+    work: list[dict[str, Any]] = []
+    rows = [{"sample_index": index, **asdict(sample)} for index, sample in enumerate(samples)]
+    for _, group in groupby(rows, key=itemgetter("split")):
+        of_split = list(group)
+        work += [
+            {"samples": of_split[start : start + samples_per_shard]}
+            for start in range(0, len(of_split), samples_per_shard)
+        ]
+    return work
+
+
+@dataclass(frozen=True)
+class _SamplesMaker(ShardMaker):
+    root: Path
+    size: Size | None
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        quarantined: list[dict[str, str]] = []
+        for sample in work["samples"]:
+            row, faults = self._row(sample)
+            quarantined += faults
+            if not faults:
+                rows.append(row)
+        identities: dict[str, list[int]] = {}
+        for row in rows:
+            identities.setdefault(row["split"], []).append(row["identity"])
+        statistics = {
+            "identities": {split: sorted(set(ids)) for split, ids in identities.items()},
+            "samples": {split: len(ids) for split, ids in identities.items()},
+            "cameras": sorted({row["camera_id"] for row in rows}),
+            "quarantined": quarantined,
+        }
+        return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), statistics
+
+    def _row(self, sample: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+        """The row of a sample, and what is wrong with its files."""
+        images: dict[str, bytes] = {}
+        sizes: dict[str, Size] = {}
+        faults: list[dict[str, str]] = []
+        for modality in MODALITIES:
+            file = sample["files"].get(modality)
+            if file is None:
+                other = next(iter(sample["files"].values()))
+                faults.append({"file": other, "reason": f"has no {modality} image of the same name"})
+                continue
+            try:
+                images[modality] = self._read(file)
+                sizes[modality] = image_size(images[modality])
+            except ValueError as error:
+                faults.append({"file": file, "reason": str(error)})
+        wanted = self.size or next(iter(sizes.values()), None)
+        for name, size in sizes.items():
+            if wanted is not None and size != wanted:
+                reason = f"is {size[0]}x{size[1]} (height x width), expected {wanted[0]}x{wanted[1]}"
+                faults.append({"file": sample["files"][name], "reason": reason})
+        if faults:
+            return {}, faults
+        labels = {name: value for name, value in sample.items() if name != "files"}
+        height, width = sizes[Modality.RGB]
+        return labels | {
+            **{modality.lower(): data for modality, data in images.items()},
+            "height": height,
+            "width": width,
+            "digest": sample_digest(*(images[modality] for modality in MODALITIES)),
+        }, []
+
+    def _read(self, file: str) -> bytes:
+        path = self.root / file
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ValueError(f"has {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}")
+            return path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read ({error.strerror})") from None
+
+
+def _summarise(shards: Iterable[Mapping[str, Any]], rejected: list[dict[str, str]]) -> dict[str, Any]:
+    samples: Counter[str] = Counter()
+    identities: dict[str, set[int]] = {}
+    cameras: set[int] = set()
+    quarantined = list(rejected)
+    for shard in shards:
+        samples.update(shard["samples"])
+        cameras.update(shard["cameras"])
+        quarantined += shard["quarantined"]
+        for split, ids in shard["identities"].items():
+            identities.setdefault(split, set()).update(ids)
+    return {
+        "splits": {
+            split: {"samples": samples[split], "identities": len(identities[split])} for split in samples
+        },
+        "cameras": sorted(cameras),
+        "quarantined": sorted(quarantined, key=lambda fault: (fault["file"], fault["reason"])),
+    }

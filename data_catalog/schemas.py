@@ -1,0 +1,110 @@
+"""The five tables of a data set and their columns."""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class TableKind(StrEnum):
+    """The five tables of a data set, in the order in which they are made."""
+
+    SAMPLES = "samples"
+    MASKS = "masks"
+    CAPTIONS = "captions"
+    TEXT_FEATURES = "text_features"
+    VIEW = "view"
+
+    @property
+    def schema_version(self) -> int:
+        """Raised whenever the columns of this kind, or what they mean, change."""
+        return 1
+
+    @property
+    def suffix(self) -> str:
+        """File ending of a shard: views are Arrow files, which can be memory-mapped, the rest Parquet."""
+        return ".arrow" if self is TableKind.VIEW else ".parquet"
+
+
+def _columns(**types: pa.DataType) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=False) for name, kind in types.items()]
+
+
+_SAMPLE = _columns(sample_index=pa.int64(), sample_id=pa.string())
+_LABELS = _columns(
+    identity=pa.int64(),
+    camera_id=pa.int32(),
+    scene_id=pa.int32(),
+    is_query=pa.bool_(),
+    is_gallery=pa.bool_(),
+)
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        *_SAMPLE,
+        *_columns(split=pa.string()),
+        *_LABELS,
+        *_columns(
+            rgb=pa.binary(),
+            nir=pa.binary(),
+            tir=pa.binary(),
+            height=pa.int32(),
+            width=pa.int32(),
+            digest=pa.string(),
+        ),
+    ]
+)
+"""One image triplet a row. `identity` is the raw one, `camera_id` counts from 0, `scene_id` is -1 where a
+data set has none; `rgb`, `nir`, `tir` are the original JPEG bytes; `digest` is a SHA-256 over the three."""
+
+MASKS_SCHEMA = pa.schema(
+    [
+        *_SAMPLE,
+        *_columns(mask=pa.binary(), foreground_fraction=pa.float32(), score=pa.float32(), source=pa.string()),
+    ]
+)
+"""`mask` is a 1-bit PNG of the sample's own size, white where the object is; `score` is the segmenter's own
+confidence, 0 to 1; `source` says which modality it looked at."""
+
+CAPTIONS_SCHEMA = pa.schema(
+    [
+        *_SAMPLE,
+        *_columns(
+            caption=pa.string(),
+            attributes=pa.list_(
+                pa.field(
+                    "element",
+                    pa.struct(
+                        _columns(
+                            name=pa.string(), value=pa.string(), confidence=pa.float32(), source=pa.string()
+                        )
+                    ),
+                    nullable=False,
+                )
+            ),
+        ),
+    ]
+)
+"""`attributes` holds what is known of the sample after filling; `caption` is "" where nothing is."""
+
+
+def text_features_schema(text_dim: int) -> pa.Schema:
+    """Schema of text features `(samples, text_dim)`, as the text tower gives them (not normalised)."""
+    return pa.schema([*_SAMPLE, *_columns(text_feature=_vector(text_dim))])
+
+
+def view_schema(height: int, width: int, text_dim: int) -> pa.Schema:
+    """Schema of a training view.
+
+    `pixels` is uint8 `(modality, channel, height, width)`; `mask` is uint8 `(height, width)`, the share of
+    the pixel that is foreground times 255.
+    """
+    pixels = _columns(
+        pixels=pa.binary(3 * 3 * height * width),
+        mask=pa.binary(height * width),
+        text_feature=_vector(text_dim),
+    )
+    return pa.schema([*_SAMPLE, *_LABELS, *pixels])
+
+
+def _vector(width: int) -> pa.DataType:
+    return pa.list_(pa.field("element", pa.float32(), nullable=False), width)

@@ -1,0 +1,69 @@
+"""Files of a catalog on any pyarrow filesystem (local disk, S3, GCS), each written whole or not at all."""
+
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from data_catalog.errors import CatalogError
+
+
+def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a catalog root and the root's path in it.
+
+    Args:
+        root: A folder (`data/catalog`) or a URI (`s3://bucket/catalog`, `gs://...`, `file:///...`).
+
+    Raises:
+        CatalogError: If no filesystem handles the URI.
+    """
+    text = str(root)
+    if "://" not in text:
+        return fs.LocalFileSystem(), str(Path(text).resolve())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise CatalogError(
+            f"catalog {text!r} cannot be opened ({error}); give a folder or a URI such as s3://bucket/folder"
+        ) from error
+    return filesystem, path.rstrip("/")
+
+
+def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:
+    """Write a file under a name of its own and move it into place, so that no reader sees half of it.
+
+    Raises:
+        CatalogError: If the disk is full or the place cannot be written to.
+    """
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
+    try:
+        filesystem.create_dir(folder, recursive=True)
+        try:
+            with filesystem.open_output_stream(partial, compression=None) as stream:
+                stream.write(data)
+            filesystem.move(partial, path)
+        except BaseException:
+            if exists(filesystem, partial):
+                filesystem.delete_file(partial)
+            raise
+    except OSError as error:
+        raise CatalogError(
+            f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
+            "again; shards that are complete are kept"
+        ) from error
+
+
+def exists(filesystem: fs.FileSystem, path: str) -> bool:
+    """Whether a file stands at this path."""
+    return filesystem.get_file_info(path).type == fs.FileType.File
+
+
+def read_buffer(filesystem: fs.FileSystem, path: str) -> pa.Buffer:
+    """The bytes of a file: memory-mapped where the disk is local, fetched whole otherwise."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with pa.memory_map(path) as source:
+            return source.read_buffer()
+    with filesystem.open_input_file(path) as source:
+        return source.read_buffer()

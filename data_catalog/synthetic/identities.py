@@ -1,0 +1,229 @@
+"""Who is who: what an identity looks like in visible light, near infrared and heat.
+
+An identity is drawn in three independent parts: what visible light shows (build, clothes, colours),
+what near infrared shows besides, and what heat shows besides. Twins share the first part and one of
+the other two.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from data_catalog.synthetic.attributes import (
+    CLOTH_COLOURS,
+    PAINT_COLOURS,
+    SHOE_COLOURS,
+    Visible,
+    attributes_of,
+)
+from data_catalog.synthetic.canvas import NIR, TIR, Material
+from data_catalog.synthetic.draws import Draws
+from data_catalog.synthetic.patterns import PATTERNS
+from data_catalog.synthetic.settings import Kind, SyntheticSettings
+from data_catalog.synthetic.spectra import NIR_RANGES, TIR_RANGES
+
+SKIN_TONES: tuple[Visible, ...] = (
+    (236, 196, 168),
+    (220, 172, 138),
+    (188, 136, 100),
+    (138, 94, 66),
+    (92, 62, 46),
+)
+HAIR_COLOURS: tuple[Visible, ...] = (
+    (34, 28, 26),
+    (72, 48, 32),
+    (124, 84, 48),
+    (206, 168, 104),
+    (150, 60, 34),
+)
+GREY_HAIR: Visible = (186, 184, 180)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A patch that one spectrum alone shows: on the torso of a person or the side of a vehicle.
+
+    Attributes:
+        channel: NIR or TIR, as an index into a material.
+        across: Its middle, -1 to 1 from side to side of the body.
+        down: Its middle, 0 to 1 from top to bottom of the body.
+        wide: Half its width, in the units of `across`.
+        high: Half its height, in the units of `down`.
+        value: What the channel shows there.
+    """
+
+    channel: int
+    across: float
+    down: float
+    wide: float
+    high: float
+    value: int
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What stays the same whenever somebody (or a vehicle) is seen.
+
+    Attributes:
+        attributes: The true value of every attribute.
+        build: Proportions, in units of the figure's size.
+        pattern: Pattern of the upper garment, or of the paint.
+        materials: The material of every part, by the part's name.
+        marks: Patches that only one of NIR and TIR shows.
+    """
+
+    kind: Kind
+    attributes: Mapping[str, str]
+    build: Mapping[str, float]
+    pattern: str
+    materials: Mapping[str, Material]
+    marks: tuple[Mark, ...]
+
+
+def identity_of(settings: SyntheticSettings, identity: int) -> Identity:
+    """The identity with a number, at least 1.
+
+    Raises:
+        ValueError: If the number is below 1.
+    """
+    if identity < 1:
+        raise ValueError(f"identity is {identity}: expected a number from 1 up.")
+    return _numbered(settings.kind, settings.seed, identity, settings.look_alikes)
+
+
+def twin_of(settings: SyntheticSettings, identity: int) -> int | None:
+    """The number of the identity that looks the same in visible light, or None."""
+    first = identity - 1 + identity % 2
+    if not _have_look_alike(settings.kind, settings.seed, first, settings.look_alikes):
+        return None
+    return first + 1 if identity == first else first
+
+
+def stranger(kind: Kind, seed: int, *key: int | str) -> Identity:
+    """Somebody who belongs to no split: a bystander."""
+    name = "stranger " + " ".join(map(str, key))
+    return _draw(kind, seed, name, name, name)
+
+
+def _have_look_alike(kind: Kind, seed: int, first: int, share: float) -> bool:
+    return Draws(seed, "look-alikes", kind, first).chance(share)
+
+
+@lru_cache(maxsize=4096)
+def _numbered(kind: Kind, seed: int, identity: int, look_alikes: float) -> Identity:
+    """Identity 2k is the twin of 2k-1 where the two are look-alikes; it differs in NIR or in TIR."""
+    own, first = str(identity), str(identity - 1)
+    if identity % 2 or not _have_look_alike(kind, seed, identity - 1, look_alikes):
+        return _draw(kind, seed, own, own, own)
+    if Draws(seed, "look-alike spectrum", kind, identity).chance(0.5):
+        return _draw(kind, seed, first, own, first)
+    return _draw(kind, seed, first, first, own)
+
+
+def _draw(kind: Kind, seed: int, visible_key: str, nir_key: str, tir_key: str) -> Identity:
+    """An identity from the keys of its three parts."""
+    draws = Draws(seed, "visible", kind, visible_key)
+    attributes, build, visible = _draw_person(draws) if kind == "person" else _draw_vehicle(draws)
+    pattern = draws.pick_common(PATTERNS, 0.3 if kind == "person" else 0.6)
+    nir_draws, tir_draws = Draws(seed, "near infrared", kind, nir_key), Draws(seed, "heat", kind, tir_key)
+    # Every part is drawn for, worn or not, so that a twin's other parts do not move.
+    nir = {part: nir_draws.integer(low, high) for part, (low, high) in NIR_RANGES[kind].items()}
+    tir = {part: tir_draws.integer(low, high) for part, (low, high) in TIR_RANGES[kind].items()}
+    materials = {part: (*colour, nir[part], tir[part]) for part, colour in visible.items()}
+    marks = (*_draw_marks(nir_draws, NIR), *_draw_marks(tir_draws, TIR))
+    return Identity(kind, attributes, build, pattern, materials, marks)
+
+
+def _draw_marks(draws: Draws, channel: int) -> tuple[Mark, ...]:
+    """One or two patches: a band, a column or a spot."""
+    marks = []
+    for _ in range(draws.integer(1, 2)):
+        shape = draws.pick(("band", "column", "spot"))
+        wide = {"band": 1.2, "column": 0.22, "spot": 0.45}[shape]
+        high = {"band": 0.09, "column": 0.5, "spot": 0.16}[shape]
+        value = draws.pick((35, 90, 225, 245)) if channel == NIR else draws.pick((70, 90, 205, 225))
+        across = draws.uniform(-0.6, 0.6)
+        marks.append(Mark(channel, across, draws.uniform(0.15, 0.85), wide, high, value))
+    return tuple(marks)
+
+
+def _shade_of(draws: Draws, colour: Visible) -> Visible:
+    """One cloth among those that a colour's name covers."""
+    brightness = draws.integer(-14, 14)
+    red, green, blue = (min(max(level + brightness + draws.integer(-8, 8), 8), 244) for level in colour)
+    return red, green, blue
+
+
+def _draw_person(draws: Draws) -> tuple[dict[str, str], dict[str, float], dict[str, Visible]]:
+    """Attributes, proportions (shares of the body height) and visible colours of a person."""
+    values = attributes_of("person")
+    named = {name: draws.pick(choices) for name, choices in values.items()}
+    named["age"] = draws.pick(("young", "young", "middle-aged", "middle-aged", "elderly", "child"))
+    is_woman, age = named["gender"] == "woman", named["age"]
+    named["hair"] = draws.pick(
+        ("long", "ponytail", "bun", "short") if is_woman else ("short", "short", "bald", "long")
+    )
+    legs = (
+        ("trousers", "trousers", "shorts", "skirt", "long skirt")
+        if is_woman
+        else ("trousers", "trousers", "shorts")
+    )
+    named["lower_garment"] = draws.pick(legs)
+    for name, absent in (("bag", 0.3), ("hat", 0.6), ("glasses", 0.6), ("carried_object", 0.5)):
+        named[name] = draws.pick_common(values[name], absent)
+    build = {
+        "head": draws.uniform(0.148, 0.162) + (0.05 if age == "child" else 0.0),
+        "shoulder": draws.uniform(0.108, 0.132) - (0.016 if is_woman else 0.0),
+        "waist": draws.uniform(0.078, 0.108) - (0.012 if is_woman else 0.0),
+        "hip": draws.uniform(0.084, 0.104) + (0.01 if is_woman else 0.0),
+        "crotch": draws.uniform(0.495, 0.535) + (0.03 if age == "child" else 0.0),
+        "limb": draws.uniform(0.85, 1.2),
+        "stoop": 0.03 if age == "elderly" else 0.0,
+    }
+    second = draws.pick([name for name in CLOTH_COLOURS if name != named["upper_colour"]])
+    hair = GREY_HAIR if age == "elderly" else draws.pick(HAIR_COLOURS)
+    cloth = {
+        "upper": CLOTH_COLOURS[named["upper_colour"]],
+        "upper_pattern": CLOTH_COLOURS[second],
+        "lower": CLOTH_COLOURS[named["lower_colour"]],
+        "shoes": CLOTH_COLOURS[named["shoes_colour"]],
+        "bag": CLOTH_COLOURS[draws.pick(tuple(CLOTH_COLOURS))],
+        "hat": CLOTH_COLOURS[draws.pick(tuple(CLOTH_COLOURS))],
+        "carried": CLOTH_COLOURS[draws.pick(tuple(CLOTH_COLOURS))],
+    }
+    visible = {part: _shade_of(draws, colour) for part, colour in cloth.items()}
+    visible |= {"skin": _shade_of(draws, draws.pick(SKIN_TONES)), "hair": _shade_of(draws, hair)}
+    visible |= {"frame": (40, 40, 46), "glass": (32, 34, 40), "sole": (60, 58, 56)}
+    return named, build, visible
+
+
+def _draw_vehicle(draws: Draws) -> tuple[dict[str, str], dict[str, float], dict[str, Visible]]:
+    """Attributes, proportions (shares of the length) and visible colours of a vehicle."""
+    values = attributes_of("vehicle")
+    named = {name: draws.pick(choices) for name, choices in values.items()}
+    for name, absent in (("damage", 0.45), ("accessory", 0.4)):
+        named[name] = draws.pick_common(values[name], absent)
+    tall = {"off-roader": 0.06, "van": 0.14, "pickup": 0.04}.get(named["type"], 0.0)
+    build = {
+        "height": draws.uniform(0.33, 0.37) + tall,
+        "belt": draws.uniform(0.46, 0.54),
+        "wheel": draws.uniform(0.068, 0.082) + tall * 0.12,
+        "bonnet": draws.uniform(0.22, 0.28),
+        "rake": draws.uniform(0.05, 0.11),
+        "damaged_at": draws.uniform(-0.5, 0.5),
+        "load": draws.uniform(0.1, 0.9),
+    }
+    second = draws.pick([name for name in PAINT_COLOURS if name != named["colour"]])
+    paint = {
+        "paint": CLOTH_COLOURS[named["colour"]],
+        "paint_pattern": CLOTH_COLOURS[second],
+        "panel": CLOTH_COLOURS[draws.pick(PAINT_COLOURS)],
+        "cargo": CLOTH_COLOURS[draws.pick(tuple(CLOTH_COLOURS))],
+        "accessory": CLOTH_COLOURS[draws.pick(SHOE_COLOURS)],
+        "hub": CLOTH_COLOURS[draws.pick(("grey", "black", "white"))],
+    }
+    visible = {part: _shade_of(draws, colour) for part, colour in paint.items()}
+    visible |= {"glass": (52, 62, 70), "trim": (38, 38, 40), "tyre": (30, 30, 32), "lamp": (238, 234, 210)}
+    visible |= {"rear_lamp": (168, 34, 34), "plate": (222, 220, 206), "bonnet": visible["paint"]}
+    visible |= {"chrome": (190, 192, 196), "scratch": (150, 146, 140)}
+    return named, build, visible

@@ -1,0 +1,95 @@
+"""What the procedural benchmark is asked to draw: one frozen, validated model."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal["person", "vehicle"]
+Split = Literal["train", "validation", "test"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+MAX_IDENTITY = 999_999
+"""Largest identity number: file names give it six digits."""
+
+
+class SyntheticSettings(BaseModel):
+    """All that decides the pixels: the same settings give the same bytes.
+
+    The defaults are a hard but learnable benchmark at 64 x 32 pixels: cluttered frames, bystanders,
+    half of the cameras dark, look-alikes that only near infrared or heat tells apart.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind = Field("person", description="What is drawn: people or vehicles.")
+    seed: int = Field(0, ge=0, description="Another seed gives other identities and other scenes.")
+    height: int = Field(64, ge=16, le=1024, description="Height of an image, in pixels.")
+    width: int = Field(32, ge=16, le=1024, description="Width of an image, in pixels.")
+    train_identities: int = Field(60, ge=1, description="Identities of the training split.")
+    validation_identities: int = Field(16, ge=1, description="Identities held out to choose settings on.")
+    test_identities: int = Field(40, ge=1, description="Identities of the test split.")
+    cameras: int = Field(4, ge=1, le=9, description="Cameras that see every identity (one digit in a name).")
+    shots: int = Field(3, ge=1, le=100, description="Samples of an identity by each camera.")
+
+    clutter: float = Field(1.0, ge=0.0, le=2.0, description="Amount of things that stand about in a scene.")
+    scene: Share = Field(0.8, description="How far the colours of a camera's scene differ from the others'.")
+    shift: Share = Field(0.2, description="Largest sideways shift of the target, as a share of the width.")
+    bystander: Share = Field(0.6, description="Probability of somebody else in the frame.")
+    bystander_in_front: Share = Field(0.1, description="Probability of somebody else before the target.")
+    person_height: tuple[float, float] = Field(
+        (0.70, 0.92),
+        description="Smallest and largest share of the frame's height that a person takes; for a vehicle, "
+        "of the frame's width.",
+    )
+    occlusion: Share = Field(0.25, description="Probability of a post, rail or bush before the target.")
+    darkness: tuple[Share, ...] = Field(
+        (0.0, 0.0, 0.5, 1.0),
+        min_length=1,
+        description="Darkness of visible light at each camera, cycled over the cameras: 0 day, 1 night.",
+    )
+    look_alikes: Share = Field(
+        0.6, description="Share of identities that have a twin: the same in RGB, not in NIR or not in TIR."
+    )
+    readings_dropped: Share = Field(0.4, description="Share of readable attributes read as unknown.")
+    readings_wrong: Share = Field(0.15, description="Share of readable attributes read wrongly.")
+    jpeg_quality: int = Field(92, ge=1, le=100, description="Quality of the JPEG files.")
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Self:
+        low, high = self.person_height
+        if not 0.2 <= low <= high <= 1.2:
+            raise ValueError(
+                f"person_height is {self.person_height}: expected (smallest, largest) "
+                "with 0.2 <= smallest <= largest <= 1.2."
+            )
+        if self.readings_dropped + self.readings_wrong > 1.0:
+            raise ValueError(
+                f"readings_dropped + readings_wrong is {self.readings_dropped + self.readings_wrong:g}: "
+                "they are shares of the same readings, so lower one until the sum is at most 1."
+            )
+        last = self.identities("test")[-1]
+        if last > MAX_IDENTITY:
+            raise ValueError(
+                f"the splits need identity numbers up to {last}, and a file name holds six digits: "
+                "lower train_identities, validation_identities or test_identities."
+            )
+        return self
+
+    def identities(self, split: Split) -> range:
+        """The identity numbers of a split. Splits never share one.
+
+        Every split starts at an odd number, so that two twins (an odd number and the next one)
+        fall in the same split.
+        """
+        start = 1
+        counts = (self.train_identities, self.validation_identities, self.test_identities)
+        for name, count in zip(SPLITS, counts, strict=True):
+            if name == split:
+                return range(start, start + count)
+            start += count + count % 2
+        raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}.")
+
+    def darkness_of(self, camera: int) -> float:
+        """Darkness of visible light at a camera (0-based): 0 at day, 1 at night."""
+        return self.darkness[camera % len(self.darkness)]

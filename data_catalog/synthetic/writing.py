@@ -1,0 +1,180 @@
+"""Writing a synthetic data set to disk, in the RGBNT201 format.
+
+out/RGBNT201/{train_171,val,test}/{RGB,NI,TI}/000028_cam1_0_02.jpg   the images
+out/true_masks/{train_171,val,test}/000028_cam1_0_02.png             visible pixels of the target
+out/readings/{train_171,val,test}.jsonl                              attributes as a model reads them
+out/synthesis.json                                                   settings, vocabulary, counts; the last
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data_catalog.errors import CatalogError
+from data_catalog.synthetic.attributes import attributes_of
+from data_catalog.synthetic.readings import read_attributes
+from data_catalog.synthetic.rendering import RenderedSample, draw_sample
+from data_catalog.synthetic.settings import SPLITS, Split, SyntheticSettings
+
+DRAWING_VERSION = 1
+"""Raised whenever the same settings would give other pixels or readings than before."""
+SPLIT_FOLDERS: Mapping[Split, str] = {"train": "train_171", "validation": "val", "test": "test"}
+MODALITY_FOLDERS = ("RGB", "NI", "TI")
+MANIFEST = "synthesis.json"
+UNFINISHED = "synthesis.json.unfinished"
+"""The manifest while samples are being written; it is renamed when they all are."""
+
+
+class SynthesisConflictError(CatalogError):
+    """The folder holds something else than what the settings ask for."""
+
+
+@dataclass(frozen=True)
+class SynthesisReport:
+    """What `synthesize` did.
+
+    Attributes:
+        out: Folder of the data set.
+        samples: Number of samples in each split.
+        identities: Number of identities in each split.
+        seconds: Time taken.
+        reused: Whether the data set was there already.
+    """
+
+    out: Path
+    samples: dict[Split, int]
+    identities: dict[Split, int]
+    seconds: float
+    reused: bool
+
+
+def synthesize(
+    settings: SyntheticSettings, out: Path, progress: Callable[[int, int], None] | None = None
+) -> SynthesisReport:
+    """Write the data set that the settings describe, unless it is there already.
+
+    An interrupted call leaves no `synthesis.json`; the next one writes the same bytes again.
+
+    Args:
+        settings: What to draw.
+        out: Folder for it: absent, empty, or written by this function with the same settings.
+        progress: Called after every sample with (samples written, samples in all).
+
+    Raises:
+        SynthesisConflictError: If the folder holds other files, or a data set of other settings.
+    """
+    started, out = time.monotonic(), Path(out)
+    manifest = _manifest(settings)
+    identities = {split: len(settings.identities(split)) for split in SPLITS}
+    samples = {split: identities[split] * settings.cameras * settings.shots for split in SPLITS}
+    reused = _is_there(out, manifest)
+    if not reused:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / UNFINISHED).write_text(_as_text(manifest), encoding="utf-8")
+        done, total = 0, sum(samples.values())
+        for split in SPLITS:
+            for _ in _write_split(settings, split, out):
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        (out / UNFINISHED).replace(out / MANIFEST)
+    return SynthesisReport(out, samples, identities, time.monotonic() - started, reused)
+
+
+def sample_name(identity: int, camera: int, shot: int) -> str:
+    """The file name of a sample without its ending; camera and shot are 0-based."""
+    return f"{identity:06d}_cam{camera + 1}_0_{shot:02d}"
+
+
+def _manifest(settings: SyntheticSettings) -> dict[str, Any]:
+    per_identity = settings.cameras * settings.shots
+    return {
+        "drawing_version": DRAWING_VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "attributes": {name: list(values) for name, values in attributes_of(settings.kind).items()},
+        "identities": {SPLIT_FOLDERS[split]: len(settings.identities(split)) for split in SPLITS},
+        "samples": {SPLIT_FOLDERS[split]: len(settings.identities(split)) * per_identity for split in SPLITS},
+    }
+
+
+def _as_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+
+
+def _is_there(out: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether the data set is complete; refuses a folder that holds something else."""
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise SynthesisConflictError(f"{out} is a file: choose a folder.")
+    held = sorted(path.name for path in out.iterdir())
+    for name in (MANIFEST, UNFINISHED):
+        if name not in held:
+            continue
+        try:
+            found = json.loads((out / name).read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            if held == [UNFINISHED]:  # Interrupted before the first sample.
+                return False
+            raise SynthesisConflictError(
+                f"{out / name} is not valid JSON: delete {out} and run again."
+            ) from None
+        _refuse_other(out, found, wanted)
+        return name == MANIFEST
+    if held:
+        raise SynthesisConflictError(
+            f"{out} holds files that are not a synthetic data set ({', '.join(held[:3])}): "
+            "choose an empty or new folder."
+        )
+    return False
+
+
+def _refuse_other(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise, naming every difference, unless the folder was written for the wanted data set."""
+    before, now = dict(found.get("settings", {})), dict(wanted["settings"])
+    before["drawing_version"], now["drawing_version"] = (
+        found.get("drawing_version"),
+        wanted["drawing_version"],
+    )
+    differences = [
+        f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise SynthesisConflictError(
+            f"{out} holds a synthetic data set with other settings: {'; '.join(differences)}. "
+            "Choose another folder, delete this one, or use its settings."
+        )
+
+
+def _write_split(settings: SyntheticSettings, split: Split, out: Path) -> Iterator[str]:
+    """Write a split's files; gives the name of each sample once its images are written."""
+    folder = SPLIT_FOLDERS[split]
+    images, masks, readings = out / "RGBNT201" / folder, out / "true_masks" / folder, out / "readings"
+    for path in (*(images / modality for modality in MODALITY_FOLDERS), masks, readings):
+        path.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for identity in settings.identities(split):
+        for camera in range(settings.cameras):
+            for shot in range(settings.shots):
+                sample = draw_sample(settings, identity, camera, shot)
+                name = sample_name(identity, camera, shot)
+                _write_sample(sample, name, images, masks, settings.jpeg_quality)
+                read = read_attributes(settings, sample, identity, camera, shot)
+                lines.append(json.dumps({"item": f"{name}.jpg", "readings": read}))
+                yield name
+    # Identities, cameras and shots come in the order of their names, so the lines are sorted.
+    (readings / f"{folder}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_sample(sample: RenderedSample, name: str, images: Path, masks: Path, quality: int) -> None:
+    for pixels, modality in zip(sample.pixels, MODALITY_FOLDERS, strict=True):
+        # Full colour resolution: at 64 x 32 pixels a garment is a few pixels wide.
+        Image.fromarray(pixels).save(images / modality / f"{name}.jpg", quality=quality, subsampling=0)
+    Image.fromarray(sample.mask * 255).save(masks / f"{name}.png", compress_level=1)

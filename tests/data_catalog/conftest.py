@@ -1,0 +1,71 @@
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_catalog.captions import make_captions
+from data_catalog.ingest import IngestSettings, ingest
+from data_catalog.masks import make_masks
+from data_catalog.tables import Table
+from data_catalog.text_features import make_text_features
+from data_catalog.view import ViewSettings, make_view
+from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower, write_data_set
+
+
+@dataclass(frozen=True)
+class Built:
+    """A small data set and every table of it, made once."""
+
+    source: Path
+    catalog: Path
+    samples: Table
+    masks: Table
+    captions: Table
+    text_features: Table
+    view: Table
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound data set of 28 samples; to be copied by a test that breaks it."""
+    folder = tmp_path_factory.mktemp("train_source")
+    write_data_set(folder)
+    return folder
+
+
+@pytest.fixture
+def own_source(source: Path, tmp_path: Path) -> Path:
+    """A copy that the test may break."""
+    return Path(shutil.copytree(source, tmp_path / "source"))
+
+
+@pytest.fixture(scope="session")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Built:
+    """Every table of the data set, in shards of three samples."""
+    catalog = tmp_path_factory.mktemp("catalog")
+    samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
+    masks = make_masks(samples, true_masks=source / "true_masks")
+    captions = make_captions(samples, source / "readings")
+    text_features = make_text_features(captions, "fake", load=load_fake_tower)
+    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH)
+    view = make_view(samples, masks, text_features, settings)
+    return Built(source, catalog, samples, masks, captions, text_features, view)
+
+
+@pytest.fixture
+def readings_of(source: Path) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+    """Sample id to readings, as they stand in the files."""
+    found = {}
+    for split, name in (("train", "train_171"), ("val", "val"), ("test", "test")):
+        for line in (source / "readings" / f"{name}.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            found[f"{split}/{entry['item'].removesuffix('.jpg')}"] = entry["readings"]
+    return found
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)

@@ -1,0 +1,147 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_catalog.__main__ import main
+from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
+
+COMMANDS = ("synthesize", "ingest", "masks", "captions", "text-features", "view", "show")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
+    """The JSON document that a command prints; fails unless it is all of standard output."""
+    status = main([*map(str, arguments), "--json"])
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    return json.loads(output.out)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert main(list(map(str, arguments))) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Traceback" not in output.err
+    return output.err.strip().splitlines()[-1]
+
+
+def test_commands_work_one_after_another(
+    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = ("--catalog", tmp_path / "catalog")
+    source = Path(shutil.copytree(built.source, tmp_path / "source"))
+    broken = image_path(source, sample_ids()[0], 2)
+    broken.write_bytes(b"")
+
+    samples = run(capsys, "ingest", "--source", source / "RGBNT201", *catalog, "--dataset", "small")
+    assert (samples["dataset"], samples["samples"], samples["reused"]) == ("small", 27, False)
+    assert samples["splits"]["train"] == {"samples": 12, "identities": 3}
+    assert samples["quarantined"] == [
+        {"file": str(broken.relative_to(source / "RGBNT201")), "reason": "is empty (zero bytes)"}
+    ]
+    masks = run(capsys, "masks", *catalog, "--segmenter", "grabcut", "--true-masks", source / "true_masks")
+    assert masks["mean_iou"] > 0.8
+    captions = run(capsys, "captions", *catalog, "--captioner", "readings", "--readings", source / "readings")
+    assert captions["unused"] == 1
+    size = ("--size", f"{HEIGHT}x{WIDTH}")
+    views = run(capsys, "view", *catalog, "--no-text", "--split", "test", *size)["views"]
+    assert {split: view["rows"] for split, view in views.items()} == {"test": 7}
+    assert run(capsys, "masks", *catalog, "--true-masks", source / "true_masks")["reused"]
+
+    shown = run(capsys, "show", "small", *catalog)
+    assert [table["table"] for table in shown["tables"]] == ["samples", "masks", "captions", "view"]
+    assert [table["digest"] for table in shown["tables"][:3]] == [
+        samples["digest"],
+        masks["digest"],
+        captions["digest"],
+    ]
+    assert shown["tables"][1]["inputs"] == {"samples": samples["digest"]}
+    assert error_of(capsys, "text-features", *catalog, "--clip", tmp_path / "no").startswith(
+        "data_catalog text-features: clip"
+    )
+    assert "has no text_features table" in error_of(capsys, "view", *catalog, "--size", "8x4")
+
+    assert main(["show", "small", *map(str, catalog)]) == 0
+    assert samples["digest"][:12] in capsys.readouterr().out
+
+
+def test_synthesize_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = [f"{split}_identities=2" for split in ("train", "validation", "test")]
+    arguments = ["synthesize", "--out", tmp_path / "out", "--size", "32x16", "--set", "shots=1"]
+    arguments += [part for count in counts for part in ("--set", count)]
+    result = run(capsys, *arguments)
+    assert result["samples"] == {"train": 8, "validation": 8, "test": 8}
+    assert run(capsys, *arguments)["reused"]
+    assert "seed is 0 there and 1 here" in error_of(capsys, *arguments, "--seed", "1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("shots=0", "shots: Input should be"),
+        ("shoots=1", "shoots: Extra inputs"),
+        ("shots", "write name=value"),
+    ],
+)
+def test_impossible_setting_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    assert message in error_of(capsys, "synthesize", "--out", tmp_path / "out", "--set", setting)
+    assert not (tmp_path / "out").exists()
+
+
+def test_user_errors_are_one_line_with_status_2(
+    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "holds no folder train_171" in error_of(
+        capsys, "ingest", "--source", tmp_path, "--catalog", tmp_path
+    )
+    assert "name one with --dataset" in error_of(capsys, "masks", "--catalog", tmp_path)
+    assert "data set 'big' is not in catalog" in error_of(capsys, "show", "big", "--catalog", built.catalog)
+    assert "run `python -m data_catalog ingest` first" in error_of(
+        capsys, "masks", "--catalog", built.catalog, "--dataset", "small", "--samples-key", "abc"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  python -m data_catalog {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["64", "64x", "0x32", "axb", "-1x2"])
+def test_image_size_must_be_height_times_width(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["view", "--catalog", "c", f"--size={size}"])
+    assert stop.value.code == 2
+    assert "write height x width" in capsys.readouterr().err
+
+
+def test_process_of_its_own_prints_only_json(built: Any, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "data_catalog"]
+    done = subprocess.run(
+        [*command, "ingest", "--source", built.source, "--catalog", tmp_path, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    # The data set's name is that of its format where none is given.
+    assert json.loads(done.stdout)["dataset"] == "rgbnt201"
+    failed = subprocess.run(
+        [*command, "show", "nothing", "--catalog", tmp_path, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.count("\n") == 1

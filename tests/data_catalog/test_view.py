@@ -1,0 +1,111 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from data_catalog.errors import CatalogError
+from data_catalog.ingest import IngestSettings, ingest
+from data_catalog.view import ViewSettings, make_view, open_view
+from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
+
+TRAIN = [sample_id for sample_id in sample_ids() if sample_id.startswith("train/")]
+
+
+def pixels_by_pillow(source: Path, sample_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    images = []
+    for modality in range(3):
+        with Image.open(image_path(source, sample_id, modality)) as image:
+            resized = image if size is None else image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            images.append(np.asarray(resized).transpose(2, 0, 1))
+    return np.stack(images)
+
+
+def test_view_holds_what_pillow_decodes(built: Any) -> None:
+    view = open_view(built.view)
+    assert (len(view), view.image_size, view.text_dim) == (12, (HEIGHT, WIDTH), 6)
+    assert view.sample_id.tolist() == TRAIN
+    batch = view.batch(np.arange(len(view)))
+    masks = dict(zip(*built.masks.read(["sample_id", "mask"]).to_pydict().values(), strict=True))
+    features = dict(
+        zip(*built.text_features.read(["sample_id", "text_feature"]).to_pydict().values(), strict=True)
+    )
+    for row, sample_id in enumerate(TRAIN):
+        assert np.array_equal(batch.pixels[row], pixels_by_pillow(built.source, sample_id))
+        mask = np.asarray(Image.open(io.BytesIO(masks[sample_id])))
+        assert np.array_equal(batch.mask[row], mask * np.uint8(255))
+        assert np.array_equal(batch.text_feature[row], np.float32(features[sample_id]))
+        assert batch.identity[row] == int(sample_id.split("/")[1][:6])
+        assert batch.camera_id[row] == int(sample_id.split("_cam")[1][0]) - 1
+        assert not batch.is_query[row]
+        assert not batch.is_gallery[row]
+    assert batch.scene_id.tolist() == [-1] * 12
+    assert batch.sample_index.tolist() == view.sample_index.tolist()
+
+
+def test_rows_come_in_the_order_asked_for_across_shards(built: Any, rng: np.random.Generator) -> None:
+    view = open_view(built.view)
+    assert len(built.view.manifest.shards) == 4
+    rows = rng.integers(0, len(view), 40)
+    batch = view.batch(rows)
+    for position, row in enumerate(rows):
+        single = view.batch([row])
+        for name in ("pixels", "mask", "text_feature", "identity", "camera_id", "sample_index"):
+            assert np.array_equal(getattr(batch, name)[position], getattr(single, name)[0])
+    assert view.batch([]).pixels.shape == (0, 3, 3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("rows", [[12], [-1], [[0]]])
+def test_rows_outside_the_view_are_refused(built: Any, rows: list[Any]) -> None:
+    with pytest.raises(IndexError):
+        open_view(built.view).batch(rows)
+
+
+def test_opening_copies_no_pixels(built: Any) -> None:
+    before = pa.total_allocated_bytes()
+    view = open_view(built.view)
+    pixel_bytes = len(view) * 9 * HEIGHT * WIDTH
+    assert pa.total_allocated_bytes() - before < pixel_bytes / 10
+    assert not any(shard.flags.owndata for shard in view._pixels)
+
+
+def test_view_of_another_size_is_resized_and_its_mask_averaged(built: Any) -> None:
+    size = (HEIGHT // 2, WIDTH // 2)
+    settings = ViewSettings(split="test", height=size[0], width=size[1])
+    view = open_view(make_view(built.samples, built.masks, None, settings))
+    batch = view.batch(np.arange(len(view)))
+    masks = dict(zip(*built.masks.read(["sample_id", "mask"]).to_pydict().values(), strict=True))
+    for row, sample_id in enumerate(view.sample_id):
+        assert np.array_equal(batch.pixels[row], pixels_by_pillow(built.source, sample_id, size))
+        mask = np.asarray(Image.open(io.BytesIO(masks[sample_id])), dtype=float)
+        mean = mask.reshape(size[0], 2, size[1], 2).mean(axis=(1, 3)) * 255
+        assert np.abs(batch.mask[row] - mean).max() <= 1
+    assert batch.is_query.all()
+    assert batch.is_gallery.all()
+    assert not batch.text_feature.any()
+    assert batch.text_feature.shape == (8, 512)
+
+
+def test_without_masks_everything_is_foreground(built: Any) -> None:
+    settings = ViewSettings(split="val", height=HEIGHT, width=WIDTH)
+    view = open_view(make_view(built.samples, None, built.text_features, settings))
+    assert (view.batch([0, 7]).mask == 255).all()
+
+
+def test_tables_of_other_samples_are_refused(built: Any, own_source: Path) -> None:
+    other = ingest(own_source, built.catalog, "other", IngestSettings(samples_per_shard=28))
+    with pytest.raises(CatalogError, match="was made from other samples"):
+        make_view(other, built.masks, None, ViewSettings(split="val", height=HEIGHT, width=WIDTH))
+
+
+def test_split_that_is_not_there_is_named(built: Any) -> None:
+    with pytest.raises(CatalogError, match=r"split 'trian' is not in .*expected one of test, train, val"):
+        make_view(built.samples, None, None, ViewSettings(split="trian", height=8, width=8))
+
+
+def test_only_a_view_opens_as_one(built: Any) -> None:
+    with pytest.raises(CatalogError, match="holds samples, expected a view"):
+        open_view(built.samples)
