@@ -1,0 +1,1 @@
+"""The runs: training, evaluation and reports on Ray Train, recorded in MLflow."""

@@ -1,0 +1,200 @@
+"""The tables that a run reads: found in the catalog, or made there for the embedded benchmark."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_catalog.building import ensure_ray
+from data_catalog.captions import CaptionSettings, make_captions
+from data_catalog.ingest import ingest
+from data_catalog.masks import make_masks
+from data_catalog.progress import progress_bar
+from data_catalog.synthetic import synthesize
+from data_catalog.tables import Table, TableKind, find_table
+from data_catalog.text_features import make_text_features
+from data_catalog.view import ViewSettings, make_view, open_view
+from experiments.recipes import ROOT, ConfigError, ExperimentConfig
+from stmi import batch_plan
+from stmi.batch_plan import BatchPlanError
+from stmi.clip import LoadedClip
+from stmi.model import token_grid
+
+SPLITS = ("train", "val", "test")
+
+Narrate = Callable[[str, str], None]
+"""Called with a step's name and what came of it."""
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """What a run reads.
+
+    Attributes:
+        views: Split name to training view; `train` and `test` always, `val` where the data set has one.
+        digests: Table name to digest, of these and of all that they were made from.
+    """
+
+    views: dict[str, Table]
+    digests: dict[str, str]
+
+
+def clip_source(config: ExperimentConfig) -> str:
+    """The recipe's CLIP: a folder below the project's own is meant wherever the command runs."""
+    source = config.model.clip.source
+    return str(ROOT / source) if (ROOT / source).is_dir() else source
+
+
+def tables_of(
+    config: ExperimentConfig,
+    clip: LoadedClip,
+    workspace: Path,
+    catalog: str,
+    narrate: Narrate = lambda step, result: None,
+) -> RunTables:
+    """Find the tables of a run, and make those of the embedded benchmark that are missing.
+
+    Args:
+        config: The run.
+        clip: Its CLIP.
+        workspace: Folder for the benchmark's images.
+        catalog: Root of the catalog.
+        narrate: Told what came of each step.
+
+    Raises:
+        data_catalog.errors.CatalogError: A table is missing or damaged.
+        ConfigError: The tables do not fit the config.
+    """
+    if config.data.synthetic is not None:
+        tables = _synthetic_tables(config, clip_source(config), workspace, catalog, narrate)
+    else:
+        tables = _found_tables(config, clip, catalog)
+    return RunTables(
+        views={split: tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables},
+        digests={name: table.digest for name, table in tables.items()} | {"clip": clip.digest},
+    )
+
+
+def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
+    """Refuse a config that its CLIP cannot serve, before anything starts.
+
+    Raises:
+        ConfigError: Names the setting, its value and what would fit.
+    """
+    try:
+        token_grid(config.model, clip.model.visual.conv1.kernel_size[0])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.model.str.enabled and clip.embed_dim % config.model.str.heads:
+        raise ConfigError(
+            f"model.str.heads={config.model.str.heads} does not divide the token width {clip.embed_dim} "
+            f"of model.clip.source={config.model.clip.source}"
+        )
+    if config.data.synthetic is not None:
+        _check_batch(config, np.arange(config.data.synthetic.train_identities))
+
+
+def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) -> None:
+    """Refuse a config that its tables cannot serve, before any training starts.
+
+    Raises:
+        ConfigError: Names the setting, its value and what would fit.
+    """
+    size = (config.model.image.height, config.model.image.width)
+    for split, table in tables.views.items():
+        view = open_view(table)
+        if view.image_size != size or view.text_dim != clip.embed_dim:
+            raise ConfigError(
+                f"view {table.path} holds images of {view.image_size} and text features of width "
+                f"{view.text_dim}; the config asks for model.image={size}, and "
+                f"model.clip.source={config.model.clip.source} has width {clip.embed_dim}"
+            )
+        if split == "train":
+            _check_batch(config, view.identity)
+
+
+def _check_batch(config: ExperimentConfig, identity: np.ndarray) -> None:
+    try:
+        batch_plan.plan(identity, config.batch, config.seed, 0)
+    except BatchPlanError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _synthetic_tables(
+    config: ExperimentConfig, clip: str, workspace: Path, catalog: str, narrate: Narrate
+) -> dict[str, Table]:
+    settings = config.data.synthetic
+    assert settings is not None
+    card = f"synthetic_{settings.kind}"
+    # Other settings are other images: each set has a folder of its own.
+    folder = workspace / "data" / f"{config.data.dataset}-{config.data.fingerprint()[:8]}"
+
+    with progress_bar("synthesize", "sample") as report:
+        drawn = synthesize(settings, folder, report)
+    narrate("synthesize", f"{sum(drawn.samples.values())} samples {_again(drawn.reused)}in {folder}")
+    ensure_ray()
+    with progress_bar("ingest", "shard") as report:
+        samples = ingest(folder / "RGBNT201", catalog, config.data.dataset, progress=report)
+    quarantined = len(samples.statistics["quarantined"])
+    narrate("ingest", f"{len(samples)} samples, {quarantined} quarantined {_again(samples.reused)}")
+    with progress_bar("masks", "shard") as report:
+        masks = make_masks(samples, true_masks=folder / "true_masks", progress=report)
+    narrate(
+        "masks", f"mean IoU {masks.statistics['mean_iou']:.3f} against the true masks {_again(masks.reused)}"
+    )
+    with progress_bar("captions", "shard") as report:
+        captions = make_captions(samples, folder / "readings", CaptionSettings(card=card), report)
+    unknown = captions.statistics["unknown"]
+    narrate(
+        "captions",
+        f"{unknown['RGB']:.0%} of attributes unknown from RGB alone, {unknown['JOINT']:.0%} from the three "
+        f"side by side, {unknown['filled']:.0%} after filling {_again(captions.reused)}",
+    )
+    with progress_bar("text-features", "shard") as report:
+        text_features = make_text_features(captions, clip, progress=report)
+    narrate(
+        "text-features",
+        f"{text_features.statistics['distinct']} captions, width {text_features.statistics['text_dim']} "
+        f"{_again(text_features.reused)}",
+    )
+    tables = {"samples": samples, "masks": masks, "captions": captions, "text_features": text_features}
+    size = config.model.image
+    for split in SPLITS:
+        view = ViewSettings(split=split, height=size.height, width=size.width)
+        with progress_bar(f"view {split}", "shard") as report:
+            tables[f"view/{split}"] = make_view(samples, masks, text_features, view, report)
+    views = [tables[f"view/{split}"] for split in SPLITS]
+    narrate(
+        "view",
+        f"{' + '.join(str(len(view)) for view in views)} samples of {size.height}x{size.width} for "
+        f"{' + '.join(SPLITS)} {_again(all(view.reused for view in views))}",
+    )
+    return tables
+
+
+def _found_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> dict[str, Table]:
+    dataset, size = config.data.dataset, config.model.image
+    samples = find_table(catalog, dataset, TableKind.SAMPLES)
+    made_from = {"samples": samples.digest}
+    text_features = find_table(
+        catalog, dataset, TableKind.TEXT_FEATURES, inputs=made_from | {"clip": clip.digest}
+    )
+    tables = {"samples": samples, "text_features": text_features}
+    for split in SPLITS:
+        if split in samples.statistics["splits"]:
+            tables[f"view/{split}"] = find_table(
+                catalog,
+                dataset,
+                TableKind.VIEW,
+                inputs=made_from | {"text_features": text_features.digest},
+                settings={"split": split, "height": size.height, "width": size.width},
+            )
+    for name in ("train", "test"):
+        if f"view/{name}" not in tables:
+            raise ConfigError(f"data set {dataset!r} has no {name} split; a run needs one")
+    return tables
+
+
+def _again(reused: bool) -> str:
+    return "(as before) " if reused else ""

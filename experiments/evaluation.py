@@ -1,0 +1,83 @@
+"""Embeddings and metrics of a view, spread over the workers of a run."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_catalog.view import View
+from stmi import retrieval
+from stmi.augment import normalise, patch_foreground
+from stmi.modality import MODALITIES
+from stmi.model import STMI, ModelInput
+from stmi.retrieval import JunkRule, RetrievalMetrics, RetrievalSet
+
+
+def model_input(view: View, rows: np.ndarray, patch_size: int, device: torch.device) -> ModelInput:
+    """Rows of a view as they are, without augmentation."""
+    batch = view.batch(rows)
+    return ModelInput(
+        images=normalise(torch.from_numpy(batch.pixels).to(device)),
+        foreground=patch_foreground(torch.from_numpy(batch.mask).to(device), patch_size),
+        text=torch.from_numpy(batch.text_feature).to(device),
+        camera_id=torch.from_numpy(batch.camera_id.astype(np.int64)).to(device),
+    )
+
+
+@torch.no_grad()
+def embed(model: STMI, view: View, batch: int, autocast: bool) -> dict[str, np.ndarray]:
+    """Every retrieval feature of every row of a view, each row once, on any number of workers.
+
+    Args:
+        model: The network; put into evaluation mode meanwhile.
+        view: What to embed.
+        batch: Samples at a time on one worker.
+        autocast: Run the network under bfloat16 autocast.
+
+    Returns:
+        float32 `(rows, width)` by feature name, in the order of the view, on every worker.
+    """
+    spread = dist.is_initialized() and dist.get_world_size() > 1
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
+    share = -(-len(view) // world_size)
+    # Equal shares, as gathering asks; the last rows are repeated to fill them, and cut off again.
+    own = np.minimum(np.arange(rank * share, (rank + 1) * share), len(view) - 1)
+    device = model.image_tower.proj.device
+    training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, share, batch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            features = model(model_input(view, own[start : start + batch], model.patch_size, device))
+        parts.append(torch.cat([features.U, features.G, features.T], dim=1))
+    model.train(training)
+    embedded = torch.cat(parts)
+    if spread:
+        everything = [torch.empty_like(embedded) for _ in range(world_size)]
+        dist.all_gather(everything, embedded)
+        embedded = torch.cat(everything)
+    rows = embedded[: len(view)].cpu().numpy()
+    width = rows.shape[1] // 7
+    fused, global_, text = np.split(rows, [3 * width, 6 * width], axis=1)
+    single = {str(name): global_[:, i * width : (i + 1) * width] for i, name in enumerate(MODALITIES)}
+    return {"U": fused, "G": global_, "T": text, **single}
+
+
+def score(view: View, embeddings: np.ndarray, junk: JunkRule) -> RetrievalMetrics:
+    """Metrics of one feature: the view's queries among its gallery."""
+    group = view.camera_id if junk == "camera" else view.scene_id
+
+    def chosen(rows: np.ndarray) -> RetrievalSet:
+        return RetrievalSet(embeddings[rows], view.identity[rows], group[rows])
+
+    return retrieval.evaluate(chosen(view.is_query), chosen(view.is_gallery))
+
+
+def score_all(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) -> dict[str, Any]:
+    """Metrics of every feature, as JSON: `{"U": {"mAP": ..., "rank1": ..., ..., "cmc": [...]}, ...}`."""
+    scored = {}
+    for name, values in embeddings.items():
+        metrics = score(view, values, junk)
+        scored[name] = {**metrics.summary(), "cmc": [round(float(share), 6) for share in metrics.cmc[:20]]}
+    return scored

@@ -1,0 +1,59 @@
+"""The journal of a run: an append-only file of JSON lines, and the truth about what happened.
+
+MLflow and the reports are made from it. A line is written whole or, if the machine dies, cut off at
+the end of the file; a cut line is left out when reading and overwritten by nothing.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Events of one run, in the order in which they happened.
+
+    Args:
+        path: The file; its folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, **facts: Any) -> None:
+        """Add an event; it is on the disk when this returns."""
+        line = json.dumps({"event": event, "time": time.time(), **facts}, allow_nan=False) + "\n"
+        with self.path.open("a", encoding="utf-8") as file:
+            if file.tell() and not self._ends_whole():
+                line = "\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole events."""
+        if not self.path.exists():
+            return []
+        events = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # cut off by a crash
+        return events
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The epoch events by epoch; one that was repeated after a crash counts once, the last time."""
+        latest = {event["epoch"]: event for event in self.read() if event["event"] == "epoch"}
+        return [latest[epoch] for epoch in sorted(latest)]
+
+    def last(self, event: str) -> dict[str, Any] | None:
+        """The last event of a kind, or None."""
+        found = [entry for entry in self.read() if entry["event"] == event]
+        return found[-1] if found else None
+
+    def _ends_whole(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"

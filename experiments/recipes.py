@@ -1,0 +1,220 @@
+"""Named recipes: every option of a run, resolved and checked before any long work starts."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from data_catalog.synthetic import SyntheticSettings
+from stmi.config import (
+    AugmentConfig,
+    BatchConfig,
+    ClipConfig,
+    ImageSize,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    Section,
+    SfmConfig,
+    StrConfig,
+    Switch,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO_CLIP = "stmi/demo_clip"
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown or impossible, named by its dotted path."""
+
+
+class DataConfig(Section):
+    """Which tables a run reads."""
+
+    dataset: str = Field(description="Name of the data set in the catalog.")
+    synthetic: SyntheticSettings | None = Field(
+        None, description="Settings of the embedded benchmark; its tables are made where they are missing."
+    )
+    junk: Literal["camera", "scene"] = Field(
+        "camera", description="What a gallery sample of the query's identity shares with it to be junk."
+    )
+
+
+class TrainConfig(Section):
+    """How long, on how many workers, and how often to look."""
+
+    epochs: int = Field(50, ge=1)
+    workers: int = Field(1, ge=1, description="Data-parallel workers; the result does not depend on it.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Of the network; losses are float32."
+    )
+    validate_every: int = Field(5, ge=1, description="Epochs between looks at the validation identities.")
+    checkpoint_every: int = Field(1, ge=1, description="Epochs between checkpoints.")
+    evaluation_batch: int = Field(128, ge=1, description="Samples a worker embeds at a time.")
+
+
+class ExperimentConfig(Section):
+    """Everything that decides the result of a run, beside the tables it reads."""
+
+    recipe: str
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Self:
+        if self.batch.size % self.train.workers:
+            fitting = [n for n in range(1, self.batch.size + 1) if self.batch.size % n == 0][:8]
+            raise ValueError(
+                f"train.workers={self.train.workers} does not divide batch.size={self.batch.size}; "
+                f"use one of {', '.join(map(str, fitting))}, or another batch.size"
+            )
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted name; those of the model without `model.` (`sfm.perturbation`)."""
+        names = _flatten(self.model_dump(mode="json"))
+        return {name.removeprefix("model."): value for name, value in names.items()}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def demo() -> ExperimentConfig:
+    """The embedded benchmark on a laptop: a small CLIP, 64 x 32 pixels, two CPU workers."""
+    synthetic = SyntheticSettings()
+    return ExperimentConfig(
+        recipe="demo",
+        data=DataConfig(dataset="synthetic_person", synthetic=synthetic),
+        model=ModelConfig(
+            image=ImageSize(height=synthetic.height, width=synthetic.width),
+            clip=ClipConfig(source=DEMO_CLIP),
+            sfm=SfmConfig(mask_threshold=0.5),
+            str=StrConfig(heads=4),
+        ),
+        augment=AugmentConfig(crop_padding=3),
+        batch=BatchConfig(size=48, samples_per_identity=4),
+        optim=OptimConfig(
+            optimizer="adamw",
+            learning_rate=1e-3,
+            final_learning_rate=1e-5,
+            warmup_epochs=2,
+            beta2=0.98,
+            weight_decay=0.05,
+            gradient_clip=2.0,
+            modulation_rate_factor=10,
+        ),
+        train=TrainConfig(epochs=20, workers=2, precision="float32", validate_every=4, checkpoint_every=2),
+    )
+
+
+def rgbnt201_paper() -> ExperimentConfig:
+    """RGBNT201 as the paper tells it: CLIP ViT-B/16, 256 x 128, Adam from 3.5e-6 to 3.5e-7, batch 72."""
+    return ExperimentConfig(recipe="rgbnt201-paper", data=DataConfig(dataset="rgbnt201"))
+
+
+RECIPES = {"demo": demo, "rgbnt201-paper": rgbnt201_paper}
+
+
+def resolve(recipe: str, settings: list[str] | None = None) -> ExperimentConfig:
+    """A recipe with some settings changed.
+
+    Args:
+        recipe: A name in `RECIPES`.
+        settings: Changes as `dotted.name=value`, for example `model.sfm=off` or `batch.size=96`.
+
+    Raises:
+        ConfigError: A name is unknown, or a value impossible.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(f"recipe {recipe!r} is unknown; there are {', '.join(RECIPES)}")
+    tree = RECIPES[recipe]().model_dump(mode="json")
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"setting {setting!r} is not name=value, for example model.sfm=off")
+        _set(tree, name.strip(), text)
+    return parse(tree)
+
+
+def parse(tree: dict[str, Any]) -> ExperimentConfig:
+    """A config from its dumped form.
+
+    Raises:
+        ConfigError: Names the first setting that is wrong, its value and what was expected.
+    """
+    try:
+        return ExperimentConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        # Rules across fields name the fields themselves.
+        is_rule = first["type"] == "value_error"
+        raise ConfigError(message if is_rule else f"{name}={first['input']!r}: {message}") from None
+
+
+def _set(tree: dict[str, Any], name: str, text: str) -> None:
+    """Change one value of a dumped config in place."""
+    section: type[BaseModel] = ExperimentConfig
+    *parents, last = name.split(".")
+    for parent in parents:
+        _require(section, parent, name)
+        kind = _section_of(section, parent)
+        if kind is None or tree[parent] is None:
+            raise ConfigError(f"{name}: {parent} is no group of settings here")
+        section, tree = kind, tree[parent]
+    _require(section, last, name)
+    value = yaml.safe_load(text)
+    kind = _section_of(section, last)
+    if kind is not None and issubclass(kind, Switch) and isinstance(value, bool):
+        tree[last]["enabled"] = value
+    elif kind is not None:
+        switch = " or on/off" if issubclass(kind, Switch) else ""
+        raise ConfigError(
+            f"{name}={text}: this is a group; set one of its fields ({', '.join(kind.model_fields)}){switch}"
+        )
+    else:
+        tree[last] = value
+
+
+def _require(section: type[BaseModel], field: str, name: str) -> None:
+    if field in section.model_fields:
+        return
+    candidates = _all_names(ExperimentConfig)
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(section.model_fields)}"
+    raise ConfigError(f"setting {name} is unknown; {hint}")
+
+
+def _all_names(section: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for field in section.model_fields:
+        names.append(f"{prefix}{field}")
+        kind = _section_of(section, field)
+        if kind is not None:
+            names += _all_names(kind, f"{prefix}{field}.")
+    return names
+
+
+def _section_of(section: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The model that a field holds, or None for a plain value."""
+    annotation = section.model_fields[field].annotation
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

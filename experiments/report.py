@@ -1,0 +1,117 @@
+"""Show a finished run: its metrics as a table, where its time went, its pictures, and where everything is.
+
+python experiments/report.py                                  # the run finished last
+python experiments/report.py --run runs/train/demo-seed0-1a2b3c4d
+python experiments/report.py --json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from experiments.pictures import FEATURE_NAMES, draw_all
+from experiments.recipes import ROOT
+from experiments.run_folder import RunFolder, RunFolderError
+
+
+def print_report(result: dict[str, Any], console: Console | None = None) -> None:
+    """The metrics table, the time table and the places of a finished run, for a terminal."""
+    console = console or Console()
+    table = RichTable(title=f"{result['run']}: retrieval on the test identities, %", title_justify="left")
+    table.add_column("feature")
+    for column in ("mAP", "rank 1", "rank 5", "rank 10"):
+        table.add_column(column, justify="right")
+    rows = {label: result["metrics"][name] for name, label in FEATURE_NAMES.items()}
+    for label, metrics in {**rows, "U before training": result["untrained"]}.items():
+        table.add_row(label, *(f"{100 * metrics[name]:.1f}" for name in ("mAP", "rank1", "rank5", "rank10")))
+    console.print(table)
+    seconds = result["seconds"]
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {seconds[name]:.1f}"
+        for name in ("start_workers", "setup", "steps", "evaluation", "checkpoint", "report", "other")
+        if name in seconds
+    )
+    console.print(
+        f"seconds  {parts} ({seconds['share_in_steps_and_evaluation']:.0%} in steps and evaluation)"
+    )
+    folder = Path(result["folder"])
+    drawn = ", ".join(sorted(path.name for path in (folder / "pictures").glob("*.png")))
+    places = {
+        "run": _shown(folder),
+        "pictures": f"{_shown(folder / 'pictures')}: {drawn}",
+        "journal": _shown(folder / "journal.jsonl"),
+        "MLflow": _mlflow(**result["mlflow"]),
+    }
+    for name, place in places.items():
+        console.print(f"{name:8} {place}", soft_wrap=True, highlight=False)
+
+
+def _mlflow(uri: str, run_id: str | None, experiment_id: str | None) -> str:
+    """How to look at a run in MLflow's UI."""
+    if not uri.startswith("sqlite:///"):
+        return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}"
+    store = _shown(Path(uri.removeprefix("sqlite:///")))
+    return (
+        f"{_shown(Path(sys.executable).parent)}/mlflow server --host 127.0.0.1 --port 5000 "
+        f"--backend-store-uri sqlite:///{store}\n"
+        f"         then open http://127.0.0.1:5000/#/experiments/{experiment_id}/runs/{run_id}"
+    )
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def newest_run(workspace: Path) -> RunFolder:
+    """The run of a workspace that was finished last.
+
+    Raises:
+        RunFolderError: There is none.
+    """
+    finished = sorted((workspace / "train").glob("*/result.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise RunFolderError(f"{workspace / 'train'} has no finished run; run experiments/train.py first")
+    return RunFolder.open(finished[-1].parent)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
+    parser.add_argument(
+        "--workspace", type=Path, default=ROOT / "runs", help="folder of all runs (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    given = parser.parse_args(arguments)
+    try:
+        folder = RunFolder.open(given.run) if given.run else newest_run(given.workspace)
+        result = folder.result
+        if result is None:
+            raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
+        draw_all(folder, result)
+    except (RunFolderError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_report(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

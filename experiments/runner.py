@@ -1,0 +1,227 @@
+"""One run on Ray Train, from its config to its result; every script that trains calls `run`."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_catalog.building import ensure_ray
+from experiments import pictures
+from experiments.datasets import RunTables, clip_source
+from experiments.journal import Journal
+from experiments.provenance import code_version, environment
+from experiments.recipes import RECIPES, ROOT, ExperimentConfig
+from experiments.run_folder import RunFolder
+from experiments.tracking import Mirror, RunFacts, local_store
+
+MAX_FAILURES = 3
+"""Crashes of workers that a run survives, each time from its last checkpoint."""
+LOOK_SECONDS = 0.5
+SYNC_SECONDS = 5.0
+
+
+class RunError(RuntimeError):
+    """A run that could not be finished; says why and how to go on."""
+
+
+def connect() -> None:
+    """Join or start Ray with the settings that a run needs; call before anything else uses Ray."""
+    # Workers must import this tree, also where another version is installed.
+    path = os.environ.get("PYTHONPATH", "")
+    if str(ROOT) not in path.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
+    # The default looks at the workers every two seconds, and a short epoch would wait for the look.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    ensure_ray()
+
+
+def run(
+    config: ExperimentConfig, tables: RunTables, workspace: Path, tracking_uri: str | None = None
+) -> dict[str, Any]:
+    """Train and evaluate, or continue, or show what was finished before.
+
+    Args:
+        config: The run's settings, already checked against its tables.
+        tables: What it reads.
+        workspace: Folder of all runs.
+        tracking_uri: MLflow server; None for the workspace's embedded store.
+
+    Returns:
+        The result, JSON values only: `run`, `status`, `resumed`, `reused`, `metrics` (by feature),
+        `untrained` (of U), `validation`, `losses` (by epoch), `seconds` (by part), `tables`, `mlflow`,
+        `folder`.
+
+    Raises:
+        RunError: The workers failed more often than a run survives.
+    """
+    folder = RunFolder.of(workspace, config, tables)
+    mirror = Mirror(tracking_uri or local_store(workspace), folder.path, workspace, _facts(config, folder))
+    if (finished := folder.result) is not None:
+        _finish(folder, finished, mirror)
+        return finished | {"reused": True}
+    resumed = any(event.get("checkpoint") for event in folder.journal.read())
+    folder.journal.append("started", resumed=resumed, environment=environment(), **code_version())
+    with _watched(folder, mirror, config.train.epochs):
+        _fit(config, tables, folder, mirror)
+    result = _result(folder, mirror, resumed)
+    folder.journal.append("finished", seconds=result["seconds"])
+    folder.write_result(result)
+    _finish(folder, result, mirror)
+    return result
+
+
+def _finish(folder: RunFolder, result: dict[str, Any], mirror: Mirror) -> None:
+    """Draw the pictures and close the run in MLflow; where both were done before, do nothing."""
+    files = sorted(folder.pictures.glob("*.png")) or pictures.draw_all(folder, result)
+    mirror.finish("FINISHED", [*files, *folder.files])
+
+
+def _facts(config: ExperimentConfig, folder: RunFolder) -> RunFacts:
+    changed = differences(config)
+    name = " ".join([config.recipe, *changed, f"seed={config.seed}"])
+    tags = {"stmi.run": folder.name, "stmi.recipe": config.recipe, **code_version()}
+    return RunFacts(config.recipe, name, config.flat(), tags, folder.digests)
+
+
+def differences(config: ExperimentConfig) -> list[str]:
+    """What a config changes in its recipe, as `name=value`, without the seed."""
+    usual = RECIPES[config.recipe]().flat() if config.recipe in RECIPES else {}
+    return [
+        f"{name}={value}"
+        for name, value in config.flat().items()
+        if name != "seed" and usual.get(name, value) != value
+    ]
+
+
+def _fit(config: ExperimentConfig, tables: RunTables, folder: RunFolder, mirror: Mirror) -> None:
+    import ray  # noqa: PLC0415 - after `connect` has set what Ray reads from the environment
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415
+
+    from experiments.report_callback import JournalCallback  # noqa: PLC0415
+    from experiments.training_loop import threads_of_worker, train_worker  # noqa: PLC0415
+
+    connect()
+    workers = config.train.workers
+    resources = ray.cluster_resources()
+    use_gpu = resources.get("GPU", 0) >= workers
+    # More workers than processors share them: the result is the same, only later.
+    processors = min(1.0, resources.get("CPU", 1) / workers)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config,
+            "views": tables.views,
+            "clip": clip_source(config),
+            "threads": threads_of_worker(workers),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": processors, "GPU": int(use_gpu)},
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.path.parent),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # The annotation is that of the older trainer, which is not the one that runs.
+            callbacks=[JournalCallback(folder.journal)],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        folder.journal.append("failed", error=str(error))
+        mirror.finish("FAILED", [folder.journal.path])
+        raise RunError(
+            f"run {folder.name} failed: {error}\nIts journal is {folder.journal.path}; once the cause is "
+            "removed, the same command continues from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def _watched(folder: RunFolder, mirror: Mirror, epochs: int) -> Iterator[None]:
+    """Meanwhile show the journal as a progress bar, and mirror it to MLflow."""
+    stop = threading.Event()
+    watch = threading.Thread(target=_watch, args=(folder.journal, mirror, epochs, stop), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watch.join()
+
+
+def _watch(journal: Journal, mirror: Mirror, epochs: int, stop: threading.Event) -> None:
+    done = journal.epochs()
+    synced = time.monotonic() - SYNC_SECONDS
+    with tqdm(total=epochs, initial=len(done), desc="starting workers", unit="epoch") as bar:
+        while True:
+            finished = stop.wait(LOOK_SECONDS)
+            events = journal.epochs()
+            if len(events) > bar.n:
+                bar.set_description("training", refresh=False)
+                validated = [event["validation"]["U"]["mAP"] for event in events if "validation" in event]
+                shown = {"loss": f"{events[-1]['losses']['total']:.3f}"}
+                shown |= {"validation mAP": f"{validated[-1]:.1%}"} if validated else {}
+                bar.set_postfix(shown, refresh=False)
+                bar.update(len(events) - bar.n)
+            if finished:
+                return
+            if time.monotonic() - synced >= SYNC_SECONDS:
+                mirror.sync()
+                synced = time.monotonic()
+
+
+def _result(folder: RunFolder, mirror: Mirror, resumed: bool) -> dict[str, Any]:
+    journal = folder.journal
+    test, untrained, epochs = journal.last("test"), journal.last("untrained"), journal.epochs()
+    assert test is not None
+    assert untrained is not None
+    validation = [event for event in epochs if "validation" in event]
+    return {
+        "run": folder.name,
+        "status": "finished",
+        "resumed": resumed,
+        "reused": False,
+        "folder": str(folder.path),
+        "checkpoint": test["checkpoint"],
+        "config": json.loads(folder.config.model_dump_json()),
+        "metrics": test["metrics"],
+        "untrained": untrained["metrics"],
+        "validation": validation[-1]["validation"] if validation else None,
+        "losses": [{"epoch": event["epoch"], **event["losses"]} for event in epochs],
+        "seconds": _seconds(journal),
+        "tables": folder.digests,
+        "mlflow": {"uri": mirror.uri, "run_id": mirror.run_id, "experiment_id": mirror.experiment_id},
+    }
+
+
+def _seconds(journal: Journal) -> dict[str, float]:
+    """Where the time of the last start went, by part, and the share that was training and evaluation."""
+    events = journal.read()
+    start = max(i for i, event in enumerate(events) if event["event"] == "started")
+    reports = [event for event in events[start:] if "seconds" in event and "began" in event]
+    # A run whose workers crashed and came back began more than once; the last time counts.
+    reports = [event for event in reports if event["began"] == reports[-1]["began"]]
+    parts: dict[str, float] = {}
+    for event in reports:
+        for name, value in event["seconds"].items():
+            parts[name] = parts.get(name, 0.0) + value
+    began, ended = reports[0]["began"], reports[-1]["time"]
+    working = parts.get("steps", 0.0) + parts.get("evaluation", 0.0)
+    return {
+        "start_workers": began - events[start]["time"],
+        **parts,
+        "other": ended - began - sum(parts.values()),
+        "workers": ended - began,
+        "share_in_steps_and_evaluation": working / (ended - began),
+        "total": ended - events[start]["time"],
+    }

@@ -1,0 +1,192 @@
+"""MLflow: a mirror of each run's journal, so that runs are compared in its UI.
+
+The journal is the truth. What MLflow cannot be told (a server that is down) costs no run and is told
+later: the mirror remembers how much of the journal it has sent. This is the one file that imports mlflow.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_catalog import storage
+from experiments.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+# A dead server would otherwise block every call for minutes.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_BATCH = 100
+"""MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
+
+
+def local_store(workspace: Path) -> str:
+    """URI of the embedded store of a workspace: a SQLite file."""
+    return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What MLflow is told of a run at its start.
+
+    Attributes:
+        experiment: Name of the MLflow experiment.
+        name: Name of the run in the UI.
+        parameters: Flat settings.
+        tags: Versions and names.
+        tables: Table name to digest.
+    """
+
+    experiment: str
+    name: str
+    parameters: dict[str, Any]
+    tags: dict[str, str]
+    tables: dict[str, str]
+
+
+class Mirror:
+    """Tells MLflow what a run's journal says.
+
+    Args:
+        uri: Tracking URI.
+        folder: The run's folder; it keeps `mlflow.json`, the run's number in MLflow and how much was sent.
+        workspace: Where the embedded store keeps artifacts.
+        facts: What is told at the start.
+    """
+
+    def __init__(self, uri: str, folder: Path, workspace: Path, facts: RunFacts) -> None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in _PATIENCE.items()})
+        self.uri = uri
+        self.folder = folder
+        self.workspace = workspace
+        self.facts = facts
+        self.journal = Journal(folder / "journal.jsonl")
+        self.behind = False
+        self._state_file = folder / "mlflow.json"
+        self._state: dict[str, Any] = {
+            "uri": uri,
+            "run_id": None,
+            "experiment_id": None,
+            "sent": 0,
+            "status": "",
+        }
+        if self._state_file.exists():
+            stored = json.loads(self._state_file.read_text(encoding="utf-8"))
+            if stored["uri"] == uri:
+                self._state = stored
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's number in MLflow, once it is known there."""
+        return self._state["run_id"]
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment's number in MLflow, once it is known there."""
+        return self._state["experiment_id"]
+
+    def sync(self) -> None:
+        """Send what the journal has and MLflow has not; on failure warn once and leave it for later."""
+        self._attempt(self._sync)
+
+    def finish(self, status: str, artifacts: list[Path]) -> None:
+        """Send the rest, the pictures and files, and close the run as FINISHED or FAILED."""
+
+        def send() -> None:
+            self._sync()
+            if self._state["status"] == status:
+                return
+            for path in artifacts:
+                folder = "pictures" if path.suffix == ".png" else None
+                self._client().log_artifact(self.run_id, str(path), folder)
+            self._client().set_terminated(self.run_id, status)
+            self._remember(status=status)
+
+        self._attempt(send)
+
+    def _attempt(self, send: Callable[[], None]) -> None:
+        try:
+            send()
+            self.behind = False
+        except Exception as error:
+            # Whatever goes wrong between here and a server must not end a training run.
+            if not self.behind:
+                logger.warning("MLflow at %s cannot be told (%s); the journal keeps it", self.uri, error)
+            self.behind = True
+
+    def _client(self) -> Any:
+        import mlflow  # noqa: PLC0415 - takes seconds, which overlap with the start of the workers
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        return mlflow.MlflowClient(tracking_uri=self.uri)
+
+    def _sync(self) -> None:
+        if self.run_id is None:
+            self._start()
+        events = self.journal.read()
+        metrics = [entry for event in events[self._state["sent"] :] for entry in _metrics_of(event)]
+        client = self._client() if metrics else None
+        for start in range(0, len(metrics), 10 * _BATCH):
+            from mlflow.entities import Metric  # noqa: PLC0415
+
+            assert client is not None
+            batch = [Metric(*entry) for entry in metrics[start : start + 10 * _BATCH]]
+            client.log_batch(self.run_id, metrics=batch)
+        if len(events) > self._state["sent"]:
+            self._remember(sent=len(events))
+
+    def _start(self) -> None:
+        from mlflow.entities import Param, RunTag  # noqa: PLC0415
+
+        client = self._client()
+        experiment = client.get_experiment_by_name(self.facts.experiment)
+        if experiment is None:
+            # A server decides itself where artifacts go; the embedded store keeps them beside its file.
+            place = (
+                (self.workspace / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite") else None
+            )
+            experiment_id = client.create_experiment(self.facts.experiment, artifact_location=place)
+        else:
+            experiment_id = experiment.experiment_id
+        run = client.create_run(experiment_id, run_name=self.facts.name)
+        self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
+        settings = self.facts.parameters | {f"table.{name}": d for name, d in self.facts.tables.items()}
+        parameters = [Param(name, str(value)) for name, value in settings.items()]
+        for start in range(0, len(parameters), _BATCH):
+            client.log_batch(self.run_id, params=parameters[start : start + _BATCH])
+        client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in self.facts.tags.items()])
+
+    def _remember(self, **changes: Any) -> None:
+        self._state |= changes
+        text = json.dumps(self._state, indent=2) + "\n"
+        storage.write_atomically(*storage.open_root(self._state_file), text.encode())
+
+
+def _metrics_of(event: dict[str, Any]) -> list[tuple[str, float, int, int]]:
+    """Key, value, time in milliseconds and step of each number that an event has for the charts."""
+    values: dict[str, float] = {}
+    step = event.get("epoch", 0)
+    if event["event"] == "untrained":
+        values = {f"untrained/{name}": value for name, value in event["metrics"].items() if name != "cmc"}
+    elif event["event"] == "epoch":
+        values = {f"loss/{name}": value for name, value in event["losses"].items()}
+        values |= {f"seconds/{name}": value for name, value in event["seconds"].items()}
+        values["learning_rate"] = event["learning_rate"]
+        values |= _of_features("validation", event.get("validation", {}))
+    elif event["event"] == "test":
+        step = event["epochs"]
+        values = _of_features("test", event["metrics"])
+    return [(name, float(value), int(event["time"] * 1000), step) for name, value in values.items()]
+
+
+def _of_features(prefix: str, features: dict[str, dict[str, Any]]) -> dict[str, float]:
+    return {
+        f"{prefix}/{feature}/{name}": value
+        for feature, metrics in features.items()
+        for name, value in metrics.items()
+        if name != "cmc"
+    }

@@ -1,0 +1,93 @@
+"""Train and evaluate one model.
+
+    python experiments/train.py --recipe demo
+    python experiments/train.py --recipe demo --set model.sfm=off --seed 1
+    python experiments/train.py --recipe demo --set train.epochs=5 --set batch.size=24 --json
+    python experiments/train.py --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 8
+
+Run again with the same settings, an interrupted run continues and a finished one is shown. With
+RAY_ADDRESS set, or submitted with `ray job submit`, the workers run on that cluster.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data_catalog.errors import CatalogError
+from experiments import datasets, recipes, runner
+from experiments.recipes import RECIPES, ROOT, ConfigError, ExperimentConfig
+from experiments.report import print_report
+from experiments.run_folder import RunFolderError
+from stmi.clip import ClipFileError, load_clip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="change a setting, for example model.sfm=off or model.str.tokens=2; may be repeated",
+    )
+    options.add_argument("--seed", type=int, help="shorthand for --set seed=N")
+    options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
+    options.add_argument(
+        "--workspace", type=Path, default=ROOT / "runs", help="folder of runs (default: runs)"
+    )
+    options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
+    options.add_argument("--tracking-uri", help="MLflow server (default: a SQLite file in the workspace)")
+    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    return options
+
+
+def configure(given: argparse.Namespace) -> ExperimentConfig:
+    """The config that a command line asks for.
+
+    Raises:
+        ConfigError: A setting is unknown or impossible.
+    """
+    settings = list(given.settings)
+    settings += [] if given.seed is None else [f"seed={given.seed}"]
+    settings += [] if given.workers is None else [f"train.workers={given.workers}"]
+    return recipes.resolve(given.recipe, settings)
+
+
+def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, result: None) -> dict:
+    """Do what the command line asks for; returns the result."""
+    config = configure(given)
+    clip = load_clip(datasets.clip_source(config))
+    datasets.check_settings(config, clip)
+    catalog = given.catalog or str(given.workspace / "catalog")
+    runner.connect()
+    tables = datasets.tables_of(config, clip, given.workspace, catalog, narrate)
+    datasets.check_tables(config, clip, tables)
+    return runner.run(config, tables, given.workspace, given.tracking_uri)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    given = parser().parse_args(arguments)
+    try:
+        result = train(given)
+    except (ConfigError, CatalogError, ClipFileError, RunFolderError, runner.RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_report(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

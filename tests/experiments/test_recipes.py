@@ -1,0 +1,60 @@
+import pytest
+
+from experiments import recipes
+from experiments.recipes import RECIPES, ConfigError, resolve
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_and_knows_its_name(name):
+    config = resolve(name)
+    assert config.recipe == name
+    assert recipes.parse(config.model_dump(mode="json")) == config
+
+
+def test_settings_change_what_they_name_and_nothing_else():
+    config = resolve("demo", ["optim.learning_rate=2e-3", "model.str.tokens=2"])
+    assert (config.optim.learning_rate, config.model.str.tokens) == (2e-3, 2)
+    usual = resolve("demo").flat()
+    changed = {name for name, value in config.flat().items() if usual[name] != value}
+    assert changed == {"optim.learning_rate", "str.tokens"}
+
+
+@pytest.mark.parametrize("module", ["sfm", "str", "chi"])
+def test_a_module_is_switched_off_and_on_by_its_name(module):
+    off = resolve("demo", [f"model.{module}=off"])
+    assert not getattr(off.model, module).enabled
+    assert resolve("demo", [f"model.{module}=off", f"model.{module}=on"]) == resolve("demo")
+
+
+def test_parameters_of_the_model_are_flat_and_without_prefix():
+    flat = resolve("demo").flat()
+    assert flat["sfm.perturbation"] == 0.01
+    assert flat["str.tokens"] == 4
+    assert not any(isinstance(value, dict) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.sfm.perturbation=1.5", r"model\.sfm\.perturbation=1\.5: .*less than or equal to 1"),
+        ("trian.epochs=3", r"setting trian\.epochs is unknown; did you mean train\.epochs\?"),
+        ("model.sfm.pertubation=0.1", r"did you mean model\.sfm\.perturbation\?"),
+        ("batch.size=50", r"batch\.size=50 is not a multiple of batch\.samples_per_identity=4"),
+        ("train.workers=5", r"train\.workers=5 does not divide batch\.size=48; use one of 1, 2, 3, 4, 6"),
+        ("model.str.tokens=17", r"model\.str\.tokens=17: .*less than or equal to 16"),
+        ("model.sfm.sharing=often", r"model\.sfm\.sharing='often'"),
+        ("train.epochs=many", r"train\.epochs='many': .*valid integer"),
+        ("optim.learning_rate=.nan", r"optim\.learning_rate=nan"),
+        ("model.sfm=0.5", r"this is a group; set one of its fields \(enabled, .*\) or on/off"),
+        ("train.epochs.more=1", r"train\.epochs\.more: epochs is no group"),
+        ("model.sfm", r"setting 'model\.sfm' is not name=value"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve("demo", [setting])
+
+
+def test_unknown_recipe_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="recipe 'dmeo' is unknown; there are demo"):
+        resolve("dmeo")

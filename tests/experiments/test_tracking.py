@@ -1,0 +1,79 @@
+import mlflow
+import pytest
+
+from experiments.journal import Journal
+from experiments.tracking import Mirror, RunFacts, local_store
+
+FACTS = RunFacts(
+    "demo", "demo sfm=off", {"sfm.perturbation": 0.01, "str.tokens": 4}, {"stmi.run": "r"}, {"view": "ab"}
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """One store for all tests: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    for epoch in (1, 2):
+        journal.append(
+            "epoch", epoch=epoch, losses={"total": 3.0 - epoch}, seconds={"steps": 1.0}, learning_rate=0.1
+        )
+    return tmp_path
+
+
+def stored(workspace, mirror: Mirror):
+    client = mlflow.MlflowClient(local_store(workspace))
+    return client, client.get_run(mirror.run_id)
+
+
+def test_parameters_tags_and_digests_are_flat_and_readable(workspace, folder):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.sync()
+    _, run = stored(workspace, mirror)
+    assert run.data.params == {"sfm.perturbation": "0.01", "str.tokens": "4", "table.view": "ab"}
+    assert run.data.tags["stmi.run"] == "r"
+    assert run.info.run_name == "demo sfm=off"
+
+
+def test_each_event_is_sent_once_also_by_a_later_process(workspace, folder):
+    Mirror(local_store(workspace), folder, workspace, FACTS).sync()
+    Journal(folder / "journal.jsonl").append(
+        "test", epochs=2, metrics={"U": {"mAP": 0.5, "rank1": 0.6, "cmc": [0.6, 0.7]}}
+    )
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.sync()
+    mirror.sync()
+    client, run = stored(workspace, mirror)
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    assert run.data.metrics["test/U/mAP"] == 0.5
+    assert "test/U/cmc" not in run.data.metrics
+
+
+def test_pictures_and_status_are_stored_when_the_run_ends(workspace, folder):
+    picture = folder / "cmc.png"
+    picture.write_bytes(b"png")
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FINISHED", [picture, folder / "journal.jsonl"])
+    client, run = stored(workspace, mirror)
+    assert run.info.status == "FINISHED"
+    paths = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert paths == {"pictures", "journal.jsonl"}
+
+
+def test_dead_server_costs_no_run_and_is_told_later(workspace, folder, caplog):
+    # Nothing listens on the discard port.
+    mirror = Mirror("http://127.0.0.1:9", folder, workspace, FACTS)
+    mirror.sync()
+    mirror.finish("FINISHED", [])
+    assert mirror.behind
+    assert mirror.run_id is None
+    assert sum("cannot be told" in record.message for record in caplog.records) == 1
+    back = Mirror(local_store(workspace), folder, workspace, FACTS)
+    back.finish("FINISHED", [])
+    assert not back.behind
+    assert stored(workspace, back)[1].data.metrics["loss/total"] == 1.0

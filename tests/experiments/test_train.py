@@ -1,0 +1,181 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import ray
+
+from experiments import demo, report, train
+from experiments.journal import Journal
+from experiments.tracking import local_store
+from stmi.model import FEATURES
+from tests import tiny_clip
+from tests.experiments import small_run
+from tests.tolerances import ROUNDING_FLOAT32
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return tiny_clip.write(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workspace")
+
+
+def run(capsys, clip, workspace, *extra: str) -> dict:
+    """The one JSON document that a successful training prints."""
+    capsys.readouterr()
+    assert train.main(small_run.arguments(clip, workspace, *extra)) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def trained(ray_session, capsys, clip, workspace):
+    """The run that the tests share: trained by the first one that asks, found by the others."""
+    return run(capsys, clip, workspace, "--workers", "2")
+
+
+def test_result_has_every_feature_and_says_where_it_came_from(trained):
+    assert trained["status"] == "finished"
+    assert set(trained["metrics"]) == set(FEATURES)
+    for metrics in (*trained["metrics"].values(), trained["untrained"]):
+        assert set(metrics) == {"mAP", "rank1", "rank5", "rank10", "cmc"}
+        assert 0 < metrics["mAP"] <= 1
+    assert [losses["epoch"] for losses in trained["losses"]] == [1, 2, 3]
+    assert trained["losses"][2]["total"] < trained["losses"][0]["total"]
+    tables = {"samples", "masks", "captions", "text_features", "view/train", "view/val", "view/test", "clip"}
+    assert set(trained["tables"]) == tables
+
+
+def test_journal_says_where_the_time_went(trained):
+    journal = Journal(Path(trained["folder"]) / "journal.jsonl")
+    seconds = journal.last("finished")["seconds"]
+    parts = ("setup", "steps", "evaluation", "checkpoint", "report", "other")
+    assert sum(seconds[part] for part in parts) == pytest.approx(seconds["workers"], abs=0.01)
+    working = (seconds["steps"] + seconds["evaluation"]) / seconds["workers"]
+    assert seconds["share_in_steps_and_evaluation"] == pytest.approx(working)
+
+
+def test_mlflow_has_parameters_curves_and_pictures(trained, workspace):
+    client = mlflow.MlflowClient(local_store(workspace))
+    stored = client.get_run(trained["mlflow"]["run_id"])
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["sfm.perturbation"] == "0.2"
+    assert stored.data.params["table.view/train"] == trained["tables"]["view/train"]
+    assert stored.data.metrics["test/U/mAP"] == pytest.approx(trained["metrics"]["U"]["mAP"])
+    assert len(client.get_metric_history(stored.info.run_id, "loss/total")) == 3
+    pictures = {item.path for item in client.list_artifacts(stored.info.run_id, "pictures")}
+    assert pictures == {f"pictures/{name}.png" for name in ("cmc", "rank_lists", "training_curves")}
+
+
+def test_finished_run_is_shown_and_not_repeated(trained, ray_session, capsys, clip, workspace):
+    before = Journal(Path(trained["folder"]) / "journal.jsonl").read()
+    again = run(capsys, clip, workspace, "--workers", "2")
+    assert again["reused"]
+    assert again["metrics"] == trained["metrics"]
+    assert Journal(Path(trained["folder"]) / "journal.jsonl").read() == before
+
+
+def test_same_seed_in_another_workspace_gives_identical_metrics(trained, capsys, clip, tmp_path):
+    again = run(capsys, clip, tmp_path, "--workers", "2")
+    assert not again["reused"]
+    assert again["tables"] == trained["tables"]
+    assert again["metrics"] == trained["metrics"]
+    assert again["losses"] == trained["losses"]
+
+
+def test_one_worker_gives_the_losses_of_two(trained, capsys, clip, workspace):
+    alone = run(capsys, clip, workspace, "--workers", "1")
+    for one, two in zip(alone["losses"], trained["losses"], strict=True):
+        assert one == pytest.approx(two, rel=ROUNDING_FLOAT32)
+
+
+def test_killed_run_continues_and_ends_as_if_undisturbed(trained, capsys, clip, tmp_path):
+    command = [sys.executable, "experiments/train.py", *small_run.arguments(clip, tmp_path, "--workers", "2")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    try:
+        while not any(
+            event.get("checkpoint")
+            for path in tmp_path.glob("train/*/journal.jsonl")
+            for event in Journal(path).read()
+        ):
+            assert time.monotonic() < deadline, "no checkpoint was written in time"
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    resumed = run(capsys, clip, tmp_path, "--workers", "2")
+    assert resumed["resumed"]
+    assert resumed["losses"] == trained["losses"]
+    assert resumed["metrics"] == trained["metrics"]
+
+
+def test_report_shows_the_table_and_where_everything_is(trained, workspace, capsys):
+    capsys.readouterr()
+    assert report.main(["--workspace", str(workspace), "--run", trained["folder"]]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "U, fused",
+        "T, text alone",
+        "U before training",
+        "rank_lists.png",
+        "mlflow server",
+        "journal",
+    ):
+        assert part in shown
+
+
+def test_floor_fails_a_demo_that_is_worse(trained, clip, workspace, capsys):
+    arguments = small_run.arguments(clip, workspace, "--workers", "2", "--floor")
+    assert demo.main([*arguments, "0.01"]) == 0
+    assert demo.main([*arguments, "1.01"]) == 1
+    assert "is under the floor 1.01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.sfm.perturbation=1.5", "error: model.sfm.perturbation=1.5"),
+        ("trian.epochs=3", "error: setting trian.epochs is unknown; did you mean train.epochs?"),
+        ("batch.size=9", "error: batch.size=9 is not a multiple"),
+        ("batch.size=40", "error: batch.size=40 with batch.samples_per_identity=2 needs 20 identities"),
+        ("model.image.height=30", "error: model.image=30x16 is not a whole number of 8x8 patches"),
+        ("model.str.heads=5", "error: model.str.heads=5 does not divide the token width 16"),
+        ("model.clip.source=nowhere", "error: clip source 'nowhere' is neither a folder"),
+    ],
+)
+def test_impossible_settings_are_refused_before_ray_starts(
+    setting, message, capsys, clip, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    assert train.main([*small_run.arguments(clip, tmp_path), "--set", setting]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(message)
+    assert not (tmp_path / "train").exists()
+
+
+def test_data_set_that_is_not_in_the_catalog_is_refused_with_what_to_do(ray_session, clip, tmp_path, capsys):
+    arguments = [
+        "--recipe",
+        "rgbnt201-paper",
+        "--workspace",
+        str(tmp_path),
+        "--set",
+        f"model.clip.source={clip}",
+    ]
+    assert train.main(arguments) == 2
+    assert "data set 'rgbnt201'" in capsys.readouterr().err
