@@ -9,20 +9,17 @@ Nothing is done twice: tables that exist are reused, an interrupted training con
 is shown. Every option of experiments/train.py is taken as well.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_catalog.errors import CatalogError
-from experiments import runner, train
-from experiments.recipes import ConfigError
+from experiments import train
+from experiments.command_line import run_command
 from experiments.report import print_report
-from experiments.run_folder import RunFolderError
-from stmi.clip import ClipFileError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,26 +35,21 @@ def main(arguments: list[str] | None = None) -> int:
     def narrate(step: str, result: str) -> None:
         print(f"[{time.perf_counter() - start:5.1f} s] {step:14} {result}", file=sys.stderr)
 
-    try:
+    def work() -> dict[str, Any]:
         result = train.train(given, narrate)
-    except (ConfigError, CatalogError, ClipFileError, RunFolderError, runner.RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    mean_average_precision = result["metrics"]["U"]["mAP"]
-    narrate("train", f"mAP {mean_average_precision:.1%}, {_how(result)}")
-    if given.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_report(result)
-    if mean_average_precision < given.floor:
-        print(
-            f"error: mAP {mean_average_precision:.4f} of U is under the floor {given.floor}", file=sys.stderr
-        )
+        narrate("train", f"mAP {result['metrics']['U']['mAP']:.1%}, {_how(result)}")
+        reached.append(result["metrics"]["U"]["mAP"])
+        return result
+
+    reached: list[float] = []
+    status = run_command(work, given.json, print_report)
+    if status == 0 and reached[0] < given.floor:
+        print(f"error: mAP {reached[0]:.4f} of U is under the floor {given.floor}", file=sys.stderr)
         return 1
-    return 0
+    return status
 
 
-def _how(result: dict) -> str:
+def _how(result: dict[str, Any]) -> str:
     if result["reused"]:
         return "finished before"
     return "continued from a checkpoint" if result["resumed"] else "trained now"

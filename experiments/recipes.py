@@ -110,7 +110,7 @@ def demo() -> ExperimentConfig:
         batch=BatchConfig(size=48, samples_per_identity=4),
         optim=OptimConfig(
             optimizer="adamw",
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             final_learning_rate=1e-5,
             warmup_epochs=2,
             beta2=0.98,

@@ -6,7 +6,6 @@ python experiments/report.py --json
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from experiments.command_line import run_command
 from experiments.pictures import FEATURE_NAMES, draw_all
 from experiments.recipes import ROOT
 from experiments.run_folder import RunFolder, RunFolderError
@@ -97,20 +97,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> dict[str, Any]:
         folder = RunFolder.open(given.run) if given.run else newest_run(given.workspace)
         result = folder.result
         if result is None:
             raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
         draw_all(folder, result)
-    except (RunFolderError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if given.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_report(result)
-    return 0
+        return result
+
+    return run_command(work, given.json, print_report)
 
 
 if __name__ == "__main__":

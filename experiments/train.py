@@ -10,19 +10,18 @@ RAY_ADDRESS set, or submitted with `ray job submit`, the workers run on that clu
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_catalog.errors import CatalogError
 from experiments import datasets, recipes, runner
-from experiments.recipes import RECIPES, ROOT, ConfigError, ExperimentConfig
+from experiments.command_line import run_command
+from experiments.recipes import RECIPES, ROOT, ExperimentConfig
 from experiments.report import print_report
-from experiments.run_folder import RunFolderError
-from stmi.clip import ClipFileError, load_clip
+from stmi.clip import load_clip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +61,7 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
     return recipes.resolve(given.recipe, settings)
 
 
-def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, result: None) -> dict:
+def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, result: None) -> dict[str, Any]:
     """Do what the command line asks for; returns the result."""
     config = configure(given)
     clip = load_clip(datasets.clip_source(config))
@@ -77,16 +76,7 @@ def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, re
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     given = parser().parse_args(arguments)
-    try:
-        result = train(given)
-    except (ConfigError, CatalogError, ClipFileError, RunFolderError, runner.RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if given.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_report(result)
-    return 0
+    return run_command(lambda: train(given), given.json, print_report)
 
 
 if __name__ == "__main__":
