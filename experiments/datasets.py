@@ -76,6 +76,16 @@ def tables_of(
     )
 
 
+def check_data_set(config: ExperimentConfig, catalog: str) -> None:
+    """Refuse a data set that is not in the catalog, before a CLIP is loaded for it.
+
+    Raises:
+        data_catalog.errors.CatalogError: Says which command makes it.
+    """
+    if config.data.synthetic is None:
+        find_table(catalog, config.data.dataset, TableKind.SAMPLES)
+
+
 def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
     """Refuse a config that its CLIP cannot serve, before anything starts.
 

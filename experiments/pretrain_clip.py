@@ -10,6 +10,7 @@ a sentence that tells some of the person's true attributes.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -177,6 +178,8 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     partial = out / f".{clip.WEIGHTS_FILE}.partial"
     save_file(weights, partial)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    (out / clip.DIGEST_FILE).write_text(f"{digest}  {clip.WEIGHTS_FILE}\n")
     partial.replace(out / clip.WEIGHTS_FILE)
     loaded = clip.load_clip(out)
     return {

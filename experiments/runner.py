@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data_catalog.building import ensure_ray
@@ -50,7 +51,7 @@ def run(
         config: The run's settings, already checked against its tables.
         tables: What it reads.
         workspace: Folder of all runs.
-        tracking_uri: MLflow server; None for the workspace's embedded store.
+        tracking_uri: MLflow server; None for $MLFLOW_TRACKING_URI or the workspace's embedded store.
 
     Returns:
         The result, JSON values only: `run`, `status`, `resumed`, `reused`, `metrics` (by feature),
@@ -58,13 +59,29 @@ def run(
         `folder`.
 
     Raises:
-        RunError: The workers failed more often than a run survives.
+        RunError: The workers failed more often than a run survives, or another process trains this run.
     """
     folder = RunFolder.of(workspace, config, tables)
-    mirror = Mirror(tracking_uri or local_store(workspace), folder.path, workspace, _facts(config, folder))
-    if (finished := folder.result) is not None:
-        _finish(folder, finished, mirror)
-        return finished | {"reused": True}
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(workspace)
+    mirror = Mirror(uri, folder.path, workspace, _facts(config, folder))
+    with _only_one(folder):
+        if (finished := folder.result) is not None:
+            _finish(folder, finished, mirror)
+            return finished | {"reused": True}
+        return _train(config, tables, folder, mirror)
+
+
+@contextmanager
+def _only_one(folder: RunFolder) -> Iterator[None]:
+    """Keep a second process away from the run meanwhile."""
+    try:
+        with FileLock(folder.path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"run {folder.name} is being trained by another process; wait for it") from None
+
+
+def _train(config: ExperimentConfig, tables: RunTables, folder: RunFolder, mirror: Mirror) -> dict[str, Any]:
     resumed = any(event.get("checkpoint") for event in folder.journal.read())
     folder.journal.append("started", resumed=resumed, environment=environment(), **code_version())
     with _watched(folder, mirror, config.train.epochs):
@@ -85,7 +102,17 @@ def _finish(folder: RunFolder, result: dict[str, Any], mirror: Mirror) -> None:
 def _facts(config: ExperimentConfig, folder: RunFolder) -> RunFacts:
     changed = differences(config)
     name = " ".join([config.recipe, *changed, f"seed={config.seed}"])
-    tags = {"stmi.run": folder.name, "stmi.recipe": config.recipe, **code_version()}
+    machine = environment()
+    tags = {
+        "stmi.run": folder.name,
+        "stmi.recipe": config.recipe,
+        **code_version(),
+        **{
+            f"environment.{fact}": str(machine[fact])
+            for fact in ("python", "platform", "processors", "accelerators")
+        },
+        **{f"environment.{package}": number for package, number in machine["packages"].items()},
+    }
     return RunFacts(config.recipe, name, config.flat(), tags, folder.digests)
 
 

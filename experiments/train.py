@@ -44,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
         "--workspace", type=Path, default=ROOT / "runs", help="folder of runs (default: runs)"
     )
     options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
-    options.add_argument("--tracking-uri", help="MLflow server (default: a SQLite file in the workspace)")
+    options.add_argument(
+        "--tracking-uri",
+        help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+    )
     options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
 
@@ -64,9 +67,10 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
 def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, result: None) -> dict[str, Any]:
     """Do what the command line asks for; returns the result."""
     config = configure(given)
+    catalog = given.catalog or str(given.workspace / "catalog")
+    datasets.check_data_set(config, catalog)
     clip = load_clip(datasets.clip_source(config))
     datasets.check_settings(config, clip)
-    catalog = given.catalog or str(given.workspace / "catalog")
     runner.connect()
     tables = datasets.tables_of(config, clip, given.workspace, catalog, narrate)
     datasets.check_tables(config, clip, tables)

@@ -28,6 +28,8 @@ from stmi.feature_modulation import ModulatedAttention, ModulationStrength
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 MERGES_FILE = "bpe_merges.txt.gz"
+DIGEST_FILE = "SHA256SUMS"
+"""Optional: the digest that the weights file must have, in the form of `sha256sum`."""
 
 
 class ClipFileError(ValueError):
@@ -83,7 +85,10 @@ def load_clip(source: str | Path) -> LoadedClip:
             f"clip source {str(source)!r} is neither a folder nor an open_clip name as model/pretrained; "
             "give a folder with open_clip_config.json and open_clip_model.safetensors"
         )
-    model = open_clip.create_model(name, pretrained=pretrained, weights_only=True)
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained, weights_only=True)
+    except RuntimeError as error:
+        raise ClipFileError(f"clip source {str(source)!r} cannot be loaded: {error}") from error
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
@@ -134,9 +139,13 @@ def _load_folder(folder: Path) -> LoadedClip:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ClipFileError(f"{path} is missing; a CLIP folder needs it (weights as safetensors)")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    promised = folder / DIGEST_FILE
+    if promised.is_file() and promised.read_text().split()[:1] != [digest]:
+        raise ClipFileError(f"{path} has SHA-256 {digest}, not the one in {promised}; restore the file")
     weights = {name: value.float() for name, value in load_file(path).items()}
     load_strictly(model, weights, path)
-    return LoadedClip(_frozen(model), tokenizer, str(folder), hashlib.sha256(path.read_bytes()).hexdigest())
+    return LoadedClip(_frozen(model), tokenizer, str(folder), digest)
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:

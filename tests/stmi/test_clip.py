@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +112,24 @@ def test_missing_files_and_unknown_names_are_refused(tmp_path):
     (folder / clip_module.CONFIG_FILE).write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
     with pytest.raises(ClipFileError, match="not a model config"):
         load_clip(folder)
+
+
+def test_weights_that_differ_from_the_promised_digest_are_refused(tmp_path):
+    folder = tiny_clip.write(tmp_path / "clip")
+    digest = load_clip(folder).digest
+    (folder / clip_module.DIGEST_FILE).write_text(f"{digest}  {clip_module.WEIGHTS_FILE}\n")
+    assert load_clip(folder).digest == digest
+    tiny_clip.write(folder, seed=1)
+    with pytest.raises(ClipFileError, match=r"not the one in .*SHA256SUMS; restore the file"):
+        load_clip(folder)
+
+
+def test_shipped_clip_is_small_and_the_one_that_its_digest_names():
+    folder = Path(clip_module.__file__).parent / "demo_clip"
+    assert (folder / clip_module.DIGEST_FILE).is_file()
+    assert (folder / clip_module.WEIGHTS_FILE).stat().st_size <= 4_000_000
+    shipped = load_clip(folder)
+    assert shipped.model.visual.grid_size == (8, 4)
+    captions = ["A photo of a man, wearing a red coat.", "A photo of a man, wearing a blue coat."]
+    first, second = shipped.encode_text(shipped.tokenize(captions))
+    assert not torch.allclose(first, second, atol=0.01)
