@@ -1,6 +1,9 @@
 """Named recipes: every option of a run, resolved and checked before any long work starts."""
 
 import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,7 +14,9 @@ from data_catalog.synthetic import SyntheticSettings
 from stmi.config import (
     AugmentConfig,
     BatchConfig,
+    ChiConfig,
     ClipConfig,
+    FusionConfig,
     ImageSize,
     LossConfig,
     ModelConfig,
@@ -122,12 +127,66 @@ def demo() -> ExperimentConfig:
     )
 
 
-def rgbnt201_paper() -> ExperimentConfig:
-    """RGBNT201 as the paper tells it: CLIP ViT-B/16, 256 x 128, Adam from 3.5e-6 to 3.5e-7, batch 72."""
-    return ExperimentConfig(recipe="rgbnt201-paper", data=DataConfig(dataset="rgbnt201"))
+@dataclass(frozen=True)
+class _Published:
+    """What differs between the paper's data sets."""
+
+    image: ImageSize
+    batch: BatchConfig
+    epochs: int
+    perturbation: float
+    junk: Literal["camera", "scene"] = "camera"
 
 
-RECIPES = {"demo": demo, "rgbnt201-paper": rgbnt201_paper}
+PERSON, VEHICLE = ImageSize(height=256, width=128), ImageSize(height=128, width=256)
+PUBLISHED = {
+    "rgbnt201": _Published(PERSON, BatchConfig(size=72, samples_per_identity=8), 50, 0.01),
+    "rgbnt100": _Published(VEHICLE, BatchConfig(size=128, samples_per_identity=16), 20, 0.0),
+    "msvr310": _Published(VEHICLE, BatchConfig(size=64, samples_per_identity=8), 20, 0.015, "scene"),
+}
+
+
+def paper(dataset: str) -> ExperimentConfig:
+    """A data set as the paper tells it; epochs and p, which it does not give, are the released code's."""
+    published = PUBLISHED[dataset]
+    return ExperimentConfig(
+        recipe=f"{dataset}-paper",
+        data=DataConfig(dataset=dataset, junk=published.junk),
+        model=ModelConfig(image=published.image, sfm=SfmConfig(perturbation=published.perturbation)),
+        batch=published.batch,
+        train=TrainConfig(epochs=published.epochs),
+    )
+
+
+def released(dataset: str) -> ExperimentConfig:
+    """A data set as the authors' released code trains it; every difference to the paper is named here."""
+    base = paper(dataset)
+    sfm = base.model.sfm.model_copy(update={"mask_threshold": 0.5, "perturbation_draw": "layer_and_modality"})
+    return ExperimentConfig(
+        recipe=f"{dataset}-released",
+        seed=1111,
+        data=base.data,
+        model=ModelConfig(
+            image=base.model.image,
+            camera_embedding=True,
+            separate_modality_heads=dataset == "rgbnt100",
+            sfm=sfm,
+            chi=ChiConfig(convolution="released", incidence="euclidean"),
+            fusion=FusionConfig(dropout=0.1),
+        ),
+        loss=LossConfig(identity_weight=0.25),
+        augment=AugmentConfig(geometry="per_modality"),
+        batch=base.batch,
+        optim=OptimConfig(schedule="released"),
+        train=base.train,
+    )
+
+
+RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
+    "demo": demo,
+    **{f"{dataset}-paper": partial(paper, dataset) for dataset in PUBLISHED},
+    **{f"{dataset}-released": partial(released, dataset) for dataset in PUBLISHED},
+}
 
 
 def resolve(recipe: str, settings: list[str] | None = None) -> ExperimentConfig:

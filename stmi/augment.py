@@ -1,10 +1,8 @@
 """Training augmentation of whole batches on their device: flip, padded crop, random erasing.
 
-The geometry is drawn once per sample and moves the three modalities and the mask together, so that
-the mask still covers what it covered.
-
-Differs from the released code: there each modality draws its own flip and crop, and the mask stays
-behind. (On the embedded benchmark a mask left behind loses nearly all that SFM gains.)
+Shared geometry is drawn once per sample and moves the three modalities and the mask together, so that
+the mask still covers what it covered. As in the released code, each modality may instead draw its own,
+and the mask then stays behind. (In a study of the embedded benchmark that lost nearly all that SFM gained.)
 """
 
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch.nn import functional
 
 from stmi import keyed_random
 from stmi.config import AugmentConfig
+from stmi.modality import MODALITIES
 
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
@@ -24,12 +23,12 @@ ERASE_ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Geometry:
-    """The draws for a global batch.
+    """The draws for a global batch, for each sample once or once per modality (`groups` of channels).
 
     Attributes:
-        flip: Whether to mirror, bool `(batch,)`.
-        offset: Top and left of the crop in the padded image, int `(batch, 2)`.
-        erase: Top, left, height, width of the erased rectangle, zeros for none, int `(batch, 4)`.
+        flip: Whether to mirror, bool `(batch, groups)`.
+        offset: Top and left of the crop in the padded image, int `(batch, groups, 2)`.
+        erase: Top, left, height, width of the erased rectangle, zeros for none, int `(batch, groups, 4)`.
     """
 
     flip: np.ndarray
@@ -42,29 +41,31 @@ def draw_geometry(
 ) -> Geometry:
     """Draw flips, crops and erasing rectangles of a global batch."""
     random = keyed_random.generator(seed, "augment", epoch, step)
-    flip = random.random(batch) < config.flip
-    offset = random.integers(0, 2 * config.crop_padding + 1, (batch, 2))
-    return Geometry(flip, offset, _erase_rectangles(random, config.erase, batch, image_size))
+    shape = (batch, 1 if config.geometry == "shared" else len(MODALITIES))
+    flip = random.random(shape) < config.flip
+    offset = random.integers(0, 2 * config.crop_padding + 1, (*shape, 2))
+    return Geometry(flip, offset, _erase_rectangles(random, config.erase, shape, image_size))
 
 
 def _erase_rectangles(
-    random: np.random.Generator, probability: float, batch: int, image_size: tuple[int, int]
+    random: np.random.Generator, probability: float, shape: tuple[int, int], image_size: tuple[int, int]
 ) -> np.ndarray:
     """Rectangles of Zhong et al. 2020: a share of the area, an aspect ratio, redrawn until one fits."""
     height, width = image_size
-    chosen = random.random(batch) < probability
-    area = random.uniform(*ERASE_AREA, (batch, ERASE_ATTEMPTS)) * height * width
-    aspect = random.uniform(*ERASE_ASPECT, (batch, ERASE_ATTEMPTS))
-    position = random.random((batch, 2))
+    chosen = random.random(shape) < probability
+    area = random.uniform(*ERASE_AREA, (*shape, ERASE_ATTEMPTS)) * height * width
+    aspect = random.uniform(*ERASE_ASPECT, (*shape, ERASE_ATTEMPTS))
+    position = random.random((*shape, 2))
     heights = np.rint(np.sqrt(area * aspect)).astype(int)
     widths = np.rint(np.sqrt(area / aspect)).astype(int)
     fits = (heights < height) & (widths < width)
-    first, rows = fits.argmax(axis=1), np.arange(batch)
-    used = chosen & fits.any(axis=1)
-    erase_height, erase_width = heights[rows, first] * used, widths[rows, first] * used
-    top = (position[:, 0] * (height - erase_height + 1)).astype(int)
-    left = (position[:, 1] * (width - erase_width + 1)).astype(int)
-    return np.stack([top, left, erase_height, erase_width], axis=1)
+    first = fits.argmax(axis=-1)[..., None]
+    used = chosen & fits.any(axis=-1)
+    erase_height = np.take_along_axis(heights, first, -1)[..., 0] * used
+    erase_width = np.take_along_axis(widths, first, -1)[..., 0] * used
+    top = (position[..., 0] * (height - erase_height + 1)).astype(int)
+    left = (position[..., 1] * (width - erase_width + 1)).astype(int)
+    return np.stack([top, left, erase_height, erase_width], axis=-1)
 
 
 def augment(
@@ -86,24 +87,39 @@ def augment(
         noise_key: Seed, epoch and step of the noise that fills erased rectangles.
 
     Returns:
-        Normalised images (mean 0.5, deviation 0.5), float32, and the moved mask, uint8.
+        Normalised images (mean 0.5, deviation 0.5), float32, and the mask, uint8, moved where the geometry
+        is shared.
     """
-    height, width = mask.shape[-2:]
-    # The mask travels as one more channel: what moves the pixels moves it.
-    stack = torch.cat([pixels.flatten(1, 2), mask[:, None]], dim=1)
+    flip, offset, erase = geometry.flip[rows], geometry.offset[rows], geometry.erase[rows]
+    groups = flip.shape[1]
+    if groups == 1:
+        # The mask travels as one more channel: what moves the pixels moves it.
+        moved = _move(torch.cat([pixels.flatten(1, 2), mask[:, None]], dim=1)[:, None], flip, offset, padding)
+        mask = moved[:, 0, -1]
+        images = normalise(moved[:, 0, :-1].unflatten(1, pixels.shape[1:3]))
+    else:
+        images = normalise(_move(pixels, flip, offset, padding))
+    for i, group in np.argwhere(erase[..., 2] > 0):
+        top, left, tall, wide = erase[i, group]
+        erased = images[i] if groups == 1 else images[i, group : group + 1]
+        random = keyed_random.generator(
+            noise_key[0], "erase_noise", *noise_key[1:], rows.start + int(i), int(group)
+        )
+        noise = random.standard_normal((*erased.shape[:2], tall, wide), dtype="float32")
+        erased[..., top : top + tall, left : left + wide] = torch.from_numpy(noise).to(images.device)
+    return images, mask
+
+
+def _move(stack: Tensor, flip: np.ndarray, offset: np.ndarray, padding: int) -> Tensor:
+    """Pad, crop and mirror each group of channels, `(rows, groups, channels, height, width)`."""
+    height, width = stack.shape[-2:]
     padded = functional.pad(stack, (padding,) * 4)
     moved = torch.empty_like(stack)
-    for i, (top, left) in enumerate(geometry.offset[rows]):
-        moved[i] = padded[i, :, top : top + height, left : left + width]
-    flip = torch.from_numpy(geometry.flip[rows]).to(stack.device)
-    moved = torch.where(flip[:, None, None, None], moved.flip(-1), moved)
-    images = normalise(moved[:, :-1].unflatten(1, pixels.shape[1:3]))
-    for i, (top, left, tall, wide) in enumerate(geometry.erase[rows]):
-        if tall:
-            random = keyed_random.generator(noise_key[0], "erase_noise", *noise_key[1:], rows.start + i)
-            noise = random.standard_normal((*images.shape[1:3], tall, wide), dtype="float32")
-            images[i, ..., top : top + tall, left : left + wide] = torch.from_numpy(noise).to(images.device)
-    return images, moved[:, -1]
+    for i, group in np.ndindex(*flip.shape):
+        top, left = offset[i, group]
+        moved[i, group] = padded[i, group, :, top : top + height, left : left + width]
+    mirrored = torch.from_numpy(flip).to(stack.device)[:, :, None, None, None]
+    return torch.where(mirrored, moved.flip(-1), moved)
 
 
 def normalise(pixels: Tensor) -> Tensor:

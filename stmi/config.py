@@ -84,10 +84,22 @@ class StrConfig(Switch):
 
 
 class ChiConfig(Switch):
-    """Cross-modal hypergraph interaction, eq. 14-16."""
+    """Cross-modal hypergraph interaction, eq. 14-16, and what Table 4 puts in its place."""
 
+    mixer: Literal["hypergraph", "mlp", "self_attention"] = Field(
+        "hypergraph", description="What works on the semantic tokens (Table 4 D, B, C); off is Table 4 A."
+    )
+    convolution: Literal["paper", "released"] = Field(
+        "paper", description="Equations 15-16, or the released code's mean of means with GroupNorm."
+    )
+    incidence: Literal["cosine", "euclidean"] = Field(
+        "cosine", description="Nodes share a hyperedge by similarity, or by distance (released code)."
+    )
     similarity_threshold: float = Field(
         0.5, ge=-1, le=1, description="tau: nodes whose cosine similarity reaches it share a hyperedge."
+    )
+    distance_threshold: float = Field(
+        5.0, gt=0, description="Nodes nearer than this share a hyperedge, where incidence is euclidean."
     )
     activation: Literal["relu", "gelu", "silu"] = Field("gelu", description="sigma of eq. 15.")
 
@@ -103,6 +115,10 @@ class ModelConfig(Section):
 
     image: ImageSize = ImageSize()
     clip: ClipConfig = ClipConfig()
+    separate_modality_heads: bool = Field(
+        False,
+        description="Supervise G as three features, one per modality (released code for RGBNT100).",
+    )
     camera_embedding: bool = Field(
         False, description="Add a learnable vector of the camera to the class token (released code)."
     )
@@ -123,6 +139,11 @@ class LossConfig(Section):
 class AugmentConfig(Section):
     """Training augmentation; probabilities and sizes of one sample."""
 
+    geometry: Literal["shared", "per_modality"] = Field(
+        "shared",
+        description="Draw flip, crop and erasing once for a sample and move its mask along, or for each "
+        "modality on its own with the mask left behind (released code).",
+    )
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     crop_padding: int = Field(10, ge=0, le=256, description="Pixels padded on each side, then cropped.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of random erasing.")
@@ -153,6 +174,11 @@ class OptimConfig(Section):
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = Field(3.5e-6, gt=0, description="The highest rate.")
     final_learning_rate: float = Field(3.5e-7, ge=0, description="The rate at the end (cosine).")
+    schedule: Literal["cosine", "released"] = Field(
+        "cosine",
+        description="Cosine by step after the warm-up, or the released code's by epoch: ten epochs down from "
+        "ten times the rate, with seeded noise.",
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up from zero.")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import ChiConfig, FusionConfig
+from stmi.token_reallocation import CrossAttention
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -33,6 +34,29 @@ def cosine_incidence(nodes: Tensor, threshold: float) -> Tensor:
     incidence = unit @ unit.transpose(-2, -1) >= threshold
     # A node is in its own hyperedge even where rounding puts its similarity to itself under tau = 1.
     return incidence | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+
+
+def euclidean_incidence(nodes: Tensor, threshold: float) -> Tensor:
+    """Which nodes belong to which hyperedge: `distance[i, j] < threshold`, on tokens as they are.
+
+    Differs from the paper: this is the released code's rule.
+
+    Args:
+        nodes: `(batch, nodes, width)`.
+        threshold: Euclidean distance.
+
+    Returns:
+        Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
+    """
+    nodes = nodes.detach().float()
+    return torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist") < threshold
+
+
+def incidence_of(nodes: Tensor, config: ChiConfig) -> Tensor:
+    """The incidence that a config asks for, boolean `(batch, nodes, hyperedges)`."""
+    if config.incidence == "cosine":
+        return cosine_incidence(nodes, config.similarity_threshold)
+    return euclidean_incidence(nodes, config.distance_threshold)
 
 
 def hyperedge_means(nodes: Tensor, incidence: Tensor) -> Tensor:
@@ -61,12 +85,12 @@ class HypergraphInteraction(nn.Module):
     Args:
         nodes: Number of nodes, 3 (K + 1).
         width: Node width D.
-        config: tau and sigma.
+        config: Incidence and sigma.
     """
 
     def __init__(self, nodes: int, width: int, config: ChiConfig) -> None:
         super().__init__()
-        self.threshold = config.similarity_threshold
+        self.config = config
         self.activation = _ACTIVATIONS[config.activation]
         self.linear = nn.Linear(width, width, bias=False)
         self.hyperedge_weight = nn.Parameter(torch.full((nodes,), 1 / nodes))
@@ -74,11 +98,90 @@ class HypergraphInteraction(nn.Module):
 
     def forward(self, nodes: Tensor) -> Tensor:
         """H `(batch, nodes, width)` to H' of the same shape."""
-        incidence = cosine_incidence(nodes, self.threshold)
+        incidence = incidence_of(nodes, self.config)
         hyperedges = hyperedge_means(self.linear(nodes), incidence)
         weighted = hyperedges * self.hyperedge_weight[:, None]
         gathered = incidence.to(weighted.dtype) @ weighted
         return self.activation(gathered + self.node_bias) + nodes
+
+
+class ReleasedHypergraphInteraction(nn.Module):
+    """The released code's hypergraph convolution.
+
+        H' = SiLU( GroupNorm( H + mean over the node's hyperedges of (mean over the hyperedge of H W + c) ) )
+
+    with one norm group over all nodes and channels of a sample.
+
+    Differs from the paper: no hyperedge weight and no node bias (eq. 15), and the residual (eq. 16) comes
+    before norm and activation.
+
+    Args:
+        width: Node width D.
+        config: Incidence.
+    """
+
+    def __init__(self, width: int, config: ChiConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(width, width)
+        self.norm = nn.GroupNorm(1, width)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """H `(batch, nodes, width)` to H' of the same shape."""
+        incidence = incidence_of(nodes, self.config)
+        hyperedges = hyperedge_means(self.linear(nodes), incidence)
+        gathered = hyperedge_means(hyperedges, incidence.transpose(-2, -1))
+        return functional.silu(self.norm((gathered + nodes).transpose(1, 2)).transpose(1, 2))
+
+
+class TokenMlp(nn.Module):
+    """In the place of CHI, Table 4 B: a pre-norm MLP on each token, with residual.
+
+    Args:
+        width: Token width D; the hidden width is the same.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """H `(batch, nodes, width)` to H' of the same shape."""
+        return nodes + self.out(functional.gelu(self.hidden(self.norm(nodes))))
+
+
+class TokenSelfAttention(nn.Module):
+    """In the place of CHI, Table 4 C: pre-norm multi-head self-attention over all tokens, with residual.
+
+    Args:
+        width: Token width D.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, heads)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """H `(batch, nodes, width)` to H' of the same shape."""
+        normed = self.norm(nodes)
+        return nodes + self.attention(normed, normed)
+
+
+def build_interaction(nodes: int, width: int, heads: int, config: ChiConfig) -> nn.Module | None:
+    """What a config puts between STR and the fusion; None for nothing (H' = H)."""
+    if not config.enabled:
+        return None
+    if config.mixer == "mlp":
+        return TokenMlp(width)
+    if config.mixer == "self_attention":
+        return TokenSelfAttention(width, heads)
+    if config.convolution == "released":
+        return ReleasedHypergraphInteraction(width, config)
+    return HypergraphInteraction(nodes, width, config)
 
 
 class ClassTokenFusion(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stmi import feature_modulation, keyed_random
 from stmi.clip import ImageTower, LoadedClip
 from stmi.config import ModelConfig
-from stmi.hypergraph import ClassTokenFusion, HypergraphInteraction
+from stmi.hypergraph import ClassTokenFusion, build_interaction
 from stmi.modality import MODALITIES
 from stmi.token_reallocation import TokenReallocation
 
@@ -132,16 +132,19 @@ class STMI(nn.Module):
             with keyed_random.seeded_construction(seed, "initial_weights", "str", name):
                 self.reallocation[name] = TokenReallocation(width, config.str)
         with keyed_random.seeded_construction(seed, "initial_weights", "chi"):
-            self.interaction = (
-                HypergraphInteraction(self.nodes, width, config.chi) if config.chi.enabled else None
-            )
+            self.interaction = build_interaction(self.nodes, width, config.str.heads, config.chi)
         with keyed_random.seeded_construction(seed, "initial_weights", "fusion"):
             self.fusion = ClassTokenFusion(width, config.fusion) if self.fuses else None
-        widths = {"U": len(MODALITIES) * width, "G": len(MODALITIES) * width, "T": width}
         self.heads = nn.ModuleDict()
-        for feature in widths if self.fuses else ("G", "T"):
+        for feature in self.trained_features():
+            times = 1 if feature == "T" or feature in MODALITIES else len(MODALITIES)
             with keyed_random.seeded_construction(seed, "initial_weights", "head", feature):
-                self.heads[feature] = IdentityHead(widths[feature], identities)
+                self.heads[feature] = IdentityHead(times * width, identities)
+
+    def trained_features(self) -> list[str]:
+        """Names of the features that the losses train (eq. 20)."""
+        global_ = list(map(str, MODALITIES)) if self.config.separate_modality_heads else ["G"]
+        return ["U", *global_, "T"] if self.fuses else [*global_, "T"]
 
     def noise(self, seed: int, epoch: int, step: int, batch: int, rows: slice) -> ModelNoise:
         """The draws of a training step for some rows of the global batch.

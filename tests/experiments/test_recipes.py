@@ -58,3 +58,28 @@ def test_wrong_settings_are_refused_by_name(setting, message):
 def test_unknown_recipe_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="recipe 'dmeo' is unknown; there are demo"):
         resolve("dmeo")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "more"), [("rgbnt201", set()), ("rgbnt100", {"separate_modality_heads"}), ("msvr310", set())]
+)
+def test_released_recipe_differs_from_the_paper_in_nothing_that_is_not_listed(dataset, more):
+    paper, released = resolve(f"{dataset}-paper").flat(), resolve(f"{dataset}-released").flat()
+    differences = {
+        name: (paper[name], released[name])
+        for name in paper
+        if paper[name] != released[name] and name != "recipe"
+    }
+    assert {name: differences.pop(name) for name in more} == dict.fromkeys(more, (False, True))
+    assert differences == {
+        "seed": (0, 1111),
+        "camera_embedding": (False, True),
+        "sfm.mask_threshold": (0.0, 0.5),
+        "sfm.perturbation_draw": ("sample", "layer_and_modality"),
+        "chi.convolution": ("paper", "released"),
+        "chi.incidence": ("cosine", "euclidean"),
+        "fusion.dropout": (0.0, 0.1),
+        "loss.identity_weight": (1.0, 0.25),
+        "augment.geometry": ("shared", "per_modality"),
+        "optim.schedule": ("cosine", "released"),
+    }

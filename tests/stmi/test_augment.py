@@ -19,7 +19,7 @@ def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def still(count: int, padding: int) -> Geometry:
-    return Geometry(np.zeros(count, bool), np.full((count, 2), padding), np.zeros((count, 4), int))
+    return Geometry(np.zeros((count, 1), bool), np.full((count, 1, 2), padding), np.zeros((count, 1, 4), int))
 
 
 def test_centred_crop_without_flip_changes_nothing():
@@ -46,9 +46,9 @@ def test_flip_and_crop_equal_a_naive_loop():
     images, _ = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
     for i in range(8):
         padded = np.pad(pixels[i].numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)))
-        top, left = geometry.offset[i]
+        top, left = geometry.offset[i, 0]
         expected = padded[..., top : top + 16, left : left + 8]
-        expected = expected[..., ::-1] if geometry.flip[i] else expected
+        expected = expected[..., ::-1] if geometry.flip[i, 0] else expected
         assert np.allclose(images[i].numpy(), expected / 127.5 - 1, atol=ROUNDING_FLOAT32)
 
 
@@ -64,7 +64,7 @@ def test_erasing_fills_its_rectangle_with_noise_and_nothing_else():
     pixels, mask = torch.zeros(4, 3, 3, *SIZE, dtype=torch.uint8), torch.zeros(4, *SIZE, dtype=torch.uint8)
     geometry = augment.draw_geometry(AugmentConfig(flip=0, crop_padding=0, erase=1), 4, SIZE, *KEY)
     images, _ = augment.augment(pixels, mask, geometry, 0, slice(0, 4), KEY)
-    for i, (top, left, tall, wide) in enumerate(geometry.erase):
+    for i, (top, left, tall, wide) in enumerate(geometry.erase[:, 0]):
         assert 0.01 < tall * wide / (16 * 8) < 0.4
         inside = torch.zeros(SIZE, dtype=torch.bool)
         inside[top : top + tall, left : left + wide] = True
@@ -75,7 +75,7 @@ def test_erasing_fills_its_rectangle_with_noise_and_nothing_else():
 def test_rates_of_flip_and_erasing_are_those_asked_for():
     geometry = augment.draw_geometry(AugmentConfig(flip=0.5, erase=0.3), 4000, (64, 32), *KEY)
     assert abs(geometry.flip.mean() - 0.5) < 0.03
-    assert abs((geometry.erase[:, 2] > 0).mean() - 0.3) < 0.03
+    assert abs((geometry.erase[..., 2] > 0).mean() - 0.3) < 0.03
 
 
 def test_patch_foreground_is_the_mean_of_the_patch():
@@ -83,3 +83,29 @@ def test_patch_foreground_is_the_mean_of_the_patch():
     mask = arrays["mask"].to(torch.uint8)[None] * 255
     share = augment.patch_foreground(mask, 16)
     assert torch.equal((share >= 0.5).view(16, 8), arrays["token_mask"].bool())
+
+
+def test_modalities_that_move_on_their_own_leave_the_mask_behind():
+    pixels, mask = batch(8)
+    config = AugmentConfig(geometry="per_modality", crop_padding=3, erase=0)
+    geometry = augment.draw_geometry(config, 8, SIZE, *KEY)
+    images, unmoved = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
+    assert torch.equal(unmoved, mask)
+    assert (geometry.offset[:, 0] != geometry.offset[:, 1]).any()
+    for i in range(8):
+        for group in range(3):
+            padded = np.pad(pixels[i, group].numpy(), ((0, 0), (3, 3), (3, 3)))
+            top, left = geometry.offset[i, group]
+            expected = padded[:, top : top + 16, left : left + 8]
+            expected = expected[..., ::-1] if geometry.flip[i, group] else expected
+            assert np.allclose(images[i, group].numpy(), expected / 127.5 - 1, atol=ROUNDING_FLOAT32)
+
+
+def test_erasing_each_modality_on_its_own_leaves_the_others():
+    pixels, mask = torch.zeros(6, 3, 3, *SIZE, dtype=torch.uint8), torch.zeros(6, *SIZE, dtype=torch.uint8)
+    config = AugmentConfig(geometry="per_modality", flip=0, crop_padding=0, erase=0.5)
+    geometry = augment.draw_geometry(config, 6, SIZE, *KEY)
+    images, _ = augment.augment(pixels, mask, geometry, 0, slice(0, 6), KEY)
+    touched = (images != -1).flatten(2).any(dim=2).numpy()
+    assert (touched == (geometry.erase[..., 2] > 0)).all()
+    assert 0 < touched.sum() < touched.size

@@ -1,9 +1,19 @@
+import pytest
 import torch
 from torch.nn import functional
 
 from stmi.config import ChiConfig, FusionConfig
-from stmi.hypergraph import ClassTokenFusion, HypergraphInteraction, cosine_incidence, hyperedge_means
-from tests.tolerances import EXACT_FLOAT64
+from stmi.hypergraph import (
+    ClassTokenFusion,
+    HypergraphInteraction,
+    ReleasedHypergraphInteraction,
+    build_interaction,
+    cosine_incidence,
+    euclidean_incidence,
+    hyperedge_means,
+)
+from tests.stmi import golden
+from tests.tolerances import EXACT_FLOAT64, GOLDEN_VALUE
 
 
 def convolution(threshold: float, nodes: int = 5, width: int = 4) -> HypergraphInteraction:
@@ -70,3 +80,43 @@ def test_dropout_of_the_fusion_drops_nothing_where_all_draws_are_high():
     class_tokens, nodes = torch.randn(2, 3, 8), torch.randn(2, 6, 8)
     dropped = fusion(class_tokens, nodes, torch.zeros(2, 3, 14))
     assert torch.allclose(dropped, class_tokens)
+
+
+def test_released_convolution_equals_the_released_module():
+    arrays = golden.load("chi_module")
+    threshold = float(arrays["threshold"])
+    assert torch.equal(euclidean_incidence(arrays["nodes"], threshold), arrays["incidence"].bool())
+    module = ReleasedHypergraphInteraction(32, ChiConfig(incidence="euclidean", distance_threshold=threshold))
+    names = {"hgconv.fc": "linear", "norm": "norm"}
+    weights = golden.weights(arrays)
+    module.load_state_dict(
+        {
+            f"{ours}.{kind}": weights[f"{theirs}.{kind}"]
+            for theirs, ours in names.items()
+            for kind in ("weight", "bias")
+        }
+    )
+    assert torch.allclose(module(arrays["nodes"]), arrays["y"], atol=GOLDEN_VALUE)
+
+
+@pytest.mark.parametrize("mixer", ["mlp", "self_attention", "hypergraph"])
+def test_alternatives_of_table_4_keep_the_shape_and_agree_with_finite_differences(mixer):
+    torch.manual_seed(0)
+    module = build_interaction(5, 4, 2, ChiConfig(mixer=mixer)).double()
+    nodes = torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert module(nodes).shape == nodes.shape
+    assert torch.autograd.gradcheck(module, (nodes,))
+
+
+def test_only_attention_and_hypergraph_let_tokens_see_each_other():
+    torch.manual_seed(0)
+    nodes = torch.randn(1, 5, 4)
+    other = nodes.clone()
+    other[0, 4] += 0.1
+    for mixer, sees in (("mlp", False), ("self_attention", True), ("hypergraph", True)):
+        module = build_interaction(5, 4, 2, ChiConfig(mixer=mixer, similarity_threshold=-1.0))
+        assert torch.equal(module(nodes)[:, :4], module(other)[:, :4]) is not sees
+
+
+def test_nothing_stands_in_the_place_of_chi_where_it_is_off():
+    assert build_interaction(5, 4, 2, ChiConfig(enabled=False)) is None
