@@ -121,7 +121,8 @@ def build_table(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
         raise CatalogError(f"dataset {dataset!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
     start = time.monotonic()
-    catalog = str(catalog)
+    # Actors run in other folders, so a relative catalog would be another one there.
+    catalog = str(catalog) if "://" in str(catalog) else str(Path(catalog).resolve())
     key = json_digest(
         {
             "kind": kind,

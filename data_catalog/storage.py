@@ -1,5 +1,6 @@
 """Files of a catalog on any pyarrow filesystem (local disk, S3, GCS), each written whole or not at all."""
 
+import os
 import uuid
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | byt
         try:
             with filesystem.open_output_stream(partial, compression=None) as stream:
                 stream.write(data)
+            if isinstance(filesystem, fs.LocalFileSystem):
+                _flush_to_disk(partial)
             filesystem.move(partial, path)
         except BaseException:
             if exists(filesystem, partial):
@@ -53,6 +56,12 @@ def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | byt
             f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
             "again; shards that are complete are kept"
         ) from error
+
+
+def _flush_to_disk(path: str) -> None:
+    """Make sure that a power cut after the move does not leave an empty file under the final name."""
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def exists(filesystem: fs.FileSystem, path: str) -> bool:

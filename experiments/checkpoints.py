@@ -3,8 +3,10 @@
 There is no generator state: every random draw is a function of seed, epoch and step.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ from stmi.model import STMI
 
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.pt"
+HISTORY_FILE = "history.json"
 EMBEDDINGS_FILE = "test_embeddings.safetensors"
 """In the last checkpoint of a finished run: every retrieval feature of the test view's rows."""
 
@@ -50,3 +53,13 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
     if optimizer is not None:
         optimizer.load_state_dict(training["optimizer"])
     return Progress(training["epoch"], training["step"])
+
+
+def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write what a run reported so far beside its weights."""
+    (folder / HISTORY_FILE).write_text(json.dumps(history), encoding="utf-8")
+
+
+def load_history(folder: Path) -> list[dict[str, Any]]:
+    """What the run had reported when the checkpoint was written."""
+    return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))

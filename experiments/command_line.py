@@ -30,7 +30,7 @@ def run_command(
         # What a library prints must not get between the reader and the one JSON document.
         with contextlib.redirect_stdout(sys.stderr):
             result = work()
-    except (ConfigError, CatalogError, ClipFileError, RunFolderError, RunError) as error:
+    except (ConfigError, CatalogError, ClipFileError, RunFolderError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_STATUS
     except KeyboardInterrupt:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_catalog.building import ensure_ray
 from data_catalog.captions import CaptionSettings, make_captions
 from data_catalog.ingest import ingest
 from data_catalog.masks import make_masks
@@ -14,7 +13,7 @@ from data_catalog.progress import progress_bar
 from data_catalog.synthetic import synthesize
 from data_catalog.tables import Table, TableKind, find_table
 from data_catalog.text_features import make_text_features
-from data_catalog.view import ViewSettings, make_view, open_view
+from data_catalog.view import View, ViewSettings, make_view, open_view
 from experiments.recipes import ROOT, ConfigError, ExperimentConfig
 from stmi import batch_plan
 from stmi.batch_plan import BatchPlanError
@@ -40,10 +39,33 @@ class RunTables:
     digests: dict[str, str]
 
 
+def places(workspace: str, catalog: str | None) -> tuple[Path, str]:
+    """Workspace and catalog as absolute places: workers run in other folders.
+
+    Args:
+        workspace: A folder.
+        catalog: A folder or URI; None for the workspace's own.
+
+    Raises:
+        ConfigError: The workspace is a URI.
+    """
+    if "://" in workspace:
+        raise ConfigError(
+            f"--workspace={workspace}: runs are kept in a folder that all nodes share, not at a URI"
+        )
+    folder = Path(workspace).resolve()
+    if catalog is None:
+        return folder, str(folder / "catalog")
+    return folder, catalog if "://" in catalog else str(Path(catalog).resolve())
+
+
 def clip_source(config: ExperimentConfig) -> str:
-    """The recipe's CLIP: a folder below the project's own is meant wherever the command runs."""
+    """The recipe's CLIP as workers find it: a folder from here, or below the project's own, or a name."""
     source = config.model.clip.source
-    return str(ROOT / source) if (ROOT / source).is_dir() else source
+    for folder in (Path(source), ROOT / source):
+        if folder.is_dir():
+            return str(folder.resolve())
+    return source
 
 
 def tables_of(
@@ -70,10 +92,10 @@ def tables_of(
         tables = _synthetic_tables(config, clip_source(config), workspace, catalog, narrate)
     else:
         tables = _found_tables(config, clip, catalog)
-    return RunTables(
-        views={split: tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables},
-        digests={name: table.digest for name, table in tables.items()} | {"clip": clip.digest},
-    )
+    views = {split: tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
+    made_from = views["train"].manifest.inputs | tables["text_features"].manifest.inputs
+    digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
+    return RunTables(views, digests)
 
 
 def check_data_set(config: ExperimentConfig, catalog: str) -> None:
@@ -122,6 +144,28 @@ def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) 
             )
         if split == "train":
             _check_batch(config, view.identity)
+        else:
+            _check_queries(config, view, split)
+        if config.model.sfm.enabled and "masks" not in table.manifest.inputs:
+            raise ConfigError(
+                f"model.sfm is on, but view {table.path} was made without masks; make it with masks, or set "
+                "model.sfm=off"
+            )
+
+
+def _check_queries(config: ExperimentConfig, view: View, split: str) -> None:
+    """Refuse a split none of whose queries has a match, before hours of training end in that."""
+    group = view.camera_id if config.data.junk == "camera" else view.scene_id
+    matched = {
+        identity
+        for identity in np.unique(view.identity[view.is_gallery])
+        if len(np.unique(group[(view.identity == identity) & (view.is_gallery | view.is_query)])) > 1
+    }
+    if not any(identity in matched for identity in view.identity[view.is_query]):
+        raise ConfigError(
+            f"none of the queries of split {split} has its identity under another {config.data.junk}; "
+            f"check data.junk={config.data.junk} and the split of data set {config.data.dataset!r}"
+        )
 
 
 def _check_batch(config: ExperimentConfig, identity: np.ndarray) -> None:
@@ -143,7 +187,6 @@ def _synthetic_tables(
     with progress_bar("synthesize", "sample") as report:
         drawn = synthesize(settings, folder, report)
     narrate("synthesize", f"{sum(drawn.samples.values())} samples {_again(drawn.reused)}in {folder}")
-    ensure_ray()
     with progress_bar("ingest", "shard") as report:
         samples = ingest(folder / "RGBNT201", catalog, config.data.dataset, progress=report)
     quarantined = len(samples.statistics["quarantined"])

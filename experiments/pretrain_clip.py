@@ -184,7 +184,7 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     loaded = clip.load_clip(out)
     return {
         "folder": str(out),
-        "sha256": loaded.digest,
+        "sha256": digest,
         "bytes": (out / clip.WEIGHTS_FILE).stat().st_size,
         "parameters": sum(value.numel() for value in weights.values()),
         "held_out_accuracy": held_out_accuracy(loaded.model, tokenizer, pairs),

@@ -46,6 +46,15 @@ class DataConfig(Section):
         "camera", description="What a gallery sample of the query's identity shares with it to be junk."
     )
 
+    @model_validator(mode="after")
+    def _synthetic_name(self) -> Self:
+        # Drawn samples must not come to lie among those of a real data set.
+        if self.synthetic is not None and self.dataset != (name := f"synthetic_{self.synthetic.kind}"):
+            raise ValueError(
+                f"data.dataset={self.dataset} is drawn by data.synthetic; set data.dataset={name}"
+            )
+        return self
+
 
 class TrainConfig(Section):
     """How long, on how many workers, and how often to look."""
@@ -80,6 +89,11 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"train.workers={self.train.workers} does not divide batch.size={self.batch.size}; "
                 f"use one of {', '.join(map(str, fitting))}, or another batch.size"
+            )
+        if self.optim.warmup_epochs > self.train.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.optim.warmup_epochs} is more than train.epochs="
+                f"{self.train.epochs}; warm up for fewer"
             )
         return self
 
@@ -117,7 +131,7 @@ def demo() -> ExperimentConfig:
             optimizer="adamw",
             learning_rate=5e-4,
             final_learning_rate=1e-5,
-            warmup_epochs=2,
+            warmup_epochs=1,
             beta2=0.98,
             weight_decay=0.05,
             gradient_clip=2.0,
@@ -206,6 +220,8 @@ def resolve(recipe: str, settings: list[str] | None = None) -> ExperimentConfig:
         name, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"setting {setting!r} is not name=value, for example model.sfm=off")
+        if name.strip() == "recipe":
+            raise ConfigError("recipe is not a setting; name it with --recipe")
         _set(tree, name.strip(), text)
     return parse(tree)
 
@@ -238,7 +254,10 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
             raise ConfigError(f"{name}: {parent} is no group of settings here")
         section, tree = kind, tree[parent]
     _require(section, last, name)
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{name}={text}: not a value; quote what has brackets or colons") from None
     kind = _section_of(section, last)
     if kind is not None and issubclass(kind, Switch) and isinstance(value, bool):
         tree[last]["enabled"] = value

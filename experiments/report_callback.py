@@ -24,7 +24,13 @@ class JournalCallback(UserCallback):
     ) -> None:
         """Write the first worker's report; all workers report the same."""
         facts = dict(metrics[0])
-        self.journal.append(facts.pop("event"), **facts, checkpoint=checkpoint.path if checkpoint else None)
+        event = facts.pop("event")
+        # What a crash kept from the journal comes back with the checkpoint.
+        known = {(past["event"], past.get("epoch")) for past in self.journal.read()}
+        for past in facts.pop("history", []):
+            if (past["event"], past.get("epoch")) not in known:
+                self.journal.append(past.pop("event"), **past)
+        self.journal.append(event, **facts, checkpoint=checkpoint.path if checkpoint else None)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a crash."""

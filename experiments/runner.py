@@ -1,6 +1,7 @@
 """One run on Ray Train, from its config to its result; every script that trains calls `run`."""
 
 import json
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from experiments.recipes import RECIPES, ROOT, ExperimentConfig
 from experiments.run_folder import RunFolder
 from experiments.tracking import Mirror, RunFacts, local_store
 
+logger = logging.getLogger(__name__)
+
 MAX_FAILURES = 3
 """Crashes of workers that a run survives, each time from its last checkpoint."""
 LOOK_SECONDS = 0.5
@@ -31,15 +34,14 @@ class RunError(RuntimeError):
     """A run that could not be finished; says why and how to go on."""
 
 
-def connect() -> None:
-    """Join or start Ray with the settings that a run needs; call before anything else uses Ray."""
+def prepare_ray() -> None:
+    """Set what a run needs of Ray in the environment; call before anything starts Ray."""
     # Workers must import this tree, also where another version is installed.
     path = os.environ.get("PYTHONPATH", "")
     if str(ROOT) not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
     # The default looks at the workers every two seconds, and a short epoch would wait for the look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    ensure_ray()
 
 
 def run(
@@ -63,12 +65,27 @@ def run(
     """
     folder = RunFolder.of(workspace, config, tables)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(workspace)
-    mirror = Mirror(uri, folder.path, workspace, _facts(config, folder))
     with _only_one(folder):
-        if (finished := folder.result) is not None:
+        _warn_of_other_code(folder)
+        finished = folder.result
+        if finished is None:
+            folder.journal.append("started", environment=environment(), **code_version())
+        mirror = Mirror(uri, folder.path, workspace, _facts(config, folder))
+        if finished is not None:
             _finish(folder, finished, mirror)
             return finished | {"reused": True}
         return _train(config, tables, folder, mirror)
+
+
+def _warn_of_other_code(folder: RunFolder) -> None:
+    """The run's name knows its settings and data, not the code: say where that changed since."""
+    started, now = folder.journal.last("started"), code_version()["code.digest"]
+    if started is not None and started["code.digest"] != now:
+        what = "was finished" if folder.result else "was begun"
+        logger.warning(
+            "run %s %s by other code (digest %s, now %s); move its folder away to train it anew",
+            *(folder.name, what, started["code.digest"], now),
+        )
 
 
 @contextmanager
@@ -82,11 +99,14 @@ def _only_one(folder: RunFolder) -> Iterator[None]:
 
 
 def _train(config: ExperimentConfig, tables: RunTables, folder: RunFolder, mirror: Mirror) -> dict[str, Any]:
-    resumed = any(event.get("checkpoint") for event in folder.journal.read())
-    folder.journal.append("started", resumed=resumed, environment=environment(), **code_version())
-    with _watched(folder, mirror, config.train.epochs):
-        _fit(config, tables, folder, mirror)
-    result = _result(folder, mirror, resumed)
+    mirror.reopen()
+    try:
+        with _watched(folder, mirror, config.train.epochs):
+            _fit(config, tables, folder)
+        result = _result(folder, mirror)
+    except RunError:
+        mirror.finish("FAILED", folder.files)
+        raise
     folder.journal.append("finished", seconds=result["seconds"])
     folder.write_result(result)
     _finish(folder, result, mirror)
@@ -102,11 +122,13 @@ def _finish(folder: RunFolder, result: dict[str, Any], mirror: Mirror) -> None:
 def _facts(config: ExperimentConfig, folder: RunFolder) -> RunFacts:
     changed = differences(config)
     name = " ".join([config.recipe, *changed, f"seed={config.seed}"])
-    machine = environment()
+    started = folder.journal.last("started")
+    assert started is not None
+    machine = started["environment"]
     tags = {
         "stmi.run": folder.name,
         "stmi.recipe": config.recipe,
-        **code_version(),
+        **{name: value for name, value in started.items() if name.startswith("code.")},
         **{
             f"environment.{fact}": str(machine[fact])
             for fact in ("python", "platform", "processors", "accelerators")
@@ -126,28 +148,30 @@ def differences(config: ExperimentConfig) -> list[str]:
     ]
 
 
-def _fit(config: ExperimentConfig, tables: RunTables, folder: RunFolder, mirror: Mirror) -> None:
-    import ray  # noqa: PLC0415 - after `connect` has set what Ray reads from the environment
+def _fit(config: ExperimentConfig, tables: RunTables, folder: RunFolder) -> None:
+    import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
     from experiments.report_callback import JournalCallback  # noqa: PLC0415
-    from experiments.training_loop import threads_of_worker, train_worker  # noqa: PLC0415
+    from experiments.training_loop import train_worker  # noqa: PLC0415
 
-    connect()
+    prepare_ray()
+    ensure_ray()
     workers = config.train.workers
     resources = ray.cluster_resources()
-    use_gpu = resources.get("GPU", 0) >= workers
+    accelerators = int(resources.get("GPU", 0))
+    if 0 < accelerators < workers:
+        raise RunError(
+            f"train.workers={workers}, but the cluster has {accelerators} GPUs; ask for at most as many "
+            "workers, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on processors"
+        )
+    use_gpu = accelerators > 0
     # More workers than processors share them: the result is the same, only later.
     processors = min(1.0, resources.get("CPU", 1) / workers)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={
-            "config": config,
-            "views": tables.views,
-            "clip": clip_source(config),
-            "threads": threads_of_worker(workers),
-        },
+        train_loop_config={"config": config, "views": tables.views, "clip": clip_source(config)},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
@@ -166,7 +190,6 @@ def _fit(config: ExperimentConfig, tables: RunTables, folder: RunFolder, mirror:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         folder.journal.append("failed", error=str(error))
-        mirror.finish("FAILED", [folder.journal.path])
         raise RunError(
             f"run {folder.name} failed: {error}\nIts journal is {folder.journal.path}; once the cause is "
             "removed, the same command continues from the last checkpoint"
@@ -207,8 +230,13 @@ def _watch(journal: Journal, mirror: Mirror, epochs: int, stop: threading.Event)
                 synced = time.monotonic()
 
 
-def _result(folder: RunFolder, mirror: Mirror, resumed: bool) -> dict[str, Any]:
+def _result(folder: RunFolder, mirror: Mirror) -> dict[str, Any]:
     journal = folder.journal
+    events = journal.read()
+    start = max(i for i, event in enumerate(events) if event["event"] == "started")
+    for event in events[start:]:
+        if event["event"] == "stopped":
+            raise RunError(f"run {folder.name} stopped: {event['error']}")
     test, untrained, epochs = journal.last("test"), journal.last("untrained"), journal.epochs()
     assert test is not None
     assert untrained is not None
@@ -216,7 +244,7 @@ def _result(folder: RunFolder, mirror: Mirror, resumed: bool) -> dict[str, Any]:
     return {
         "run": folder.name,
         "status": "finished",
-        "resumed": resumed,
+        "resumed": any(event["event"] == "resumed" for event in events),
         "reused": False,
         "folder": str(folder.path),
         "checkpoint": test["checkpoint"],
@@ -225,30 +253,34 @@ def _result(folder: RunFolder, mirror: Mirror, resumed: bool) -> dict[str, Any]:
         "untrained": untrained["metrics"],
         "validation": validation[-1]["validation"] if validation else None,
         "losses": [{"epoch": event["epoch"], **event["losses"]} for event in epochs],
-        "seconds": _seconds(journal),
+        "seconds": _seconds(events[start:]),
         "tables": folder.digests,
-        "mlflow": {"uri": mirror.uri, "run_id": mirror.run_id, "experiment_id": mirror.experiment_id},
+        "mlflow": {"uri": mirror.public_uri, "run_id": mirror.run_id, "experiment_id": mirror.experiment_id},
     }
 
 
-def _seconds(journal: Journal) -> dict[str, float]:
-    """Where the time of the last start went, by part, and the share that was training and evaluation."""
-    events = journal.read()
-    start = max(i for i, event in enumerate(events) if event["event"] == "started")
-    reports = [event for event in events[start:] if "seconds" in event and "began" in event]
-    # A run whose workers crashed and came back began more than once; the last time counts.
-    reports = [event for event in reports if event["began"] == reports[-1]["began"]]
+def _seconds(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Where the time of a start went, by part, and the share that was training and evaluation.
+
+    Args:
+        events: From the "started" event on.
+    """
+    started = events[0]["time"]
+    reports = [event for event in events if event.get("began", 0) > started]
+    # Workers that crash come back; what they did before is lost time, the rest is counted by part.
+    last = [event for event in reports if event["began"] == reports[-1]["began"]]
     parts: dict[str, float] = {}
-    for event in reports:
+    for event in last:
         for name, value in event["seconds"].items():
             parts[name] = parts.get(name, 0.0) + value
-    began, ended = reports[0]["began"], reports[-1]["time"]
+    began, ended = last[0]["began"], last[-1]["time"]
     working = parts.get("steps", 0.0) + parts.get("evaluation", 0.0)
     return {
-        "start_workers": began - events[start]["time"],
+        "start_workers": reports[0]["began"] - started,
+        "failed_attempts": began - reports[0]["began"],
         **parts,
         "other": ended - began - sum(parts.values()),
         "workers": ended - began,
-        "share_in_steps_and_evaluation": working / (ended - began),
-        "total": ended - events[start]["time"],
+        "share_in_steps_and_evaluation": working / (ended - reports[0]["began"]),
+        "total": ended - started,
     }

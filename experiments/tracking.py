@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from data_catalog import storage
 from experiments.journal import Journal
@@ -26,6 +27,12 @@ _BATCH = 100
 def local_store(workspace: Path) -> str:
     """URI of the embedded store of a workspace: a SQLite file."""
     return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+
+
+def _without_credentials(uri: str) -> str:
+    """A URI as it may be stored and shown: without user name and password."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Mirror:
     def __init__(self, uri: str, folder: Path, workspace: Path, facts: RunFacts) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in _PATIENCE.items()})
         self.uri = uri
+        self.public_uri = _without_credentials(uri)
         self.folder = folder
         self.workspace = workspace
         self.facts = facts
@@ -67,15 +75,16 @@ class Mirror:
         self.behind = False
         self._state_file = folder / "mlflow.json"
         self._state: dict[str, Any] = {
-            "uri": uri,
+            "uri": self.public_uri,
             "run_id": None,
             "experiment_id": None,
+            "described": False,
             "sent": 0,
             "status": "",
         }
         if self._state_file.exists():
             stored = json.loads(self._state_file.read_text(encoding="utf-8"))
-            if stored["uri"] == uri:
+            if stored["uri"] == self.public_uri:
                 self._state = stored
 
     @property
@@ -87,6 +96,16 @@ class Mirror:
     def experiment_id(self) -> str | None:
         """The experiment's number in MLflow, once it is known there."""
         return self._state["experiment_id"]
+
+    def reopen(self) -> None:
+        """Show a run that failed before, and is tried again, as running."""
+
+        def send() -> None:
+            if self._state["status"] == "FAILED":
+                self._client().update_run(self.run_id, status="RUNNING")
+                self._remember(status="")
+
+        self._attempt(send)
 
     def sync(self) -> None:
         """Send what the journal has and MLflow has not; on failure warn once and leave it for later."""
@@ -114,7 +133,10 @@ class Mirror:
         except Exception as error:
             # Whatever goes wrong between here and a server must not end a training run.
             if not self.behind:
-                logger.warning("MLflow at %s cannot be told (%s); the journal keeps it", self.uri, error)
+                reason = str(error).replace(self.uri, self.public_uri)
+                logger.warning(
+                    "MLflow at %s cannot be told (%s); the journal keeps it", self.public_uri, reason
+                )
             self.behind = True
 
     def _client(self) -> Any:
@@ -127,6 +149,8 @@ class Mirror:
     def _sync(self) -> None:
         if self.run_id is None:
             self._start()
+        if not self._state["described"]:
+            self._describe()
         events = self.journal.read()
         metrics = [entry for event in events[self._state["sent"] :] for entry in _metrics_of(event)]
         client = self._client() if metrics else None
@@ -140,8 +164,6 @@ class Mirror:
             self._remember(sent=len(events))
 
     def _start(self) -> None:
-        from mlflow.entities import Param, RunTag  # noqa: PLC0415
-
         client = self._client()
         experiment = client.get_experiment_by_name(self.facts.experiment)
         if experiment is None:
@@ -154,11 +176,17 @@ class Mirror:
             experiment_id = experiment.experiment_id
         run = client.create_run(experiment_id, run_name=self.facts.name)
         self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
+
+    def _describe(self) -> None:
+        from mlflow.entities import Param, RunTag  # noqa: PLC0415
+
+        client = self._client()
         settings = self.facts.parameters | {f"table.{name}": d for name, d in self.facts.tables.items()}
         parameters = [Param(name, str(value)) for name, value in settings.items()]
         for start in range(0, len(parameters), _BATCH):
             client.log_batch(self.run_id, params=parameters[start : start + _BATCH])
         client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in self.facts.tags.items()])
+        self._remember(described=True)
 
     def _remember(self, **changes: Any) -> None:
         self._state |= changes

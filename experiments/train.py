@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seed", type=int, help="shorthand for --set seed=N")
     options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
     options.add_argument(
-        "--workspace", type=Path, default=ROOT / "runs", help="folder of runs (default: runs)"
+        "--workspace",
+        default=str(ROOT / "runs"),
+        help="folder of runs, on a disk that all nodes share (default: runs)",
     )
     options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
     options.add_argument(
@@ -67,14 +69,14 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
 def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, result: None) -> dict[str, Any]:
     """Do what the command line asks for; returns the result."""
     config = configure(given)
-    catalog = given.catalog or str(given.workspace / "catalog")
+    workspace, catalog = datasets.places(given.workspace, given.catalog)
     datasets.check_data_set(config, catalog)
     clip = load_clip(datasets.clip_source(config))
     datasets.check_settings(config, clip)
-    runner.connect()
-    tables = datasets.tables_of(config, clip, given.workspace, catalog, narrate)
+    runner.prepare_ray()
+    tables = datasets.tables_of(config, clip, workspace, catalog, narrate)
     datasets.check_tables(config, clip, tables)
-    return runner.run(config, tables, given.workspace, given.tracking_uri)
+    return runner.run(config, tables, workspace, given.tracking_uri)
 
 
 def main(arguments: list[str] | None = None) -> int:

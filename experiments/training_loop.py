@@ -1,5 +1,6 @@
 """What every worker of a run does: train, validate, checkpoint, report; on one process or many."""
 
+import math
 import os
 import tempfile
 import time
@@ -25,6 +26,7 @@ from stmi import augment, batch_plan
 from stmi.batch_plan import rows_of_rank
 from stmi.clip import load_clip
 from stmi.model import STMI, ModelInput
+from stmi.retrieval import RetrievalError
 from stmi.train_step import TrainStep, learning_rate
 
 
@@ -48,33 +50,47 @@ class Clock:
         return taken
 
 
+class DivergedError(RuntimeError):
+    """The loss is not a finite number any more."""
+
+
 def train_worker(settings: dict[str, Any]) -> None:
     """One worker's whole run; called by Ray Train.
 
     Args:
-        settings: `config` (an `ExperimentConfig`), `views` (split name to `Table`), `clip` (its source) and
-            `threads` (CPU threads of this worker).
+        settings: `config` (an `ExperimentConfig`), `views` (split name to `Table`) and `clip` (its source).
     """
     began, clock = time.time(), Clock()
     with clock.part("setup"):
-        torch.set_num_threads(settings["threads"])
+        torch.set_num_threads(_own_threads())
         run = _Run(settings["config"], settings["views"], settings["clip"])
-        progress = run.restore()
-    reporter = _Reporter(clock, began)
+        progress, history = run.restore()
+    reporter = _Reporter(clock, began, history)
+    try:
+        _train(run, clock, reporter, progress)
+    except (DivergedError, RetrievalError) as error:
+        # Every worker meets these alike, and would again: nothing to retry.
+        reporter.report("stopped", error=str(error))
+
+
+def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoints.Progress) -> None:
+    config = run.config.train
     if progress.step == 0:
         with clock.part("evaluation"):
             untrained = run.evaluate("test")[1]["U"]
         reporter.report("untrained", metrics=untrained, cameras=run.cameras, identities=run.identities)
-    for epoch in range(progress.epoch, run.config.train.epochs):
+    else:
+        reporter.report("resumed", epoch=progress.epoch, history=reporter.history)
+    for epoch in range(progress.epoch, config.epochs):
         with clock.part("steps"):
             losses, rate, steps = run.train_epoch(epoch)
         progress = checkpoints.Progress(epoch + 1, progress.step + steps)
         facts: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "losses": losses}
-        last = epoch + 1 == run.config.train.epochs
-        if "val" in run.views and (last or (epoch + 1) % run.config.train.validate_every == 0):
+        last = epoch + 1 == config.epochs
+        if "val" in run.views and (last or (epoch + 1) % config.validate_every == 0):
             with clock.part("evaluation"):
                 facts["validation"] = run.evaluate("val")[1]
-        keep = last or (epoch + 1) % run.config.train.checkpoint_every == 0
+        keep = last or (epoch + 1) % config.checkpoint_every == 0
         save = partial(run.save, progress=progress) if keep else None
         reporter.report("epoch", save, learning_rate=rate, **facts)
     with clock.part("evaluation"):
@@ -82,32 +98,38 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     def save_result(folder: Path) -> None:
         run.save(folder, progress)
-        save_file(
-            {name: np.ascontiguousarray(rows) for name, rows in embeddings.items()},
-            folder / checkpoints.EMBEDDINGS_FILE,
-        )
+        rows = {name: np.ascontiguousarray(values) for name, values in embeddings.items()}
+        save_file(rows, folder / checkpoints.EMBEDDINGS_FILE)
 
-    reporter.report("test", save_result, metrics=metrics, epochs=run.config.train.epochs)
+    reporter.report("test", save_result, metrics=metrics, epochs=config.epochs)
 
 
 class _Reporter:
-    """Sends what happened to the driver, a checkpoint with it where there is one."""
+    """Sends what happened to the driver, a checkpoint with it where there is one.
 
-    def __init__(self, clock: Clock, began: float) -> None:
+    Each checkpoint holds all that was reported until then: the driver may die after a checkpoint is stored
+    and before its journal knows of it.
+    """
+
+    def __init__(self, clock: Clock, began: float, history: list[dict[str, Any]]) -> None:
         self.clock = clock
         self.began = began
+        self.history = history
         self.is_first = ray.train.get_context().get_world_rank() == 0
 
     def report(self, event: str, save: Callable[[Path], None] | None = None, **facts: Any) -> None:
+        report = {"event": event, "began": self.began, "seconds": {}, **facts}
+        if event != "resumed":
+            self.history.append(report)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if save is not None and self.is_first:
                 with self.clock.part("checkpoint"):
                     save(Path(folder))
+                    checkpoints.save_history(Path(folder), self.history)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-            seconds = self.clock.take()
+            report["seconds"] = self.clock.take()
             with self.clock.part("report"):
-                report = {"event": event, "began": self.began, "seconds": seconds, **facts}
                 ray.train.report(report, checkpoint=checkpoint)
 
 
@@ -130,13 +152,14 @@ class _Run:
         self.model = model.to(self.device).train()
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast)
 
-    def restore(self) -> checkpoints.Progress:
-        """Continue from the run's last checkpoint, if it has one."""
+    def restore(self) -> tuple[checkpoints.Progress, list[dict[str, Any]]]:
+        """Continue from the run's last checkpoint, if it has one; how far it is, and what was reported."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
-            return checkpoints.Progress()
+            return checkpoints.Progress(), []
         with checkpoint.as_directory() as folder:
-            return checkpoints.load(Path(folder), self.model, self.take_step.optimizer)
+            progress = checkpoints.load(Path(folder), self.model, self.take_step.optimizer)
+            return progress, checkpoints.load_history(Path(folder))
 
     def save(self, folder: Path, progress: checkpoints.Progress) -> None:
         """Write a checkpoint."""
@@ -155,7 +178,13 @@ class _Run:
             noise = self.model.noise(config.seed, epoch, step, config.batch.size, self.rows)
             for name, value in self.take_step(batch, noise, labels, rate).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        return {name: (total / len(plan)).item() for name, total in sums.items()}, rate, len(plan)
+        losses = {name: (total / len(plan)).item() for name, total in sums.items()}
+        if not math.isfinite(losses["total"]):
+            raise DivergedError(
+                f"the loss of epoch {epoch + 1} is {losses['total']} at learning rate {rate:.3g}; "
+                "lower optim.learning_rate, or set optim.gradient_clip"
+            )
+        return losses, rate, len(plan)
 
     def evaluate(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Embeddings of a split, and the metrics of each feature."""
@@ -185,6 +214,6 @@ class _Run:
         return model_input, torch.from_numpy(self.labels[rows]).to(self.device)
 
 
-def threads_of_worker(workers: int) -> int:
-    """CPU threads for each of some workers on this machine."""
-    return max(1, (os.cpu_count() or 1) // workers)
+def _own_threads() -> int:
+    """CPU threads for this worker: its share of the processors that its node gives to the run."""
+    return max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size())

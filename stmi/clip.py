@@ -18,6 +18,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -44,7 +45,7 @@ class LoadedClip:
         model: open_clip's model, in evaluation mode, gradients off.
         tokenizer: Text to token numbers.
         name: The source it was asked for by.
-        digest: Hex SHA-256 of the weights.
+        digest: Hex SHA-256 of all that decides what the towers give: config, vocabulary and weights.
     """
 
     model: open_clip.CLIP
@@ -89,7 +90,8 @@ def load_clip(source: str | Path) -> LoadedClip:
         model = open_clip.create_model(name, pretrained=pretrained, weights_only=True)
     except RuntimeError as error:
         raise ClipFileError(f"clip source {str(source)!r} cannot be loaded: {error}") from error
-    digest = hashlib.sha256()
+    _require_transformer(model, source)
+    digest = hashlib.sha256(json.dumps([name, open_clip.get_model_config(name)], sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
     return LoadedClip(_frozen(model), open_clip.get_tokenizer(name), str(source), digest.hexdigest())
@@ -110,6 +112,7 @@ def build_clip(folder: Path) -> tuple[open_clip.CLIP, Any]:
         raise ClipFileError(f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg)") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ClipFileError(f"{path}: not a model config of open_clip ({error!r})") from error
+    _require_transformer(model, folder)
     merges = folder / MERGES_FILE
     tokenizer = SimpleTokenizer(
         **({"bpe_path": str(merges)} if merges.is_file() else {}),
@@ -145,7 +148,27 @@ def _load_folder(folder: Path) -> LoadedClip:
         raise ClipFileError(f"{path} has SHA-256 {digest}, not the one in {promised}; restore the file")
     weights = {name: value.float() for name, value in load_file(path).items()}
     load_strictly(model, weights, path)
-    return LoadedClip(_frozen(model), tokenizer, str(folder), digest)
+    return LoadedClip(_frozen(model), tokenizer, str(folder), _folder_digest(folder, digest))
+
+
+def _folder_digest(folder: Path, weights: str) -> str:
+    """Digest of all that decides what the towers give: config, merges and weights."""
+    config = json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]
+    merges = folder / MERGES_FILE
+    parts = {
+        "model_cfg": config,
+        "merges": hashlib.sha256(merges.read_bytes()).hexdigest() if merges.is_file() else None,
+        "weights": weights,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _require_transformer(model: nn.Module, source: Path | str) -> None:
+    if not isinstance(getattr(model, "visual", None), VisionTransformer):
+        kind = type(getattr(model, "visual", model)).__name__
+        raise ClipFileError(
+            f"clip source {str(source)!r} has a {kind} image tower; a vision transformer is needed"
+        )
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:

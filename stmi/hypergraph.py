@@ -30,8 +30,10 @@ def cosine_incidence(nodes: Tensor, threshold: float) -> Tensor:
     Returns:
         Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
     """
-    unit = functional.normalize(nodes.detach().float(), dim=-1)
-    incidence = unit @ unit.transpose(-2, -1) >= threshold
+    # Under autocast the product would be bfloat16, and decide otherwise near the threshold.
+    with torch.autocast(nodes.device.type, enabled=False):
+        unit = functional.normalize(_at_least_float32(nodes.detach()), dim=-1)
+        incidence = unit @ unit.transpose(-2, -1) >= threshold
     # A node is in its own hyperedge even where rounding puts its similarity to itself under tau = 1.
     return incidence | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
 
@@ -48,8 +50,12 @@ def euclidean_incidence(nodes: Tensor, threshold: float) -> Tensor:
     Returns:
         Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
     """
-    nodes = nodes.detach().float()
+    nodes = _at_least_float32(nodes.detach())
     return torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist") < threshold
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def incidence_of(nodes: Tensor, config: ChiConfig) -> Tensor:

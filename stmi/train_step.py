@@ -2,10 +2,11 @@
 
 Every worker embeds its rows, the features are gathered, and every worker computes the same loss on
 the whole batch, with ordinary batch norms. So the loss, and with it the trained model, does not
-depend on how many workers there are.
+depend on how many workers there are. They start from the same weights, which are keyed by the seed.
 """
 
 import math
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 import torch.distributed as dist
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from stmi import losses
 from stmi.config import LossConfig, OptimConfig
@@ -47,8 +47,25 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _GatherRows.apply(rows)
 
 
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the workers, in one flat exchange.
+
+    `DistributedDataParallel` would overlap the exchange with the backward pass, but it regroups its buckets
+    after the first step of a process, so that a resumed run with three or more workers adds up in another
+    order than an undisturbed one. Here the order is always that of the parameters.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
 class GlobalBatchLoss(nn.Module):
-    """STMI and its objective on the global batch, as one module that DDP can wrap.
+    """STMI and its objective on the global batch.
 
     Args:
         model: The network.
@@ -83,13 +100,7 @@ class TrainStep:
 
     def __init__(self, model: STMI, loss: LossConfig, optim: OptimConfig, autocast: bool) -> None:
         self.config = optim
-        module = GlobalBatchLoss(model, loss, autocast)
-        spread = dist.is_initialized() and dist.get_world_size() > 1
-        self.module: nn.Module = (
-            DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if spread
-            else module
-        )
+        self.module = GlobalBatchLoss(model, loss, autocast)
         self.optimizer = build_optimizer(model, optim)
 
     def __call__(
@@ -101,6 +112,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.module(batch, noise, labels)
         parts["total"].backward()
+        average_gradients(self.module.parameters())
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
         self.optimizer.step()

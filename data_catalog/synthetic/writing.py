@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from PIL import Image
 
 from data_catalog.errors import CatalogError
@@ -72,18 +73,34 @@ def synthesize(
     manifest = _manifest(settings)
     identities = {split: len(settings.identities(split)) for split in SPLITS}
     samples = {split: identities[split] * settings.cameras * settings.shots for split in SPLITS}
-    reused = _is_there(out, manifest)
-    if not reused:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / UNFINISHED).write_text(_as_text(manifest), encoding="utf-8")
-        done, total = 0, sum(samples.values())
-        for split in SPLITS:
-            for _ in _write_split(settings, split, out):
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-        (out / UNFINISHED).replace(out / MANIFEST)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Two processes that want the same data set: one draws it, the other waits and finds it.
+        with FileLock(out.parent / f".{out.name}.lock"):
+            reused = _is_there(out, manifest)
+            if not reused:
+                _write(settings, out, manifest, sum(samples.values()), progress)
+    except OSError as error:
+        raise SynthesisConflictError(f"{out} cannot be written: {error}; choose another folder.") from error
     return SynthesisReport(out, samples, identities, time.monotonic() - started, reused)
+
+
+def _write(
+    settings: SyntheticSettings,
+    out: Path,
+    manifest: Mapping[str, Any],
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).write_text(_as_text(manifest), encoding="utf-8")
+    done = 0
+    for split in SPLITS:
+        for _ in _write_split(settings, split, out):
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    (out / UNFINISHED).replace(out / MANIFEST)
 
 
 def sample_name(identity: int, camera: int, shot: int) -> str:

@@ -1,6 +1,7 @@
 import pytest
 
 from experiments.journal import Journal
+from experiments.report_callback import JournalCallback
 
 
 @pytest.fixture
@@ -34,3 +35,17 @@ def test_numbers_that_are_not_finite_are_refused(journal):
     with pytest.raises(ValueError, match="not JSON compliant"):
         journal.append("epoch", loss=float("nan"))
     assert journal.read() == []
+
+
+def test_epochs_that_a_crash_kept_from_the_journal_come_back_with_the_checkpoint(journal):
+    journal.append("untrained", metrics={"mAP": 0.1})
+    journal.append("epoch", epoch=1, losses={"total": 3.0})
+    history = [
+        {"event": "untrained", "metrics": {"mAP": 0.1}},
+        {"event": "epoch", "epoch": 1, "losses": {"total": 3.0}},
+        {"event": "epoch", "epoch": 2, "losses": {"total": 2.0}},
+    ]
+    report = {"event": "resumed", "epoch": 2, "history": history}
+    JournalCallback(journal).after_report(None, [report], None)
+    assert [(event["epoch"], event["losses"]["total"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
+    assert [event["event"] for event in journal.read()] == ["untrained", "epoch", "epoch", "resumed"]

@@ -77,3 +77,37 @@ def test_dead_server_costs_no_run_and_is_told_later(workspace, folder, caplog):
     back.finish("FINISHED", [])
     assert not back.behind
     assert stored(workspace, back)[1].data.metrics["loss/total"] == 1.0
+
+
+def test_parameters_that_a_failing_server_missed_are_sent_later(workspace, folder, monkeypatch):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "log_batch", fail)
+        mirror.sync()
+        assert mirror.behind
+    mirror.sync()
+    assert stored(workspace, mirror)[1].data.params["str.tokens"] == "4"
+
+
+def test_failed_run_is_shown_as_running_when_it_is_tried_again(workspace, folder):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FAILED", [])
+    assert stored(workspace, mirror)[1].info.status == "FAILED"
+    again = Mirror(local_store(workspace), folder, workspace, FACTS)
+    again.reopen()
+    assert stored(workspace, again)[1].info.status == "RUNNING"
+    again.finish("FINISHED", [])
+    assert stored(workspace, again)[1].info.status == "FINISHED"
+
+
+def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, caplog):
+    mirror = Mirror("http://me:secret@127.0.0.1:9/mlflow", folder, workspace, FACTS)
+    mirror.sync()
+    mirror._remember()
+    assert mirror.public_uri == "http://127.0.0.1:9/mlflow"
+    assert "secret" not in (folder / "mlflow.json").read_text()
+    assert "secret" not in "".join(record.getMessage() for record in caplog.records)
+
+
+def fail(*args, **kwargs):
+    raise ConnectionError("no server")

@@ -3,15 +3,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
-import ray
 from filelock import FileLock
 
-from experiments import demo, report, train
+from data_catalog import building
+from experiments import demo, report, runner, train
 from experiments.journal import Journal
 from experiments.tracking import local_store
 from stmi.model import FEATURES
@@ -129,6 +131,45 @@ def test_killed_run_continues_and_ends_as_if_undisturbed(trained, capsys, clip, 
     assert resumed["metrics"] == trained["metrics"]
 
 
+def test_run_survives_the_crash_of_a_worker_and_ends_as_if_undisturbed(trained, capsys, clip, tmp_path):
+    done = threading.Event()
+    killer = threading.Thread(target=kill_a_worker_after_the_first_checkpoint, args=(tmp_path, done))
+    killer.start()
+    survived = run(capsys, clip, tmp_path, "--workers", "2", "--set", "train.epochs=3")
+    done.set()
+    killer.join()
+    events = [event["event"] for event in Journal(Path(survived["folder"]) / "journal.jsonl").read()]
+    assert "worker_failed" in events
+    assert survived["resumed"]
+    assert survived["losses"] == trained["losses"]
+    assert survived["metrics"] == trained["metrics"]
+
+
+def kill_a_worker_after_the_first_checkpoint(workspace: Path, done: threading.Event) -> None:
+    while not done.wait(0.01):
+        journals = list(workspace.glob("train/*/journal.jsonl"))
+        if journals and any(event.get("checkpoint") for event in Journal(journals[0]).read()):
+            workers = [p for p in psutil.process_iter() if "RayTrainWorker" in " ".join(p.cmdline()[:1])]
+            workers[0].kill()
+            return
+
+
+def test_diverging_run_stops_at_once_and_says_why(trained, capsys, clip, tmp_path):
+    hot = ["--set", "optim.learning_rate=1e30", "--set", "optim.gradient_clip=0"]
+    assert train.main(small_run.arguments(clip, tmp_path, "--workers", "1", *hot)) == 2
+    assert "the loss of epoch" in capsys.readouterr().err
+    (journal,) = tmp_path.glob("train/*/journal.jsonl")
+    events = [event["event"] for event in Journal(journal).read()]
+    assert events.count("untrained") == 1
+    assert "worker_failed" not in events
+
+
+def test_relative_workspace_is_the_one_below_this_folder(trained, capsys, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(capsys, clip, Path("here"), "--workers", "1", "--set", "train.epochs=1")
+    assert Path(result["folder"]).parent == tmp_path / "here" / "train"
+
+
 def test_report_shows_the_table_and_where_everything_is(trained, workspace, capsys):
     capsys.readouterr()
     assert report.main(["--workspace", str(workspace), "--run", trained["folder"]]) == 0
@@ -166,7 +207,8 @@ def test_floor_fails_a_demo_that_is_worse(trained, clip, workspace, capsys):
 def test_impossible_settings_are_refused_before_ray_starts(
     setting, message, capsys, clip, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    for module in (building, runner):
+        monkeypatch.setattr(module, "ensure_ray", lambda: pytest.fail("Ray was asked for"))
     assert train.main([*small_run.arguments(clip, tmp_path), "--set", setting]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -1,7 +1,9 @@
+import gzip
 import hashlib
 import json
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -75,10 +77,33 @@ def test_short_vocabulary_gives_back_the_text(clip):
     assert clip.tokenizer.decode(tokens[1:end].tolist()).strip() == "a striped red jacket"
 
 
-def test_digest_is_that_of_the_weights_file(clip, tmp_path):
-    folder = tiny_clip.write(tmp_path / "clip")
-    weights = (folder / clip_module.WEIGHTS_FILE).read_bytes()
-    assert load_clip(folder).digest == hashlib.sha256(weights).hexdigest() == clip.digest
+def test_digest_knows_weights_config_and_vocabulary_and_not_the_place(clip, tmp_path):
+    digests = {clip.digest, load_clip(tiny_clip.write(tmp_path / "same")).digest}
+    assert len(digests) == 1
+    digests.add(load_clip(tiny_clip.write(tmp_path / "weights", seed=1)).digest)
+    config = tiny_clip.write(tmp_path / "config") / clip_module.CONFIG_FILE
+    config.write_text(config.read_text().replace('"quick_gelu": true', '"quick_gelu": false'))
+    digests.add(load_clip(config.parent).digest)
+    merges = tiny_clip.write(tmp_path / "merges") / clip_module.MERGES_FILE
+    merges.write_bytes(gzip.compress(gzip.decompress(merges.read_bytes()) + b"\n"))
+    digests.add(load_clip(merges.parent).digest)
+    assert len(digests) == 4
+
+
+def test_tower_that_is_no_transformer_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        open_clip,
+        "create_model",
+        lambda *args, **kwargs: open_clip.CLIP(
+            16,
+            {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8},
+            tiny_clip.MODEL_CONFIG["text_cfg"] | {"vocab_size": 9},
+        ),
+    )
+    with pytest.raises(
+        ClipFileError, match="has a ModifiedResNet image tower; a vision transformer is needed"
+    ):
+        load_clip("RN50/openai")
 
 
 def test_weights_that_do_not_fit_are_all_named(tmp_path):
@@ -116,9 +141,9 @@ def test_missing_files_and_unknown_names_are_refused(tmp_path):
 
 def test_weights_that_differ_from_the_promised_digest_are_refused(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    digest = load_clip(folder).digest
+    digest = hashlib.sha256((folder / clip_module.WEIGHTS_FILE).read_bytes()).hexdigest()
     (folder / clip_module.DIGEST_FILE).write_text(f"{digest}  {clip_module.WEIGHTS_FILE}\n")
-    assert load_clip(folder).digest == digest
+    load_clip(folder)
     tiny_clip.write(folder, seed=1)
     with pytest.raises(ClipFileError, match=r"not the one in .*SHA256SUMS; restore the file"):
         load_clip(folder)

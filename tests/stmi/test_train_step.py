@@ -35,6 +35,13 @@ def test_any_number_of_workers_trains_the_same_model(folder, alone, world_size):
         assert torch.allclose(spread["model"][name].double(), value.double(), atol=EXACT_FLOAT64), name
 
 
+def test_restart_on_three_workers_ends_with_bit_identical_weights(folder):
+    multiprocessing.spawn(training.train_with_and_without_restart, (3, str(folder), 6), nprocs=3)
+    results = torch.load(folder / "restarted.pt", weights_only=True)
+    for name, value in results["undisturbed"].items():
+        assert torch.equal(results["restarted"][name], value), name
+
+
 def test_training_twice_gives_identical_weights(folder, alone):
     totals, model = training.train(folder / "clip", STEPS)
     assert totals == alone[0]
