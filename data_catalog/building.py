@@ -70,6 +70,9 @@ def ensure_ray() -> None:
 
     A process can hold one session only, so a caller who wants other settings starts Ray before. With
     `RAY_ADDRESS` set that cluster is joined, otherwise Ray runs on this machine for as long as this process.
+
+    Raises:
+        CatalogError: If no cluster answers at `RAY_ADDRESS`.
     """
     import ray  # noqa: PLC0415 - starting Ray's imports takes seconds that `show` and `--help` need not pay
 
@@ -80,8 +83,14 @@ def ensure_ray() -> None:
         # From 2.59 on Ray asks for a token wherever a token file happens to lie in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    else:
+        return
+    try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise CatalogError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or unset RAY_ADDRESS "
+            "to run on this machine"
+        ) from error
 
 
 def build_table(

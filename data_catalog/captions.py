@@ -14,14 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.cards import load_card
-from data_catalog.errors import CatalogError
 from data_catalog.formats import FORMATS
-from data_catalog.readings import SOURCES, Filled, Reading, fill, load_readings
+from data_catalog.readings import SOURCES, Reading, fill, load_readings
 from data_catalog.schemas import CAPTIONS_SCHEMA, TableKind
-from data_catalog.sentences import TEMPLATES, Template, write_caption
+from data_catalog.sentences import TEMPLATES, write_caption
 from data_catalog.tables import Table
-
-__all__ = ["CaptionSettings", "Filled", "Reading", "Template", "fill", "make_captions", "write_caption"]
 
 TEMPLATE_VERSION = 1
 """Raised when the templates' words change, so that captions are written anew."""
@@ -135,15 +132,3 @@ class _CaptionsMaker(ShardMaker):
             "missing": keys.num_rows - len(work["readings"]),
             "empty": captions.count(""),
         }
-
-
-def read_captions(captions: Table) -> dict[str, str]:
-    """Sample id to caption.
-
-    Raises:
-        CatalogError: If the table is not one of captions.
-    """
-    if captions.kind is not TableKind.CAPTIONS:
-        raise CatalogError(f"table {captions.path} holds {captions.kind.value}, expected captions")
-    rows = captions.read(["sample_id", "caption"])
-    return dict(zip(rows["sample_id"].to_pylist(), rows["caption"].to_pylist(), strict=True))

@@ -7,7 +7,6 @@ Machines differ and are noisy: compare the ratios, which are taken inside one ru
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data_catalog.building import ShardMaker, build_table
 from data_catalog.schemas import TableKind, view_schema
 from data_catalog.view import ViewSettings, open_view
+from experiments.command_line import run_command
 from stmi import augment, retrieval
 from stmi.clip import LoadedClip
 from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
@@ -242,23 +242,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--repeats", type=int, default=5, help="runs that count, after one warm-up (default: 5)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document (a list for all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_args(arguments)
     if given.repeats < 1:
         parser.error(f"--repeats={given.repeats}: at least 1 is needed")
-    torch.set_num_threads(THREADS)
     names = list(BENCHMARKS) if given.name == "all" else [given.name]
-    reports = []
-    for name in names:
-        reports.append(BENCHMARKS[name](given.repeats))
-        if not given.json:
-            _print(reports[-1])
-    if given.json:
-        print(json.dumps(reports if given.name == "all" else reports[0], indent=2))
-    return 0
+
+    def work() -> dict[str, Any]:
+        torch.set_num_threads(THREADS)
+        reports = [BENCHMARKS[name](given.repeats) for name in names]
+        return {"name": "all", "benchmarks": reports} if given.name == "all" else reports[0]
+
+    return run_command(work, given.json, _print)
 
 
 def _print(report: dict[str, Any]) -> None:
+    for part in report.get("benchmarks", []):
+        _print(part)
+    if "results" not in report:
+        return
     settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
     print(f"{report['name']} ({settings})")
     for result in report["results"]:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_catalog.view import View
 from stmi import retrieval
 from stmi.augment import normalise, patch_foreground
-from stmi.modality import MODALITIES
 from stmi.model import STMI, ModelInput
 from stmi.retrieval import JunkRule, RetrievalMetrics, RetrievalSet
 
@@ -46,22 +46,22 @@ def embed(model: STMI, view: View, batch: int, autocast: bool) -> dict[str, np.n
     device = model.image_tower.proj.device
     training = model.training
     model.eval()
-    parts = []
+    parts: list[Tensor] = []
+    widths: dict[str, int] = {}
     for start in range(0, share, batch):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             features = model(model_input(view, own[start : start + batch], model.patch_size, device))
-        parts.append(torch.cat([features.U, features.G, features.T], dim=1))
+        by_name = features.retrieval()
+        widths = {name: values.shape[1] for name, values in by_name.items()}
+        parts.append(torch.cat(list(by_name.values()), dim=1))
     model.train(training)
     embedded = torch.cat(parts)
     if spread:
         everything = [torch.empty_like(embedded) for _ in range(world_size)]
         dist.all_gather(everything, embedded)
         embedded = torch.cat(everything)
-    rows = embedded[: len(view)].cpu().numpy()
-    width = rows.shape[1] // 7
-    fused, global_, text = np.split(rows, [3 * width, 6 * width], axis=1)
-    single = {str(name): global_[:, i * width : (i + 1) * width] for i, name in enumerate(MODALITIES)}
-    return {"U": fused, "G": global_, "T": text, **single}
+    columns = embedded[: len(view)].cpu().split(list(widths.values()), dim=1)
+    return {name: values.numpy() for name, values in zip(widths, columns, strict=True)}
 
 
 def score(view: View, embeddings: np.ndarray, junk: JunkRule) -> RetrievalMetrics:

@@ -114,7 +114,7 @@ def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: Any) -> Figu
     axes = figure.subplots(len(chosen), RANKS + 1, squeeze=False)
     for row, number in enumerate(chosen):
         query = queries[number]
-        distances = np.linalg.norm(unit[gallery] - unit[query], axis=1)
+        _, (distances,) = next(retrieval.distance_chunks(unit[[query]], unit[gallery]))
         same = view.identity[gallery] == view.identity[query]
         ranked = retrieval.rank_gallery(distances, same & (group[gallery] == group[query]))[:RANKS]
         _show(axes[row, 0], view, query, f"query, AP {metrics.average_precision[number]:.0%}", "black")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,9 +30,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from data_catalog.captions import write_caption
-from data_catalog.sentences import PERSON
+from data_catalog.sentences import PERSON, write_caption
 from data_catalog.synthetic import SyntheticSettings, draw_sample, true_attributes
+from experiments.command_line import run_command
 from stmi import augment, clip, keyed_random
 from stmi.config import AugmentConfig
 from stmi.modality import MODALITIES
@@ -147,7 +148,7 @@ def held_out_accuracy(
     return accuracy
 
 
-def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: int) -> dict[str, object]:
+def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: int) -> dict[str, Any]:
     """Train and write the CLIP folder; returns what was measured."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -193,8 +194,8 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     }
 
 
-def main() -> None:
-    """Command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -206,17 +207,16 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of people, batches and weights")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     least = 2 * (HELD_OUT + given.batch)
     if given.people < least:
         parser.error(f"--people={given.people}: at least {least} are needed beside the {HELD_OUT} held out")
-    measured = pretrain(given.out, given.people, given.steps, given.batch, given.rate, given.seed)
-    if given.json:
-        print(json.dumps(measured, indent=2))
-    else:
-        for name, value in measured.items():
-            print(f"{name:18} {value}")
+    return run_command(
+        lambda: pretrain(given.out, given.people, given.steps, given.batch, given.rate, given.seed),
+        given.json,
+        lambda measured: print("\n".join(f"{name:18} {value}" for name, value in measured.items())),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -224,10 +224,10 @@ class ClassTokenFusion(nn.Module):
         logits = self.query(class_tokens) @ self.key(nodes).transpose(-2, -1)
         attention = (logits * class_tokens.shape[-1] ** -0.5).softmax(dim=-1)
         count = nodes.shape[1]
-        if uniforms is not None and self.dropout:
+        if uniforms is not None:
             attention = _dropout(attention, self.dropout, uniforms[..., :count])
         mixed = self.out(attention.to(nodes.dtype) @ self.value(nodes))
-        if uniforms is not None and self.dropout:
+        if uniforms is not None:
             mixed = _dropout(mixed, self.dropout, uniforms[..., count:])
         return mixed + class_tokens
 

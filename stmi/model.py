@@ -41,12 +41,13 @@ class ModelNoise:
     """Uniform draws of a training step; evaluation passes none.
 
     Attributes:
-        perturbation: `(1, B, 1, N)`, or `(layers, B, M, N)` where every layer and modality draws anew.
-        fusion: For the fusion's dropout, `(B, M, nodes + D)`.
+        perturbation: `(1, B, 1, N)`, or `(layers, B, M, N)` where every layer and modality draws anew;
+            None without perturbation.
+        fusion: For the fusion's dropout, `(B, M, nodes + D)`; None without dropout.
     """
 
-    perturbation: Tensor
-    fusion: Tensor
+    perturbation: Tensor | None
+    fusion: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,13 @@ class STMI(nn.Module):
             uniforms = keyed_random.generator(seed, purpose, epoch, step).random(shape, dtype="float32")
             return torch.from_numpy(uniforms[rows]).to(device)
 
+        perturbs = self.config.sfm.enabled and self.config.sfm.perturbation > 0
+        drops = self.fusion is not None and self.config.fusion.dropout > 0
         fusion = (batch, len(MODALITIES), self.nodes + self.image_tower.proj.shape[1])
-        if not self.config.fusion.dropout:
-            fusion = (batch, 0, 0)
-        return ModelNoise(draw("perturbation", shape).transpose(0, 1), draw("fusion_dropout", fusion))
+        return ModelNoise(
+            perturbation=draw("perturbation", shape).transpose(0, 1) if perturbs else None,
+            fusion=draw("fusion_dropout", fusion) if drops else None,
+        )
 
     def forward(self, batch: ModelInput, noise: ModelNoise | None = None) -> Features:
         """Features of a batch; `noise` is given in training only."""
@@ -177,7 +181,7 @@ class STMI(nn.Module):
         if self.config.sfm.enabled:
             mask = feature_modulation.token_mask(batch.foreground, self.config.sfm.mask_threshold)
             foreground = mask[None, :, None]
-            if noise is not None and self.config.sfm.perturbation:
+            if noise is not None and noise.perturbation is not None:
                 foreground = feature_modulation.perturb(
                     foreground, self.config.sfm.perturbation, noise.perturbation
                 )

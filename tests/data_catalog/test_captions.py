@@ -5,11 +5,11 @@ from typing import Any
 import open_clip
 import pytest
 
-from data_catalog.captions import CaptionSettings, fill, make_captions, write_caption
+from data_catalog.captions import CaptionSettings, make_captions
 from data_catalog.cards import card_names, load_card
 from data_catalog.errors import CatalogError
-from data_catalog.readings import SOURCES, Reading
-from data_catalog.sentences import PERSON, TEMPLATES, VEHICLE
+from data_catalog.readings import SOURCES, Reading, fill
+from data_catalog.sentences import PERSON, TEMPLATES, VEHICLE, write_caption
 from data_catalog.synthetic import attributes_of
 from tests.data_catalog.folders import sample_ids
 

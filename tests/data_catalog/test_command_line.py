@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from data_catalog.__main__ import main
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
@@ -145,3 +146,37 @@ def test_process_of_its_own_prints_only_json(built: Any, tmp_path: Path) -> None
     )
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.count("\n") == 1
+
+
+def test_two_processes_that_draw_the_same_data_set_both_get_it(tmp_path: Path) -> None:
+    small = ["train_identities=4", "validation_identities=2", "test_identities=2", "shots=1"]
+    settings = [part for setting in small for part in ("--set", setting)]
+    command = [
+        sys.executable,
+        "-m",
+        "data_catalog",
+        "synthesize",
+        "--out",
+        str(tmp_path / "data"),
+        *settings,
+        "--json",
+    ]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)
+    ]
+    reports = [json.loads(process.communicate()[0]) for process in processes]
+    assert sorted(report["reused"] for report in reports) == [False, True]
+    assert reports[0]["samples"] == reports[1]["samples"]
+
+
+def test_cluster_that_does_not_answer_is_named(
+    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**settings: Any) -> None:
+        raise ConnectionError("timed out")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    error = error_of(capsys, "ingest", "--source", built.source, "--catalog", tmp_path)
+    assert "RAY_ADDRESS=10.0.0.1:6379: no Ray cluster answers there (timed out)" in error
