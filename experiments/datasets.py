@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_catalog.captions import CaptionSettings, make_captions
+from data_catalog.formats import SPLITS
 from data_catalog.ingest import ingest
 from data_catalog.masks import make_masks
 from data_catalog.progress import progress_bar
@@ -19,8 +20,6 @@ from stmi import batch_plan
 from stmi.batch_plan import BatchPlanError
 from stmi.clip import LoadedClip
 from stmi.model import token_grid
-
-SPLITS = ("train", "val", "test")
 
 Narrate = Callable[[str, str], None]
 """Called with a step's name and what came of it."""

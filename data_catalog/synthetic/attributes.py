@@ -8,9 +8,6 @@ from data_catalog.synthetic.settings import Kind
 Visible = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
-UNKNOWN = "unknown"
-"""The value of a reading that could not be made."""
-
 CLOTH_COLOURS: Mapping[str, Visible] = MappingProxyType(
     {
         "black": (34, 34, 38),

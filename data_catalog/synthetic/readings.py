@@ -8,7 +8,8 @@ identity: a model that takes one olive coat for a brown one does it again.
 from collections.abc import Mapping
 from typing import TypedDict
 
-from data_catalog.synthetic.attributes import CLOTH_COLOURS, UNKNOWN, attributes_of
+from data_catalog.readings import UNKNOWN
+from data_catalog.synthetic.attributes import CLOTH_COLOURS, attributes_of
 from data_catalog.synthetic.draws import Draws
 from data_catalog.synthetic.rendering import RenderedSample
 from data_catalog.synthetic.settings import SyntheticSettings

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["person", "vehicle"]
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "val", "test"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 MAX_IDENTITY = 999_999
 """Largest identity number: file names give it six digits."""
 

@@ -17,6 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 from data_catalog.errors import CatalogError
+from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS
 from data_catalog.synthetic.attributes import attributes_of
 from data_catalog.synthetic.readings import read_attributes
 from data_catalog.synthetic.rendering import RenderedSample, draw_sample
@@ -24,8 +25,6 @@ from data_catalog.synthetic.settings import SPLITS, Split, SyntheticSettings
 
 DRAWING_VERSION = 1
 """Raised whenever the same settings would give other pixels or readings than before."""
-SPLIT_FOLDERS: Mapping[Split, str] = {"train": "train_171", "validation": "val", "test": "test"}
-MODALITY_FOLDERS = ("RGB", "NI", "TI")
 MANIFEST = "synthesis.json"
 UNFINISHED = "synthesis.json.unfinished"
 """The manifest while samples are being written; it is renamed when they all are."""
@@ -174,7 +173,7 @@ def _write_split(settings: SyntheticSettings, split: Split, out: Path) -> Iterat
     """Write a split's files; gives the name of each sample once its images are written."""
     folder = SPLIT_FOLDERS[split]
     images, masks, readings = out / "RGBNT201" / folder, out / "true_masks" / folder, out / "readings"
-    for path in (*(images / modality for modality in MODALITY_FOLDERS), masks, readings):
+    for path in (*(images / modality for modality in MODALITY_FOLDERS.values()), masks, readings):
         path.mkdir(parents=True, exist_ok=True)
     lines = []
     for identity in settings.identities(split):
@@ -191,7 +190,7 @@ def _write_split(settings: SyntheticSettings, split: Split, out: Path) -> Iterat
 
 
 def _write_sample(sample: RenderedSample, name: str, images: Path, masks: Path, quality: int) -> None:
-    for pixels, modality in zip(sample.pixels, MODALITY_FOLDERS, strict=True):
+    for pixels, modality in zip(sample.pixels, MODALITY_FOLDERS.values(), strict=True):
         # Full colour resolution: at 64 x 32 pixels a garment is a few pixels wide.
         Image.fromarray(pixels).save(images / modality / f"{name}.jpg", quality=quality, subsampling=0)
     Image.fromarray(sample.mask * 255).save(masks / f"{name}.png", compress_level=1)

@@ -76,7 +76,7 @@ def test_synthesize_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["synthesize", "--out", tmp_path / "out", "--size", "32x16", "--set", "shots=1"]
     arguments += [part for count in counts for part in ("--set", count)]
     result = run(capsys, *arguments)
-    assert result["samples"] == {"train": 8, "validation": 8, "test": 8}
+    assert result["samples"] == {"train": 8, "val": 8, "test": 8}
     assert run(capsys, *arguments)["reused"]
     assert "seed is 0 there and 1 here" in error_of(capsys, *arguments, "--seed", "1")
 

@@ -20,7 +20,7 @@ def drawn(kind: str, size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.n
     settings = SyntheticSettings(kind=kind, height=size[0], width=size[1])
     samples = [
         draw_sample(settings, identity, camera, shot=0)
-        for identity in settings.identities("validation")[:10]
+        for identity in settings.identities("val")[:10]
         for camera in range(settings.cameras)
     ]
     return [np.stack(list(sample.pixels)) for sample in samples], [sample.mask > 0 for sample in samples]

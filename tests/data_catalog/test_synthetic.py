@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from data_catalog.readings import UNKNOWN
 from data_catalog.synthetic import (
     SOURCES,
     SPLITS,
-    UNKNOWN,
     SynthesisConflictError,
     SyntheticSettings,
     attributes_of,
@@ -300,7 +300,7 @@ def test_the_same_settings_write_the_same_bytes(written, tmp_path):
 
 def test_files_are_in_the_rgbnt201_format(written):
     name_format = re.compile(r"\d{6}_cam[1-9]_0_\d{2}\.jpg")
-    expected = {"train_171": (3, "train"), "val": (1, "validation"), "test": (2, "test")}
+    expected = {"train_171": (3, "train"), "val": (1, "val"), "test": (2, "test")}
     for folder, (identities, split) in expected.items():
         listings = [
             sorted(path.name for path in (written / "RGBNT201" / folder / modality).iterdir())
@@ -333,8 +333,8 @@ def test_progress_counts_every_sample(tmp_path):
         settings_of(kind="vehicle"), tmp_path / "out", lambda done, total: seen.append((done, total))
     )
     assert seen == [(count, 48) for count in range(1, 49)]
-    assert report.samples == {"train": 24, "validation": 8, "test": 16}
-    assert report.identities == {"train": 3, "validation": 1, "test": 2}
+    assert report.samples == {"train": 24, "val": 8, "test": 16}
+    assert report.identities == {"train": 3, "val": 1, "test": 2}
     assert not report.reused
 
 
