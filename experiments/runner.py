@@ -188,6 +188,9 @@ def _fit(config: ExperimentConfig, tables: RunTables, folder: RunFolder) -> None
     )
     try:
         trainer.fit()
+    except SystemExit:
+        # Ray Train answers Ctrl-C by ending the process as if all were well.
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         folder.journal.append("failed", error=str(error))
         raise RunError(
