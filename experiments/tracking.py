@@ -85,7 +85,7 @@ class Mirror:
         if self._state_file.exists():
             stored = json.loads(self._state_file.read_text(encoding="utf-8"))
             if stored["uri"] == self.public_uri:
-                self._state = stored
+                self._state |= stored
 
     @property
     def run_id(self) -> str | None:
