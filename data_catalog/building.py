@@ -1,9 +1,9 @@
 """One way to build every table: shards spread over Ray Data actors, the manifest last.
 
 A shard is made by one actor from the same-numbered shards of its inputs, and written whole under its
-final name. So the result depends neither on the number of actors nor on who finishes first, a step
-that was interrupted continues with the shards that are missing, and two processes that build the same
-table write the same files.
+final name. So the result depends neither on the number of actors nor on who finishes first, and a step
+that was interrupted continues with the shards that are missing. Of two processes that want the same table
+one builds it and the other waits (see `build_lock`).
 """
 
 import hashlib
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from data_catalog import storage
+from data_catalog.build_lock import build_lock
 from data_catalog.errors import CatalogError
 from data_catalog.schemas import TableKind
 from data_catalog.tables import (
@@ -46,11 +47,21 @@ Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
 
 _METADATA = b"data_catalog"
-_LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch")
+_LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch", "sam2")
 
 
 class ShardMaker(ABC):
     """Makes the rows of one shard; sent to the actors, so it holds settings and handles, not models."""
+
+    @property
+    def gpus_per_actor(self) -> float:
+        """GPUs that one actor uses where the cluster has any; without them it runs on CPUs."""
+        return 0
+
+    @property
+    def cpus_per_actor(self) -> float:
+        """CPUs that one actor uses where it has no GPU, and all of a machine's where that has fewer."""
+        return 1
 
     def prepare(self) -> None:
         """Load what is dear (a model); called once in every actor, before its first shard."""
@@ -105,6 +116,7 @@ def build_table(
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
     key_extra: Any = None,
     created: Mapping[str, Any] | None = None,
+    before: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> Table:
     """The table that these inputs and settings ask for, built where it does not exist yet.
@@ -122,6 +134,7 @@ def build_table(
         key_extra: What else distinguishes this request, such as the listing of a source folder; part of
             the key only.
         created: What else to note about the origin; part of neither.
+        before: Called once before shards are made, and not at all where the table exists.
         progress: Called as shards complete.
 
     Raises:
@@ -143,35 +156,49 @@ def build_table(
     )[:16]
     if (table := open_table(catalog, dataset, kind, key)) is not None:
         return table
-
     root = table_path(catalog, dataset, kind, key)
     files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(work))]
-    records = _make_shards(root, files, work, maker, progress)
-    shards = tuple(record for record, _ in records)
-    statistics = summarise([facts for _, facts in records])
-    manifest = Manifest(
-        table=kind,
-        dataset=dataset,
-        key=key,
-        schema_version=kind.schema_version,
-        rows=sum(shard.rows for shard in shards),
-        shards=shards,
-        digest=table_digest(kind, [shard.content for shard in shards], inputs, settings),
-        inputs=dict(inputs),
-        settings=dict(settings),
-        statistics=statistics,
-        created={
-            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "versions": {"python": platform.python_version(), **_library_versions()},
-            **(created or {}),
-        },
-        seconds=round(time.monotonic() - start, 3),
-    )
-    filesystem, folder = storage.open_root(root)
-    text = manifest.model_dump_json(indent=1) + "\n"
-    storage.write_atomically(filesystem, f"{folder}/{MANIFEST}", text.encode())
-    # As a later call will read it: a tuple among the settings is a list from here on.
-    return Table(catalog, Manifest.model_validate_json(text), reused=False)
+    with build_lock(root, lambda: _report_files(root, files, progress)):
+        # Another process may have built it in the meantime.
+        if (table := open_table(catalog, dataset, kind, key)) is not None:
+            return table
+        if before is not None:
+            before()
+        records = _make_shards(root, files, work, maker, progress)
+        shards = tuple(record for record, _ in records)
+        statistics = summarise([facts for _, facts in records])
+        manifest = Manifest(
+            table=kind,
+            dataset=dataset,
+            key=key,
+            schema_version=kind.schema_version,
+            rows=sum(shard.rows for shard in shards),
+            shards=shards,
+            digest=table_digest(kind, [shard.content for shard in shards], inputs, settings),
+            inputs=dict(inputs),
+            settings=dict(settings),
+            statistics=statistics,
+            created={
+                "time": datetime.now(UTC).isoformat(timespec="microseconds"),
+                "versions": {"python": platform.python_version(), **_library_versions()},
+                **(created or {}),
+            },
+            seconds=round(time.monotonic() - start, 3),
+        ).sealed()
+        filesystem, folder = storage.open_root(root)
+        text = manifest.model_dump_json(indent=1) + "\n"
+        storage.write_atomically(filesystem, f"{folder}/{MANIFEST}", text.encode())
+        # As a later call will read it: a tuple among the settings is a list from here on.
+        return Table(catalog, Manifest.model_validate_json(text), reused=False)
+
+
+def _report_files(root: str, files: Sequence[str], progress: Progress | None) -> None:
+    """Report how many shards another builder has written."""
+    if progress is not None:
+        filesystem, folder = storage.open_root(root)
+        paths = [f"{folder}/{name}" for name in files]
+        found = filesystem.get_file_info(paths)
+        progress(sum(info.type == fs.FileType.File for info in found), len(files))
 
 
 def _library_versions() -> dict[str, str]:
@@ -218,16 +245,34 @@ def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Any
 
     ensure_ray()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    actors = max(1, min(len(rows), int(ray.cluster_resources().get("CPU", 1))))
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    actors, share = share_machines(machines, maker)
+    actors = min(len(rows), actors)
     shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ShardWriter,
         fn_constructor_args=(root, maker),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+        **share,
     )
     # Ray sets up its loggers with the first data set, so they are quietened after it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return shards.iter_rows()
+
+
+def share_machines(machines: Sequence[Mapping[str, float]], maker: ShardMaker) -> tuple[int, dict[str, Any]]:
+    """How many actors a cluster holds, and what Ray is to keep for each.
+
+    Args:
+        machines: CPUs and GPUs of every machine, as Ray names them.
+        maker: What the actors do.
+    """
+    gpus = maker.gpus_per_actor
+    if gpus and any(machine.get("GPU", 0) >= gpus for machine in machines):
+        return sum(int(machine.get("GPU", 0) / gpus) for machine in machines), {"num_gpus": gpus}
+    largest = max((machine.get("CPU", 0) for machine in machines), default=0)
+    cpus = max(1, min(maker.cpus_per_actor, largest))
+    return max(1, sum(int(machine.get("CPU", 0) / cpus) for machine in machines)), {"num_cpus": cpus}
 
 
 class _ShardWriter:

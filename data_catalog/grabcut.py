@@ -59,6 +59,16 @@ class GrabCutSettings(BaseModel):
     """Grey levels of heat that a place must have more than the centre, per image width of distance."""
     iterations: int = Field(2, ge=1, le=20)
 
+    @property
+    def gpus_per_actor(self) -> float:
+        """None: OpenCV works on the CPU."""
+        return 0
+
+    @property
+    def cpus_per_actor(self) -> float:
+        """One, so that the clusters of the colour models are the same from run to run."""
+        return 1
+
     def build(self) -> "GrabCutSegmenter":
         """The segmenter."""
         return GrabCutSegmenter(self)

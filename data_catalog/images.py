@@ -15,6 +15,9 @@ Mask = npt.NDArray[np.bool_]
 IMAGE_COLUMNS = ("rgb", "nir", "tir")
 """Columns of the samples table that hold the three images, in the order of MODALITIES."""
 
+SIDE_BY_SIDE_COLUMN = "side_by_side"
+"""Column that holds the three images in one file, where a data set is published so."""
+
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None) -> Pixels:
     """An image as uint8 `(height, width, channel)`, resized (bicubic) where it is not of `size` already.
@@ -25,15 +28,37 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None) -> Pixels:
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         if size is not None and (image.height, image.width) != size:
-            image.load()
-            return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+            return _resize(image, size)
         return np.asarray(image)
 
 
 def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> list[Pixels]:
-    """The three images of every row, uint8 `(modality, height, width, channel)` each."""
-    columns = [samples[name].to_pylist() for name in IMAGE_COLUMNS]
-    return [np.stack([decode_image(data, size) for data in files]) for files in zip(*columns, strict=True)]
+    """The three images of every row of a samples table, uint8 `(modality, height, width, channel)` each.
+
+    Args:
+        samples: Rows with the columns that hold images.
+        size: Height and width wanted, of each image. Its own when None.
+    """
+    columns = [samples[name].to_pylist() for name in (*IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN)]
+    return [
+        np.stack([decode_image(data, size) for data in files]) if joined is None else _cut(joined, size)
+        for *files, joined in zip(*columns, strict=True)
+    ]
+
+
+def _cut(data: bytes, size: tuple[int, int] | None) -> Pixels:
+    """The three images that stand side by side in a JPEG, uint8 `(modality, height, width, channel)`."""
+    joined = decode_image(data)
+    height, width = joined.shape[0], joined.shape[1] // len(IMAGE_COLUMNS)
+    images = joined.reshape(height, len(IMAGE_COLUMNS), width, 3).transpose(1, 0, 2, 3)
+    if size is None or (height, width) == size:
+        return images
+    # Resized after the cut: otherwise a pixel at the seam would mix two modalities.
+    return np.stack([_resize(Image.fromarray(image), size) for image in images])
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Pixels:
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def encode_mask(mask: Mask) -> bytes:

@@ -6,6 +6,7 @@ is left out, and the `sample_index` of the others stays what it would have been.
 
 import hashlib
 import io
+import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.errors import CatalogError
-from data_catalog.formats import FORMATS, Listing, SourceSample
+from data_catalog.formats import FORMATS, SIDE_BY_SIDE, Listing, SourceSample
 from data_catalog.schemas import SAMPLES_SCHEMA, TableKind
+from data_catalog.synthetic.writing import MANIFEST as SYNTHESIS_MANIFEST
 from data_catalog.tables import Table
 from stmi.modality import MODALITIES, Modality
 
@@ -42,7 +44,7 @@ class IngestSettings(BaseModel):
 
     format: str = "rgbnt201"
     size: Size | Literal["most common", "any"] = "most common"
-    """Height and width that every image must have, or the size most of the RGB images have."""
+    """Height and width that every image must have, or the size most of the (RGB) images have."""
     samples_per_shard: int = Field(512, ge=1)
 
 
@@ -90,12 +92,6 @@ def ingest(
                 )
         return statistics
 
-    for split, folder in FORMATS[settings.format].split_folders.items():
-        if not listed[split] and (listing.root / folder).exists():
-            raise CatalogError(
-                f"source {source}: folder {folder} holds no image of the format {settings.format!r}; put the "
-                f"images of split {split!r} there"
-            )
     return build_table(
         catalog=catalog,
         dataset=dataset,
@@ -106,15 +102,15 @@ def ingest(
         maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size),
         summarise=summarise,
         key_extra=_fingerprint(listing),
-        created={"source": str(listing.root.resolve())},
+        created={"source": str(listing.root.resolve()), "card": _card_name(listing.root, settings.format)},
         progress=progress,
     )
 
 
-def sample_digest(rgb: bytes, nir: bytes, tir: bytes) -> str:
-    """SHA-256 over the three files of a sample, each preceded by its length (8 bytes, big-endian)."""
+def sample_digest(*files: bytes) -> str:
+    """SHA-256 over the files of a sample, each preceded by its length (8 bytes, big-endian)."""
     sha256 = hashlib.sha256()
-    for data in (rgb, nir, tir):
+    for data in files:
         sha256.update(len(data).to_bytes(8, "big"))
         sha256.update(data)
     return sha256.hexdigest()
@@ -152,16 +148,31 @@ def image_size(data: bytes) -> Size:
 
 
 def _most_common_size(listing: Listing) -> Size | Literal["any"]:
-    """The size that most RGB images have, among at most 512 spread over the data set."""
-    files = [sample.files[Modality.RGB] for sample in listing.samples if Modality.RGB in sample.files]
+    """The size that most RGB images have, among some 512 spread over the data set."""
+    files = [
+        (file, 1 if modality == Modality.RGB else len(MODALITIES))
+        for sample in listing.samples
+        for modality, file in sample.files.items()
+        if modality in (Modality.RGB, SIDE_BY_SIDE)
+    ]
     sizes: Counter[Size] = Counter()
-    for file in files[:: max(1, len(files) // _SIZE_PROBES)]:
+    for file, images in files[:: max(1, len(files) // _SIZE_PROBES)]:
         try:
             with Image.open(listing.root / file, formats=_READABLE) as image:
-                sizes[image.height, image.width] += 1
+                sizes[image.height, image.width // images] += 1
         except (OSError, SyntaxError, Image.DecompressionBombError):
             continue
     return max(sizes.items(), key=lambda item: (item[1], item[0]))[0] if sizes else "any"
+
+
+def _card_name(root: Path, source_format: str) -> str:
+    """Card of what lies there: that of the layout, or of the benchmark where it was drawn here."""
+    drawn = root.resolve().parent / SYNTHESIS_MANIFEST
+    try:
+        kind = json.loads(drawn.read_text(encoding="utf-8"))["settings"]["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return source_format
+    return f"synthetic_{kind}"
 
 
 def _fingerprint(listing: Listing) -> str:
@@ -222,31 +233,33 @@ class _SamplesMaker(ShardMaker):
         images: dict[str, bytes] = {}
         sizes: dict[str, Size] = {}
         faults: list[dict[str, str]] = []
-        for modality in MODALITIES:
-            file = sample["files"].get(modality)
+        for name in (SIDE_BY_SIDE,) if SIDE_BY_SIDE in sample["files"] else MODALITIES:
+            file = sample["files"].get(name)
             if file is None:
                 other = next(iter(sample["files"].values()))
-                faults.append({"file": other, "reason": f"has no {modality} image of the same name"})
+                faults.append({"file": other, "reason": f"has no {name} image of the same name"})
                 continue
             try:
-                images[modality] = self._read(file)
-                sizes[modality] = image_size(images[modality])
+                images[name] = self._read(file)
+                height, width = image_size(images[name])
+                sizes[name] = height, _width_of_one(width) if name == SIDE_BY_SIDE else width
             except ValueError as error:
                 faults.append({"file": file, "reason": str(error)})
         wanted = self.size or next(iter(sizes.values()), None)
         for name, size in sizes.items():
             if wanted is not None and size != wanted:
-                reason = f"is {size[0]}x{size[1]} (height x width), expected {wanted[0]}x{wanted[1]}"
+                times = f"{len(MODALITIES)} times " if name == SIDE_BY_SIDE else ""
+                reason = f"is {times}{size[0]}x{size[1]} (height x width), expected {wanted[0]}x{wanted[1]}"
                 faults.append({"file": sample["files"][name], "reason": reason})
         if faults:
             return {}, faults
         labels = {name: value for name, value in sample.items() if name != "files"}
-        height, width = sizes[Modality.RGB]
+        height, width = next(iter(sizes.values()))
         return labels | {
-            **{modality.lower(): data for modality, data in images.items()},
+            **{name.lower(): data for name, data in images.items()},
             "height": height,
             "width": width,
-            "digest": sample_digest(*(images[modality] for modality in MODALITIES)),
+            "digest": sample_digest(*images.values()),
         }, []
 
     def _read(self, file: str) -> bytes:
@@ -257,6 +270,19 @@ class _SamplesMaker(ShardMaker):
             return path.read_bytes()
         except OSError as error:
             raise ValueError(f"cannot be read ({error.strerror})") from None
+
+
+def _width_of_one(width: int) -> int:
+    """Width of each of the images that stand side by side.
+
+    Raises:
+        ValueError: If they cannot be of one width; the message is the reason.
+    """
+    if width % len(MODALITIES):
+        raise ValueError(
+            f"is {width} pixels wide, expected {len(MODALITIES)} images of one width side by side"
+        )
+    return width // len(MODALITIES)
 
 
 def _summarise(shards: Iterable[Mapping[str, Any]], rejected: list[dict[str, str]]) -> dict[str, Any]:

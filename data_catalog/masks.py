@@ -1,32 +1,25 @@
 """Samples to the `masks` table: where the object is, one mask per sample.
 
 A segmenter looks at the three images of a sample and gives one mask; which one it is comes with the
-settings. It lives in a Ray Data actor, so a model is loaded once per actor. GrabCut, here, needs no
-weights.
+settings. It lives in a Ray Data actor, so a model is loaded once per actor. GrabCut
+(`data_catalog.grabcut`) needs no weights, SAM2 (`data_catalog.sam2_segmenter`) its authors' checkpoint.
+Masks that exist already are imported by `data_catalog.mask_files`.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-from PIL import UnidentifiedImageError
+import pyarrow.compute as pc
 
 from data_catalog.building import Progress, ShardMaker, build_table
-from data_catalog.errors import CatalogError
 from data_catalog.formats import FORMATS
 from data_catalog.grabcut import GrabCutSettings
-from data_catalog.images import (
-    Mask,
-    Pixels,
-    Segmentation,
-    decode_mask,
-    decode_triplets,
-    encode_mask,
-    intersection_over_union,
-    mean,
-)
+from data_catalog.images import Pixels, Segmentation, decode_triplets, encode_mask
+from data_catalog.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
 from data_catalog.schemas import MASKS_SCHEMA, TableKind
 from data_catalog.tables import Table
 
@@ -49,6 +42,14 @@ class SegmenterSettings(Protocol):
     def segmenter(self) -> str:
         """Name of the segmenter."""
 
+    @property
+    def gpus_per_actor(self) -> float:
+        """GPUs that one segmenter uses where the cluster has any."""
+
+    @property
+    def cpus_per_actor(self) -> float:
+        """CPUs that one segmenter uses otherwise."""
+
     def build(self) -> Segmenter:
         """The segmenter; called in the actor that uses it."""
 
@@ -56,8 +57,16 @@ class SegmenterSettings(Protocol):
         """The settings as JSON values."""
 
 
-SEGMENTERS: Mapping[str, type[GrabCutSettings]] = {"grabcut": GrabCutSettings}
-"""Name of a segmenter to its settings."""
+@dataclass
+class MaskFinder(ABC):
+    """Where the masks of a shard come from; sent to the actors."""
+
+    gpus_per_actor: float = field(default=0, init=False)
+    cpus_per_actor: float = field(default=1, init=False)
+
+    @abstractmethod
+    def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
+        """A mask for each row of the samples table, and what is wrong (file and reason)."""
 
 
 def make_masks(
@@ -66,7 +75,7 @@ def make_masks(
     true_masks: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Table:
-    """The `masks` table of a samples table.
+    """The `masks` table of a samples table, by a segmenter.
 
     Args:
         samples: What to segment.
@@ -75,113 +84,128 @@ def make_masks(
         progress: Called as shards complete.
 
     Returns:
-        The table; `statistics` holds `foreground_fraction` (mean), `score` (mean), `empty` (masks without
-        foreground) and, with true masks, `mean_iou`, `mean_iou_by_camera` and `scored` (samples that have
-        a true mask).
+        The table; `statistics` are those of `mask_statistics.describe_table`.
 
     Raises:
-        CatalogError: If the true masks are not there, or one cannot be read or has another size.
+        CatalogError: If the true masks are not there, one cannot be read or has another size, or the
+            segmenter cannot be built.
     """
     settings = settings or GrabCutSettings()
-    truth = None if true_masks is None else Path(true_masks).resolve()
-    split_folders = FORMATS[samples.manifest.settings["format"]].split_folders
-    if truth is not None and not any((truth / folder).is_dir() for folder in split_folders.values()):
-        raise CatalogError(
-            f"true masks {true_masks} holds no folder of a split; expected "
-            f"{', '.join(split_folders.values())} with one PNG per sample"
-        )
-    return build_table(
-        catalog=samples.catalog,
-        dataset=samples.manifest.dataset,
-        kind=TableKind.MASKS,
+    return build_masks(
+        samples,
+        _SegmenterFinder(settings),
         settings=settings.model_dump(),
-        inputs={"samples": samples.digest},
-        work=[{"shard": number} for number in range(len(samples.manifest.shards))],
-        maker=_MasksMaker(samples, settings, truth, split_folders),
-        summarise=_summarise,
-        # Masks scored against a truth and masks that are not have the same rows, and other statistics.
-        key_extra=None if truth is None else _fingerprint(truth, split_folders.values()),
-        created={} if truth is None else {"true_masks": str(truth)},
+        summarise=describe_table,
+        true_masks=true_masks,
         progress=progress,
     )
 
 
-def _fingerprint(truth: Path, folders: Any) -> list[list[Any]]:
-    files = (file for folder in sorted(folders) for file in sorted((truth / folder).glob("*.png")))
-    return [[str(file.relative_to(truth)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+def build_masks(
+    samples: Table,
+    finder: MaskFinder,
+    *,
+    settings: Mapping[str, Any],
+    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    true_masks: str | Path | None = None,
+    key_extra: Any = None,
+    created: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """The `masks` table of a samples table, from any finder.
+
+    Args:
+        samples: What the masks are of.
+        finder: Gives them.
+        settings: What shapes the rows.
+        summarise: From the statistics of all shards (`describe_shard`, and `faults`) to those of the table.
+        true_masks: As for `make_masks`.
+        key_extra: What else distinguishes this request.
+        created: What else to note about the origin.
+        progress: Called as shards complete.
+
+    Raises:
+        CatalogError: As for `make_masks`, and whatever finder and `summarise` raise.
+    """
+    truth = None
+    if true_masks is not None:
+        split_folders = FORMATS[samples.manifest.settings["format"]].split_folders
+        truth = TrueMasks(Path(true_masks).resolve(), split_folders)
+        truth.check()
+        created = {**(created or {}), "true_masks": str(truth.root)}
+    # Masks scored against a truth and masks that are not have the same rows, and other statistics.
+    extra = [STATISTICS_VERSION, key_extra, None if truth is None else truth.fingerprint()]
+    return build_table(
+        catalog=samples.catalog,
+        dataset=samples.manifest.dataset,
+        kind=TableKind.MASKS,
+        settings=settings,
+        inputs={"samples": samples.digest},
+        work=[{"shard": number} for number in range(len(samples.manifest.shards))],
+        maker=_MasksMaker(samples, finder, truth),
+        summarise=summarise,
+        key_extra=extra,
+        created=created,
+        progress=progress,
+    )
+
+
+def list_below_gate(masks: Table, quality_gate: float) -> list[str]:
+    """Ids of the samples whose mask scores less than the gate, in the table's order.
+
+    Args:
+        masks: A masks table.
+        quality_gate: A score, 0 to 1.
+    """
+    rows = masks.read(["sample_id", "score"])
+    below: list[str] = rows.filter(pc.less(rows["score"], pa.scalar(quality_gate, pa.float32())))[
+        "sample_id"
+    ].to_pylist()
+    return below
+
+
+@dataclass
+class _SegmenterFinder(MaskFinder):
+    settings: SegmenterSettings
+    segmenter: Segmenter | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.gpus_per_actor = self.settings.gpus_per_actor
+        self.cpus_per_actor = self.settings.cpus_per_actor
+
+    def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
+        if self.segmenter is None:
+            # Not before the first shard, so that what is wrong with the weights is told as an error of it.
+            self.segmenter = self.settings.build()
+        return self.segmenter.segment(decode_triplets(samples)), []
 
 
 @dataclass
 class _MasksMaker(ShardMaker):
     samples: Table
-    settings: SegmenterSettings
-    truth: Path | None
-    split_folders: Mapping[str, str]
-    segmenter: Segmenter | None = field(default=None, init=False)
+    finder: MaskFinder
+    truth: TrueMasks | None
 
-    def prepare(self) -> None:
-        self.segmenter = self.settings.build()
+    @property
+    def gpus_per_actor(self) -> float:
+        return self.finder.gpus_per_actor
+
+    @property
+    def cpus_per_actor(self) -> float:
+        return self.finder.cpus_per_actor
 
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        assert self.segmenter is not None
         samples = self.samples.read_shard(work["shard"])
-        found = self.segmenter.segment(decode_triplets(samples))
-        ious: dict[str, list[float]] = {}
-        if self.truth is not None:
-            ids, cameras = samples["sample_id"].to_pylist(), samples["camera_id"].to_pylist()
-            for sample_id, camera_id, segmentation in zip(ids, cameras, found, strict=True):
-                true_mask = self._true_mask(sample_id, segmentation.mask.shape)
-                if true_mask is not None:
-                    iou = intersection_over_union(segmentation.mask, true_mask)
-                    ious.setdefault(str(camera_id), []).append(iou)
-        fractions = [float(segmentation.mask.mean()) for segmentation in found]
-        scores = [segmentation.score for segmentation in found]
+        found, faults = self.finder.find(samples)
         rows = pa.table(
             [
                 samples["sample_index"],
                 samples["sample_id"],
                 [encode_mask(segmentation.mask) for segmentation in found],
-                pa.array(fractions, pa.float32()),
-                pa.array(scores, pa.float32()),
+                pa.array([float(segmentation.mask.mean()) for segmentation in found], pa.float32()),
+                pa.array([segmentation.score for segmentation in found], pa.float32()),
                 [segmentation.source for segmentation in found],
             ],
             schema=MASKS_SCHEMA,
         )
-        return rows, {"fractions": fractions, "scores": scores, "ious": ious}
-
-    def _true_mask(self, sample_id: str, shape: tuple[int, ...]) -> Mask | None:
-        assert self.truth is not None
-        split, _, name = sample_id.partition("/")
-        path = self.truth / self.split_folders[split] / f"{name}.png"
-        if not path.is_file():
-            return None
-        try:
-            mask = decode_mask(path.read_bytes())
-        except (UnidentifiedImageError, OSError) as error:
-            raise CatalogError(f"true mask {path} cannot be read ({error}); expected a PNG") from None
-        if mask.shape != shape:
-            raise CatalogError(f"true mask {path} is {mask.shape}, expected the size of its sample, {shape}")
-        return mask
-
-
-def _summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
-    fractions = [value for shard in shards for value in shard["fractions"]]
-    by_camera: dict[str, list[float]] = {}
-    for shard in shards:
-        for camera_id, ious in shard["ious"].items():
-            by_camera.setdefault(camera_id, []).extend(ious)
-    statistics = {
-        "foreground_fraction": mean(fractions),
-        "score": mean([value for shard in shards for value in shard["scores"]]),
-        "empty": fractions.count(0.0),
-    }
-    if not by_camera:
-        return statistics
-    ious = [iou for camera_id in sorted(by_camera, key=int) for iou in by_camera[camera_id]]
-    return statistics | {
-        "mean_iou": mean(ious),
-        "mean_iou_by_camera": {
-            camera_id: mean(by_camera[camera_id]) for camera_id in sorted(by_camera, key=int)
-        },
-        "scored": len(ious),
-    }
+        return rows, describe_shard(samples, found, self.truth) | {"faults": faults}

@@ -1,4 +1,4 @@
-"""The five tables of a data set and their columns."""
+"""The tables of a data set and their columns."""
 
 from enum import StrEnum
 
@@ -6,23 +6,27 @@ import pyarrow as pa
 
 
 class TableKind(StrEnum):
-    """The five tables of a data set, in the order in which they are made."""
+    """The tables of a data set, in the order in which they are made."""
 
     SAMPLES = "samples"
     MASKS = "masks"
     CAPTIONS = "captions"
     TEXT_FEATURES = "text_features"
     VIEW = "view"
+    IMAGE_HASHES = "image_hashes"
 
     @property
     def schema_version(self) -> int:
         """Raised whenever the columns of this kind, or what they mean, change."""
-        return 1
+        return _SCHEMA_VERSIONS.get(self, 1)
 
     @property
     def suffix(self) -> str:
         """File ending of a shard: views are Arrow files, which can be memory-mapped, the rest Parquet."""
         return ".arrow" if self is TableKind.VIEW else ".parquet"
+
+
+_SCHEMA_VERSIONS = {TableKind.SAMPLES: 2}
 
 
 def _columns(**types: pa.DataType) -> list[pa.Field]:
@@ -43,18 +47,15 @@ SAMPLES_SCHEMA = pa.schema(
         *_SAMPLE,
         *_columns(split=pa.string()),
         *_LABELS,
-        *_columns(
-            rgb=pa.binary(),
-            nir=pa.binary(),
-            tir=pa.binary(),
-            height=pa.int32(),
-            width=pa.int32(),
-            digest=pa.string(),
-        ),
+        *(pa.field(name, pa.binary()) for name in ("rgb", "nir", "tir", "side_by_side")),
+        *_columns(height=pa.int32(), width=pa.int32(), digest=pa.string()),
     ]
 )
 """One image triplet a row. `identity` is the raw one, `camera_id` counts from 0, `scene_id` is -1 where a
-data set has none; `rgb`, `nir`, `tir` are the original JPEG bytes; `digest` is a SHA-256 over the three."""
+data set has none. The original JPEG bytes are in `rgb`, `nir` and `tir`, or, where one file holds the three
+images side by side, in `side_by_side`: cutting a JPEG would lose quality or space, so it is cut when it is
+decoded (`images.decode_triplets`). The columns that a data set does not use are null. `height` and `width`
+are those of one image; `digest` is a SHA-256 over the files."""
 
 MASKS_SCHEMA = pa.schema(
     [
@@ -85,6 +86,9 @@ CAPTIONS_SCHEMA = pa.schema(
     ]
 )
 """`attributes` holds what is known of the sample after filling; `caption` is "" where nothing is."""
+
+IMAGE_HASHES_SCHEMA = pa.schema([*_SAMPLE, *_columns(hashes=pa.binary(3 * 8))])
+"""`hashes` are the perceptual hashes of the three images, 64 bits each: similar images differ in few bits."""
 
 
 def text_features_schema(text_dim: int) -> pa.Schema:

@@ -3,25 +3,38 @@
 import os
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from data_catalog.errors import CatalogError
 
+PARTIAL = ".{name}.{unique}.partial"
+"""What a file is called until it is complete."""
+
 
 def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
     """The filesystem of a catalog root and the root's path in it.
 
     Args:
-        root: A folder (`data/catalog`) or a URI (`s3://bucket/catalog`, `gs://...`, `file:///...`).
+        root: A folder (`data/catalog`) or a URI (`s3://bucket/catalog`, `gs://...`, `file:///...`). The
+            query of a URI says how its server is reached, for example
+            `s3://bucket/catalog?endpoint_override=host:9000&scheme=http&region=us-east-1`.
 
     Raises:
-        CatalogError: If no filesystem handles the URI.
+        CatalogError: If no filesystem handles the URI, or it holds credentials.
     """
     text = str(root)
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).resolve())
+    parts = urlsplit(text)
+    if "@" in parts.netloc:
+        raise CatalogError(
+            f"catalog {parts.scheme}://...@{parts.netloc.rpartition('@')[2]}{parts.path} holds credentials, "
+            "which would end up in logs and records; put them into the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY) or the machine's configuration instead"
+        )
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -31,6 +44,13 @@ def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
+def join(root: str | Path, *names: str) -> str:
+    """The path or URI of something below a root; the query of a URI stays at its end."""
+    text = str(root)
+    path, mark, query = text.partition("?") if "://" in text else (text, "", "")
+    return "/".join([path.rstrip("/"), *names]) + mark + query
+
+
 def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:
     """Write a file under a name of its own and move it into place, so that no reader sees half of it.
 
@@ -38,7 +58,7 @@ def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | byt
         CatalogError: If the disk is full or the place cannot be written to.
     """
     folder, _, name = path.rpartition("/")
-    partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
+    partial = f"{folder}/{PARTIAL.format(name=name, unique=uuid.uuid4().hex)}"
     try:
         filesystem.create_dir(folder, recursive=True)
         try:
@@ -65,8 +85,34 @@ def _flush_to_disk(path: str) -> None:
 
 
 def exists(filesystem: fs.FileSystem, path: str) -> bool:
-    """Whether a file stands at this path."""
-    return filesystem.get_file_info(path).type == fs.FileType.File
+    """Whether a file stands at this path.
+
+    Raises:
+        CatalogError: If the catalog cannot be reached.
+    """
+    try:
+        return filesystem.get_file_info(path).type == fs.FileType.File
+    except OSError as error:
+        raise _unreachable(path, error) from error
+
+
+def list_folders(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """Names of the folders in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        CatalogError: If the catalog cannot be reached.
+    """
+    try:
+        entries = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    except OSError as error:
+        raise _unreachable(folder, error) from error
+    return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
+
+
+def _unreachable(path: str, error: OSError) -> CatalogError:
+    return CatalogError(
+        f"{path} cannot be reached ({error}); check the catalog's address, your rights and the network"
+    )
 
 
 def read_buffer(filesystem: fs.FileSystem, path: str) -> pa.Buffer:

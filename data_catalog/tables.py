@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_catalog import storage
 from data_catalog.errors import CatalogError
+from data_catalog.local_copies import local_copy
 from data_catalog.schemas import TableKind
 
 MANIFEST = "manifest.json"
@@ -60,6 +61,12 @@ class Manifest(_Record):
     created: dict[str, Any]
     """When, from where and with which library versions; not part of the digest."""
     seconds: float
+    seal: str = ""
+    """SHA-256 over all of the above, so that a changed manifest is found out."""
+
+    def sealed(self) -> "Manifest":
+        """The same manifest with the seal that it should have."""
+        return self.model_copy(update={"seal": json_digest(self.model_dump(mode="json", exclude={"seal"}))})
 
 
 def json_digest(value: Any) -> str:
@@ -69,13 +76,17 @@ def json_digest(value: Any) -> str:
 
 
 def table_digest(
-    kind: TableKind, contents: Sequence[str], inputs: Mapping[str, str], settings: Mapping[str, Any]
+    kind: TableKind,
+    contents: Sequence[str],
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    schema_version: int | None = None,
 ) -> str:
     """The digest of a table from the content digests of its shards, its inputs and its settings."""
     return json_digest(
         {
             "table": kind.value,
-            "schema_version": kind.schema_version,
+            "schema_version": kind.schema_version if schema_version is None else schema_version,
             "shards": list(contents),
             "inputs": dict(inputs),
             "settings": dict(settings),
@@ -128,7 +139,7 @@ class Table:
 
     @property
     def kind(self) -> TableKind:
-        """Which of the five tables it is."""
+        """Which of the tables it is."""
         return self.manifest.table
 
     @property
@@ -149,7 +160,7 @@ class Table:
     @property
     def shard_paths(self) -> list[str]:
         """Path or URI of every shard, in order."""
-        return [f"{self.path}/{shard.file}" for shard in self.manifest.shards]
+        return [storage.join(self.path, shard.file) for shard in self.manifest.shards]
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -164,11 +175,17 @@ class Table:
     def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of one shard, sorted by `sample_index`, zero-copy where the format allows.
 
+        A shard of a view is memory-mapped, from a local copy where the catalog is not on a local disk.
+
         Raises:
             CatalogError: If the shard is missing or damaged.
         """
         filesystem, folder = self._location
-        path = f"{folder}/{self.manifest.shards[number].file}"
+        shard = self.manifest.shards[number]
+        path = f"{folder}/{shard.file}"
+        if self.kind is TableKind.VIEW and not isinstance(filesystem, fs.LocalFileSystem):
+            path = str(local_copy(filesystem, path, shard.sha256))
+            filesystem = fs.LocalFileSystem()
         try:
             return read_shard_file(filesystem, path, columns).replace_schema_metadata(None)
         except (OSError, pa.ArrowInvalid) as error:
@@ -197,7 +214,7 @@ def read_shard_file(filesystem: fs.FileSystem, path: str, columns: Sequence[str]
 
 def table_path(catalog: str, dataset: str, kind: TableKind, key: str) -> str:
     """Folder of a table below its catalog."""
-    return f"{catalog.rstrip('/')}/{dataset}/{kind.value}/{key}"
+    return storage.join(catalog, dataset, kind.value, key)
 
 
 def open_table(catalog: str | Path, dataset: str, kind: TableKind, key: str) -> Table | None:
@@ -229,22 +246,25 @@ def _read_manifest(filesystem: fs.FileSystem, path: str) -> Manifest:
 
 def list_tables(catalog: str | Path, dataset: str, kind: TableKind | None = None) -> list[Table]:
     """The complete tables of a data set, in the order in which they are made, the newest of a kind last."""
-    filesystem, folder = storage.open_root(f"{str(catalog).rstrip('/')}/{dataset}")
     found = []
     for wanted in TableKind if kind is None else (kind,):
-        keys = filesystem.get_file_info(fs.FileSelector(f"{folder}/{wanted.value}", allow_not_found=True))
-        tables = [open_table(catalog, dataset, wanted, info.base_name) for info in keys if not info.is_file]
+        keys = list_keys(catalog, dataset, wanted)
+        tables = [open_table(catalog, dataset, wanted, key) for key in keys]
         found += sorted(
             (table for table in tables if table is not None), key=lambda table: table.manifest.created["time"]
         )
     return found
 
 
+def list_keys(catalog: str | Path, dataset: str, kind: TableKind) -> list[str]:
+    """Keys of the tables of a kind, sorted; those that are not complete as well."""
+    return storage.list_folders(*storage.open_root(storage.join(catalog, dataset, kind.value)))
+
+
 def list_datasets(catalog: str | Path) -> list[str]:
     """Names of the data sets of a catalog, sorted."""
     filesystem, folder = storage.open_root(catalog)
-    entries = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    return sorted(entry.base_name for entry in entries if not entry.is_file)
+    return [name for name in storage.list_folders(filesystem, folder) if not name.startswith(".")]
 
 
 def find_table(
@@ -253,6 +273,7 @@ def find_table(
     kind: TableKind,
     *,
     key: str | None = None,
+    digest: str | None = None,
     inputs: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Table:
@@ -261,9 +282,11 @@ def find_table(
     Args:
         catalog: Root of the catalog.
         dataset: Name of the data set.
-        kind: Which of the five tables.
+        kind: Which table.
         key: Its key, where it is not the newest that is wanted.
-        inputs: Only tables made from inputs with these digests, for example `{"samples": digest}`.
+        digest: Its digest, likewise.
+        inputs: Only tables made from inputs with these digests, for example `{"samples": digest}`. A table
+            of an older version of the schema is passed over.
         settings: Only tables made with these settings, for example `{"split": "train"}`.
 
     Raises:
@@ -273,12 +296,15 @@ def find_table(
     for table in reversed(tables):
         manifest = table.manifest
         if (
-            key in (None, manifest.key)
+            manifest.schema_version == kind.schema_version
+            and key in (None, manifest.key)
+            and digest in (None, manifest.digest)
             and (inputs or {}).items() <= manifest.inputs.items()
             and all(manifest.settings.get(name) == value for name, value in (settings or {}).items())
         ):
             return table
     wanted = [f"key {key}"] if key else []
+    wanted += [f"digest {digest[:12]}"] if digest else []
     wanted += [f"made from {name} {digest[:12]}" for name, digest in (inputs or {}).items()]
     wanted += [f"{name} {value}" for name, value in (settings or {}).items()]
     such = f" ({', '.join(wanted)})" if wanted else ""

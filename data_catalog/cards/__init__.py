@@ -17,10 +17,12 @@ class _Strict(BaseModel):
 
 
 class Counts(_Strict):
-    """Size of a split."""
+    """Published size of a split; what the publication does not say is None."""
 
     samples: int
     identities: int
+    queries: int | None = None
+    gallery: int | None = None
 
 
 class Protocol(_Strict):
@@ -49,6 +51,7 @@ class Card(_Strict):
         format: Layout on disk, see `data_catalog.formats`.
         kind: What is seen; also the name of the template that captions are written with.
         image_size: Usual height and width of an image, in pixels.
+        cameras: How many cameras it was taken with; None where that is not said.
         counts: Split to its published size; empty where it depends on settings.
         protocol: How retrieval is measured.
         attributes: Name to the values that a caption may tell of.
@@ -62,6 +65,7 @@ class Card(_Strict):
     format: str
     kind: Literal["person", "vehicle"]
     image_size: tuple[int, int]
+    cameras: int | None = None
     counts: dict[str, Counts] = {}
     protocol: Protocol
     attributes: dict[str, tuple[str, ...]]

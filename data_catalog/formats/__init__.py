@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping
 
-from data_catalog.formats import rgbnt201
-from data_catalog.formats.source import SPLITS, Listing, Rejected, SourceFormat, SourceSample
+from data_catalog.formats import msvr310, rgbnt100, rgbnt201
+from data_catalog.formats.source import (
+    SIDE_BY_SIDE,
+    SPLITS,
+    Listing,
+    Rejected,
+    SourceFormat,
+    SourceSample,
+)
 
-FORMATS: Mapping[str, SourceFormat] = {rgbnt201.FORMAT.name: rgbnt201.FORMAT}
+FORMATS: Mapping[str, SourceFormat] = {
+    module.FORMAT.name: module.FORMAT for module in (rgbnt201, rgbnt100, msvr310)
+}
 """Every layout by its name."""
 
-__all__ = ["FORMATS", "SPLITS", "Listing", "Rejected", "SourceFormat", "SourceSample"]
+__all__ = ["FORMATS", "SIDE_BY_SIDE", "SPLITS", "Listing", "Rejected", "SourceFormat", "SourceSample"]

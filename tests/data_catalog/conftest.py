@@ -1,6 +1,7 @@
 import json
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,14 @@ from data_catalog.tables import Table
 from data_catalog.text_features import make_text_features
 from data_catalog.view import ViewSettings, make_view
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower, write_data_set
+
+S3_SECRET = "not-a-secret"
+# Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Built:
+def built_once(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Built:
     """Every table of the data set, in shards of three samples."""
     catalog = tmp_path_factory.mktemp("catalog")
     samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
@@ -53,6 +62,18 @@ def built(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: N
     settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH)
     view = make_view(samples, masks, text_features, settings)
     return Built(source, catalog, samples, masks, captions, text_features, view)
+
+
+@pytest.fixture(scope="module")
+def built(built_once: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A copy for the tests of one file: they may add tables, which those of another must not find."""
+    catalog = tmp_path_factory.mktemp("catalog")
+    shutil.copytree(built_once.catalog, catalog, dirs_exist_ok=True)
+    tables = {
+        name: replace(getattr(built_once, name), catalog=str(catalog))
+        for name in ("samples", "masks", "captions", "text_features", "view")
+    }
+    return replace(built_once, catalog=catalog, **tables)
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import ray
 
+from data_catalog import commands
 from data_catalog.__main__ import main
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
 
-COMMANDS = ("synthesize", "ingest", "masks", "captions", "text-features", "view", "show")
+COMMANDS = tuple(command.name for command in commands.COMMANDS)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:

@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from data_catalog.building import ShardMaker, share_machines
 from data_catalog.errors import CatalogError
 from data_catalog.grabcut import GrabCutSettings, ellipse
-from data_catalog.images import decode_mask, encode_mask, foreground_share, intersection_over_union
+from data_catalog.images import (
+    Segmentation,
+    decode_mask,
+    encode_mask,
+    foreground_share,
+    intersection_over_union,
+)
+from data_catalog.mask_statistics import LOWEST, TrueMasks, describe_shard, describe_table
 from data_catalog.masks import make_masks
 from data_catalog.synthetic import SyntheticSettings, draw_sample
 from tests.data_catalog.folders import HEIGHT, WIDTH, sample_ids, true_mask_path
@@ -70,6 +79,105 @@ def test_true_mask_of_another_size_is_named(built: Any, own_source: Path) -> Non
 def test_folder_without_true_masks_is_refused(built: Any, tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="holds no folder of a split; expected train_171, val, test"):
         make_masks(built.samples, true_masks=tmp_path)
+
+
+def jpeg(level: int, size: tuple[int, int] = (4, 8)) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", size, (level, level, level)).save(sink, format="JPEG", quality=100)
+    return sink.getvalue()
+
+
+def shard_of(ids: list[str], cameras: list[int], levels: list[int], together: bool = False) -> pa.Table:
+    """Rows of a samples table of 8 x 4 pixels; RGB has the level given, NIR and TIR are bright."""
+    if together:
+        files = []
+        for level in levels:
+            joined = Image.new("RGB", (12, 8), (250, 250, 250))
+            joined.paste((level, level, level), (0, 0, 4, 8))
+            sink = io.BytesIO()
+            joined.save(sink, format="JPEG", quality=100, subsampling=0)
+            files.append(sink.getvalue())
+        images: dict[str, Any] = {
+            **{name: pa.nulls(len(ids), pa.binary()) for name in ("rgb", "nir", "tir")},
+            "side_by_side": files,
+        }
+    else:
+        images = {
+            "rgb": [jpeg(level) for level in levels],
+            "nir": [jpeg(250)] * len(ids),
+            "tir": [jpeg(250)] * len(ids),
+            "side_by_side": pa.nulls(len(ids), pa.binary()),
+        }
+    return pa.table({"sample_id": ids, "camera_id": pa.array(cameras, pa.int32()), **images})
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_statistics_are_those_of_a_count_over_all_samples(tmp_path: Path, together: bool) -> None:
+    (tmp_path / "test").mkdir()
+    rng = np.random.default_rng(5)
+    truth = TrueMasks(tmp_path, {"test": "test"})
+    shards, expected = [], []
+    for shard in range(3):
+        ids = [f"test/{shard}{number}" for number in range(12)]
+        cameras = rng.integers(9, 12, 12).tolist()
+        levels = [200 if camera < 11 else 5 for camera in cameras]
+        found = []
+        for number, sample_id in enumerate(ids):
+            mask = rng.random((8, 4)) < (0.0, 1.1, 0.5, 0.3)[number % 4]
+            found.append(Segmentation(mask, round(float(rng.random()), 2), str(rng.choice(["RGB", "TIR"]))))
+            iou = None
+            # Every other sample has a true mask, and camera 10 none at all.
+            if number % 2 and cameras[number] != 10:
+                true_mask = rng.random((8, 4)) < 0.5
+                Image.fromarray(true_mask).save(tmp_path / f"{sample_id}.png")
+                iou = (mask & true_mask).sum() / (mask | true_mask).sum()
+            expected.append((sample_id, str(cameras[number]), found[-1], iou))
+        shards.append(describe_shard(shard_of(ids, cameras, levels, together), found, truth))
+    told = describe_table(shards)
+    assert told["foreground_fraction"] == pytest.approx(
+        np.mean([one.mask.mean() for _, _, one, _ in expected])
+    )
+    assert told["score"] == pytest.approx(np.mean([one.score for _, _, one, _ in expected]))
+    empty = [name for name, _, one, _ in expected if not one.mask.any()]
+    full = [name for name, _, one, _ in expected if one.mask.all()]
+    assert (told["empty"], told["empty_samples"]) == (9, empty)
+    assert (told["full"], told["full_samples"]) == (9, full)
+    lowest = sorted((one.score, name) for name, _, one, _ in expected)[:LOWEST]
+    assert told["lowest_scores"] == [{"sample_id": name, "score": score} for score, name in lowest]
+    # By number, not as text: 9 comes before 10.
+    assert list(told["sources_by_camera"]) == ["9", "10", "11"]
+    for camera, counts in told["sources_by_camera"].items():
+        sources = [one.source for _, of_camera, one, _ in expected if of_camera == camera]
+        assert counts == {source: sources.count(source) for source in sorted(set(sources))}
+    assert list(told["mean_iou_by_camera"]) == list(told["brightness_by_camera"]) == ["9", "11"]
+    for camera, level in (("9", 200), ("11", 5)):
+        ious = [iou for _, of_camera, _, iou in expected if of_camera == camera and iou is not None]
+        assert told["mean_iou_by_camera"][camera] == pytest.approx(np.mean(ious))
+        assert told["brightness_by_camera"][camera] == pytest.approx(level / 255, abs=0.02)
+    ious = [iou for _, _, _, iou in expected if iou is not None]
+    assert (told["mean_iou"], told["scored"]) == (pytest.approx(np.mean(ious)), len(ious))
+
+
+class _Maker(ShardMaker):
+    gpus_per_actor = 1
+    cpus_per_actor = 4
+
+    def make(self, work: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("machines", "expected"),
+    [
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 64}, {"CPU": 8, "GPU": 1}], (3, {"num_gpus": 1})),
+        ([{"CPU": 16}, {"CPU": 6}], (5, {"num_cpus": 4})),
+        ([{"CPU": 2}], (1, {"num_cpus": 2})),
+        ([{"CPU": 0}, {"CPU": 3}], (1, {"num_cpus": 3})),
+        ([{}], (1, {"num_cpus": 1})),
+    ],
+)
+def test_actors_take_gpus_where_there_are_any_and_cpus_otherwise(machines: Any, expected: Any) -> None:
+    assert share_machines(machines, _Maker()) == expected
 
 
 def test_overlap_by_hand() -> None:

@@ -1,0 +1,31 @@
+"""The commands of `python -m data_catalog`, one file each; a new one is added to COMMANDS."""
+
+from data_catalog.commands import (
+    captions,
+    checks,
+    ingest,
+    masks,
+    sheet,
+    show,
+    synthesize,
+    text_features,
+    verify,
+    view,
+)
+from data_catalog.commands.common import Command
+
+COMMANDS: tuple[Command, ...] = (
+    synthesize.COMMAND,
+    ingest.COMMAND,
+    masks.COMMAND,
+    captions.COMMAND,
+    text_features.COMMAND,
+    view.COMMAND,
+    sheet.COMMAND,
+    show.COMMAND,
+    checks.COMMAND,
+    verify.COMMAND,
+)
+"""Every command, in the order in which one uses them."""
+
+__all__ = ["COMMANDS", "Command"]

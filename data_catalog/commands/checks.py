@@ -1,0 +1,53 @@
+"""`checks`: what must hold before a GPU is spent."""
+
+import argparse
+
+from data_catalog.artifacts import find_artifacts
+from data_catalog.checks import CheckSettings, run_checks
+from data_catalog.commands.common import Command, Result, add_catalog, check_dataset
+from data_catalog.commands.printing import print_findings
+from data_catalog.progress import progress_bar
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    default = CheckSettings()
+    parser.add_argument("name", metavar="NAME", help="name of the data set")
+    add_catalog(parser)
+    parser.add_argument("--samples-key", metavar="KEY", help="default: the newest samples table")
+    parser.add_argument(
+        "--samples-per-identity",
+        type=int,
+        default=default.samples_per_identity,
+        metavar="K",
+        help=f"samples of an identity that a batch wants (default: {default.samples_per_identity})",
+    )
+    parser.add_argument(
+        "--junk", choices=("camera", "scene"), help="what a query's junk shares with it (default: the card's)"
+    )
+    parser.add_argument("--no-images", action="store_true", help="do not look for duplicate images")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    settings = CheckSettings(
+        samples_per_identity=args.samples_per_identity, junk=args.junk, images=not args.no_images
+    )
+    check_dataset(args.catalog, args.name)
+    artifacts = find_artifacts(args.catalog, args.name, args.samples_key)
+    with progress_bar("hash images", "shard") as progress:
+        report = run_checks(artifacts, settings, progress)
+    return {
+        "dataset": args.name,
+        "errors": [vars(finding) for finding in report.errors],
+        "warnings": [vars(finding) for finding in report.warnings],
+    }
+
+
+COMMAND = Command(
+    name="checks",
+    summary="What must hold before a GPU is spent; names the samples that break it.",
+    example="benchmark --catalog runs/catalog --samples-per-identity 8",
+    add_options=_add_options,
+    run=_run,
+    show=print_findings,
+    succeeded=lambda result: not result["errors"],
+)

@@ -1,0 +1,44 @@
+"""`ingest`: image folders to the samples table."""
+
+import argparse
+from pathlib import Path
+
+from data_catalog.commands.common import Command, Result, add_catalog, build, image_size
+from data_catalog.formats import FORMATS
+from data_catalog.ingest import IngestSettings, ingest
+
+
+def _size_or_any(text: str) -> tuple[int, int] | str:
+    return text if text == "any" else image_size(text)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_catalog(parser)
+    parser.add_argument("--dataset", metavar="NAME", help="default: the format's name")
+    parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="rgbnt201", help="its layout")
+    parser.add_argument(
+        "--size",
+        type=_size_or_any,
+        metavar="HxW",
+        help="size every image must have, or `any` (default: the most common one)",
+    )
+    parser.add_argument("--samples-per-shard", type=int, default=512, metavar="N", help="default: 512")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    settings = IngestSettings(
+        format=args.format, size=args.size or "most common", samples_per_shard=args.samples_per_shard
+    )
+    dataset = args.dataset or args.format
+    result = build("ingest", lambda progress: ingest(args.source, args.catalog, dataset, settings, progress))
+    return result | {"samples": result["rows"]}
+
+
+COMMAND = Command(
+    name="ingest",
+    summary="Image folders to the samples table; what is broken goes to a quarantine list.",
+    example="--source runs/benchmark/RGBNT201 --catalog runs/catalog --dataset benchmark",
+    add_options=_add_options,
+    run=_run,
+)

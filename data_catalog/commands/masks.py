@@ -1,0 +1,163 @@
+"""`masks`: one foreground mask per sample."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_catalog.building import Progress
+from data_catalog.commands.common import (
+    Command,
+    Result,
+    add_samples,
+    build,
+    find_made_from,
+    find_samples,
+    image_size,
+)
+from data_catalog.commands.printing import print_result
+from data_catalog.errors import CatalogError
+from data_catalog.mask_files import import_masks
+from data_catalog.masks import list_below_gate, make_masks
+from data_catalog.sam2_checkpoint import SAM2_MODELS
+from data_catalog.schemas import TableKind
+from data_catalog.tables import Table
+
+_OPTIONS_OF = {
+    "sam2": ("checkpoint", "model", "prompt", "image_size", "precision", "images_per_batch"),
+    "files": ("masks", "mask_size", "allow_missing"),
+}
+"""Segmenter to the options that it alone reads."""
+
+_NIGHT, _DUSK = 0.1, 0.3
+"""Mean brightness of RGB below which a camera is said to see at night, at dusk."""
+
+_SHOWN = 10
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no score; write a number from 0 to 1")
+    return value
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_samples(parser)
+    parser.add_argument(
+        "--segmenter", choices=("grabcut", "sam2", "files"), default="grabcut", help="what finds it"
+    )
+    parser.add_argument("--true-masks", type=Path, metavar="DIR", help="score the masks against these")
+    parser.add_argument(
+        "--quality-gate", type=_score, metavar="SCORE", help="list the samples whose mask scores less"
+    )
+    sam2 = parser.add_argument_group("--segmenter sam2")
+    sam2.add_argument("--checkpoint", type=Path, metavar="FILE", help="published weights (.pt)")
+    sam2.add_argument("--model", choices=tuple(SAM2_MODELS), help="their size (default: sam2.1_hiera_l)")
+    sam2.add_argument(
+        "--prompt", choices=("point", "box", "both"), help="where the object is (default: point)"
+    )
+    sam2.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side of the square images are resized to (1024)"
+    )
+    sam2.add_argument("--precision", choices=("bfloat16", "float32"), help="default: bfloat16")
+    sam2.add_argument("--images-per-batch", type=int, metavar="N", help="images encoded at once (6)")
+    files = parser.add_argument_group("--segmenter files")
+    files.add_argument("--masks", type=Path, metavar="DIR", help="default: the folder of the samples")
+    files.add_argument(
+        "--mask-size", type=image_size, metavar="HxW", help="size models are given (default: the card's)"
+    )
+    files.add_argument(
+        "--allow-missing", action="store_true", default=None, help="samples without one are all foreground"
+    )
+
+
+def _run(args: argparse.Namespace) -> Result:
+    given = {name: _given(args, name) for name in _OPTIONS_OF}
+    for name, values in given.items():
+        if values and name != args.segmenter:
+            option = next(iter(values)).replace("_", "-")
+            raise CatalogError(f"--{option} is read with --segmenter {name} only; leave it out or add that")
+    samples = find_samples(args)
+    result = build("masks", lambda progress: _make(args, samples, given, progress))
+    if args.quality_gate is not None:
+        table = find_made_from(samples, TableKind.MASKS, result["key"])
+        below = list_below_gate(table, args.quality_gate)
+        result["quality_gate"] = {"score": args.quality_gate, "count": len(below), "samples": below}
+    return result
+
+
+def _given(args: argparse.Namespace, segmenter: str) -> dict[str, Any]:
+    options = {name: getattr(args, name) for name in _OPTIONS_OF[segmenter]}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _make(
+    args: argparse.Namespace, samples: Table, given: Mapping[str, Mapping[str, Any]], progress: Progress
+) -> Table:
+    if args.segmenter == "files":
+        return import_masks(
+            samples,
+            args.masks,
+            image_size=args.mask_size,
+            allow_missing=bool(args.allow_missing),
+            true_masks=args.true_masks,
+            progress=progress,
+        )
+    if args.segmenter == "grabcut":
+        return make_masks(samples, true_masks=args.true_masks, progress=progress)
+    if args.checkpoint is None:
+        raise CatalogError(
+            "--segmenter sam2 needs --checkpoint FILE, the weights as SAM2's authors publish them"
+        )
+    # It needs torch, whose import takes seconds that other commands need not pay.
+    from data_catalog.sam2_segmenter import sam2_settings  # noqa: PLC0415
+
+    return make_masks(samples, sam2_settings(**given["sam2"]), args.true_masks, progress)
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    """Print the result: cameras as a table, and of long lists the beginning."""
+    ious, brightness = result.get("mean_iou_by_camera", {}), result.get("brightness_by_camera", {})
+    told: dict[str, Any] = {}
+    for name, value in result.items():
+        if name in ("mean_iou_by_camera", "brightness_by_camera", "lowest_scores"):
+            continue
+        if name == "sources_by_camera":
+            told["by_camera"] = {
+                camera: _camera(counts, ious.get(camera), brightness.get(camera))
+                for camera, counts in value.items()
+            }
+        elif name == "quality_gate":
+            told[name] = {**value, "samples": _shorten(value["samples"])}
+        else:
+            told[name] = _shorten(value) if isinstance(value, list) else value
+    print_result(told)
+
+
+def _camera(counts: Mapping[str, int], iou: float | None, brightness: float | None) -> str:
+    parts = [f"{source} {count}" for source, count in counts.items()]
+    if iou is not None and brightness is not None:
+        light = "night" if brightness < _NIGHT else "dusk" if brightness < _DUSK else "day"
+        parts = [f"IoU {iou:.4f}", f"RGB brightness {brightness:.2f} ({light})", *parts]
+    return "  ".join(parts)
+
+
+def _shorten(values: list[Any]) -> Any:
+    if values and isinstance(values[0], Mapping):
+        return values[:_SHOWN]
+    more = len(values) - _SHOWN
+    return ", ".join(map(str, values[:_SHOWN])) + (f" and {more} more" if more > 0 else "") or "-"
+
+
+COMMAND = Command(
+    name="masks",
+    summary="One foreground mask per sample: segmented, or imported from files.",
+    example="--catalog runs/catalog --segmenter grabcut --true-masks runs/benchmark/true_masks",
+    add_options=_add_options,
+    run=_run,
+    show=_show,
+)

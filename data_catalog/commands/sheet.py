@@ -1,0 +1,93 @@
+"""`sheet`: a contact sheet of some samples."""
+
+import argparse
+from pathlib import Path
+
+from data_catalog.commands.common import (
+    Command,
+    Result,
+    add_catalog,
+    check_dataset,
+    find_made_from,
+    image_size,
+)
+from data_catalog.errors import CatalogError
+from data_catalog.formats import SPLITS
+from data_catalog.schemas import TableKind
+from data_catalog.sheet import SheetSettings, draw_sheet
+from data_catalog.tables import Table, find_table, list_tables
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name of the data set")
+    add_catalog(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the PNG file to write")
+    parser.add_argument("--samples-key", metavar="KEY", help="default: the newest samples table")
+    parser.add_argument("--masks-key", metavar="KEY", help="default: the newest masks of the samples, if any")
+    parser.add_argument("--captions-key", metavar="KEY", help="default: the newest captions, if any")
+    which = parser.add_argument_group("which samples")
+    which.add_argument("--split", choices=SPLITS, help="default: all")
+    which.add_argument("--identity", type=int, nargs="+", default=[], metavar="ID", help="raw identities")
+    which.add_argument(
+        "--ids", nargs="+", default=[], metavar="ID", help="sample ids, like test/000077_cam1_0_00"
+    )
+    which.add_argument("--lowest-score", type=int, metavar="N", help="the N masks that score lowest")
+    which.add_argument(
+        "--count", type=int, metavar="N", help="at most so many, drawn by --seed (default: 24)"
+    )
+    which.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    tokens = parser.add_argument_group("tokens")
+    tokens.add_argument("--size", type=image_size, metavar="HxW", help="size models are given (default: own)")
+    tokens.add_argument("--patch-size", type=int, default=16, metavar="PIXELS", help="default: 16")
+    tokens.add_argument(
+        "--threshold", type=float, default=0.5, metavar="SHARE", help="of a patch; 0 is any overlap (0.5)"
+    )
+
+
+def _run(args: argparse.Namespace) -> Result:
+    check_dataset(args.catalog, args.name)
+    if args.lowest_score is not None and args.count is not None:
+        raise CatalogError("--lowest-score and --count both say how many; give one of them")
+    samples = find_table(args.catalog, args.name, TableKind.SAMPLES, key=args.samples_key)
+    count = args.lowest_score if args.lowest_score is not None else args.count
+    values = {} if count is None else {"count": count}
+    settings = SheetSettings(
+        split=args.split,
+        identities=tuple(args.identity),
+        ids=tuple(args.ids),
+        lowest_score=args.lowest_score is not None,
+        seed=args.seed,
+        size=args.size,
+        patch_size=args.patch_size,
+        threshold=args.threshold,
+        **values,
+    )
+    masks = _newest(samples, TableKind.MASKS, args.masks_key)
+    captions = _newest(samples, TableKind.CAPTIONS, args.captions_key)
+    sheet = draw_sheet(samples, masks, captions, args.out, settings)
+    return {
+        "dataset": args.name,
+        "out": sheet.out,
+        "height": sheet.size[0],
+        "width": sheet.size[1],
+        "masks": masks.manifest.key if masks else None,
+        "captions": captions.manifest.key if captions else None,
+        "samples": list(sheet.sample_ids),
+    }
+
+
+def _newest(samples: Table, kind: TableKind, key: str | None) -> Table | None:
+    """The table that is meant, or None where none is named and there is none."""
+    made = list_tables(samples.catalog, samples.manifest.dataset, kind)
+    if key is None and not any(table.manifest.inputs["samples"] == samples.digest for table in made):
+        return None
+    return find_made_from(samples, kind, key)
+
+
+COMMAND = Command(
+    name="sheet",
+    summary="A contact sheet of some samples: images, mask outline, token mask, caption.",
+    example="benchmark --catalog runs/catalog --out sheet.png --patch-size 8",
+    add_options=_add_options,
+    run=_run,
+)

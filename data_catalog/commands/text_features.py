@@ -1,0 +1,33 @@
+"""`text-features`: captions through the frozen text tower."""
+
+import argparse
+from pathlib import Path
+
+import stmi
+from data_catalog.commands.common import Command, Result, add_samples, build, find_made_from, find_samples
+from data_catalog.schemas import TableKind
+from data_catalog.text_features import make_text_features
+
+DEMO_CLIP = Path(stmi.__file__).parent / "demo_clip"
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_samples(parser)
+    parser.add_argument("--captions-key", metavar="KEY", help="default: the newest captions of the samples")
+    parser.add_argument(
+        "--clip", default=str(DEMO_CLIP), metavar="DIR", help="folder of a CLIP, or open_clip name/pretrained"
+    )
+
+
+def _run(args: argparse.Namespace) -> Result:
+    captions = find_made_from(find_samples(args), TableKind.CAPTIONS, args.captions_key)
+    return build("text-features", lambda progress: make_text_features(captions, args.clip, progress=progress))
+
+
+COMMAND = Command(
+    name="text-features",
+    summary="Captions through the frozen CLIP text tower, once.",
+    example="--catalog runs/catalog --clip stmi/demo_clip",
+    add_options=_add_options,
+    run=_run,
+)

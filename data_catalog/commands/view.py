@@ -1,0 +1,60 @@
+"""`view`: the memory-mapped training view of a split."""
+
+import argparse
+from collections.abc import Callable
+
+from data_catalog.building import Progress
+from data_catalog.commands.common import (
+    Command,
+    Result,
+    add_samples,
+    build,
+    find_made_from,
+    find_samples,
+    image_size,
+)
+from data_catalog.formats import SPLITS
+from data_catalog.schemas import TableKind
+from data_catalog.tables import Table
+from data_catalog.view import ViewSettings, make_view
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_samples(parser)
+    parser.add_argument("--split", choices=("all", *SPLITS), default="all", help="default: all")
+    parser.add_argument("--size", type=image_size, required=True, metavar="HxW", help="image size")
+    parser.add_argument("--masks-key", metavar="KEY", help="default: the newest masks of the samples")
+    parser.add_argument("--text-features-key", metavar="KEY", help="default: the newest of the samples")
+    parser.add_argument("--no-masks", action="store_true", help="every pixel is foreground")
+    parser.add_argument("--no-text", action="store_true", help="text features are zero")
+    parser.add_argument("--text-dim", type=int, default=512, metavar="D", help="their width then (512)")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    samples = find_samples(args)
+    masks = None if args.no_masks else find_made_from(samples, TableKind.MASKS, args.masks_key)
+    features = (
+        None if args.no_text else find_made_from(samples, TableKind.TEXT_FEATURES, args.text_features_key)
+    )
+    splits = list(samples.statistics["splits"]) if args.split == "all" else [args.split]
+    height, width = args.size
+    views = {}
+    for split in splits:
+        settings = ViewSettings(split=split, height=height, width=width, text_dim=args.text_dim)
+        views[split] = build(f"view {split}", _maker(samples, masks, features, settings))
+    return {"dataset": samples.manifest.dataset, "views": views}
+
+
+def _maker(
+    samples: Table, masks: Table | None, features: Table | None, settings: ViewSettings
+) -> Callable[[Progress], Table]:
+    return lambda progress: make_view(samples, masks, features, settings, progress)
+
+
+COMMAND = Command(
+    name="view",
+    summary="The memory-mapped training view of a split.",
+    example="--catalog runs/catalog --split all --size 64x32",
+    add_options=_add_options,
+    run=_run,
+)

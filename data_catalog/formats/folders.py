@@ -1,0 +1,146 @@
+"""What the formats share: finding the root, listing folders, and reading what file names say."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_catalog.errors import CatalogError
+from data_catalog.formats.source import Rejected
+
+_ENDING = ".jpg"
+_LEFT_OUT = {
+    "-1": "has identity -1, which marks junk; it is left out",
+    "0": "has identity 0, which marks background without an object; it is left out",
+}
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """How a format names its images.
+
+    Attributes:
+        pattern: Matches a name without its ending; its group `identity` is the identity, or -1.
+        expected: Such a name in words, for messages.
+    """
+
+    pattern: re.Pattern[str]
+    expected: str
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image whose name could be read.
+
+    Attributes:
+        name: The file's name without its ending.
+        path: Path below the root, with forward slashes.
+        parts: What the groups of the pattern matched.
+    """
+
+    name: str
+    path: str
+    parts: Mapping[str, str]
+
+    @property
+    def identity(self) -> int:
+        """Identity as the name has it."""
+        return int(self.parts["identity"])
+
+
+def find_root(source: Path, folder: str, must_hold: str) -> Path:
+    """The root of a data set: `source` itself or the folder of the published name in it.
+
+    Args:
+        source: What the user gave.
+        folder: Name of the root as published.
+        must_hold: Path of a folder below the root by which it is known.
+
+    Raises:
+        CatalogError: If neither holds it.
+    """
+    for candidate in (source, source / folder):
+        if (candidate / must_hold).is_dir():
+            return candidate
+    raise CatalogError(
+        f"source {source} holds no folder {must_hold}; give the folder {folder} or the one it lies in"
+    )
+
+
+def list_entries(root: Path, folder: str, layout: str) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder below the root, each sorted, without hidden ones.
+
+    Links are followed one step and no further: a link to a folder counts as a folder, and one that leads
+    nowhere or in a circle counts as a file, so that reading it says what is wrong.
+
+    Raises:
+        CatalogError: If the folder is missing or cannot be read; `layout` says what is needed.
+    """
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if _is_folder(entry) else files).append(entry.name)
+    except OSError as error:
+        raise CatalogError(f"folder {root / folder} cannot be read ({error.strerror}); {layout}") from error
+    return sorted(folders), sorted(files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def read_names(
+    folder: str, files: Iterable[str], pattern: NamePattern
+) -> tuple[dict[str, NamedImage], list[Rejected]]:
+    """Images of a folder by name, and the files that are left out with the reason.
+
+    The ending is `.jpg` in any case. Of two files that differ in the case of their endings only, the one
+    that ends as published is kept.
+
+    Args:
+        folder: Path below the root.
+        files: Names of the files in it.
+        pattern: How they should be named.
+    """
+    found: dict[str, NamedImage] = {}
+    rejected: list[Rejected] = []
+    for file in sorted(files, key=lambda file: (not file.endswith(_ENDING), file)):
+        name, ending = Path(file).stem, Path(file).suffix
+        match = pattern.pattern.fullmatch(name)
+        path = f"{folder}/{file}"
+        if match is None or ending.lower() != _ENDING:
+            reason = f"is not {pattern.expected}"
+        elif name in found:
+            reason = f"has the same name as {found[name].path}; it is left out, so keep one of the two"
+        elif (left_out := _LEFT_OUT.get(str(int(match["identity"])))) is not None:
+            reason = left_out
+        else:
+            found[name] = NamedImage(name, path, match.groupdict())
+            continue
+        rejected.append(leave_out(path, reason))
+    return found, rejected
+
+
+def leave_out(path: str, reason: str) -> Rejected:
+    """A file that is left out; bytes of its path that are no UTF-8 are written as escapes."""
+    return Rejected(path.encode(errors="backslashreplace").decode(), reason)
+
+
+def refuse_empty(source: Path, folder: str, holds: int, rejected: Iterable[Rejected], needed: str) -> None:
+    """Make sure that a folder holds images.
+
+    Raises:
+        CatalogError: If it does not; names the first file that was left out, and why.
+    """
+    if holds:
+        return
+    first = next((fault for fault in rejected if fault.file.startswith(f"{folder}/")), None)
+    why = f" (first of the files: {first.file} {first.reason})" if first else ""
+    raise CatalogError(f"source {source}: folder {folder} holds no image{why}; put the {needed} there")

@@ -1,0 +1,111 @@
+"""The MSVR310 layout: `MSVR310/{bounding_box_train,query3,bounding_box_test}/0019/{vis,ni,th}/` + name.
+
+Every vehicle has a folder. A sample has one name in its three folders, `0019_s012_v0_000.jpg`: four digits
+of identity, `s` and three digits of scene, `v` and the view (0 to 7), then whatever tells the shots apart.
+The view stands for the camera. `bounding_box_test` is the gallery. The images in `query3` are among it by
+name; one that is not is a query only.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from data_catalog.formats.folders import (
+    NamedImage,
+    NamePattern,
+    find_root,
+    leave_out,
+    list_entries,
+    read_names,
+    refuse_empty,
+)
+from data_catalog.formats.source import Listing, Rejected, SourceFormat, SourceSample
+from stmi.modality import Modality
+
+FOLDER = "MSVR310"
+TRAIN, QUERY, GALLERY = "bounding_box_train", "query3", "bounding_box_test"
+VEHICLE_FOLDERS = {Modality.RGB: "vis", Modality.NIR: "ni", Modality.TIR: "th"}
+
+_NAME = NamePattern(
+    re.compile(r"(?P<identity>-1|\d{4})_s(?P<scene>\d{3})_v(?P<view>[0-7])_\w+", re.ASCII),
+    "a name like 0019_s012_v0_000.jpg (four digits of identity, three of scene, view 0 to 7)",
+)
+_LAYOUT = (
+    f"the MSVR310 layout needs a folder of every vehicle in {TRAIN}, {QUERY} and {GALLERY}, each with "
+    f"{', '.join(VEHICLE_FOLDERS.values())}"
+)
+
+
+def list_samples(source: Path) -> Listing:
+    """Samples of a source folder, sorted by id.
+
+    Args:
+        source: The folder `MSVR310`, or the one it lies in.
+
+    Raises:
+        CatalogError: If the folder, or one that it must hold, is missing, empty or cannot be read.
+    """
+    root = find_root(source, FOLDER, TRAIN)
+    rejected: list[Rejected] = []
+    found: dict[str, dict[str, dict[str, NamedImage]]] = {}
+    for folder, needed in ((TRAIN, "training images"), (QUERY, "queries"), (GALLERY, "gallery")):
+        found[folder], faults = _triplets(root, folder)
+        rejected += faults
+        refuse_empty(source, folder, len(found[folder]), faults, needed)
+    samples = [_sample("train", images, False, False) for images in found[TRAIN].values()]
+    # Of a sample in both folders the gallery's files are taken.
+    for name, images in (found[QUERY] | found[GALLERY]).items():
+        samples.append(_sample("test", images, name in found[QUERY], name in found[GALLERY]))
+    samples.sort(key=lambda sample: sample.sample_id)
+    return Listing(root, tuple(samples), tuple(rejected))
+
+
+def _triplets(root: Path, folder: str) -> tuple[dict[str, dict[str, NamedImage]], list[Rejected]]:
+    """Name to modality to image of a part, over the folders of its vehicles."""
+    triplets: dict[str, dict[str, NamedImage]] = {}
+    vehicles, stray = list_entries(root, folder, _LAYOUT)
+    rejected = [leave_out(f"{folder}/{file}", "lies in no folder of a vehicle") for file in stray]
+    for vehicle in vehicles:
+        paths = {modality: f"{folder}/{vehicle}/{name}" for modality, name in VEHICLE_FOLDERS.items()}
+        # Without one of the three its samples are quarantined; a link that leads nowhere is there, though.
+        paths = {modality: path for modality, path in paths.items() if os.path.lexists(root / path)}
+        if not paths:
+            reason = f"holds none of the folders {', '.join(VEHICLE_FOLDERS.values())}"
+            rejected.append(leave_out(f"{folder}/{vehicle}", reason))
+        for modality, path in paths.items():
+            found, faults = read_names(path, list_entries(root, path, _LAYOUT)[1], _NAME)
+            rejected += faults
+            for name, image in found.items():
+                if not vehicle.isdecimal() or int(vehicle) != image.identity:
+                    reason = f"has identity {image.identity} but lies in the folder of vehicle {vehicle!r}"
+                elif modality in triplets.get(name, {}):
+                    reason = f"has the same name as {triplets[name][modality].path}; keep one of the two"
+                else:
+                    triplets.setdefault(name, {})[modality] = image
+                    continue
+                rejected.append(leave_out(image.path, f"{reason}; it is left out"))
+    return triplets, rejected
+
+
+def _sample(split: str, images: dict[str, NamedImage], is_query: bool, is_gallery: bool) -> SourceSample:
+    image = next(iter(images.values()))
+    return SourceSample(
+        sample_id=f"{split}/{image.name}",
+        split=split,
+        identity=image.identity,
+        camera_id=int(image.parts["view"]),
+        scene_id=int(image.parts["scene"]),
+        is_query=is_query,
+        is_gallery=is_gallery,
+        files={modality: image.path for modality, image in images.items()},
+    )
+
+
+FORMAT = SourceFormat(
+    name="msvr310",
+    split_folders={"train": TRAIN, "test": GALLERY},
+    list_samples=list_samples,
+    masks="mask/{folder}/{identity}/{name}.npy",
+    captions="text/{split}{modality}.json",
+    query_folders={"test": QUERY},
+)

@@ -1,0 +1,124 @@
+"""Tokens and money of a job that asks a language model, and the cap that it keeps."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_catalog.errors import CatalogError
+
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of requests: what was sent and what came back."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens
+        )
+
+
+class Prices(BaseModel):
+    """What an endpoint charges, in US dollars per million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: float = Field(ge=0, allow_inf_nan=False)
+    completion: float = Field(ge=0, allow_inf_nan=False)
+
+    def cost_usd(self, usage: Usage) -> float:
+        """The price of so many tokens."""
+        cost = usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
+        return cost / _MILLION
+
+
+class BudgetError(CatalogError):
+    """The budget does not cover another request."""
+
+
+@dataclass
+class Spending:
+    """Counts what was spent, and lets a request go only where the budget covers it.
+
+    A request's price is known when its answer is. So before it is sent, the dearest that it can be is set
+    aside: the longest prompt seen so far and an answer of `max_answer_tokens`. What other requests in flight
+    have set aside counts as spent. An answer that got lost on the way may have been charged all the same,
+    so what was set aside for it stays spent.
+
+    Attributes:
+        prices: Prices; None where nobody asks for the cost.
+        budget_usd: The cap; None where there is none. Needs prices.
+        max_answer_tokens: Length at which an answer is cut.
+        earlier: Tokens of answers that an earlier job paid.
+        now: Tokens of this job's answers.
+        lost_usd: What requests may have cost whose answers never came.
+    """
+
+    prices: Prices | None
+    budget_usd: float | None
+    max_answer_tokens: int
+    earlier: Usage = Usage()
+    now: Usage = Usage()
+    lost_usd: float = 0.0
+    _longest_prompt: int = 0
+    _set_aside: float = 0.0
+    _in_flight: int = 0
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What all answers have cost, earlier jobs' and lost ones included; None without prices."""
+        if self.prices is None:
+            return None
+        return self.prices.cost_usd(self.earlier + self.now) + self.lost_usd
+
+    def count_earlier(self, usage: Usage, requests: int) -> None:
+        """Add an answer that was there already, and took this many requests."""
+        self.earlier += usage
+        self._longest_prompt = max(self._longest_prompt, usage.prompt_tokens // max(1, requests))
+
+    async def set_aside(self) -> float:
+        """Wait until the budget covers another request, and set its price aside, in US dollars.
+
+        Raises:
+            BudgetError: If it does not, though no request is in flight any more.
+        """
+        while True:
+            price = 0.0
+            if self.prices is not None:
+                price = self.prices.cost_usd(Usage(self._longest_prompt, self.max_answer_tokens))
+            spent = self.cost_usd or 0.0
+            if self.budget_usd is None or spent + self._set_aside + price <= self.budget_usd:
+                self._set_aside += price
+                self._in_flight += 1
+                return price
+            if self._in_flight == 0:
+                raise BudgetError(
+                    f"budget_usd: {self.budget_usd:.2f} US dollars do not cover another request (spent: "
+                    f"{spent:.4f}; the next may cost {price:.4f}); give more with --budget-usd and run the "
+                    "same command again, what is answered is kept"
+                )
+            self._settled.clear()
+            await self._settled.wait()
+
+    def settle(self, price: float, usage: Usage | None = None, *, lost: bool = False) -> None:
+        """Give back what was set aside for a request, and count what it cost.
+
+        Args:
+            price: What `set_aside` gave.
+            usage: Tokens of its answer.
+            lost: Whether there is no answer and it may have been charged.
+        """
+        self._in_flight -= 1
+        self._set_aside -= price
+        if usage is not None:
+            self.now += usage
+            self._longest_prompt = max(self._longest_prompt, usage.prompt_tokens)
+        if lost:
+            self.lost_usd += price
+        self._settled.set()

@@ -1,0 +1,71 @@
+"""Local copies of remote shards, so that they can be memory-mapped: each is fetched once a machine.
+
+A copy is named by the SHA-256 of its bytes, which is checked as it is fetched, so any catalog, data set and
+run that needs the same shard shares it. The folder may be deleted whenever no run is reading from it.
+"""
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+
+from filelock import FileLock
+from pyarrow import fs
+
+from data_catalog.errors import CatalogError
+
+FOLDER_VARIABLE = "DATA_CATALOG_CACHE"
+_CHUNK_BYTES = 8 * 2**20
+
+
+def copies_folder() -> Path:
+    """Folder of the copies: what DATA_CATALOG_CACHE says, or one in the home folder."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "stmi" / "shards"
+
+
+def local_copy(filesystem: fs.FileSystem, path: str, sha256: str) -> Path:
+    """The local copy of a remote file, fetched where there is none yet.
+
+    Of several processes of one machine that want it, one fetches it and the others wait.
+
+    Args:
+        filesystem: Where the file is.
+        path: Its path there.
+        sha256: What its bytes must hash to.
+
+    Raises:
+        CatalogError: If it cannot be fetched or stored, or has other bytes.
+    """
+    copy = copies_folder() / sha256[:2] / f"{sha256}{Path(path).suffix}"
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(copy.with_suffix(".lock")):
+            if not copy.exists():
+                _fetch(filesystem, path, sha256, copy)
+    except OSError as error:
+        raise CatalogError(
+            f"{path} could not be fetched to {copy.parent} ({error}); make room there, or name another "
+            f"folder in the environment variable {FOLDER_VARIABLE}"
+        ) from error
+    return copy
+
+
+def _fetch(filesystem: fs.FileSystem, path: str, sha256: str, copy: Path) -> None:
+    partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.partial")
+    digest = hashlib.sha256()
+    try:
+        with filesystem.open_input_stream(path, compression=None) as source, partial.open("wb") as sink:
+            while chunk := source.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                sink.write(chunk)
+            sink.flush()
+            os.fsync(sink.fileno())
+        if digest.hexdigest() != sha256:
+            raise CatalogError(
+                f"{path} has SHA-256 {digest.hexdigest()[:12]}, expected {sha256[:12]}; its bytes changed, "
+                "so delete the folder of that table and run its step again"
+            )
+        partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""Builds that are killed, run twice at once, or run out of room: the table is absent or complete."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from data_catalog.build_lock import build_lock
+from data_catalog.errors import CatalogError
+from data_catalog.storage import write_atomically
+from data_catalog.tables import list_tables
+from data_catalog.verify import verify
+from tests.data_catalog import slow_build
+from tests.data_catalog.slow_build import MASK_BYTES, SHARDS
+
+
+def start(catalog: Path, seconds: float) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.data_catalog.slow_build", str(catalog), str(seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+    )
+
+
+def shards_of(catalog: Path) -> list[Path]:
+    return sorted(catalog.rglob("shard-*.parquet"))
+
+
+def test_killed_build_is_absent_then_completed_once_by_two_processes(
+    tmp_path: Path, ray_session: None
+) -> None:
+    whole = slow_build.build(tmp_path / "whole", 0)
+    catalog = tmp_path / "catalog"
+    killed = start(catalog, 1.0)
+    deadline = time.monotonic() + 60
+    while len(shards_of(catalog)) < 2:
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = {path: path.stat().st_mtime_ns for path in shards_of(catalog)}
+    assert 2 <= len(left) < SHARDS
+    assert list_tables(catalog, "slow") == []
+    [folder] = {path.parent for path in left}
+    (folder / f".{left.popitem()[0].name}.0123.partial").write_bytes(b"half")
+
+    left = {path: path.stat().st_mtime_ns for path in shards_of(catalog)}
+    processes = [start(catalog, 0.5) for _ in range(2)]
+    reports = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
+    assert sorted(report["reused"] for report in reports) == [False, True]
+    assert {report["digest"] for report in reports} == {whole.digest}
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert not list(catalog.rglob("*.partial"))
+    assert verify(catalog, "slow").errors == ()
+
+
+def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_session: None) -> None:
+    full = tmp_path / "full"
+    full.touch()
+    with pytest.raises(CatalogError, match=r"shard-0000\d\.parquet could not be written: .*Make room"):
+        slow_build.build(tmp_path / "catalog", 0, full)
+    assert list_tables(tmp_path / "catalog", "slow") == []
+    assert shards_of(tmp_path / "catalog") == []
+    assert not list(tmp_path.rglob("*.partial"))
+    full.unlink()
+    assert len(slow_build.build(tmp_path / "catalog", 0, full)) == SHARDS
+
+
+def test_file_that_does_not_fit_is_not_left_in_part(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MASK_BYTES // 2, hard))
+    try:
+        with pytest.raises(CatalogError, match=r"manifest\.json could not be written"):
+            write_atomically(fs.LocalFileSystem(), f"{tmp_path}/a/manifest.json", bytes(MASK_BYTES))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_waiting_for_another_builder_is_reported(tmp_path: Path) -> None:
+    told = threading.Event()
+    order: list[str] = []
+
+    def wait() -> None:
+        with build_lock(str(tmp_path), told.set):
+            order.append("second")
+
+    with build_lock(str(tmp_path), lambda: None):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert told.wait(timeout=10)
+        order.append("first")
+    waiting.join(timeout=10)
+    assert order == ["first", "second"]
+
+
+def test_lock_is_given_back_when_a_build_fails(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError), build_lock(str(tmp_path), _never):
+            raise RuntimeError
+
+
+def _never() -> Any:
+    raise AssertionError("nobody else holds the lock")
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CatalogError, match=r"file/table cannot be written to \(Not a directory\)"),
+        build_lock(str(tmp_path / "file" / "table"), _never),
+    ):
+        pass

@@ -1,0 +1,253 @@
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from data_catalog.artifacts import Artifacts, find_artifacts
+from data_catalog.checks import CheckSettings, Finding, run_checks
+from data_catalog.image_hashes import HASH_BITS, find_look_alikes, make_image_hashes, read_hashes
+from data_catalog.ingest import IngestSettings, ingest
+from data_catalog.schemas import MASKS_SCHEMA, SAMPLES_SCHEMA, TableKind
+from data_catalog.tables import Manifest, Table
+from tests.data_catalog.folders import image_path, sample_ids
+
+
+class RowsTable(Table):
+    """A table whose rows are in memory."""
+
+    def read(self, columns: Any = None) -> pa.Table:
+        return self.rows if columns is None else self.rows.select(list(columns))  # type: ignore[attr-defined]
+
+
+def table_of(rows: pa.Table, kind: TableKind, **statistics: Any) -> Table:
+    manifest = Manifest(
+        table=kind,
+        dataset="made_up",
+        key="0" * 16,
+        schema_version=kind.schema_version,
+        rows=rows.num_rows,
+        shards=(),
+        digest="0" * 64,
+        inputs={},
+        settings={"format": "rgbnt201"},
+        statistics=statistics,
+        created={"time": "2026-01-01"},
+        seconds=0.0,
+    )
+    table = RowsTable("nowhere", manifest)
+    object.__setattr__(table, "rows", rows)
+    return table
+
+
+# Identity, camera, scene, query, gallery.
+Row = tuple[int, int, int, bool, bool]
+
+
+def samples_of(**splits: list[Row]) -> Table:
+    rows = [
+        {
+            "sample_id": f"{split}/{identity:04d}_{camera}_{scene}_{number}",
+            "split": split,
+            "identity": identity,
+            "camera_id": camera,
+            "scene_id": scene,
+            "is_query": is_query,
+            "is_gallery": is_gallery,
+        }
+        for split, samples in splits.items()
+        for number, (identity, camera, scene, is_query, is_gallery) in enumerate(samples)
+    ]
+    names = list(rows[0])
+    schema = pa.schema([SAMPLES_SCHEMA.field(name) for name in names])
+    return table_of(
+        pa.Table.from_pylist(rows, schema=schema), TableKind.SAMPLES, splits=dict.fromkeys(splits)
+    )
+
+
+def check(samples: Table, masks: Table | None = None, **settings: Any) -> dict[str, tuple[str, Finding]]:
+    """Name of a check to severity and finding; the made-up data set has views, so that none is missed."""
+    views = dict.fromkeys(samples.statistics["splits"], samples)
+    artifacts = Artifacts(samples, masks, None, None, views)
+    report = run_checks(artifacts, CheckSettings(images=False, **settings))
+    found = [("error", finding) for finding in report.errors]
+    found += [("warning", finding) for finding in report.warnings]
+    return {finding.check: (severity, finding) for severity, finding in found}
+
+
+TRAIN: list[Row] = [(1, camera, -1, False, False) for camera in range(4)]
+
+
+def test_query_whose_matches_are_all_junk_is_named() -> None:
+    test = [
+        (11, 0, -1, True, True),
+        (11, 0, -1, True, True),
+        (12, 0, -1, True, True),
+        (12, 1, -1, True, True),
+        (13, 2, -1, True, False),
+    ]
+    severity, finding = check(samples_of(train=TRAIN, test=test))["query_without_match"]
+    assert severity == "warning"
+    assert finding.rows == ("test/0011_0_-1_0", "test/0011_0_-1_1", "test/0013_2_-1_4")
+    assert finding.message.startswith(
+        "3 of 5 queries of split 'test' have no match in the gallery under another"
+    )
+
+
+def test_query_without_match_agrees_with_a_naive_loop_for_both_rules(rng: np.random.Generator) -> None:
+    for junk, column in (("camera", 1), ("scene", 2)):
+        test = [
+            (
+                int(rng.integers(20, 30)),
+                *map(int, rng.integers(0, 3, 2)),
+                bool(rng.random() < 0.5),
+                bool(rng.random() < 0.7),
+            )
+            for _ in range(40)
+        ]
+        expected = [
+            f"test/{query[0]:04d}_{query[1]}_{query[2]}_{number}"
+            for number, query in enumerate(test)
+            if query[3]
+            and not any(
+                other[4] and other[0] == query[0] and other[column] != query[column] for other in test
+            )
+        ]
+        assert expected
+        found = check(samples_of(train=TRAIN, test=test), junk=junk)
+        assert list(found["query_without_match"][1].rows) == expected
+
+
+def test_split_in_which_nothing_can_be_measured_is_an_error() -> None:
+    alone = [(11, 0, -1, True, True), (12, 1, -1, True, True)]
+    assert check(samples_of(train=TRAIN, test=alone))["query_without_match"][0] == "error"
+    assert check(samples_of(train=TRAIN, test=[(11, 0, -1, False, True)]))["no_queries"][0] == "error"
+
+
+def test_identities_with_few_samples_and_in_two_splits_are_named() -> None:
+    train = [*TRAIN, (2, 0, -1, False, False), (3, 0, -1, False, False), (3, 1, -1, False, False)]
+    test = [(3, 0, -1, True, True), (3, 1, -1, True, True)]
+    found = check(samples_of(train=train, test=test), samples_per_identity=2)
+    assert found["few_samples"][0] == "warning"
+    assert found["few_samples"][1].rows == ("train/0002_0_-1_4",)
+    assert "2 has 1" in found["few_samples"][1].message
+    severity, finding = found["identity_in_two_splits"]
+    assert severity == "error"
+    assert len(finding.rows) == 4
+    assert "3 in test and train" in finding.message
+
+
+def test_sound_data_set_has_no_finding_but_the_missing_tables() -> None:
+    test = [(11, 0, -1, True, True), (11, 1, -1, True, True)]
+    assert set(check(samples_of(train=TRAIN, test=test))) == {"missing_artifact"}
+
+
+def test_masks_near_empty_near_full_and_missing_are_named() -> None:
+    fractions = [0.0, 0.005, 0.3, 0.96, 1.0, 1.0]
+    ids = [f"train/{number}" for number in range(6)]
+    columns = [list(range(6)), ids, [b""] * 6, fractions, [1.0] * 6, ["RGB"] * 5 + ["missing"]]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, MASKS_SCHEMA, strict=True)]
+    masks = table_of(pa.table(arrays, schema=MASKS_SCHEMA), TableKind.MASKS)
+    found = check(samples_of(train=TRAIN), masks)
+    rows = {name: finding.rows for name, (_, finding) in found.items()}
+    assert rows["near_empty_mask"] == ("train/0", "train/1")
+    assert rows["near_full_mask"] == ("train/3", "train/4")
+    assert rows["missing_mask"] == ("train/5",)
+
+
+def test_tables_that_are_missing_are_named(built: Any) -> None:
+    report = run_checks(find_artifacts(built.catalog, "small"), CheckSettings(images=False))
+    missing = [finding.message for finding in report.errors if finding.check == "missing_artifact"]
+    assert not any("'train'" in message for message in missing)
+    for split in {"val", "test"} - set(find_artifacts(built.catalog, "small").views):
+        assert f"split '{split}' has no view; run `python -m data_catalog view --split {split}`" in missing
+    bare = Artifacts(built.samples, None, None, None, {})
+    errors = [finding.message for finding in run_checks(bare, CheckSettings(images=False)).errors]
+    assert [message.split(";")[0] for message in errors] == [
+        *(f"split '{split}' has no view" for split in ("test", "train", "val")),
+        *(f"there is no {name} table" for name in ("masks", "captions", "text_features")),
+    ]
+
+
+def test_same_image_under_two_identities_is_named(
+    own_source: Path, tmp_path: Path, ray_session: None
+) -> None:
+    first, other, same = (
+        next(name for name in sample_ids() if name.startswith(start))
+        for start in ("train/000001_cam1", "train/000002_cam2", "train/000001_cam2")
+    )
+    rng = np.random.default_rng(3)
+    for modality in range(3):
+        # A scene with shapes, saved twice at different qualities: a copy that is not the same file.
+        pixels = np.kron(rng.integers(0, 256, (4, 2, 1)), np.ones((8, 8, 3))).astype(np.uint8)
+        for name, quality in ((first, 95), (other, 80), (same, 90)):
+            Image.fromarray(pixels).save(image_path(own_source, name, modality), quality=quality)
+    samples = ingest(own_source, tmp_path / "catalog", "small", IngestSettings())
+    artifacts = find_artifacts(tmp_path / "catalog", "small")
+    report = run_checks(artifacts)
+    [finding] = [finding for finding in report.warnings if finding.check == "duplicate_images"]
+    # The two samples of identity 1 look alike, too, as they may; each is a pair with that of identity 2.
+    assert set(finding.rows) == {first, same, other}
+    assert finding.message.startswith("2 pairs of samples look the same and have different identities")
+    assert make_image_hashes(samples).reused
+
+
+def test_hash_is_that_of_the_decoded_images(built: Any) -> None:
+    import imagehash  # noqa: PLC0415
+
+    bits = read_hashes(make_image_hashes(built.samples))
+    assert bits.shape == (len(built.samples), HASH_BITS)
+    for row, sample in enumerate(built.samples.read().to_pylist()):
+        expected = [
+            imagehash.phash(Image.open(io.BytesIO(sample[name]))).hash.ravel()
+            for name in ("rgb", "nir", "tir")
+        ]
+        assert np.array_equal(bits[row], np.concatenate(expected))
+
+
+@pytest.mark.parametrize("distance", [0, 3, 6])
+def test_look_alikes_are_those_of_every_pair_compared(distance: int, rng: np.random.Generator) -> None:
+    bits = rng.integers(0, 2, (60, HASH_BITS), dtype=np.uint8)
+    for row in range(20, 60):
+        # Near copies of the first twenty, some beyond the distance.
+        bits[row] = bits[row % 20]
+        flipped = rng.choice(HASH_BITS, rng.integers(0, 9), replace=False)
+        bits[row, flipped] ^= 1
+    identity = rng.integers(0, 8, 60)
+    expected = [
+        (i, j)
+        for i, j in itertools.combinations(range(60), 2)
+        if identity[i] != identity[j] and np.count_nonzero(bits[i] != bits[j]) <= distance
+    ]
+    assert expected
+    assert find_look_alikes(bits, identity, distance) == expected
+
+
+def test_images_of_one_colour_are_no_look_alikes() -> None:
+    flat = np.zeros((4, HASH_BITS), dtype=np.uint8)
+    flat[1, 0] = flat[1, 64] = 1
+    assert find_look_alikes(flat, np.arange(4), 6) == []
+
+
+def test_ten_thousand_dark_samples_are_compared_in_seconds(
+    rng: np.random.Generator, elapsed: Callable[[], float]
+) -> None:
+    # One image in three is the same in all samples: a camera at night.
+    bits = rng.integers(0, 2, (10_000, HASH_BITS), dtype=np.uint8)
+    bits[:, :64] = bits[0, :64]
+    bits[7777] = bits[42]
+    assert find_look_alikes(bits, np.arange(10_000), 10) == [(42, 7777)]
+    assert elapsed() < 20
+
+
+@pytest.fixture
+def elapsed() -> Callable[[], float]:
+    import time  # noqa: PLC0415
+
+    start = time.monotonic()
+    return lambda: time.monotonic() - start
