@@ -31,10 +31,12 @@ class RunTables:
 
     Attributes:
         views: Split name to training view; `train` and `test` always, `val` where the data set has one.
+        captions: What the text features of the views were made from.
         digests: Table name to digest, of these and of all that they were made from.
     """
 
     views: dict[str, Table]
+    captions: Table
     digests: dict[str, str]
 
 
@@ -94,7 +96,7 @@ def tables_of(
     views = {split: tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
     made_from = views["train"].manifest.inputs | tables["text_features"].manifest.inputs
     digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
-    return RunTables(views, digests)
+    return RunTables(views, tables["captions"], digests)
 
 
 def check_data_set(config: ExperimentConfig, catalog: str) -> None:
@@ -232,7 +234,10 @@ def _found_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> d
     text_features = find_table(
         catalog, dataset, TableKind.TEXT_FEATURES, inputs=made_from | {"clip": clip.digest}
     )
-    tables = {"samples": samples, "text_features": text_features}
+    captions = find_table(
+        catalog, dataset, TableKind.CAPTIONS, digest=text_features.manifest.inputs["captions"]
+    )
+    tables = {"samples": samples, "captions": captions, "text_features": text_features}
     for split in SPLITS:
         if split in samples.statistics["splits"]:
             tables[f"view/{split}"] = find_table(

@@ -1,5 +1,6 @@
 """Embeddings and metrics of a view, spread over the workers of a run."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,23 +11,43 @@ from torch import Tensor
 from data_catalog.view import View
 from stmi import retrieval
 from stmi.augment import normalise, patch_foreground
+from stmi.modality import Modality
 from stmi.model import STMI, ModelInput
+from stmi.reranking import rerank
 from stmi.retrieval import JunkRule, RetrievalMetrics, RetrievalSet
 
 
-def model_input(view: View, rows: np.ndarray, patch_size: int, device: torch.device) -> ModelInput:
-    """Rows of a view as they are, without augmentation."""
+def model_input(
+    view: View, rows: np.ndarray, patch_size: int, device: torch.device, captions: Tensor | None = None
+) -> ModelInput:
+    """Rows of a view as they are, without augmentation.
+
+    Args:
+        view: Where from.
+        rows: Which.
+        patch_size: Of the image tower.
+        device: Where to.
+        captions: Token numbers of the captions of the whole view, where the text tower is trained.
+    """
     batch = view.batch(rows)
     return ModelInput(
         images=normalise(torch.from_numpy(batch.pixels).to(device)),
         foreground=patch_foreground(torch.from_numpy(batch.mask).to(device), patch_size),
         text=torch.from_numpy(batch.text_feature).to(device),
         camera_id=torch.from_numpy(batch.camera_id.astype(np.int64)).to(device),
+        caption=None if captions is None else captions[torch.from_numpy(rows)].to(device),
     )
 
 
 @torch.no_grad()
-def embed(model: STMI, view: View, batch: int, autocast: bool) -> dict[str, np.ndarray]:
+def embed(
+    model: STMI,
+    view: View,
+    batch: int,
+    autocast: bool,
+    captions: Tensor | None = None,
+    missing: Collection[Modality] = (),
+) -> dict[str, np.ndarray]:
     """Every retrieval feature of every row of a view, each row once, on any number of workers.
 
     Args:
@@ -34,6 +55,8 @@ def embed(model: STMI, view: View, batch: int, autocast: bool) -> dict[str, np.n
         view: What to embed.
         batch: Samples at a time on one worker.
         autocast: Run the network under bfloat16 autocast.
+        captions: As in `model_input`.
+        missing: Modalities whose images are replaced by zeros.
 
     Returns:
         float32 `(rows, width)` by feature name, in the order of the view, on every worker.
@@ -49,8 +72,10 @@ def embed(model: STMI, view: View, batch: int, autocast: bool) -> dict[str, np.n
     parts: list[Tensor] = []
     widths: dict[str, int] = {}
     for start in range(0, share, batch):
+        rows = own[start : start + batch]
+        inputs = model_input(view, rows, model.patch_size, device, captions).without(missing)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            features = model(model_input(view, own[start : start + batch], model.patch_size, device))
+            features = model(inputs)
         by_name = features.retrieval()
         widths = {name: values.shape[1] for name, values in by_name.items()}
         parts.append(torch.cat(list(by_name.values()), dim=1))
@@ -64,20 +89,34 @@ def embed(model: STMI, view: View, batch: int, autocast: bool) -> dict[str, np.n
     return {name: values.numpy() for name, values in zip(widths, columns, strict=True)}
 
 
-def score(view: View, embeddings: np.ndarray, junk: JunkRule) -> RetrievalMetrics:
-    """Metrics of one feature: the view's queries among its gallery."""
+def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = False) -> RetrievalMetrics:
+    """Metrics of one feature: the view's queries among its gallery, k-reciprocally re-ranked if asked for."""
     group = view.camera_id if junk == "camera" else view.scene_id
 
     def chosen(rows: np.ndarray) -> RetrievalSet:
         return RetrievalSet(embeddings[rows], view.identity[rows], group[rows])
 
-    return retrieval.evaluate(chosen(view.is_query), chosen(view.is_gallery))
+    query, gallery = chosen(view.is_query), chosen(view.is_gallery)
+    if not reranked:
+        return retrieval.evaluate(query, gallery)
+    place = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
+    chunks = rerank(
+        query.embedding,
+        gallery.embedding,
+        # A data set of fewer samples has no more neighbours.
+        k1=min(20, len(view)),
+        k2=min(6, len(view)),
+        gallery_row=place[view.is_query],
+    )
+    return retrieval.score(chunks, query, gallery)
 
 
-def score_all(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) -> dict[str, Any]:
+def score_all(
+    view: View, embeddings: dict[str, np.ndarray], junk: JunkRule, reranked: bool = False
+) -> dict[str, Any]:
     """Metrics of every feature, as JSON: `{"U": {"mAP": ..., "rank1": ..., ..., "cmc": [...]}, ...}`."""
     scored = {}
     for name, values in embeddings.items():
-        metrics = score(view, values, junk)
+        metrics = score(view, values, junk, reranked)
         scored[name] = {**metrics.summary(), "cmc": [round(float(share), 6) for share in metrics.cmc[:20]]}
     return scored

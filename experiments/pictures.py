@@ -25,6 +25,7 @@ FEATURE_NAMES = {
     "RGB": "RGB alone",
     "NIR": "NIR alone",
     "TIR": "TIR alone",
+    "GTTT": "G and three times T",
 }
 QUERIES = 6
 RANKS = 8
@@ -106,7 +107,7 @@ def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: Any) -> Figu
     by_precision = scored[np.argsort(-metrics.average_precision[scored], kind="stable")]
     chosen = by_precision[np.linspace(0, len(by_precision) - 1, min(QUERIES, len(by_precision))).astype(int)]
     group = view.camera_id if junk == "camera" else view.scene_id
-    unit = retrieval.normalise(embeddings["U"])
+    fused = embeddings["U"]
     height, width = view.image_size
     cell = 1.35
     row_height = cell * height / (width * len(MODALITIES)) + 0.22
@@ -114,7 +115,7 @@ def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: Any) -> Figu
     axes = figure.subplots(len(chosen), RANKS + 1, squeeze=False)
     for row, number in enumerate(chosen):
         query = queries[number]
-        _, (distances,) = next(retrieval.distance_chunks(unit[[query]], unit[gallery]))
+        _, (distances,) = next(retrieval.distance_chunks(fused[[query]], fused[gallery]))
         same = view.identity[gallery] == view.identity[query]
         ranked = retrieval.rank_gallery(distances, same & (group[gallery] == group[query]))[:RANKS]
         _show(axes[row, 0], view, query, f"query, AP {metrics.average_precision[number]:.0%}", "black")

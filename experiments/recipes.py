@@ -1,6 +1,7 @@
 """Named recipes: every option of a run, resolved and checked before any long work starts."""
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,9 @@ from stmi.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKSPACE = Path(os.environ.get("STMI_WORKSPACE") or ROOT / "runs")
+"""Where runs are kept unless a script is told otherwise. A submitted job unpacks this tree into a folder that
+goes with the job, so a cluster names a lasting one (`cluster/local.py` does)."""
 DEMO_CLIP = "stmi/demo_clip"
 
 
@@ -64,9 +68,28 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Of the network; losses are float32."
     )
-    validate_every: int = Field(5, ge=1, description="Epochs between looks at the validation identities.")
+    compile: bool = Field(
+        False, description="Compile the network: faster steps after a minute or more at the start."
+    )
+    validate_every: int = Field(
+        5, ge=1, description="Epochs between looks at the validation (and test) identities."
+    )
     checkpoint_every: int = Field(1, ge=1, description="Epochs between checkpoints.")
     evaluation_batch: int = Field(128, ge=1, description="Samples a worker embeds at a time.")
+
+
+class ReportConfig(Section):
+    """Which of the measured numbers is the run's headline; all are measured and kept."""
+
+    feature: Literal["U", "G", "T", "RGB", "NIR", "TIR", "GTTT"] = Field(
+        "U",
+        description="GTTT is what the released code compares vehicles by: class tokens and three times T.",
+    )
+    epoch: Literal["last", "validation", "best_on_test"] = Field(
+        "last",
+        description="The last epoch, the one best on validation identities, or the one best on test, which "
+        "the released code reports and which flatters.",
+    )
 
 
 class ExperimentConfig(Section):
@@ -81,6 +104,7 @@ class ExperimentConfig(Section):
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _across_sections(self) -> Self:
@@ -101,6 +125,16 @@ class ExperimentConfig(Section):
         """Every setting by its dotted name; those of the model without `model.` (`sfm.perturbation`)."""
         names = _flatten(self.model_dump(mode="json"))
         return {name.removeprefix("model."): value for name, value in names.items()}
+
+
+def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two configs differ, by flat name, each with both values; the recipe's name aside."""
+    ours, theirs = one.flat(), other.flat()
+    return {
+        name: (ours.get(name), theirs.get(name))
+        for name in [*ours, *(name for name in theirs if name not in ours)]
+        if name != "recipe" and ours.get(name) != theirs.get(name)
+    }
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -192,7 +226,8 @@ def released(dataset: str) -> ExperimentConfig:
         augment=AugmentConfig(geometry="per_modality"),
         batch=base.batch,
         optim=OptimConfig(schedule="released"),
-        train=base.train,
+        train=base.train.model_copy(update={"validate_every": 1}),
+        report=ReportConfig(feature="U" if dataset == "rgbnt201" else "GTTT", epoch="best_on_test"),
     )
 
 

@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 
 from experiments.command_line import run_command
 from experiments.pictures import FEATURE_NAMES, draw_all
-from experiments.recipes import ROOT
+from experiments.recipes import WORKSPACE
 from experiments.run_folder import RunFolder, RunFolderError
 
 
@@ -33,6 +33,7 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     for label, metrics in {**rows, "U before training": result["untrained"]}.items():
         table.add_row(label, *(f"{100 * metrics[name]:.1f}" for name in ("mAP", "rank1", "rank5", "rank10")))
     console.print(table)
+    _print_choices(console, result["choices"], result["reported"])
     seconds = result["seconds"]
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds[name]:.1f}"
@@ -52,6 +53,18 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     }
     for name, place in places.items():
         console.print(f"{name:8} {place}", soft_wrap=True, highlight=False)
+
+
+def _print_choices(console: Console, choices: dict[str, Any], reported: dict[str, Any]) -> None:
+    """The headline feature at each epoch that one may report, and which of them this run reports."""
+    feature = reported["feature"]
+    labels = {"last": "last", "validation": "chosen on validation", "best_on_test": "best on test (flatters)"}
+    parts = [
+        f"{labels[name]} {choice['metrics'][feature]['mAP']:.1%} (epoch {choice['epoch']})"
+        for name, choice in choices.items()
+        if choice is not None
+    ]
+    console.print(f"mAP of {feature}  {'; '.join(parts)}; reported: {labels[reported['chosen_by']]}")
 
 
 def _mlflow(uri: str, run_id: str | None, experiment_id: str | None) -> str:
@@ -93,7 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
     parser.add_argument(
-        "--workspace", type=Path, default=ROOT / "runs", help="folder of all runs (default: runs)"
+        "--workspace",
+        type=Path,
+        default=WORKSPACE,
+        help="folder of all runs (default: $STMI_WORKSPACE, or runs)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     given = parser.parse_args(arguments)

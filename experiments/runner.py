@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from experiments import pictures
 from experiments.datasets import RunTables, clip_source
 from experiments.journal import Journal
 from experiments.provenance import code_version, environment
-from experiments.recipes import RECIPES, ROOT, ExperimentConfig
+from experiments.recipes import RECIPES, ROOT, ExperimentConfig, ReportConfig, differences
 from experiments.run_folder import RunFolder
 from experiments.tracking import Mirror, RunFacts, local_store
 
@@ -56,8 +56,10 @@ def run(
         tracking_uri: MLflow server; None for $MLFLOW_TRACKING_URI or the workspace's embedded store.
 
     Returns:
-        The result, JSON values only: `run`, `status`, `resumed`, `reused`, `metrics` (by feature),
-        `untrained` (of U), `validation`, `losses` (by epoch), `seconds` (by part), `tables`, `mlflow`,
+        The result, JSON values only: `run`, `status`, `resumed`, `reused`, `metrics` (of the last epoch, by
+        feature), `choices` (epoch and metrics of the last, the one chosen on validation, the best on test),
+        `reported` (the one that the config calls for), `untrained` (of U), `validation`,
+        `losses` (by epoch), `seconds` (by part), `tables`, `mlflow`,
         `folder`.
 
     Raises:
@@ -120,7 +122,7 @@ def _finish(folder: RunFolder, result: dict[str, Any], mirror: Mirror) -> None:
 
 
 def _facts(config: ExperimentConfig, folder: RunFolder) -> RunFacts:
-    changed = differences(config)
+    changed = changes(config)
     name = " ".join([config.recipe, *changed, f"seed={config.seed}"])
     started = folder.journal.last("started")
     assert started is not None
@@ -138,14 +140,12 @@ def _facts(config: ExperimentConfig, folder: RunFolder) -> RunFacts:
     return RunFacts(config.recipe, name, config.flat(), tags, folder.digests)
 
 
-def differences(config: ExperimentConfig) -> list[str]:
+def changes(config: ExperimentConfig) -> list[str]:
     """What a config changes in its recipe, as `name=value`, without the seed."""
-    usual = RECIPES[config.recipe]().flat() if config.recipe in RECIPES else {}
-    return [
-        f"{name}={value}"
-        for name, value in config.flat().items()
-        if name != "seed" and usual.get(name, value) != value
-    ]
+    if config.recipe not in RECIPES:
+        return []
+    changed = differences(RECIPES[config.recipe](), config)
+    return [f"{name}={value}" for name, (_, value) in changed.items() if name != "seed"]
 
 
 def _fit(config: ExperimentConfig, tables: RunTables, folder: RunFolder) -> None:
@@ -171,7 +171,12 @@ def _fit(config: ExperimentConfig, tables: RunTables, folder: RunFolder) -> None
     processors = min(1.0, resources.get("CPU", 1) / workers)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "views": tables.views, "clip": clip_source(config)},
+        train_loop_config={
+            "config": config,
+            "views": tables.views,
+            "captions": tables.captions,
+            "clip": clip_source(config),
+        },
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
@@ -255,11 +260,44 @@ def _result(folder: RunFolder, mirror: Mirror) -> dict[str, Any]:
         "metrics": test["metrics"],
         "untrained": untrained["metrics"],
         "validation": validation[-1]["validation"] if validation else None,
+        **_choices(folder.config.report, epochs, test),
         "losses": [{"epoch": event["epoch"], **event["losses"]} for event in epochs],
         "seconds": _seconds(events[start:]),
         "tables": folder.digests,
         "mlflow": {"uri": mirror.public_uri, "run_id": mirror.run_id, "experiment_id": mirror.experiment_id},
     }
+
+
+def _choices(
+    report: ReportConfig, epochs: list[dict[str, Any]], test: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The test metrics of the last epoch, of the one chosen on validation, and of the one best on test.
+
+    Epochs count that were looked at (`train.validate_every`). Where the data set has no validation
+    identities, no epoch is chosen by them.
+    """
+    last = {"epoch": test["epochs"], "metrics": test["metrics"]}
+    looked_at = [{"epoch": e["epoch"], "metrics": e["test"]} for e in epochs if "test" in e] + [last]
+    validated = {e["epoch"]: e["validation"] for e in epochs if "validation" in e}
+
+    def best(candidates: list[dict[str, Any]], metrics_of: Callable[[dict[str, Any]], Any]) -> Any:
+        return max(candidates, key=lambda c: metrics_of(c)[report.feature]["mAP"], default=None)
+
+    choices = {
+        "last": last,
+        "validation": best(
+            [c for c in looked_at if c["epoch"] in validated], lambda c: validated[c["epoch"]]
+        ),
+        "best_on_test": best(looked_at, lambda c: c["metrics"]),
+    }
+    chosen = choices[report.epoch] or last
+    reported = {
+        "feature": report.feature,
+        "chosen_by": report.epoch if choices[report.epoch] else "last",
+        "epoch": chosen["epoch"],
+        "metrics": chosen["metrics"][report.feature],
+    }
+    return {"choices": choices, "reported": reported}
 
 
 def _seconds(events: list[dict[str, Any]]) -> dict[str, float]:

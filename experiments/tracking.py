@@ -201,10 +201,14 @@ def _metrics_of(event: dict[str, Any]) -> list[tuple[str, float, int, int]]:
     if event["event"] == "untrained":
         values = {f"untrained/{name}": value for name, value in event["metrics"].items() if name != "cmc"}
     elif event["event"] == "epoch":
-        values = {f"loss/{name}": value for name, value in event["losses"].items()}
+        values = {
+            name if name == "incidence_density" else f"loss/{name}": value
+            for name, value in event["losses"].items()
+        }
         values |= {f"seconds/{name}": value for name, value in event["seconds"].items()}
         values["learning_rate"] = event["learning_rate"]
         values |= _of_features("validation", event.get("validation", {}))
+        values |= _of_features("test", event.get("test", {}))
     elif event["event"] == "test":
         step = event["epochs"]
         values = _of_features("test", event["metrics"])

@@ -3,6 +3,7 @@
     python experiments/train.py --recipe demo
     python experiments/train.py --recipe demo --set model.sfm=off --seed 1
     python experiments/train.py --recipe demo --set train.epochs=5 --set batch.size=24 --json
+    python experiments/train.py --recipe rgbnt201-released --plan
     python experiments/train.py --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 8
 
 Run again with the same settings, an interrupted run continues and a finished one is shown. With
@@ -19,7 +20,8 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from experiments import datasets, recipes, runner
 from experiments.command_line import run_command
-from experiments.recipes import RECIPES, ROOT, ExperimentConfig
+from experiments.plan import plan, print_plan
+from experiments.recipes import RECIPES, WORKSPACE, ExperimentConfig
 from experiments.report import print_report
 from stmi.clip import load_clip
 
@@ -42,13 +44,18 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
     options.add_argument(
         "--workspace",
-        default=str(ROOT / "runs"),
-        help="folder of runs, on a disk that all nodes share (default: runs)",
+        default=str(WORKSPACE),
+        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
     )
     options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
     options.add_argument(
         "--tracking-uri",
         help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+    )
+    options.add_argument(
+        "--plan",
+        action="store_true",
+        help="train nothing: print the settings, and where recipe and counterpart differ from them",
     )
     options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
@@ -82,6 +89,8 @@ def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, re
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     given = parser().parse_args(arguments)
+    if given.plan:
+        return run_command(lambda: plan(configure(given)), given.json, print_plan)
     return run_command(lambda: train(given), given.json, print_report)
 
 

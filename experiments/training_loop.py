@@ -24,7 +24,7 @@ from experiments import checkpoints, evaluation
 from experiments.recipes import ExperimentConfig
 from stmi import augment, batch_plan
 from stmi.batch_plan import rows_of_rank
-from stmi.clip import load_clip
+from stmi.clip import LoadedClip, load_clip
 from stmi.model import STMI, ModelInput
 from stmi.retrieval import RetrievalError
 from stmi.train_step import TrainStep, learning_rate
@@ -58,12 +58,13 @@ def train_worker(settings: dict[str, Any]) -> None:
     """One worker's whole run; called by Ray Train.
 
     Args:
-        settings: `config` (an `ExperimentConfig`), `views` (split name to `Table`) and `clip` (its source).
+        settings: `config` (an `ExperimentConfig`), `views` (split name to `Table`), `captions` (their
+            `Table`) and `clip` (its source).
     """
     began, clock = time.time(), Clock()
     with clock.part("setup"):
         torch.set_num_threads(_own_threads())
-        run = _Run(settings["config"], settings["views"], settings["clip"])
+        run = _Run(settings["config"], settings["views"], settings["captions"], settings["clip"])
         progress, history = run.restore()
     reporter = _Reporter(clock, began, history)
     try:
@@ -87,9 +88,12 @@ def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoin
         progress = checkpoints.Progress(epoch + 1, progress.step + steps)
         facts: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "losses": losses}
         last = epoch + 1 == config.epochs
-        if "val" in run.views and (last or (epoch + 1) % config.validate_every == 0):
-            with clock.part("evaluation"):
-                facts["validation"] = run.evaluate("val")[1]
+        with clock.part("evaluation"):
+            if last or (epoch + 1) % config.validate_every == 0:
+                if "val" in run.views:
+                    facts["validation"] = run.evaluate("val")[1]
+                if not last:
+                    facts["test"] = run.evaluate("test")[1]
         keep = last or (epoch + 1) % config.checkpoint_every == 0
         save = partial(run.save, progress=progress) if keep else None
         reporter.report("epoch", save, learning_rate=rate, **facts)
@@ -136,7 +140,9 @@ class _Reporter:
 class _Run:
     """The model, its data and its optimiser on one worker."""
 
-    def __init__(self, config: ExperimentConfig, tables: dict[str, Table], clip_source: str) -> None:
+    def __init__(
+        self, config: ExperimentConfig, tables: dict[str, Table], captions: Table, clip_source: str
+    ) -> None:
         context = ray.train.get_context()
         self.config = config
         self.rows = rows_of_rank(config.batch.size, context.get_world_rank(), context.get_world_size())
@@ -150,6 +156,11 @@ class _Run:
         clip = load_clip(clip_source)
         model = STMI(config.model, clip, self.identities, self.cameras, config.seed)
         self.model = model.to(self.device).train()
+        if config.train.compile:
+            self.model.compile(fullgraph=True, dynamic=False)
+        self.captions: dict[str, torch.Tensor | None] = dict.fromkeys(self.views)
+        if config.model.text.fine_tune:
+            self.captions |= caption_tokens(clip, captions, self.views)
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast)
 
     def restore(self) -> tuple[checkpoints.Progress, list[dict[str, Any]]]:
@@ -189,12 +200,14 @@ class _Run:
     def evaluate(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Embeddings of a split, and the metrics of each feature."""
         view = self.views[split]
-        embeddings = evaluation.embed(self.model, view, self.config.train.evaluation_batch, self.autocast)
+        embeddings = evaluation.embed(
+            self.model, view, self.config.train.evaluation_batch, self.autocast, self.captions[split]
+        )
         return embeddings, evaluation.score_all(view, embeddings, self.config.data.junk)
 
     def _augmented(self, global_rows: np.ndarray, epoch: int, step: int) -> tuple[ModelInput, torch.Tensor]:
         config, rows = self.config, global_rows[self.rows]
-        batch = self.views["train"].batch(rows)
+        batch, captions = self.views["train"].batch(rows), self.captions["train"]
         size = batch.mask.shape[1:]
         geometry = augment.draw_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
         images, mask = augment.augment(
@@ -210,8 +223,17 @@ class _Run:
             foreground=augment.patch_foreground(mask, self.model.patch_size),
             text=torch.from_numpy(batch.text_feature).to(self.device),
             camera_id=torch.from_numpy(batch.camera_id.astype(np.int64)).to(self.device),
+            caption=None if captions is None else captions[torch.from_numpy(rows)].to(self.device),
         )
         return model_input, torch.from_numpy(self.labels[rows]).to(self.device)
+
+
+def caption_tokens(clip: LoadedClip, captions: Table, views: dict[str, View]) -> dict[str, torch.Tensor]:
+    """Token numbers of the captions of each view's rows, int64 `(rows, context)`."""
+    table = captions.read(["sample_index", "caption"])
+    tokens = clip.tokenize(table["caption"].to_pylist())
+    place = {index: row for row, index in enumerate(table["sample_index"].to_pylist())}
+    return {split: tokens[[place[i] for i in view.sample_index.tolist()]] for split, view in views.items()}
 
 
 def _own_threads() -> int:

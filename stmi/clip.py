@@ -8,9 +8,11 @@ A folder with `open_clip_config.json` and `open_clip_model.safetensors` is read 
 weights file is never executed.
 """
 
+import copy
 import gzip
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import ClipConfig, SfmConfig
-from stmi.feature_modulation import ModulatedAttention, ModulationStrength
+from stmi.feature_modulation import ModulationStrength
+from stmi.transformer_block import QuickGELU, TransformerBlock
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -177,57 +180,26 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | st
     Raises:
         ClipFileError: Names the weights that are missing, unknown or of another shape.
     """
-    expected = module.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in weights]
-    problems += [f"unknown {name}" for name in weights if name not in expected]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
+    problems = misfits({name: value.shape for name, value in module.state_dict().items()}, weights)
     if problems:
         raise ClipFileError(f"{path}: {len(problems)} weights do not fit: " + "; ".join(problems))
     module.load_state_dict(weights)
 
 
+def misfits(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> list[str]:
+    """Which weights are missing, unknown or of another shape than expected, one sentence each."""
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unknown {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != tuple(shape)
+    ]
+    return problems
+
+
 def _frozen(model: open_clip.CLIP) -> open_clip.CLIP:
     return model.eval().requires_grad_(False)
-
-
-class QuickGELU(nn.Module):
-    """The activation of OpenAI's CLIP: x * sigmoid(1.702 x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply it element by element."""
-        return x * torch.sigmoid(1.702 * x)
-
-
-class TransformerBlock(nn.Module):
-    """CLIP's pre-norm transformer block, with modulated attention.
-
-    Args:
-        width: Token width.
-        heads: Attention heads.
-        mlp_width: Hidden width of the MLP.
-        activation: The MLP's activation.
-    """
-
-    def __init__(self, width: int, heads: int, mlp_width: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = ModulatedAttention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict(
-            {"c_fc": nn.Linear(width, mlp_width), "gelu": activation, "c_proj": nn.Linear(mlp_width, width)}
-        )
-
-    def forward(
-        self, tokens: Tensor, foreground: Tensor | None = None, strength: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """One layer, `(batch, tokens, width)` to the same; arguments as in `ModulatedAttention`."""
-        tokens = tokens + self.attn(self.ln_1(tokens), foreground, strength)
-        hidden = self.mlp["gelu"](self.mlp["c_fc"](self.ln_2(tokens)))
-        return tokens + self.mlp["c_proj"](hidden)
 
 
 class ImageTower(nn.Module):
@@ -257,7 +229,13 @@ class ImageTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
         self.ln_pre = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, heads, block.mlp.c_fc.out_features, QuickGELU() if quick else nn.GELU())
+            TransformerBlock(
+                width,
+                heads,
+                block.mlp.c_fc.out_features,
+                QuickGELU() if quick else nn.GELU(),
+                sfm.logit_scale,
+            )
             for block in blocks
         )
         self.ln_post = nn.LayerNorm(width)
@@ -321,3 +299,22 @@ def resize_position_embedding(
     image = patches.T.reshape(1, -1, *old_grid)
     resized = functional.interpolate(image, size=new_grid, mode=interpolation, align_corners=False)
     return torch.cat([class_row, resized.flatten(2)[0].T])
+
+
+class TextTower(nn.Module):
+    """CLIP's text tower with weights of its own, to be trained.
+
+    Args:
+        clip: The pretrained CLIP whose weights it starts from.
+    """
+
+    def __init__(self, clip: LoadedClip) -> None:
+        super().__init__()
+        self.clip = copy.deepcopy(clip.model)
+        # Of CLIP, only what encodes text stays.
+        del self.clip.visual, self.clip.logit_scale
+        self.clip.requires_grad_(True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token numbers `(batch, context)` to T before normalisation, `(batch, embed_dim)`."""
+        return self.clip.encode_text(tokens)

@@ -64,6 +64,11 @@ class SfmConfig(Switch):
         description="Draw the perturbed mask once for a sample (the paper's single m), or anew in every "
         "layer and modality (the released code).",
     )
+    logit_scale: Literal["head_width", "model_width"] = Field(
+        "head_width",
+        description="D under the root of eq. 8: the width of one head, as CLIP was trained and the released "
+        "code has it, or the width of all heads together.",
+    )
     mask_threshold: float = Field(
         0.0,
         ge=0,
@@ -107,7 +112,22 @@ class ChiConfig(Switch):
 class FusionConfig(Section):
     """Cross-attention from the class tokens to the semantic tokens, eq. 17-18."""
 
+    without_chi: Literal["cross_attention", "concatenation"] = Field(
+        "cross_attention",
+        description="What fuses where CHI is off: eq. 17-18 over the tokens of STR (H' = H), or nothing, the "
+        "class tokens concatenated, as the paper words it; STR then has no effect and is not built.",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="On the attention and on its output.")
+
+
+class TextConfig(Section):
+    """The text feature T."""
+
+    fine_tune: bool = Field(
+        False,
+        description="Train the text tower and encode the captions in every step, instead of reading features "
+        "that the frozen tower gave (the snowflake in figure 3 of the paper).",
+    )
 
 
 class ModelConfig(Section):
@@ -122,6 +142,7 @@ class ModelConfig(Section):
     camera_embedding: bool = Field(
         False, description="Add a learnable vector of the camera to the class token (released code)."
     )
+    text: TextConfig = TextConfig()
     sfm: SfmConfig = SfmConfig()
     str: StrConfig = StrConfig()
     chi: ChiConfig = ChiConfig()

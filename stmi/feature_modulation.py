@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import SfmConfig
+from stmi.modulated_attention import modulated_attention
 
 
 def token_mask(foreground: Tensor, threshold: float) -> Tensor:
@@ -94,12 +95,14 @@ class ModulatedAttention(nn.Module):
 
     Args:
         width: Token width.
-        heads: Number of heads; the logits of each are scaled by 1 / sqrt(width / heads).
+        heads: Number of heads.
+        logit_scale: Whether modulated logits are scaled by 1 / sqrt(width / heads) or 1 / sqrt(width).
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, logit_scale: str = "head_width") -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (width // heads if logit_scale == "head_width" else width) ** -0.5
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -125,7 +128,12 @@ class ModulatedAttention(nn.Module):
         if foreground is None or strength is None:
             mixed = functional.scaled_dot_product_attention(query, key, value)
         else:
-            scale = (width // self.heads) ** -0.5
-            logits = (query * scale) @ key.transpose(-2, -1)
-            mixed = modulate(logits, foreground, *strength).softmax(dim=-1).to(value.dtype) @ value
+            query = query * self.scale
+            if torch.compiler.is_compiling():
+                # The compiler fuses the equation as it stands.
+                logits = query @ key.transpose(-2, -1)
+                alpha, beta = (x.to(logits.dtype) for x in strength)
+                mixed = modulate(logits, foreground, alpha, beta).softmax(dim=-1).to(value.dtype) @ value
+            else:
+                mixed = modulated_attention(query, key, value, foreground, *strength)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, count, width))

@@ -102,9 +102,9 @@ class HypergraphInteraction(nn.Module):
         self.hyperedge_weight = nn.Parameter(torch.full((nodes,), 1 / nodes))
         self.node_bias = nn.Parameter(torch.zeros(nodes, width))
 
-    def forward(self, nodes: Tensor) -> Tensor:
-        """H `(batch, nodes, width)` to H' of the same shape."""
-        incidence = incidence_of(nodes, self.config)
+    def forward(self, nodes: Tensor, incidence: Tensor | None = None) -> Tensor:
+        """H `(batch, nodes, width)` to H' of the same shape; the incidence is the nodes' unless given."""
+        incidence = incidence_of(nodes, self.config) if incidence is None else incidence
         hyperedges = hyperedge_means(self.linear(nodes), incidence)
         weighted = hyperedges * self.hyperedge_weight[:, None]
         gathered = incidence.to(weighted.dtype) @ weighted
@@ -132,9 +132,9 @@ class ReleasedHypergraphInteraction(nn.Module):
         self.linear = nn.Linear(width, width)
         self.norm = nn.GroupNorm(1, width)
 
-    def forward(self, nodes: Tensor) -> Tensor:
-        """H `(batch, nodes, width)` to H' of the same shape."""
-        incidence = incidence_of(nodes, self.config)
+    def forward(self, nodes: Tensor, incidence: Tensor | None = None) -> Tensor:
+        """H `(batch, nodes, width)` to H' of the same shape; the incidence is the nodes' unless given."""
+        incidence = incidence_of(nodes, self.config) if incidence is None else incidence
         hyperedges = hyperedge_means(self.linear(nodes), incidence)
         gathered = hyperedge_means(hyperedges, incidence.transpose(-2, -1))
         return functional.silu(self.norm((gathered + nodes).transpose(1, 2)).transpose(1, 2))

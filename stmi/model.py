@@ -3,20 +3,22 @@
 Shapes below: B batch, M = 3 modalities, N patch tokens, K queries of STR, D embedding width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from stmi import feature_modulation, keyed_random
-from stmi.clip import ImageTower, LoadedClip
+from stmi.clip import ImageTower, LoadedClip, TextTower
 from stmi.config import ModelConfig
-from stmi.hypergraph import ClassTokenFusion, build_interaction
-from stmi.modality import MODALITIES
+from stmi.hypergraph import ClassTokenFusion, build_interaction, incidence_of
+from stmi.modality import MODALITIES, Modality
 from stmi.token_reallocation import TokenReallocation
 
-FEATURES = ("U", "G", "T", *MODALITIES)
-"""Every retrieval feature: fused, concatenated class tokens, text, and each modality's class token."""
+FEATURES = ("U", "G", "T", *MODALITIES, "GTTT")
+"""Every retrieval feature: fused, concatenated class tokens, text, each modality's class token, and what the
+released code compares vehicles by, [RGB, NIR, TIR class tokens, T, T, T]."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,19 @@ class ModelInput:
         foreground: Share of each patch that the mask covers, in [0, 1], `(B, N)`.
         text: T, the frozen text features, `(B, D)`.
         camera_id: `(B,)`, int64.
+        caption: Token numbers of the captions, `(B, context)`, where the model trains its text tower.
     """
 
     images: Tensor
     foreground: Tensor
     text: Tensor
     camera_id: Tensor
+    caption: Tensor | None = None
+
+    def without(self, missing: Collection[Modality]) -> "ModelInput":
+        """The same with the images of some modalities replaced by zeros, as the paper measures it."""
+        kept = torch.tensor([modality not in missing for modality in MODALITIES], device=self.images.device)
+        return replace(self, images=self.images * kept[:, None, None, None])
 
 
 @dataclass(frozen=True)
@@ -59,17 +68,20 @@ class Features:
         G: Class tokens of the three modalities concatenated, `(B, M D)`.
         T: Text feature, `(B, D)`.
         class_tokens: `(B, M, D)`.
+        incidence_density: Share of the pairs of nodes that meet in a hyperedge, `(B,)`; None without one.
     """
 
     U: Tensor
     G: Tensor
     T: Tensor
     class_tokens: Tensor
+    incidence_density: Tensor | None
 
     def retrieval(self) -> dict[str, Tensor]:
         """Each feature of `FEATURES` by name."""
         single = {str(name): self.class_tokens[:, i] for i, name in enumerate(MODALITIES)}
-        return {"U": self.U, "G": self.G, "T": self.T, **single}
+        vehicles = torch.cat([self.G, self.T, self.T, self.T], dim=1)
+        return {"U": self.U, "G": self.G, "T": self.T, **single, "GTTT": vehicles}
 
 
 class IdentityHead(nn.Module):
@@ -122,14 +134,16 @@ class STMI(nn.Module):
         patches = self.grid[0] * self.grid[1]
         tokens = config.str.tokens + 1 if config.str.enabled else patches
         self.nodes = len(MODALITIES) * tokens + (0 if config.str.enabled else 1)
-        self.fuses = config.str.enabled or config.chi.enabled
+        concatenates = not config.chi.enabled and config.fusion.without_chi == "concatenation"
+        self.fuses = not concatenates and (config.str.enabled or config.chi.enabled)
 
         with keyed_random.seeded_construction(seed, "initial_weights", "image_tower"):
             self.image_tower = ImageTower(
                 clip, config.clip, self.grid, config.sfm, cameras if config.camera_embedding else 0
             )
+        self.text_tower = TextTower(clip) if config.text.fine_tune else None
         self.reallocation = nn.ModuleDict()
-        for name in MODALITIES if config.str.enabled else ():
+        for name in MODALITIES if config.str.enabled and self.fuses else ():
             with keyed_random.seeded_construction(seed, "initial_weights", "str", name):
                 self.reallocation[name] = TokenReallocation(width, config.str)
         with keyed_random.seeded_construction(seed, "initial_weights", "chi"):
@@ -191,29 +205,46 @@ class STMI(nn.Module):
         tokens = self.image_tower(batch.images.flatten(0, 1), foreground, camera_id)
         tokens = tokens.unflatten(0, (count, modalities))
         class_tokens = tokens[:, :, 0]
-        fused = self._fuse(class_tokens, tokens[:, :, 1:], batch.text, noise)
+        text = self._text(batch)
+        fused, density = self._fuse(class_tokens, tokens[:, :, 1:], text, noise)
         return Features(
             U=_at_least_float32(fused.flatten(1)),
             G=_at_least_float32(class_tokens.flatten(1)),
-            T=_at_least_float32(batch.text),
+            T=_at_least_float32(text),
             class_tokens=_at_least_float32(class_tokens),
+            incidence_density=density,
         )
 
     def logits(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Identity logits of each trained feature, `(B, identities)`; heads use batch statistics."""
         return {name: head(features[name]) for name, head in self.heads.items()}
 
-    def _fuse(self, class_tokens: Tensor, patches: Tensor, text: Tensor, noise: ModelNoise | None) -> Tensor:
+    def _text(self, batch: ModelInput) -> Tensor:
+        if self.text_tower is None:
+            return batch.text
+        if batch.caption is None:
+            raise ValueError(
+                "the model trains its text tower (text.fine_tune), but the batch has no captions"
+            )
+        return self.text_tower(batch.caption)
+
+    def _fuse(
+        self, class_tokens: Tensor, patches: Tensor, text: Tensor, noise: ModelNoise | None
+    ) -> tuple[Tensor, Tensor | None]:
         if self.fusion is None:
-            return class_tokens
+            return class_tokens, None
         if self.reallocation:
             semantic = [self.reallocation[name](patches[:, i], text) for i, name in enumerate(MODALITIES)]
         else:
             semantic = [patches.flatten(1, 2), text[:, None].to(patches.dtype)]
-        nodes = torch.cat(semantic, dim=1)
-        if self.interaction is not None:
+        nodes, density = torch.cat(semantic, dim=1), None
+        if self.interaction is not None and self.config.chi.mixer == "hypergraph":
+            incidence = incidence_of(nodes, self.config.chi)
+            density = incidence.float().mean(dim=(1, 2))
+            nodes = self.interaction(nodes, incidence)
+        elif self.interaction is not None:
             nodes = self.interaction(nodes)
-        return self.fusion(class_tokens, nodes, None if noise is None else noise.fusion)
+        return self.fusion(class_tokens, nodes, None if noise is None else noise.fusion), density
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -10,6 +10,10 @@ JunkRule = Literal["camera", "scene"]
 """A gallery sample of the query's identity is junk if it has the query's camera, or its scene."""
 
 
+CHUNK_ELEMENTS = 4 * 2**20
+"""Distances held at a time; more would only fall out of the processor's cache."""
+
+
 class RetrievalError(ValueError):
     """The query and gallery cannot be scored."""
 
@@ -54,29 +58,38 @@ class RetrievalMetrics:
 
 def normalise(embedding: np.ndarray) -> np.ndarray:
     """Rows of `(samples, width)` scaled to unit length; a zero row stays zero."""
-    length = np.linalg.norm(embedding, axis=1, keepdims=True)
-    return embedding / np.maximum(length, 1e-12)
+    return embedding / _lengths(embedding)[:, None]
+
+
+def _lengths(embedding: np.ndarray) -> np.ndarray:
+    return np.maximum(np.sqrt(np.einsum("ij,ij->i", embedding, embedding)), 1e-12)
 
 
 def distance_chunks(
-    query: np.ndarray, gallery: np.ndarray, chunk: int = 512
+    query: np.ndarray, gallery: np.ndarray, chunk: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Euclidean distances, a few queries at a time, so that the whole matrix is never held.
+    """Euclidean distances of normalised rows, a few queries at a time: the whole matrix is never held.
 
     Args:
-        query: float32 `(queries, width)`.
-        gallery: float32 `(gallery, width)`.
-        chunk: Queries at a time.
+        query: float32 `(queries, width)`, of any length.
+        gallery: float32 `(gallery, width)`, of any length.
+        chunk: Queries at a time; None for as many as make 16 MB of distances, or one.
 
     Yields:
-        The rows, and their distances `(rows, gallery)`.
+        The rows, and their distances `(rows, gallery)`, 0 to 2.
     """
-    gallery_squares = np.square(gallery).sum(axis=1)
+    chunk = chunk or max(1, CHUNK_ELEMENTS // max(1, len(gallery)))
+    # The products are divided, not the gallery: a normalised copy of it may not fit.
+    gallery_lengths = _lengths(gallery)
     for start in range(0, len(query), chunk):
         rows = slice(start, min(start + chunk, len(query)))
-        part = query[rows]
-        squares = np.square(part).sum(axis=1)[:, None] + gallery_squares - 2 * part @ gallery.T
-        yield rows, np.sqrt(np.maximum(squares, 0))
+        # |a - b|^2 = 2 - 2 a.b between rows of length one; a zero row lies at the distance of a right angle.
+        distances = (-2 * normalise(query[rows])) @ gallery.T
+        distances /= gallery_lengths
+        distances += 2
+        np.maximum(distances, 0, out=distances)
+        np.sqrt(distances, out=distances)
+        yield rows, distances
 
 
 def rank_gallery(distances: np.ndarray, junk: np.ndarray) -> np.ndarray:
@@ -103,8 +116,7 @@ def evaluate(query: RetrievalSet, gallery: RetrievalSet, max_rank: int = 50) -> 
         if not np.isfinite(samples.embedding).all():
             rows = np.flatnonzero(~np.isfinite(samples.embedding).all(axis=1))
             raise RetrievalError(f"{name} embeddings are not finite, first in row {rows[0]}")
-    chunks = distance_chunks(normalise(query.embedding), normalise(gallery.embedding))
-    return score(chunks, query, gallery, max_rank)
+    return score(distance_chunks(query.embedding, gallery.embedding), query, gallery, max_rank)
 
 
 def score(
@@ -116,14 +128,18 @@ def score(
     """MAP and CMC from distances that are already known; rules and errors as in `evaluate`."""
     precision = np.full(len(query), np.nan)
     first_hits = np.zeros(max_rank)
+    of_identity = _rows_of(gallery.identity)
+    found = np.arange(1, len(gallery) + 1)
     for rows, distances in chunks:
-        for i, row in zip(range(rows.start, rows.stop), distances, strict=True):
-            same = gallery.identity == query.identity[i]
-            hits = same[rank_gallery(row, same & (gallery.group == query.group[i]))]
-            ranks = np.flatnonzero(hits)
+        for i, row, ascending in zip(
+            range(rows.start, rows.stop), distances, np.sort(distances, axis=1), strict=True
+        ):
+            same = of_identity.get(int(query.identity[i]), _NONE)
+            is_junk = gallery.group[same] == query.group[i]
+            ranks = _ranks(row, ascending, same[~is_junk], same[is_junk])
             if len(ranks) == 0:
                 continue
-            precision[i] = np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1))
+            precision[i] = (found[: len(ranks)] / (ranks + 1)).sum() / len(ranks)
             if ranks[0] < max_rank:
                 first_hits[ranks[0]] += 1
     scored = np.count_nonzero(~np.isnan(precision))
@@ -133,3 +149,39 @@ def score(
             "every query needs its identity under another camera (or scene)"
         )
     return RetrievalMetrics(float(np.nanmean(precision)), np.cumsum(first_hits) / scored, precision)
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def _rows_of(identity: np.ndarray) -> dict[int, np.ndarray]:
+    """Rows of each identity."""
+    order = np.argsort(identity, kind="stable")
+    names, starts = np.unique(identity[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _ranks(row: np.ndarray, ascending: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray:
+    """Ranks of the matches from 0, ascending, junk left out: as in `rank_gallery`, the rest unranked.
+
+    Args:
+        row: Distances of one query, `(gallery,)`.
+        ascending: The same, sorted.
+        matches: Gallery rows that are hits.
+        junk: Gallery rows that do not count.
+    """
+    near_to_far = row[matches]
+    order = near_to_far.argsort(kind="stable")
+    near_to_far = near_to_far[order]
+    ranks = ascending.searchsorted(near_to_far)
+    next_one = np.minimum(ranks + 1, len(ascending) - 1)
+    tied = (ascending[next_one] == near_to_far) & (next_one > ranks)
+    junk_near_to_far = row[junk]
+    junk_near_to_far.sort()
+    ranks -= junk_near_to_far.searchsorted(near_to_far)
+    for i in tied.nonzero()[0]:
+        # Equal distances keep gallery order, which values alone do not tell.
+        own = matches[order[i]]
+        ranks[i] += np.count_nonzero(row[:own] == near_to_far[i])
+        ranks[i] -= np.count_nonzero(row[junk[junk < own]] == near_to_far[i])
+    return ranks

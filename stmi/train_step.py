@@ -80,12 +80,18 @@ class GlobalBatchLoss(nn.Module):
         self.autocast = autocast
 
     def forward(self, batch: ModelInput, noise: ModelNoise, labels: Tensor) -> dict[str, Tensor]:
-        """Loss and its parts of the global batch, of which `batch` and `labels` are this worker's rows."""
+        """Loss and its parts of the global batch, of which `batch` and `labels` are this worker's rows.
+
+        With a hypergraph, `incidence_density` is among the parts.
+        """
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
             features = self.model(batch, noise)
         trained = features.retrieval()
         gathered = {name: gather_rows(trained[name]) for name in self.model.heads}
-        return losses.objective(self.config, gathered, self.model.logits(gathered), gather_rows(labels))
+        parts = losses.objective(self.config, gathered, self.model.logits(gathered), gather_rows(labels))
+        if features.incidence_density is not None:
+            parts["incidence_density"] = gather_rows(features.incidence_density).mean()
+        return parts
 
 
 class TrainStep:

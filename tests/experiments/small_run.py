@@ -1,6 +1,9 @@
 """A run of seconds: a tiny CLIP, a few drawn people at 32 x 16 pixels, three epochs."""
 
+import json
 from pathlib import Path
+
+from experiments import train
 
 SETTINGS = [
     "data.synthetic.height=32",
@@ -32,3 +35,10 @@ def arguments(clip: Path, workspace: Path, *extra: str) -> list[str]:
         "--json",
         *extra,
     ]
+
+
+def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
+    """The one JSON document that a successful training prints."""
+    capsys.readouterr()
+    assert train.main(arguments(clip, workspace, *extra)) == 0
+    return json.loads(capsys.readouterr().out)

@@ -13,38 +13,15 @@ import pytest
 from filelock import FileLock
 
 from data_catalog import building
-from experiments import demo, report, runner, train
+from experiments import demo, evaluate, report, runner, train
 from experiments.journal import Journal
 from experiments.tracking import local_store
 from stmi.model import FEATURES
-from tests import tiny_clip
 from tests.experiments import small_run
+from tests.experiments.small_run import run
 from tests.tolerances import ROUNDING_FLOAT32
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return tiny_clip.write(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("workspace")
-
-
-def run(capsys, clip, workspace, *extra: str) -> dict:
-    """The one JSON document that a successful training prints."""
-    capsys.readouterr()
-    assert train.main(small_run.arguments(clip, workspace, *extra)) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-@pytest.fixture
-def trained(ray_session, capsys, clip, workspace):
-    """The run that the tests share: trained by the first one that asks, found by the others."""
-    return run(capsys, clip, workspace, "--workers", "2")
 
 
 def test_result_has_every_feature_and_says_where_it_came_from(trained):
@@ -56,6 +33,32 @@ def test_result_has_every_feature_and_says_where_it_came_from(trained):
     assert [losses["epoch"] for losses in trained["losses"]] == [1, 2, 3]
     tables = {"samples", "masks", "captions", "text_features", "view/train", "view/val", "view/test", "clip"}
     assert set(trained["tables"]) == tables
+
+
+def test_result_gives_three_choices_of_epoch_and_says_which_it_reports(trained):
+    choices, reported = trained["choices"], trained["reported"]
+    events = Journal(Path(trained["folder"]) / "journal.jsonl").epochs()
+    validated = {event["epoch"]: event["validation"]["U"]["mAP"] for event in events if "validation" in event}
+    on_test = {event["epoch"]: event["test"]["U"]["mAP"] for event in events if "test" in event}
+    on_test[3] = trained["metrics"]["U"]["mAP"]
+    assert set(validated) == set(on_test) == {2, 3}
+    assert choices["last"]["epoch"] == 3
+    assert choices["validation"]["epoch"] == max(validated, key=validated.get)
+    assert choices["best_on_test"]["epoch"] == max(on_test, key=on_test.get)
+    for choice in choices.values():
+        assert choice["metrics"]["U"]["mAP"] == on_test[choice["epoch"]]
+    assert (reported["feature"], reported["chosen_by"], reported["epoch"]) == ("U", "last", 3)
+    assert reported["metrics"] == trained["metrics"]["U"]
+    assert all(0 < event["losses"]["incidence_density"] <= 1 for event in events)
+
+
+def test_text_tower_is_trained_when_asked_for(ray_session, capsys, clip, workspace):
+    settings = ["model.text.fine_tune=on", "train.epochs=1"]
+    tuned = run(capsys, clip, workspace, *(part for s in settings for part in ("--set", s)))
+    capsys.readouterr()
+    assert evaluate.main(["--run", tuned["folder"], "--json"]) == 0
+    (setting,) = json.loads(capsys.readouterr().out)["settings"]
+    assert setting["metrics"]["T"]["mAP"] == pytest.approx(tuned["metrics"]["T"]["mAP"], abs=0.02)
 
 
 def test_journal_says_where_the_time_went(trained):

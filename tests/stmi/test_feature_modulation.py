@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stmi import feature_modulation
-from stmi.clip import QuickGELU, TransformerBlock
+from stmi import feature_modulation, modulated_attention
 from stmi.config import SfmConfig
 from stmi.feature_modulation import ModulatedAttention, ModulationStrength
+from stmi.transformer_block import QuickGELU, TransformerBlock
 from tests.stmi import golden
 from tests.tolerances import EXACT_FLOAT64, GOLDEN_GRADIENT, GOLDEN_VALUE
 
@@ -110,3 +110,44 @@ def test_sharing_modulates_the_layers_of_table_5(sharing, modulated, values):
     strength = ModulationStrength(SfmConfig(sharing=sharing), layers=6, heads=2)
     assert [layer for layer in range(6) if strength.of_layer(layer) is not None] == modulated
     assert strength.alpha.numel() == strength.beta.numel() == values
+
+
+def attention_inputs(heads_of_strength: int = 1) -> list[Tensor]:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    alpha, beta = (
+        torch.rand(heads_of_strength, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    return [query, key, value, torch.rand(3, 7) < 0.5, alpha, beta]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("most", [2**20, 120, 50], ids=["all at once", "by images", "by heads"])
+def test_own_backward_pass_equals_that_of_the_equation_in_any_parts(monkeypatch, heads, most):
+    monkeypatch.setattr(modulated_attention, "PART_ELEMENTS", most)
+    inputs = attention_inputs(heads)
+    query, key, value, foreground, alpha, beta = inputs
+    expected = feature_modulation.modulate(query @ key.mT, foreground, alpha, beta).softmax(dim=-1) @ value
+    mixed = modulated_attention.modulated_attention(*inputs)
+    assert torch.allclose(mixed, expected, atol=EXACT_FLOAT64)
+    weights, trained = torch.randn_like(mixed), (query, key, value, alpha, beta)
+    of_equation = torch.autograd.grad((expected * weights).sum(), trained)
+    for own, other in zip(torch.autograd.grad((mixed * weights).sum(), trained), of_equation, strict=True):
+        assert torch.allclose(own, other, atol=EXACT_FLOAT64)
+
+
+def test_own_backward_pass_has_the_right_gradients():
+    assert torch.autograd.gradcheck(modulated_attention.modulated_attention, attention_inputs(2))
+
+
+def test_logits_can_be_scaled_by_the_width_of_all_heads():
+    torch.manual_seed(0)
+    tokens, foreground = torch.randn(2, 5, 16, dtype=torch.float64), torch.rand(2, 5) < 0.5
+    strength = (torch.tensor([[[0.1]]], dtype=torch.float64),) * 2
+    usual, wide = ModulatedAttention(16, 4).double(), ModulatedAttention(16, 4, "model_width").double()
+    wide.load_state_dict(usual.state_dict())
+    with torch.no_grad():
+        wide.in_proj_weight[:16] *= 2  # four heads: the root of 4 between the two scales
+    assert torch.allclose(
+        usual(tokens, foreground, strength), wide(tokens, foreground, strength), atol=EXACT_FLOAT64
+    )

@@ -1,7 +1,18 @@
+import dataclasses
+
 import pytest
 import torch
 
-from stmi.config import ChiConfig, ImageSize, ModelConfig, SfmConfig, StrConfig
+from stmi.config import (
+    ChiConfig,
+    FusionConfig,
+    ImageSize,
+    ModelConfig,
+    SfmConfig,
+    StrConfig,
+    TextConfig,
+)
+from stmi.modality import Modality
 from stmi.model import FEATURES, STMI, ModelInput
 from tests.tolerances import ROUNDING_FLOAT32
 
@@ -27,7 +38,8 @@ def test_features_have_the_shapes_of_the_paper(clip):
     features = build(clip)(batch()).retrieval()
     assert tuple(features) == FEATURES
     widths = {name: tuple(value.shape) for name, value in features.items()}
-    assert widths == {"U": (3, 48), "G": (3, 48), **dict.fromkeys(("T", "RGB", "NIR", "TIR"), (3, 16))}
+    single = dict.fromkeys(("T", "RGB", "NIR", "TIR"), (3, 16))
+    assert widths == {"U": (3, 48), "G": (3, 48), "GTTT": (3, 96), **single}
 
 
 def test_g_is_the_class_tokens_side_by_side(clip):
@@ -55,7 +67,7 @@ def test_each_module_can_be_switched_off_and_changes_the_result(clip, off):
 
 def test_a_sample_does_not_see_the_others_in_its_batch(clip):
     model, inputs = build(clip), batch()
-    alone = ModelInput(*(getattr(inputs, name)[1:2] for name in inputs.__dataclass_fields__))
+    alone = ModelInput(inputs.images[1:2], inputs.foreground[1:2], inputs.text[1:2], inputs.camera_id[1:2])
     assert torch.allclose(model(alone).U, model(inputs).U[1:2], atol=ROUNDING_FLOAT32)
 
 
@@ -89,6 +101,74 @@ def test_certain_perturbation_equals_an_all_foreground_mask(clip):
     full = ModelInput(inputs.images, torch.ones_like(inputs.foreground), inputs.text, inputs.camera_id)
     noisy = model(inputs, model.noise(0, 0, 0, 3, slice(0, 3)))
     assert torch.allclose(noisy.U, model(full).U, atol=ROUNDING_FLOAT32)
+
+
+def test_vehicle_feature_of_the_released_code_is_class_tokens_and_three_times_the_text(clip):
+    features = build(clip)(batch()).retrieval()
+    parts = [features[name] for name in ("RGB", "NIR", "TIR", "T", "T", "T")]
+    assert torch.equal(features["GTTT"], torch.cat(parts, dim=1))
+
+
+def test_class_tokens_can_be_concatenated_where_chi_is_off(clip):
+    sections = {"chi": ChiConfig(enabled=False), "fusion": FusionConfig(without_chi="concatenation")}
+    model = build(clip, **sections)
+    features = model(batch()).retrieval()
+    assert torch.equal(features["U"], features["G"])
+    assert set(model.heads) == {"G", "T"}
+    assert not model.reallocation
+    fused = build(clip, fusion=FusionConfig(without_chi="concatenation"))
+    assert torch.equal(fused(batch()).U, build(clip)(batch()).U)
+
+
+@pytest.mark.parametrize("missing", [("RGB",), ("NIR", "TIR")])
+def test_missing_modalities_are_zeros_and_the_others_stay(clip, missing):
+    model, inputs = build(clip), batch()
+    features = model(inputs).retrieval()
+    without = model(inputs.without({Modality(name) for name in missing})).retrieval()
+    zeros = model(dataclasses.replace(inputs, images=torch.zeros_like(inputs.images))).retrieval()
+    for name in ("RGB", "NIR", "TIR"):
+        expected = zeros if name in missing else features
+        assert torch.allclose(without[name], expected[name], atol=ROUNDING_FLOAT32)
+
+
+def test_density_is_the_share_of_pairs_that_meet_in_a_hyperedge(clip):
+    everything = build(clip, chi=ChiConfig(similarity_threshold=-1))(batch())
+    assert torch.equal(everything.incidence_density, torch.ones(3))
+    alone = build(clip, chi=ChiConfig(similarity_threshold=1))(batch())
+    assert torch.allclose(alone.incidence_density, torch.full((3,), 1 / 9))
+    assert build(clip, chi=ChiConfig(mixer="mlp"))(batch()).incidence_density is None
+
+
+def test_trained_text_tower_starts_as_the_frozen_one_and_gets_gradients(clip):
+    captions = clip.tokenize(["a man in a red coat", "a woman", ""])
+    model = build(clip, text=TextConfig(fine_tune=True))
+    with pytest.raises(ValueError, match="the batch has no captions"):
+        model(batch())
+    features = model(dataclasses.replace(batch(), caption=captions))
+    assert torch.allclose(features.T, clip.encode_text(captions), atol=ROUNDING_FLOAT32)
+    features.T.square().sum().backward()
+    weights = [p for name, p in model.named_parameters() if name.startswith("text_tower")]
+    assert weights
+    assert all(p.grad is not None for p in weights)
+    assert not any(p.requires_grad for p in clip.model.parameters())
+
+
+def test_the_compiler_takes_a_training_step_whole_and_once(clip):
+    model = build(clip, sfm=SfmConfig(perturbation=0.5)).train()
+    torch.compiler.reset()
+    model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = []
+    for step in range(3):
+        inputs = dataclasses.replace(batch(), images=batch().images + step)
+        with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
+            features = model(inputs, model.noise(0, 0, step, 3, slice(0, 3)))
+        features.U.square().mean().backward()
+        compiled.append(features.U.detach())
+    eager = build(clip, sfm=SfmConfig(perturbation=0.5)).train()
+    inputs = dataclasses.replace(batch(), images=batch().images + 2)
+    assert torch.allclose(
+        compiled[2], eager(inputs, eager.noise(0, 0, 2, 3, slice(0, 3))).U, atol=ROUNDING_FLOAT32
+    )
 
 
 def test_image_that_is_not_whole_patches_is_refused(clip):

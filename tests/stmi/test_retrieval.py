@@ -63,6 +63,29 @@ def test_result_does_not_depend_on_the_chunk():
     assert np.allclose(whole, parts, atol=GOLDEN_VALUE)
 
 
+def test_distances_are_those_of_normalised_rows():
+    query, gallery = random_sets()
+    unit = [retrieval.normalise(s.embedding).astype(np.float64) for s in (query, gallery)]
+    expected = np.linalg.norm(unit[0][:, None] - unit[1][None], axis=2)
+    ((_, distances),) = retrieval.distance_chunks(query.embedding, gallery.embedding)
+    assert np.allclose(distances, expected, atol=1e-3)  # the root of a rounding error, near zero
+    assert np.allclose(distances**2, expected**2, atol=GOLDEN_VALUE)
+
+
+def test_equal_distances_keep_gallery_order():
+    random = np.random.default_rng(0)
+    query, gallery = random_sets()
+    distances = random.integers(0, 6, (len(query), len(gallery))).astype(np.float32)
+    expected = []
+    for i, row in enumerate(distances):
+        same = gallery.identity == query.identity[i]
+        ranked = retrieval.rank_gallery(row, same & (gallery.group == query.group[i]))
+        ranks = np.flatnonzero(same[ranked])
+        expected.append(np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1)))
+    metrics = retrieval.score(iter([(slice(0, len(query)), distances)]), query, gallery)
+    assert metrics.average_precision == pytest.approx(expected)
+
+
 def test_perfect_embeddings_score_one_and_reversed_ones_score_least():
     identity = np.repeat(np.arange(3), 2)
     angle = identity * 2.0

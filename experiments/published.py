@@ -1,0 +1,128 @@
+"""The paper's numbers, Tables 1 to 5, each with its place in the paper: shown beside what is measured."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PUBLISHED = Path(__file__).with_suffix(".yaml")
+
+Metric = Literal["mAP", "rank1", "rank5", "rank10"]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class PublishedError(ValueError):
+    """A number that the paper does not print, or a file that does not hold what it should."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PublishedRow(_Strict):
+    """One row of a table.
+
+    Attributes:
+        name: As printed.
+        index: Letter of an ablation's row; None in a comparison of methods.
+        kind: What a method of Tables 1 and 2 is built on; None in an ablation.
+        cites: The paper a method is from; None in an ablation.
+        values: Data set to metric to percent; None where the paper prints a dash.
+    """
+
+    name: str = Field(min_length=1)
+    index: str | None = None
+    kind: Literal["CNN", "ViT", "CLIP"] | None = None
+    cites: str | None = None
+    values: dict[str, dict[Metric, Percent | None]] = Field(min_length=1)
+
+
+class PublishedTable(_Strict):
+    """One table or figure.
+
+    Attributes:
+        source: Its name in the paper.
+        title: Its caption.
+        claims: What the paper says of it in words, where it prints no numbers.
+        rows: From top to bottom.
+    """
+
+    source: str = Field(min_length=1)
+    title: str
+    claims: tuple[str, ...] = ()
+    rows: tuple[PublishedRow, ...]
+
+    @model_validator(mode="after")
+    def _rows_are_told_apart(self) -> "PublishedTable":
+        keys = [key for row in self.rows for key in (row.name, row.index) if key is not None]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"rows: the names {', '.join(twice)} stand for more than one row")
+        return self
+
+    def row(self, key: str) -> PublishedRow:
+        """The row of this index (`D`) or name (`STMI`).
+
+        Raises:
+            PublishedError: There is none.
+        """
+        for row in self.rows:
+            if key in (row.index, row.name):
+                return row
+        known = ", ".join(row.index or row.name for row in self.rows) or "none"
+        raise PublishedError(f"row {key!r} is not in {self.source} of the paper; its rows are {known}")
+
+    def value(self, key: str, metric: Metric = "mAP", dataset: str = "rgbnt201") -> float | None:
+        """Percent of a row; None where the paper prints none for this data set and metric.
+
+        Raises:
+            PublishedError: There is no such row.
+        """
+        return self.row(key).values.get(dataset, {}).get(metric)
+
+    def source_of(self, key: str) -> str:
+        """Where a row stands: `Table 3, row D`.
+
+        Raises:
+            PublishedError: There is no such row.
+        """
+        row = self.row(key)
+        return f"{self.source}, row {row.index or row.name}"
+
+
+class _File(_Strict):
+    paper: str
+    tables: dict[str, PublishedTable]
+
+
+def published(table: str) -> PublishedTable:
+    """What the paper prints in `table1` to `table5`, or says of `figure5`.
+
+    Raises:
+        PublishedError: There is no such table.
+    """
+    tables = load_published(PUBLISHED).tables
+    if table not in tables:
+        raise PublishedError(f"table {table!r} is not known; use one of {', '.join(tables)}")
+    return tables[table]
+
+
+@cache
+def load_published(path: Path) -> _File:
+    """The numbers of a file.
+
+    Raises:
+        PublishedError: It is not YAML, or a field is missing, unknown or out of range.
+    """
+    try:
+        return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise PublishedError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise PublishedError(
+            f"{path}: {field or 'the file'}: {first['msg']}, got {first['input']!r}"
+        ) from error

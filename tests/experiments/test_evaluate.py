@@ -1,0 +1,116 @@
+import json
+import pickle
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_catalog.schemas import TableKind
+from data_catalog.tables import find_table
+from data_catalog.view import ViewSettings, make_view, open_view
+from experiments import evaluate, train
+from stmi import released_checkpoint
+from stmi.modality import Modality
+from tests.stmi import released_oracle
+
+SINGLE_AND_PAIRS = [["RGB"], ["NIR"], ["TIR"], ["RGB", "NIR"], ["RGB", "TIR"], ["NIR", "TIR"]]
+RELEASED_SETTINGS = [
+    "--set=data.dataset=synthetic_person",
+    "--set=model.image.height=64",
+    "--set=model.image.width=32",
+    "--set=train.precision=float32",
+]
+
+
+def evaluated(capsys, *arguments: str) -> dict:
+    capsys.readouterr()
+    assert evaluate.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def summary(metrics: dict) -> dict:
+    return {name: value for name, value in metrics.items() if name != "cmc"}
+
+
+def test_finished_run_is_evaluated_to_the_same_metrics(trained, capsys):
+    result = evaluated(capsys, "--run", trained["folder"])
+    (setting,) = result["settings"]
+    assert (result["subject"], setting["missing"], setting["reranked"]) == (trained["run"], [], False)
+    for name, metrics in trained["metrics"].items():
+        assert summary(setting["metrics"][name]) == pytest.approx(summary(metrics), abs=1e-6)
+
+
+def test_missing_modalities_and_reranking_are_measured_side_by_side(trained, capsys):
+    settings = evaluated(capsys, "--run", trained["folder"], "--missing", "all", "--rerank")["settings"]
+    plain = [setting for setting in settings if not setting["reranked"]]
+    assert [setting["missing"] for setting in plain] == [[], *SINGLE_AND_PAIRS]
+    assert len(settings) == 2 * len(plain)
+    complete = plain[0]["metrics"]
+    for setting in plain[1:]:
+        for name in ("RGB", "NIR", "TIR"):
+            # A modality that is there is found by itself as before.
+            same = setting["metrics"][name] == complete[name]
+            assert same == (name not in setting["missing"])
+        assert setting["metrics"]["T"] == complete["T"]
+
+
+def test_embeddings_are_written_once_for_every_row(trained, capsys, tmp_path):
+    evaluated(capsys, "--run", trained["folder"], "--embeddings", str(tmp_path / "test.parquet"))
+    rows = pq.read_table(tmp_path / "test.parquet")
+    ids = rows["sample_id"].to_pylist()
+    assert len(set(ids)) == len(ids) == evaluated(capsys, "--run", trained["folder"])["samples"]
+    assert np.isfinite(np.stack(rows["U"].to_numpy())).all()
+
+
+@pytest.fixture
+def released_view(trained, clip, workspace):
+    catalog = str(workspace / "catalog")
+    samples = find_table(catalog, "synthetic_person", TableKind.SAMPLES)
+    masks = find_table(catalog, "synthetic_person", TableKind.MASKS)
+    return make_view(samples, masks, None, ViewSettings(split="test", height=64, width=32, text_dim=32))
+
+
+def test_checkpoint_of_the_released_code_is_evaluated(released_view, capsys, workspace, tmp_path):
+    weights, file = released_oracle.small_checkpoint(), tmp_path / "STMI_best.pth"
+    torch.save(weights, file)
+    result = evaluated(
+        capsys,
+        *("--released-checkpoint", str(file), "--recipe", "rgbnt201-released"),
+        *("--workspace", str(workspace), *RELEASED_SETTINGS),
+    )
+    (setting,) = result["settings"]
+    model = released_checkpoint.load(weights, (64, 32))
+    view = open_view(released_view)
+    features = evaluate.evaluation.embed(model, view, 16, autocast=False)
+    expected = evaluate.evaluation.score_all(view, features, "camera")
+    assert summary(setting["metrics"]["U"]) == pytest.approx(summary(expected["U"]), abs=1e-4)
+
+
+def test_pickled_checkpoint_is_refused_and_not_executed(released_view, capsys, workspace, tmp_path):
+    class Intruder:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    file = tmp_path / "STMI_best.pth"
+    file.write_bytes(pickle.dumps(Intruder()))
+    arguments = ["--released-checkpoint", str(file), "--recipe", "rgbnt201-released"]
+    assert evaluate.main([*arguments, "--workspace", str(workspace), *RELEASED_SETTINGS]) == 2
+    assert "not a file of weights alone" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("text", ["XYZ", "RGB+NIR+TIR", "RGB+RGB", ""])
+def test_impossible_missing_modalities_are_refused(text):
+    with pytest.raises(evaluate.ConfigError, match="expected one or two of RGB, NIR, TIR"):
+        evaluate.parse_missing(text)
+    assert evaluate.parse_missing("tir+rgb") == [(Modality.RGB, Modality.TIR)]
+
+
+def test_plan_names_the_differences_between_the_two_recipes_of_a_data_set(capsys):
+    assert train.main(["--recipe", "rgbnt100-released", "--plan", "--json", "--set", "seed=3"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["counterpart"] == "rgbnt100-paper"
+    assert planned["changed"] == {"seed": {"recipe": 1111, "here": 3}}
+    assert planned["differences"]["chi.incidence"] == {"here": "euclidean", "there": "cosine"}
+    assert planned["differences"]["report.feature"] == {"here": "GTTT", "there": "U"}
