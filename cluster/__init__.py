@@ -1,0 +1,1 @@
+"""The machines: how to start them; no library code."""
