@@ -8,6 +8,8 @@ Machines differ and are noisy: compare the ratios, which are taken inside one ru
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import json
 import statistics
 import sys
@@ -67,6 +69,11 @@ def _compare(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_peak_memory() -> None:
+    gc.collect()
+    # What is free already must not count as held: glibc keeps it until it is asked.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")
@@ -140,13 +147,13 @@ def _randoms(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> li
 
 
 def _time_products(products: _MatrixProducts, repeats: int, samples: int) -> dict[str, Any]:
-    shapes = {pair: products.shapes.count(pair) for pair in products.shapes}
-    operands = [(_randoms(*pair, dtype=torch.bfloat16), times) for pair, times in shapes.items()]
+    # In the step's order, each product with operands of its own, as in the step: nothing is in a cache that
+    # would not be there.
+    operands = [_randoms(*pair, dtype=torch.bfloat16) for pair in products.shapes]
 
     def multiply() -> None:
-        for (a, b), times in operands:
-            for _ in range(times):
-                a @ b
+        for a, b in operands:
+            a @ b
 
     return measure("matrix products alone, bfloat16", multiply, repeats, samples)
 

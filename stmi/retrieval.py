@@ -78,18 +78,27 @@ def distance_chunks(
     Yields:
         The rows, and their distances `(rows, gallery)`, 0 to 2.
     """
+    for rows, cosines in _opposite_cosines(query, gallery, chunk):
+        # |a - b|^2 = 2 - 2 a.b between rows of length one; a zero row lies at the distance of a right angle.
+        distances = np.multiply(cosines, 2, out=cosines)
+        np.add(distances, 2, out=distances)
+        np.maximum(distances, 0, out=distances)
+        np.sqrt(distances, out=distances)
+        yield rows, distances
+
+
+def _opposite_cosines(
+    query: np.ndarray, gallery: np.ndarray, chunk: int | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Minus the cosines between rows: they rank as the distances do, and cost fewer passes."""
     chunk = chunk or max(1, CHUNK_ELEMENTS // max(1, len(gallery)))
     # The products are divided, not the gallery: a normalised copy of it may not fit.
     gallery_lengths = _lengths(gallery)
     for start in range(0, len(query), chunk):
         rows = slice(start, min(start + chunk, len(query)))
-        # |a - b|^2 = 2 - 2 a.b between rows of length one; a zero row lies at the distance of a right angle.
-        distances = (-2 * normalise(query[rows])) @ gallery.T
-        distances /= gallery_lengths
-        distances += 2
-        np.maximum(distances, 0, out=distances)
-        np.sqrt(distances, out=distances)
-        yield rows, distances
+        cosines = -normalise(query[rows]) @ gallery.T
+        cosines /= gallery_lengths
+        yield rows, cosines
 
 
 def rank_gallery(distances: np.ndarray, junk: np.ndarray) -> np.ndarray:
@@ -116,7 +125,7 @@ def evaluate(query: RetrievalSet, gallery: RetrievalSet, max_rank: int = 50) -> 
         if not np.isfinite(samples.embedding).all():
             rows = np.flatnonzero(~np.isfinite(samples.embedding).all(axis=1))
             raise RetrievalError(f"{name} embeddings are not finite, first in row {rows[0]}")
-    return score(distance_chunks(query.embedding, gallery.embedding), query, gallery, max_rank)
+    return score(_opposite_cosines(query.embedding, gallery.embedding), query, gallery, max_rank)
 
 
 def score(
@@ -125,18 +134,16 @@ def score(
     gallery: RetrievalSet,
     max_rank: int = 50,
 ) -> RetrievalMetrics:
-    """MAP and CMC from distances that are already known; rules and errors as in `evaluate`."""
+    """MAP and CMC from distances, or whatever ranks alike; rules and errors as in `evaluate`."""
     precision = np.full(len(query), np.nan)
     first_hits = np.zeros(max_rank)
     of_identity = _rows_of(gallery.identity)
     found = np.arange(1, len(gallery) + 1)
     for rows, distances in chunks:
-        for i, row, ascending in zip(
-            range(rows.start, rows.stop), distances, np.sort(distances, axis=1), strict=True
-        ):
+        for i, row in zip(range(rows.start, rows.stop), distances, strict=True):
             same = of_identity.get(int(query.identity[i]), _NONE)
             is_junk = gallery.group[same] == query.group[i]
-            ranks = _ranks(row, ascending, same[~is_junk], same[is_junk])
+            ranks = _ranks(row, same[~is_junk], same[is_junk])
             if len(ranks) == 0:
                 continue
             precision[i] = (found[: len(ranks)] / (ranks + 1)).sum() / len(ranks)
@@ -161,15 +168,15 @@ def _rows_of(identity: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-def _ranks(row: np.ndarray, ascending: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray:
+def _ranks(row: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray:
     """Ranks of the matches from 0, ascending, junk left out: as in `rank_gallery`, the rest unranked.
 
     Args:
         row: Distances of one query, `(gallery,)`.
-        ascending: The same, sorted.
         matches: Gallery rows that are hits.
         junk: Gallery rows that do not count.
     """
+    ascending = np.sort(row)
     near_to_far = row[matches]
     order = near_to_far.argsort(kind="stable")
     near_to_far = near_to_far[order]
