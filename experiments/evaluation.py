@@ -11,8 +11,8 @@ from torch import Tensor
 from data_catalog.view import View
 from stmi import retrieval
 from stmi.augment import normalise, patch_foreground
-from stmi.modality import Modality
-from stmi.model import STMI, ModelInput
+from stmi.modality import MODALITIES, Modality
+from stmi.model import STMI, Features, ModelInput
 from stmi.reranking import rerank
 from stmi.retrieval import JunkRule, RetrievalMetrics, RetrievalSet
 
@@ -70,23 +70,25 @@ def embed(
     training = model.training
     model.eval()
     parts: list[Tensor] = []
-    widths: dict[str, int] = {}
+    widths: list[int] = []
     for start in range(0, share, batch):
         rows = own[start : start + batch]
         inputs = model_input(view, rows, model.patch_size, device, captions).without(missing)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             features = model(inputs)
-        by_name = features.retrieval()
-        widths = {name: values.shape[1] for name, values in by_name.items()}
-        parts.append(torch.cat(list(by_name.values()), dim=1))
+        # The other features are made of these, so only these are sent.
+        sent = (features.U, features.G, features.T)
+        widths = [values.shape[1] for values in sent]
+        parts.append(torch.cat(sent, dim=1))
     model.train(training)
     embedded = torch.cat(parts)
     if spread:
         everything = [torch.empty_like(embedded) for _ in range(world_size)]
         dist.all_gather(everything, embedded)
         embedded = torch.cat(everything)
-    columns = embedded[: len(view)].cpu().split(list(widths.values()), dim=1)
-    return {name: values.numpy() for name, values in zip(widths, columns, strict=True)}
+    fused, class_tokens, text = embedded[: len(view)].cpu().split(widths, dim=1)
+    features = Features(fused, class_tokens, text, class_tokens.unflatten(1, (len(MODALITIES), -1)), None)
+    return {name: values.numpy() for name, values in features.retrieval().items()}
 
 
 def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = False) -> RetrievalMetrics:

@@ -83,7 +83,8 @@ def cmc_curves(metrics: dict[str, Any], untrained: dict[str, Any]) -> Figure:
     """Share of queries with a match among the first k, for every feature and for U before training."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
-    for name, label in FEATURE_NAMES.items():
+    measured = {name: label for name, label in FEATURE_NAMES.items() if name in metrics}
+    for name, label in measured.items():
         _cmc(axes, metrics[name], label, linewidth=2.5 if name == "U" else 1.2)
     _cmc(axes, untrained, "U before training", linestyle="--", color="grey")
     axes.set(title="Test identities", xlabel="rank k", ylabel="matched within k, %", ylim=(0, 101))

@@ -69,7 +69,7 @@ class TrainConfig(Section):
         "bfloat16", description="Of the network; losses are float32."
     )
     compile: bool = Field(
-        False, description="Compile the network: faster steps after a minute or more at the start."
+        False, description="Compile the training step's network: faster after a minute or so at the start."
     )
     validate_every: int = Field(
         5, ge=1, description="Epochs between looks at the validation (and test) identities."

@@ -29,11 +29,15 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     table.add_column("feature")
     for column in ("mAP", "rank 1", "rank 5", "rank 10"):
         table.add_column(column, justify="right")
-    rows = {label: result["metrics"][name] for name, label in FEATURE_NAMES.items()}
+    # A run that an older version finished has fewer features, and the last epoch only.
+    rows = {
+        label: result["metrics"][name] for name, label in FEATURE_NAMES.items() if name in result["metrics"]
+    }
     for label, metrics in {**rows, "U before training": result["untrained"]}.items():
         table.add_row(label, *(f"{100 * metrics[name]:.1f}" for name in ("mAP", "rank1", "rank5", "rank10")))
     console.print(table)
-    _print_choices(console, result["choices"], result["reported"])
+    if "choices" in result:
+        _print_choices(console, result["choices"], result["reported"])
     seconds = result["seconds"]
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds[name]:.1f}"

@@ -156,12 +156,10 @@ class _Run:
         clip = load_clip(clip_source)
         model = STMI(config.model, clip, self.identities, self.cameras, config.seed)
         self.model = model.to(self.device).train()
-        if config.train.compile:
-            self.model.compile(fullgraph=True, dynamic=False)
         self.captions: dict[str, torch.Tensor | None] = dict.fromkeys(self.views)
         if config.model.text.fine_tune:
             self.captions |= caption_tokens(clip, captions, self.views)
-        self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast)
+        self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, config.train.compile)
 
     def restore(self) -> tuple[checkpoints.Progress, list[dict[str, Any]]]:
         """Continue from the run's last checkpoint, if it has one; how far it is, and what was reported."""

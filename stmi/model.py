@@ -41,6 +41,8 @@ class ModelInput:
 
     def without(self, missing: Collection[Modality]) -> "ModelInput":
         """The same with the images of some modalities replaced by zeros, as the paper measures it."""
+        if not missing:
+            return self
         kept = torch.tensor([modality not in missing for modality in MODALITIES], device=self.images.device)
         return replace(self, images=self.images * kept[:, None, None, None])
 

@@ -37,13 +37,21 @@ def modulated_attention(
     Returns:
         `(batch, heads, tokens, head width)`.
     """
-    return _ModulatedAttention.apply(query, key, value, foreground, alpha, beta)
+    keeps = torch.is_grad_enabled()
+    return _ModulatedAttention.apply(query, key, value, foreground, alpha, beta, keeps)
 
 
 class _ModulatedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        foreground: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        keeps: bool,
     ) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         mixed = torch.empty_like(query)
@@ -59,7 +67,8 @@ class _ModulatedAttention(torch.autograd.Function):
                 logits.mul_(_of(heads, scale[images])).addcmul_(both[images], shift)
                 attention = logits.softmax(dim=-1)
                 mixed[part] = attention @ value[part]
-                of_parts += attention, highest, at_highest, lowest, at_lowest
+                if keeps:
+                    of_parts += attention, highest, at_highest, lowest, at_lowest
         ctx.save_for_backward(query, key, value, foreground, alpha, beta, *of_parts)
         return mixed
 
@@ -92,7 +101,7 @@ class _ModulatedAttention(torch.autograd.Function):
                 _add_at(of_logits, at_lowest, -_of(heads, beta, query) * of_shift)
                 of_query[part] = of_logits @ key[part]
                 of_key[part] = (query_t[part] @ of_logits).transpose(-2, -1)
-        return of_query, of_key, of_value, None, of_alpha, of_beta
+        return of_query, of_key, of_value, None, of_alpha, of_beta, None
 
 
 def _both_and_scale(

@@ -71,13 +71,18 @@ class GlobalBatchLoss(nn.Module):
         model: The network.
         config: The objective's weights.
         autocast: Whether the network runs under bfloat16 autocast; losses are float32 always.
+        compiled: Whether the network is compiled. Only here: evaluation comes in batches of other sizes, each
+            of which would be compiled for itself.
     """
 
-    def __init__(self, model: STMI, config: LossConfig, autocast: bool) -> None:
+    def __init__(self, model: STMI, config: LossConfig, autocast: bool, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.autocast = autocast
+        self.run_model = model.forward
+        if compiled:
+            self.run_model = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
     def forward(self, batch: ModelInput, noise: ModelNoise, labels: Tensor) -> dict[str, Tensor]:
         """Loss and its parts of the global batch, of which `batch` and `labels` are this worker's rows.
@@ -85,7 +90,7 @@ class GlobalBatchLoss(nn.Module):
         With a hypergraph, `incidence_density` is among the parts.
         """
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
-            features = self.model(batch, noise)
+            features = self.run_model(batch, noise)
         trained = features.retrieval()
         gathered = {name: gather_rows(trained[name]) for name in self.model.heads}
         parts = losses.objective(self.config, gathered, self.model.logits(gathered), gather_rows(labels))
@@ -102,11 +107,14 @@ class TrainStep:
         loss: The objective.
         optim: The optimiser and its rates.
         autocast: Run the network under bfloat16 autocast.
+        compiled: Compile the network.
     """
 
-    def __init__(self, model: STMI, loss: LossConfig, optim: OptimConfig, autocast: bool) -> None:
+    def __init__(
+        self, model: STMI, loss: LossConfig, optim: OptimConfig, autocast: bool, compiled: bool = False
+    ) -> None:
         self.config = optim
-        self.module = GlobalBatchLoss(model, loss, autocast)
+        self.module = GlobalBatchLoss(model, loss, autocast, compiled)
         self.optimizer = build_optimizer(model, optim)
 
     def __call__(

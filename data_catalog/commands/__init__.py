@@ -12,7 +12,7 @@ from data_catalog.commands import (
     verify,
     view,
 )
-from data_catalog.commands.common import Command
+from data_catalog.commands.command import Command
 
 COMMANDS: tuple[Command, ...] = (
     synthesize.COMMAND,

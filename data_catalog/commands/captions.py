@@ -9,7 +9,8 @@ from data_catalog.artifacts import card_of
 from data_catalog.building import Progress
 from data_catalog.captions import CaptionSettings, make_captions
 from data_catalog.cards import card_names
-from data_catalog.commands.common import Command, Result, add_samples, build, find_samples
+from data_catalog.commands.arguments import add_samples, find_samples
+from data_catalog.commands.command import Command, Result, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
 from data_catalog.imported_captions import CaptionFileSettings, import_captions

@@ -4,7 +4,8 @@ import argparse
 
 from data_catalog.artifacts import find_artifacts
 from data_catalog.checks import CheckSettings, run_checks
-from data_catalog.commands.common import Command, Result, add_catalog, check_dataset
+from data_catalog.commands.arguments import add_catalog, check_dataset
+from data_catalog.commands.command import Command, Result
 from data_catalog.commands.printing import print_findings
 from data_catalog.progress import progress_bar
 

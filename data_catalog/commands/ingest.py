@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from data_catalog.commands.common import Command, Result, add_catalog, build, image_size
+from data_catalog.commands.arguments import add_catalog, image_size
+from data_catalog.commands.command import Command, Result, build
 from data_catalog.formats import FORMATS
 from data_catalog.ingest import IngestSettings, ingest
 

@@ -6,15 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.building import Progress
-from data_catalog.commands.common import (
-    Command,
-    Result,
-    add_samples,
-    build,
-    find_made_from,
-    find_samples,
-    image_size,
-)
+from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
+from data_catalog.commands.command import Command, Result, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
 from data_catalog.mask_files import import_masks

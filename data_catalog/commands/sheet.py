@@ -3,14 +3,8 @@
 import argparse
 from pathlib import Path
 
-from data_catalog.commands.common import (
-    Command,
-    Result,
-    add_catalog,
-    check_dataset,
-    find_made_from,
-    image_size,
-)
+from data_catalog.commands.arguments import add_catalog, check_dataset, find_made_from, image_size
+from data_catalog.commands.command import Command, Result
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.schemas import TableKind

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from data_catalog.commands.common import Command, Result, add_catalog, check_dataset
+from data_catalog.commands.arguments import add_catalog, check_dataset
+from data_catalog.commands.command import Command, Result
 from data_catalog.commands.printing import print_findings, print_result
 from data_catalog.lineage import draw_tree, trace
 from data_catalog.show import describe

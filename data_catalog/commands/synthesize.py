@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_catalog.commands.common import Command, Result, image_size
+from data_catalog.commands.arguments import image_size
+from data_catalog.commands.command import Command, Result
 from data_catalog.errors import CatalogError
 from data_catalog.progress import progress_bar
 from data_catalog.synthetic import SyntheticSettings, synthesize

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 import stmi
-from data_catalog.commands.common import Command, Result, add_samples, build, find_made_from, find_samples
+from data_catalog.commands.arguments import add_samples, find_made_from, find_samples
+from data_catalog.commands.command import Command, Result, build
 from data_catalog.schemas import TableKind
 from data_catalog.text_features import make_text_features
 

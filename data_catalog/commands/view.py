@@ -4,15 +4,8 @@ import argparse
 from collections.abc import Callable
 
 from data_catalog.building import Progress
-from data_catalog.commands.common import (
-    Command,
-    Result,
-    add_samples,
-    build,
-    find_made_from,
-    find_samples,
-    image_size,
-)
+from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
+from data_catalog.commands.command import Command, Result, build
 from data_catalog.formats import SPLITS
 from data_catalog.schemas import TableKind
 from data_catalog.tables import Table

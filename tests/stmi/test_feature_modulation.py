@@ -136,6 +136,18 @@ def test_own_backward_pass_equals_that_of_the_equation_in_any_parts(monkeypatch,
         assert torch.allclose(own, other, atol=EXACT_FLOAT64)
 
 
+def test_nothing_is_kept_where_no_gradient_is_asked_for(monkeypatch):
+    monkeypatch.setattr(modulated_attention, "PART_ELEMENTS", 120)
+    inputs, kept = attention_inputs(), []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        trained = modulated_attention.modulated_attention(*inputs)
+        of_training = len(kept)
+        with torch.no_grad():
+            evaluated = modulated_attention.modulated_attention(*inputs)
+    assert of_training == len(kept) > 0
+    assert torch.equal(trained, evaluated)
+
+
 def test_own_backward_pass_has_the_right_gradients():
     assert torch.autograd.gradcheck(modulated_attention.modulated_attention, attention_inputs(2))
 

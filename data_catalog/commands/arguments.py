@@ -1,47 +1,10 @@
-"""What the commands share: how one is described, how it finds its tables, and how it builds a table."""
+"""Arguments that several commands take, and the tables that they name."""
 
 import argparse
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
-from data_catalog.building import Progress
-from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
-from data_catalog.progress import progress_bar
 from data_catalog.schemas import TableKind
 from data_catalog.tables import Table, find_table, list_datasets
-
-Result = dict[str, Any]
-"""What a command tells: JSON values only."""
-
-
-def _succeeds(result: Mapping[str, Any]) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of the command line.
-
-    Attributes:
-        name: What it is called by.
-        summary: What it does, in one line.
-        example: Arguments to show how it is used.
-        add_options: Declares its arguments.
-        run: Does it; raises CatalogError where the user must put something right.
-        show: Prints the result for a person to read.
-        succeeded: Whether the result is a good one; decides between exit status 0 and 1.
-    """
-
-    name: str
-    summary: str
-    example: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], Result]
-    show: Callable[[Mapping[str, Any]], None] = print_result
-    succeeded: Callable[[Mapping[str, Any]], bool] = _succeeds
 
 
 def add_catalog(parser: argparse.ArgumentParser) -> None:
@@ -65,24 +28,6 @@ def find_made_from(samples: Table, kind: TableKind, key: str | None) -> Table:
     """The newest table of a kind that was made of these samples, or the one with the given key."""
     inputs = {"samples": samples.digest}
     return find_table(samples.catalog, samples.manifest.dataset, kind, key=key, inputs=inputs)
-
-
-def build(title: str, make: Callable[[Progress], Table]) -> Result:
-    """Make a table under a progress bar, and what there is to tell of it."""
-    start = time.monotonic()
-    with progress_bar(title, "shard") as progress:
-        table = make(progress)
-    return {
-        "dataset": table.manifest.dataset,
-        "table": table.kind.value,
-        "key": table.manifest.key,
-        "digest": table.digest,
-        "rows": len(table),
-        "reused": table.reused,
-        "path": table.path,
-        "seconds": round(time.monotonic() - start, 3),
-        **table.statistics,
-    }
 
 
 def image_size(text: str) -> tuple[int, int]:
