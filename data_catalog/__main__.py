@@ -35,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"data_catalog {command.name}: {_first_fault(error)}", file=sys.stderr)
         return USAGE_STATUS
+    except OSError as error:
+        print(
+            f"data_catalog {command.name}: {error.filename or 'a file'} cannot be used "
+            f"({error.strerror or error}); correct the path or the rights and run the same command again",
+            file=sys.stderr,
+        )
+        return USAGE_STATUS
     except KeyboardInterrupt:
         print(
             f"data_catalog {command.name}: interrupted; what is complete is kept, so run the same command "

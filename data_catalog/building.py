@@ -1,7 +1,7 @@
 """One way to build every table: shards spread over Ray Data actors, the manifest last.
 
-A shard is made by one actor from the same-numbered shards of its inputs, and written whole under its
-final name. So the result depends neither on the number of actors nor on who finishes first, and a step
+A shard is made by one actor from shards of its inputs, mostly the same-numbered one, and written whole under
+its final name. So the result depends neither on the number of actors nor on who finishes first, and a step
 that was interrupted continues with the shards that are missing. Of two processes that want the same table
 one builds it and the other waits (see `build_lock`).
 """
@@ -76,11 +76,14 @@ class ShardMaker(ABC):
         """
 
 
-def ensure_ray() -> None:
+def ensure_ray(include_dashboard: bool = False) -> None:
     """Join the Ray session of this process, or start one.
 
     A process can hold one session only, so a caller who wants other settings starts Ray before. With
     `RAY_ADDRESS` set that cluster is joined, otherwise Ray runs on this machine for as long as this process.
+
+    Args:
+        include_dashboard: Start its dashboard (on loopback) too, where Ray is started.
 
     Raises:
         CatalogError: If no cluster answers at `RAY_ADDRESS`.
@@ -93,7 +96,12 @@ def ensure_ray() -> None:
     if address == "local":
         # From 2.59 on Ray asks for a token wherever a token file happens to lie in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=address,
+            include_dashboard=include_dashboard,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
         return
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

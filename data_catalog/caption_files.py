@@ -67,7 +67,11 @@ def find_caption_files(samples: Table, folder: str | Path | None, choose: Choice
         root = Path(source)
     modalities = [modality.value for modality in MODALITIES] if choose == "join" else [choose or ""]
     files: list[CaptionFile] = []
-    for split in samples.statistics["splits"]:
+    splits = set(samples.statistics["splits"])
+    if samples.manifest.settings.get("validation_identities"):
+        # The captions of identities that were held out are in the file of the training split.
+        splits.remove("val")
+    for split in sorted(splits):
         layout = source_format.caption_files(split)
         paths = {
             modality: root / path if root is not None else Path(folder or "") / PurePosixPath(path).name
@@ -160,8 +164,9 @@ def _entries(path: Path, data: bytes) -> list[tuple[str, str]]:
         raise CatalogError(
             f"{path} line {error.lineno}, column {error.colno} is not JSON ({error.msg}); expected {_FORM}"
         ) from None
-    except RecursionError:
-        raise CatalogError(f"{path} is nested too deeply; expected {_FORM}") from None
+    except (RecursionError, ValueError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"cannot be read ({error})"
+        raise CatalogError(f"{path} {reason}; expected {_FORM}") from None
     if not isinstance(entries, list):
         raise CatalogError(f"{path} holds a {type(entries).__name__}, expected a list: {_FORM}")
     return [_entry(f"{path} entry {number}", entry) for number, entry in enumerate(entries, start=1)]

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.errors import CatalogError
 from data_catalog.formats import FORMATS, SIDE_BY_SIDE, Listing, SourceSample
+from data_catalog.held_out import hold_out
 from data_catalog.schemas import SAMPLES_SCHEMA, TableKind
 from data_catalog.synthetic.writing import MANIFEST as SYNTHESIS_MANIFEST
 from data_catalog.tables import Table
@@ -46,6 +47,8 @@ class IngestSettings(BaseModel):
     size: Size | Literal["most common", "any"] = "most common"
     """Height and width that every image must have, or the size most of the (RGB) images have."""
     samples_per_shard: int = Field(512, ge=1)
+    validation_identities: int = Field(0, ge=0)
+    """Training identities to hold out for validation, where the data set has no split for it."""
 
 
 def ingest(
@@ -77,6 +80,7 @@ def ingest(
             f"format {settings.format!r} is not known; use one of {', '.join(sorted(FORMATS))}"
         )
     listing = FORMATS[settings.format].list_samples(Path(source))
+    listing = replace(listing, samples=hold_out(listing.samples, settings.validation_identities))
     listed = Counter(sample.split for sample in listing.samples)
     size = _most_common_size(listing) if settings.size == "most common" else settings.size
     rejected = [asdict(file) for file in listing.rejected]
@@ -158,9 +162,11 @@ def _most_common_size(listing: Listing) -> Size | Literal["any"]:
     sizes: Counter[Size] = Counter()
     for file, images in files[:: max(1, len(files) // _SIZE_PROBES)]:
         try:
-            with Image.open(listing.root / file, formats=_READABLE) as image:
-                sizes[image.height, image.width // images] += 1
-        except (OSError, SyntaxError, Image.DecompressionBombError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(listing.root / file, formats=_READABLE) as image:
+                    sizes[image.height, image.width // images] += 1
+        except (OSError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
             continue
     return max(sizes.items(), key=lambda item: (item[1], item[0]))[0] if sizes else "any"
 

@@ -134,7 +134,9 @@ def load_readings(
 def _parse(line: bytes, where: str, attributes: frozenset[str]) -> tuple[str, Any]:
     try:
         value = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        # JSON can write half a character, which no table can hold.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise CatalogError(f"{where} is not JSON in UTF-8 ({error}); write one JSON object a line") from None
     try:
         parsed = _LINE.validate_python(value)

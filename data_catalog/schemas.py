@@ -26,7 +26,7 @@ class TableKind(StrEnum):
         return ".arrow" if self is TableKind.VIEW else ".parquet"
 
 
-_SCHEMA_VERSIONS = {TableKind.SAMPLES: 2}
+_SCHEMA_VERSIONS = {TableKind.SAMPLES: 2, TableKind.VIEW: 2}
 
 
 def _columns(**types: pa.DataType) -> list[pa.Field]:
@@ -97,7 +97,7 @@ def text_features_schema(text_dim: int) -> pa.Schema:
 
 
 def view_schema(height: int, width: int, text_dim: int) -> pa.Schema:
-    """Schema of a training view.
+    """Schema of a training view, sorted by identity, then `sample_index`; a shard holds whole identities.
 
     `pixels` is uint8 `(modality, channel, height, width)`; `mask` is uint8 `(height, width)`, the share of
     the pixel that is foreground times 255.

@@ -2,6 +2,8 @@
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -52,7 +54,14 @@ def join(root: str | Path, *names: str) -> str:
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:
-    """Write a file under a name of its own and move it into place, so that no reader sees half of it.
+    """Write a file at once; as `written_atomically`."""
+    with written_atomically(filesystem, path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """A stream into a file under a name of its own, moved into place at the end: no reader sees half of it.
 
     Raises:
         CatalogError: If the disk is full or the place cannot be written to.
@@ -63,7 +72,7 @@ def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | byt
         filesystem.create_dir(folder, recursive=True)
         try:
             with filesystem.open_output_stream(partial, compression=None) as stream:
-                stream.write(data)
+                yield stream
             if isinstance(filesystem, fs.LocalFileSystem):
                 _flush_to_disk(partial)
             filesystem.move(partial, path)

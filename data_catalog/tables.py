@@ -7,7 +7,7 @@ says what it turned out to be (its rows). The digest knows neither time nor plac
 with the same settings has the same digest on any machine.
 
 Rows are sorted by `sample_index`, and shard i of a table holds the samples of shard i of the tables it
-was made from.
+was made from; but a view is sorted and cut by identity (see `data_catalog.view`).
 """
 
 import hashlib
@@ -173,7 +173,7 @@ class Table:
         return {name: self.__dict__[name] for name in ("catalog", "manifest", "reused")}
 
     def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one shard, sorted by `sample_index`, zero-copy where the format allows.
+        """Rows of one shard, in the order of the table, zero-copy where the format allows.
 
         A shard of a view is memory-mapped, from a local copy where the catalog is not on a local disk.
 
@@ -194,7 +194,7 @@ class Table:
             ) from error
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of the whole table, sorted by `sample_index`.
+        """Rows of the whole table, in its order.
 
         Args:
             columns: Columns wanted, in this order. All when None.

@@ -3,9 +3,13 @@
 Pixels are uint8 at their final size, so that training neither decodes nor resizes; a row is read by
 copying its bytes. The mask is kept for every pixel (the share of it that is foreground), not for every
 token, because augmentation crops by pixels and the mask must move along.
+
+Rows are sorted by identity, then by `sample_index`, and a shard holds whole identities, so that a worker can
+train on some shards alone (`data_catalog.placement`). The published data sets name their files by identity
+first, so for them this is the order of `sample_index`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.errors import CatalogError
 from data_catalog.images import decode_mask, decode_triplets, foreground_share
+from data_catalog.placement import count_identities, cut_by_identity
 from data_catalog.schemas import TableKind, view_schema
 from data_catalog.tables import Table
 
@@ -33,6 +38,8 @@ class ViewSettings(BaseModel):
     width: int = Field(ge=1)
     text_dim: int = Field(512, ge=1)
     """Width of the zeros that stand for text features where there are none; not used otherwise."""
+    samples_per_shard: int = Field(128, ge=1)
+    """Samples that a shard may hold; one that is larger holds one identity."""
 
 
 def make_view(
@@ -52,7 +59,8 @@ def make_view(
         progress: Called as shards complete.
 
     Returns:
-        The table, to be read with `open_view`.
+        The table, to be read with `open_view`; `statistics` holds `identities` (of every shard, pairs of
+        identity and number of samples) and `cameras`.
 
     Raises:
         CatalogError: If the split is not there, or a table was made from other samples.
@@ -73,23 +81,38 @@ def make_view(
             inputs[name] = table.digest
     if text_features is not None:
         settings = settings.model_copy(update={"text_dim": text_features.statistics["text_dim"]})
-    work = [
-        {"shard": number}
-        for number in range(len(samples.manifest.shards))
-        # A shard of samples holds one split.
-        if samples.read_shard(number, ["split"])["split"].to_pylist()[:1] == [settings.split]
-    ]
     return build_table(
         catalog=samples.catalog,
         dataset=samples.manifest.dataset,
         kind=TableKind.VIEW,
         settings=settings.model_dump(),
         inputs=inputs,
-        work=work,
+        work=_cut(samples, settings),
         maker=_ViewMaker(samples, masks, text_features, settings),
-        summarise=lambda shards: {},
+        summarise=lambda shards: {
+            "identities": [shard["identities"] for shard in shards],
+            "cameras": sorted({camera for shard in shards for camera in shard["cameras"]}),
+        },
         progress=progress,
     )
+
+
+def _cut(samples: Table, settings: ViewSettings) -> list[dict[str, Any]]:
+    """What each shard holds: its identities, and the shards of samples in which they are."""
+    found: dict[int, npt.NDArray[np.int64]] = {}
+    for number in range(len(samples.manifest.shards)):
+        rows = samples.read_shard(number, ["split", "identity"])
+        # A shard of samples holds one split.
+        if rows["split"].to_pylist()[:1] == [settings.split]:
+            found[number] = rows["identity"].to_numpy()
+    shards = cut_by_identity(np.concatenate(list(found.values())), settings.samples_per_shard)
+    return [
+        {
+            "identities": identities.tolist(),
+            "shards": [number for number, held in found.items() if np.isin(held, identities).any()],
+        }
+        for identities in shards
+    ]
 
 
 @dataclass(frozen=True)
@@ -100,9 +123,12 @@ class _ViewMaker(ShardMaker):
     settings: ViewSettings
 
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        number = work["shard"]
-        size = (self.settings.height, self.settings.width)
-        samples = self.samples.read_shard(number)
+        numbers, size = work["shards"], (self.settings.height, self.settings.width)
+        keys = _read(self.samples, numbers, ["sample_index", "identity"])
+        index, identity = (keys[name].to_numpy() for name in ("sample_index", "identity"))
+        order = np.lexsort((index, identity))
+        chosen = order[np.isin(identity[order], work["identities"])]
+        samples = _read(self.samples, numbers).take(chosen)
         rows = samples.num_rows
         pixels = np.empty((rows, 3, 3, *size), dtype=np.uint8)
         for row in range(rows):
@@ -110,12 +136,13 @@ class _ViewMaker(ShardMaker):
             pixels[row] = decode_triplets(samples.slice(row, 1), size)[0].transpose(0, 3, 1, 2)
         mask = np.full((rows, *size), 255, dtype=np.uint8)
         if self.masks is not None:
-            for row, data in enumerate(self._joined(self.masks, number, "mask", samples).to_pylist()):
+            masks = _joined(self.masks, numbers, "mask", index).take(chosen)
+            for row, data in enumerate(masks.to_pylist()):
                 mask[row] = foreground_share(decode_mask(data), size)
         text_features = np.zeros((rows, self.settings.text_dim), dtype=np.float32)
         if self.text_features is not None:
-            column = self._joined(self.text_features, number, "text_feature", samples).combine_chunks()
-            text_features = column.flatten().to_numpy().reshape(rows, -1)
+            column = _joined(self.text_features, numbers, "text_feature", index).take(chosen)
+            text_features = column.combine_chunks().flatten().to_numpy().reshape(rows, -1)
         schema = view_schema(*size, self.settings.text_dim)
         columns = [
             *(samples[name].combine_chunks() for name in ("sample_index", "sample_id", *_LABELS)),
@@ -125,17 +152,27 @@ class _ViewMaker(ShardMaker):
                 pa.array(text_features.reshape(-1)), type=schema.field("text_feature").type
             ),
         ]
-        return pa.table(columns, schema=schema), {}
+        facts = {
+            "identities": count_identities(samples["identity"].to_numpy()),
+            "cameras": np.unique(samples["camera_id"].to_numpy()).tolist(),
+        }
+        return pa.table(columns, schema=schema), facts
 
-    @staticmethod
-    def _joined(table: Table, number: int, column: str, samples: pa.Table) -> pa.ChunkedArray:
-        rows = table.read_shard(number, ["sample_index", column])
-        if not rows["sample_index"].equals(samples["sample_index"]):
-            raise CatalogError(
-                f"shard {number} of {table.path} holds other samples than the samples table; delete that "
-                "folder and run its step again"
-            )
-        return rows[column]
+
+def _read(table: Table, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    return pa.concat_tables(table.read_shard(number, columns) for number in numbers)
+
+
+def _joined(
+    table: Table, numbers: Sequence[int], column: str, sample_index: npt.NDArray[np.int64]
+) -> pa.ChunkedArray:
+    rows = _read(table, numbers, ["sample_index", column])
+    if not np.array_equal(rows["sample_index"].to_numpy(), sample_index):
+        raise CatalogError(
+            f"shards {', '.join(map(str, numbers))} of {table.path} hold other samples than the samples "
+            "table; delete that folder and run its step again"
+        )
+    return rows[column]
 
 
 def _binary(values: npt.NDArray[np.uint8], kind: pa.DataType) -> pa.Array:
@@ -172,10 +209,11 @@ class ViewBatch:
 class View:
     """A view opened for reading: labels in memory, pixels, masks and text features memory-mapped.
 
-    Rows are numbered from 0 to `len(view) - 1`, by `sample_index`.
+    Rows are numbered from 0 to `len(view) - 1`, by identity, then `sample_index`.
 
     Attributes:
         table: The table it reads.
+        shards: Numbers of the shards that are open; the rows are theirs.
         image_size: Height and width, in pixels.
         text_dim: Width of a text feature.
         sample_index: int64 `(rows,)`, position in the data set.
@@ -187,21 +225,22 @@ class View:
         is_gallery: bool `(rows,)`.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, shards: Sequence[int] | None = None) -> None:
         if table.kind is not TableKind.VIEW:
             raise CatalogError(f"table {table.path} holds {table.kind.value}, expected a view")
         settings = ViewSettings.model_validate(table.manifest.settings)
         self.table = table
         self.image_size = (settings.height, settings.width)
         self.text_dim = settings.text_dim
-        shards = [table.read_shard(number) for number in range(len(table.manifest.shards))]
-        self._starts = np.cumsum([0, *(shard.num_rows for shard in shards)])
-        self._pixels = [_bytes(shard["pixels"], (3, 3, *self.image_size)) for shard in shards]
-        self._mask = [_bytes(shard["mask"], self.image_size) for shard in shards]
+        self.shards = tuple(range(len(table.manifest.shards)) if shards is None else sorted(set(shards)))
+        opened = [table.read_shard(number) for number in self.shards]
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in opened)])
+        self._pixels = [_bytes(shard["pixels"], (3, 3, *self.image_size)) for shard in opened]
+        self._mask = [_bytes(shard["mask"], self.image_size) for shard in opened]
         self._text_feature = [
-            _whole(shard["text_feature"]).flatten().to_numpy().reshape(-1, self.text_dim) for shard in shards
+            _whole(shard["text_feature"]).flatten().to_numpy().reshape(-1, self.text_dim) for shard in opened
         ]
-        labels = pa.concat_tables(shard.select(["sample_index", "sample_id", *_LABELS]) for shard in shards)
+        labels = pa.concat_tables(shard.select(["sample_index", "sample_id", *_LABELS]) for shard in opened)
         self.sample_index: npt.NDArray[np.int64] = labels["sample_index"].to_numpy()
         self.sample_id: npt.NDArray[np.str_] = np.array(labels["sample_id"].to_pylist(), dtype=np.str_)
         self.identity: npt.NDArray[np.int64] = labels["identity"].to_numpy()
@@ -217,6 +256,11 @@ class View:
     def digest(self) -> str:
         """Digest of the table."""
         return self.table.digest
+
+    @property
+    def cameras(self) -> int:
+        """Cameras up to the largest `camera_id` of the whole table, whichever shards are open."""
+        return int(max(self.table.statistics["cameras"])) + 1
 
     def batch(self, rows: npt.ArrayLike) -> ViewBatch:
         """The rows with these numbers, in this order; a number may come more than once.
@@ -245,13 +289,18 @@ class View:
         return out
 
 
-def open_view(table: Table) -> View:
+def open_view(table: Table, shards: Sequence[int] | None = None) -> View:
     """A view opened for reading; opens no more than it must, so every worker may have its own.
+
+    Args:
+        table: The view.
+        shards: Numbers of the shards to open, in any order; the others are neither read nor fetched. All
+            when None.
 
     Raises:
         CatalogError: If the table is no view, or a shard is missing.
     """
-    return View(table)
+    return View(table, shards)
 
 
 def _bytes(column: pa.ChunkedArray, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -28,6 +28,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments.sweep_benchmark import sweep
 from stmi import augment, retrieval
 from stmi.clip import LoadedClip
 from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
@@ -302,7 +303,7 @@ BENCHMARKS = {
     "retrieval": retrieve,
     "view-read": view_read,
 }
-LONG_BENCHMARKS = {"retrieval-large": retrieve_large}
+LONG_BENCHMARKS = {"retrieval-large": retrieve_large, "sweep": sweep}
 """Minutes each; not among `all`."""
 
 
@@ -343,10 +344,12 @@ def _print(report: dict[str, Any]) -> None:
     for result in report["results"]:
         ratio = f"  {result['ratio']:.2f} x {result['ratio_to']}" if "ratio" in result else ""
         memory = f"  {result['peak_memory_bytes'] / 1e9:.2f} GB" if result["peak_memory_bytes"] else ""
+        rate = f"  {result['samples_per_second']:.0f} samples/s" if "samples_per_second" in result else ""
+        outside = result.get("seconds_outside_training_per_trial")
+        rate += f"  {outside:.2f} s a trial outside training" if outside is not None else ""
         print(
             f"  {result['variant']:34} {result['median_seconds']:.4f} s "
-            f"({result['fastest_seconds']:.4f} to {result['slowest_seconds']:.4f})"
-            f"  {result['samples_per_second']:.0f} samples/s{memory}{ratio}"
+            f"({result['fastest_seconds']:.4f} to {result['slowest_seconds']:.4f}){rate}{memory}{ratio}"
         )
 
 

@@ -4,19 +4,29 @@ There is no generator state: every random draw is a function of seed, epoch and 
 """
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
+from pyarrow import fs, parquet
 from safetensors.torch import load_file, save_file
 
+from data_catalog import storage
 from stmi.clip import load_strictly
 from stmi.model import STMI
 
+KEPT = 2
+"""Checkpoints of a run that are kept: the newest, and one more."""
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.pt"
 HISTORY_FILE = "history.json"
+QUERIES_FILE = "queries.parquet"
+"""How every test query fared at each epoch that was looked at: `evaluation.QUERY_SCHEMA` and `epoch`."""
 EMBEDDINGS_FILE = "test_embeddings.safetensors"
 """In the last checkpoint of a finished run: every retrieval feature of the test view's rows."""
 
@@ -55,6 +65,22 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
     return Progress(training["epoch"], training["step"])
 
 
+@contextmanager
+def fetched(place: str) -> Iterator[Path]:
+    """A checkpoint as a local folder: itself, or a copy for as long as it is needed.
+
+    Args:
+        place: Folder or URI.
+    """
+    if "://" not in place:
+        yield Path(place)
+        return
+    filesystem, path = storage.open_root(place)
+    with tempfile.TemporaryDirectory() as copy:
+        fs.copy_files(path, copy, source_filesystem=filesystem)
+        yield Path(copy)
+
+
 def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write what a run reported so far beside its weights."""
     (folder / HISTORY_FILE).write_text(json.dumps(history), encoding="utf-8")
@@ -63,3 +89,13 @@ def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
 def load_history(folder: Path) -> list[dict[str, Any]]:
     """What the run had reported when the checkpoint was written."""
     return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
+
+
+def save_queries(folder: Path, queries: list[pa.Table]) -> None:
+    """Write how the test queries fared so far, a table for each look at them."""
+    parquet.write_table(pa.concat_tables(queries), folder / QUERIES_FILE, compression="zstd")
+
+
+def load_queries(folder: Path) -> pa.Table:
+    """How the test queries had fared when the checkpoint was written."""
+    return parquet.read_table(folder / QUERIES_FILE)

@@ -8,9 +8,10 @@ from typing import Any
 
 from data_catalog.errors import CatalogError
 from experiments.recipes import ConfigError
+from experiments.result import RunError
 from experiments.run_folder import RunFolderError
-from experiments.runner import RunError
 from stmi.clip import ClipFileError
+from stmi.retrieval import RetrievalError
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -30,7 +31,15 @@ def run_command(
         # What a library prints must not get between the reader and the one JSON document.
         with contextlib.redirect_stdout(sys.stderr):
             result = work()
-    except (ConfigError, CatalogError, ClipFileError, RunFolderError, RunError, OSError) as error:
+    except (
+        ConfigError,
+        CatalogError,
+        ClipFileError,
+        RunFolderError,
+        RunError,
+        RetrievalError,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_STATUS
     except KeyboardInterrupt:

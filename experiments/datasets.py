@@ -6,19 +6,25 @@ from pathlib import Path
 
 import numpy as np
 
+from data_catalog.artifacts import Artifacts
 from data_catalog.captions import CaptionSettings, make_captions
+from data_catalog.check_reports import checked
+from data_catalog.checks import CheckSettings, Finding, run_checks
+from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.ingest import ingest
 from data_catalog.masks import make_masks
 from data_catalog.progress import progress_bar
 from data_catalog.synthetic import synthesize
-from data_catalog.tables import Table, TableKind, find_table
+from data_catalog.tables import Table, TableKind, find_table, json_digest
 from data_catalog.text_features import make_text_features
-from data_catalog.view import View, ViewSettings, make_view, open_view
+from data_catalog.view import ViewSettings, make_view
+from experiments.batch_schedule import BatchSchedule
 from experiments.recipes import ROOT, ConfigError, ExperimentConfig
 from stmi import batch_plan
 from stmi.batch_plan import BatchPlanError
 from stmi.clip import LoadedClip
+from stmi.feature_modulation import perturbation_probability
 from stmi.model import token_grid
 
 Narrate = Callable[[str, str], None]
@@ -33,11 +39,13 @@ class RunTables:
         views: Split name to training view; `train` and `test` always, `val` where the data set has one.
         captions: What the text features of the views were made from.
         digests: Table name to digest, of these and of all that they were made from.
+        warnings: What the checks of the data warn of.
     """
 
     views: dict[str, Table]
     captions: Table
     digests: dict[str, str]
+    warnings: tuple[Finding, ...] = ()
 
 
 def places(workspace: str, catalog: str | None) -> tuple[Path, str]:
@@ -76,7 +84,7 @@ def tables_of(
     catalog: str,
     narrate: Narrate = lambda step, result: None,
 ) -> RunTables:
-    """Find the tables of a run, and make those of the embedded benchmark that are missing.
+    """Find the tables of a run, make those of the embedded benchmark that are missing, and check them.
 
     Args:
         config: The run.
@@ -86,7 +94,7 @@ def tables_of(
         narrate: Told what came of each step.
 
     Raises:
-        data_catalog.errors.CatalogError: A table is missing or damaged.
+        CatalogError: A table is missing or damaged, or the data has errors; names the samples.
         ConfigError: The tables do not fit the config.
     """
     if config.data.synthetic is not None:
@@ -96,7 +104,37 @@ def tables_of(
     views = {split: tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
     made_from = views["train"].manifest.inputs | tables["text_features"].manifest.inputs
     digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
-    return RunTables(views, tables["captions"], digests)
+    artifacts = Artifacts(
+        tables["samples"], tables.get("masks"), tables["captions"], tables["text_features"], views
+    )
+    return RunTables(views, tables["captions"], digests, _check_data(config, artifacts))
+
+
+def _check_data(config: ExperimentConfig, artifacts: Artifacts) -> tuple[Finding, ...]:
+    """What the checks of the data warn of; what they find wrong stops the run.
+
+    Raises:
+        CatalogError: There are errors.
+    """
+    settings = CheckSettings(
+        samples_per_identity=config.batch.samples_per_identity,
+        junk=config.data.junk,
+        # The benchmark draws every image anew, so none is there twice.
+        images=config.data.synthetic is None,
+    )
+    if config.data.synthetic is not None:
+        report = run_checks(artifacts, settings)
+    else:
+        with progress_bar("hash images", "shard") as progress:
+            report = checked(artifacts, settings, progress)
+    if report.errors:
+        found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
+        name, catalog = config.data.dataset, artifacts.samples.catalog
+        raise CatalogError(
+            f"data set {name!r} is not fit for a run: {found}. `python -m data_catalog checks {name} "
+            f"--catalog {catalog} --json` lists every sample that is meant"
+        )
+    return report.warnings
 
 
 def check_data_set(config: ExperimentConfig, catalog: str) -> None:
@@ -117,6 +155,7 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
     """
     try:
         token_grid(config.model, clip.model.visual.conv1.kernel_size[0])
+        perturbation_probability(config.model.sfm, len(clip.model.visual.transformer.resblocks))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if config.model.str.enabled and clip.embed_dim % config.model.str.heads:
@@ -125,7 +164,10 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
             f"of model.clip.source={config.model.clip.source}"
         )
     if config.data.synthetic is not None:
-        _check_batch(config, np.arange(config.data.synthetic.train_identities))
+        try:
+            batch_plan.plan(np.arange(config.data.synthetic.train_identities), config.batch, config.seed, 0)
+        except BatchPlanError as error:
+            raise ConfigError(str(error)) from None
 
 
 def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) -> None:
@@ -135,45 +177,30 @@ def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) 
         ConfigError: Names the setting, its value and what would fit.
     """
     size = (config.model.image.height, config.model.image.width)
-    for split, table in tables.views.items():
-        view = open_view(table)
-        if view.image_size != size or view.text_dim != clip.embed_dim:
+    for table in tables.views.values():
+        view = ViewSettings.model_validate(table.manifest.settings)
+        if (view.height, view.width) != size or view.text_dim != clip.embed_dim:
             raise ConfigError(
-                f"view {table.path} holds images of {view.image_size} and text features of width "
+                f"view {table.path} holds images of {(view.height, view.width)} and text features of width "
                 f"{view.text_dim}; the config asks for model.image={size}, and "
                 f"model.clip.source={config.model.clip.source} has width {clip.embed_dim}"
             )
-        if split == "train":
-            _check_batch(config, view.identity)
-        else:
-            _check_queries(config, view, split)
         if config.model.sfm.enabled and "masks" not in table.manifest.inputs:
             raise ConfigError(
                 f"model.sfm is on, but view {table.path} was made without masks; make it with masks, or set "
                 "model.sfm=off"
             )
-
-
-def _check_queries(config: ExperimentConfig, view: View, split: str) -> None:
-    """Refuse a split none of whose queries has a match, before hours of training end in that."""
-    group = view.camera_id if config.data.junk == "camera" else view.scene_id
-    matched = {
-        identity
-        for identity in np.unique(view.identity[view.is_gallery])
-        if len(np.unique(group[(view.identity == identity) & (view.is_gallery | view.is_query)])) > 1
-    }
-    if not any(identity in matched for identity in view.identity[view.is_query]):
-        raise ConfigError(
-            f"none of the queries of split {split} has its identity under another {config.data.junk}; "
-            f"check data.junk={config.data.junk} and the split of data set {config.data.dataset!r}"
-        )
-
-
-def _check_batch(config: ExperimentConfig, identity: np.ndarray) -> None:
     try:
-        batch_plan.plan(identity, config.batch, config.seed, 0)
+        BatchSchedule(tables.views["train"], config).rows(rank=0, epoch=0)
     except BatchPlanError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"data.placement={config.data.placement}: {error}") from None
+
+
+def drawing_folder(config: ExperimentConfig, workspace: Path) -> Path:
+    """Where the embedded benchmark is drawn: other settings are other images, in a folder of their own."""
+    assert config.data.synthetic is not None
+    drawn_as = json_digest(config.data.synthetic.model_dump(mode="json"))
+    return workspace / "data" / f"{config.data.dataset}-{drawn_as[:8]}"
 
 
 def _synthetic_tables(
@@ -182,8 +209,7 @@ def _synthetic_tables(
     settings = config.data.synthetic
     assert settings is not None
     card = f"synthetic_{settings.kind}"
-    # Other settings are other images: each set has a folder of its own.
-    folder = workspace / "data" / f"{config.data.dataset}-{config.data.fingerprint()[:8]}"
+    folder = drawing_folder(config, workspace)
 
     with progress_bar("synthesize", "sample") as report:
         drawn = synthesize(settings, folder, report)
@@ -250,6 +276,8 @@ def _found_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> d
     for name in ("train", "test"):
         if f"view/{name}" not in tables:
             raise ConfigError(f"data set {dataset!r} has no {name} split; a run needs one")
+    if masks := tables["view/train"].manifest.inputs.get("masks"):
+        tables["masks"] = find_table(catalog, dataset, TableKind.MASKS, digest=masks)
     return tables
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +16,21 @@ from stmi.modality import MODALITIES, Modality
 from stmi.model import STMI, Features, ModelInput
 from stmi.reranking import rerank
 from stmi.retrieval import JunkRule, RetrievalMetrics, RetrievalSet
+
+QUERY_SCHEMA = pa.schema(
+    [
+        pa.field("sample_index", pa.int64(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("identity", pa.int64(), nullable=False),
+        pa.field("camera_id", pa.int32(), nullable=False),
+        pa.field("scene_id", pa.int32(), nullable=False),
+        pa.field("feature", pa.string(), nullable=False),
+        pa.field("average_precision", pa.float64()),
+        pa.field("first_match_rank", pa.int64()),
+    ]
+)
+"""One row for each feature and query. `average_precision` is a fraction, `first_match_rank` counts from 1
+with junk left out; both are null for a query without a match in the gallery, which counts in no mean."""
 
 
 def model_input(
@@ -66,28 +82,58 @@ def embed(
     share = -(-len(view) // world_size)
     # Equal shares, as gathering asks; the last rows are repeated to fill them, and cut off again.
     own = np.minimum(np.arange(rank * share, (rank + 1) * share), len(view) - 1)
-    device = model.image_tower.proj.device
     training = model.training
     model.eval()
     parts: list[Tensor] = []
-    widths: list[int] = []
+    widths: dict[str, int] = {}
     for start in range(0, share, batch):
-        rows = own[start : start + batch]
-        inputs = model_input(view, rows, model.patch_size, device, captions).without(missing)
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            features = model(inputs)
-        # The other features are made of these, so only these are sent.
-        sent = (features.U, features.G, features.T)
-        widths = [values.shape[1] for values in sent]
-        parts.append(torch.cat(sent, dim=1))
+        made = embed_rows(model, view, own[start : start + batch], autocast, captions, missing)
+        widths = {name: values.shape[1] for name, values in made.items()}
+        parts.append(torch.cat(list(made.values()), dim=1))
     model.train(training)
     embedded = torch.cat(parts)
     if spread:
         everything = [torch.empty_like(embedded) for _ in range(world_size)]
         dist.all_gather(everything, embedded)
         embedded = torch.cat(everything)
-    fused, class_tokens, text = embedded[: len(view)].cpu().split(widths, dim=1)
-    features = Features(fused, class_tokens, text, class_tokens.unflatten(1, (len(MODALITIES), -1)), None)
+    columns = embedded[: len(view)].cpu().split(list(widths.values()), dim=1)
+    return retrieval_features(dict(zip(widths, columns, strict=True)))
+
+
+@torch.no_grad()
+def embed_rows(
+    model: STMI,
+    view: View,
+    rows: np.ndarray,
+    autocast: bool,
+    captions: Tensor | None = None,
+    missing: Collection[Modality] = (),
+) -> dict[str, Tensor]:
+    """U, G and, where the model has it, T of some rows: what every retrieval feature is made of.
+
+    Args:
+        model: The network, in evaluation mode.
+        view: Where from.
+        rows: Which, as many as fit at a time.
+        autocast: As in `embed`.
+        captions: As in `model_input`.
+        missing: As in `embed`.
+
+    Returns:
+        float32 `(rows, width)` by name, on the model's device.
+    """
+    device = model.image_tower.proj.device
+    inputs = model_input(view, rows, model.patch_size, device, captions).without(missing)
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        features = model(inputs)
+    made = {"U": features.U, "G": features.G, "T": features.T}
+    return {name: values for name, values in made.items() if values is not None}
+
+
+def retrieval_features(made: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Every retrieval feature of a view from what `embed_rows` made of all its rows."""
+    class_tokens = made["G"].unflatten(1, (len(MODALITIES), -1))
+    features = Features(made["U"], made["G"], made.get("T"), class_tokens, incidence_density=None)
     return {name: values.numpy() for name, values in features.retrieval().items()}
 
 
@@ -113,12 +159,38 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
     return retrieval.score(chunks, query, gallery)
 
 
-def score_all(
+def score_each(
     view: View, embeddings: dict[str, np.ndarray], junk: JunkRule, reranked: bool = False
-) -> dict[str, Any]:
+) -> dict[str, RetrievalMetrics]:
+    """Metrics of every feature by name; `summarise` and `query_table` show them without scoring again."""
+    return {name: score(view, values, junk, reranked) for name, values in embeddings.items()}
+
+
+def summarise(scored: dict[str, RetrievalMetrics]) -> dict[str, Any]:
     """Metrics of every feature, as JSON: `{"U": {"mAP": ..., "rank1": ..., ..., "cmc": [...]}, ...}`."""
-    scored = {}
-    for name, values in embeddings.items():
-        metrics = score(view, values, junk, reranked)
-        scored[name] = {**metrics.summary(), "cmc": [round(float(share), 6) for share in metrics.cmc[:20]]}
-    return scored
+    return {
+        name: {**metrics.summary(), "cmc": [round(float(share), 6) for share in metrics.cmc[:20]]}
+        for name, metrics in scored.items()
+    }
+
+
+def query_table(view: View, scored: dict[str, RetrievalMetrics]) -> pa.Table:
+    """How every query of a view fared with every feature: rows of `QUERY_SCHEMA`.
+
+    Args:
+        view: What was scored.
+        scored: As `score_each` gives it.
+    """
+    query = view.is_query
+    labels = ("sample_index", "sample_id", "identity", "camera_id", "scene_id")
+    samples = {name: getattr(view, name)[query] for name in labels}
+    tables = []
+    for name, metrics in scored.items():
+        unmatched = metrics.first_match_rank == 0
+        columns = samples | {
+            "feature": np.full(len(unmatched), name),
+            "average_precision": pa.array(metrics.average_precision, mask=unmatched),
+            "first_match_rank": pa.array(metrics.first_match_rank, mask=unmatched),
+        }
+        tables.append(pa.table(columns, schema=QUERY_SCHEMA))
+    return pa.concat_tables(tables)

@@ -49,6 +49,11 @@ class DataConfig(Section):
     junk: Literal["camera", "scene"] = Field(
         "camera", description="What a gallery sample of the query's identity shares with it to be junk."
     )
+    placement: Literal["replicated", "by_identity"] = Field(
+        "replicated",
+        description="Every worker reads the whole training view, or only shards of identities of its own, so "
+        "that no node need hold them all; then the batches, and so the result, depend on train.workers.",
+    )
 
     @model_validator(mode="after")
     def _synthetic_name(self) -> Self:
@@ -64,7 +69,11 @@ class TrainConfig(Section):
     """How long, on how many workers, and how often to look."""
 
     epochs: int = Field(50, ge=1)
-    workers: int = Field(1, ge=1, description="Data-parallel workers; the result does not depend on it.")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Data-parallel workers; the result depends on it only where data.placement=by_identity.",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Of the network; losses are float32."
     )
@@ -114,10 +123,23 @@ class ExperimentConfig(Section):
                 f"train.workers={self.train.workers} does not divide batch.size={self.batch.size}; "
                 f"use one of {', '.join(map(str, fitting))}, or another batch.size"
             )
+        identities = self.batch.size // self.batch.samples_per_identity
+        if self.data.placement == "by_identity" and identities % self.train.workers:
+            raise ValueError(
+                f"data.placement=by_identity: train.workers={self.train.workers} does not divide the "
+                f"{identities} identities of a batch (batch.size={self.batch.size}, "
+                f"batch.samples_per_identity={self.batch.samples_per_identity}); use another batch.size or "
+                "number of workers, or data.placement=replicated"
+            )
         if self.optim.warmup_epochs > self.train.epochs:
             raise ValueError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs} is more than train.epochs="
                 f"{self.train.epochs}; warm up for fewer"
+            )
+        if self.report.feature in ("T", "GTTT") and not self.model.text.enabled:
+            raise ValueError(
+                f"report.feature={self.report.feature} needs the text, but model.text is off; "
+                "use one of U, G, RGB, NIR, TIR"
             )
         return self
 
@@ -163,7 +185,7 @@ def demo() -> ExperimentConfig:
         batch=BatchConfig(size=48, samples_per_identity=4),
         optim=OptimConfig(
             optimizer="adamw",
-            learning_rate=5e-4,
+            learning_rate=8e-4,
             final_learning_rate=1e-5,
             warmup_epochs=1,
             beta2=0.98,
@@ -171,7 +193,7 @@ def demo() -> ExperimentConfig:
             gradient_clip=2.0,
             modulation_rate_factor=10,
         ),
-        train=TrainConfig(epochs=20, workers=2, precision="float32", validate_every=4, checkpoint_every=2),
+        train=TrainConfig(epochs=10, workers=2, precision="float32", validate_every=4, checkpoint_every=2),
     )
 
 

@@ -1,8 +1,13 @@
-"""Show a finished run: its metrics as a table, where its time went, its pictures, and where everything is.
+"""Show a finished run, or write the page of a finished study.
 
-python experiments/report.py                                  # the run finished last
-python experiments/report.py --run runs/train/demo-seed0-1a2b3c4d
-python experiments/report.py --json
+    python experiments/report.py                                  # the run finished last
+    python experiments/report.py --run runs/train/demo-seed0-1a2b3c4d
+    python experiments/report.py --study demo-table3-3seeds-1a2b3c4d
+    python experiments/report.py --study demo-sweep-1a2b3c4d --tracking-uri http://mlflow:5000 --out page.html
+
+Of a run: its metrics as a table, where its time went, its pictures, and where everything is. Of a study: one
+HTML page that needs nothing else, and the same as Markdown, from what MLflow has of it. Pictures that need
+weights or embeddings are drawn where the runs' folders can be reached.
 """
 
 import argparse
@@ -20,6 +25,7 @@ from experiments.command_line import run_command
 from experiments.pictures import FEATURE_NAMES, draw_all
 from experiments.recipes import WORKSPACE
 from experiments.run_folder import RunFolder, RunFolderError
+from experiments.tracking import tracking_of
 
 
 def print_report(result: dict[str, Any], console: Console | None = None) -> None:
@@ -49,11 +55,12 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     )
     folder = Path(result["folder"])
     drawn = ", ".join(sorted(path.name for path in (folder / "pictures").glob("*.png")))
+    mlflow = result["mlflow"]
     places = {
         "run": _shown(folder),
         "pictures": f"{_shown(folder / 'pictures')}: {drawn}",
         "journal": _shown(folder / "journal.jsonl"),
-        "MLflow": _mlflow(**result["mlflow"]),
+        "MLflow": "not told" if mlflow is None else _mlflow(mlflow),
     }
     for name, place in places.items():
         console.print(f"{name:8} {place}", soft_wrap=True, highlight=False)
@@ -71,8 +78,9 @@ def _print_choices(console: Console, choices: dict[str, Any], reported: dict[str
     console.print(f"mAP of {feature}  {'; '.join(parts)}; reported: {labels[reported['chosen_by']]}")
 
 
-def _mlflow(uri: str, run_id: str | None, experiment_id: str | None) -> str:
+def _mlflow(place: dict[str, Any]) -> str:
     """How to look at a run in MLflow's UI."""
+    uri, run_id, experiment_id = place["uri"], place["run_id"], place["experiment_id"]
     if not uri.startswith("sqlite:///"):
         return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}"
     store = _shown(Path(uri.removeprefix("sqlite:///")))
@@ -89,6 +97,26 @@ def _shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def _study_report(given: argparse.Namespace) -> dict[str, Any]:
+    """Write the page that a command line asks for; returns where, as `study_report.write_report` does."""
+    from experiments.study_reading import read_study  # noqa: PLC0415 - MLflow takes seconds to import
+    from experiments.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
+
+    study = read_study(tracking_of(given.tracking_uri, given.workspace), given.study)
+    page = given.out or given.workspace / "studies" / given.study / "report.html"
+    return write_report(study, page.resolve())
+
+
+def print_study_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """Where a study's page is, and what it lacks, for a terminal."""
+    console = console or Console()
+    for name in ("page", "markdown"):
+        console.print(f"{name:9} {_shown(Path(report[name]))}", soft_wrap=True, highlight=False)
+    console.print(f"pictures  {len(report['pictures'])}", highlight=False)
+    for section, reason in report["missing"].items():
+        console.print(f"[yellow]not drawn[/yellow] {section}: {reason}", soft_wrap=True, highlight=False)
 
 
 def newest_run(workspace: Path) -> RunFolder:
@@ -108,7 +136,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
+    what.add_argument("--study", metavar="NAME", help="a study, as ablate.py and sweep_sfm.py name it")
+    parser.add_argument(
+        "--tracking-uri",
+        help="MLflow that has the study (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the study's page (default: WORKSPACE/studies/NAME/report.html)"
+    )
     parser.add_argument(
         "--workspace",
         type=Path,
@@ -117,6 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     given = parser.parse_args(arguments)
+    if given.study:
+        return run_command(lambda: _study_report(given), given.json, print_study_report)
 
     def work() -> dict[str, Any]:
         folder = RunFolder.open(given.run) if given.run else newest_run(given.workspace)
@@ -124,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         if result is None:
             raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
         draw_all(folder, result)
-        return result
+        return result | {"mlflow": folder.mlflow}
 
     return run_command(work, given.json, print_report)
 

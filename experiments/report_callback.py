@@ -1,10 +1,13 @@
 """What Ray Train's controller does with each report of the workers: write it into the run's journal."""
 
+from pathlib import Path
 from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
+from data_catalog import storage
 from experiments.journal import Journal
+from experiments.session import record
 
 
 class JournalCallback(UserCallback):
@@ -14,23 +17,19 @@ class JournalCallback(UserCallback):
 
     Args:
         journal: Where to write.
+        place: Folder or URI of the run's checkpoints.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, place: str) -> None:
         self.journal = journal
+        self.place = place
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """Write the first worker's report; all workers report the same."""
-        facts = dict(metrics[0])
-        event = facts.pop("event")
-        # What a crash kept from the journal comes back with the checkpoint.
-        known = {(past["event"], past.get("epoch")) for past in self.journal.read()}
-        for past in facts.pop("history", []):
-            if (past["event"], past.get("epoch")) not in known:
-                self.journal.append(past.pop("event"), **past)
-        self.journal.append(event, **facts, checkpoint=checkpoint.path if checkpoint else None)
+        place = None if checkpoint is None else storage.join(self.place, Path(checkpoint.path).name)
+        record(self.journal, metrics[0], place)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a crash."""

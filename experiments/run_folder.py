@@ -41,7 +41,7 @@ class RunFolder:
             RunFolderError: The folder holds another run.
         """
         mark = fingerprint(config, tables)
-        folder = cls((workspace / "train" / f"{config.recipe}-seed{config.seed}-{mark[:8]}").resolve())
+        folder = cls._named(workspace, config, mark)
         if folder._config_file.exists():
             stored = folder._stored()["fingerprint"]
             if stored != mark:
@@ -68,6 +68,26 @@ class RunFolder:
             },
         )
         return folder
+
+    @classmethod
+    def begun(cls, workspace: Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
+        """The folder of this run if it was begun before.
+
+        Raises:
+            RunFolderError: It was not; names the runs of this recipe and seed that were.
+        """
+        folder = cls._named(workspace, config, fingerprint(config, tables))
+        if folder.journal.path.exists():
+            return folder
+        others = [path.parent.name for path in folder.path.parent.glob(f"{config.recipe}-*/journal.jsonl")]
+        raise RunFolderError(
+            f"there is no run of these settings and tables to resume ({folder.name}); begun are "
+            f"{', '.join(sorted(others)) or 'none of this recipe'}: leave --resume out to begin it"
+        )
+
+    @classmethod
+    def _named(cls, workspace: Path, config: ExperimentConfig, mark: str) -> "RunFolder":
+        return cls((workspace / "train" / f"{config.recipe}-seed{config.seed}-{mark[:8]}").resolve())
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -101,6 +121,26 @@ class RunFolder:
         """What happened."""
         return Journal(self.path / "journal.jsonl")
 
+    @property
+    def queries(self) -> Path:
+        """How every test query fared at each epoch that was looked at, once the run is finished."""
+        return self.path / "queries.parquet"
+
+    def checkpoint_place(self, storage_uri: str | None) -> str:
+        """Where the run's checkpoints go.
+
+        Args:
+            storage_uri: Folder or URI that holds those of all runs; None for the run's own folder.
+        """
+        return storage.join(storage_uri, self.name) if storage_uri else str(self.path)
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """Folder or URI of the newest checkpoint that the journal knows, or None."""
+        places = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        there = [place for place in places if "://" in place or Path(place).is_dir()]
+        return there[-1] if there else None
+
     @cached_property
     def config(self) -> ExperimentConfig:
         """The run's settings."""
@@ -131,6 +171,13 @@ class RunFolder:
         if not self._result_file.exists():
             return None
         return json.loads(self._result_file.read_text(encoding="utf-8"))
+
+    @property
+    def mlflow(self) -> dict[str, Any] | None:
+        """Where MLflow has the run: `uri`, `run_id`, `experiment_id`; None where it was never told."""
+        if not (state := self.path / "mlflow.json").exists():
+            return None
+        return json.loads(state.read_text(encoding="utf-8"))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Store the result; from then on the run is finished."""

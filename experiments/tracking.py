@@ -1,7 +1,8 @@
 """MLflow: a mirror of each run's journal, so that runs are compared in its UI.
 
 The journal is the truth. What MLflow cannot be told (a server that is down) costs no run and is told
-later: the mirror remembers how much of the journal it has sent. This is the one file that imports mlflow.
+later: the mirror remembers how much of the journal it has sent. Only this file and `study_reading` import
+mlflow.
 """
 
 import json
@@ -19,7 +20,7 @@ from experiments.journal import Journal
 logger = logging.getLogger(__name__)
 
 # A dead server would otherwise block every call for minutes.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 _BATCH = 100
 """MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
 
@@ -29,7 +30,12 @@ def local_store(workspace: Path) -> str:
     return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
 
 
-def _without_credentials(uri: str) -> str:
+def tracking_of(uri: str | None, workspace: Path) -> str:
+    """The tracking URI that was asked for, or $MLFLOW_TRACKING_URI, or the workspace's embedded store."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(workspace)
+
+
+def without_credentials(uri: str) -> str:
     """A URI as it may be stored and shown: without user name and password."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
@@ -59,21 +65,24 @@ class Mirror:
 
     Args:
         uri: Tracking URI.
-        folder: The run's folder; it keeps `mlflow.json`, the run's number in MLflow and how much was sent.
+        folder: The run's folder.
         workspace: Where the embedded store keeps artifacts.
         facts: What is told at the start.
+        state: File in the folder that keeps the run's number in MLflow and how much was sent.
     """
 
-    def __init__(self, uri: str, folder: Path, workspace: Path, facts: RunFacts) -> None:
-        os.environ.update({name: os.environ.get(name, value) for name, value in _PATIENCE.items()})
+    def __init__(
+        self, uri: str, folder: Path, workspace: Path, facts: RunFacts, state: str = "mlflow.json"
+    ) -> None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in PATIENCE.items()})
         self.uri = uri
-        self.public_uri = _without_credentials(uri)
+        self.public_uri = without_credentials(uri)
         self.folder = folder
         self.workspace = workspace
         self.facts = facts
         self.journal = Journal(folder / "journal.jsonl")
         self.behind = False
-        self._state_file = folder / "mlflow.json"
+        self._state_file = folder / state
         self._state: dict[str, Any] = {
             "uri": self.public_uri,
             "run_id": None,
@@ -97,11 +106,16 @@ class Mirror:
         """The experiment's number in MLflow, once it is known there."""
         return self._state["experiment_id"]
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the run is found in MLflow: `uri`, `run_id`, `experiment_id`."""
+        return {"uri": self.public_uri, "run_id": self.run_id, "experiment_id": self.experiment_id}
+
     def reopen(self) -> None:
-        """Show a run that failed before, and is tried again, as running."""
+        """Show a run that had ended before, and goes on, as running."""
 
         def send() -> None:
-            if self._state["status"] == "FAILED":
+            if self._state["status"]:
                 self._client().update_run(self.run_id, status="RUNNING")
                 self._remember(status="")
 
@@ -209,6 +223,9 @@ def _metrics_of(event: dict[str, Any]) -> list[tuple[str, float, int, int]]:
         values["learning_rate"] = event["learning_rate"]
         values |= _of_features("validation", event.get("validation", {}))
         values |= _of_features("test", event.get("test", {}))
+    elif event["event"] == "trial":
+        step = event["number"]
+        values = {f"trial/{name}": event[name] for name in ("value", "best") if name in event}
     elif event["event"] == "test":
         step = event["epochs"]
         values = _of_features("test", event["metrics"])

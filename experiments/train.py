@@ -3,7 +3,7 @@
     python experiments/train.py --recipe demo
     python experiments/train.py --recipe demo --set model.sfm=off --seed 1
     python experiments/train.py --recipe demo --set train.epochs=5 --set batch.size=24 --json
-    python experiments/train.py --recipe rgbnt201-released --plan
+    python experiments/train.py --recipe rgbnt201-released --plan --hardware H100-SXM
     python experiments/train.py --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 8
 
 Run again with the same settings, an interrupted run continues and a finished one is shown. With
@@ -20,9 +20,12 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from experiments import datasets, recipes, runner
 from experiments.command_line import run_command
-from experiments.plan import plan, print_plan
+from experiments.hardware import SHOWN_BY_DEFAULT, known_hardware
+from experiments.plan import plan
+from experiments.plan_printout import print_plan
 from experiments.recipes import RECIPES, WORKSPACE, ExperimentConfig
 from experiments.report import print_report
+from experiments.run_folder import RunFolder
 from stmi.clip import load_clip
 
 
@@ -53,9 +56,34 @@ def parser() -> argparse.ArgumentParser:
         help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
     )
     options.add_argument(
+        "--storage", metavar="URI", help="folder or URI for checkpoints (default: the run's own folder)"
+    )
+    options.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
+    )
+    options.add_argument(
+        "--resume",
+        action="store_true",
+        help="only continue a run that was begun before; refuse to begin a new one",
+    )
+    options.add_argument(
         "--plan",
         action="store_true",
-        help="train nothing: print the settings, and where recipe and counterpart differ from them",
+        help="train nothing: print settings, size, tables, memory and the time to expect; needs no data",
+    )
+    options.add_argument(
+        "--hardware",
+        action="append",
+        metavar="NAME",
+        help=f"with --plan, time on this: {', '.join(known_hardware())}; may be repeated "
+        f"(default: {', '.join(SHOWN_BY_DEFAULT)})",
+    )
+    options.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="with --plan, take a few real steps on this machine, with random pixels",
     )
     options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
@@ -83,14 +111,25 @@ def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, re
     runner.prepare_ray()
     tables = datasets.tables_of(config, clip, workspace, catalog, narrate)
     datasets.check_tables(config, clip, tables)
-    return runner.run(config, tables, workspace, given.tracking_uri)
+    if given.resume:
+        RunFolder.begun(workspace, config, tables)
+    return runner.run(config, tables, workspace, given.tracking_uri, given.storage, given.gpus_per_worker)
+
+
+def make_plan(given: argparse.Namespace) -> dict[str, Any]:
+    """What a run of this command line would do and take."""
+    workspace, catalog = datasets.places(given.workspace, given.catalog)
+    return plan(configure(given), workspace, catalog, given.hardware or SHOWN_BY_DEFAULT, given.calibrate)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    given = parser().parse_args(arguments)
+    options = parser()
+    given = options.parse_args(arguments)
     if given.plan:
-        return run_command(lambda: plan(configure(given)), given.json, print_plan)
+        return run_command(lambda: make_plan(given), given.json, print_plan)
+    if given.hardware or given.calibrate:
+        options.error("--hardware and --calibrate belong to --plan; add it")
     return run_command(lambda: train(given), given.json, print_report)
 
 

@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.train
 import torch
-from ray.train.torch import get_device
 from safetensors.numpy import save_file
 
 from data_catalog.tables import Table
 from data_catalog.view import View, open_view
 from experiments import checkpoints, evaluation
+from experiments.batch_schedule import BatchSchedule
 from experiments.recipes import ExperimentConfig
-from stmi import augment, batch_plan
+from experiments.session import RayTrainSession, Session
+from stmi import augment
 from stmi.batch_plan import rows_of_rank
 from stmi.clip import LoadedClip, load_clip
 from stmi.model import STMI, ModelInput
-from stmi.retrieval import RetrievalError
+from stmi.retrieval import RetrievalError, RetrievalMetrics
 from stmi.train_step import TrainStep, learning_rate
 
 
@@ -58,15 +60,38 @@ def train_worker(settings: dict[str, Any]) -> None:
     """One worker's whole run; called by Ray Train.
 
     Args:
-        settings: `config` (an `ExperimentConfig`), `views` (split name to `Table`), `captions` (their
-            `Table`) and `clip` (its source).
+        settings: `work` (a `Work`) and `begun` (the checkpoint that the run was left with, or None).
     """
+    nearby = ray.train.get_context().get_local_world_size()
+    threads = max(1, len(os.sched_getaffinity(0)) // nearby)
+    train(settings["work"], RayTrainSession(threads, settings["begun"]))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run's workers are given.
+
+    Attributes:
+        config: The run's settings.
+        views: Split name to view.
+        captions: What the text features of the views were made from.
+        clip: Source of the CLIP, as workers find it.
+    """
+
+    config: ExperimentConfig
+    views: dict[str, Table]
+    captions: Table
+    clip: str
+
+
+def train(work: Work, session: Session) -> None:
+    """One worker's whole run, from the last checkpoint on; what comes of it is reported."""
     began, clock = time.time(), Clock()
     with clock.part("setup"):
-        torch.set_num_threads(_own_threads())
-        run = _Run(settings["config"], settings["views"], settings["captions"], settings["clip"])
+        torch.set_num_threads(session.threads)
+        run = _Run(work, session)
         progress, history = run.restore()
-    reporter = _Reporter(clock, began, history)
+    reporter = _Reporter(session, clock, began, history)
     try:
         _train(run, clock, reporter, progress)
     except (DivergedError, RetrievalError) as error:
@@ -78,7 +103,7 @@ def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoin
     config = run.config.train
     if progress.step == 0:
         with clock.part("evaluation"):
-            untrained = run.evaluate("test")[1]["U"]
+            untrained = run.test(0)[1]["U"]
         reporter.report("untrained", metrics=untrained, cameras=run.cameras, identities=run.identities)
     else:
         reporter.report("resumed", epoch=progress.epoch, history=reporter.history)
@@ -91,14 +116,14 @@ def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoin
         with clock.part("evaluation"):
             if last or (epoch + 1) % config.validate_every == 0:
                 if "val" in run.views:
-                    facts["validation"] = run.evaluate("val")[1]
+                    facts["validation"] = run.validate()
                 if not last:
-                    facts["test"] = run.evaluate("test")[1]
+                    facts["test"] = run.test(epoch + 1)[1]
         keep = last or (epoch + 1) % config.checkpoint_every == 0
         save = partial(run.save, progress=progress) if keep else None
         reporter.report("epoch", save, learning_rate=rate, **facts)
     with clock.part("evaluation"):
-        embeddings, metrics = run.evaluate("test")
+        embeddings, metrics = run.test(config.epochs)
 
     def save_result(folder: Path) -> None:
         run.save(folder, progress)
@@ -115,75 +140,76 @@ class _Reporter:
     and before its journal knows of it.
     """
 
-    def __init__(self, clock: Clock, began: float, history: list[dict[str, Any]]) -> None:
+    def __init__(self, session: Session, clock: Clock, began: float, history: list[dict[str, Any]]) -> None:
+        self.session = session
         self.clock = clock
         self.began = began
         self.history = history
-        self.is_first = ray.train.get_context().get_world_rank() == 0
 
     def report(self, event: str, save: Callable[[Path], None] | None = None, **facts: Any) -> None:
         report = {"event": event, "began": self.began, "seconds": {}, **facts}
         if event != "resumed":
             self.history.append(report)
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if save is not None and self.is_first:
+            saves = save is not None and self.session.rank == 0
+            if save is not None and saves:
                 with self.clock.part("checkpoint"):
                     save(Path(folder))
                     checkpoints.save_history(Path(folder), self.history)
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
             report["seconds"] = self.clock.take()
             with self.clock.part("report"):
-                ray.train.report(report, checkpoint=checkpoint)
+                self.session.report(report, Path(folder) if saves else None)
 
 
 class _Run:
     """The model, its data and its optimiser on one worker."""
 
-    def __init__(
-        self, config: ExperimentConfig, tables: dict[str, Table], captions: Table, clip_source: str
-    ) -> None:
-        context = ray.train.get_context()
+    def __init__(self, work: Work, session: Session) -> None:
+        config = work.config
         self.config = config
-        self.rows = rows_of_rank(config.batch.size, context.get_world_rank(), context.get_world_size())
-        self.device = get_device()
+        self.session = session
+        self.rows = rows_of_rank(config.batch.size, session.rank, session.world_size)
+        self.device = session.device
         self.autocast = config.train.precision == "bfloat16"
-        self.views: dict[str, View] = {name: open_view(table) for name, table in tables.items()}
-        train = self.views["train"]
-        names, self.labels = np.unique(train.identity, return_inverse=True)
-        self.identities = len(names)
-        self.cameras = int(max(view.camera_id.max() for view in self.views.values())) + 1
-        clip = load_clip(clip_source)
+        self.schedule = BatchSchedule(work.views["train"], config)
+        self.labels = self.schedule.labels[session.rank]
+        self.identities = self.schedule.identities
+        own = {"train": self.schedule.shards[session.rank]}
+        self.views = {name: open_view(table, own.get(name)) for name, table in work.views.items()}
+        self.cameras = max(view.cameras for view in self.views.values())
+        clip = load_clip(work.clip)
         model = STMI(config.model, clip, self.identities, self.cameras, config.seed)
         self.model = model.to(self.device).train()
         self.captions: dict[str, torch.Tensor | None] = dict.fromkeys(self.views)
         if config.model.text.fine_tune:
-            self.captions |= caption_tokens(clip, captions, self.views)
+            self.captions |= caption_tokens(clip, work.captions, self.views)
+        self.queries: list[pa.Table] = []
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, config.train.compile)
 
     def restore(self) -> tuple[checkpoints.Progress, list[dict[str, Any]]]:
         """Continue from the run's last checkpoint, if it has one; how far it is, and what was reported."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return checkpoints.Progress(), []
-        with checkpoint.as_directory() as folder:
-            progress = checkpoints.load(Path(folder), self.model, self.take_step.optimizer)
-            return progress, checkpoints.load_history(Path(folder))
+        with self.session.checkpoint() as folder:
+            if folder is None:
+                return checkpoints.Progress(), []
+            progress = checkpoints.load(folder, self.model, self.take_step.optimizer)
+            self.queries = [checkpoints.load_queries(folder)]
+            return progress, checkpoints.load_history(folder)
 
     def save(self, folder: Path, progress: checkpoints.Progress) -> None:
         """Write a checkpoint."""
         checkpoints.save(folder, self.model, self.take_step.optimizer, progress)
+        checkpoints.save_queries(folder, self.queries)
 
     def train_epoch(self, epoch: int) -> tuple[dict[str, float], float, int]:
         """Train one epoch; returns the mean losses, the last learning rate and the number of steps."""
         config = self.config
-        plan = batch_plan.plan(self.labels, config.batch, config.seed, epoch)
+        plan = self.schedule.rows(self.session.rank, epoch)
         sums: dict[str, torch.Tensor] = {}
         rate = 0.0
-        for step, global_rows in enumerate(plan):
+        for step, rows in enumerate(plan):
             # The rate of the middle of the step: neither the first nor the last is zero.
             rate = learning_rate(config.optim, epoch + (step + 0.5) / len(plan), config.train.epochs)
-            batch, labels = self._augmented(global_rows, epoch, step)
+            batch, labels = self._augmented(rows, epoch, step)
             noise = self.model.noise(config.seed, epoch, step, config.batch.size, self.rows)
             for name, value in self.take_step(batch, noise, labels, rate).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
@@ -195,16 +221,27 @@ class _Run:
             )
         return losses, rate, len(plan)
 
-    def evaluate(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Embeddings of a split, and the metrics of each feature."""
+    def validate(self) -> dict[str, Any]:
+        """Metrics of each feature on the validation identities."""
+        return evaluation.summarise(self._evaluate("val")[1])
+
+    def test(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Embeddings of the test view, and the metrics of each feature; how every query fared is kept."""
+        embeddings, scored = self._evaluate("test")
+        queries = evaluation.query_table(self.views["test"], scored)
+        epochs = pa.array(np.full(len(queries), epoch), pa.int64())
+        self.queries.append(queries.append_column("epoch", epochs))
+        return embeddings, evaluation.summarise(scored)
+
+    def _evaluate(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, RetrievalMetrics]]:
         view = self.views[split]
         embeddings = evaluation.embed(
             self.model, view, self.config.train.evaluation_batch, self.autocast, self.captions[split]
         )
-        return embeddings, evaluation.score_all(view, embeddings, self.config.data.junk)
+        return embeddings, evaluation.score_each(view, embeddings, self.config.data.junk)
 
-    def _augmented(self, global_rows: np.ndarray, epoch: int, step: int) -> tuple[ModelInput, torch.Tensor]:
-        config, rows = self.config, global_rows[self.rows]
+    def _augmented(self, rows: np.ndarray, epoch: int, step: int) -> tuple[ModelInput, torch.Tensor]:
+        config = self.config
         batch, captions = self.views["train"].batch(rows), self.captions["train"]
         size = batch.mask.shape[1:]
         geometry = augment.draw_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
@@ -232,8 +269,3 @@ def caption_tokens(clip: LoadedClip, captions: Table, views: dict[str, View]) ->
     tokens = clip.tokenize(table["caption"].to_pylist())
     place = {index: row for row, index in enumerate(table["sample_index"].to_pylist())}
     return {split: tokens[[place[i] for i in view.sample_index.tolist()]] for split, view in views.items()}
-
-
-def _own_threads() -> int:
-    """CPU threads for this worker: its share of the processors that its node gives to the run."""
-    return max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size())

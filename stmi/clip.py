@@ -83,12 +83,7 @@ def load_clip(source: str | Path) -> LoadedClip:
     """
     if Path(source).is_dir():
         return _load_folder(Path(source))
-    name, slash, pretrained = str(source).partition("/")
-    if not slash or name not in open_clip.list_models():
-        raise ClipFileError(
-            f"clip source {str(source)!r} is neither a folder nor an open_clip name as model/pretrained; "
-            "give a folder with open_clip_config.json and open_clip_model.safetensors"
-        )
+    name, pretrained = split_name(str(source))
     try:
         model = open_clip.create_model(name, pretrained=pretrained, weights_only=True)
     except RuntimeError as error:
@@ -98,6 +93,21 @@ def load_clip(source: str | Path) -> LoadedClip:
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
     return LoadedClip(_frozen(model), open_clip.get_tokenizer(name), str(source), digest.hexdigest())
+
+
+def split_name(source: str) -> tuple[str, str]:
+    """Model and weights of open_clip that a source names, as `model/pretrained`.
+
+    Raises:
+        ClipFileError: It names no model of open_clip, and it is no folder.
+    """
+    name, slash, pretrained = source.partition("/")
+    if not slash or name not in open_clip.list_models():
+        raise ClipFileError(
+            f"clip source {source!r} is neither a folder nor an open_clip name as model/pretrained; "
+            "give a folder with open_clip_config.json and open_clip_model.safetensors"
+        )
+    return name, pretrained
 
 
 def build_clip(folder: Path) -> tuple[open_clip.CLIP, Any]:
@@ -252,7 +262,8 @@ class ImageTower(nn.Module):
         self.modulation = ModulationStrength(sfm, len(blocks), heads) if sfm.enabled else None
         self.camera_embedding = nn.Parameter(torch.empty(cameras, width)) if cameras else None
         if self.camera_embedding is not None:
-            nn.init.trunc_normal_(self.camera_embedding, std=0.02)
+            # The released code cuts the normal off at 2, which is a hundred deviations away.
+            nn.init.normal_(self.camera_embedding, std=0.02)
 
     def forward(
         self, images: Tensor, foreground: Tensor | None = None, camera_id: Tensor | None = None
@@ -310,7 +321,10 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: LoadedClip) -> None:
         super().__init__()
-        self.clip = copy.deepcopy(clip.model)
+        # Tensors without content (`FakeTensorMode`) can be cloned; copying them deeply corrupts memory.
+        copies: dict[int, Any] = {id(x): nn.Parameter(x.detach().clone()) for x in clip.model.parameters()}
+        copies |= {id(x): x.clone() for x in clip.model.buffers()}
+        self.clip = copy.deepcopy(clip.model, copies)
         # Of CLIP, only what encodes text stays.
         del self.clip.visual, self.clip.logit_scale
         self.clip.requires_grad_(True)

@@ -6,9 +6,25 @@ field says so. `experiments/recipes.py` holds the named sets of values.
 
 import hashlib
 import json
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+
+from stmi.modality import Modality
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+OfLayers = Probability | Annotated[tuple[Probability, ...], Field(min_length=1)]
+"""One for all layers of the image tower, or one for each."""
+OfLayersAndModalities = OfLayers | Annotated[dict[Modality, OfLayers], Field(min_length=len(Modality))]
+"""The same for all modalities, or for each its own."""
 
 
 class Section(BaseModel):
@@ -56,13 +72,15 @@ class SfmConfig(Switch):
         description="Which layers are modulated and which share a pair of alpha and beta (Table 5). "
         "per_head has one pair for each head of every layer.",
     )
-    perturbation: float = Field(
-        0.01, ge=0, le=1, description="Probability p that a background token is taken for foreground."
+    perturbation: OfLayersAndModalities = Field(
+        0.01,
+        description="Probability p that a background token is taken for foreground: a number, a list with "
+        "one for each layer of the image tower, or a mapping of RGB, NIR and TIR to either.",
     )
     perturbation_draw: Literal["sample", "layer_and_modality"] = Field(
         "sample",
         description="Draw the perturbed mask once for a sample (the paper's single m), or anew in every "
-        "layer and modality (the released code).",
+        "layer and modality (the released code). Where p differs, one draw gives nested masks.",
     )
     logit_scale: Literal["head_width", "model_width"] = Field(
         "head_width",
@@ -78,6 +96,17 @@ class SfmConfig(Switch):
     )
     initial_strength: float = Field(0.1, description="Mean of the initial alpha and beta.")
     initial_strength_std: float = Field(0.05, ge=0, description="Their standard deviation.")
+
+    @field_validator("perturbation", mode="wrap")
+    @classmethod
+    def _probabilities(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> OfLayersAndModalities:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(
+                f"model.sfm.perturbation={value}: expected a probability from 0 to 1, a list with one for "
+                "each layer, or a mapping of RGB, NIR and TIR to either"
+            ) from None
 
 
 class StrConfig(Switch):
@@ -120,14 +149,22 @@ class FusionConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="On the attention and on its output.")
 
 
-class TextConfig(Section):
-    """The text feature T."""
+class TextConfig(Switch):
+    """The text feature T, a query of STR and a node of CHI; switched off, U is made of the images alone."""
 
     fine_tune: bool = Field(
         False,
         description="Train the text tower and encode the captions in every step, instead of reading features "
         "that the frozen tower gave (the snowflake in figure 3 of the paper).",
     )
+
+    @model_validator(mode="after")
+    def _trains_what_there_is(self) -> Self:
+        if self.fine_tune and not self.enabled:
+            raise ValueError(
+                "model.text.fine_tune=True trains a text tower, but model.text is off; switch one of them"
+            )
+        return self
 
 
 class ModelConfig(Section):

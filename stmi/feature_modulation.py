@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import SfmConfig
+from stmi.modality import MODALITIES
 from stmi.modulated_attention import modulated_attention
+from stmi.plain_attention import attend
 
 
 def token_mask(foreground: Tensor, threshold: float) -> Tensor:
@@ -31,13 +33,40 @@ def token_mask(foreground: Tensor, threshold: float) -> Tensor:
     return foreground > 0 if threshold == 0 else foreground >= threshold
 
 
-def perturb(mask: Tensor, probability: float, uniforms: Tensor) -> Tensor:
+def perturbation_probability(config: SfmConfig, layers: int) -> Tensor:
+    """The p of every layer and modality.
+
+    Args:
+        config: p as it is set.
+        layers: Transformer layers of the image tower.
+
+    Returns:
+        float32 `(layers or 1, 1, modalities or 1, 1)`, on the processor.
+
+    Raises:
+        ValueError: There is a list that has not one number for each layer.
+    """
+    given = config.perturbation
+    of_modalities = [given[name] for name in MODALITIES] if isinstance(given, dict) else [given]
+    for one in of_modalities:
+        if isinstance(one, tuple) and len(one) != layers:
+            raise ValueError(
+                f"model.sfm.perturbation has a list of {len(one)} numbers, expected {layers}, one for each "
+                "layer of the image tower"
+            )
+    columns = [
+        torch.tensor(one, dtype=torch.float32, device="cpu").reshape(-1, 1, 1) for one in of_modalities
+    ]
+    return torch.stack(torch.broadcast_tensors(*columns), dim=2)
+
+
+def perturb(mask: Tensor, probability: Tensor | float, uniforms: Tensor) -> Tensor:
     """Take some background tokens for foreground; foreground tokens stay (text below eq. 6).
 
     Args:
         mask: Boolean, `(..., patches)`.
         probability: p, the chance that one background token flips.
-        uniforms: Draws from [0, 1), of a shape that broadcasts with the mask's.
+        uniforms: Draws from [0, 1), of a shape that broadcasts with the mask's and p's.
 
     Returns:
         Boolean tensor of the common shape.
@@ -124,16 +153,16 @@ class ModulatedAttention(nn.Module):
         """
         batch, count, width = tokens.shape
         projected = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = projected.view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        projected = projected.view(batch, count, 3, self.heads, -1)
+        if foreground is not None and strength is not None and not torch.compiler.is_compiling():
+            mixed = modulated_attention(projected, foreground, *strength, self.scale)
+            return self.out_proj(mixed.view(batch, count, width))
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
         if foreground is None or strength is None:
-            mixed = functional.scaled_dot_product_attention(query, key, value)
+            mixed = attend(query, key, value)
         else:
-            query = query * self.scale
-            if torch.compiler.is_compiling():
-                # The compiler fuses the equation as it stands.
-                logits = query @ key.transpose(-2, -1)
-                alpha, beta = (x.to(logits.dtype) for x in strength)
-                mixed = modulate(logits, foreground, alpha, beta).softmax(dim=-1).to(value.dtype) @ value
-            else:
-                mixed = modulated_attention(query, key, value, foreground, *strength)
+            # The compiler fuses the equation as it stands.
+            logits = query * self.scale @ key.transpose(-2, -1)
+            alpha, beta = (x.to(logits.dtype) for x in strength)
+            mixed = modulate(logits, foreground, alpha, beta).softmax(dim=-1).to(value.dtype) @ value
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, count, width))

@@ -18,7 +18,7 @@ from stmi.token_reallocation import TokenReallocation
 
 FEATURES = ("U", "G", "T", *MODALITIES, "GTTT")
 """Every retrieval feature: fused, concatenated class tokens, text, each modality's class token, and what the
-released code compares vehicles by, [RGB, NIR, TIR class tokens, T, T, T]."""
+released code compares vehicles by, [RGB, NIR, TIR class tokens, T, T, T]; without text neither T nor GTTT."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,22 @@ class Features:
     Attributes:
         U: Fused feature of eq. 18, its three rows concatenated, `(B, M D)`.
         G: Class tokens of the three modalities concatenated, `(B, M D)`.
-        T: Text feature, `(B, D)`.
+        T: Text feature, `(B, D)`; None without text.
         class_tokens: `(B, M, D)`.
         incidence_density: Share of the pairs of nodes that meet in a hyperedge, `(B,)`; None without one.
     """
 
     U: Tensor
     G: Tensor
-    T: Tensor
+    T: Tensor | None
     class_tokens: Tensor
     incidence_density: Tensor | None
 
     def retrieval(self) -> dict[str, Tensor]:
-        """Each feature of `FEATURES` by name."""
+        """Each feature of `FEATURES` that there is, by name."""
         single = {str(name): self.class_tokens[:, i] for i, name in enumerate(MODALITIES)}
+        if self.T is None:
+            return {"U": self.U, "G": self.G, **single}
         vehicles = torch.cat([self.G, self.T, self.T, self.T], dim=1)
         return {"U": self.U, "G": self.G, "T": self.T, **single, "GTTT": vehicles}
 
@@ -113,6 +115,7 @@ class STMI(nn.Module):
 
     Without STR the nodes of CHI are the patch tokens of the three modalities and T. Without STR and
     CHI there is nothing to fuse: U is G, the baseline of Table 3. Without CHI, H' of eq. 18 is H.
+    Without text T is no query, no node and no feature: U is made of the images alone.
 
     Args:
         config: Which modules, and how.
@@ -122,8 +125,11 @@ class STMI(nn.Module):
         seed: Seed of the initial weights that CLIP does not give.
 
     Raises:
-        ValueError: The image does not divide into the tower's patches, or heads do not divide the width.
+        ValueError: The image does not divide into the tower's patches, heads do not divide the width, or a
+            list of p has another length than the tower has layers.
     """
+
+    perturbation: Tensor
 
     def __init__(
         self, config: ModelConfig, clip: LoadedClip, identities: int, cameras: int, seed: int
@@ -134,8 +140,11 @@ class STMI(nn.Module):
         self.grid = token_grid(config, self.patch_size)
         width = clip.embed_dim
         patches = self.grid[0] * self.grid[1]
-        tokens = config.str.tokens + 1 if config.str.enabled else patches
-        self.nodes = len(MODALITIES) * tokens + (0 if config.str.enabled else 1)
+        texts = int(config.text.enabled)
+        if config.str.enabled:
+            self.nodes = len(MODALITIES) * (config.str.tokens + texts)
+        else:
+            self.nodes = len(MODALITIES) * patches + texts
         concatenates = not config.chi.enabled and config.fusion.without_chi == "concatenation"
         self.fuses = not concatenates and (config.str.enabled or config.chi.enabled)
 
@@ -143,6 +152,9 @@ class STMI(nn.Module):
             self.image_tower = ImageTower(
                 clip, config.clip, self.grid, config.sfm, cameras if config.camera_embedding else 0
             )
+        probability = feature_modulation.perturbation_probability(config.sfm, len(self.image_tower.blocks))
+        self.perturbs = config.sfm.enabled and bool(probability.any())
+        self.register_buffer("perturbation", probability, persistent=False)
         self.text_tower = TextTower(clip) if config.text.fine_tune else None
         self.reallocation = nn.ModuleDict()
         for name in MODALITIES if config.str.enabled and self.fuses else ():
@@ -160,8 +172,9 @@ class STMI(nn.Module):
 
     def trained_features(self) -> list[str]:
         """Names of the features that the losses train (eq. 20)."""
-        global_ = list(map(str, MODALITIES)) if self.config.separate_modality_heads else ["G"]
-        return ["U", *global_, "T"] if self.fuses else [*global_, "T"]
+        names = ["U"] if self.fuses else []
+        names += map(str, MODALITIES) if self.config.separate_modality_heads else ["G"]
+        return [*names, "T"] if self.config.text.enabled else names
 
     def noise(self, seed: int, epoch: int, step: int, batch: int, rows: slice) -> ModelNoise:
         """The draws of a training step for some rows of the global batch.
@@ -182,11 +195,10 @@ class STMI(nn.Module):
             uniforms = keyed_random.generator(seed, purpose, epoch, step).random(shape, dtype="float32")
             return torch.from_numpy(uniforms[rows]).to(device)
 
-        perturbs = self.config.sfm.enabled and self.config.sfm.perturbation > 0
         drops = self.fusion is not None and self.config.fusion.dropout > 0
         fusion = (batch, len(MODALITIES), self.nodes + self.image_tower.proj.shape[1])
         return ModelNoise(
-            perturbation=draw("perturbation", shape).transpose(0, 1) if perturbs else None,
+            perturbation=draw("perturbation", shape).transpose(0, 1) if self.perturbs else None,
             fusion=draw("fusion_dropout", fusion) if drops else None,
         )
 
@@ -198,9 +210,7 @@ class STMI(nn.Module):
             mask = feature_modulation.token_mask(batch.foreground, self.config.sfm.mask_threshold)
             foreground = mask[None, :, None]
             if noise is not None and noise.perturbation is not None:
-                foreground = feature_modulation.perturb(
-                    foreground, self.config.sfm.perturbation, noise.perturbation
-                )
+                foreground = feature_modulation.perturb(foreground, self.perturbation, noise.perturbation)
             foreground = foreground.expand(-1, -1, modalities, -1).flatten(1, 2)
         # The modalities share the tower, so they go through it as one batch.
         camera_id = batch.camera_id.repeat_interleave(modalities)
@@ -212,7 +222,7 @@ class STMI(nn.Module):
         return Features(
             U=_at_least_float32(fused.flatten(1)),
             G=_at_least_float32(class_tokens.flatten(1)),
-            T=_at_least_float32(text),
+            T=None if text is None else _at_least_float32(text),
             class_tokens=_at_least_float32(class_tokens),
             incidence_density=density,
         )
@@ -221,7 +231,9 @@ class STMI(nn.Module):
         """Identity logits of each trained feature, `(B, identities)`; heads use batch statistics."""
         return {name: head(features[name]) for name, head in self.heads.items()}
 
-    def _text(self, batch: ModelInput) -> Tensor:
+    def _text(self, batch: ModelInput) -> Tensor | None:
+        if not self.config.text.enabled:
+            return None
         if self.text_tower is None:
             return batch.text
         if batch.caption is None:
@@ -231,14 +243,16 @@ class STMI(nn.Module):
         return self.text_tower(batch.caption)
 
     def _fuse(
-        self, class_tokens: Tensor, patches: Tensor, text: Tensor, noise: ModelNoise | None
+        self, class_tokens: Tensor, patches: Tensor, text: Tensor | None, noise: ModelNoise | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.fusion is None:
             return class_tokens, None
         if self.reallocation:
             semantic = [self.reallocation[name](patches[:, i], text) for i, name in enumerate(MODALITIES)]
         else:
-            semantic = [patches.flatten(1, 2), text[:, None].to(patches.dtype)]
+            semantic = [patches.flatten(1, 2)]
+            if text is not None:
+                semantic.append(text[:, None].to(patches.dtype))
         nodes, density = torch.cat(semantic, dim=1), None
         if self.interaction is not None and self.config.chi.mixer == "hypergraph":
             incidence = incidence_of(nodes, self.config.chi)
@@ -262,6 +276,7 @@ def token_grid(config: ModelConfig, patch_size: int) -> tuple[int, int]:
     height, width = config.image.height, config.image.width
     if height % patch_size or width % patch_size:
         raise ValueError(
-            f"model.image={height}x{width} is not a whole number of {patch_size}x{patch_size} patches"
+            f"model.image={height}x{width} is not a whole number of {patch_size}x{patch_size} patches; the next "
+            f"smaller size is {height // patch_size * patch_size}x{width // patch_size * patch_size}"
         )
     return height // patch_size, width // patch_size

@@ -17,113 +17,127 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PART_ELEMENTS = 8 * 2**20
+PART_ELEMENTS = 2**20
 """Logits that a processor works on at a time: parts that fit its cache are faster than all at once."""
 
 
 def modulated_attention(
-    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor
+    projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
     """Attention with the logits of equation 7.
 
     Args:
-        query: Already scaled by 1 / sqrt(head width), `(batch, heads, tokens, head width)`.
-        key: Likewise, not scaled.
-        value: Likewise.
+        projected: Queries, keys and values, `(batch, tokens, 3, heads, head width)`.
         foreground: Boolean, `(batch, tokens)`.
         alpha: Strength of the enhancement, `(heads or 1, 1, 1)`.
         beta: Strength of the suppression, likewise.
+        scale: What the queries are multiplied by, 1 / sqrt(D).
 
     Returns:
-        `(batch, heads, tokens, head width)`.
+        `(batch, tokens, heads, head width)`.
     """
-    keeps = torch.is_grad_enabled()
-    return _ModulatedAttention.apply(query, key, value, foreground, alpha, beta, keeps)
+    return _ModulatedAttention.apply(projected, foreground, alpha, beta, scale, torch.is_grad_enabled())
 
 
 class _ModulatedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        foreground: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        keeps: bool,
+        ctx: Any, projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, factor: float, keeps: bool
     ) -> Tensor:
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        mixed = torch.empty_like(query)
+        qkv = projected.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
+        query, key, value = qkv
+        query *= factor
+        mixed = projected.new_empty(projected.shape[:2] + projected.shape[3:])
         of_parts: list[Tensor] = []
-        with torch.autocast(query.device.type, enabled=False):
-            both, scale = _both_and_scale(foreground, alpha, beta, query.dtype)
-            for images, heads in _parts(query):
-                part = images, heads
+        with torch.autocast(projected.device.type, enabled=False):
+            both, pull = _both_and_pull(foreground, alpha, beta, query.dtype)
+            for part in _parts(query):
+                images, heads = part
                 logits = query[part] @ key[part].transpose(-2, -1)
-                highest, at_highest = logits.max(dim=-1, keepdim=True)
-                lowest, at_lowest = logits.min(dim=-1, keepdim=True)
+                highest, at_highest, lowest, at_lowest = _row_extremes(logits)
                 shift = _of(heads, alpha, logits) * highest - _of(heads, beta, logits) * lowest
-                logits.mul_(_of(heads, scale[images])).addcmul_(both[images], shift)
+                logits.addcmul_(logits, _of(heads, pull[images]), value=-1).addcmul_(both[images], shift)
                 attention = logits.softmax(dim=-1)
-                mixed[part] = attention @ value[part]
+                mixed[images, :, heads] = (attention @ value[part]).transpose(1, 2)
                 if keeps:
                     of_parts += attention, highest, at_highest, lowest, at_lowest
-        ctx.save_for_backward(query, key, value, foreground, alpha, beta, *of_parts)
+        ctx.factor = factor
+        ctx.save_for_backward(qkv, foreground, alpha, beta, *of_parts)
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, foreground, alpha, beta, *of_parts = ctx.saved_tensors
-        of_mixed = gradients[0].to(query.dtype).contiguous()
-        of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
+        qkv, foreground, alpha, beta, *of_parts = ctx.saved_tensors
+        query, key, value = qkv
+        of_mixed = gradients[0].to(query.dtype)
+        of_projected = of_mixed.new_empty(of_mixed.shape[:2] + (3,) + of_mixed.shape[2:])
         of_alpha, of_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
+        width = query.shape[-1]
         with torch.autocast(query.device.type, enabled=False):
-            _, scale = _both_and_scale(foreground, alpha, beta, query.dtype)
+            _, pull = _both_and_pull(foreground, alpha, beta, query.dtype)
             marks = foreground[:, None, :, None].to(query.dtype)
-            columns = torch.cat([key, key * marks, marks.expand_as(key[..., :1])], dim=-1)
-            # Products with a transpose are fast where the transpose lies in memory as such.
-            query_t, of_mixed_t = (x.transpose(-2, -1).contiguous() for x in (query, of_mixed))
-            for i, (images, heads) in enumerate(_parts(query)):
-                part, mark = (images, heads), marks[images]
+            for i, part in enumerate(_parts(query)):
+                images, heads = part
+                q, k, mark = query[part], key[part], marks[images]
                 attention, highest, at_highest, lowest, at_lowest = of_parts[5 * i : 5 * i + 5]
-                of_value[part] = (of_mixed_t[part] @ attention).transpose(-2, -1)
-                of_logits = (of_mixed[part] @ value[part].transpose(-2, -1)).mul_(attention)
-                of_logits.addcmul_(attention, of_logits.sum(dim=-1, keepdim=True), value=-1)
+                of_query, of_key, of_value = of_projected[images, :, :, heads].permute(2, 0, 3, 1, 4)
+                # Products with a transpose are fast where the transpose lies in memory as such.
+                of_part = of_mixed[images, :, heads].transpose(1, 2)
+                of_value.copy_((of_part.transpose(-2, -1).contiguous() @ attention).transpose(-2, -1))
+                of_attention = of_part @ value[part].transpose(-2, -1)
+                of_logits = torch.ops.aten._softmax_backward_data(of_attention, attention, -1, q.dtype)
 
-                everywhere, inside, of_shift = _sums(of_logits @ columns[part], query[part])
-                inside, of_shift = inside * mark, of_shift * mark
-                _add_up(of_alpha, heads, of_shift * highest - inside)
-                _add_up(of_beta, heads, inside - everywhere - of_shift * lowest)
+                columns = torch.cat([k, k * mark, mark.expand_as(k[..., :1])], dim=-1)
+                everywhere, inside, of_shift = (of_logits @ columns).split([width, width, 1], dim=-1)
+                of_shift = of_shift * mark
+                of_inside = (inside * q).sum(dim=-1, keepdim=True) * mark
+                of_everywhere = (everywhere * q).sum(dim=-1, keepdim=True)
+                _add_up(of_alpha, heads, of_shift * highest - of_inside)
+                _add_up(of_beta, heads, of_inside - of_everywhere - of_shift * lowest)
 
-                of_logits.mul_(_of(heads, scale[images]))
-                _add_at(of_logits, at_highest, _of(heads, alpha, query) * of_shift)
-                _add_at(of_logits, at_lowest, -_of(heads, beta, query) * of_shift)
-                of_query[part] = of_logits @ key[part]
-                of_key[part] = (query_t[part] @ of_logits).transpose(-2, -1)
-        return of_query, of_key, of_value, None, of_alpha, of_beta, None
+                of_logits.addcmul_(of_logits, _of(heads, pull[images]), value=-1)
+                _add_at(of_logits, at_highest, _of(heads, alpha, q) * of_shift)
+                _add_at(of_logits, at_lowest, -_of(heads, beta, q) * of_shift)
+                torch.mul(of_logits @ k, ctx.factor, out=of_query)
+                of_key.copy_((q.transpose(-2, -1).contiguous() @ of_logits).transpose(-2, -1))
+        return of_projected, None, of_alpha, of_beta, None, None
 
 
-def _both_and_scale(
+def _both_and_pull(
     foreground: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """R, `(batch, 1, tokens, tokens)`, and the scale of the logits, `(batch, heads or 1, tokens, tokens)`."""
+    """R, `(batch, 1, tokens, tokens)`, and how far logits are pulled, `(batch, heads or 1, tokens, tokens)`."""
     marks = foreground[:, None, :, None].to(dtype)
     both = marks * marks.transpose(-2, -1)
-    return both, (1 - beta).to(dtype) - (alpha - beta).to(dtype) * both
+    return both, beta.to(dtype) + (alpha - beta).to(dtype) * both
+
+
+def _row_extremes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maximum of each row and its column, minimum and its column, each `(..., rows, 1)`.
+
+    A wider type leaves bits after the number free, where its column is written: then one reduction, which
+    a processor does many numbers at a time, gives both.
+    """
+    if logits.dtype not in _WIDER:
+        return *logits.max(dim=-1, keepdim=True), *logits.min(dim=-1, keepdim=True)
+    wider, bits = _WIDER[logits.dtype]
+    marked = logits.to(wider)
+    columns = torch.arange(logits.shape[-1], dtype=bits, device=logits.device)
+    marked.view(bits).bitwise_or_(columns)
+    extremes = []
+    for extreme in (marked.amax(dim=-1, keepdim=True), marked.amin(dim=-1, keepdim=True)):
+        # The column rounds away.
+        extremes += extreme.to(logits.dtype), extreme.view(bits) & 0x7FFF
+    return tuple(extremes)
+
+
+_WIDER = {torch.bfloat16: (torch.float32, torch.int32), torch.float32: (torch.float64, torch.int64)}
 
 
 def _of(heads: slice, shared: Tensor, like: Tensor | None = None) -> Tensor:
     """What belongs to some heads of a tensor `(..., heads or 1, rows, columns)`."""
     own = shared if shared.numel() == 1 or shared.shape[-3] == 1 else shared[..., heads, :, :]
     return own if like is None else own.to(like.dtype)
-
-
-def _sums(products: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over each row of D * A, of that in foreground columns, and of D there, `(..., tokens, 1)`."""
-    width = query.shape[-1]
-    everywhere, inside, of_shift = products.split([width, width, 1], dim=-1)
-    return (everywhere * query).sum(-1, keepdim=True), (inside * query).sum(-1, keepdim=True), of_shift
 
 
 def _add_up(total: Tensor, heads: slice, of_rows: Tensor) -> None:

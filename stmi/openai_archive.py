@@ -56,13 +56,20 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
         `LoadedClip`), `parameters`, and `model_cfg`.
 
     Raises:
-        ClipFileError: The digest is another, the file is no archive of a vision transformer's CLIP, or
-            weights are missing, unknown or of another shape.
-        OSError: A file cannot be read or written.
+        ClipFileError: The file cannot be read, its digest is another, it is no archive of a vision
+            transformer's CLIP, or weights are missing, unknown or of another shape.
+        OSError: The folder cannot be written.
     """
     if out.exists():
         raise ClipFileError(f"{out} exists; name another folder, or remove it to convert again")
-    with archive.open("rb") as file:
+    try:
+        opened = archive.open("rb")
+    except OSError as error:
+        raise ClipFileError(
+            f"archive {archive} cannot be read ({error.strerror}); name the file that OpenAI serves for a "
+            "model, for example ViT-B-16.pt"
+        ) from error
+    with opened as file:
         digest = _check_digest(archive, file, sha256)
         weights = _weights(archive, file)
     config = model_config(weights, archive)

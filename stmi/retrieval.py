@@ -44,11 +44,13 @@ class RetrievalMetrics:
         mean_average_precision: mAP.
         cmc: Share of queries with a match among the first k, at index k - 1.
         average_precision: Of each query, `(queries,)`; NaN for a query without a match.
+        first_match_rank: Of each query, `(queries,)`, from 1, junk left out; 0 for a query without a match.
     """
 
     mean_average_precision: float
     cmc: np.ndarray
     average_precision: np.ndarray
+    first_match_rank: np.ndarray
 
     def summary(self) -> dict[str, float]:
         """The metrics of the paper's tables: mAP, rank1, rank5, rank10."""
@@ -136,7 +138,7 @@ def score(
 ) -> RetrievalMetrics:
     """MAP and CMC from distances, or whatever ranks alike; rules and errors as in `evaluate`."""
     precision = np.full(len(query), np.nan)
-    first_hits = np.zeros(max_rank)
+    first_rank = np.zeros(len(query), dtype=np.int64)
     of_identity = _rows_of(gallery.identity)
     found = np.arange(1, len(gallery) + 1)
     for rows, distances in chunks:
@@ -147,15 +149,21 @@ def score(
             if len(ranks) == 0:
                 continue
             precision[i] = (found[: len(ranks)] / (ranks + 1)).sum() / len(ranks)
-            if ranks[0] < max_rank:
-                first_hits[ranks[0]] += 1
-    scored = np.count_nonzero(~np.isnan(precision))
-    if scored == 0:
+            first_rank[i] = ranks[0] + 1
+    matched = first_rank > 0
+    if not matched.any():
         raise RetrievalError(
             f"none of the {len(query)} queries has a match in the gallery of {len(gallery)}; "
             "every query needs its identity under another camera (or scene)"
         )
-    return RetrievalMetrics(float(np.nanmean(precision)), np.cumsum(first_hits) / scored, precision)
+    # Of the queries with a match, how many have their first at each rank; those beyond the last fall off.
+    first_hits = np.bincount(first_rank[matched], minlength=max_rank + 1)[1 : max_rank + 1]
+    return RetrievalMetrics(
+        mean_average_precision=float(np.nanmean(precision)),
+        cmc=np.cumsum(first_hits) / np.count_nonzero(matched),
+        average_precision=precision,
+        first_match_rank=first_rank,
+    )
 
 
 _NONE = np.empty(0, dtype=np.int64)

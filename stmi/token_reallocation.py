@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import StrConfig
+from stmi.plain_attention import attend
 
 
 class CrossAttention(nn.Module):
@@ -41,8 +42,7 @@ class CrossAttention(nn.Module):
         batch, count, width = queries.shape
         query = self.q(queries).view(batch, count, self.heads, -1).transpose(1, 2)
         key, value = self.kv(patches).view(batch, patches.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+        return self.proj(attend(query, key, value).transpose(1, 2).reshape(batch, count, width))
 
 
 class ReallocationBlock(nn.Module):
@@ -84,15 +84,17 @@ class TokenReallocation(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.tokens, width))
         self.block = ReallocationBlock(width, config.heads, config.mlp_ratio)
 
-    def forward(self, patches: Tensor, text: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, text: Tensor | None) -> Tensor:
         """Gather the patches.
 
         Args:
             patches: F, `(batch, N, D)`.
-            text: T, `(batch, D)`.
+            text: T, `(batch, D)`; None for the learnable queries alone, Q' = Q.
 
         Returns:
-            Semantic tokens F~, the text's last, `(batch, K + 1, D)`.
+            Semantic tokens F~, the text's last, `(batch, K + 1, D)`, or `(batch, K, D)` without text.
         """
         queries = self.queries.to(patches.dtype).expand(len(patches), -1, -1)
-        return self.block(torch.cat([queries, text[:, None].to(patches.dtype)], dim=1), patches)
+        if text is not None:
+            queries = torch.cat([queries, text[:, None].to(patches.dtype)], dim=1)
+        return self.block(queries, patches)

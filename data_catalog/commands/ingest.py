@@ -24,12 +24,23 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="size every image must have, or `any` (default: the most common one)",
     )
+    parser.add_argument(
+        "--validation-identities",
+        type=int,
+        default=0,
+        metavar="N",
+        help="hold N training identities out for validation, where the data set has no split for it (a sweep "
+        "needs them, and an epoch can be chosen on them)",
+    )
     parser.add_argument("--samples-per-shard", type=int, default=512, metavar="N", help="default: 512")
 
 
 def _run(args: argparse.Namespace) -> Result:
     settings = IngestSettings(
-        format=args.format, size=args.size or "most common", samples_per_shard=args.samples_per_shard
+        format=args.format,
+        size=args.size or "most common",
+        samples_per_shard=args.samples_per_shard,
+        validation_identities=args.validation_identities,
     )
     dataset = args.dataset or args.format
     result = build("ingest", lambda progress: ingest(args.source, args.catalog, dataset, settings, progress))

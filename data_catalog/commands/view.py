@@ -21,6 +21,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-masks", action="store_true", help="every pixel is foreground")
     parser.add_argument("--no-text", action="store_true", help="text features are zero")
     parser.add_argument("--text-dim", type=int, default=512, metavar="D", help="their width then (512)")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=128, metavar="N", help="of whole identities; default: 128"
+    )
 
 
 def _run(args: argparse.Namespace) -> Result:
@@ -33,7 +36,13 @@ def _run(args: argparse.Namespace) -> Result:
     height, width = args.size
     views = {}
     for split in splits:
-        settings = ViewSettings(split=split, height=height, width=width, text_dim=args.text_dim)
+        settings = ViewSettings(
+            split=split,
+            height=height,
+            width=width,
+            text_dim=args.text_dim,
+            samples_per_shard=args.samples_per_shard,
+        )
         views[split] = build(f"view {split}", _maker(samples, masks, features, settings))
     return {"dataset": samples.manifest.dataset, "views": views}
 

@@ -1,20 +1,25 @@
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 
 from data_catalog.captions import make_captions
 from data_catalog.ingest import IngestSettings, ingest
 from data_catalog.masks import make_masks
+from data_catalog.storage import open_root
 from data_catalog.tables import Table
 from data_catalog.text_features import make_text_features
 from data_catalog.view import ViewSettings, make_view
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower, write_data_set
 
+BUCKET = "lab"
 S3_SECRET = "not-a-secret"
 # Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
 os.environ |= {
@@ -53,13 +58,13 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built_once(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Built:
-    """Every table of the data set, in shards of three samples."""
+    """Every table of the data set, in shards of three samples; the view in shards of one identity."""
     catalog = tmp_path_factory.mktemp("catalog")
     samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
     masks = make_masks(samples, true_masks=source / "true_masks")
     captions = make_captions(samples, source / "readings")
     text_features = make_text_features(captions, "fake", load=load_fake_tower)
-    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH)
+    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
     view = make_view(samples, masks, text_features, settings)
     return Built(source, catalog, samples, masks, captions, text_features, view)
 
@@ -74,6 +79,19 @@ def built(built_once: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
         for name in ("samples", "masks", "captions", "text_features", "view")
     }
     return replace(built_once, catalog=catalog, **tables)
+
+
+@pytest.fixture(scope="session")
+def object_storage() -> Iterator[Callable[[str], str]]:
+    """From a name to the URI of a catalog of that name, on an S3 server of the session's own."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
+    filesystem, _ = open_root(f"s3://{BUCKET}?{urlencode(query | {'allow_bucket_creation': 'true'})}")
+    filesystem.create_dir(BUCKET)
+    yield lambda name: f"s3://{BUCKET}/catalogs/{name}?{urlencode(query)}"
+    server.stop()
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ def test_which_file_is_meant_must_be_said(samples: Table, folder: Path, tmp_path
         (b'[{"item": "a.jpg",\n "description": }]', r"test\.json line 2, column 17 is not JSON"),
         (b"", r"line 1, column 1 is not JSON"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"1" * 5_000 + b"]", r"test\.json cannot be read \(Exceeds the limit"),
         ({"a.jpg": "text"}, "holds a dict, expected a list"),
         (["text"], "entry 1 is a str, expected an object"),
         ([{"item": "a.jpg"}], "entry 1 has no 'description'"),

@@ -189,6 +189,12 @@ def test_value_that_holds_personal_text_is_left_out(built: Any, own_source: Path
     ("line", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"item": ' + "1" * 5_000 + "}", "is not JSON"),
+        (
+            '{"item": "a.jpg", "readings": {"RGB": {"hair": {"value": "\\ud83d", "confidence": 1}}}}',
+            "is not JSON in UTF-8",
+        ),
         ("[1]", "the line: Input should be"),
         ('{"item": "a.jpg"}', "readings: Field required"),
         ('{"item": "a.jpg", "readings": {"UV": {}}}', "source 'UV' is not known"),

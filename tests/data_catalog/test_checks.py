@@ -1,6 +1,7 @@
 import io
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from data_catalog import check_reports
 from data_catalog.artifacts import Artifacts, find_artifacts
 from data_catalog.checks import CheckSettings, Finding, run_checks
 from data_catalog.image_hashes import HASH_BITS, find_look_alikes, make_image_hashes, read_hashes
@@ -172,6 +174,30 @@ def test_tables_that_are_missing_are_named(built: Any) -> None:
         *(f"split '{split}' has no view" for split in ("test", "train", "val")),
         *(f"there is no {name} table" for name in ("masks", "captions", "text_features")),
     ]
+
+
+def test_report_is_made_once_for_the_same_tables_and_settings(
+    built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts, settings = find_artifacts(built.catalog, "small"), CheckSettings(images=False)
+    expected = run_checks(artifacts, settings)
+    assert expected.errors
+    assert check_reports.checked(artifacts, settings) == expected
+    [file] = Path(built.catalog).glob("small/checks/*.json")
+    file.write_text(file.read_text()[:-20])
+    assert check_reports.checked(artifacts, settings) == expected
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("checked again")
+
+    monkeypatch.setattr(check_reports, "run_checks", refuse)
+    assert check_reports.checked(artifacts, settings) == expected
+    for other in (
+        (artifacts, CheckSettings(images=False, samples_per_identity=8)),
+        (replace(artifacts, masks=None), settings),
+    ):
+        with pytest.raises(AssertionError, match="checked again"):
+            check_reports.checked(*other)
 
 
 def test_same_image_under_two_identities_is_named(

@@ -103,6 +103,10 @@ def test_user_errors_are_one_line_with_status_2(
     assert "holds no folder train_171" in error_of(
         capsys, "ingest", "--source", tmp_path, "--catalog", tmp_path
     )
+    too_long = tmp_path / ("a" * 300)
+    assert f"{too_long}/train_171 cannot be used (File name too long); correct the path" in error_of(
+        capsys, "ingest", "--source", too_long, "--catalog", tmp_path
+    )
     assert "name one with --dataset" in error_of(capsys, "masks", "--catalog", tmp_path)
     assert "data set 'big' is not in catalog" in error_of(capsys, "show", "big", "--catalog", built.catalog)
     assert "run `python -m data_catalog ingest` first" in error_of(

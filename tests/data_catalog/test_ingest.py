@@ -21,6 +21,14 @@ def encoded(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT), file_for
     return sink.getvalue()
 
 
+def jpeg_bomb(height: int, width: int) -> bytes:
+    """A small JPEG whose header claims another size."""
+    data = bytearray(encoded())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return bytes(data)
+
+
 def test_rows_hold_the_original_bytes_and_what_the_name_says(built: Any) -> None:
     rows = built.samples.read().to_pylist()
     assert [row["sample_id"] for row in rows] == sample_ids()
@@ -80,7 +88,7 @@ def test_bad_files_go_to_quarantine_and_leave_gaps(
     built: Any, own_source: Path, tmp_path: Path, ray_session: None
 ) -> None:
     ids = sample_ids()
-    paths = {number: image_path(own_source, ids[number], number % 3) for number in range(1, 9)}
+    paths = {number: image_path(own_source, ids[number], number % 3) for number in range(1, 11)}
     paths[1].write_bytes(paths[1].read_bytes()[:-200])
     paths[2].write_bytes(b"")
     paths[3].write_bytes(encoded(file_format="PNG"))
@@ -88,6 +96,9 @@ def test_bad_files_go_to_quarantine_and_leave_gaps(
     paths[5].write_bytes(encoded(mode="L"))
     paths[6].unlink()
     paths[8].write_bytes(b"no image at all")
+    paths[9].write_bytes(jpeg_bomb(12_000, 8_000))
+    paths[10].unlink()
+    paths[10].symlink_to(paths[10].name)
     stray = own_source / "RGBNT201" / "train_171" / "NI" / "1_cam1.jpg"
     stray.write_bytes(encoded())
     (stray.parent / ".hidden").touch()
@@ -103,6 +114,8 @@ def test_bad_files_go_to_quarantine_and_leave_gaps(
         4: f"is {HEIGHT}x{WIDTH + 1} (height x width), expected {HEIGHT}x{WIDTH}",
         5: "is greyscale",
         8: "is not an image",
+        9: "decodes to far more than",
+        10: "cannot be read (Too many levels of symbolic links)",
     }
     for number, reason in expected.items():
         assert reason in reasons.pop(str(paths[number].relative_to(root)))
@@ -111,7 +124,7 @@ def test_bad_files_go_to_quarantine_and_leave_gaps(
     assert Path(file).stem == paths[6].stem
     assert reason == "has no RGB image of the same name"
 
-    bad = {1, 2, 3, 4, 5, 6, 8}
+    bad = {1, 2, 3, 4, 5, 6, 8, 9, 10}
     kept = [number for number in range(len(ids)) if number not in bad]
     rows = table.read(["sample_index", "sample_id"])
     assert rows["sample_index"].to_pylist() == kept
@@ -134,9 +147,10 @@ def test_size_can_be_demanded_or_left_open(own_source: Path, tmp_path: Path, ray
         (encoded(mode="CMYK"), "is CMYK"),
         (encoded(file_format="GIF"), "is a GIF file"),
         (encoded()[:20], "is not an image|cannot be decoded"),
-        (encoded(mode="1", size=(60000, 60000), file_format="PNG"), "far more than"),
+        (jpeg_bomb(60_000, 60_000), "far more than"),
+        (jpeg_bomb(9_000, 8_000), "has 72000000 pixels, expected at most 67108864"),
     ],
-    ids=["cmyk", "gif", "header only", "bomb"],
+    ids=["cmyk", "gif", "header only", "bomb", "small bomb"],
 )
 def test_reason_names_what_is_wrong(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -3,14 +3,13 @@
 import io
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow import fs
 
@@ -25,23 +24,14 @@ from data_catalog.tables import Table, list_datasets, list_tables
 from data_catalog.text_features import make_text_features
 from data_catalog.verify import verify
 from data_catalog.view import ViewSettings, make_view, open_view
-from tests.data_catalog.conftest import S3_SECRET
+from tests.data_catalog.conftest import BUCKET, S3_SECRET
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
-
-BUCKET = "lab"
 
 
 @pytest.fixture(scope="module")
-def catalog() -> Iterator[str]:
-    """URI of an empty catalog on an S3 server of its own."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
-    filesystem, _ = open_root(f"s3://{BUCKET}?{urlencode(query | {'allow_bucket_creation': 'true'})}")
-    filesystem.create_dir(BUCKET)
-    yield f"s3://{BUCKET}/catalogs/one?{urlencode(query)}"
-    server.stop()
+def catalog(object_storage: Callable[[str], str]) -> str:
+    """URI of an empty catalog."""
+    return object_storage("one")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +41,7 @@ def view(catalog: str, source: Path, ray_session: None) -> Table:
     masks = make_masks(samples)
     captions = make_captions(samples, source / "readings")
     features = make_text_features(captions, "fake", load=load_fake_tower)
-    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH)
+    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
     return make_view(samples, masks, features, settings)
 
 
@@ -70,7 +60,7 @@ def test_every_step_gives_what_it_gives_on_a_local_disk(
     masks = make_masks(samples)
     captions = make_captions(samples, source / "readings")
     features = make_text_features(captions, "fake", load=load_fake_tower)
-    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH)
+    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
     local = make_view(samples, masks, features, settings)
     assert [table.digest for table in list_tables(catalog, "small")] == [
         table.digest for table in (samples, masks, captions, features, local)
@@ -99,6 +89,13 @@ def test_shards_of_a_view_are_fetched_once_and_mapped(
     again = open_view(view)
     assert np.array_equal(again.batch([3, 1]).pixels, opened.batch([3, 1]).pixels)
     assert {file: file.stat().st_mtime_ns for file in copies.rglob("*.arrow")} == before
+
+
+def test_only_the_shards_that_are_asked_for_are_fetched(view: Table, copies: Path) -> None:
+    opened = open_view(view, [1])
+    assert set(opened.identity) == {2}
+    [file] = copies.rglob("*.arrow")
+    assert file.stem == view.manifest.shards[1].sha256
 
 
 def test_changed_bytes_are_neither_kept_nor_used(view: Table, catalog: str, copies: Path) -> None:

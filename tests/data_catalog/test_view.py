@@ -1,4 +1,5 @@
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from PIL import Image
 
 from data_catalog.errors import CatalogError
 from data_catalog.ingest import IngestSettings, ingest
+from data_catalog.placement import identities_by_shard
+from data_catalog.tables import Table
 from data_catalog.view import ViewSettings, make_view, open_view
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
 
@@ -48,7 +51,7 @@ def test_view_holds_what_pillow_decodes(built: Any) -> None:
 
 def test_rows_come_in_the_order_asked_for_across_shards(built: Any, rng: np.random.Generator) -> None:
     view = open_view(built.view)
-    assert len(built.view.manifest.shards) == 4
+    assert len(built.view.manifest.shards) == 3
     rows = rng.integers(0, len(view), 40)
     batch = view.batch(rows)
     for position, row in enumerate(rows):
@@ -109,3 +112,45 @@ def test_split_that_is_not_there_is_named(built: Any) -> None:
 def test_only_a_view_opens_as_one(built: Any) -> None:
     with pytest.raises(CatalogError, match="holds samples, expected a view"):
         open_view(built.samples)
+
+
+def test_shards_hold_whole_identities_and_the_manifest_says_which(built: Any) -> None:
+    assert built.view.statistics == {"identities": [[[1, 4]], [[2, 4]], [[3, 4]]], "cameras": [0, 1]}
+    told = identities_by_shard(built.view)
+    for number, identity in enumerate(told):
+        assert built.view.read_shard(number, ["identity"])["identity"].to_pylist() == identity.tolist()
+    assert open_view(built.view).cameras == 2
+
+
+def test_some_shards_are_a_view_of_their_rows(built: Any) -> None:
+    whole, part = open_view(built.view), open_view(built.view, [2, 0])
+    assert (part.shards, len(part), part.cameras) == ((0, 2), 8, 2)
+    rows = np.flatnonzero(whole.identity != 2)
+    assert part.sample_id.tolist() == whole.sample_id[rows].tolist()
+    for name, values in vars(part.batch(np.arange(8))).items():
+        assert np.array_equal(values, getattr(whole.batch(rows), name)), name
+
+
+class Relabelled(Table):
+    """A samples table whose neighbours are of other identities, as if names did not begin with them."""
+
+    def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        rows = super().read_shard(number)
+        place = rows.column_names.index("identity")
+        identity = pa.array(rows["sample_index"].to_numpy() * 5 % 3, pa.int64())
+        rows = rows.set_column(place, rows.schema.field(place), identity)
+        return rows if columns is None else rows.select(list(columns))
+
+
+def test_rows_are_grouped_by_identity_where_sample_ids_are_not(built: Any) -> None:
+    samples = Relabelled(built.samples.catalog, built.samples.manifest)
+    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=8)
+    view = open_view(make_view(samples, built.masks, built.text_features, settings))
+    by_sample_index = open_view(built.view)
+    rows = sorted(range(12), key=lambda row: (by_sample_index.sample_index[row] * 5 % 3, row))
+    assert rows != list(range(12))
+    assert view.sample_id.tolist() == [TRAIN[row] for row in rows]
+    assert [shard.rows for shard in view.table.manifest.shards] == [8, 4]
+    batch, same = view.batch(np.arange(12)), by_sample_index.batch(rows)
+    for name in ("sample_index", "pixels", "mask", "text_feature"):
+        assert np.array_equal(getattr(batch, name), getattr(same, name)), name

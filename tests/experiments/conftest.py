@@ -1,5 +1,11 @@
+import contextlib
+import io
+import json
+
 import pytest
 
+from experiments import ablate
+from experiments import report as report_script
 from tests import tiny_clip
 from tests.experiments import small_run
 
@@ -18,3 +24,19 @@ def workspace(tmp_path_factory):
 def trained(ray_session, capsys, clip, workspace):
     """The run that the tests share: trained by the first one that asks, found by the others."""
     return small_run.run(capsys, clip, workspace, "--workers", "2")
+
+
+@pytest.fixture(scope="session")
+def study(ray_session, clip, workspace):
+    """The result of the ablation that the tests share: Tables 3 and 4 with two seeds of the small run."""
+    asked = ["--table", "3", "4", "--seeds", "2", *small_run.options(clip), "--workspace", str(workspace)]
+    return ablate.ablate(ablate.parser().parse_args(asked))
+
+
+@pytest.fixture(scope="session")
+def report(study, workspace):
+    """What `report.py --study` prints of that study: where its page is."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert report_script.main(["--study", study["study"], "--workspace", str(workspace), "--json"]) == 0
+    return json.loads(out.getvalue())

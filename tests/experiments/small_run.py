@@ -3,7 +3,12 @@
 import json
 from pathlib import Path
 
-from experiments import train
+from experiments import datasets, recipes, train
+from experiments.datasets import RunTables
+from experiments.recipes import ExperimentConfig
+from experiments.run_folder import RunFolder
+from experiments.trial import Tell, train_run
+from stmi.clip import load_clip
 
 SETTINGS = [
     "data.synthetic.height=32",
@@ -25,16 +30,14 @@ SETTINGS = [
 ]
 
 
+def options(clip: Path) -> list[str]:
+    """The small run's settings as options of a script."""
+    return [part for s in [*SETTINGS, f"model.clip.source={clip}"] for part in ("--set", s)]
+
+
 def arguments(clip: Path, workspace: Path, *extra: str) -> list[str]:
     """Arguments of experiments/train.py for the small run."""
-    settings = [*SETTINGS, f"model.clip.source={clip}"]
-    return [
-        *(part for s in settings for part in ("--set", s)),
-        "--workspace",
-        str(workspace),
-        "--json",
-        *extra,
-    ]
+    return [*options(clip), "--workspace", str(workspace), "--json", *extra]
 
 
 def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
@@ -42,3 +45,34 @@ def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
     capsys.readouterr()
     assert train.main(arguments(clip, workspace, *extra)) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def configured(clip: Path, workspace: Path, *settings: str) -> tuple[ExperimentConfig, RunTables]:
+    """The small run with one worker, and its tables."""
+    changes = [*SETTINGS, f"model.clip.source={clip}", "train.workers=1", *settings]
+    config = recipes.resolve("demo", changes)
+    folder, catalog = datasets.places(str(workspace), None)
+    loaded = load_clip(datasets.clip_source(config))
+    return config, datasets.tables_of(config, loaded, folder, catalog)
+
+
+def alone(
+    clip: Path,
+    workspace: Path,
+    *settings: str,
+    runs: Path | None = None,
+    storage: str | None = None,
+    tell: Tell = lambda facts: None,
+) -> RunFolder:
+    """The small run, trained in this process.
+
+    Args:
+        clip: Folder of its CLIP.
+        workspace: Where its tables are.
+        settings: Changes.
+        runs: Another workspace for the run itself: making the tables anew takes seconds.
+        storage: Place of its checkpoints.
+        tell: Called with each report.
+    """
+    config, tables = configured(clip, workspace, *settings)
+    return train_run(config, tables, (runs or workspace).resolve(), storage, tell)

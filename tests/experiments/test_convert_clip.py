@@ -34,7 +34,8 @@ def test_person_is_told_how_to_start_from_it(archive, tmp_path, capsys):
 
 def test_wrong_or_missing_archive_ends_in_one_line(archive, tmp_path, capsys):
     path, _ = archive
-    for given, message in ((path, "expected one of OpenAI's"), (tmp_path / "none.pt", "none.pt")):
+    missing = f"archive {tmp_path / 'none.pt'} cannot be read (No such file or directory); name the file"
+    for given, message in ((path, "expected one of OpenAI's"), (tmp_path / "none.pt", missing)):
         assert convert_clip.main(["--archive", str(given), "--out", str(tmp_path / "tiny")]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")

@@ -1,5 +1,7 @@
 import json
 import pickle
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +11,7 @@ import torch
 from data_catalog.schemas import TableKind
 from data_catalog.tables import find_table
 from data_catalog.view import ViewSettings, make_view, open_view
-from experiments import evaluate, train
+from experiments import evaluate, evaluation, subject, train
 from stmi import released_checkpoint
 from stmi.modality import Modality
 from tests.stmi import released_oracle
@@ -23,9 +25,9 @@ RELEASED_SETTINGS = [
 ]
 
 
-def evaluated(capsys, *arguments: str) -> dict:
+def evaluated(capsys, *arguments: str, workers: str = "0") -> dict:
     capsys.readouterr()
-    assert evaluate.main([*arguments, "--json"]) == 0
+    assert evaluate.main([*arguments, "--workers", workers, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -34,7 +36,7 @@ def summary(metrics: dict) -> dict:
 
 
 def test_finished_run_is_evaluated_to_the_same_metrics(trained, capsys):
-    result = evaluated(capsys, "--run", trained["folder"])
+    result = evaluated(capsys, "--run", trained["folder"], workers="2")
     (setting,) = result["settings"]
     assert (result["subject"], setting["missing"], setting["reranked"]) == (trained["run"], [], False)
     for name, metrics in trained["metrics"].items():
@@ -63,6 +65,59 @@ def test_embeddings_are_written_once_for_every_row(trained, capsys, tmp_path):
     assert np.isfinite(np.stack(rows["U"].to_numpy())).all()
 
 
+def test_every_query_is_written_for_every_setting(trained, capsys, tmp_path):
+    arguments = ["--run", trained["folder"], "--missing", "NIR+TIR", "--rerank"]
+    result = evaluated(capsys, *arguments, "--queries", str(tmp_path / "queries.parquet"))
+    queries = pq.read_table(tmp_path / "queries.parquet").to_pandas()
+    assert len(queries) == 4 * len(trained["metrics"]) * queries["sample_id"].nunique()
+    for setting in result["settings"]:
+        of_setting = queries["missing"].eq("+".join(setting["missing"]))
+        of_setting &= queries["reranked"].eq(setting["reranked"])
+        means = queries[of_setting].groupby("feature")["average_precision"].mean()
+        assert means.to_dict() == pytest.approx({f: m["mAP"] for f, m in setting["metrics"].items()})
+
+
+@pytest.fixture
+def other_data_set(trained, workspace):
+    """Folder of a data set of another name with the same tables."""
+    catalog = workspace / "catalog"
+    shutil.copytree(catalog / "synthetic_person", catalog / "other")
+    for file in (catalog / "other").rglob("manifest.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": "other"}))
+    yield catalog / "other"
+    shutil.rmtree(catalog / "other")
+
+
+def test_run_is_evaluated_on_another_data_set(trained, other_data_set, capsys):
+    own = evaluated(capsys, "--run", trained["folder"])
+    other = evaluated(capsys, "--run", trained["folder"], "--dataset", "other")
+    assert (other["dataset"], other["junk"]) == ("other", "camera")
+    # This model knows no cameras, so the same images are found as well under another name.
+    assert other["settings"] == own["settings"]
+
+
+def test_view_without_the_masks_that_the_model_needs_is_refused(trained, other_data_set, capsys):
+    for file in other_data_set.glob("view/*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        del manifest["inputs"]["masks"]
+        file.write_text(json.dumps(manifest))
+    assert evaluate.main(["--run", trained["folder"], "--dataset", "other"]) == 2
+    assert "was made without masks" in capsys.readouterr().err
+
+
+def test_every_camera_of_another_data_set_is_the_mean_camera():
+    model = released_checkpoint.load(released_oracle.small_checkpoint(), (64, 32))
+    learned = model.image_tower.camera_embedding.detach().numpy()
+    subject.forget_cameras(model, 9)
+    expected = np.tile(learned.mean(axis=0), (9, 1))
+    assert np.allclose(model.image_tower.camera_embedding.detach().numpy(), expected)
+
+
+@pytest.mark.parametrize(("scenes", "rule"), [([0, 3, 1], "scene"), ([-1, -1, -1], "camera")])
+def test_another_data_set_is_judged_by_its_own_junk_rule(scenes, rule):
+    assert subject.own_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
+
+
 @pytest.fixture
 def released_view(trained, clip, workspace):
     catalog = str(workspace / "catalog")
@@ -82,8 +137,8 @@ def test_checkpoint_of_the_released_code_is_evaluated(released_view, capsys, wor
     (setting,) = result["settings"]
     model = released_checkpoint.load(weights, (64, 32))
     view = open_view(released_view)
-    features = evaluate.evaluation.embed(model, view, 16, autocast=False)
-    expected = evaluate.evaluation.score_all(view, features, "camera")
+    features = evaluation.embed(model, view, 16, autocast=False)
+    expected = evaluation.summarise(evaluation.score_each(view, features, "camera"))
     assert summary(setting["metrics"]["U"]) == pytest.approx(summary(expected["U"]), abs=1e-4)
 
 
@@ -98,6 +153,20 @@ def test_pickled_checkpoint_is_refused_and_not_executed(released_view, capsys, w
     assert evaluate.main([*arguments, "--workspace", str(workspace), *RELEASED_SETTINGS]) == 2
     assert "not a file of weights alone" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "a", "--catalog", "b"], "--catalog goes with --dataset"),
+        (["--run", "a", "--workers", "-1"], "--workers=-1: expected a number of actors, or 0"),
+        (["--run", "a", "--embeddings", "gopher://b"], "cannot be opened"),
+        (["--released-checkpoint", "a", "--recipe", "demo", "--dataset", "b"], "use --set data.dataset=b"),
+    ],
+)
+def test_impossible_options_are_refused_before_any_work(arguments, message, capsys):
+    assert evaluate.main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["XYZ", "RGB+NIR+TIR", "RGB+RGB", ""])

@@ -19,11 +19,21 @@ def test_settings_change_what_they_name_and_nothing_else():
     assert changed == {"optim.learning_rate", "str.tokens"}
 
 
-@pytest.mark.parametrize("module", ["sfm", "str", "chi"])
+@pytest.mark.parametrize("module", ["text", "sfm", "str", "chi"])
 def test_a_module_is_switched_off_and_on_by_its_name(module):
     off = resolve("demo", [f"model.{module}=off"])
     assert not getattr(off.model, module).enabled
     assert resolve("demo", [f"model.{module}=off", f"model.{module}=on"]) == resolve("demo")
+
+
+def test_perturbation_is_given_for_each_modality_and_layer_and_flat_by_modality():
+    config = resolve("demo", ["model.sfm.perturbation={RGB: 0.01, NIR: 0, TIR: [0.02, 0, 0, 0.1]}"])
+    assert config.model.sfm.perturbation == {"RGB": 0.01, "NIR": 0.0, "TIR": (0.02, 0.0, 0.0, 0.1)}
+    assert recipes.parse(config.model_dump(mode="json")) == config
+    flat = config.flat()
+    assert flat["sfm.perturbation.RGB"] == 0.01
+    assert flat["sfm.perturbation.TIR"] == [0.02, 0.0, 0.0, 0.1]
+    assert "sfm.perturbation" not in flat
 
 
 def test_parameters_of_the_model_are_flat_and_without_prefix():
@@ -36,7 +46,13 @@ def test_parameters_of_the_model_are_flat_and_without_prefix():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.sfm.perturbation=1.5", r"model\.sfm\.perturbation=1\.5: .*less than or equal to 1"),
+        ("model.sfm.perturbation=1.5", r"model\.sfm\.perturbation=1\.5: expected a probability from 0 to 1"),
+        ("model.sfm.perturbation=[]", r"model\.sfm\.perturbation=\[\]: .* a list with one for each layer"),
+        (
+            "model.sfm.perturbation={RGB:0.1}",
+            r"model\.sfm\.perturbation=.*: .* a mapping of RGB, NIR and TIR",
+        ),
+        ("augment.flip=1.5", r"augment\.flip=1\.5: .*less than or equal to 1"),
         ("trian.epochs=3", r"setting trian\.epochs is unknown; did you mean train\.epochs\?"),
         ("model.sfm.pertubation=0.1", r"did you mean model\.sfm\.perturbation\?"),
         ("batch.size=50", r"batch\.size=50 is not a multiple of batch\.samples_per_identity=4"),
@@ -53,13 +69,16 @@ def test_parameters_of_the_model_are_flat_and_without_prefix():
             r"data\.dataset=rgbnt201 is drawn by .*; set data\.dataset=synthetic_person",
         ),
         ("train.epochs=[1", r"train\.epochs=\[1: not a value"),
+        ("model.text.fine_tune=on model.text=off", r"model\.text\.fine_tune=True .* model\.text is off"),
+        ("report.feature=T model.text=off", r"report\.feature=T needs the text, .* use one of U, G, RGB"),
+        ("report.feature=GTTT model.text=off", r"report\.feature=GTTT needs the text"),
         ("recipe=other", r"recipe is not a setting"),
         ("model.sfm", r"setting 'model\.sfm' is not name=value"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(setting, message):
     with pytest.raises(ConfigError, match=message):
-        resolve("demo", [setting])
+        resolve("demo", setting.split())
 
 
 def test_unknown_recipe_is_refused_with_those_there_are():

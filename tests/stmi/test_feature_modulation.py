@@ -114,11 +114,11 @@ def test_sharing_modulates_the_layers_of_table_5(sharing, modulated, values):
 
 def attention_inputs(heads_of_strength: int = 1) -> list[Tensor]:
     torch.manual_seed(0)
-    query, key, value = (torch.randn(3, 2, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    projected = torch.randn(3, 7, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     alpha, beta = (
         torch.rand(heads_of_strength, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2)
     )
-    return [query, key, value, torch.rand(3, 7) < 0.5, alpha, beta]
+    return [projected, torch.rand(3, 7) < 0.5, alpha, beta, 0.5]
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -126,11 +126,13 @@ def attention_inputs(heads_of_strength: int = 1) -> list[Tensor]:
 def test_own_backward_pass_equals_that_of_the_equation_in_any_parts(monkeypatch, heads, most):
     monkeypatch.setattr(modulated_attention, "PART_ELEMENTS", most)
     inputs = attention_inputs(heads)
-    query, key, value, foreground, alpha, beta = inputs
-    expected = feature_modulation.modulate(query @ key.mT, foreground, alpha, beta).softmax(dim=-1) @ value
+    projected, foreground, alpha, beta, scale = inputs
+    query, key, value = projected.permute(2, 0, 3, 1, 4)
+    logits = feature_modulation.modulate(scale * query @ key.mT, foreground, alpha, beta)
+    expected = (logits.softmax(dim=-1) @ value).transpose(1, 2)
     mixed = modulated_attention.modulated_attention(*inputs)
     assert torch.allclose(mixed, expected, atol=EXACT_FLOAT64)
-    weights, trained = torch.randn_like(mixed), (query, key, value, alpha, beta)
+    weights, trained = torch.randn_like(mixed), (projected, alpha, beta)
     of_equation = torch.autograd.grad((expected * weights).sum(), trained)
     for own, other in zip(torch.autograd.grad((mixed * weights).sum(), trained), of_equation, strict=True):
         assert torch.allclose(own, other, atol=EXACT_FLOAT64)

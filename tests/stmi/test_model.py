@@ -103,6 +103,44 @@ def test_certain_perturbation_equals_an_all_foreground_mask(clip):
     assert torch.allclose(noisy.U, model(full).U, atol=ROUNDING_FLOAT32)
 
 
+def masks_of(model, inputs) -> torch.Tensor:
+    """Boolean `(layers, batch, modalities, patches)`, as the image tower sees them in a training step."""
+    seen = []
+    model.image_tower.register_forward_pre_hook(lambda tower, arguments: seen.append(arguments[1]))
+    model(inputs, model.noise(0, 0, 0, 3, slice(0, 3)))
+    return seen[0].expand(2, -1, -1).unflatten(1, (3, 3))
+
+
+@pytest.mark.parametrize("draw", ["sample", "layer_and_modality"])
+@pytest.mark.parametrize(
+    ("perturbation", "certain"),
+    [
+        ((0, 1), {("RGB", 1), ("NIR", 1), ("TIR", 1)}),
+        ({"RGB": 0, "NIR": 1, "TIR": 0}, {("NIR", 0), ("NIR", 1)}),
+        ({"RGB": (1, 0), "NIR": 0, "TIR": (0, 1)}, {("RGB", 0), ("TIR", 1)}),
+    ],
+    ids=["layer", "modality", "layer and modality"],
+)
+def test_perturbation_of_each_layer_and_modality_is_its_own(clip, draw, perturbation, certain):
+    inputs = batch()
+    masks = masks_of(build(clip, sfm=SfmConfig(perturbation=perturbation, perturbation_draw=draw)), inputs)
+    for layer in range(2):
+        for column, modality in enumerate(Modality):
+            expected = torch.ones(3, 8) if (modality, layer) in certain else inputs.foreground
+            assert torch.equal(masks[layer, :, column], expected > 0)
+
+
+def test_layers_of_one_draw_have_nested_masks(clip):
+    few, many = masks_of(build(clip, sfm=SfmConfig(perturbation=(0.2, 0.7))), batch())
+    assert few.sum() < many.sum()
+    assert not (few & ~many).any()
+
+
+def test_list_of_p_that_does_not_fit_the_layers_is_refused(clip):
+    with pytest.raises(ValueError, match=r"model\.sfm\.perturbation has a list of 3 numbers, expected 2"):
+        build(clip, sfm=SfmConfig(perturbation={"RGB": 0.1, "NIR": (0.1, 0.2, 0.3), "TIR": 0}))
+
+
 def test_vehicle_feature_of_the_released_code_is_class_tokens_and_three_times_the_text(clip):
     features = build(clip)(batch()).retrieval()
     parts = [features[name] for name in ("RGB", "NIR", "TIR", "T", "T", "T")]
@@ -151,6 +189,43 @@ def test_trained_text_tower_starts_as_the_frozen_one_and_gets_gradients(clip):
     assert weights
     assert all(p.grad is not None for p in weights)
     assert not any(p.requires_grad for p in clip.model.parameters())
+
+
+NO_TEXT = {"text": TextConfig(enabled=False)}
+
+
+def test_without_text_neither_t_nor_what_is_made_of_it_is_there(clip):
+    model, features = build(clip, **NO_TEXT), build(clip, **NO_TEXT)(batch())
+    assert features.T is None
+    assert list(features.retrieval()) == [name for name in FEATURES if name not in ("T", "GTTT")]
+    assert features.U.shape == (3, 48)
+    assert set(model.heads) == {"U", "G"}
+    assert set(build(clip, str=StrConfig(enabled=False), chi=ChiConfig(enabled=False), **NO_TEXT).heads) == {
+        "G"
+    }
+
+
+@pytest.mark.parametrize("sections", [{}, {"str": StrConfig(enabled=False)}], ids=["queries", "patches"])
+def test_without_text_the_nodes_are_those_of_the_images(clip, sections):
+    model, usual = build(clip, **sections, **NO_TEXT), build(clip, **sections)
+    of_images = 3 * (8 if sections else SMALL_STR.tokens)
+    assert (model.nodes, usual.nodes) == (of_images, of_images + (1 if sections else 3))
+    assert len(model.interaction.node_bias) == of_images
+
+
+@pytest.mark.parametrize("sections", [{}, {"str": StrConfig(enabled=False)}], ids=["queries", "patches"])
+def test_without_text_a_caption_has_no_influence(clip, sections):
+    other = dataclasses.replace(batch(), text=batch().text + 1)
+    model, usual = build(clip, **sections, **NO_TEXT), build(clip, **sections)
+    assert torch.equal(model(other).U, model(batch()).U)
+    assert not torch.allclose(usual(other).U, usual(batch()).U, atol=1e-4)
+
+
+def test_without_text_gradients_reach_every_weight_before_the_heads(clip):
+    model = build(clip, **NO_TEXT)
+    model(batch()).U.square().sum().backward()
+    missed = [name for name, p in model.named_parameters() if p.grad is None]
+    assert {name.split(".")[0] for name in missed} == {"heads"}
 
 
 def test_the_compiler_takes_a_training_step_whole_and_once(clip):

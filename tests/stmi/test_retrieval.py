@@ -52,6 +52,7 @@ def test_metrics_equal_a_naive_loop():
     metrics = retrieval.evaluate(query, gallery)
     assert metrics.average_precision == pytest.approx(precisions, abs=GOLDEN_VALUE)
     assert metrics.mean_average_precision == pytest.approx(np.mean(precisions), abs=GOLDEN_VALUE)
+    assert metrics.first_match_rank.tolist() == first
     for k in (1, 5, 10):
         assert metrics.summary()[f"rank{k}"] == pytest.approx(np.mean(np.array(first) <= k))
 
@@ -109,6 +110,7 @@ def test_query_without_a_match_counts_in_no_mean():
     metrics = retrieval.evaluate(query, gallery)
     assert metrics.mean_average_precision == 1
     assert np.isnan(metrics.average_precision[1])
+    assert metrics.first_match_rank.tolist() == [1, 0]
 
 
 def test_no_query_with_a_match_is_an_error():

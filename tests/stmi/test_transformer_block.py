@@ -1,15 +1,40 @@
+import pytest
 import torch
-from torch.nn import functional
+from torch import nn
 
-from stmi.transformer_block import QuickGELU, quick_gelu_linear
+from stmi.transformer_block import QuickGELU, quick_gelu_mlp
 from tests.tolerances import EXACT_FLOAT64
 
 
-def test_activation_and_projection_that_keep_less_equal_the_plain_ones():
+@pytest.fixture
+def layers():
     torch.manual_seed(0)
-    inputs = [
-        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 6), (4, 6), (4,))
-    ]
-    plain = functional.linear(QuickGELU()(inputs[0]), *inputs[1:])
-    assert torch.allclose(quick_gelu_linear(*inputs), plain, atol=EXACT_FLOAT64)
-    assert torch.autograd.gradcheck(quick_gelu_linear, inputs)
+    return nn.Linear(4, 6).double(), nn.Linear(6, 4).double()
+
+
+def test_mlp_that_keeps_less_equals_the_plain_one_in_value_and_gradient(layers):
+    hidden, out = layers
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    trained = (x, *hidden.parameters(), *out.parameters())
+    plain, own = out(QuickGELU()(hidden(x))), quick_gelu_mlp(x, hidden, out)
+    assert torch.allclose(own, plain, atol=EXACT_FLOAT64)
+    weights = torch.randn_like(plain)
+    expected = torch.autograd.grad((plain * weights).sum(), trained)
+    for gradient, other in zip(torch.autograd.grad((own * weights).sum(), trained), expected, strict=True):
+        assert torch.allclose(gradient, other, atol=EXACT_FLOAT64)
+
+
+def test_mlp_that_keeps_less_has_the_right_gradients(layers):
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: quick_gelu_mlp(x, *layers), x)
+
+
+def test_mlp_under_autocast_is_near_the_plain_one_and_trains_float32_weights():
+    torch.manual_seed(0)
+    hidden, out, x = nn.Linear(4, 6), nn.Linear(6, 4), torch.randn(2, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = quick_gelu_mlp(x, hidden, out)
+    assert own.dtype == torch.bfloat16
+    assert torch.allclose(own.float(), out(QuickGELU()(hidden(x))), atol=0.02)
+    own.sum().backward()
+    assert hidden.weight.grad.dtype == out.bias.grad.dtype == torch.float32

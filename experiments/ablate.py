@@ -1,0 +1,145 @@
+"""Train the rows of the paper's ablation tables over several seeds, and say which differences are real.
+
+    python experiments/ablate.py --table 3 --recipe demo --seeds 3
+    python experiments/ablate.py --table 4 5 --recipe demo --seeds 3
+    python experiments/ablate.py --figure 5 --recipe demo --seeds 3 --json
+    python experiments/ablate.py --table 3 --recipe demo --set train.epochs=3 --seeds 2     # a quick look
+    python experiments/ablate.py --table 3 --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 4
+
+As many runs train at once as the cluster has room for; a row that stands in several tables is trained
+once, and a run that was finished before is found. Interrupted, the same command goes on. Beside the paper's
+rows stand the text alone, G alone and the full model without text: captions can make any gain.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from experiments import datasets
+from experiments.ablation import plan_ablation, run_ablation
+from experiments.ablation_text import HEADER, cells
+from experiments.ablations import ABLATIONS
+from experiments.command_line import run_command
+from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.tracking import tracking_of
+from stmi.clip import load_clip
+
+SHOWN = (0, 1, 3, 4, 6, 7, 8, 9)
+"""Columns that a terminal has room for."""
+FIGURES = {"5": ("figure5", "figure5_tokens")}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--table",
+        nargs="+",
+        default=[],
+        choices=("3", "4", "5"),
+        help="tables of the paper, together in one study",
+    )
+    options.add_argument("--figure", choices=tuple(FIGURES), help="figure of the paper: p, and K")
+    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
+    options.add_argument("--seeds", type=int, default=3, help="how many, from the recipe's on (default: 3)")
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="change a setting of every row, for example train.epochs=10; may be repeated",
+    )
+    options.add_argument(
+        "--workers", type=int, default=1, help="of each run; one packs a cluster best (default: 1)"
+    )
+    options.add_argument(
+        "--workspace",
+        default=str(WORKSPACE),
+        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
+    )
+    options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
+    options.add_argument(
+        "--tracking-uri",
+        help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+    )
+    options.add_argument(
+        "--storage", metavar="URI", help="folder or URI for checkpoints (default: the runs' own folders)"
+    )
+    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    return options
+
+
+def ablate(given: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line asks for; returns the result.
+
+    Raises:
+        ConfigError: Nothing is asked for, or a setting is impossible.
+    """
+    keys = [f"table{number}" for number in dict.fromkeys(given.table)] + list(FIGURES.get(given.figure, ()))
+    if not keys:
+        raise ConfigError("name what to train: --table 3, 4 or 5 (or several), or --figure 5")
+    if given.seeds < 1:
+        raise ConfigError(f"--seeds={given.seeds}: at least one; three give an interval")
+    settings = [*given.settings, f"train.workers={given.workers}"]
+    plan = plan_ablation([ABLATIONS[key] for key in keys], given.recipe, settings, given.seeds)
+    workspace, catalog = datasets.places(given.workspace, given.catalog)
+    first = plan.configs[0]
+    datasets.check_data_set(first, catalog)
+    clip = load_clip(datasets.clip_source(first))
+    for config in plan.configs:
+        datasets.check_settings(config, clip)
+    from experiments.study import start_ray  # noqa: PLC0415 - imports Ray, which `--help` need not wait for
+
+    start_ray(given.workers)
+    tables = datasets.tables_of(first, clip, workspace, catalog)
+    for config in plan.configs:
+        datasets.check_tables(config, clip, tables)
+    return run_ablation(plan, tables, workspace, tracking_of(given.tracking_uri, workspace), given.storage)
+
+
+def print_ablation(result: dict[str, Any], console: Console | None = None) -> None:
+    """The finished tables, for a terminal."""
+    console = console or Console()
+    for key in result["tables"]:
+        table = RichTable(title=f"{result['titles'][key]}: %, on the test identities", title_justify="left")
+        for place in SHOWN:
+            table.add_column(HEADER[place], justify="right" if place else "left")
+        for row in result["rows"]:
+            if row["table"] == key:
+                texts = cells(row)
+                table.add_row(*(texts[place] for place in SHOWN))
+        console.print(table)
+    for note in result["notes"]:
+        console.print(f"- {note}", highlight=False)
+    for run, reason in result["wrong"].items():
+        console.print(f"[red]not finished[/red] {run}: {reason}", highlight=False)
+    for name, path in result["files"].items():
+        console.print(f"{name:22} {path}", soft_wrap=True, highlight=False)
+    console.print(f"report: python experiments/report.py --study {result['study']}", highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit status: 1 where a run could not be finished."""
+    given = parser().parse_args(arguments)
+    results: list[dict[str, Any]] = []
+
+    def work() -> dict[str, Any]:
+        results.append(ablate(given))
+        return results[0]
+
+    status = run_command(work, given.json, print_ablation)
+    return status or int(bool(results and results[0]["wrong"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Which rows of the training view each worker reads in each step; known without opening the view."""
+
+import numpy as np
+
+from data_catalog.placement import deal_shards, identities_by_shard
+from data_catalog.tables import Table
+from experiments.recipes import ExperimentConfig
+from stmi import batch_plan
+
+
+class BatchSchedule:
+    """The batches of a run, spread over its workers as `data.placement` says.
+
+    Args:
+        view: The training view.
+        config: The run.
+
+    Attributes:
+        identities: How many identities there are.
+        shards: By rank, the shards of the view that the worker opens.
+        labels: By rank, the identity of each row of these shards, counted from 0 over the whole view, int64.
+
+    Raises:
+        data_catalog.errors.CatalogError: The view has too few shards for so many workers.
+    """
+
+    def __init__(self, view: Table, config: ExperimentConfig) -> None:
+        identity = identities_by_shard(view)
+        names, labels = np.unique(np.concatenate(identity), return_inverse=True)
+        workers = config.train.workers
+        self.config = config
+        self.identities = len(names)
+        if config.data.placement == "replicated":
+            self.shards = [list(range(len(identity)))] * workers
+            self.labels = [labels] * workers
+        else:
+            self.shards = deal_shards([len(rows) for rows in identity], workers)
+            of_shard = np.split(labels, np.cumsum([len(rows) for rows in identity])[:-1])
+            self.labels = [np.concatenate([of_shard[number] for number in own]) for own in self.shards]
+
+    def rows(self, rank: int, epoch: int) -> np.ndarray:
+        """A worker's rows in each step of an epoch, as it numbers them in the shards that it opens.
+
+        Args:
+            rank: The worker.
+            epoch: Epoch number.
+
+        Returns:
+            int64 `(steps, batch / workers)`.
+
+        Raises:
+            stmi.batch_plan.BatchPlanError: There are too few identities for the batch.
+        """
+        config = self.config
+        if config.data.placement == "by_identity":
+            return batch_plan.plan_share(self.labels, rank, config.batch, config.seed, epoch)
+        share = batch_plan.rows_of_rank(config.batch.size, rank, config.train.workers)
+        return batch_plan.plan(self.labels[rank], config.batch, config.seed, epoch)[:, share]

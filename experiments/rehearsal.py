@@ -1,0 +1,83 @@
+"""One worker's share of a run with fresh weights and random pixels: what a plan counts, and what it times."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.recipes import ExperimentConfig
+from stmi import augment
+from stmi.batch_plan import rows_of_rank
+from stmi.modality import MODALITIES
+from stmi.model import STMI, Features, ModelInput, ModelNoise
+from stmi.train_step import TrainStep
+
+
+class Rehearsal:
+    """The run's own training step on the batch share of its first worker.
+
+    Of a model made inside a `FakeTensorMode` there are shapes only: no memory is taken, nothing is computed.
+
+    Args:
+        config: The run.
+        model: Its model, with any weights, on its device.
+        context_length: Token numbers of a caption.
+        compiled: Compile the network.
+
+    Attributes:
+        share: Samples of the global batch that are one worker's.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, model: STMI, context_length: int, compiled: bool = False
+    ) -> None:
+        self.config = config
+        self.model = model.train()
+        self.context_length = context_length
+        self.device = model.image_tower.proj.device
+        self.autocast = config.train.precision == "bfloat16"
+        self.rows = rows_of_rank(config.batch.size, 0, config.train.workers)
+        self.share = self.rows.stop - self.rows.start
+        self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, compiled)
+
+    def batch(self, step: int = 0) -> tuple[ModelInput, ModelNoise, Tensor]:
+        """A step's input, augmented as in training, its draws and its labels."""
+        config, size = self.config, (self.config.model.image.height, self.config.model.image.width)
+        pixels, mask = self._random_pixels(self.share)
+        geometry = augment.draw_geometry(config.augment, config.batch.size, size, config.seed, 0, step)
+        images, mask = augment.augment(
+            pixels, mask, geometry, config.augment.crop_padding, self.rows, (config.seed, 0, step)
+        )
+        labels = np.arange(config.batch.size) // config.batch.samples_per_identity
+        noise = self.model.noise(config.seed, 0, step, config.batch.size, self.rows)
+        return self._input(images, mask), noise, torch.from_numpy(labels[self.rows]).to(self.device)
+
+    def train(self, step: int = 0) -> None:
+        """Take one optimisation step."""
+        self.take_step(*self.batch(step), self.config.optim.learning_rate)
+
+    @torch.no_grad()
+    def embed(self, samples: int) -> Features:
+        """Embed a batch as evaluation does."""
+        pixels, mask = self._random_pixels(samples)
+        self.model.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            features = self.model(self._input(augment.normalise(pixels), mask))
+        self.model.train()
+        return features
+
+    def _random_pixels(self, samples: int) -> tuple[Tensor, Tensor]:
+        image = self.config.model.image
+        shape = (samples, len(MODALITIES) * 3 + 1, image.height, image.width)
+        drawn = torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
+        return drawn[:, :-1].unflatten(1, (len(MODALITIES), 3)), drawn[:, -1]
+
+    def _input(self, images: Tensor, mask: Tensor) -> ModelInput:
+        samples, width = len(images), self.model.image_tower.proj.shape[1]
+        caption = torch.zeros(samples, self.context_length, dtype=torch.int64, device=self.device)
+        return ModelInput(
+            images=images,
+            foreground=augment.patch_foreground(mask, self.model.patch_size),
+            text=torch.randn(samples, width, device=self.device),
+            camera_id=torch.zeros(samples, dtype=torch.int64, device=self.device),
+            caption=caption if self.config.model.text.fine_tune else None,
+        )

@@ -1,0 +1,243 @@
+"""The space of a sweep: which settings are searched and between which ends."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import yaml
+
+from experiments.recipes import ConfigError, ExperimentConfig, resolve
+
+Kind = Literal["float", "log", "zero-or-log", "int", "choice"]
+
+DEFAULT_SPACE = (
+    "sfm.perturbation=zero-or-log:0.001:0.1",
+    "str.tokens=int:1:16",
+    "sfm.sharing=choice:all_layers,early_half,late_half,per_head,per_layer",
+)
+"""Of the SFM sweep; the paper varies the first two in figure 5 and the third in Table 5."""
+
+FIXED = ("recipe", "seed", "data", "report", "train.workers", "model.image", "model.clip")
+"""What decides which tables a trial reads, what it is measured by, or nothing but luck."""
+
+PROBED = 64
+"""An integer range of at most this many values is checked value by value."""
+
+
+class Sampler(Protocol):
+    """Draws values: an Optuna trial, or one that reads back what was drawn before."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number between the ends."""
+        ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        """An integer between the ends."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A setting that is searched.
+
+    Attributes:
+        name: As `ExperimentConfig.flat` has it.
+        kind: How it is drawn; `zero-or-log` is exactly 0 or, on a log scale, between the ends.
+        low: Least value, where it is a number.
+        high: Largest value.
+        step: Between the values of an `int`.
+        choices: Of a `choice`.
+    """
+
+    name: str
+    kind: Kind
+    low: float = 0
+    high: float = 0
+    step: int = 1
+    choices: tuple[Any, ...] = ()
+
+    def draw(self, sampler: Sampler) -> Any:
+        """A value."""
+        if self.kind == "choice":
+            return sampler.suggest_categorical(self.name, self.choices)
+        if self.kind == "int":
+            return sampler.suggest_int(self.name, int(self.low), int(self.high), step=self.step)
+        if self.kind == "zero-or-log" and sampler.suggest_categorical(f"{self.name} = 0", (True, False)):
+            return 0.0
+        return sampler.suggest_float(self.name, self.low, self.high, log=self.kind != "float")
+
+    def drawn(self, value: Any) -> dict[str, Any] | None:
+        """What a sampler must have drawn to give this value; None where it never does."""
+        if self.kind == "choice":
+            return {self.name: value} if value in self.choices else None
+        if self.kind == "zero-or-log" and value == 0:
+            return {f"{self.name} = 0": True}
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return None
+        if self.kind == "int" and (value - self.low) % self.step:
+            return None
+        return ({f"{self.name} = 0": False} if self.kind == "zero-or-log" else {}) | {self.name: value}
+
+    @property
+    def probes(self) -> list[Any]:
+        """Values that must be possible before a sweep starts: every choice, and the ends of a range."""
+        if self.kind == "choice":
+            return list(self.choices)
+        if self.kind == "int":
+            values = range(int(self.low), int(self.high) + 1, self.step)
+            return list(values) if len(values) <= PROBED else [values[0], values[-1]]
+        return [*([0.0] if self.kind == "zero-or-log" else []), self.low, self.high]
+
+    @property
+    def text(self) -> str:
+        """As `parse_dimension` reads it."""
+        if self.kind == "choice":
+            return f"{self.name}=choice:{','.join(map(json.dumps, self.choices))}"
+        ends = f"{self.low:g}:{self.high:g}" + (f":{self.step}" if self.step > 1 else "")
+        return f"{self.name}={self.kind}:{ends}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The settings that a sweep searches."""
+
+    dimensions: tuple[Dimension, ...]
+
+    def draw(self, sampler: Sampler) -> dict[str, Any]:
+        """A value for each setting, by its flat name."""
+        return {dimension.name: dimension.draw(sampler) for dimension in self.dimensions}
+
+    def drawn(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What a sampler must have drawn to give these values; None where it never does."""
+        parts = [dimension.drawn(values[dimension.name]) for dimension in self.dimensions]
+        if any(part is None for part in parts):
+            return None
+        return {name: value for part in parts if part is not None for name, value in part.items()}
+
+
+def space_of(searches: Iterable[str], defaults: Iterable[str] = DEFAULT_SPACE) -> Space:
+    """The default space with some of its settings replaced, added, or taken out.
+
+    Args:
+        searches: As in `parse_dimension`, or `name=off`.
+        defaults: Where to begin.
+
+    Raises:
+        ConfigError: A search cannot be read, or nothing is left to search.
+    """
+    found: dict[str, Dimension] = {}
+    for text in (*defaults, *searches):
+        name, _, rest = text.partition("=")
+        flat = name.strip().removeprefix("model.")
+        if rest.strip() in ("off", "false"):
+            found.pop(flat, None)
+        else:
+            found[flat] = parse_dimension(text)
+    if not found:
+        raise ConfigError("--search: nothing is left to search; name a setting, or leave one of the defaults")
+    return Space(tuple(found.values()))
+
+
+def parse_dimension(text: str) -> Dimension:
+    """A setting to search, from `name=kind:low:high`.
+
+    Kinds are `float:0:1`, `log:1e-6:1e-4`, `zero-or-log:0.001:0.1`, `int:1:16` or `int:8:64:8` (with a
+    step), and `choice:a,b,c`.
+
+    Raises:
+        ConfigError: Says what cannot be read.
+    """
+    name, equals, rest = text.partition("=")
+    flat = name.strip().removeprefix("model.")
+    kind, colon, ends = rest.strip().partition(":")
+    if not equals or not colon or kind not in get_args(Kind):
+        raise ConfigError(
+            f"--search {text!r} is not NAME=KIND:LOW:HIGH with a kind of {', '.join(get_args(Kind))}; for "
+            "example optim.learning_rate=log:1e-6:1e-4"
+        )
+    setting = setting_name(flat)
+    if any(setting == fixed or setting.startswith(f"{fixed}.") for fixed in FIXED):
+        raise ConfigError(
+            f"--search {text!r}: {flat} cannot be searched, for all trials read the same tables, are "
+            "measured alike and use the same seed; change it for all of them with --set"
+        )
+    if kind == "choice":
+        choices = tuple(_plain(choice) for choice in ends.split(","))
+        if len(set(choices)) < 2 or not all(isinstance(c, str | int | float | bool) for c in choices):
+            raise ConfigError(f"--search {text!r}: give two or more different values, as in choice:a,b")
+        return Dimension(flat, "choice", choices=choices)
+    return _parse_range(text, flat, kind, ends)
+
+
+def _plain(text: str) -> Any:
+    """A choice as a number, on or off, or a word."""
+    value = yaml.safe_load(text)
+    try:
+        # YAML takes 1e-3 for a word.
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _parse_range(text: str, name: str, kind: Any, ends: str) -> Dimension:
+    convert: Callable[[str], float] = int if kind == "int" else float
+    try:
+        low, high, *more = (convert(end) for end in ends.split(":"))
+        (step,) = more or [1]
+    except ValueError:
+        expected = "integers LOW:HIGH or LOW:HIGH:STEP" if kind == "int" else "numbers LOW:HIGH"
+        raise ConfigError(f"--search {text!r}: {ends!r} is not {expected}") from None
+    if not low < high or step < 1 or (more and kind != "int"):
+        raise ConfigError(f"--search {text!r}: LOW must be under HIGH, and only an int range has a STEP")
+    if low <= 0 and "log" in kind:
+        raise ConfigError(
+            f"--search {text!r}: a log scale begins above 0; zero-or-log:LOW:HIGH adds exactly 0 to it"
+        )
+    # Optuna would move the end to the last value that a step reaches.
+    top = high - (high - low) % step if kind == "int" else high
+    return Dimension(name, kind, low, top, int(step))
+
+
+def setting_name(flat: str) -> str:
+    """The name by which `--set` knows a setting: flat names leave `model.` out."""
+    return flat if flat.split(".", maxsplit=1)[0] in ExperimentConfig.model_fields else f"model.{flat}"
+
+
+def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any]) -> ExperimentConfig:
+    """A recipe with its changes and a trial's values.
+
+    Raises:
+        ConfigError: A name is unknown, or a value impossible.
+    """
+    drawn = [f"{setting_name(name)}={json.dumps(value)}" for name, value in values.items()]
+    return resolve(recipe, [*settings, *drawn])
+
+
+def check_space(
+    space: Space, recipe: str, settings: Sequence[str], check: Callable[[ExperimentConfig], None]
+) -> None:
+    """Refuse a space some of whose values no run can have, before anything starts.
+
+    Args:
+        space: To be searched.
+        recipe: Name.
+        settings: Changes of every trial.
+        check: Refuses a config that its CLIP or tables cannot serve.
+
+    Raises:
+        ConfigError: Names the search and what is wrong with a value.
+    """
+    for dimension in space.dimensions:
+        for value in dimension.probes:
+            try:
+                check(config_with(recipe, settings, {dimension.name: value}))
+            except ConfigError as error:
+                raise ConfigError(
+                    f"--search {dimension.text} would draw {value!r}: {error}; narrow the search, or change "
+                    "what it does not fit with --set"
+                ) from None

@@ -1,0 +1,216 @@
+"""Search the settings of the SFM, and any others, for the highest mAP on validation identities.
+
+    python experiments/sweep_sfm.py --recipe demo --trials 20
+    python experiments/sweep_sfm.py --recipe demo --trials 40              # the same sweep, twenty more
+    python experiments/sweep_sfm.py --recipe demo --search 'optim.learning_rate=log:1e-4:1e-2'
+    python experiments/sweep_sfm.py --recipe demo --search sfm.sharing=off --set model.sfm.sharing=per_head
+    python experiments/sweep_sfm.py --recipe demo --objectives mAP,cost --trials 30 --json
+    python experiments/sweep_sfm.py --recipe rgbnt201-paper --study-storage postgresql://host/optuna
+
+Searched by default: the perturbation probability (on a log scale, and exactly 0), the number K of tokens, and
+how layers share alpha and beta. Trials are drawn by Optuna's multivariate TPE and run by Ray Tune, as many at
+once as there is room for; weak ones are stopped early by successive halving (ASHA). The first trial is the
+recipe itself. Test identities choose nothing. The study opens with Optuna's own tools. Interrupted, or with
+more trials, the same command goes on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from experiments import datasets
+from experiments.command_line import run_command
+from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.search_space import DEFAULT_SPACE, check_space, setting_name, space_of
+from experiments.sweep import run_sweep
+from experiments.sweep_plan import Sweep
+from experiments.sweep_result import words
+from experiments.tracking import tracking_of
+from stmi.clip import load_clip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
+    options.add_argument("--trials", type=int, default=20, help="how many in all (default: 20)")
+    options.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="NAME=KIND:LOW:HIGH",
+        help="search a setting: float:0:1, log:1e-6:1e-4, zero-or-log:0.001:0.1, int:1:16, int:8:64:8, "
+        "choice:a,b,c; or off to leave one out; may be repeated "
+        f"(default: {' '.join(DEFAULT_SPACE)})",
+    )
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="change a setting of every trial, for example train.epochs=10; may be repeated",
+    )
+    options.add_argument("--seed", type=int, help="of the draws and of every trial's training")
+    options.add_argument(
+        "--objectives",
+        choices=("mAP", "mAP,cost"),
+        default="mAP",
+        help="search for a high mAP, or for a low training cost as well; then none is stopped early, for a "
+        "cheap trial is not weak. The Pareto front of both is shown in any case (default: mAP)",
+    )
+    options.add_argument(
+        "--early-stopping",
+        action=argparse.BooleanOptionalAction,
+        help="stop weak trials (default: with one objective)",
+    )
+    options.add_argument(
+        "--concurrent", type=int, help="trials at once (default: as many as there is room for)"
+    )
+    options.add_argument(
+        "--workers", type=int, default=1, help="of each trial; one packs a cluster best (default: 1)"
+    )
+    options.add_argument("--name", help="of the study (default: recipe and digest of what is searched)")
+    options.add_argument(
+        "--resume",
+        action="store_true",
+        help="only continue a sweep that was begun before; refuse to begin a new one",
+    )
+    options.add_argument(
+        "--study-storage",
+        metavar="URL",
+        help="Optuna's storage, for example postgresql://... (default: a SQLite file in the study's folder)",
+    )
+    options.add_argument(
+        "--workspace",
+        default=str(WORKSPACE),
+        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
+    )
+    options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
+    options.add_argument(
+        "--tracking-uri",
+        help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+    )
+    options.add_argument(
+        "--storage", metavar="URI", help="folder or URI for checkpoints (default: the runs' own folders)"
+    )
+    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    return options
+
+
+def planned(given: argparse.Namespace) -> Sweep:
+    """The sweep that a command line asks for.
+
+    Raises:
+        ConfigError: A setting or a search is unknown or impossible.
+    """
+    for name in ("trials", "concurrent", "workers"):
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise ConfigError(f"--{name}={value}: at least 1 is needed")
+    two_objectives = given.objectives == "mAP,cost"
+    early_stopping = not two_objectives if given.early_stopping is None else given.early_stopping
+    if early_stopping and two_objectives:
+        raise ConfigError(
+            "--early-stopping goes by mAP and would cut the cheap end off the front of mAP and cost; "
+            "leave one of the two out"
+        )
+    space = space_of(given.search)
+    searched = {setting_name(dimension.name) for dimension in space.dimensions}
+    if early_stopping and (uneven := searched & {"train.epochs", "train.validate_every"}):
+        raise ConfigError(
+            f"--search {min(uneven)}: early stopping compares trials at the same epoch; add "
+            "--no-early-stopping"
+        )
+    settings = [*given.settings, f"train.workers={given.workers}"]
+    settings += [] if given.seed is None else [f"seed={given.seed}"]
+    return Sweep(
+        given.recipe, tuple(settings), space, given.trials, given.name, two_objectives, early_stopping
+    )
+
+
+def sweep(given: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line asks for; returns the result.
+
+    Raises:
+        ConfigError: A setting is impossible, or there are no validation identities to choose by.
+    """
+    plan = planned(given)
+    base = plan.base
+    workspace, catalog = datasets.places(given.workspace, given.catalog)
+    datasets.check_data_set(base, catalog)
+    clip = load_clip(datasets.clip_source(base))
+    check_space(plan.space, plan.recipe, plan.settings, lambda config: datasets.check_settings(config, clip))
+    from experiments.study import start_ray  # noqa: PLC0415 - imports Ray, which `--help` need not wait for
+
+    start_ray(given.workers)
+    tables = datasets.tables_of(base, clip, workspace, catalog)
+    if "val" not in tables.views:
+        raise ConfigError(
+            f"data set {base.data.dataset!r} has no val split, and a sweep never chooses on test; ingest it "
+            "with --validation-identities N, which holds N training identities out, and make the val view"
+        )
+    check_space(
+        plan.space, plan.recipe, plan.settings, lambda config: datasets.check_tables(config, clip, tables)
+    )
+    return run_sweep(
+        plan,
+        tables,
+        workspace,
+        tracking_of(given.tracking_uri, workspace),
+        study_storage=given.study_storage,
+        storage_uri=given.storage,
+        concurrent=given.concurrent,
+        resume=given.resume,
+    )
+
+
+def print_sweep(result: dict[str, Any], console: Console | None = None) -> None:
+    """The trials, for a terminal."""
+    console = console or Console()
+    names = list(dict.fromkeys(name for trial in result["trials"] for name in trial["config"]))
+    table = RichTable(title=f"{result['study']}: mAP of {result['feature']}, validation identities, %")
+    short = [name.rpartition(".")[2] for name in names]
+    for column in ("trial", "mAP", "state", "epochs", "TFLOP", *short):
+        table.add_column(column, justify="left" if column in ("state", *short) else "right", overflow="fold")
+    best = result["best"]
+    for trial in sorted(result["trials"], key=lambda t: (t["value"] is None, -(t["value"] or 0))):
+        value = "" if trial["value"] is None else f"{100 * trial['value']:.2f}"
+        shown = [words({name: trial["config"][name]}).partition("=")[2] for name in names]
+        cells = [str(trial["number"]), value, trial["state"], str(trial["epochs"]), f"{trial['cost']:.3g}"]
+        table.add_row(*cells, *shown, style="bold" if trial["number"] == best["number"] else None)
+    console.print(table)
+    console.print(
+        f"best: trial {best['number']}, {words(best['config'])}; on the test identities, which had no say, "
+        f"mAP {best['test']['mAP']:.1%}. Train it with other seeds before it is compared.",
+        highlight=False,
+    )
+    front = ", ".join(
+        f"trial {t['number']} ({t['value']:.1%}, {t['cost']:.3g} TFLOP)" for t in result["pareto"]
+    )
+    console.print(f"Pareto front of mAP and training cost: {front}", highlight=False)
+    for trial in result["trials"]:
+        if trial["reason"]:
+            console.print(f"{trial['state']}: trial {trial['number']}: {trial['reason']}", highlight=False)
+    for name, path in result["files"].items():
+        console.print(f"{name:22} {path}", soft_wrap=True, highlight=False)
+    console.print(f"study: optuna studies --storage {result['storage']}", soft_wrap=True, highlight=False)
+    console.print(f"report: python experiments/report.py --study {result['study']}", highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    given = parser().parse_args(arguments)
+    return run_command(lambda: sweep(given), given.json, print_sweep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from experiments import ablate, recipes
+from experiments.ablation import plan_ablation
+from experiments.ablations import ABLATIONS
+from experiments.journal import Journal
+from experiments.published import published
+from experiments.tracking import local_store
+from stmi.config import SfmConfig
+from tests.experiments import small_run
+
+
+def study(capsys, clip, workspace, *extra, status=0):
+    capsys.readouterr()
+    arguments = ["--seeds", "2", *small_run.options(clip), "--workspace", str(workspace), "--json", *extra]
+    assert ablate.main(arguments) == status
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def finished(ray_session, capsys, clip, workspace):
+    """Tables 3 and 4, trained by the first test that asks and found by the others."""
+    return study(capsys, clip, workspace, "--table", "3", "4")
+
+
+def test_rows_are_the_papers_with_its_numbers_beside_the_measured(finished):
+    for key in ("table3", "table4"):
+        rows = [row for row in finished["rows"] if row["table"] == key]
+        printed = published(key).rows
+        assert [row["index"] for row in rows] == [*(row.index for row in printed), None, None, None]
+        for row, of_paper in zip(rows, printed, strict=False):
+            assert row["mAP"]["paper"] == pytest.approx(of_paper.values["rgbnt201"]["mAP"] / 100)
+            assert row["mAP"]["mean"] == pytest.approx(sum(row["mAP"]["values"].values()) / 2)
+        assert [row["name"] for row in rows[-3:]] == ["T alone", "G alone", "no text"]
+    text_alone, g_alone = (
+        next(r for r in finished["rows"] if r["name"] == n) for n in ("T alone", "G alone")
+    )
+    assert text_alone["mAP"]["std"] == 0
+    assert text_alone["runs"] == g_alone["runs"]
+
+
+def test_row_that_stands_in_several_tables_is_trained_once(finished, workspace):
+    runs = {run for row in finished["rows"] for run in row["runs"].values()}
+    assert len(runs) == 2 * (4 + 2 + 1)
+    rows = {(row["table"], row["index"]): row["runs"] for row in finished["rows"]}
+    assert rows["table3", "D"] == rows["table4", "D"]
+    assert rows["table3", "C"] == rows["table4", "A"]
+
+
+def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(finished, workspace):
+    client = mlflow.MlflowClient(local_store(workspace))
+    parent = client.get_run(finished["mlflow"]["run_id"])
+    assert parent.info.run_name == finished["study"]
+    assert parent.info.status == "FINISHED"
+    files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"result.json", "table3.md", "table3.csv", "table3.json", "table4.md"} <= files
+    pictures = {item.path for item in client.list_artifacts(parent.info.run_id, "pictures")}
+    assert pictures == {"pictures/table3.png", "pictures/table4.png"}
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    )
+    assert len(children) == 14
+    assert {child.info.status for child in children} == {"FINISHED"}
+    by_name = {child.info.run_name: child for child in children}
+    assert "table3 A baseline, seed 0" in by_name
+    baseline = by_name["table3 A baseline, seed 0"]
+    assert baseline.data.params["sfm.enabled"] == "False"
+    row = next(row for row in finished["rows"] if row["index"] == "A")
+    assert baseline.data.metrics["test/U/mAP"] == pytest.approx(row["mAP"]["values"]["0"])
+
+
+def test_asked_for_again_nothing_is_trained_and_the_table_is_the_same(
+    finished, ray_session, capsys, clip, workspace
+):
+    journals = sorted(workspace.glob("train/*/journal.jsonl"))
+    before = [Journal(path).read() for path in journals]
+    again = study(capsys, clip, workspace, "--table", "3", "4")
+    assert again["rows"] == finished["rows"]
+    assert [Journal(path).read() for path in journals] == before
+
+
+def test_runs_that_stop_themselves_leave_a_table_that_says_so(ray_session, capsys, clip, workspace):
+    hot = ["--set", "optim.learning_rate=1e30", "--set", "optim.gradient_clip=0", "--seeds", "1"]
+    broken = study(capsys, clip, workspace, "--table", "4", *hot, status=1)
+    assert len(broken["wrong"]) == 5
+    assert all("the loss of epoch" in reason for reason in broken["wrong"].values())
+    assert "not finished" in Path(broken["table"]).read_text()
+
+
+def test_every_value_of_sharing_is_a_row_of_table_5_and_each_row_differs():
+    plan = plan_ablation([ABLATIONS["table5"]], "demo", [], 1)
+    paper_rows = plan.rows[0][1][:5]
+    sharing = [row.configs[0].model.sfm.sharing for row in paper_rows]
+    assert sorted(sharing) == sorted(SfmConfig.model_fields["sharing"].annotation.__args__)
+    assert paper_rows[-1].configs[0] == recipes.resolve("demo", ["seed=0"])
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipes.RECIPES if name != "demo"])
+def test_all_tables_and_figures_can_be_planned_for_every_recipe(recipe):
+    plan = plan_ablation(list(ABLATIONS.values()), recipe, ["train.workers=4"], 2)
+    assert len({config.model_dump_json() for config in plan.configs}) == len(plan.configs)
+    assert {config.seed for config in plan.configs} == set(plan.seeds)
+    for config in plan.configs:
+        assert plan.labels(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name what to train"),
+        (["--table", "3", "--seeds", "0"], "--seeds=0"),
+        (["--table", "3", "--recipe", "dmeo"], "recipe 'dmeo' is unknown"),
+        (["--table", "3", "--set", "trian.epochs=1"], "did you mean train.epochs"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(arguments, message, capsys, tmp_path):
+    assert ablate.main([*arguments, "--workspace", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

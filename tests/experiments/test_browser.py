@@ -1,0 +1,173 @@
+"""What people look at, in a real browser: a study's page from the disk, and an ablation in MLflow's UI."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from cluster.services import LOOPBACK, mlflow_server
+from experiments.run_folder import RunFolder
+from experiments.study_reading import read_study
+from experiments.tracking import local_store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; install it with: apt-get install chromium"
+)
+PHONE = {"width": 390, "height": 844}
+SCREEN = {"width": 1400, "height": 1000}
+STARTS_WITHIN_SECONDS = 60
+SHOWN_WITHIN_MILLISECONDS = 30_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        # A sandbox of its own needs rights that a container seldom has; it sees no page but ours.
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, report):
+    """Opens the page at a size; gives it with all that it asked for and complained of."""
+    contexts = []
+
+    def open_at(size, **options):
+        contexts.append(browser.new_context(viewport=size, **options))
+        page = contexts[-1].new_page()
+        heard: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(Path(report["page"]).as_uri())
+        return page, heard, asked
+
+    yield open_at
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def server(study, workspace, tmp_path_factory):
+    """Address of an MLflow server on the store that the study was told to."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        port = free.getsockname()[1]
+    service = mlflow_server({"http": port}, local_store(workspace), folder / "artifacts")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(service.command, env=service.environment, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + STARTS_WITHIN_SECONDS
+        while not service.is_well():
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield f"http://{LOOPBACK}:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_page_needs_nothing_but_itself(opened, report):
+    page, heard, asked = opened(SCREEN)
+    assert heard == []
+    assert [url for url in asked if not url.startswith("data:")] == [Path(report["page"]).as_uri()]
+    widths = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+    assert len(widths) == len(report["pictures"])
+    assert all(widths)
+
+
+def test_number_leads_to_the_runs_that_it_comes_from(opened, study):
+    page, _, _ = opened(SCREEN)
+    full = study["rows"][3]
+    number = page.locator("#table3-3 td").nth(1)
+    assert number.inner_text().startswith(f"{100 * full['mAP']['mean']:.1f} ±")
+    number.get_by_role("link").click()
+    runs = page.locator("#from-table3-3:target")
+    expect(runs).to_be_in_viewport()
+    for name in full["runs"].values():
+        assert name in runs.inner_text()
+    runs.get_by_role("link").last.click()
+    expect(page.locator(f"#run-{full['runs']['1']}:target")).to_be_in_viewport()
+
+
+def test_page_fits_a_phone_and_wide_parts_scroll_inside_it(opened):
+    page, heard, _ = opened(PHONE, has_touch=True, is_mobile=True)
+    assert heard == []
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    table = page.locator("#table3 .scroll")
+    assert table.evaluate("part => part.scrollWidth > part.clientWidth")
+    table.scroll_into_view_if_needed()
+    table.evaluate("part => { part.scrollLeft = part.scrollWidth }")
+    # The last column is reached while the row's name stays in sight.
+    expect(table.get_by_role("columnheader", name="rank 1")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#table3-0 td").first).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize(("scheme", "text", "back"), [("light", 27, 255), ("dark", 227, 20)])
+def test_page_follows_the_readers_colours(opened, scheme, text, back):
+    page, _, _ = opened(SCREEN, color_scheme=scheme)
+    style = "getComputedStyle(document.body)"
+    assert page.evaluate(f"{style}.color").startswith(f"rgb({text},")
+    assert page.evaluate(f"{style}.backgroundColor").startswith(f"rgb({back},")
+
+
+def test_page_prints_whole(opened):
+    page, _, _ = opened({"width": 760, "height": 1000})
+    page.emulate_media(media="print")
+    right = "table => table.getBoundingClientRect().right"
+    assert max(table.evaluate(right) for table in page.locator("main table").all()) <= 760
+    expect(page.get_by_role("navigation")).to_be_hidden()
+
+
+def test_compare_page_of_mlflow_names_the_rows_and_shows_what_differs(browser, server, study, workspace):
+    rows = {f"table3 {row['index']} {row['name']}, seed 0": row["runs"]["0"] for row in study["rows"][:4]}
+    recorded = {run.name: run for run in read_study(local_store(workspace), study["study"]).runs}
+    chosen, experiments = [recorded[name].run_id for name in rows], [study["mlflow"]["experiment_id"]]
+    page = browser.new_page(viewport={"width": 2000, "height": 1000})
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(
+        f"{server}/#/compare-runs?runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps(experiments))}"
+    )
+    for name in rows:
+        expect(page.get_by_text(name, exact=True)).to_be_visible(timeout=SHOWN_WITHIN_MILLISECONDS)
+    parameters = page.get_by_role("row").filter(has_text="batch.size")
+    expect(parameters).to_be_attached()
+    for switch in page.get_by_role("switch", name="Show diff only").all():
+        switch.check()
+    expect(parameters).to_have_count(0)
+    shown = [line.split("\t") for line in page.locator("body").inner_text().split("\n")]
+    differing = {name: values for name, *values in shown}
+    assert differing["sfm.enabled"] == ["False", "True", "True", "True"]
+    assert differing["str.enabled"] == ["False", "False", "True", "True"]
+    # Of the metrics, the UI keeps only those in sight on the page: names in one grid, values in another.
+    names, values = (grid.inner_text().split("\n") for grid in page.locator(".ReactVirtualized__Grid").all())
+    of_g = values[4 * names.index("test/G/mAP") :][:4]
+    results = [RunFolder.open(workspace / "train" / run).result for run in rows.values()]
+    assert [float(value) for value in of_g] == pytest.approx(
+        [result["metrics"]["G"]["mAP"] for result in results], abs=1e-3
+    )
+    assert [url for url in asked if not url.startswith((server, "data:", "blob:"))] == []
+    page.close()
+
+
+def test_experiment_page_of_mlflow_shows_the_study_and_its_runs_below_it(browser, server, study):
+    page = browser.new_page(viewport=SCREEN)
+    page.goto(f"{server}/#/experiments/{study['mlflow']['experiment_id']}/runs")
+    parent = page.get_by_role("row").filter(has_text=study["study"])
+    expect(parent).to_be_visible(timeout=SHOWN_WITHIN_MILLISECONDS)
+    expect(page.get_by_text("table3 A baseline, seed 0")).to_have_count(0)
+    parent.get_by_role("button").first.click()
+    expect(page.get_by_text("table3 A baseline, seed 0")).to_be_visible()
+    page.close()
