@@ -31,7 +31,10 @@ def conclude(folder: RunFolder) -> dict[str, Any]:
         StoppedError: The run stopped itself.
     """
     result = _result(folder)
-    folder.journal.append("finished", seconds=result["seconds"])
+    reported = result["reported"]
+    folder.journal.append(
+        "finished", seconds=result["seconds"], epoch=reported["epoch"], metrics=reported["metrics"]
+    )
     with checkpoints.fetched(result["checkpoint"]) as checkpoint:
         queries = (checkpoint / checkpoints.QUERIES_FILE).read_bytes()
     storage.write_atomically(*storage.open_root(folder.queries), queries)

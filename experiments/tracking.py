@@ -135,7 +135,8 @@ class Mirror:
             for path in artifacts:
                 folder = "pictures" if path.suffix == ".png" else None
                 self._client().log_artifact(self.run_id, str(path), folder)
-            self._client().set_terminated(self.run_id, status)
+            ended = [int(event["time"] * 1000) for event in self.journal.read()[-1:]]
+            self._client().set_terminated(self.run_id, status, *ended)
             self._remember(status=status)
 
         self._attempt(send)
@@ -188,7 +189,8 @@ class Mirror:
             experiment_id = client.create_experiment(self.facts.experiment, artifact_location=place)
         else:
             experiment_id = experiment.experiment_id
-        run = client.create_run(experiment_id, run_name=self.facts.name)
+        began = [int(event["time"] * 1000) for event in self.journal.read()[:1]]
+        run = client.create_run(experiment_id, *began, run_name=self.facts.name)
         self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
 
     def _describe(self) -> None:
@@ -229,6 +231,9 @@ def _metrics_of(event: dict[str, Any]) -> list[tuple[str, float, int, int]]:
     elif event["event"] == "test":
         step = event["epochs"]
         values = _of_features("test", event["metrics"])
+    elif event["event"] == "finished":
+        # What the run reports, under names that stand first where runs are compared.
+        values = {name: value for name, value in event.get("metrics", {}).items() if name != "cmc"}
     return [(name, float(value), int(event["time"] * 1000), step) for name, value in values.items()]
 
 
