@@ -131,17 +131,42 @@ def measure_cost(config: ExperimentConfig, identities: int, cameras: int) -> Cos
         clip = fresh_clip(datasets.clip_source(config))
         datasets.check_settings(config, clip)
         model = STMI(config.model, clip, identities, cameras, config.seed)
-        # What a sample costs does not depend on the others, but for the distances of the triplet loss.
-        few = config.model_copy(
-            update={
-                "batch": BatchConfig(size=4, samples_per_identity=2),
-                "train": config.train.model_copy(update={"workers": 1}),
-            }
-        )
-        flops = _count_flops(Rehearsal(few, model, clip.model.context_length), clip)
+        flops = _count_flops(Rehearsal(_few_samples(config), model, clip.model.context_length), clip)
         model.zero_grad(set_to_none=True)
         rehearsal = Rehearsal(config, model, clip.model.context_length)
         return Cost(_parameters(model, clip), flops, _measure_memory(rehearsal), rehearsal.share)
+
+
+def step_flops(config: ExperimentConfig, identities: int, cameras: int) -> int:
+    """FLOPs of one sample of a training step, over all parts: quicker where many configs are compared.
+
+    Args:
+        config: The run, known to fit its CLIP.
+        identities: Training identities.
+        cameras: Cameras of the data set.
+
+    Raises:
+        ClipFileError: The CLIP's architecture is not known.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        clip = fresh_clip(datasets.clip_source(config))
+        model = STMI(config.model, clip, identities, cameras, config.seed)
+        rehearsal = Rehearsal(_few_samples(config), model, clip.model.context_length)
+        batch, loss = rehearsal.batch(), rehearsal.take_step.module
+        return sum(_forward_and_backward(lambda: loss(*batch)["total"])) // rehearsal.share
+
+
+def _few_samples(config: ExperimentConfig) -> ExperimentConfig:
+    """A config with a small batch: what a sample costs hardly depends on the others.
+
+    Only the distances of the triplet loss do.
+    """
+    return config.model_copy(
+        update={
+            "batch": BatchConfig(size=4, samples_per_identity=2),
+            "train": config.train.model_copy(update={"workers": 1}),
+        }
+    )
 
 
 def _parameters(model: STMI, clip: LoadedClip) -> dict[str, Parameters]:

@@ -31,6 +31,20 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
+    def record(self, facts: dict[str, Any], checkpoint: str | None) -> None:
+        """Add what a worker reported, and with it what a crash kept from here.
+
+        Args:
+            facts: `event`, its name, and what belongs to it; `history`, if there, holds earlier reports.
+            checkpoint: Where the report's checkpoint is kept.
+        """
+        facts = dict(facts)
+        known = {(past["event"], past.get("epoch")) for past in self.read()}
+        for past in facts.pop("history", []):
+            if (past["event"], past.get("epoch")) not in known:
+                self.append(**past)
+        self.append(**facts, checkpoint=checkpoint)
+
     def read(self) -> list[dict[str, Any]]:
         """All whole events."""
         if not self.path.exists():

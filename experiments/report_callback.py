@@ -7,7 +7,6 @@ from ray.train import Checkpoint, UserCallback
 
 from data_catalog import storage
 from experiments.journal import Journal
-from experiments.session import record
 
 
 class JournalCallback(UserCallback):
@@ -29,7 +28,7 @@ class JournalCallback(UserCallback):
     ) -> None:
         """Write the first worker's report; all workers report the same."""
         place = None if checkpoint is None else storage.join(self.place, Path(checkpoint.path).name)
-        record(self.journal, metrics[0], place)
+        self.journal.record(metrics[0], place)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a crash."""

@@ -91,7 +91,7 @@ def run(
 
 
 def begin(folder: RunFolder, tables: RunTables) -> None:
-    """Note in the journal which code starts, or continues, a run on which machine, and the data's warnings."""
+    """Note in the journal which code starts or continues a run, where, and what its data is warned of."""
     _warn_of_other_code(folder)
     folder.journal.append("started", environment=environment(), **code_version())
     warnings = [

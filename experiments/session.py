@@ -12,7 +12,6 @@ from ray.train.torch import get_device
 
 from data_catalog import storage
 from experiments import checkpoints
-from experiments.journal import Journal
 from experiments.run_folder import RunFolder
 
 
@@ -120,7 +119,7 @@ class OwnProcessSession:
             filesystem, path = storage.open_root(kept)
             filesystem.create_dir(path, recursive=True)
             fs.copy_files(str(checkpoint), path, destination_filesystem=filesystem)
-        record(self.journal, facts, kept)
+        self.journal.record(facts, kept)
         if kept is not None:
             self._delete_old()
         self.tell(facts)
@@ -131,19 +130,3 @@ class OwnProcessSession:
             filesystem, path = storage.open_root(place)
             if filesystem.get_file_info(path).type == fs.FileType.Directory:
                 filesystem.delete_dir(path)
-
-
-def record(journal: Journal, facts: dict[str, Any], checkpoint: str | None) -> None:
-    """Write a worker's report into the journal, and with it what a crash kept from there.
-
-    Args:
-        journal: The run's.
-        facts: As in `Session.report`; `history`, if there, holds earlier reports.
-        checkpoint: Where the report's checkpoint is kept.
-    """
-    facts = dict(facts)
-    known = {(past["event"], past.get("epoch")) for past in journal.read()}
-    for past in facts.pop("history", []):
-        if (past["event"], past.get("epoch")) not in known:
-            journal.append(**past)
-    journal.append(**facts, checkpoint=checkpoint)

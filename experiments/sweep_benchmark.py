@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.recipes import ROOT
+from experiments.tracking import local_store
 
-TRIALS = 8
-"""Fewer than Optuna draws at random, so that both sweeps have the same trials."""
+TRIALS = 10
+"""As many as Optuna draws at random, so that both sweeps have the same trials."""
 EPOCHS = 4
 
 
@@ -25,11 +27,11 @@ def sweep(repeats: int) -> dict[str, Any]:
     trials trained and evaluated. `repeats` does not count here: a run takes minutes.
     """
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        # The tables are made once and before: a sweep finds them.
-        _run(folder, "warm-up", 1, trials=1, epochs=1)
-        alone = _run(folder, "one at a time", 1)
-        pair = _run(folder, "two side by side", 2)
+        workspace = Path(place)
+        # The tables are made before: a sweep finds them.
+        _run(workspace, "warm-up", 1, trials=1, epochs=1)
+        alone = _run(workspace, "one at a time", 1)
+        pair = _run(workspace, "two side by side", 2)
     ratio = pair["median_seconds"] / alone["median_seconds"]
     pair |= {"ratio": ratio, "ratio_to": alone["variant"], "times_faster": 1 / ratio}
     settings = {"recipe": "demo", "trials": TRIALS, "epochs": EPOCHS, "processors": os.cpu_count()}
@@ -37,28 +39,22 @@ def sweep(repeats: int) -> dict[str, Any]:
 
 
 def _run(
-    folder: Path, variant: str, concurrent: int, trials: int = TRIALS, epochs: int = EPOCHS
+    workspace: Path, variant: str, concurrent: int, trials: int = TRIALS, epochs: int = EPOCHS
 ) -> dict[str, Any]:
-    workspace = folder / variant.replace(" ", "-")
-    options = {
-        "--recipe": "demo",
-        "--trials": trials,
-        "--concurrent": concurrent,
-        "--workspace": workspace,
-        "--catalog": folder / "catalog",
-        "--tracking-uri": f"sqlite:///{workspace / 'mlflow.db'}",
-    }
-    command = [sys.executable, str(ROOT / "experiments" / "sweep_sfm.py"), "--no-early-stopping", "--json"]
-    command += ["--set", f"train.epochs={epochs}"]
-    command += [str(part) for option in options.items() for part in option]
+    command = [sys.executable, str(ROOT / "experiments" / "sweep_sfm.py"), "--recipe", "demo", "--json"]
+    command += ["--no-early-stopping", "--trials", str(trials), "--concurrent", str(concurrent)]
+    command += ["--set", f"train.epochs={epochs}", "--workspace", str(workspace)]
+    command += ["--tracking-uri", local_store(workspace)]
     # Here and nowhere else, whatever cluster the shell may name.
     environment = os.environ | {"RAY_ADDRESS": "local"}
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - start
-    runs = [trial["run"] for trial in json.loads(done.stdout)["trials"]]
-    training = [_seconds_in_training(workspace / "train" / run) for run in dict.fromkeys(runs)]
-    busy = sum(training) / concurrent
+    runs = dict.fromkeys(trial["run"] for trial in json.loads(done.stdout)["trials"])
+    training = [_seconds_in_training(workspace / "train" / run) for run in runs]
+    # The next sweep must not find what this one has done.
+    for name in ("train", "studies"):
+        shutil.rmtree(workspace / name)
     return {
         "variant": variant,
         "median_seconds": seconds,
@@ -67,7 +63,7 @@ def _run(
         "peak_memory_bytes": None,
         "runs": len(training),
         "median_seconds_in_training": statistics.median(training),
-        "seconds_outside_training_per_trial": (seconds - busy) / trials,
+        "seconds_outside_training_per_trial": (seconds - sum(training) / concurrent) / trials,
     }
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.search_space import Dimension, Space
 
@@ -62,7 +63,7 @@ def history(trials: Sequence[Trial], looked: Sequence[Trial]) -> Figure:
         ends = [*numbers, max(trial["number"] for trial in trials)]
         axes.step(ends, [*best, best[-1]], where="post", color=BEST, linewidth=1.5, label="best so far")
     axes.set(xlabel="trial", ylabel="validation mAP, %", title="History")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -79,11 +80,12 @@ def slices(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
         if place >= len(names):
             axes.set_axis_off()
             continue
-        scale = _Scale(names[place])
+        scale = Scale(names[place])
         _points(axes, [scale.place(trial) for trial in looked], looked)
         if best is not None:
             axes.plot(scale.place(best), reached(best), "o", color=BEST, markersize=8, label="best")
-        axes.set_xticks(scale.ticks, scale.labels, rotation=30 if scale.wordy else 0)
+        turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if scale.wordy else {}
+        axes.set_xticks(scale.ticks, scale.labels, **turned)
         axes.set(xlabel=names[place].name, xlim=scale.limits)
         axes.grid(axis="y", alpha=0.3)
     for axes in panels[:, 0]:
@@ -96,7 +98,7 @@ def slices(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
 
 def parallel_coordinates(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
     """A line for each trial through its settings to what it reached, coloured by that."""
-    scales = [_Scale(dimension) for dimension in space.dimensions]
+    scales = [Scale(dimension) for dimension in space.dimensions]
     figure = Figure(figsize=(2.1 * (len(scales) + 1) + 1, 4), layout="constrained")
     axes = figure.subplots()
     values = np.array([reached(trial) for trial in looked])
@@ -107,8 +109,13 @@ def parallel_coordinates(looked: Sequence[Trial], best: Trial | None, space: Spa
         trial = looked[number]
         chosen = best is not None and trial["number"] == best["number"]
         heights = [*(scale.height(trial) for scale in scales), (values[number] - low) / (high - low)]
-        style = {"linestyle": "-" if trial["value"] is not None else ":", "linewidth": 3 if chosen else 1.2}
-        axes.plot(range(len(heights)), heights, color=colours(norm(values[number])), **style)
+        axes.plot(
+            range(len(heights)),
+            heights,
+            color=colours(norm(values[number])),
+            linestyle="-" if trial["value"] is not None else ":",
+            linewidth=3 if chosen else 1.2,
+        )
     for place, scale in enumerate(scales):
         axes.axvline(place, color="black", linewidth=0.8)
         for height, label in zip(scale.tick_heights, scale.labels, strict=True):
@@ -124,7 +131,7 @@ def parallel_coordinates(looked: Sequence[Trial], best: Trial | None, space: Spa
     names = [dimension.name for dimension in space.dimensions]
     axes.set_xticks(range(len(names) + 1), [*names, "validation mAP"])
     axes.set(yticks=[], xlim=(-0.1, len(names) + 0.02), ylim=(-0.05, 1.05))
-    axes.set_title("Trials (dotted: stopped early; thick: the best)", fontsize=10)
+    axes.set_title("Trials (dotted: not finished; thick: the best)", fontsize=10)
     for side in ("left", "right", "top", "bottom"):
         axes.spines[side].set_visible(False)
     figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="validation mAP, %", pad=0.01)
@@ -189,7 +196,7 @@ def _points(axes: Axes, places: Sequence[float], trials: Sequence[Trial]) -> Non
             axes.plot(*zip(*chosen, strict=True), marker, color=colour, markersize=6, alpha=0.85, label=label)
 
 
-class _Scale:
+class Scale:
     """Where the values of a setting stand on an axis.
 
     Attributes:

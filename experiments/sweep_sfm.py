@@ -15,6 +15,7 @@ more trials, the same command goes on.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--study-storage",
         metavar="URL",
-        help="Optuna's storage, for example postgresql://... (default: a SQLite file in the study's folder)",
+        default=os.environ.get("STMI_STUDY_STORAGE"),
+        help="Optuna's storage, for example postgresql://user@host/optuna (default: $STMI_STUDY_STORAGE, "
+        "which keeps the password off the command line, or a SQLite file in the study's folder)",
     )
     options.add_argument(
         "--workspace",

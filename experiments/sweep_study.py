@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -36,8 +37,8 @@ class SweepTrial:
 
     Attributes:
         number: From 0, in the order in which they were drawn.
-        state: "pruned" was stopped early; "failed" stopped itself and would again; "crashed" did so too often,
-            and another trial makes up for it when the sweep goes on.
+        state: "pruned" was stopped early; "failed" stopped itself and would again; "crashed" did so too
+            often, and another trial makes up for it when the sweep goes on.
         values: The settings that were drawn, by flat name.
         run: Name of its run's folder.
         cost: As the sweep counts it.
@@ -86,14 +87,20 @@ class SweepStudy:
         self.name = name
         self.space = space
         self.seed = seed
-        self.directions = ["maximize", "minimize"] if two_objectives else ["maximize"]
+        up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+        self.directions = [up, down] if two_objectives else [up]
         optuna.logging.set_verbosity(logging.WARNING)
         try:
             self._storage = optuna.storages.RDBStorage(url)
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=self.directions, load_if_exists=True
             )
-        except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        except ImportError:
+            raise ConfigError(
+                f"--study-storage {self.url} needs the driver of its database, for example `pip install "
+                "'psycopg[binary]'` for postgresql"
+            ) from None
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             reason = str(error).replace(url, self.url)
             raise ConfigError(f"--study-storage {self.url} cannot be opened: {reason}") from None
         found = self._study.user_attrs.get(MARK)
@@ -105,6 +112,10 @@ class SweepStudy:
         self._study.set_user_attr(MARK, mark)
         with _experiments_welcome():
             self._study.set_metric_names(list(METRIC_NAMES[: len(self.directions)]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune stores all that it is given on the disk, where no password of the storage may lie.
+        return {"url": self.url, "name": self.name}
 
     def trials(self) -> list[SweepTrial]:
         """All trials, by number."""
@@ -160,8 +171,8 @@ class SweepStudy:
     def fail(self, number: int, reason: str) -> None:
         """Note a trial that stopped itself.
 
-        Its settings are to blame, so that others should be drawn. Optuna learns nothing from a failed trial, but
-        takes a pruned one for worse than all finished ones; with two objectives it knows no such order.
+        Its settings are to blame, so that others should be drawn. Optuna learns nothing from a failed trial,
+        but takes a pruned one for worse than all finished ones; with two objectives it knows no such order.
         """
         self._storage.set_trial_user_attr(self._id(number), "reason", reason)
         self._study.tell(number, state=TrialState.PRUNED if len(self.directions) == 1 else TrialState.FAIL)

@@ -2,7 +2,7 @@
 
 from data_catalog.view import open_view
 from experiments.batch_schedule import BatchSchedule
-from experiments.cost import measure_cost
+from experiments.cost import step_flops
 from experiments.datasets import RunTables
 from experiments.recipes import ExperimentConfig
 
@@ -22,13 +22,10 @@ class TrainingCost:
     def __call__(self, config: ExperimentConfig) -> float:
         """TFLOPs, 10^12 floating-point operations, of the training steps."""
         schedule = BatchSchedule(self.view, config)
-        # Counting takes a second; how often tokens flip changes no shape.
-        model = config.model.model_copy(
-            update={"sfm": config.model.sfm.model_copy(update={"perturbation": 0.0})}
-        )
-        key = model.model_dump_json() + config.batch.model_dump_json() + config.train.precision
+        # How often tokens flip changes no shape.
+        sfm = config.model.sfm.model_copy(update={"perturbation": 0.0})
+        key = config.model.model_copy(update={"sfm": sfm}).model_dump_json() + config.train.precision
         if key not in self._flops:
-            counted = measure_cost(config, schedule.identities, self.cameras)
-            self._flops[key] = sum(counted.flops.step.values())
+            self._flops[key] = step_flops(config, schedule.identities, self.cameras)
         samples = config.train.epochs * len(schedule.rows(rank=0, epoch=0)) * config.batch.size
         return samples * self._flops[key] / 1e12

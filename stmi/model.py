@@ -276,7 +276,7 @@ def token_grid(config: ModelConfig, patch_size: int) -> tuple[int, int]:
     height, width = config.image.height, config.image.width
     if height % patch_size or width % patch_size:
         raise ValueError(
-            f"model.image={height}x{width} is not a whole number of {patch_size}x{patch_size} patches; the next "
-            f"smaller size is {height // patch_size * patch_size}x{width // patch_size * patch_size}"
+            f"model.image={height}x{width} is not a whole number of {patch_size}x{patch_size} patches; the "
+            f"next smaller size is {height // patch_size * patch_size}x{width // patch_size * patch_size}"
         )
     return height // patch_size, width // patch_size

@@ -42,7 +42,13 @@ def modulated_attention(
 class _ModulatedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, factor: float, keeps: bool
+        ctx: Any,
+        projected: Tensor,
+        foreground: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        factor: float,
+        keeps: bool,
     ) -> Tensor:
         qkv = projected.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
         query, key, value = qkv
@@ -70,7 +76,7 @@ class _ModulatedAttention(torch.autograd.Function):
         qkv, foreground, alpha, beta, *of_parts = ctx.saved_tensors
         query, key, value = qkv
         of_mixed = gradients[0].to(query.dtype)
-        of_projected = of_mixed.new_empty(of_mixed.shape[:2] + (3,) + of_mixed.shape[2:])
+        of_projected = of_mixed.new_empty((*of_mixed.shape[:2], 3, *of_mixed.shape[2:]))
         of_alpha, of_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
         width = query.shape[-1]
         with torch.autocast(query.device.type, enabled=False):
@@ -106,7 +112,7 @@ class _ModulatedAttention(torch.autograd.Function):
 def _both_and_pull(
     foreground: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """R, `(batch, 1, tokens, tokens)`, and how far logits are pulled, `(batch, heads or 1, tokens, tokens)`."""
+    """R, `(batch, 1, tokens, tokens)`, and how far logits are pulled, `(batch, heads or 1, ...)` likewise."""
     marks = foreground[:, None, :, None].to(dtype)
     both = marks * marks.transpose(-2, -1)
     return both, beta.to(dtype) + (alpha - beta).to(dtype) * both
@@ -124,11 +130,14 @@ def _row_extremes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     marked = logits.to(wider)
     columns = torch.arange(logits.shape[-1], dtype=bits, device=logits.device)
     marked.view(bits).bitwise_or_(columns)
-    extremes = []
-    for extreme in (marked.amax(dim=-1, keepdim=True), marked.amin(dim=-1, keepdim=True)):
-        # The column rounds away.
-        extremes += extreme.to(logits.dtype), extreme.view(bits) & 0x7FFF
-    return tuple(extremes)
+    highest, lowest = marked.amax(dim=-1, keepdim=True), marked.amin(dim=-1, keepdim=True)
+    # The column rounds away.
+    return (
+        highest.to(logits.dtype),
+        highest.view(bits) & 0x7FFF,
+        lowest.to(logits.dtype),
+        lowest.view(bits) & 0x7FFF,
+    )
 
 
 _WIDER = {torch.bfloat16: (torch.float32, torch.int32), torch.float32: (torch.float64, torch.int64)}
@@ -158,7 +167,9 @@ def _add_at(rows: Tensor, column: Tensor, values: Tensor) -> None:
 def _parts(query: Tensor) -> list[tuple[slice, slice]]:
     """Whole images, or some heads of one image, whose logits are few enough."""
     batch, heads, tokens = query.shape[:3]
-    most = PART_ELEMENTS if query.device.type == "cpu" else 64 * PART_ELEMENTS
+    # A tensor without content (`FakeTensorMode`) says that it is on a processor; its storage is not.
+    on_processor = query.untyped_storage().device.type == "cpu"
+    most = PART_ELEMENTS if on_processor else 64 * PART_ELEMENTS
     head_step = min(heads, max(1, most // tokens**2))
     image_step = max(1, most // (heads * tokens**2)) if head_step == heads else 1
     return [

@@ -5,7 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from experiments import datasets
-from experiments.cost import PARTS, measure_cost
+from experiments.cost import PARTS, measure_cost, step_flops
 from experiments.fresh_clip import fresh_clip
 from experiments.recipes import ConfigError, resolve
 from experiments.rehearsal import Rehearsal
@@ -41,6 +41,13 @@ def test_flops_are_those_of_the_matrix_sizes():
     # Backward, a linear map has two products of its size, and the convolution one: pixels want no gradient.
     # The attention has four, and computes its logits once more.
     assert flops.step["image_tower"] == 2 * convolution + 3 * linear + 7 * product
+
+
+def test_flops_of_a_step_are_those_of_its_parts():
+    parts = cost_of().flops.step
+    assert step_flops(resolve("demo"), IDENTITIES, CAMERAS) == pytest.approx(
+        sum(parts.values()), abs=len(parts)
+    )
 
 
 def test_modulated_attention_is_counted_forward_and_backward():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from experiments.recipes import ConfigError, ReportConfig
@@ -138,9 +139,16 @@ def test_name_of_another_sweep_is_refused(url):
 
 def test_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path):
     for url in ("postgresql://me:secret@127.0.0.1:9/optuna", f"sqlite:///{tmp_path}/absent/optuna.db"):
-        with pytest.raises(ConfigError, match="cannot be opened") as refused:
+        # Whether or not PostgreSQL's driver is installed.
+        with pytest.raises(ConfigError, match=r"cannot be opened|needs the driver") as refused:
             open_study(url)
         assert "secret" not in str(refused.value)
+
+
+def test_what_tune_stores_of_a_study_does_not_open_its_storage(tmp_path):
+    study = open_study(f"sqlite:///{tmp_path / 'secret.db'}")
+    study.url = "without its password"
+    assert b"secret" not in cloudpickle.dumps(study)
 
 
 def trials_of(points):

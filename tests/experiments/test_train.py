@@ -131,7 +131,11 @@ def kill_a_worker_after_the_first_checkpoint(workspace: Path, done: threading.Ev
     while not done.wait(0.01):
         journals = list(workspace.glob("train/*/journal.jsonl"))
         if journals and any(event.get("checkpoint") for event in Journal(journals[0]).read()):
-            workers = [p for p in psutil.process_iter() if "RayTrainWorker" in " ".join(p.cmdline()[:1])]
+            workers = [
+                p
+                for p in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in " ".join(p.cmdline()[:1])
+            ]
             workers[0].kill()
             return
 
