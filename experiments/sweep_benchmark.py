@@ -16,7 +16,7 @@ from experiments.tracking import local_store
 
 TRIALS = 10
 """As many as Optuna draws at random, so that both sweeps have the same trials."""
-EPOCHS = 4
+EPOCHS = 6
 
 
 def sweep(repeats: int) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def parallel_coordinates(looked: Sequence[Trial], best: Trial | None, space: Spa
             color=colours(norm(values[number])),
             linestyle="-" if trial["value"] is not None else ":",
             linewidth=3 if chosen else 1.2,
+            alpha=1 if chosen else 0.65,
         )
     for place, scale in enumerate(scales):
         axes.axvline(place, color="black", linewidth=0.8)

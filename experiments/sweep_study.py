@@ -103,8 +103,7 @@ class SweepStudy:
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             reason = str(error).replace(url, self.url)
             raise ConfigError(f"--study-storage {self.url} cannot be opened: {reason}") from None
-        found = self._study.user_attrs.get(MARK)
-        if found not in (None, mark) or (found is None and self._study.get_trials(deepcopy=False)):
+        if self._study.get_trials(deepcopy=False) and self._study.user_attrs.get(MARK) != mark:
             raise ConfigError(
                 f"study {name!r} in {self.url} is another sweep (recipe, settings, data, space, seed or "
                 "objectives differ); give this one another --name"

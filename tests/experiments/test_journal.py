@@ -46,6 +46,6 @@ def test_epochs_that_a_crash_kept_from_the_journal_come_back_with_the_checkpoint
         {"event": "epoch", "epoch": 2, "losses": {"total": 2.0}},
     ]
     report = {"event": "resumed", "epoch": 2, "history": history}
-    JournalCallback(journal).after_report(None, [report], None)
+    JournalCallback(journal, "checkpoints").after_report(None, [report], None)
     assert [(event["epoch"], event["losses"]["total"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
     assert [event["event"] for event in journal.read()] == ["untrained", "epoch", "epoch", "resumed"]

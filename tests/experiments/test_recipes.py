@@ -63,7 +63,7 @@ def test_parameters_of_the_model_are_flat_and_without_prefix():
         ("optim.learning_rate=.nan", r"optim\.learning_rate=nan"),
         ("model.sfm=0.5", r"this is a group; set one of its fields \(enabled, .*\) or on/off"),
         ("train.epochs.more=1", r"train\.epochs\.more: epochs is no group"),
-        ("optim.warmup_epochs=30", r"optim\.warmup_epochs=30\.0 is more than train\.epochs=20"),
+        ("optim.warmup_epochs=30", r"optim\.warmup_epochs=30\.0 is more than train\.epochs=10"),
         (
             "data.dataset=rgbnt201",
             r"data\.dataset=rgbnt201 is drawn by .*; set data\.dataset=synthetic_person",
