@@ -1,3 +1,5 @@
+import contextlib
+
 """One sweep of seconds is shared by the tests; a killed one is compared with it."""
 
 import json
@@ -168,12 +170,13 @@ def kill_a_trial_after_its_first_checkpoint(workspace, done, killed):
     before = runs_with_a_checkpoint(workspace)
     while not done.wait(0.01):
         if runs_with_a_checkpoint(workspace) > before:
-            trials = [
-                p for p in psutil.process_iter() if "ray::ImplicitFunc.train" in " ".join(p.cmdline()[:1])
-            ]
-            trials[0].kill()
-            killed += trials
-            return
+            # Only those of this process: others may be sweeping on this machine.
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "ray::ImplicitFunc" in " ".join(process.cmdline()[:1]):
+                        process.kill()
+                        killed.append(process)
+                        return
 
 
 def test_more_trials_go_on_from_those_there_are_side_by_side(swept, clip, workspace):

@@ -16,8 +16,9 @@ class KilledError(Exception):
 
 
 @pytest.fixture(scope="module")
-def alone(ray_session, clip, workspace):
-    return small_run.alone(clip, workspace)
+def alone(ray_session, clip, workspace, tmp_path_factory):
+    # In a folder of its own: a study may have trained this run on other threads, which round otherwise.
+    return small_run.alone(clip, workspace, runs=tmp_path_factory.mktemp("alone"))
 
 
 def test_run_in_its_own_process_gives_the_losses_and_metrics_of_two_ray_train_workers(alone, trained):
@@ -47,7 +48,7 @@ def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone,
 
 def test_finished_run_is_found_and_not_repeated(alone, clip, workspace):
     before = alone.journal.read()
-    assert small_run.alone(clip, workspace).path == alone.path
+    assert small_run.alone(clip, workspace, runs=alone.path.parents[1]).path == alone.path
     assert alone.journal.read() == before
 
 
