@@ -1,7 +1,6 @@
-import contextlib
-
 """One sweep of seconds is shared by the tests; a killed one is compared with it."""
 
+import contextlib
 import json
 import os
 import signal
