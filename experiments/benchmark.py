@@ -32,6 +32,7 @@ from experiments.sweep_benchmark import sweep
 from stmi import augment, retrieval
 from stmi.clip import LoadedClip
 from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
+from stmi.feature_modulation import attention_as_written
 from stmi.model import STMI, ModelInput
 from stmi.modulated_attention import modulated_attention
 from stmi.retrieval import RetrievalSet
@@ -161,9 +162,11 @@ def _time_products(products: _MatrixProducts, repeats: int, samples: int) -> dic
 def attention(repeats: int) -> dict[str, Any]:
     """The modulated attention, forward and backward, against PyTorch's plain one, at three image sizes.
 
-    Memory is what the forward pass keeps for the backward pass, in bytes, in `kept_bytes`.
+    Once with its own backward pass, as it runs by default, and once compiled, as with `train.compile`. Memory
+    is what the forward pass keeps for the backward pass, in bytes, in `kept_bytes`.
     """
     results = []
+    fused = torch.compile(attention_as_written, fullgraph=True, dynamic=False)
     for tokens, images in ((129, 24), (513, 6), (1025, 3)):
         # As a layer projects them: SDPA takes views of it, so neither pays for a layout of its own.
         projected, gradient = _randoms(
@@ -180,12 +183,19 @@ def attention(repeats: int) -> dict[str, Any]:
         def modulated() -> torch.Tensor:
             return modulated_attention(projected, foreground, alpha, beta, 1 / 8)  # noqa: B023
 
-        base, own = (
+        def compiled() -> torch.Tensor:
+            return fused(projected, foreground, alpha, beta, 1 / 8)  # noqa: B023
+
+        base, *others = (
             measure(f"{name}, {tokens} tokens", lambda: attend().backward(gradient), repeats, images)  # noqa: B023
             | {"kept_bytes": _kept(attend)}
-            for name, attend in (("plain attention", plain), ("modulated attention", modulated))
+            for name, attend in (
+                ("plain attention", plain),
+                ("modulated attention", modulated),
+                ("modulated attention, compiled", compiled),
+            )
         )
-        results += [base, _compare(own, base)]
+        results += [base, *(_compare(other, base) for other in others)]
     return _report("attention", {"heads": 12, "head_width": 64, "dtype": "bfloat16"}, results)
 
 

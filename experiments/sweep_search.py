@@ -99,7 +99,8 @@ class StoringScheduler(FIFOScheduler):
 
     Successive halving is Tune's (ASHA, Li et al. 2020, "A System for Massively Parallel Hyperparameter
     Tuning"). Its rungs are filled from the study, so that a sweep that goes on decides as if it had never
-    been interrupted. A trial's last look stops nothing: all that is left then is to test it.
+    been interrupted. The first trials are never stopped, for among fewer than `REDUCTION` none is the best of
+    so many; and no trial at its last look, for all that is left then is to test it.
 
     Args:
         study: The study.
@@ -144,10 +145,11 @@ class StoringScheduler(FIFOScheduler):
     def _decide(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if self.halving is None or result["epoch"] >= self.epochs:
             return TrialScheduler.CONTINUE
-        return self.halving.on_trial_result(tune_controller, trial, result)
+        decision = self.halving.on_trial_result(tune_controller, trial, result)
+        return decision if trial.config["number"] >= REDUCTION else TrialScheduler.CONTINUE
 
     def _fill_rungs(self, trial: SweepTrial) -> None:
-        stored = SimpleNamespace(trial_id=f"stored-{trial.number}")
+        stored = SimpleNamespace(trial_id=f"stored-{trial.number}", config={"number": trial.number})
         self.halving.on_trial_add(None, stored)
         for epoch, value in trial.curve.items():
             self._decide(None, stored, {"epoch": epoch, "validation_mAP": value})

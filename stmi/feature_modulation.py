@@ -89,6 +89,16 @@ def modulate(logits: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) ->
     return torch.where(both, logits + alpha * (highest - logits), logits - beta * (logits - lowest))
 
 
+def attention_as_written(
+    projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
+) -> Tensor:
+    """Equation 8 for the compiler, which fuses it as it stands; else as `modulated_attention`."""
+    query, key, value = projected.permute(2, 0, 3, 1, 4)
+    logits = query * scale @ key.transpose(-2, -1)
+    attention = modulate(logits, foreground, alpha.to(logits.dtype), beta.to(logits.dtype)).softmax(dim=-1)
+    return (attention.to(value.dtype) @ value).transpose(1, 2)
+
+
 class ModulationStrength(nn.Module):
     """The learnable alpha and beta of every layer, shared as Table 5 asks.
 
@@ -154,15 +164,10 @@ class ModulatedAttention(nn.Module):
         batch, count, width = tokens.shape
         projected = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         projected = projected.view(batch, count, 3, self.heads, -1)
-        if foreground is not None and strength is not None and not torch.compiler.is_compiling():
-            mixed = modulated_attention(projected, foreground, *strength, self.scale)
-            return self.out_proj(mixed.view(batch, count, width))
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
         if foreground is None or strength is None:
-            mixed = attend(query, key, value)
+            mixed = attend(*projected.permute(2, 0, 3, 1, 4)).transpose(1, 2)
+        elif torch.compiler.is_compiling():
+            mixed = attention_as_written(projected, foreground, *strength, self.scale)
         else:
-            # The compiler fuses the equation as it stands.
-            logits = query * self.scale @ key.transpose(-2, -1)
-            alpha, beta = (x.to(logits.dtype) for x in strength)
-            mixed = modulate(logits, foreground, alpha, beta).softmax(dim=-1).to(value.dtype) @ value
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, count, width))
+            mixed = modulated_attention(projected, foreground, *strength, self.scale)
+        return self.out_proj(mixed.reshape(batch, count, width))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PART_ELEMENTS = 2**20
+PART_ELEMENTS = 2**21
 """Logits that a processor works on at a time: parts that fit its cache are faster than all at once."""
 
 
@@ -47,27 +47,27 @@ class _ModulatedAttention(torch.autograd.Function):
         foreground: Tensor,
         alpha: Tensor,
         beta: Tensor,
-        factor: float,
+        scale_of_queries: float,
         keeps: bool,
     ) -> Tensor:
         qkv = projected.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
         query, key, value = qkv
-        query *= factor
+        query *= scale_of_queries
         mixed = projected.new_empty(projected.shape[:2] + projected.shape[3:])
         of_parts: list[Tensor] = []
         with torch.autocast(projected.device.type, enabled=False):
-            both, pull = _both_and_pull(foreground, alpha, beta, query.dtype)
+            both, scale = _both_and_scale(foreground, alpha, beta, query.dtype)
             for part in _parts(query):
                 images, heads = part
                 logits = query[part] @ key[part].transpose(-2, -1)
                 highest, at_highest, lowest, at_lowest = _row_extremes(logits)
                 shift = _of(heads, alpha, logits) * highest - _of(heads, beta, logits) * lowest
-                logits.addcmul_(logits, _of(heads, pull[images]), value=-1).addcmul_(both[images], shift)
+                logits.mul_(_of(heads, scale[images])).addcmul_(both[images], shift)
                 attention = logits.softmax(dim=-1)
                 mixed[images, :, heads] = (attention @ value[part]).transpose(1, 2)
                 if keeps:
                     of_parts += attention, highest, at_highest, lowest, at_lowest
-        ctx.factor = factor
+        ctx.scale_of_queries = scale_of_queries
         ctx.save_for_backward(qkv, foreground, alpha, beta, *of_parts)
         return mixed
 
@@ -80,7 +80,7 @@ class _ModulatedAttention(torch.autograd.Function):
         of_alpha, of_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
         width = query.shape[-1]
         with torch.autocast(query.device.type, enabled=False):
-            _, pull = _both_and_pull(foreground, alpha, beta, query.dtype)
+            _, scale = _both_and_scale(foreground, alpha, beta, query.dtype)
             marks = foreground[:, None, :, None].to(query.dtype)
             for i, part in enumerate(_parts(query)):
                 images, heads = part
@@ -101,46 +101,44 @@ class _ModulatedAttention(torch.autograd.Function):
                 _add_up(of_alpha, heads, of_shift * highest - of_inside)
                 _add_up(of_beta, heads, of_inside - of_everywhere - of_shift * lowest)
 
-                of_logits.addcmul_(of_logits, _of(heads, pull[images]), value=-1)
+                of_logits.mul_(_of(heads, scale[images]))
                 _add_at(of_logits, at_highest, _of(heads, alpha, q) * of_shift)
                 _add_at(of_logits, at_lowest, -_of(heads, beta, q) * of_shift)
-                torch.mul(of_logits @ k, ctx.factor, out=of_query)
+                of_query.copy_(ctx.scale_of_queries * (of_logits @ k))
                 of_key.copy_((q.transpose(-2, -1).contiguous() @ of_logits).transpose(-2, -1))
         return of_projected, None, of_alpha, of_beta, None, None
 
 
-def _both_and_pull(
+def _both_and_scale(
     foreground: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """R, `(batch, 1, tokens, tokens)`, and how far logits are pulled, `(batch, heads or 1, ...)` likewise."""
+    """R, `(batch, 1, tokens, tokens)`, and the scale of the logits, `(batch, heads or 1, tokens, tokens)`."""
     marks = foreground[:, None, :, None].to(dtype)
     both = marks * marks.transpose(-2, -1)
-    return both, beta.to(dtype) + (alpha - beta).to(dtype) * both
+    return both, (1 - beta).to(dtype) - (alpha - beta).to(dtype) * both
+
+
+_WIDER = {torch.bfloat16: (torch.float32, torch.int32), torch.float32: (torch.float64, torch.int64)}
+"""Types that hold a number and, in the bits behind it, its column; and the integers to write that with."""
+_COLUMN = 0x7FFF
+"""Bits of a column. The first of the 16 behind a bfloat16 stays zero, so that the column rounds away."""
 
 
 def _row_extremes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maximum of each row and its column, minimum and its column, each `(..., rows, 1)`.
 
-    A wider type leaves bits after the number free, where its column is written: then one reduction, which
-    a processor does many numbers at a time, gives both.
+    A processor finds a maximum many numbers at a time, but its place one by one. So the column goes with the
+    number, where the number leaves bits free.
     """
-    if logits.dtype not in _WIDER:
+    if logits.device.type != "cpu" or logits.dtype not in _WIDER:
         return *logits.max(dim=-1, keepdim=True), *logits.min(dim=-1, keepdim=True)
-    wider, bits = _WIDER[logits.dtype]
-    marked = logits.to(wider)
-    columns = torch.arange(logits.shape[-1], dtype=bits, device=logits.device)
-    marked.view(bits).bitwise_or_(columns)
+    wider, integer = _WIDER[logits.dtype]
+    marked, last = logits.to(wider), logits.shape[-1] - 1
+    marked.view(integer).bitwise_or_(torch.arange(last + 1, dtype=integer))
     highest, lowest = marked.amax(dim=-1, keepdim=True), marked.amin(dim=-1, keepdim=True)
-    # The column rounds away.
-    return (
-        highest.to(logits.dtype),
-        highest.view(bits) & 0x7FFF,
-        lowest.to(logits.dtype),
-        lowest.view(bits) & 0x7FFF,
-    )
-
-
-_WIDER = {torch.bfloat16: (torch.float32, torch.int32), torch.float32: (torch.float64, torch.int64)}
+    # What is not a number has no column, and is to be found in the loss, not here.
+    at_highest, at_lowest = ((x.view(integer) & _COLUMN).clamp_(max=last) for x in (highest, lowest))
+    return highest.to(logits.dtype), at_highest, lowest.to(logits.dtype), at_lowest
 
 
 def _of(heads: slice, shared: Tensor, like: Tensor | None = None) -> Tensor:
@@ -167,11 +165,10 @@ def _add_at(rows: Tensor, column: Tensor, values: Tensor) -> None:
 def _parts(query: Tensor) -> list[tuple[slice, slice]]:
     """Whole images, or some heads of one image, whose logits are few enough."""
     batch, heads, tokens = query.shape[:3]
-    # A tensor without content (`FakeTensorMode`) says that it is on a processor; its storage is not.
-    on_processor = query.untyped_storage().device.type == "cpu"
-    most = PART_ELEMENTS if on_processor else 64 * PART_ELEMENTS
-    head_step = min(heads, max(1, most // tokens**2))
-    image_step = max(1, most // (heads * tokens**2)) if head_step == heads else 1
+    most = PART_ELEMENTS if query.device.type == "cpu" else 256 * PART_ELEMENTS
+    # As many heads in each part of an image.
+    head_step = -(-heads // -(-heads * tokens**2 // most))
+    image_step = max(1, most // (heads * tokens**2))
     return [
         (slice(image, image + image_step), slice(head, head + head_step))
         for image in range(0, batch, image_step)

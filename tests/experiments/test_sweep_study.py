@@ -209,13 +209,13 @@ def halving_decisions(study, curves, interrupted):
 
 
 def naive_halving(curves):
-    """Asynchronous successive halving by its definition: rungs at 2 and 6, a third goes on."""
+    """Asynchronous successive halving by its definition: rungs at 2 and 6, the first three never stop."""
     seen, decisions = {2: [], 6: []}, []
-    for curve in curves:
+    for number, curve in enumerate(curves):
         stopped = None
         for rung, others in seen.items():
             value = curve[rung]
-            if others and value < np.percentile(others, 100 * 2 / 3):
+            if number >= 3 and value < np.percentile(others, 100 * 2 / 3):
                 stopped = rung
             others.append(value)
             if stopped:
@@ -231,7 +231,7 @@ def test_weak_trials_stop_at_the_rungs_also_where_every_trial_is_run_by_a_new_pr
             epoch: float(base + 0.01 * epoch + noise)
             for epoch, noise in zip(range(2, 19, 2), random.normal(0, 0.05, 9), strict=True)
         }
-        for base in random.uniform(0.3, 0.6, 12)
+        for base in random.uniform(0.3, 0.6, 16)
     ]
     expected = naive_halving(curves)
     assert {2, 6, None} == set(expected)
@@ -242,11 +242,12 @@ def test_weak_trials_stop_at_the_rungs_also_where_every_trial_is_run_by_a_new_pr
 
 def test_last_look_stops_nothing_and_without_early_stopping_no_look_does(url):
     study = open_study(url)
+    for _ in range(4):
+        study.ask(known)
     for epochs, early_stopping in product((2, 4), (True, False)):
         scheduler = StoringScheduler(study, epochs, validate_every=2, early_stopping=early_stopping)
-        number = study.ask(known).number
-        for name, value in (("good", 0.9), ("weak", 0.1)):
-            trial = SimpleNamespace(trial_id=f"{name}", config={"number": number})
+        for name, number, value in (("good", 0, 0.9), ("early", 1, 0.1), ("weak", 3, 0.1)):
+            trial = SimpleNamespace(trial_id=name, config={"number": number})
             scheduler.on_trial_add(None, trial)
             decisions = [
                 scheduler.on_trial_result(None, trial, {"epoch": epoch, "validation_mAP": value})

@@ -154,6 +154,25 @@ def test_own_backward_pass_has_the_right_gradients():
     assert torch.autograd.gradcheck(modulated_attention.modulated_attention, attention_inputs(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_row_extremes_are_those_of_max_and_min_and_their_places(dtype):
+    logits = torch.randn(2, 3, 5, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[0, 0, 0] = -logits[0, 0, 0].abs()
+    highest, at_highest, lowest, at_lowest = modulated_attention._row_extremes(logits)
+    assert torch.equal(highest, logits.amax(dim=-1, keepdim=True))
+    assert torch.equal(lowest, logits.amin(dim=-1, keepdim=True))
+    assert torch.equal(logits.gather(-1, at_highest.long()), highest)
+    assert torch.equal(logits.gather(-1, at_lowest.long()), lowest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_that_are_not_numbers_give_gradients_that_are_not(dtype):
+    projected, foreground, *strength, scale = attention_inputs()
+    projected = projected.detach().to(dtype).fill_(torch.nan).requires_grad_()
+    modulated_attention.modulated_attention(projected, foreground, *strength, scale).sum().backward()
+    assert projected.grad.isnan().any()
+
+
 def test_logits_can_be_scaled_by_the_width_of_all_heads():
     torch.manual_seed(0)
     tokens, foreground = torch.randn(2, 5, 16, dtype=torch.float64), torch.rand(2, 5) < 0.5
