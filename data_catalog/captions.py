@@ -2,7 +2,7 @@
 
 The paper's confidence-aware filling: every modality alone knows little (a face at night, a colour in
 infrared), so for each attribute the most confident source is believed, and a template writes the sentence.
-Here the readings lie in files; `data_catalog.llm_captioner` asks a model for them, and
+Here the readings lie in files; `data_catalog.llm.captioner` asks a model for them, and
 `data_catalog.imported_captions` takes captions that somebody wrote already.
 """
 

@@ -1,9 +1,8 @@
 """Samples to the `masks` table: where the object is, one mask per sample.
 
 A segmenter looks at the three images of a sample and gives one mask; which one it is comes with the
-settings. It lives in a Ray Data actor, so a model is loaded once per actor. GrabCut
-(`data_catalog.grabcut`) needs no weights, SAM2 (`data_catalog.sam2_segmenter`) its authors' checkpoint.
-Masks that exist already are imported by `data_catalog.mask_files`.
+settings. It lives in a Ray Data actor, so a model is loaded once per actor. In `data_catalog.segmenters`,
+`grabcut` needs no weights, `sam2` its authors' checkpoint, and `mask_files` imports masks that exist already.
 """
 
 from abc import ABC, abstractmethod
@@ -17,10 +16,10 @@ import pyarrow.compute as pc
 
 from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.formats import FORMATS
-from data_catalog.grabcut import GrabCutSettings
 from data_catalog.images import Pixels, Segmentation, decode_triplets, encode_mask
 from data_catalog.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
 from data_catalog.schemas import MASKS_SCHEMA, TableKind
+from data_catalog.segmenters.grabcut import GrabCutSettings
 from data_catalog.tables import Table
 
 

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments import datasets
-from experiments.ablation import plan_ablation, run_ablation
-from experiments.ablation_text import HEADER, cells
-from experiments.ablations import ABLATIONS
+from experiments.ablations.ablation import plan_ablation, run_ablation
+from experiments.ablations.rows import ABLATIONS
+from experiments.ablations.text import HEADER, cells
 from experiments.command_line import run_command
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.tracking import tracking_of
@@ -98,7 +98,7 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     clip = load_clip(datasets.clip_source(first))
     for config in plan.configs:
         datasets.check_settings(config, clip)
-    from experiments.study import start_ray  # noqa: PLC0415 - imports Ray, which `--help` need not wait for
+    from experiments.studies.study import start_ray  # noqa: PLC0415 - imports Ray, which `--help` need not wait for
 
     start_ray(given.workers)
     tables = datasets.tables_of(first, clip, workspace, catalog)

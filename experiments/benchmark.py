@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.sweep_benchmark import sweep
+from experiments.benchmarks.sweep import sweep
 from stmi import augment, retrieval
 from stmi.clip import LoadedClip
 from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
@@ -278,7 +278,7 @@ def view_read(repeats: int) -> dict[str, Any]:
     from data_catalog.building import build_table  # noqa: PLC0415 - Ray's memory is not that of the others
     from data_catalog.schemas import TableKind  # noqa: PLC0415
     from data_catalog.view import ViewSettings, open_view  # noqa: PLC0415
-    from experiments.random_view import RandomRows  # noqa: PLC0415
+    from experiments.benchmarks.random_view import RandomRows  # noqa: PLC0415
 
     rows, samples = 400, 72
     random = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from typing import Any
 
 from data_catalog.errors import CatalogError
 from experiments.recipes import ConfigError
-from experiments.result import RunError
-from experiments.run_folder import RunFolderError
+from experiments.run.folder import RunFolderError
+from experiments.run.result import RunError
 from stmi.clip import ClipFileError
 from stmi.retrieval import RetrievalError
 

@@ -19,8 +19,8 @@ from data_catalog.synthetic import synthesize
 from data_catalog.tables import Table, TableKind, find_table, json_digest
 from data_catalog.text_features import make_text_features
 from data_catalog.view import ViewSettings, make_view
-from experiments.batch_schedule import BatchSchedule
 from experiments.recipes import ROOT, ConfigError, ExperimentConfig
+from experiments.run.batch_schedule import BatchSchedule
 from stmi import batch_plan
 from stmi.batch_plan import BatchPlanError
 from stmi.clip import LoadedClip

@@ -28,13 +28,14 @@ from rich.table import Table as RichTable
 
 from data_catalog import storage
 from data_catalog.view import View, open_view
-from experiments import datasets, evaluation, recipes
+from experiments import datasets, recipes
 from experiments.command_line import run_command
-from experiments.embedding_actors import embed_on_cluster
-from experiments.parquet_files import embedding_parts, write_parquet
-from experiments.pictures import FEATURE_NAMES
+from experiments.evaluating.embedding_actors import embed_on_cluster
+from experiments.evaluating.parquet_files import embedding_parts, write_parquet
+from experiments.evaluating.subject import Subject, of_released_checkpoint, of_run
 from experiments.recipes import WORKSPACE, ConfigError
-from experiments.subject import Subject, of_released_checkpoint, of_run
+from experiments.run import evaluation
+from experiments.run.pictures import FEATURE_NAMES
 from stmi.modality import MODALITIES, Modality
 
 PROPER_SUBSETS = [

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.command_line import run_command
-from experiments.pictures import FEATURE_NAMES, draw_all
 from experiments.recipes import WORKSPACE
-from experiments.run_folder import RunFolder, RunFolderError
+from experiments.run.folder import RunFolder, RunFolderError
+from experiments.run.pictures import FEATURE_NAMES, draw_all
 from experiments.tracking import tracking_of
 
 
@@ -101,8 +101,8 @@ def _shown(path: Path) -> str:
 
 def _study_report(given: argparse.Namespace) -> dict[str, Any]:
     """Write the page that a command line asks for; returns where, as `study_report.write_report` does."""
-    from experiments.study_reading import read_study  # noqa: PLC0415 - MLflow takes seconds to import
-    from experiments.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
+    from experiments.reports.reading import read_study  # noqa: PLC0415 - MLflow takes seconds to import
+    from experiments.reports.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
 
     study = read_study(tracking_of(given.tracking_uri, given.workspace), given.study)
     page = given.out or given.workspace / "studies" / given.study / "report.html"

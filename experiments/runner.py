@@ -14,17 +14,17 @@ from tqdm import tqdm
 
 from data_catalog import storage
 from data_catalog.building import ensure_ray
-from experiments import checkpoints, pictures
 from experiments.datasets import RunTables, clip_source
-from experiments.journal import Journal
-from experiments.provenance import code_version, environment
 from experiments.recipes import RECIPES, ROOT, ExperimentConfig, differences
-from experiments.result import RunError, conclude
-from experiments.run_folder import RunFolder
+from experiments.run import checkpoints, pictures
+from experiments.run.folder import RunFolder
+from experiments.run.journal import Journal
+from experiments.run.provenance import code_version, environment
+from experiments.run.result import RunError, conclude
 from experiments.tracking import Mirror, RunFacts, tracking_of
 
 if TYPE_CHECKING:
-    from experiments.training_loop import Work
+    from experiments.run.training_loop import Work
 
 logger = logging.getLogger(__name__)
 
@@ -182,8 +182,8 @@ def fit(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
-    from experiments.report_callback import JournalCallback  # noqa: PLC0415
-    from experiments.training_loop import train_worker  # noqa: PLC0415
+    from experiments.run.report_callback import JournalCallback  # noqa: PLC0415
+    from experiments.run.training_loop import train_worker  # noqa: PLC0415
 
     prepare_ray()
     ensure_ray()
@@ -241,7 +241,7 @@ def worker_resources(workers: int, gpus_per_worker: float | None) -> dict[str, A
 
 def work_of(config: ExperimentConfig, tables: RunTables) -> "Work":
     """What the workers of a run are given."""
-    from experiments.training_loop import Work  # noqa: PLC0415 - imports Ray
+    from experiments.run.training_loop import Work  # noqa: PLC0415 - imports Ray
 
     return Work(config, tables.views, tables.captions, clip_source(config))
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from data_catalog import storage
-from experiments.journal import Journal
+from experiments.run.journal import Journal
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from experiments import datasets, recipes, runner
 from experiments.command_line import run_command
-from experiments.hardware import SHOWN_BY_DEFAULT, known_hardware
-from experiments.plan import plan
-from experiments.plan_printout import print_plan
+from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
+from experiments.planning.plan import plan
+from experiments.planning.printout import print_plan
 from experiments.recipes import RECIPES, WORKSPACE, ExperimentConfig
 from experiments.report import print_report
-from experiments.run_folder import RunFolder
+from experiments.run.folder import RunFolder
 from stmi.clip import load_clip
 
 

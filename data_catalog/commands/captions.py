@@ -126,9 +126,9 @@ def _run(args: argparse.Namespace) -> Result:
 
 def _ask(args: argparse.Namespace, samples: Table, card: str, progress: Progress) -> Table:
     # Its client library takes a second to import, which `show` and `--help` need not pay.
-    from data_catalog.llm_captioner import LlmCaptionSettings, make_llm_captions  # noqa: PLC0415
-    from data_catalog.llm_client import ClientSettings  # noqa: PLC0415
-    from data_catalog.llm_spending import Prices  # noqa: PLC0415
+    from data_catalog.llm.captioner import LlmCaptionSettings, make_llm_captions  # noqa: PLC0415
+    from data_catalog.llm.client import ClientSettings  # noqa: PLC0415
+    from data_catalog.llm.spending import Prices  # noqa: PLC0415
 
     prices = (args.usd_per_million_input, args.usd_per_million_output)
     if (prices[0] is None) != (prices[1] is None):

@@ -10,10 +10,10 @@ from data_catalog.commands.arguments import add_samples, find_made_from, find_sa
 from data_catalog.commands.command import Command, Result, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
-from data_catalog.mask_files import import_masks
 from data_catalog.masks import list_below_gate, make_masks
-from data_catalog.sam2_checkpoint import SAM2_MODELS
 from data_catalog.schemas import TableKind
+from data_catalog.segmenters.mask_files import import_masks
+from data_catalog.segmenters.sam2_checkpoint import SAM2_MODELS
 from data_catalog.tables import Table
 
 _OPTIONS_OF = {
@@ -107,7 +107,7 @@ def _make(
             "--segmenter sam2 needs --checkpoint FILE, the weights as SAM2's authors publish them"
         )
     # It needs torch, whose import takes seconds that other commands need not pay.
-    from data_catalog.sam2_segmenter import sam2_settings  # noqa: PLC0415
+    from data_catalog.segmenters.sam2 import sam2_settings  # noqa: PLC0415
 
     return make_masks(samples, sam2_settings(**given["sam2"]), args.true_masks, progress)
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from data_catalog.building import ShardMaker, share_machines
 from data_catalog.errors import CatalogError
-from data_catalog.grabcut import GrabCutSettings, ellipse
 from data_catalog.images import (
     Segmentation,
     decode_mask,
@@ -20,6 +19,7 @@ from data_catalog.images import (
 )
 from data_catalog.mask_statistics import LOWEST, TrueMasks, describe_shard, describe_table
 from data_catalog.masks import make_masks
+from data_catalog.segmenters.grabcut import GrabCutSettings, ellipse
 from data_catalog.synthetic import SyntheticSettings, draw_sample
 from tests.data_catalog.folders import HEIGHT, WIDTH, sample_ids, true_mask_path
 

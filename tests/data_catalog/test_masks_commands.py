@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from data_catalog.__main__ import main
-from data_catalog.sam2_checkpoint import build_sam2_model
+from data_catalog.segmenters.sam2_checkpoint import build_sam2_model
 from tests.data_catalog.folders import sample_ids
-from tests.data_catalog.test_mask_files import mask_path, write_masks
+from tests.data_catalog.segmenters.test_mask_files import mask_path, write_masks
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from data_catalog.errors import CatalogError
 from data_catalog.images import decode_mask
-from data_catalog.mask_files import import_masks
+from data_catalog.segmenters.mask_files import import_masks
 from data_catalog.sheet import SheetSettings, draw_sheet, token_grid
 from data_catalog.sheet_drawing import LONG_SIDE, Cell, arrange, draw_cell
 from tests.data_catalog.folders import HEIGHT, WIDTH, names, sample_ids

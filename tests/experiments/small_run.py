@@ -6,8 +6,8 @@ from pathlib import Path
 from experiments import datasets, recipes, train
 from experiments.datasets import RunTables
 from experiments.recipes import ExperimentConfig
-from experiments.run_folder import RunFolder
-from experiments.trial import Tell, train_run
+from experiments.run.folder import RunFolder
+from experiments.studies.trial import Tell, train_run
 from stmi.clip import load_clip
 
 SETTINGS = [

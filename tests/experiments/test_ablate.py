@@ -5,10 +5,10 @@ import mlflow
 import pytest
 
 from experiments import ablate, recipes
-from experiments.ablation import plan_ablation
-from experiments.ablations import ABLATIONS
-from experiments.journal import Journal
+from experiments.ablations.ablation import plan_ablation
+from experiments.ablations.rows import ABLATIONS
 from experiments.published import published
+from experiments.run.journal import Journal
 from experiments.tracking import local_store
 from stmi.config import SfmConfig
 from tests.experiments import small_run

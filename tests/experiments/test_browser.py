@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from cluster.services import LOOPBACK, mlflow_server
-from experiments.run_folder import RunFolder
-from experiments.study_reading import read_study
+from experiments.reports.reading import read_study
+from experiments.run.folder import RunFolder
 from experiments.tracking import local_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

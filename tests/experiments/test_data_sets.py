@@ -10,9 +10,9 @@ import pytest
 from data_catalog.tables import TableKind, find_table
 from data_catalog.view import ViewSettings, make_view, open_view
 from experiments import datasets, recipes, runner, train
-from experiments.batch_schedule import BatchSchedule
-from experiments.journal import Journal
 from experiments.recipes import ConfigError, DataConfig, ExperimentConfig
+from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.journal import Journal
 from stmi.clip import load_clip
 from tests.experiments import small_run
 

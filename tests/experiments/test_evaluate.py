@@ -11,7 +11,9 @@ import torch
 from data_catalog.schemas import TableKind
 from data_catalog.tables import find_table
 from data_catalog.view import ViewSettings, make_view, open_view
-from experiments import evaluate, evaluation, subject, train
+from experiments import evaluate, train
+from experiments.evaluating import subject
+from experiments.run import evaluation
 from stmi import released_checkpoint
 from stmi.modality import Modality
 from tests.stmi import released_oracle

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from experiments import datasets, sweep_sfm
-from experiments.journal import Journal
+from experiments.run.journal import Journal
 from experiments.tracking import local_store
 from tests.experiments import small_run
 

@@ -1,7 +1,7 @@
 import mlflow
 import pytest
 
-from experiments.journal import Journal
+from experiments.run.journal import Journal
 from experiments.tracking import Mirror, RunFacts, local_store
 
 FACTS = RunFacts(

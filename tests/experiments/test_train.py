@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from data_catalog import building
 from experiments import datasets, demo, report, runner, train
-from experiments.journal import Journal
+from experiments.run.journal import Journal
 from experiments.tracking import local_store
 from stmi.model import FEATURES
 from tests.experiments import small_run

@@ -1,0 +1,1 @@
+"""Longer measurements of `experiments/benchmark.py`."""

@@ -1,0 +1,163 @@
+"""What is evaluated and on what: a finished run, or a checkpoint of the authors' released code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import nn
+
+from data_catalog.schemas import TableKind
+from data_catalog.tables import Table, find_table
+from data_catalog.view import View, open_view
+from experiments import datasets
+from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.run import checkpoints
+from experiments.run.folder import RunFolder, RunFolderError
+from experiments.run.training_loop import caption_tokens
+from stmi import released_checkpoint
+from stmi.clip import load_clip
+from stmi.model import STMI
+from stmi.retrieval import JunkRule
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and on what; all that a worker needs, so it can be sent to one.
+
+    Attributes:
+        name: The run, or the checkpoint's file.
+        model: The network, in evaluation mode.
+        config: Its settings.
+        table: The test view.
+        junk: What a gallery sample of the query's identity shares with it to be junk.
+        captions: Token numbers of the view's captions, where the model has a text tower of its own.
+    """
+
+    name: str
+    model: STMI
+    config: ExperimentConfig
+    table: Table
+    junk: JunkRule
+    captions: torch.Tensor | None = None
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the network runs under bfloat16 autocast."""
+        return self.config.train.precision == "bfloat16"
+
+
+def of_run(path: Path, dataset: str | None = None, catalog: str | None = None) -> Subject:
+    """A finished run, with the weights of its last epoch.
+
+    Args:
+        path: Its folder.
+        dataset: Another data set than its own, whose newest test view of the same image size is taken.
+        catalog: Where that is; None for the catalog that the run read from.
+
+    Raises:
+        RunFolderError: The run is not finished.
+        ConfigError: The view does not fit the model.
+        data_catalog.errors.CatalogError: There is no such view.
+    """
+    folder = RunFolder.open(path)
+    result, untrained = folder.result, folder.journal.last("untrained")
+    if result is None or untrained is None:
+        raise RunFolderError(f"{path} is not finished; run the command that started it again")
+    clip = load_clip(datasets.clip_source(folder.config))
+    model = STMI(folder.config.model, clip, untrained["identities"], untrained["cameras"], folder.config.seed)
+    with checkpoints.fetched(result["checkpoint"]) as checkpoint:
+        checkpoints.load(checkpoint, model)
+    table, junk, tokens = folder.view("test"), folder.config.data.junk, None
+    if dataset is not None:
+        table = _other_view(folder, catalog or table.catalog, dataset)
+        if dataset != folder.config.data.dataset:
+            view = open_view(table)
+            junk = own_rule(view)
+            forget_cameras(model, int(view.camera_id.max()) + 1)
+    if folder.config.model.text.fine_tune:
+        tokens = caption_tokens(clip, captions_of(table), {"test": open_view(table)})["test"]
+    return Subject(folder.name, model.eval(), folder.config, table, junk, tokens)
+
+
+def captions_of(view: Table) -> Table:
+    """The captions that the text features of a view were made from."""
+    catalog, dataset = view.catalog, view.manifest.dataset
+    digest = view.manifest.inputs["text_features"]
+    text_features = find_table(catalog, dataset, TableKind.TEXT_FEATURES, digest=digest)
+    return find_table(catalog, dataset, TableKind.CAPTIONS, digest=text_features.manifest.inputs["captions"])
+
+
+def _other_view(folder: RunFolder, catalog: str, dataset: str) -> Table:
+    """The newest test view of a data set that a run's model can read."""
+    config, made_from = folder.config.model, {}
+    if config.text.enabled:
+        text_features = find_table(
+            catalog, dataset, TableKind.TEXT_FEATURES, inputs={"clip": folder.digests["clip"]}
+        )
+        made_from = {"text_features": text_features.digest}
+    settings = {"split": "test", "height": config.image.height, "width": config.image.width}
+    table = find_table(catalog, dataset, TableKind.VIEW, inputs=made_from, settings=settings)
+    if config.sfm.enabled and "masks" not in table.manifest.inputs:
+        raise ConfigError(
+            f"run {folder.name} was trained with model.sfm, but view {table.path} was made without masks; "
+            "make it with masks"
+        )
+    return table
+
+
+def own_rule(view: View) -> JunkRule:
+    """A data set's own junk rule: by scene where its samples have scenes (MSVR310), else by camera."""
+    return "scene" if view.scene_id.min() >= 0 else "camera"
+
+
+def forget_cameras(model: STMI, cameras: int) -> None:
+    """Give every camera the mean of the camera embedding: it was trained for another data set's cameras."""
+    tower = model.image_tower
+    if tower.camera_embedding is not None:
+        mean = tower.camera_embedding.detach().mean(dim=0)
+        tower.camera_embedding = nn.Parameter(mean.repeat(cameras, 1))
+
+
+def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -> Subject:
+    """A checkpoint of the authors' code, on the newest test view of the recipe's data set and image size.
+
+    Raises:
+        ConfigError: The file is no checkpoint of that code.
+        data_catalog.errors.CatalogError: There is no such view.
+    """
+    size = config.model.image
+    table = find_table(
+        catalog,
+        config.data.dataset,
+        TableKind.VIEW,
+        settings={"split": "test", "height": size.height, "width": size.width},
+    )
+    if not path.is_file():
+        raise ConfigError(f"--released-checkpoint={path}: there is no such file")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--released-checkpoint={path}: not a file of weights alone ({reason}); expected what "
+            "torch.save(model.state_dict(), ...) writes"
+        ) from None
+    try:
+        model = released_checkpoint.load(weights, (size.height, size.width))
+    except released_checkpoint.ReleasedCheckpointError as error:
+        raise ConfigError(f"--released-checkpoint={path}: {error}") from None
+    unused = released_checkpoint.unused_names(weights)
+    print(f"{path.name}: left out {len(unused)} weights that are never used: {', '.join(unused)}")
+    view = open_view(table)
+    if view.text_dim != model.image_tower.proj.shape[1]:
+        raise ConfigError(
+            f"view {table.path} has text features of width {view.text_dim}, the checkpoint's are "
+            f"{model.image_tower.proj.shape[1]} wide; make them with the CLIP that it was trained from"
+        )
+    cameras = model.image_tower.camera_embedding
+    if cameras is not None and view.camera_id.max() >= len(cameras):
+        raise ConfigError(
+            f"view {table.path} has camera {view.camera_id.max() + 1}, the checkpoint knows {len(cameras)}"
+        )
+    return Subject(path.name, model, config, table, config.data.junk)

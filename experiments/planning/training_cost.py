@@ -1,0 +1,31 @@
+"""What it takes to train a config, counted so that trials of a sweep can be compared on any machine."""
+
+from data_catalog.view import open_view
+from experiments.datasets import RunTables
+from experiments.planning.cost import step_flops
+from experiments.recipes import ExperimentConfig
+from experiments.run.batch_schedule import BatchSchedule
+
+
+class TrainingCost:
+    """Counts what it takes to train a config: TFLOPs of all its steps, the same on any machine.
+
+    Args:
+        tables: What the runs read.
+    """
+
+    def __init__(self, tables: RunTables) -> None:
+        self.view = tables.views["train"]
+        self.cameras = 1 + max(int(open_view(view).camera_id.max()) for view in tables.views.values())
+        self._flops: dict[str, int] = {}
+
+    def __call__(self, config: ExperimentConfig) -> float:
+        """TFLOPs, 10^12 floating-point operations, of the training steps."""
+        schedule = BatchSchedule(self.view, config)
+        # How often tokens flip changes no shape.
+        sfm = config.model.sfm.model_copy(update={"perturbation": 0.0})
+        key = config.model.model_copy(update={"sfm": sfm}).model_dump_json() + config.train.precision
+        if key not in self._flops:
+            self._flops[key] = step_flops(config, schedule.identities, self.cameras)
+        samples = config.train.epochs * len(schedule.rows(rank=0, epoch=0)) * config.batch.size
+        return samples * self._flops[key] / 1e12

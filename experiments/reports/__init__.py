@@ -1,0 +1,1 @@
+"""The page of a finished study: tables, pictures, rank lists, attention, provenance."""

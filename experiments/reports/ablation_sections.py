@@ -1,0 +1,264 @@
+"""The report of an ablation: its tables as they were measured, and its pictures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_catalog.view import open_view
+from experiments.ablations.text import HEADER, cells
+from experiments.evaluating import subject
+from experiments.published import published
+from experiments.reports import attention_pictures, identity_maps, rank_differences
+from experiments.reports import pictures as study_pictures
+from experiments.reports.page import Line, PageTable, Picture, Section, as_png, as_svg, section, stored_png
+from experiments.reports.reading import RecordedStudy, StudyRun
+from experiments.run.folder import RunFolder, RunFolderError
+
+ATTENTION_SAMPLES = 3
+SHARE_SAMPLES = 48
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of a table with its runs.
+
+    Attributes:
+        label: Letter and name.
+        row: As the study's result has it.
+        runs: Seed to run.
+    """
+
+    label: str
+    row: Mapping[str, Any]
+    runs: Mapping[int, StudyRun]
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether the paper has this row."""
+        return self.row["index"] is not None
+
+    def folders(self) -> dict[int, RunFolder]:
+        """Seed to the run's folder.
+
+        Raises:
+            RunFolderError: One cannot be reached from here.
+        """
+        return {seed: opened(run) for seed, run in self.runs.items()}
+
+
+def opened(run: StudyRun) -> RunFolder:
+    """The folder in which a run was trained and finished.
+
+    Raises:
+        RunFolderError: It cannot be reached from here, or another start of the run is not finished yet.
+    """
+    if not run.folder.is_dir():
+        raise RunFolderError(
+            f"the folder {run.folder} of run {run.run} cannot be reached from this machine; make the report "
+            "where it is"
+        )
+    folder = RunFolder.open(run.folder)
+    if folder.result is None:
+        raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
+    return folder
+
+
+def arms_of(study: RecordedStudy, table: str) -> list[Arm]:
+    """The rows of a table that have runs of their own, not those that show another feature of such runs."""
+    rows = [row for row in study.result["rows"] if row["table"] == table]
+    shown: dict[tuple[str, ...], Arm] = {}
+    for row in rows:
+        known = {int(seed): study.run_called(name) for seed, name in row["runs"].items()}
+        runs = {seed: run for seed, run in known.items() if run is not None}
+        names = tuple(run.run for run in runs.values())
+        if runs and names not in shown:
+            label = " ".join(filter(None, [row["index"], row["name"]]))
+            shown[names] = Arm(label, row, runs)
+    return list(shown.values())
+
+
+def ablation_sections(study: RecordedStudy) -> list[Section]:
+    """Pictures of an ablation's tables and figures."""
+    made: list[Section] = []
+    for table in study.result["tables"]:
+        arms = arms_of(study, table)
+        title = study.result["titles"][table].removesuffix(f", {study.result['recipe']}")
+        rows = [row for row in study.result["rows"] if row["table"] == table]
+        made.append(_numbers(study, table, title, rows))
+        if not arms:
+            continue
+        made.append(_curves(table, title, {arm.label: list(arm.runs.values()) for arm in arms}))
+        lettered = [arm for arm in arms if arm.of_paper]
+        if len(lettered) > 1:
+            made.append(_maps(table, title, lettered))
+            made.append(_ranks(table, title, lettered))
+        made.append(_strengths(table, title, [arm for arm in arms if _has_sfm(arm)]))
+    modulated = [arm for arm in arms_of(study, study.result["tables"][0]) if _has_sfm(arm)]
+    if not modulated:
+        return made
+    # The full model is the row that changes least in the recipe.
+    full = min(modulated, key=lambda arm: len(arm.row["config"]))
+    return [*made, attention_section(full.label, full.runs[min(full.runs)])]
+
+
+def _has_sfm(arm: Arm) -> bool:
+    return all(run.parameters["sfm.enabled"] == "True" for run in arm.runs.values())
+
+
+def _numbers(study: RecordedStudy, table: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Section:
+    """The study's own picture of a table, and its differences."""
+
+    def draw() -> Iterator[Picture]:
+        if f"{table}.png" in study.pictures:
+            caption = "mAP on the test identities, mean and 95 % interval over seeds."
+            yield stored_png(f"{table}.png", caption, study.pictures[f"{table}.png"])
+        forest = study_pictures.differences(rows)
+        if forest is not None:
+            yield as_svg(
+                f"{table}_differences.svg",
+                "Differences of mAP between rows. Filled: real, by both tests after Holm's correction.",
+                forest,
+            )
+
+    text = (
+        "The interval over seeds says what training again could give, that over queries (identities drawn "
+        "again) what other people before the cameras could. The paper's numbers, of one seed, stand apart."
+    )
+    if table.startswith("figure5"):
+        text += " The paper draws curves without numbers; it says: " + " ".join(published("figure5").claims)
+    return section(f"{table}-numbers", f"{title}: mAP and differences", text, draw)
+
+
+def _curves(table: str, title: str, arms: Mapping[str, Sequence[StudyRun]]) -> Section:
+    def draw() -> Iterator[Picture]:
+        caption = "Line: mean over seeds. Band: from the lowest to the highest seed."
+        yield as_svg(f"{table}_curves.svg", caption, study_pictures.curves(arms))
+
+    return section(f"{table}-curves", f"{title}: training", "", draw)
+
+
+def _maps(table: str, title: str, arms: Sequence[Arm]) -> Section:
+    def draw() -> Iterator[Picture]:
+        folders = {arm.label: arm.folders() for arm in arms}
+        seed = min(set.intersection(*(set(of_seed) for of_seed in folders.values())))
+        runs = {label: of_seed[seed] for label, of_seed in folders.items()}
+        identity = open_view(next(iter(runs.values())).view("test")).identity
+        rows = identity_maps.shown_rows(identity)
+        feature = arms[0].row["feature"]
+        embeddings = {label: rank_differences.embedding_of(run, feature)[rows] for label, run in runs.items()}
+        caption = (
+            f"t-SNE of feature {feature}, the same {len(np.unique(identity[rows]))} test identities in each "
+            f"row: training seed {seed}, last epoch, t-SNE seed 0."
+        )
+        yield as_svg(f"{table}_tsne.svg", caption, identity_maps.identity_maps(embeddings, identity[rows]))
+
+    text = (
+        "As figure 4 of the paper. t-SNE keeps neighbours together; places, sizes and distances of clusters "
+        "mean little. The silhouette is measured before the mapping: higher is more compact and more apart."
+    )
+    return section(f"{table}-identities", f"{title}: identities", text, draw)
+
+
+def _ranks(table: str, title: str, arms: Sequence[Arm]) -> Section:
+    first, last = arms[0], arms[-1]
+
+    def draw() -> Iterator[Picture]:
+        both = {arm.label: arm.folders() for arm in (first, last)}
+        feature = first.row["feature"]
+        found = rank_differences.disagreements(both[first.label], both[last.label], feature)
+        if found:
+            caption = (
+                "The queries that gain most, then those that lose most. The number behind a query is its "
+                "sample_index; green hits have its identity, orange misses have not."
+            )
+            figure = rank_differences.rank_differences(both, feature, found)
+            yield as_png(f"{table}_ranks.png", caption, figure)
+
+    text = (
+        f"Queries whose average precision differs most between “{first.label}” and “{last.label}”, mean over "
+        "seeds, and their nearest gallery samples in both, without junk."
+    )
+    return section(f"{table}-ranks", f"{title}: where rows disagree most", text, draw)
+
+
+def _strengths(table: str, title: str, arms: Sequence[Arm]) -> Section:
+    def draw() -> Iterator[Picture]:
+        learned = {}
+        for arm in arms:
+            pairs = [attention_pictures.learned_strengths(run) for run in arm.folders().values()]
+            learned[arm.label] = (np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs]))
+        if learned:
+            config = next(iter(arms[0].folders().values())).config
+            caption = "Mean over seeds and heads, with bars from the lowest to the highest of them."
+            figure = study_pictures.strengths(learned, config.model.sfm.initial_strength)
+            yield as_svg(f"{table}_strengths.svg", caption, figure)
+
+    text = (
+        "Equation 7: alpha pulls logits between foreground tokens towards their row's maximum, beta pulls "
+        "the others towards their row's minimum."
+    )
+    return section(f"{table}-strengths", f"{title}: learned alpha and beta", text, draw)
+
+
+def attention_section(label: str, run: StudyRun) -> Section:
+    """What SFM did to the attention of one run.
+
+    Args:
+        label: What the run is called.
+        run: It.
+    """
+
+    def draw() -> Iterator[Picture]:
+        opened(run)
+        trained = subject.of_run(run.folder)
+        view = open_view(trained.table)
+        for number, row in enumerate(attention_pictures.shown_samples(view, ATTENTION_SAMPLES)):
+            figure = attention_pictures.attention_maps(trained, view, row)
+            yield as_png(f"attention_{number}.png", f"Test query {view.sample_id[row]}.", figure)
+        yield as_svg(
+            "attention_shares.svg",
+            "Part of the class token's attention to patches that goes to foreground patches.",
+            attention_pictures.foreground_shares(trained, view, SHARE_SAMPLES),
+        )
+
+    text = (
+        f"“{label}”, seed {run.seed}, last epoch; queries spread evenly over the test view, not chosen. "
+        "Before: the same layer with the same weights and tokens, without modulation (softmax of eq. 3); "
+        "after: eq. 8. Maps show the class token's attention to patches, mean over heads: brighter is more, "
+        "one scale for before and after, and above each stands the foreground's part of it."
+    )
+    return section("attention", "What SFM did to attention", text, draw)
+
+
+def ablation_tables(study: RecordedStudy) -> list[PageTable]:
+    """The tables of an ablation, as in its own Markdown."""
+    tables = []
+    for key in study.result["tables"]:
+        rows = [row for row in study.result["rows"] if row["table"] == key]
+        lines = tuple(
+            Line(
+                f"{key}-{number}",
+                tuple(cells(row)),
+                row["index"] is None and row["x"] is None,
+                tuple(row["runs"].values()),
+            )
+            for number, row in enumerate(rows)
+        )
+        tables.append(PageTable(key, study.result["titles"][key], HEADER, lines, verdict(rows)))
+    return tables
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which differences of a table are real, in words."""
+    sentences = []
+    for real, opening in ((True, "Real"), (False, "Not shown to be real"), (None, "Cannot be said")):
+        named = [
+            f"{row['name']} less {row['mAP']['against']} ({100 * row['mAP']['difference']:+.1f} points)"
+            for row in rows
+            if row["mAP"]["difference"] is not None and row["mAP"]["real"] is real
+        ]
+        if named:
+            sentences.append(f"{opening}: {'; '.join(named)}.")
+    return " ".join(sentences)

@@ -1,0 +1,1 @@
+"""One run: its folder, journal and checkpoints, the training loop, its result and pictures."""

@@ -1,0 +1,36 @@
+"""What Ray Train's controller does with each report of the workers: write it into the run's journal."""
+
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from data_catalog import storage
+from experiments.run.journal import Journal
+
+
+class JournalCallback(UserCallback):
+    """Appends every report to a journal, after its checkpoint is stored.
+
+    The controller runs on the driver's node, so the journal is a local file wherever the workers are.
+
+    Args:
+        journal: Where to write.
+        place: Folder or URI of the run's checkpoints.
+    """
+
+    def __init__(self, journal: Journal, place: str) -> None:
+        self.journal = journal
+        self.place = place
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Write the first worker's report; all workers report the same."""
+        place = None if checkpoint is None else storage.join(self.place, Path(checkpoint.path).name)
+        self.journal.record(metrics[0], place)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Note a crash."""
+        errors = {str(rank): repr(error)[:2000] for rank, error in worker_exceptions.items()}
+        self.journal.append("worker_failed", errors=errors)

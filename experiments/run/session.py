@@ -1,0 +1,132 @@
+"""A worker's place in a run, and where it says what happened: to Ray Train, or from its own process."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray.train
+import torch
+from pyarrow import fs
+from ray.train.torch import get_device
+
+from data_catalog import storage
+from experiments.run import checkpoints
+from experiments.run.folder import RunFolder
+
+
+class Session(Protocol):
+    """A worker's place in its run.
+
+    Attributes:
+        rank: Number of this worker.
+        world_size: How many there are.
+        threads: Processors that it may use.
+        device: Where it computes.
+    """
+
+    rank: int
+    world_size: int
+    threads: int
+    device: torch.device
+
+    def checkpoint(self) -> AbstractContextManager[Path | None]:
+        """The folder of the checkpoint to continue from; None where the run begins."""
+        ...
+
+    def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
+        """Say what happened.
+
+        Args:
+            facts: `event`, its name, and what belongs to it.
+            checkpoint: A folder whose files are to be kept; None without one, or on another worker than the
+                first.
+        """
+        ...
+
+
+class RayTrainSession:
+    """A worker among those that Ray Train started.
+
+    Args:
+        threads: Processors that it may use.
+        begun: Checkpoint that the run was left with before, where Ray Train knows of none.
+    """
+
+    def __init__(self, threads: int, begun: str | None) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.threads = threads
+        self.device = get_device()
+        self.begun = begun
+
+    @contextmanager
+    def checkpoint(self) -> Iterator[Path | None]:
+        """As in `Session`."""
+        stored = ray.train.get_checkpoint()
+        if stored is None:
+            with checkpoints.fetched(self.begun) if self.begun else nullcontext() as folder:
+                yield folder
+            return
+        with stored.as_directory() as name:
+            yield Path(name)
+
+    def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
+        """As in `Session`; `JournalCallback` writes it down."""
+        stored = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
+        ray.train.report(facts, checkpoint=stored)
+
+
+class OwnProcessSession:
+    """The only worker of a run, in the process that asks for it: a trial of a study.
+
+    Args:
+        folder: The run's.
+        place: Folder or URI of its checkpoints.
+        threads: Processors that it may use.
+        device: Where it computes.
+        tell: Called with each report once it is written down.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        place: str,
+        threads: int,
+        device: torch.device,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.journal = folder.journal
+        self.place = place
+        self.threads = threads
+        self.device = device
+        self.tell = tell
+        self.begun = folder.last_checkpoint
+
+    def checkpoint(self) -> AbstractContextManager[Path | None]:
+        """As in `Session`."""
+        return checkpoints.fetched(self.begun) if self.begun else nullcontext()
+
+    def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
+        """As in `Session`; here it goes straight into the journal."""
+        kept = None
+        if checkpoint is not None:
+            kept = storage.join(self.place, f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}")
+            filesystem, path = storage.open_root(kept)
+            filesystem.create_dir(path, recursive=True)
+            fs.copy_files(str(checkpoint), path, destination_filesystem=filesystem)
+        self.journal.record(facts, kept)
+        if kept is not None:
+            self._delete_old()
+        self.tell(facts)
+
+    def _delete_old(self) -> None:
+        places = list(dict.fromkeys(e["checkpoint"] for e in self.journal.read() if e.get("checkpoint")))
+        for place in places[: -checkpoints.KEPT]:
+            filesystem, path = storage.open_root(place)
+            if filesystem.get_file_info(path).type == fs.FileType.Directory:
+                filesystem.delete_dir(path)

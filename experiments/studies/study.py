@@ -1,0 +1,326 @@
+"""A study: runs that belong together, trained by Ray Tune, and in MLflow the children of one parent."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from data_catalog import storage
+from data_catalog.building import ensure_ray
+from experiments.datasets import RunTables
+from experiments.recipes import ExperimentConfig
+from experiments.run.folder import RunFolder
+from experiments.run.journal import Journal
+from experiments.run.provenance import code_version, environment
+from experiments.runner import MAX_FAILURES, facts, prepare_ray
+from experiments.tracking import Mirror, RunFacts
+
+if TYPE_CHECKING:
+    from ray import tune
+
+LOOK_SECONDS = 1.0
+SYNC_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The files of a study: its journal, its result, and what is drawn and written of it.
+
+    Attributes:
+        path: `<workspace>/studies/<name>`; the last part is the study's name.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, workspace: Path, name: str) -> "StudyFolder":
+        """The folder of a study, made where it is new."""
+        folder = cls((workspace / "studies" / name).resolve())
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.path.name
+
+    @cached_property
+    def journal(self) -> Journal:
+        """What happened."""
+        return Journal(self.path / "journal.jsonl")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The result of a study that was finished, or None."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file whole or not at all; returns its path."""
+        path = self.path / name
+        storage.write_atomically(*storage.open_root(path), text.encode())
+        return path
+
+    def write_result(self, result: dict[str, Any]) -> Path:
+        """Store the result."""
+        return self.write("result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a study.
+
+    Attributes:
+        folder: The run's.
+        config: Its settings.
+        name: What it is called in MLflow.
+        tags: What says there which part of the study it is.
+    """
+
+    folder: RunFolder
+    config: ExperimentConfig
+    name: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class StudyMirror:
+    """Tells MLflow of a study: a parent run, and below it a child for each member that has begun.
+
+    A run that stands in two studies is a child of both: MLflow knows one parent only, so it is told twice.
+
+    Args:
+        uri: Tracking URI.
+        workspace: Where the embedded store keeps artifacts.
+        folder: The study's.
+        recipe: Names the MLflow experiment.
+        parameters: What the study was asked for.
+        tags: Of the parent, beside `stmi.study`.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        workspace: Path,
+        folder: StudyFolder,
+        recipe: str,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> None:
+        self.uri = uri
+        self.workspace = workspace
+        self.folder = folder
+        described = dict(tags) | {"stmi.study": folder.name, **code_version()}
+        self.parent = Mirror(
+            uri, folder.path, workspace, RunFacts(recipe, folder.name, dict(parameters), described, {})
+        )
+        self._children: dict[str, Mirror] = {}
+
+    def reopen(self) -> None:
+        """Show a study that was finished before, and goes on, as running."""
+        self.parent.reopen()
+
+    def sync(self, members: Sequence[Member]) -> None:
+        """Send what the journals of the study and of its members have and MLflow has not."""
+        self.parent.sync()
+        for member in members:
+            if (child := self._child(member)) is not None:
+                child.sync()
+
+    def finish(self, members: Sequence[Member], status: Mapping[str, str], artifacts: list[Path]) -> None:
+        """Close the children and the parent.
+
+        Args:
+            members: All of them.
+            status: Of each member that has ended, by the run's name: FINISHED, FAILED or KILLED.
+            artifacts: Files of the study.
+        """
+        self.parent.sync()
+        for member in members:
+            child = self._child(member)
+            if child is not None and member.folder.name in status:
+                child.finish(status[member.folder.name], member.folder.files)
+        self.parent.finish("FINISHED", artifacts)
+
+    def _child(self, member: Member) -> Mirror | None:
+        """The mirror of a member; None before the run has begun, or while MLflow does not know the parent."""
+        run = member.folder
+        if run.name not in self._children:
+            if self.parent.run_id is None or run.journal.last("started") is None:
+                return None
+            known = facts(member.config, run)
+            tags = known.tags | member.tags
+            tags |= {"mlflow.parentRunId": self.parent.run_id, "stmi.study": self.folder.name}
+            tags |= {"stmi.folder": str(run.path)}
+            told = RunFacts(known.experiment, member.name, known.parameters, tags, known.tables)
+            self._children[run.name] = Mirror(
+                self.uri, run.path, self.workspace, told, f"mlflow-{self.folder.name}.json"
+            )
+        return self._children[run.name]
+
+
+def begin_study(folder: StudyFolder) -> None:
+    """Write into the journal which code starts, or continues, a study on which machine."""
+    folder.journal.append("started", environment=environment(), **code_version())
+
+
+def start_ray(workers: int) -> None:
+    """Join or start the Ray session of a study.
+
+    Args:
+        workers: Of each trial.
+    """
+    prepare_ray()
+    # Tune would answer Ctrl-C by returning as if all were well.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # Its newer output prints a table at every start, also where it is to be silent.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ray Train frees the workers of a stopped trial through the dashboard's API, or never.
+    ensure_ray(include_dashboard=workers > 1)
+
+
+class EpochProgress:
+    """Shows how many epochs the runs of a study have trained, and how many of them are finished.
+
+    Args:
+        members: Runs of the study.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = members
+        self.done: dict[str, int] = {}
+
+    def __call__(self, bar: tqdm) -> None:
+        """Bring a progress bar up to date."""
+        for member in self.members:
+            if self.done.get(member.folder.name, 0) < member.config.train.epochs:
+                self.done[member.folder.name] = len(member.folder.journal.epochs())
+        finished = sum(member.folder.result is not None for member in self.members)
+        bar.set_postfix_str(f"{finished}/{len(self.members)} runs", refresh=False)
+        bar.update(sum(self.done.values()) - bar.n)
+
+
+@contextmanager
+def watched(
+    members: Sequence[Member], mirror: StudyMirror, show: Callable[[tqdm], None], total: int, unit: str
+) -> Iterator[None]:
+    """Meanwhile show a study's progress and mirror it to MLflow.
+
+    Args:
+        members: Runs of the study; others may be added to the sequence meanwhile.
+        mirror: Where to send it.
+        show: Brings a progress bar up to date.
+        total: Where the bar ends.
+        unit: What it counts.
+    """
+    stop = threading.Event()
+
+    def watch() -> None:
+        synced = time.monotonic() - SYNC_SECONDS
+        with tqdm(total=total, desc="training", unit=unit) as bar:
+            while True:
+                ended = stop.wait(LOOK_SECONDS)
+                show(bar)
+                if ended:
+                    return
+                if time.monotonic() - synced >= SYNC_SECONDS:
+                    mirror.sync(list(members))
+                    synced = time.monotonic()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def train_members(
+    members: Sequence[Member], tables: RunTables, workspace: Path, study: StudyFolder, storage_uri: str | None
+) -> dict[str, str]:
+    """Train the members of a study as trials of one Tune experiment, as many at once as there is room for.
+
+    Args:
+        members: Runs with the same number of workers and the same tables.
+        tables: What they read.
+        workspace: Folder of all runs.
+        study: Folder of the study.
+        storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
+
+    Returns:
+        What went wrong, by the name of the run; runs that are not in it are finished.
+    """
+    waiting = [member for member in members if member.folder.result is None]
+    if not waiting:
+        return {}
+    from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
+
+    (workers,) = {member.config.train.workers for member in waiting}
+    configs = tune.grid_search([member.config.model_dump(mode="json") for member in waiting])
+    outcomes = tune_trials(tables, workspace, study, storage_uri, workers, param_space={"config": configs})
+    wrong = {}
+    for place, member in enumerate(waiting):
+        outcome = outcomes[place]
+        if outcome.error is not None:
+            wrong[member.folder.name] = str(outcome.error)
+        elif outcome.metrics and "stopped" in outcome.metrics:
+            wrong[member.folder.name] = outcome.metrics["stopped"]
+    return wrong
+
+
+def tune_trials(
+    tables: RunTables,
+    workspace: Path,
+    study: StudyFolder,
+    storage_uri: str | None,
+    workers: int,
+    *,
+    concurrent: int | None = None,
+    param_space: dict[str, Any] | None = None,
+    **search: Any,
+) -> "tune.ResultGrid":
+    """Run the trials of a study as one Tune experiment.
+
+    Args:
+        tables: What they read.
+        workspace: Folder of all runs.
+        study: Folder of the study.
+        storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
+        workers: Of each trial.
+        concurrent: Trials at once; None for as many as there is room for.
+        param_space: What `train_trial` is given.
+        search: Where trials are not known beforehand, `search_alg` and `scheduler`.
+    """
+    from ray import tune  # noqa: PLC0415
+
+    from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
+
+    trainable = tune.with_parameters(train_trial, tables=tables, workspace=workspace, storage_uri=storage_uri)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, trial_resources(workers)),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            num_samples=-1 if search else 1,
+            max_concurrent_trials=concurrent or concurrent_trials(workers),
+            # A process that waits for workers of Ray Train is not free for another trial until they end.
+            reuse_actors=workers == 1,
+            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+            **search,
+        ),
+        run_config=tune.RunConfig(
+            # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
+            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=str(study.path),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+        ),
+    )
+    return tuner.fit()

@@ -1,0 +1,155 @@
+"""One run as a trial of a study: a function that Ray Tune calls trains it, in its own process if it can."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from experiments.datasets import RunTables
+from experiments.recipes import ExperimentConfig, parse
+from experiments.run.folder import RunFolder
+from experiments.run.journal import Journal
+from experiments.run.result import StoppedError, conclude
+from experiments.run.session import OwnProcessSession
+from experiments.run.training_loop import train
+from experiments.runner import LOOK_SECONDS, begin, fit, only_one, work_of
+
+Tell = Callable[[dict[str, Any]], None]
+
+HEAD_NODE = "node:__internal_head__"
+"""A resource that every cluster has once, on its head node."""
+
+
+def train_trial(
+    parameters: dict[str, Any], *, tables: RunTables, workspace: Path, storage_uri: str | None
+) -> None:
+    """A Tune function trainable: train the run of a config, or go on with it, or find it finished.
+
+    Reports `epoch`, `step`, `loss` and, where the epoch was validated, `validation_mAP` (of the config's
+    reported feature) after each epoch; at the end `finished`, or `stopped` with the reason where the run
+    stopped itself.
+
+    Args:
+        parameters: `config`, an `ExperimentConfig` in its dumped form.
+        tables: What the run reads.
+        workspace: Folder of all runs, on a disk that all nodes share.
+        storage_uri: Folder or URI of checkpoints; None for the run's own folder.
+    """
+    config = parse(parameters["config"])
+    feature = config.report.feature
+
+    def tell(facts: dict[str, Any]) -> None:
+        if facts["event"] != "epoch":
+            return
+        told = {name: facts[name] for name in ("epoch", "step")} | {"loss": facts["losses"]["total"]}
+        if "validation" in facts:
+            told["validation_mAP"] = facts["validation"][feature]["mAP"]
+        tune.report(told)
+
+    try:
+        train_run(config, tables, workspace, storage_uri, tell, _own_processors())
+    except StoppedError as error:
+        # It would stop again, so the trial has not failed: there is nothing to try once more.
+        tune.report({"stopped": str(error)})
+    else:
+        tune.report({"finished": True})
+
+
+def train_run(
+    config: ExperimentConfig,
+    tables: RunTables,
+    workspace: Path,
+    storage_uri: str | None,
+    tell: Tell,
+    processors: int | None = None,
+) -> RunFolder:
+    """Bring a run to its end from wherever it stands; returns its folder, which then has the result.
+
+    One worker trains in this process; several are started by Ray Train.
+
+    Args:
+        config: The run's settings, already checked against its tables.
+        tables: What it reads.
+        workspace: Folder of all runs.
+        storage_uri: Folder or URI of checkpoints; None for the run's own folder.
+        tell: Called with each epoch's report once it is written down, first with those of earlier starts.
+        processors: That one worker may use; None for all of this machine that the process may.
+
+    Raises:
+        StoppedError: The run stopped itself.
+        RunError: Its workers failed more often than a run survives.
+    """
+    folder = RunFolder.of(workspace, config, tables)
+    # Two trials may draw the same config: the second waits, and finds what the first has done.
+    with only_one(folder, timeout_seconds=-1):
+        for known in folder.journal.epochs():
+            # Whoever listens may have been killed before it heard.
+            tell(known)
+        if folder.result is None:
+            begin(folder, tables)
+            if config.train.workers == 1:
+                place = folder.checkpoint_place(storage_uri)
+                threads = processors or len(os.sched_getaffinity(0))
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                session = OwnProcessSession(folder, place, threads, device, tell)
+                train(work_of(config, tables), session)
+            else:
+                with _telling(folder.journal, tell):
+                    fit(config, tables, folder, storage_uri)
+            conclude(folder)
+    return folder
+
+
+@contextmanager
+def _telling(journal: Journal, tell: Tell) -> Iterator[None]:
+    """Meanwhile tell of each epoch that Ray Train's controller, another process, writes into a journal."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        told = len(journal.epochs())
+        while True:
+            ended = stop.wait(LOOK_SECONDS)
+            for facts in journal.epochs()[told:]:
+                tell(facts)
+                told += 1
+            if ended:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def trial_resources(workers: int) -> tune.PlacementGroupFactory:
+    """What a trial holds of the cluster.
+
+    One worker is the trial itself: a processor, and a GPU where there are any. Several workers ask for
+    their own through Ray Train; the trial that waits for them must hold nothing that they need, or trials
+    that have all started would wait for each other for ever.
+    """
+    if workers > 1:
+        return tune.PlacementGroupFactory([{HEAD_NODE: 0.001}])
+    gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
+    return tune.PlacementGroupFactory([{"CPU": 1.0} | ({"GPU": gpus} if gpus else {})])
+
+
+def concurrent_trials(workers: int) -> int:
+    """How many trials have room on the cluster at once."""
+    resources = ray.cluster_resources()
+    room = resources.get("GPU", 0) or resources.get("CPU", 1)
+    return max(1, int(room // workers))
+
+
+def _own_processors() -> int:
+    """Processors that the cluster gave to this trial."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))

@@ -1,0 +1,197 @@
+"""A sweep as a study: trials drawn one after the other, each a run, and what came of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from experiments.datasets import RunTables
+from experiments.planning.training_cost import TrainingCost
+from experiments.recipes import ConfigError
+from experiments.run.folder import RunFolder
+from experiments.run.result import RunError
+from experiments.studies.study import Member, StudyFolder, StudyMirror, begin_study, tune_trials, watched
+from experiments.sweeps import pictures as sweep_pictures
+from experiments.sweeps.plan import Sweep
+from experiments.sweeps.result import best_of, sweep_result, words
+from experiments.sweeps.study import Drawn, SweepStudy, SweepTrial
+
+STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "crashed": "FAILED"}
+"""MLflow's word for each state of a trial that has ended."""
+
+
+@dataclass
+class _Running:
+    """What the progress bar and MLflow are shown of a sweep meanwhile."""
+
+    members: list[Member] = field(default_factory=list)
+    trials: dict[int, SweepTrial] = field(default_factory=dict)
+
+    def show(self, bar: tqdm) -> None:
+        ended = [trial for trial in list(self.trials.values()) if trial.state != "running"]
+        best = best_of(ended)
+        bar.set_postfix_str(f"best {best.value:.1%} (trial {best.number})" if best else "", refresh=False)
+        bar.update(len(ended) - bar.n)
+
+
+def run_sweep(
+    sweep: Sweep,
+    tables: RunTables,
+    workspace: Path,
+    tracking_uri: str,
+    *,
+    study_storage: str | None = None,
+    storage_uri: str | None = None,
+    concurrent: int | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run what is missing of a sweep, and write what came of it.
+
+    Args:
+        sweep: Checked against its tables.
+        tables: What the runs read.
+        workspace: Folder of all runs.
+        tracking_uri: MLflow's.
+        study_storage: URL of the study's storage; None for a SQLite file in the study's folder.
+        storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
+        concurrent: Trials at once; None for as many as there is room for.
+        resume: Refuse to begin a new study.
+
+    Returns:
+        JSON values only: `study`, `kind`, `recipe`, `settings`, `seed`, `space`, `objectives`, `feature`,
+        `unit`, `trials` (each `number`, `state`, `config`, `value`, `cost`, `epochs`, `curve`, `run`,
+        `reason`), `best` (such a trial, with its `test` metrics), `pareto` (such trials), `importance`,
+        `resumed`, `storage`, `files` (name to path), `mlflow`.
+
+    Raises:
+        ConfigError: The name or the storage is that of another sweep.
+        RunError: Another process runs this sweep, or none of its trials could be finished.
+    """
+    folder = StudyFolder.of(workspace, sweep.named(tables))
+    url = study_storage or f"sqlite:///{folder.path / 'optuna.db'}"
+    with _only_one(folder):
+        study = SweepStudy(
+            url, folder.name, sweep.mark(tables), sweep.space, sweep.base.seed, sweep.two_objectives
+        )
+        before = study.trials()
+        if resume and not before:
+            raise ConfigError(
+                f"there is no sweep {folder.name} in {study.url} to resume; leave --resume out to begin it"
+            )
+        running = _Running()
+        mirror = _mirror(sweep, folder, workspace, tracking_uri)
+        if _missing(sweep, before):
+            mirror.reopen()
+            begin_study(folder)
+            with watched(running.members, mirror, running.show, sweep.trials, "trial"):
+                _search(sweep, study, folder, tables, workspace, storage_uri, concurrent, running)
+        result = sweep_result(sweep, study, tables, workspace, resumed=bool(before))
+        result["files"] = {
+            path.stem: str(path) for path in sweep_pictures.draw_all(folder.path, result, sweep.space)
+        }
+        members = _members(sweep, study.trials(), tables, workspace)
+        mirror.sync(members)
+        result["mlflow"] = mirror.parent.place
+        files = [folder.write_result(result), *(Path(path) for path in result["files"].values())]
+        status = {trial.run: STATUS[trial.state] for trial in study.trials() if trial.state in STATUS}
+        mirror.finish(members, status, files)
+    if result["best"] is None:
+        reasons = {trial["reason"] or "was stopped early" for trial in result["trials"]}
+        raise RunError(f"no trial of sweep {folder.name} could be finished: {'; '.join(sorted(reasons))}")
+    return result
+
+
+def _search(
+    sweep: Sweep,
+    study: SweepStudy,
+    folder: StudyFolder,
+    tables: RunTables,
+    workspace: Path,
+    storage_uri: str | None,
+    concurrent: int | None,
+    running: _Running,
+) -> None:
+    # Tune is imported after `start_ray` has set what Ray reads from the environment.
+    from experiments.sweeps.search import StoringScheduler, StudySearcher  # noqa: PLC0415
+
+    base = sweep.base
+    costs = TrainingCost(tables)
+
+    def describe(values: Mapping[str, Any]) -> Drawn:
+        config = sweep.config(values)
+        return Drawn(RunFolder.of(workspace, config, tables).name, costs(config))
+
+    def told(trial: SweepTrial) -> None:
+        running.trials[trial.number] = trial
+        if trial.run not in [member.folder.name for member in running.members]:
+            running.members.append(_member(sweep, trial, tables, workspace))
+        if trial.state != "running":
+            best = best_of(list(running.trials.values()))
+            reached = {} if best is None else {"best": best.value}
+            value = {} if trial.value is None else {"value": trial.value}
+            folder.journal.append("trial", number=trial.number, state=trial.state, **value, **reached)
+
+    for trial in study.trials():
+        running.trials[trial.number] = trial
+    running.members += _members(sweep, list(running.trials.values()), tables, workspace)
+    outcomes = tune_trials(
+        tables,
+        workspace,
+        folder,
+        storage_uri,
+        base.train.workers,
+        concurrent=concurrent,
+        search_alg=StudySearcher(study, sweep.trials, sweep.config, describe, base.flat(), told),
+        scheduler=StoringScheduler(study, base.train.epochs, base.train.validate_every, sweep.early_stopping),
+    )
+    for outcome in (outcomes[place] for place in range(len(outcomes))):
+        if outcome.error is not None:
+            # The last line of a traceback says what happened.
+            reason = str(outcome.error).strip().rpartition("\n")[2]
+            assert outcome.config is not None
+            study.crash(outcome.config["number"], reason)
+
+
+def _missing(sweep: Sweep, trials: Sequence[SweepTrial]) -> bool:
+    """Whether trials are left to run."""
+    return sum(trial.state in ("finished", "pruned", "failed") for trial in trials) < sweep.trials
+
+
+def _mirror(sweep: Sweep, folder: StudyFolder, workspace: Path, tracking_uri: str) -> StudyMirror:
+    parameters = {
+        "recipe": sweep.recipe,
+        "settings": " ".join(sweep.settings),
+        "seed": sweep.base.seed,
+        "early_stopping": sweep.early_stopping,
+        "objectives": "mAP, cost" if sweep.two_objectives else "mAP",
+    }
+    parameters |= {f"search.{d.name}": d.text.partition("=")[2] for d in sweep.space.dimensions}
+    return StudyMirror(tracking_uri, workspace, folder, sweep.recipe, parameters, {"stmi.kind": "sweep"})
+
+
+def _members(sweep: Sweep, trials: Sequence[SweepTrial], tables: RunTables, workspace: Path) -> list[Member]:
+    """The runs of trials, each once: two trials with the same values are one run."""
+    first: dict[str, SweepTrial] = {}
+    for trial in trials:
+        first.setdefault(trial.run, trial)
+    return [_member(sweep, trial, tables, workspace) for trial in first.values()]
+
+
+def _member(sweep: Sweep, trial: SweepTrial, tables: RunTables, workspace: Path) -> Member:
+    config = sweep.config(trial.values)
+    name = f"trial {trial.number:02d}: {words(trial.values)}"
+    tags = {"stmi.arm": name, "stmi.trial": str(trial.number), "stmi.seed": str(config.seed)}
+    return Member(RunFolder.of(workspace, config, tables), config, name, tags)
+
+
+@contextmanager
+def _only_one(folder: StudyFolder) -> Iterator[None]:
+    try:
+        with FileLock(folder.path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"sweep {folder.name} is being run by another process; wait for it") from None

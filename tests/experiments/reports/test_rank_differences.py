@@ -1,0 +1,83 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from data_catalog.view import open_view
+from experiments.reports.rank_differences import RANKS, disagreements, embedding_of, rank_differences
+from experiments.run.evaluation import QUERY_SCHEMA
+from experiments.run.folder import RunFolder
+
+
+def run(folder, precisions, epoch=3, feature="U"):
+    """A folder with the queries' average precision; None for a query without a match."""
+    folder.mkdir()
+    count = len(precisions)
+    matched = pa.array(precisions, pa.float64())
+    table = pa.table(
+        {
+            "sample_index": np.arange(count) + 40,
+            "sample_id": [f"test/{n}" for n in range(count)],
+            "identity": np.zeros(count, np.int64),
+            "camera_id": np.zeros(count, np.int32),
+            "scene_id": np.full(count, -1, np.int32),
+            "feature": [feature] * count,
+            "average_precision": matched,
+            "first_match_rank": pa.array([None if p is None else 1 for p in precisions], pa.int64()),
+        },
+        schema=QUERY_SCHEMA,
+    )
+    earlier = table.set_column(6, QUERY_SCHEMA.field("average_precision"), pa.array([0.5] * count))
+    other = table.set_column(5, QUERY_SCHEMA.field("feature"), pa.array(["G"] * count))
+    rows = [(earlier, epoch - 1), (other, epoch), (table, epoch)]
+    written = pa.concat_tables(
+        [part.append_column("epoch", pa.array([at] * count, pa.int64())) for part, at in rows]
+    )
+    parquet.write_table(written, folder / "queries.parquet")
+    return RunFolder(folder)
+
+
+def test_queries_that_gain_most_come_first_and_those_that_lose_most_last(tmp_path):
+    first = {
+        0: run(tmp_path / "a0", [0.1, 0.9, 0.5, 0.5, None]),
+        1: run(tmp_path / "a1", [0.3, 0.9, 0.5, 0.1, None]),
+    }
+    second = {
+        0: run(tmp_path / "b0", [0.9, 0.2, 0.5, 0.6, None]),
+        1: run(tmp_path / "b1", [0.7, 0.4, 0.5, 0.6, None]),
+        2: run(tmp_path / "b2", [0.0, 1.0, 0.0, 0.0, None]),
+    }
+    found = disagreements(first, second, "U")
+    assert [one.sample_index for one in found] == [40, 43, 41]
+    assert [one.gain for one in found] == pytest.approx([0.6, 0.3, -0.6])
+    assert [one.sample_index for one in disagreements(first, second, "U", each_way=1)] == [40, 41]
+
+
+def test_rows_that_agree_have_no_such_queries(tmp_path):
+    one = {0: run(tmp_path / "a", [0.1, 0.9])}
+    assert disagreements(one, one, "U") == []
+
+
+def test_rank_lists_are_those_of_a_plain_search_without_junk(study, workspace):
+    rows = {row["name"]: row for row in study["rows"] if row["table"] == "table3"}
+    arms = {
+        name: {
+            int(seed): RunFolder.open(workspace / "train" / run) for seed, run in rows[name]["runs"].items()
+        }
+        for name in ("baseline", "SFM + STR + CHI")
+    }
+    found = disagreements(*arms.values(), "U")
+    assert found
+    lines = np.array(rank_differences(arms, "U", found).axes).reshape(-1, 2 + RANKS)
+    assert len(lines) == 2 * len(found)
+    view = open_view(arms["baseline"][0].view("test"))
+    for number, line in enumerate(lines):
+        run = list(arms.values())[number % 2][0]
+        embeddings = embedding_of(run, "U")
+        query = view.sample_index.tolist().index(found[number // 2].sample_index)
+        cosines = embeddings @ embeddings[query] / np.linalg.norm(embeddings, axis=1)
+        same = view.identity == view.identity[query]
+        junk = same & (view.camera_id == view.camera_id[query])
+        nearest = [row for row in np.argsort(-cosines) if view.is_gallery[row] and not junk[row]][:RANKS]
+        expected = [f"{'hit' if same[row] else 'miss'} {rank}" for rank, row in enumerate(nearest, start=1)]
+        assert [cell.get_title() for cell in line[2:]] == expected

@@ -1,0 +1,157 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from experiments.published import published
+from experiments.recipes import ConfigError
+from experiments.reports.reading import read_study
+from experiments.reports.study_report import write_report
+from experiments.run.folder import RunFolder
+from experiments.run.result import RunError
+from experiments.tracking import local_store
+
+
+class Page(HTMLParser):
+    """Cells of each table's rows, ids, and everything that an element refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: dict[str, list[tuple[str, str]]] = {}
+        self.ids: list[str] = []
+        self.references: list[tuple[str, str]] = []
+        self.tags: set[str] = set()
+        self._row: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tags.add(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.references += [(name, given[name]) for name in ("src", "href") if name in given]
+        if tag == "tr":
+            self._row = given.get("id")
+            self.rows.setdefault(self._row or "", [])
+        if tag == "td":
+            self.rows[self._row or ""].append((given.get("class", ""), ""))
+
+    def handle_data(self, data):
+        if self._row and self.rows[self._row]:
+            kind, text = self.rows[self._row][-1]
+            self.rows[self._row][-1] = (kind, text + data.strip())
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return Page(Path(report["page"]).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def recorded(study, workspace):
+    return read_study(local_store(workspace), study["study"])
+
+
+def test_table_shows_the_mean_of_the_runs_and_the_papers_number_in_a_column_of_its_own(
+    page, study, workspace
+):
+    for number, letter in enumerate("ABCD"):
+        cells = page.rows[f"table3-{number}"]
+        names = study["rows"][number]["runs"].values()
+        measured = [
+            RunFolder.open(workspace / "train" / name).result["metrics"]["U"]["mAP"] for name in names
+        ]
+        assert cells[0][1].startswith(letter)
+        assert cells[1][1].startswith(f"{100 * sum(measured) / len(measured):.1f} ±")
+        printed = published("table3").row(letter).values["rgbnt201"]["mAP"]
+        assert next(text for kind, text in cells if kind == "paper") == f"{printed:.1f}"
+    assert [page.rows[f"table3-{number}"][0][1] for number in (4, 5, 6)] == ["T alone", "G alone", "no text"]
+
+
+def test_page_refers_to_nothing_outside_itself(page):
+    outside = [ref for ref in page.references if not re.match(r"data:|#", ref[1])]
+    assert outside == []
+    assert page.tags.isdisjoint({"script", "iframe", "object", "embed", "form"})
+    assert all(name[1:] in page.ids for _, name in page.references if name.startswith("#"))
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_picture_of_both_tables_is_drawn(report, page):
+    assert report["missing"] == {}
+    names = {Path(path).name for path in report["pictures"]}
+    of_table = ("differences.svg", "curves.svg", "tsne.svg", "ranks.png", "strengths.svg")
+    assert {f"{table}_{name}" for table in ("table3", "table4") for name in of_table} <= names
+    assert {"table3.png", "attention_shares.svg", "attention_0.png"} <= names
+    assert sum(name == "src" for name, _ in page.references) == len(report["pictures"])
+
+
+def test_provenance_names_run_folder_code_data_and_versions_of_every_number(report, recorded):
+    for kind in ("page", "markdown"):
+        text = Path(report[kind]).read_text(encoding="utf-8")
+        for run in recorded.runs:
+            shown = [run.run_id, str(run.folder), run.tags["code.digest"], run.digests["view/test"]]
+            assert [fact for fact in shown if fact not in text] == []
+            assert run.tags["environment.torch"] in text
+    links = {target for name, target in Page(Path(report["page"]).read_text()).references if name == "href"}
+    assert {f"#run-{run.run}" for run in recorded.runs} <= links
+
+
+def test_markdown_shows_the_pictures_that_lie_beside_it(report):
+    markdown = Path(report["markdown"])
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", markdown.read_text(encoding="utf-8"))
+    assert [str(markdown.parent / name) for name in shown] == report["pictures"]
+    assert all(Path(path).stat().st_size > 0 for path in report["pictures"])
+
+
+def test_curves_are_what_the_journals_say(recorded):
+    for run in recorded.runs:
+        epochs = RunFolder.open(run.folder).journal.epochs()
+        assert run.curves["loss"] == pytest.approx({e["epoch"]: e["losses"]["total"] for e in epochs})
+        validated = {e["epoch"]: e["validation"]["U"]["mAP"] for e in epochs if "validation" in e}
+        assert run.curves["validation"] == pytest.approx(validated)
+
+
+def test_where_folders_are_out_of_reach_the_page_says_so_and_shows_the_rest(recorded, tmp_path):
+    away = tuple(replace(run, folder=Path("/elsewhere") / run.run) for run in recorded.runs)
+    written = write_report(replace(recorded, runs=away), tmp_path / "report.html")
+    names = {Path(path).name for path in written["pictures"]}
+    assert {"table3.png", "table3_differences.svg", "table3_curves.svg"} <= names
+    assert names.isdisjoint({"table3_tsne.svg", "table3_ranks.png", "attention_0.png"})
+    assert len(written["missing"]) == 2 * 3 + 1
+    assert all("/elsewhere/" in reason for reason in written["missing"].values())
+    assert "Not drawn: the folder /elsewhere/" in Path(written["page"]).read_text(encoding="utf-8")
+
+
+def test_page_lies_in_the_studys_folder_and_names_its_run_in_mlflow(report, study, workspace):
+    folder = workspace / "studies" / study["study"]
+    assert (report["page"], report["markdown"]) == (str(folder / "report.html"), str(folder / "report.md"))
+    assert report["mlflow"] == study["mlflow"]
+
+
+def test_unknown_study_is_refused_with_those_that_there_are(study, workspace):
+    with pytest.raises(ConfigError, match=f"study 'demo-nothing' is not in MLflow.*{study['study']}"):
+        read_study(local_store(workspace), "demo-nothing")
+
+
+def test_missing_store_is_refused_and_not_made(tmp_path):
+    with pytest.raises(ConfigError, match="there is no MLflow store"):
+        read_study(local_store(tmp_path), "demo-table3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_study_is_refused(study, workspace):
+    client = mlflow.MlflowClient(local_store(workspace))
+    tags = {"stmi.kind": "ablation", "stmi.study": "begun"}
+    begun = client.create_run(study["mlflow"]["experiment_id"], tags=tags, run_name="begun")
+    with pytest.raises(RunError, match="begun is not finished"):
+        read_study(local_store(workspace), "begun")
+    client.delete_run(begun.info.run_id)
+
+
+def test_dead_server_is_named_without_its_password():
+    # Nothing listens on the discard port.
+    with pytest.raises(ConnectionError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be read") as refused:
+        read_study("http://me:secret@127.0.0.1:9", "demo-table3")
+    assert "secret" not in str(refused.value)

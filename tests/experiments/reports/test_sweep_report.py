@@ -1,0 +1,106 @@
+import io
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from experiments.reports.reading import RecordedStudy, StudyRun
+from experiments.reports.study_report import write_report
+from experiments.reports.sweep_sections import sweep_table
+
+
+def trial(number, state, value, run=None, **config):
+    return {
+        "number": number,
+        "state": state,
+        "config": config,
+        "value": value,
+        "cost": 1.5e9 + number,
+        "epochs": 3,
+        "run": run or f"run{number}",
+        "reason": None,
+    }
+
+
+@pytest.fixture
+def sweep():
+    trials = [
+        trial(0, "finished", 0.41, **{"sfm.perturbation": 0.0, "str.tokens": 4}),
+        trial(1, "pruned", None, **{"sfm.perturbation": 0.0312345, "str.tokens": 16}),
+        trial(2, "finished", 0.52, **{"sfm.perturbation": 0.002, "str.tokens": 1}),
+    ]
+    runs = tuple(
+        StudyRun(
+            run_id=f"mlflow{one['number']}",
+            experiment_id="1",
+            name=f"trial {one['number']}",
+            run=one["run"],
+            arm=f"trial {one['number']}",
+            seed=0,
+            folder=Path("/elsewhere") / one["run"],
+            status="FINISHED",
+            parameters={"seed": "0", "str.tokens": str(one["config"]["str.tokens"])},
+            digests={"view/test": "abc"},
+            tags={"code.digest": "c0de"},
+            curves={"validation": {1: 0.1, 2: 0.2}, "loss": {1: 3.0, 2: 2.0}},
+        )
+        for one in trials
+    )
+    picture = io.BytesIO()
+    Figure(figsize=(3, 2)).savefig(picture, format="png", dpi=100)
+    result = {
+        "study": "demo-sweep-1",
+        "kind": "sweep",
+        "recipe": "demo",
+        "trials": trials,
+        "best": trials[2] | {"test": {"epoch": 3, "mAP": 0.44, "rank1": 0.6}},
+        "pareto": trials[:1],
+    }
+    return RecordedStudy(
+        "demo-sweep-1",
+        "http://mlflow:5000",
+        "parent",
+        "1",
+        {},
+        result,
+        {"slice.png": picture.getvalue()},
+        runs,
+    )
+
+
+def test_best_trial_comes_first_and_stopped_ones_last(sweep):
+    table = sweep_table(sweep)
+    assert [line.cells[0] for line in table.lines] == ["2", "0", "1"]
+    columns = dict(zip(table.header, zip(*(line.cells for line in table.lines), strict=True), strict=True))
+    assert columns["validation mAP, %"] == ("52.00", "41.00", "")
+    assert columns["sfm.perturbation"] == ("0.002", "0", "0.03123")
+    assert columns["str.tokens"] == ("1", "4", "16")
+    assert columns["on the Pareto front"] == ("", "yes", "")
+    assert [line.apart for line in table.lines] == [False, False, True]
+    assert table.verdict.startswith(
+        "Best: trial 2 (sfm.perturbation=0.002, str.tokens=1), 52.00 % validation mAP"
+    )
+
+
+def test_sweep_without_a_finished_trial_says_so(sweep):
+    sweep.result["best"] = None
+    assert sweep_table(sweep).verdict == "No trial could be finished."
+
+
+def test_page_shows_the_sweeps_own_pictures_and_leads_to_mlflow(sweep, tmp_path):
+    written = write_report(sweep, tmp_path / "report.html")
+    assert [Path(path).name for path in written["pictures"]] == ["slice.png", "trial_curves.svg"]
+    assert (tmp_path / "report_pictures" / "slice.png").read_bytes() == sweep.pictures["slice.png"]
+    assert list(written["missing"]) == ["What SFM did to attention"]
+    page = Path(written["page"]).read_text(encoding="utf-8")
+    assert "AAAI" not in page
+    assert 'width="288"' in page
+    for run_id in ("parent", "mlflow0", "mlflow1", "mlflow2"):
+        assert f'href="http://mlflow:5000/#/experiments/1/runs/{run_id}"' in page
+
+
+def test_what_a_run_is_called_is_shown_as_it_is(sweep, tmp_path):
+    sweep.result["trials"][0]["config"]["clip.source"] = "<script>alert(1)</script>"
+    page = Path(write_report(sweep, tmp_path / "report.html")["page"]).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+from pyarrow import parquet
+
+from experiments import evaluate
+from experiments.run.evaluation import QUERY_SCHEMA
+from experiments.run.result import StoppedError
+from experiments.studies import trial
+from stmi.model import FEATURES
+from tests.experiments import small_run
+from tests.tolerances import ROUNDING_FLOAT32
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.fixture(scope="module")
+def alone(ray_session, clip, workspace, tmp_path_factory):
+    # In a folder of its own: a study may have trained this run on other threads, which round otherwise.
+    return small_run.alone(clip, workspace, runs=tmp_path_factory.mktemp("alone"))
+
+
+def test_run_in_its_own_process_gives_the_losses_and_metrics_of_two_ray_train_workers(alone, trained):
+    for one, two in zip(alone.result["losses"], trained["losses"], strict=True):
+        assert one == pytest.approx(two, rel=ROUNDING_FLOAT32)
+    assert set(alone.result["metrics"]) == set(trained["metrics"])
+
+
+def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone, clip, workspace, tmp_path):
+    def die_after(epoch):
+        def tell(facts):
+            if facts["event"] == "epoch" and facts["epoch"] == epoch:
+                raise KilledError
+
+        return tell
+
+    for epoch in (1, 2):
+        with pytest.raises(KilledError):
+            small_run.alone(clip, workspace, runs=tmp_path, tell=die_after(epoch))
+    resumed = small_run.alone(clip, workspace, runs=tmp_path)
+    assert resumed.result["resumed"]
+    assert resumed.result["losses"] == alone.result["losses"]
+    assert resumed.result["metrics"] == alone.result["metrics"]
+    assert parquet.read_table(resumed.queries).equals(parquet.read_table(alone.queries))
+    assert len(list(resumed.path.glob("checkpoint_*"))) == 2
+
+
+def test_finished_run_is_found_and_not_repeated(alone, clip, workspace):
+    before = alone.journal.read()
+    assert small_run.alone(clip, workspace, runs=alone.path.parents[1]).path == alone.path
+    assert alone.journal.read() == before
+
+
+def test_checkpoints_can_lie_elsewhere(alone, clip, workspace, tmp_path):
+    place = tmp_path / "elsewhere"
+    folder = small_run.alone(clip, workspace, runs=tmp_path / "runs", storage=place.as_uri())
+    assert not list(folder.path.glob("checkpoint_*"))
+    assert len(list((place / folder.name).glob("checkpoint_*"))) == 2
+    assert folder.result["metrics"] == alone.result["metrics"]
+
+
+def test_how_every_query_fared_is_kept_and_its_mean_is_the_map(alone):
+    table = parquet.read_table(alone.queries)
+    assert set(table.column_names) == {*QUERY_SCHEMA.names, "epoch"}
+    rows = table.to_pandas().groupby(["epoch", "feature"])["average_precision"].mean()
+    assert set(rows.index.get_level_values("epoch")) == {0, 2, 3}
+    for feature in FEATURES:
+        assert rows[3, feature] == pytest.approx(alone.result["metrics"][feature]["mAP"])
+    assert rows[0, "U"] == pytest.approx(alone.result["untrained"]["mAP"])
+
+
+def test_diverging_run_stops_at_once_and_says_why(ray_session, clip, workspace):
+    with pytest.raises(StoppedError, match="the loss of epoch 1 is"):
+        small_run.alone(clip, workspace, "optim.learning_rate=1e30", "optim.gradient_clip=0")
+
+
+def test_text_tower_is_trained_when_asked_for(ray_session, capsys, clip, workspace):
+    tuned = small_run.alone(clip, workspace, "model.text.fine_tune=on", "train.epochs=1")
+    capsys.readouterr()
+    assert evaluate.main(["--run", str(tuned.path), "--json"]) == 0
+    (setting,) = json.loads(capsys.readouterr().out)["settings"]
+    assert setting["metrics"]["T"]["mAP"] == pytest.approx(tuned.result["metrics"]["T"]["mAP"], abs=0.02)
+
+
+def test_trial_of_one_worker_holds_a_processor_and_one_of_several_holds_none(ray_session):
+    assert trial.trial_resources(1).required_resources == {"CPU": 1.0}
+    assert trial.trial_resources(2).required_resources == {trial.HEAD_NODE: 0.001}
+    assert [trial.concurrent_trials(workers) for workers in (1, 2, 3)] == [2, 1, 1]
