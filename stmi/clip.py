@@ -1,8 +1,9 @@
 """CLIP's two towers: loading them from a file, and the image tower that SFM can modulate.
 
-The towers are open_clip's. The text tower is used as it is, frozen. The image tower is rebuilt here
-with the same parameters, because its attention takes a mask and because retrieval uses every
-token after the projection, not only the class token. Without a mask it gives what open_clip's gives.
+The towers are open_clip's. The text tower is used as it is, frozen unless it is to be trained. The image
+tower is rebuilt here with the same parameters, because its attention takes a mask and because retrieval
+uses every token after the projection, not only the class token. Without a mask it gives what open_clip's
+gives.
 
 A folder with `open_clip_config.json` and `open_clip_model.safetensors` is read with safetensors: a
 weights file is never executed.
@@ -21,6 +22,7 @@ import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -48,7 +50,8 @@ class LoadedClip:
         model: open_clip's model, in evaluation mode, gradients off.
         tokenizer: Text to token numbers.
         name: The source it was asked for by.
-        digest: Hex SHA-256 of all that decides what the towers give: config, vocabulary and weights.
+        digest: Hex SHA-256 of all that decides what the towers give: config, vocabulary and weights. The
+            same weights by name and from a folder have two digests, so stay with one of the two.
     """
 
     model: open_clip.CLIP
@@ -91,7 +94,7 @@ def load_clip(source: str | Path) -> LoadedClip:
     _require_transformer(model, source)
     digest = hashlib.sha256(json.dumps([name, open_clip.get_model_config(name)], sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(key.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
     return LoadedClip(_frozen(model), open_clip.get_tokenizer(name), str(source), digest.hexdigest())
 
 
@@ -99,13 +102,28 @@ def split_name(source: str) -> tuple[str, str]:
     """Model and weights of open_clip that a source names, as `model/pretrained`.
 
     Raises:
-        ClipFileError: It names no model of open_clip, and it is no folder.
+        ClipFileError: It names no model or no weights of open_clip, and it is no folder; or the weights were
+            trained with another activation than the model has.
     """
-    name, slash, pretrained = source.partition("/")
-    if not slash or name not in open_clip.list_models():
+    name, _, pretrained = source.partition("/")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tags:
         raise ClipFileError(
             f"clip source {source!r} is neither a folder nor an open_clip name as model/pretrained; "
             "give a folder with open_clip_config.json and open_clip_model.safetensors"
+        )
+    if pretrained not in tags:
+        raise ClipFileError(
+            f"clip source {source!r}: open_clip has no weights {pretrained!r} of {name}; it has "
+            f"{', '.join(tags)}"
+        )
+    # open_clip only warns, and the features would be wrong.
+    quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
+    if quick != bool((open_clip.get_model_config(name) or {}).get("quick_gelu")):
+        other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+        raise ClipFileError(
+            f"clip source {source!r}: these weights were trained with {'QuickGELU' if quick else 'GELU'}, "
+            f"which {name} does not have; use {other}/{pretrained}"
         )
     return name, pretrained
 
@@ -118,12 +136,13 @@ def build_clip(folder: Path) -> tuple[open_clip.CLIP, Any]:
     """
     path = folder / CONFIG_FILE
     try:
-        settings = json.loads(path.read_text())["model_cfg"]
-        settings["vision_cfg"]["image_size"] = tuple(settings["vision_cfg"]["image_size"])
+        settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        size = settings["vision_cfg"]["image_size"]
+        settings["vision_cfg"]["image_size"] = tuple(size) if isinstance(size, list) else size
         model = open_clip.CLIP(**settings)
     except FileNotFoundError:
         raise ClipFileError(f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg)") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise ClipFileError(f"{path}: not a model config of open_clip ({error!r})") from error
     _require_transformer(model, folder)
     merges = folder / MERGES_FILE
@@ -159,7 +178,10 @@ def _load_folder(folder: Path) -> LoadedClip:
     promised = folder / DIGEST_FILE
     if promised.is_file() and promised.read_text().split()[:1] != [digest]:
         raise ClipFileError(f"{path} has SHA-256 {digest}, not the one in {promised}; restore the file")
-    weights = {name: value.float() for name, value in load_file(path).items()}
+    try:
+        weights = {name: value.float() for name, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise ClipFileError(f"{path} cannot be read as safetensors ({error}); restore the file") from None
     load_strictly(model, weights, path)
     return LoadedClip(_frozen(model), tokenizer, str(folder), _folder_digest(folder, digest))
 

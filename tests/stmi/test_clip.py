@@ -1,3 +1,4 @@
+import copy
 import gzip
 import hashlib
 import json
@@ -103,7 +104,69 @@ def test_tower_that_is_no_transformer_is_refused(monkeypatch):
     with pytest.raises(
         ClipFileError, match="has a ModifiedResNet image tower; a vision transformer is needed"
     ):
-        load_clip("RN50/openai")
+        load_clip("RN50-quickgelu/openai")
+
+
+def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(clip, monkeypatch):
+    monkeypatch.setattr(open_clip, "create_model", lambda *args, **kwargs: copy.deepcopy(clip.model))
+    named = load_clip("ViT-B-16-quickgelu/openai")
+    tokens = clip.tokenize(["a man in a red jacket"])
+    assert torch.equal(named.encode_text(tokens), clip.encode_text(tokens))
+    assert named.digest == load_clip("ViT-B-16-quickgelu/openai").digest
+    with torch.no_grad():
+        clip.model.logit_scale += 1
+    other = load_clip("ViT-B-16-quickgelu/openai").digest
+    with torch.no_grad():
+        clip.model.logit_scale -= 1
+    assert named.digest != other
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("ViT-B-16-quickgelu/", "has no weights '' of ViT-B-16-quickgelu; it has openai"),
+        ("ViT-B-16-quickgelu/opneai", "has no weights 'opneai' of ViT-B-16-quickgelu; it has openai"),
+        ("ViT-L-14/openai", "were trained with QuickGELU, .*; use ViT-L-14-quickgelu/openai"),
+        ("ViT-B-16/openai", "use ViT-B-16-quickgelu/openai"),
+    ],
+)
+def test_weights_that_open_clip_would_only_warn_of_are_refused(source, message):
+    with pytest.raises(ClipFileError, match=message):
+        load_clip(source)
+
+
+def test_square_image_size_may_be_one_number(tmp_path):
+    config = tiny_clip.write(tmp_path / "clip") / clip_module.CONFIG_FILE
+    config.write_text(config.read_text().replace('"image_size": [32, 16]', '"image_size": 16'))
+    model, _ = clip_module.build_clip(config.parent)
+    assert model.visual.grid_size == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"heads": 2', '"heads": 3'),
+        ('"image_size": [32, 16]', '"image_size": [32]'),
+        ('"image_size": [32, 16]', '"image_size": "wide"'),
+        ('"patch_size": 8', '"patch_size": 0'),
+        ('"width": 16', '"width": "broad"'),
+        ("{", b"\xff\xfe{"),
+    ],
+)
+def test_config_that_makes_no_model_is_refused_by_file(tmp_path, old, new):
+    config = tiny_clip.write(tmp_path / "clip") / clip_module.CONFIG_FILE
+    new = new if isinstance(new, bytes) else new.encode()
+    config.write_bytes(config.read_bytes().replace(old.encode(), new, 1))
+    with pytest.raises(ClipFileError, match=r"open_clip_config\.json: not a model config of open_clip"):
+        load_clip(config.parent)
+
+
+def test_damaged_weights_are_refused_by_file(tmp_path):
+    folder = tiny_clip.write(tmp_path / "clip")
+    path = folder / clip_module.WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors cannot be read as safetensors"):
+        load_clip(folder)
 
 
 def test_weights_that_do_not_fit_are_all_named(tmp_path):
