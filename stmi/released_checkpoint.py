@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 
 import open_clip
 import torch
@@ -108,6 +109,25 @@ def text_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def encode_captions(state_dict: Mapping[str, Tensor], captions: list[str]) -> Tensor:
+    """T of captions by a checkpoint's own text tower, float32 `(captions, embedding)`.
+
+    Args:
+        state_dict: One that `load` takes.
+        captions: Texts; cut at the tower's context length.
+    """
+    weights = text_weights(state_dict)
+    sizes = _sizes(released_names.plain_names(state_dict))
+    settings = sizes.text | {"heads": sizes.text["width"] // HEAD_WIDTH}
+    # Of an image tower nothing is asked, so it is as small as can be.
+    vision = {"image_size": 1, "patch_size": 1, "layers": 1, "width": 1, "head_width": 1}
+    towers = open_clip.CLIP(sizes.embedding, vision, settings, quick_gelu=True).eval()
+    towers.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
+    tokens = open_clip.SimpleTokenizer(context_length=sizes.text["context_length"])(captions)
+    with torch.no_grad():
+        return towers.encode_text(tokens)
+
+
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ReleasedCheckpointError(
@@ -166,7 +186,12 @@ def _layers(weights: Mapping[str, Tensor], tower: str) -> int:
 
 def _build(sizes: _Sizes, image_size: tuple[int, int]) -> tuple[STMI, dict[str, tuple[int, ...]]]:
     """The model without storage, and the shapes of the text tower by their released names."""
-    height, width = image_size
+    try:
+        height, width = map(index, image_size)
+    except (TypeError, ValueError):
+        raise ReleasedCheckpointError(
+            f"image_size={image_size!r}: expected height and width in whole pixels, such as (256, 128)"
+        ) from None
     vision = {
         "image_size": (height, width),
         "layers": sizes.layers,
@@ -181,7 +206,7 @@ def _build(sizes: _Sizes, image_size: tuple[int, int]) -> tuple[STMI, dict[str, 
             camera_embedding=True,
             sfm=SfmConfig(mask_threshold=0.5, perturbation_draw="layer_and_modality"),
             str=StrConfig(tokens=sizes.tokens),
-            chi=ChiConfig(convolution="released", incidence="euclidean"),
+            chi=ChiConfig(convolution="released", incidence="euclidean", activation="silu"),
             fusion=FusionConfig(dropout=0.1),
         )
         # On the meta device nothing is drawn or stored; every weight comes from the checkpoint.

@@ -1,9 +1,11 @@
 """What is evaluated and on what: a finished run, or a checkpoint of the authors' released code."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from data_catalog.schemas import TableKind
 from data_catalog.tables import Table, find_table
 from data_catalog.view import View, open_view
 from experiments import datasets
-from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.recipes import ConfigError, ExperimentConfig, differences
 from experiments.run import checkpoints
 from experiments.run.folder import RunFolder, RunFolderError
 from experiments.run.training_loop import caption_tokens
@@ -19,6 +21,10 @@ from stmi import released_checkpoint
 from stmi.clip import load_clip
 from stmi.model import STMI
 from stmi.retrieval import JunkRule
+
+TEXTS_COMPARED = 16
+SAME_TEXT = 0.99
+"""Cosine similarity of one caption's features by the same tower, half precision allowed for."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -
     """A checkpoint of the authors' code, on the newest test view of the recipe's data set and image size.
 
     Raises:
-        ConfigError: The file is no checkpoint of that code.
+        ConfigError: The file is no checkpoint of that code, or the config or the view does not fit it.
         data_catalog.errors.CatalogError: There is no such view.
     """
     size = config.model.image
@@ -155,9 +161,47 @@ def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -
             f"view {table.path} has text features of width {view.text_dim}, the checkpoint's are "
             f"{model.image_tower.proj.shape[1]} wide; make them with the CLIP that it was trained from"
         )
+    _check_recipe(config, model)
+    _check_inputs(table, view, weights)
     cameras = model.image_tower.camera_embedding
     if cameras is not None and view.camera_id.max() >= len(cameras):
         raise ConfigError(
             f"view {table.path} has camera {view.camera_id.max() + 1}, the checkpoint knows {len(cameras)}"
         )
     return Subject(path.name, model, config, table, config.data.junk)
+
+
+def _check_recipe(config: ExperimentConfig, model: STMI) -> None:
+    """Refuse settings that the checkpoint's model does not have: they would be without effect."""
+    # Weights come from the checkpoint and p is for training; the image size was used to load it.
+    same_p = model.config.sfm.model_copy(update={"perturbation": config.model.sfm.perturbation})
+    free = {"sfm": same_p, "clip": config.model.clip, "image": config.model.image}
+    own = config.model_copy(update={"model": model.config.model_copy(update=free)})
+    apart = [f"{name}={given} (it has {is_})" for name, (given, is_) in differences(config, own).items()]
+    if apart:
+        raise ConfigError(
+            f"--recipe {config.recipe}: the checkpoint's model differs in {', '.join(apart)}; name the "
+            "released recipe that it belongs to, and set nothing of the model but model.image"
+        )
+
+
+def _check_inputs(table: Table, view: View, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a view without masks, or without the text features that the checkpoint was trained with."""
+    for name, step in (("masks", "masks"), ("text_features", "text-features")):
+        if name not in table.manifest.inputs:
+            raise ConfigError(
+                f"view {table.path} was made without {name}, which the released model needs; run `python -m "
+                f"data_catalog {step}`, then `view`"
+            )
+    rows = captions_of(table).read(["sample_index", "caption"])
+    captions = dict(zip(rows["sample_index"].to_pylist(), rows["caption"].to_pylist(), strict=True))
+    batch = view.batch(np.linspace(0, len(view) - 1, min(len(view), TEXTS_COMPARED)).astype(np.int64))
+    given = torch.from_numpy(batch.text_feature)
+    own = released_checkpoint.encode_captions(weights, [captions[i] for i in batch.sample_index.tolist()])
+    similarity = torch.nn.functional.cosine_similarity(own, given).min().item()
+    if similarity < SAME_TEXT:
+        raise ConfigError(
+            f"view {table.path}: its text features are not those of the checkpoint's own text tower (cosine "
+            f"similarity down to {similarity:.3f}); make them with the CLIP that it was trained from, "
+            "ViT-B-16-quickgelu/openai"
+        )

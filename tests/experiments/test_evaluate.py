@@ -1,19 +1,23 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data_catalog.schemas import TableKind
-from data_catalog.tables import find_table
+from data_catalog.tables import Table, find_table
+from data_catalog.text_features import make_text_features
 from data_catalog.view import ViewSettings, make_view, open_view
 from experiments import evaluate, train
 from experiments.evaluating import subject
 from experiments.run import evaluation
+from stmi import clip as clip_files
 from stmi import released_checkpoint
 from stmi.modality import Modality
 from tests.stmi import released_oracle
@@ -120,16 +124,56 @@ def test_another_data_set_is_judged_by_its_own_junk_rule(scenes, rule):
     assert subject.own_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
 
 
+VOCABULARY = 49408
+"""Of OpenAI's tokenizer, which a checkpoint's text tower needs."""
+
+
+def with_whole_vocabulary(seed: int) -> dict[str, torch.Tensor]:
+    weights = released_oracle.small_checkpoint(seed)
+    random = torch.Generator().manual_seed(seed)
+    embedding = 0.3 * torch.randn(VOCABULARY, 64, generator=random)
+    return weights | {"BACKBONE.base.token_embedding.weight": embedding}
+
+
+def write_clip(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """A CLIP with the text tower of a checkpoint."""
+    folder.mkdir()
+    vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": VOCABULARY, "width": 64, "heads": 1, "layers": 2}
+    settings = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    (folder / clip_files.CONFIG_FILE).write_text(json.dumps({"model_cfg": settings}))
+    model, _ = clip_files.build_clip(folder)
+    model.load_state_dict(released_checkpoint.text_weights(weights), strict=False)
+    save_file(model.state_dict(), folder / clip_files.WEIGHTS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return with_whole_vocabulary(0)
+
+
 @pytest.fixture
-def released_view(trained, clip, workspace):
-    catalog = str(workspace / "catalog")
-    samples = find_table(catalog, "synthetic_person", TableKind.SAMPLES)
-    masks = find_table(catalog, "synthetic_person", TableKind.MASKS)
-    return make_view(samples, masks, None, ViewSettings(split="test", height=64, width=32, text_dim=32))
+def view_with(trained, workspace, tmp_path):
+    """Makes the view of a released model, with the text features of a checkpoint's text tower, or without."""
+
+    def make(weights: dict[str, torch.Tensor] | None, masks: bool = True) -> Table:
+        catalog = str(workspace / "catalog")
+        samples, found, captions = (
+            find_table(catalog, "synthetic_person", kind)
+            for kind in (TableKind.SAMPLES, TableKind.MASKS, TableKind.CAPTIONS)
+        )
+        text = (
+            None if weights is None else make_text_features(captions, write_clip(tmp_path / "clip", weights))
+        )
+        settings = ViewSettings(split="test", height=64, width=32, text_dim=32)
+        return make_view(samples, found if masks else None, text, settings)
+
+    return make
 
 
-def test_checkpoint_of_the_released_code_is_evaluated(released_view, capsys, workspace, tmp_path):
-    weights, file = released_oracle.small_checkpoint(), tmp_path / "STMI_best.pth"
+def test_checkpoint_of_the_released_code_is_evaluated(view_with, weights, capsys, workspace, tmp_path):
+    released_view, file = view_with(weights), tmp_path / "STMI_best.pth"
     torch.save(weights, file)
     result = evaluated(
         capsys,
@@ -144,7 +188,31 @@ def test_checkpoint_of_the_released_code_is_evaluated(released_view, capsys, wor
     assert summary(setting["metrics"]["U"]) == pytest.approx(summary(expected["U"]), abs=1e-4)
 
 
-def test_pickled_checkpoint_is_refused_and_not_executed(released_view, capsys, workspace, tmp_path):
+@pytest.mark.parametrize(
+    ("made_with", "settings", "message"),
+    [
+        ({"weights": None}, [], "was made without text_features"),
+        ({"weights": "own", "masks": False}, [], "was made without masks"),
+        ({"weights": "other"}, [], "are not those of the checkpoint's own text tower"),
+        ({"weights": "own"}, ["--set=model.sfm=off"], r"sfm.enabled=False (it has True)"),
+        ({"weights": "own"}, ["--recipe=rgbnt201-paper"], r"chi.convolution=paper (it has released)"),
+    ],
+)
+def test_what_a_released_checkpoint_was_not_trained_with_is_refused(
+    made_with, settings, message, view_with, weights, capsys, workspace, tmp_path
+):
+    towers = {"own": weights, "other": with_whole_vocabulary(1), None: None}
+    view_with(**(made_with | {"weights": towers[made_with["weights"]]}))
+    torch.save(weights, tmp_path / "STMI_best.pth")
+    arguments = ["--released-checkpoint", str(tmp_path / "STMI_best.pth"), "--recipe", "rgbnt201-released"]
+    arguments += ["--workspace", str(workspace), "--workers", "0", *RELEASED_SETTINGS, *settings]
+    assert evaluate.main(arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_pickled_checkpoint_is_refused_and_not_executed(view_with, weights, capsys, workspace, tmp_path):
+    view_with(weights)
+
     class Intruder:
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
