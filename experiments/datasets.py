@@ -158,7 +158,10 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
         perturbation_probability(config.model.sfm, len(clip.model.visual.transformer.resblocks))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if config.model.str.enabled and clip.embed_dim % config.model.str.heads:
+    attends = config.model.str.enabled or (
+        config.model.chi.enabled and config.model.chi.mixer == "self_attention"
+    )
+    if attends and clip.embed_dim % config.model.str.heads:
         raise ConfigError(
             f"model.str.heads={config.model.str.heads} does not divide the token width {clip.embed_dim} "
             f"of model.clip.source={config.model.clip.source}"

@@ -192,6 +192,7 @@ def demo() -> ExperimentConfig:
             weight_decay=0.05,
             gradient_clip=2.0,
             modulation_rate_factor=10,
+            modulation_weight_decay=0.0,
         ),
         train=TrainConfig(epochs=10, workers=2, precision="float32", validate_every=4, checkpoint_every=2),
     )
@@ -217,7 +218,11 @@ PUBLISHED = {
 
 
 def paper(dataset: str) -> ExperimentConfig:
-    """A data set as the paper tells it; epochs and p, which it does not give, are the released code's."""
+    """A data set as the paper tells it; what it does not give, such as epochs and p, is the released code's.
+
+    D of eq. 8 is read as the width of one head in both recipes: with the width of all heads together
+    (`model.sfm.logit_scale=model_width`) CLIP's attention would be another than it was trained as.
+    """
     published = PUBLISHED[dataset]
     return ExperimentConfig(
         recipe=f"{dataset}-paper",
@@ -241,11 +246,11 @@ def released(dataset: str) -> ExperimentConfig:
             camera_embedding=True,
             separate_modality_heads=dataset == "rgbnt100",
             sfm=sfm,
-            chi=ChiConfig(convolution="released", incidence="euclidean"),
+            chi=ChiConfig(convolution="released", incidence="euclidean", activation="silu"),
             fusion=FusionConfig(dropout=0.1),
         ),
         loss=LossConfig(identity_weight=0.25),
-        augment=AugmentConfig(geometry="per_modality"),
+        augment=AugmentConfig(geometry="per_modality", erase_aspect="log_uniform"),
         batch=base.batch,
         optim=OptimConfig(schedule="released"),
         train=base.train.model_copy(update={"validate_every": 1}),

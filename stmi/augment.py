@@ -8,6 +8,7 @@ and the mask then stays behind. (In a study of the embedded benchmark that lost 
 from dataclasses import dataclass
 
 import numpy as np
+import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,6 +20,11 @@ from stmi.modality import MODALITIES
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 ERASE_ATTEMPTS = 10
+PIXEL_STATISTICS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+}
+"""Mean and deviation of each channel of pixels from 0 to 1, by the value of `model.pixels`."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +50,20 @@ def draw_geometry(
     shape = (batch, 1 if config.geometry == "shared" else len(MODALITIES))
     flip = random.random(shape) < config.flip
     offset = random.integers(0, 2 * config.crop_padding + 1, (*shape, 2))
-    return Geometry(flip, offset, _erase_rectangles(random, config.erase, shape, image_size))
+    return Geometry(flip, offset, _erase_rectangles(random, config, shape, image_size))
 
 
 def _erase_rectangles(
-    random: np.random.Generator, probability: float, shape: tuple[int, int], image_size: tuple[int, int]
+    random: np.random.Generator, config: AugmentConfig, shape: tuple[int, int], image_size: tuple[int, int]
 ) -> np.ndarray:
     """Rectangles of Zhong et al. 2020: a share of the area, an aspect ratio, redrawn until one fits."""
     height, width = image_size
-    chosen = random.random(shape) < probability
+    chosen = random.random(shape) < config.erase
     area = random.uniform(*ERASE_AREA, (*shape, ERASE_ATTEMPTS)) * height * width
-    aspect = random.uniform(*ERASE_ASPECT, (*shape, ERASE_ATTEMPTS))
+    if config.erase_aspect == "uniform":
+        aspect = random.uniform(*ERASE_ASPECT, (*shape, ERASE_ATTEMPTS))
+    else:
+        aspect = np.exp(random.uniform(*np.log(ERASE_ASPECT), (*shape, ERASE_ATTEMPTS)))
     position = random.random((*shape, 2))
     heights = np.rint(np.sqrt(area * aspect)).astype(int)
     widths = np.rint(np.sqrt(area / aspect)).astype(int)
@@ -75,6 +84,7 @@ def augment(
     padding: int,
     rows: slice,
     noise_key: tuple[int, int, int],
+    statistics: str = "half",
 ) -> tuple[Tensor, Tensor]:
     """Move, mirror and erase a worker's rows of the global batch.
 
@@ -85,9 +95,10 @@ def augment(
         padding: Pixels of black (background in the mask) around the image before the crop.
         rows: Which rows of the global batch these are.
         noise_key: Seed, epoch and step of the noise that fills erased rectangles.
+        statistics: As in `normalise`.
 
     Returns:
-        Normalised images (mean 0.5, deviation 0.5), float32, and the mask, uint8, moved where the geometry
+        Normalised images, float32, and the mask, uint8, moved where the geometry
         is shared.
     """
     flip, offset, erase = geometry.flip[rows], geometry.offset[rows], geometry.erase[rows]
@@ -96,9 +107,9 @@ def augment(
         # The mask travels as one more channel: what moves the pixels moves it.
         moved = _move(torch.cat([pixels.flatten(1, 2), mask[:, None]], dim=1)[:, None], flip, offset, padding)
         mask = moved[:, 0, -1]
-        images = normalise(moved[:, 0, :-1].unflatten(1, pixels.shape[1:3]))
+        images = normalise(moved[:, 0, :-1].unflatten(1, pixels.shape[1:3]), statistics)
     else:
-        images = normalise(_move(pixels, flip, offset, padding))
+        images = normalise(_move(pixels, flip, offset, padding), statistics)
     for i, group in np.argwhere(erase[..., 2] > 0):
         top, left, tall, wide = erase[i, group]
         erased = images[i] if groups == 1 else images[i, group : group + 1]
@@ -122,9 +133,20 @@ def _move(stack: Tensor, flip: np.ndarray, offset: np.ndarray, padding: int) -> 
     return torch.where(mirrored, moved.flip(-1), moved)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """Pixels uint8 0..255 to float32 -1..1 (mean 0.5, standard deviation 0.5)."""
-    return pixels.float() * (2 / 255) - 1
+def normalise(pixels: Tensor, statistics: str = "half") -> Tensor:
+    """Pixels to the model's input: (pixel / 255 - mean) / deviation of its channel.
+
+    Args:
+        pixels: uint8 `(..., 3, height, width)`.
+        statistics: A name in `PIXEL_STATISTICS`.
+
+    Returns:
+        float32 of the same shape; from -1 to 1 for "half".
+    """
+    mean, deviation = (
+        torch.tensor(values, device=pixels.device)[:, None, None] for values in PIXEL_STATISTICS[statistics]
+    )
+    return pixels.float() * (1 / (255 * deviation)) - mean / deviation
 
 
 def patch_foreground(mask: Tensor, patch_size: int) -> Tensor:

@@ -135,7 +135,9 @@ class ChiConfig(Switch):
     distance_threshold: float = Field(
         5.0, gt=0, description="Nodes nearer than this share a hyperedge, where incidence is euclidean."
     )
-    activation: Literal["relu", "gelu", "silu"] = Field("gelu", description="sigma of eq. 15.")
+    activation: Literal["relu", "gelu", "silu"] = Field(
+        "gelu", description="sigma of eq. 15, which the paper does not name; SiLU in the released code."
+    )
 
 
 class FusionConfig(Section):
@@ -172,6 +174,16 @@ class ModelConfig(Section):
 
     image: ImageSize = ImageSize()
     clip: ClipConfig = ClipConfig()
+    pixels: Literal["half", "clip"] = Field(
+        "half",
+        description="Mean and deviation that pixels are normalised by: 0.5 and 0.5 (the released code; the "
+        "paper does not say), or those of the images that CLIP was trained on.",
+    )
+    neck: Literal["batch_norm", "none"] = Field(
+        "batch_norm",
+        description="What stands between a feature and its classifier: a batch norm with a frozen bias (the "
+        "released code; the paper names none), or nothing.",
+    )
     separate_modality_heads: bool = Field(
         False,
         description="Supervise G as three features, one per modality (released code for RGBNT100).",
@@ -191,6 +203,12 @@ class LossConfig(Section):
 
     identity_weight: float = Field(1.0, ge=0, description="Weight of the cross-entropy.")
     triplet_weight: float = Field(1.0, ge=0, description="Weight of the batch-hard triplet loss.")
+    triplet_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Margin of the triplet loss; null for the soft margin (the released code; the paper does "
+        "not say).",
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Epsilon of the smoothed labels.")
 
 
@@ -205,6 +223,11 @@ class AugmentConfig(Section):
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     crop_padding: int = Field(10, ge=0, le=256, description="Pixels padded on each side, then cropped.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of random erasing.")
+    erase_aspect: Literal["uniform", "log_uniform"] = Field(
+        "uniform",
+        description="How the erased rectangle's height over width is drawn from 0.3 to 3.3: as it is (Zhong "
+        "et al. 2020, whom the paper cites), or its logarithm (timm, whose limits the released code has).",
+    )
 
 
 class BatchConfig(Section):
@@ -245,6 +268,7 @@ class OptimConfig(Section):
     modulation_rate_factor: float = Field(
         1.0, gt=0, description="Learning rate of alpha and beta over that of the other weights."
     )
+    modulation_weight_decay: float = Field(1e-4, ge=0, description="Weight decay of alpha and beta.")
 
     @model_validator(mode="after")
     def _rate_falls(self) -> Self:
@@ -252,5 +276,10 @@ class OptimConfig(Section):
             raise ValueError(
                 f"optim.final_learning_rate={self.final_learning_rate} is above "
                 f"optim.learning_rate={self.learning_rate}; the schedule decays"
+            )
+        if self.schedule == "released" and self.warmup_epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.warmup_epochs} has no effect where optim.schedule=released, "
+                "which has ten of its own; leave it at 0, or set optim.schedule=cosine"
             )
         return self

@@ -114,21 +114,22 @@ class HypergraphInteraction(nn.Module):
 class ReleasedHypergraphInteraction(nn.Module):
     """The released code's hypergraph convolution.
 
-        H' = SiLU( GroupNorm( H + mean over the node's hyperedges of (mean over the hyperedge of H W + c) ) )
+        H' = sigma( GroupNorm( H + mean over the node's hyperedges of (mean over the hyperedge of H W + c) ) )
 
-    with one norm group over all nodes and channels of a sample.
+    where sigma is SiLU in that code, with one norm group over all nodes and channels of a sample.
 
     Differs from the paper: no hyperedge weight and no node bias (eq. 15), and the residual (eq. 16) comes
     before norm and activation.
 
     Args:
         width: Node width D.
-        config: Incidence.
+        config: Incidence and sigma.
     """
 
     def __init__(self, width: int, config: ChiConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation = _ACTIVATIONS[config.activation]
         self.linear = nn.Linear(width, width)
         self.norm = nn.GroupNorm(1, width)
 
@@ -137,7 +138,10 @@ class ReleasedHypergraphInteraction(nn.Module):
         incidence = incidence_of(nodes, self.config) if incidence is None else incidence
         hyperedges = hyperedge_means(self.linear(nodes), incidence)
         gathered = hyperedge_means(hyperedges, incidence.transpose(-2, -1))
-        return functional.silu(self.norm((gathered + nodes).transpose(1, 2)).transpose(1, 2))
+        mixed = gathered + nodes
+        # One group over all nodes and channels is a layer norm: no transposing, which confuses the compiler.
+        normed = functional.layer_norm(mixed, mixed.shape[1:], eps=self.norm.eps)
+        return self.activation(normed * self.norm.weight + self.norm.bias)
 
 
 class TokenMlp(nn.Module):

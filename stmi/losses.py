@@ -19,22 +19,27 @@ def pairwise_distances(features: Tensor) -> Tensor:
     return squares.clamp(min=1e-12).sqrt()
 
 
-def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
-    """Soft-margin triplet loss with batch-hard mining (Hermans et al. 2017).
+def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
+    """Triplet loss with batch-hard mining (Hermans et al. 2017), on features that are not normalised.
 
-        mean over anchors of log(1 + exp(d(anchor, farthest positive) - d(anchor, nearest negative)))
+    With d = d(anchor, farthest positive) - d(anchor, nearest negative) the mean over anchors of
 
-    on features that are not normalised.
+        log(1 + exp(d))         soft margin
+        max(0, d + margin)      with a margin
 
     Args:
         features: `(batch, width)`.
         labels: `(batch,)`; each label needs another one beside it for a finite loss.
+        margin: None for the soft margin.
     """
     distances = pairwise_distances(features)
     same = labels[:, None] == labels[None, :]
     farthest_positive = distances.masked_fill(~same, -torch.inf).amax(dim=1)
     nearest_negative = distances.masked_fill(same, torch.inf).amin(dim=1)
-    return functional.softplus(farthest_positive - nearest_negative).mean()
+    difference = farthest_positive - nearest_negative
+    return (
+        functional.softplus(difference) if margin is None else functional.relu(difference + margin)
+    ).mean()
 
 
 def objective(
@@ -55,7 +60,7 @@ def objective(
     total = torch.zeros((), device=labels.device)
     for name, scores in logits.items():
         identity = functional.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
-        triplet = batch_hard_triplet(features[name], labels)
+        triplet = batch_hard_triplet(features[name], labels, config.triplet_margin)
         parts[f"identity/{name}"], parts[f"triplet/{name}"] = identity, triplet
         total = total + config.identity_weight * identity + config.triplet_weight * triplet
     return {"total": total, **parts}

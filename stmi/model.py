@@ -96,12 +96,15 @@ class IdentityHead(nn.Module):
     Args:
         width: Width of the feature.
         identities: Training identities.
+        neck: Whether there is a batch norm.
     """
 
-    def __init__(self, width: int, identities: int) -> None:
+    def __init__(self, width: int, identities: int, neck: bool = True) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(width)
-        self.norm.bias.requires_grad_(False)
+        self.norm: nn.Module = nn.Identity()
+        if neck:
+            self.norm = nn.BatchNorm1d(width)
+            self.norm.bias.requires_grad_(False)
         self.classifier = nn.Linear(width, identities, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
 
@@ -168,7 +171,7 @@ class STMI(nn.Module):
         for feature in self.trained_features():
             times = 1 if feature == "T" or feature in MODALITIES else len(MODALITIES)
             with keyed_random.seeded_construction(seed, "initial_weights", "head", feature):
-                self.heads[feature] = IdentityHead(times * width, identities)
+                self.heads[feature] = IdentityHead(times * width, identities, config.neck == "batch_norm")
 
     def trained_features(self) -> list[str]:
         """Names of the features that the losses train (eq. 20)."""
@@ -228,7 +231,7 @@ class STMI(nn.Module):
         )
 
     def logits(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Identity logits of each trained feature, `(B, identities)`; heads use batch statistics."""
+        """Identity logits of each trained feature, `(B, identities)`."""
         return {name: head(features[name]) for name, head in self.heads.items()}
 
     def _text(self, batch: ModelInput) -> Tensor | None:

@@ -10,12 +10,17 @@ modulated logits, alpha and beta want sums over D * A and D * R * A. These are s
 of D with the keys, and with those of the foreground: sum_j D_ij R_ij A_ij = m_i q_i . sum_j D_ij m_j k_j.
 So the logits need not be kept, and D is not masked. `stmi.feature_modulation.modulate` is eq. 7 as the paper
 has it.
+
+What is kept is one attention, (batch, heads, tokens, tokens), of the type that the products are computed in,
+beside queries, keys and values. PyTorch's fused attention keeps no attention but computes it twice; in
+bfloat16, with heads 64 wide, this keeps 1.3 times its bytes at 129 tokens, 2.8 at 513 and 4.7 at 1,025.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PART_ELEMENTS = 2**21
 """Logits that a processor works on at a time: parts that fit its cache are faster than all at once."""
@@ -72,6 +77,7 @@ class _ModulatedAttention(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         qkv, foreground, alpha, beta, *of_parts = ctx.saved_tensors
         query, key, value = qkv

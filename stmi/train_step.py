@@ -134,13 +134,17 @@ class TrainStep:
 
 
 def build_optimizer(model: STMI, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW; alpha and beta of SFM in a group of their own, without weight decay."""
+    """Adam or AdamW; alpha and beta of SFM in a group of their own."""
     strengths = [p for m in model.modules() if isinstance(m, ModulationStrength) for p in m.parameters()]
     apart = {id(parameter) for parameter in strengths}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     groups = [
         {"params": others, "rate_factor": 1.0},
-        {"params": strengths, "rate_factor": config.modulation_rate_factor, "weight_decay": 0.0},
+        {
+            "params": strengths,
+            "rate_factor": config.modulation_rate_factor,
+            "weight_decay": config.modulation_weight_decay,
+        },
     ]
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(

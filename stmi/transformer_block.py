@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from stmi.feature_modulation import ModulatedAttention
@@ -46,6 +47,7 @@ class _QuickGeluMlp(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         rows, h, weight_1, weight_2 = ctx.saved_tensors
         of_out = gradients[0].to(rows.dtype).flatten(0, -2)

@@ -61,7 +61,7 @@ class Rehearsal:
         pixels, mask = self._random_pixels(samples)
         self.model.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            features = self.model(self._input(augment.normalise(pixels), mask))
+            features = self.model(self._input(augment.normalise(pixels, self.config.model.pixels), mask))
         self.model.train()
         return features
 

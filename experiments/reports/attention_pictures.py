@@ -63,9 +63,7 @@ def class_attention(subject: Subject, view: View, rows: np.ndarray) -> ClassAtte
     parts, masks = [], []
     for start in range(0, len(rows), BATCH):
         chosen = rows[start : start + BATCH]
-        inputs = evaluation.model_input(
-            view, chosen, model.patch_size, model.image_tower.proj.device, subject.captions
-        )
+        inputs = evaluation.model_input(model, view, chosen, model.image_tower.proj.device, subject.captions)
         with _watched(subject) as seen:
             model(inputs)
         both = torch.stack([torch.stack(layer) for layer in seen]).mean(dim=3)[..., 1:]

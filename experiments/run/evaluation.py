@@ -34,21 +34,21 @@ with junk left out; both are null for a query without a match in the gallery, wh
 
 
 def model_input(
-    view: View, rows: np.ndarray, patch_size: int, device: torch.device, captions: Tensor | None = None
+    model: STMI, view: View, rows: np.ndarray, device: torch.device, captions: Tensor | None = None
 ) -> ModelInput:
     """Rows of a view as they are, without augmentation.
 
     Args:
+        model: What it is for.
         view: Where from.
         rows: Which.
-        patch_size: Of the image tower.
         device: Where to.
         captions: Token numbers of the captions of the whole view, where the text tower is trained.
     """
     batch = view.batch(rows)
     return ModelInput(
-        images=normalise(torch.from_numpy(batch.pixels).to(device)),
-        foreground=patch_foreground(torch.from_numpy(batch.mask).to(device), patch_size),
+        images=normalise(torch.from_numpy(batch.pixels).to(device), model.config.pixels),
+        foreground=patch_foreground(torch.from_numpy(batch.mask).to(device), model.patch_size),
         text=torch.from_numpy(batch.text_feature).to(device),
         camera_id=torch.from_numpy(batch.camera_id.astype(np.int64)).to(device),
         caption=None if captions is None else captions[torch.from_numpy(rows)].to(device),
@@ -123,7 +123,7 @@ def embed_rows(
         float32 `(rows, width)` by name, on the model's device.
     """
     device = model.image_tower.proj.device
-    inputs = model_input(view, rows, model.patch_size, device, captions).without(missing)
+    inputs = model_input(model, view, rows, device, captions).without(missing)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         features = model(inputs)
     made = {"U": features.U, "G": features.G, "T": features.T}
@@ -148,12 +148,13 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
     if not reranked:
         return retrieval.evaluate(query, gallery)
     place = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
+    # A data set of fewer samples has no more neighbours.
+    ranked = int((view.is_query | view.is_gallery).sum())
     chunks = rerank(
         query.embedding,
         gallery.embedding,
-        # A data set of fewer samples has no more neighbours.
-        k1=min(20, len(view)),
-        k2=min(6, len(view)),
+        k1=min(20, ranked),
+        k2=min(6, ranked),
         gallery_row=place[view.is_query],
     )
     return retrieval.score(chunks, query, gallery)

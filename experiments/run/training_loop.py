@@ -252,6 +252,7 @@ class _Run:
             config.augment.crop_padding,
             self.rows,
             (config.seed, epoch, step),
+            config.model.pixels,
         )
         model_input = ModelInput(
             images=images,

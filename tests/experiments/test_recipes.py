@@ -63,6 +63,10 @@ def test_parameters_of_the_model_are_flat_and_without_prefix():
         ("optim.learning_rate=.nan", r"optim\.learning_rate=nan"),
         ("model.sfm=0.5", r"this is a group; set one of its fields \(enabled, .*\) or on/off"),
         ("train.epochs.more=1", r"train\.epochs\.more: epochs is no group"),
+        (
+            "optim.schedule=released optim.learning_rate=1e-3",
+            r"optim\.warmup_epochs=1\.0 has no effect where optim\.schedule=released",
+        ),
         ("optim.warmup_epochs=30", r"optim\.warmup_epochs=30\.0 is more than train\.epochs=10"),
         (
             "data.dataset=rgbnt201",
@@ -105,9 +109,11 @@ def test_released_recipe_differs_from_the_paper_in_nothing_that_is_not_listed(da
         "sfm.perturbation_draw": ("sample", "layer_and_modality"),
         "chi.convolution": ("paper", "released"),
         "chi.incidence": ("cosine", "euclidean"),
+        "chi.activation": ("gelu", "silu"),
         "fusion.dropout": (0.0, 0.1),
         "loss.identity_weight": (1.0, 0.25),
         "augment.geometry": ("shared", "per_modality"),
+        "augment.erase_aspect": ("uniform", "log_uniform"),
         "optim.schedule": ("cosine", "released"),
         "train.validate_every": (5, 1),
         "report.epoch": ("last", "best_on_test"),

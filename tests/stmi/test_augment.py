@@ -1,5 +1,7 @@
 import numpy as np
+import pytest
 import torch
+from torchvision.transforms.functional import normalize
 
 from stmi import augment
 from stmi.augment import Geometry
@@ -36,7 +38,7 @@ def test_pixels_and_mask_move_together():
     config = AugmentConfig(flip=0.5, crop_padding=4, erase=0)
     geometry = augment.draw_geometry(config, 6, SIZE, *KEY)
     images, moved = augment.augment(pixels, mask, geometry, 4, slice(0, 6), KEY)
-    assert torch.equal(images, augment.normalise(moved)[:, None, None].expand_as(images))
+    assert torch.equal(images, augment.normalise(moved[:, None, None].expand_as(images)))
     assert not torch.equal(moved, mask)
 
 
@@ -76,6 +78,28 @@ def test_rates_of_flip_and_erasing_are_those_asked_for():
     geometry = augment.draw_geometry(AugmentConfig(flip=0.5, erase=0.3), 4000, (64, 32), *KEY)
     assert abs(geometry.flip.mean() - 0.5) < 0.03
     assert abs((geometry.erase[..., 2] > 0).mean() - 0.3) < 0.03
+
+
+def test_aspect_of_erasing_is_drawn_as_it_is_or_by_its_logarithm():
+    tall = {}
+    for aspect in ("uniform", "log_uniform"):
+        config = AugmentConfig(erase=1, erase_aspect=aspect)
+        erase = augment.draw_geometry(config, 8000, (256, 256), *KEY).erase[:, 0]
+        ratios = erase[:, 2] / erase[:, 3]
+        assert 0.28 < ratios.min() < ratios.max() < 3.6
+        tall[aspect] = (ratios > 1).mean()
+    # Of ratios from 0.3 to 1 / 0.3 those over one are 77 %, of their logarithms half.
+    assert abs(tall["uniform"] - (1 / 0.3 - 1) / (1 / 0.3 - 0.3)) < 0.03
+    assert abs(tall["log_uniform"] - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("statistics", ["half", "clip"])
+def test_pixels_are_normalised_as_torchvision_does(statistics):
+    pixels, _ = batch(2)
+    expected = normalize(pixels / 255, *map(list, augment.PIXEL_STATISTICS[statistics]))
+    assert torch.allclose(augment.normalise(pixels, statistics), expected, atol=ROUNDING_FLOAT32)
+    moved, _ = augment.augment(*batch(2), still(2, 0), 0, slice(0, 2), KEY, statistics)
+    assert torch.equal(moved, augment.normalise(pixels, statistics))
 
 
 def test_patch_foreground_is_the_mean_of_the_patch():

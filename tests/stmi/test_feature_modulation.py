@@ -173,6 +173,23 @@ def test_logits_that_are_not_numbers_give_gradients_that_are_not(dtype):
     assert projected.grad.isnan().any()
 
 
+def test_one_attention_and_what_it_is_made_of_is_all_that_is_kept():
+    projected, foreground, *strength, scale = attention_inputs()
+    kept = {}
+
+    def note(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        modulated_attention.modulated_attention(projected, foreground, *strength, scale)
+    batch, tokens, _, heads, _ = projected.shape
+    attention = batch * heads * tokens**2 * projected.element_size()
+    rows = 4 * batch * heads * tokens * 8
+    small = foreground.nbytes + sum(x.nbytes for x in strength)
+    assert attention + projected.nbytes <= sum(kept.values()) <= attention + projected.nbytes + rows + small
+
+
 def test_logits_can_be_scaled_by_the_width_of_all_heads():
     torch.manual_seed(0)
     tokens, foreground = torch.randn(2, 5, 16, dtype=torch.float64), torch.rand(2, 5) < 0.5

@@ -57,10 +57,41 @@ def test_lowest_threshold_connects_everything():
     assert cosine_incidence(torch.randn(1, 5, 4), -1.0).all()
 
 
-def test_convolution_gradient_agrees_with_finite_differences():
-    module = convolution(threshold=0.2)
+def gradients_agree(module: torch.nn.Module, *inputs: torch.Tensor) -> bool:
+    """Whether the gradients of inputs and weights are those of finite differences."""
+    weights = dict(module.named_parameters())
+
+    def run(*given):
+        named = dict(zip(weights, given[len(inputs) :], strict=True))
+        return torch.func.functional_call(module, named, given[: len(inputs)])
+
+    return torch.autograd.gradcheck(run, (*inputs, *weights.values()))
+
+
+@pytest.mark.parametrize("kind", ["paper", "released"])
+def test_convolution_gradients_agree_with_finite_differences(kind):
+    torch.manual_seed(0)
+    module = build_interaction(5, 4, 2, ChiConfig(convolution=kind, similarity_threshold=0.2)).double()
     nodes = torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(module, (nodes,))
+    assert 0 < cosine_incidence(nodes, 0.2).float().mean() < 1
+    assert gradients_agree(module, nodes)
+
+
+def test_fusion_gradients_agree_with_finite_differences():
+    torch.manual_seed(0)
+    fusion = ClassTokenFusion(4, FusionConfig(dropout=0.3)).double()
+    class_tokens, nodes = (torch.randn(1, n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 5))
+    uniforms = torch.rand(1, 3, 9)
+    assert gradients_agree(fusion, class_tokens, nodes, uniforms)
+
+
+def test_one_hyperedge_over_all_nodes_gives_each_node_the_same_mean():
+    module = convolution(threshold=-1.0)
+    torch.nn.init.constant_(module.hyperedge_weight, 0.2)
+    torch.nn.init.zeros_(module.node_bias)
+    nodes = torch.randn(2, 5, 4, dtype=torch.float64)
+    mean = module.linear(nodes.mean(dim=1, keepdim=True))
+    assert torch.allclose(module(nodes) - nodes, functional.gelu(mean), atol=EXACT_FLOAT64)
 
 
 def test_fusion_equals_torch_attention_plus_class_tokens():
@@ -86,7 +117,8 @@ def test_released_convolution_equals_the_released_module():
     arrays = golden.load("chi_module")
     threshold = float(arrays["threshold"])
     assert torch.equal(euclidean_incidence(arrays["nodes"], threshold), arrays["incidence"].bool())
-    module = ReleasedHypergraphInteraction(32, ChiConfig(incidence="euclidean", distance_threshold=threshold))
+    config = ChiConfig(incidence="euclidean", distance_threshold=threshold, activation="silu")
+    module = ReleasedHypergraphInteraction(32, config)
     names = {"hgconv.fc": "linear", "norm": "norm"}
     weights = golden.weights(arrays)
     module.load_state_dict(

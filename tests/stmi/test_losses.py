@@ -38,6 +38,27 @@ def test_mining_equals_a_naive_loop():
     assert float(loss) == pytest.approx(sum(expected) / 12, abs=GOLDEN_VALUE)
 
 
+def test_margin_of_the_triplet_loss_equals_the_formula():
+    features = torch.tensor([[0.0], [1.0], [1.5], [4.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1])
+    # Farthest positive less nearest negative: 1 - 1.5, 1 - 0.5, 2.5 - 0.5, 2.5 - 3.
+    expected = (0 + 0.8 + 2.3 + 0) / 4
+    assert float(losses.batch_hard_triplet(features, labels, margin=0.3)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("margin", [None, 0.3])
+def test_gradients_of_the_objective_agree_with_finite_differences(margin):
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 0, 1, 1])
+    feature, logits = (torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (3, 2))
+    config = LossConfig(triplet_margin=margin)
+
+    def total(feature, logits):
+        return losses.objective(config, {"G": feature}, {"G": logits}, labels)["total"]
+
+    assert torch.autograd.gradcheck(total, (feature, logits))
+
+
 def test_total_is_the_weighted_sum_of_the_parts_over_all_features():
     torch.manual_seed(0)
     labels = torch.tensor([0, 0, 1, 1])

@@ -13,7 +13,7 @@ from stmi.config import (
     TextConfig,
 )
 from stmi.modality import Modality
-from stmi.model import FEATURES, STMI, ModelInput
+from stmi.model import FEATURES, STMI, IdentityHead, ModelInput
 from tests.tolerances import ROUNDING_FLOAT32
 
 SIZE = ImageSize(height=32, width=16)
@@ -228,8 +228,35 @@ def test_without_text_gradients_reach_every_weight_before_the_heads(clip):
     assert {name.split(".")[0] for name in missed} == {"heads"}
 
 
-def test_the_compiler_takes_a_training_step_whole_and_once(clip):
-    model = build(clip, sfm=SfmConfig(perturbation=0.5)).train()
+def test_head_without_a_neck_classifies_the_feature_itself(clip):
+    model = build(clip, neck="none")
+    features = model(batch()).retrieval()
+    for name, logits in model.logits(features).items():
+        assert torch.equal(logits, features[name] @ model.heads[name].classifier.weight.T)
+    assert not any(name.startswith("heads") and "norm" in name for name in model.state_dict())
+
+
+def test_head_gradients_agree_with_finite_differences():
+    torch.manual_seed(0)
+    head = IdentityHead(4, 3).double().train()
+    torch.nn.init.normal_(head.classifier.weight)
+    feature = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(head, (feature,))
+
+
+RELEASED = {
+    "sfm": SfmConfig(perturbation=0.5, perturbation_draw="layer_and_modality", mask_threshold=0.5),
+    "chi": ChiConfig(convolution="released", incidence="euclidean", activation="silu"),
+    "fusion": FusionConfig(dropout=0.1),
+    "camera_embedding": True,
+}
+
+
+@pytest.mark.parametrize(
+    "sections", [{"sfm": SfmConfig(perturbation=0.5)}, RELEASED], ids=["paper", "released"]
+)
+def test_the_compiler_takes_a_training_step_whole_and_once(clip, sections):
+    model = build(clip, **sections).train()
     torch.compiler.reset()
     model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
     compiled = []
@@ -239,7 +266,7 @@ def test_the_compiler_takes_a_training_step_whole_and_once(clip):
             features = model(inputs, model.noise(0, 0, step, 3, slice(0, 3)))
         features.U.square().mean().backward()
         compiled.append(features.U.detach())
-    eager = build(clip, sfm=SfmConfig(perturbation=0.5)).train()
+    eager = build(clip, **sections).train()
     inputs = dataclasses.replace(batch(), images=batch().images + 2)
     assert torch.allclose(
         compiled[2], eager(inputs, eager.noise(0, 0, 2, 3, slice(0, 3))).U, atol=ROUNDING_FLOAT32

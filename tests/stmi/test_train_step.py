@@ -58,13 +58,16 @@ def test_loss_falls_on_a_batch_seen_again(folder):
     assert again(batch, noise, labels)["total"].item() < totals[0]
 
 
-def test_modulation_has_its_own_rate_and_no_decay(folder):
+def test_modulation_has_its_own_rate_and_decay(folder):
     _, model = training.train(folder / "clip", 0)
-    optimizer = train_step.build_optimizer(model, OptimConfig(modulation_rate_factor=10))
+    optimizer = train_step.build_optimizer(
+        model, OptimConfig(modulation_rate_factor=10, modulation_weight_decay=0)
+    )
     others, strengths = optimizer.param_groups
     assert [p.shape for p in strengths["params"]] == [(2, 1, 1, 1), (2, 1, 1, 1)]
     assert (strengths["weight_decay"], strengths["rate_factor"]) == (0.0, 10)
     trained = sum(p.requires_grad for p in model.parameters())
+    assert others["weight_decay"] == 1e-4
     assert len(others["params"]) + len(strengths["params"]) == trained
 
 
