@@ -3,6 +3,8 @@
     python experiments/benchmark.py train-step --json
     python experiments/benchmark.py all --repeats 5
 
+Products are of bfloat16, as recipes train, where the processor has instructions for it, and else of float32.
+
 Machines differ and are noisy: compare the ratios, which are taken inside one run, not the seconds.
 """
 
@@ -35,11 +37,14 @@ from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
 from stmi.feature_modulation import attention_as_written
 from stmi.model import STMI, ModelInput
 from stmi.modulated_attention import modulated_attention
+from stmi.precision import processor_multiplies_bfloat16
 from stmi.retrieval import RetrievalSet
 from stmi.train_step import TrainStep
 
 SIZE = (256, 128)
 THREADS = 2
+PRECISION = torch.bfloat16 if processor_multiplies_bfloat16() else torch.float32
+DTYPE = str(PRECISION).removeprefix("torch.")
 
 
 def measure(
@@ -119,18 +124,21 @@ def train_step(repeats: int) -> dict[str, Any]:
     noise = model.noise(0, 0, 0, samples, slice(0, samples))
 
     def step(compiled: bool) -> Callable[[], Any]:
-        take_step = TrainStep(model, LossConfig(), OptimConfig(), autocast=True, compiled=compiled)
+        take_step = TrainStep(
+            model, LossConfig(), OptimConfig(), autocast=PRECISION == torch.bfloat16, compiled=compiled
+        )
         return lambda: take_step(batch, noise, labels, 1e-6)
 
-    eager = measure("eager step, bfloat16", step(compiled=False), repeats, samples)
+    eager = measure(f"eager step, {DTYPE}", step(compiled=False), repeats, samples)
     with _MatrixProducts() as products:
         step(compiled=False)()
     floor = _time_products(products, repeats, samples)
-    compiled = measure("compiled step, bfloat16", step(compiled=True), repeats, samples)
+    compiled = measure(f"compiled step, {DTYPE}", step(compiled=True), repeats, samples)
     settings = {
         "model": "ViT-B/16",
         "image": SIZE,
         "samples": samples,
+        "dtype": DTYPE,
         "matrix_products": len(products.shapes),
     }
     return _report("train-step", settings, [floor, _compare(eager, floor), _compare(compiled, floor)])
@@ -150,28 +158,26 @@ def _randoms(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> li
 def _time_products(products: _MatrixProducts, repeats: int, samples: int) -> dict[str, Any]:
     # In the step's order, each product with operands of its own, as in the step: nothing is in a cache that
     # would not be there.
-    operands = [_randoms(*pair, dtype=torch.bfloat16) for pair in products.shapes]
+    operands = [_randoms(*pair, dtype=PRECISION) for pair in products.shapes]
 
     def multiply() -> None:
         for a, b in operands:
             a @ b
 
-    return measure("matrix products alone, bfloat16", multiply, repeats, samples)
+    return measure(f"matrix products alone, {DTYPE}", multiply, repeats, samples)
 
 
 def attention(repeats: int) -> dict[str, Any]:
     """The modulated attention, forward and backward, against PyTorch's plain one, at three image sizes.
 
     Once with its own backward pass, as it runs by default, and once compiled, as with `train.compile`. Memory
-    is what the forward pass keeps for the backward pass, in bytes, in `kept_bytes`.
+    is what the forward pass keeps for the backward pass, in bytes, in `kept_bytes`, and in `kept_ratio` to plain.
     """
     results = []
     fused = torch.compile(attention_as_written, fullgraph=True, dynamic=False)
     for tokens, images in ((129, 24), (513, 6), (1025, 3)):
         # As a layer projects them: SDPA takes views of it, so neither pays for a layout of its own.
-        projected, gradient = _randoms(
-            (images, tokens, 3, 12, 64), (images, tokens, 12, 64), dtype=torch.bfloat16
-        )
+        projected, gradient = _randoms((images, tokens, 3, 12, 64), (images, tokens, 12, 64), dtype=PRECISION)
         projected.requires_grad_()
         foreground = _randoms((images, tokens))[0] < 0.4
         alpha, beta = (torch.full((1, 1, 1), 0.1, requires_grad=True) for _ in range(2))
@@ -195,8 +201,10 @@ def attention(repeats: int) -> dict[str, Any]:
                 ("modulated attention, compiled", compiled),
             )
         )
+        for other in others:
+            other["kept_ratio"] = other["kept_bytes"] / base["kept_bytes"]
         results += [base, *(_compare(other, base) for other in others)]
-    return _report("attention", {"heads": 12, "head_width": 64, "dtype": "bfloat16"}, results)
+    return _report("attention", {"heads": 12, "head_width": 64, "dtype": DTYPE}, results)
 
 
 def _kept(forward: Callable[[], torch.Tensor]) -> int:
@@ -359,6 +367,7 @@ def _print(report: dict[str, Any]) -> None:
         rate = f"  {result['samples_per_second']:.0f} samples/s" if "samples_per_second" in result else ""
         outside = result.get("seconds_outside_training_per_trial")
         rate += f"  {outside:.2f} s a trial outside training" if outside is not None else ""
+        memory += f"  keeps {result['kept_bytes'] / 1e6:.0f} MB" if "kept_bytes" in result else ""
         print(
             f"  {result['variant']:34} {result['median_seconds']:.4f} s "
             f"({result['fastest_seconds']:.4f} to {result['slowest_seconds']:.4f}){rate}{memory}{ratio}"

@@ -1,10 +1,13 @@
 """The tables that a run reads: found in the catalog, or made there for the embedded benchmark."""
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data_catalog.artifacts import Artifacts
 from data_catalog.captions import CaptionSettings, make_captions
@@ -26,6 +29,9 @@ from stmi.batch_plan import BatchPlanError
 from stmi.clip import LoadedClip
 from stmi.feature_modulation import perturbation_probability
 from stmi.model import token_grid
+from stmi.precision import processor_multiplies_bfloat16
+
+logger = logging.getLogger(__name__)
 
 Narrate = Callable[[str, str], None]
 """Called with a step's name and what came of it."""
@@ -148,7 +154,7 @@ def check_data_set(config: ExperimentConfig, catalog: str) -> None:
 
 
 def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
-    """Refuse a config that its CLIP cannot serve, before anything starts.
+    """Refuse a config that its CLIP cannot serve, before anything starts; warn of one that is very slow here.
 
     Raises:
         ConfigError: Names the setting, its value and what would fit.
@@ -165,6 +171,13 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
         raise ConfigError(
             f"model.str.heads={config.model.str.heads} does not divide the token width {clip.embed_dim} "
             f"of model.clip.source={config.model.clip.source}"
+        )
+    # Of the machines of a cluster nothing is known here.
+    on_processors = not torch.cuda.is_available() and os.environ.get("RAY_ADDRESS", "local") == "local"
+    if config.train.precision == "bfloat16" and on_processors and not processor_multiplies_bfloat16():
+        logger.warning(
+            "train.precision=bfloat16: this processor has no instructions for it and is about a hundred times "
+            "slower than in float32; set train.precision=float32"
         )
     if config.data.synthetic is not None:
         try:

@@ -120,3 +120,15 @@ def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, wor
     assert "error: data set 'synthetic_person' is not fit for a run: query_without_match: 16 of 16" in error
     assert "test/000011_cam1_0_00" in error
     assert sorted(workspace.glob("train/*")) == before
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_that_the_processor_is_slow_in_is_warned_of(fast, clip, monkeypatch, caplog):
+    monkeypatch.setattr(datasets, "processor_multiplies_bfloat16", lambda: fast)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(datasets.torch.cuda, "is_available", lambda: False)
+    said = []
+    for precision in ("float32", "bfloat16"):
+        datasets.check_settings(own(clip, f"train.precision={precision}"), load_clip(clip))
+        said.append("set train.precision=float32" in caplog.text)
+    assert said == [False, not fast]

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from experiments import benchmark
+
+FACTS = {"variant", "median_seconds", "fastest_seconds", "slowest_seconds", "peak_memory_bytes"}
+
+
+def test_benchmark_says_what_was_measured_as_one_json_document(capsys):
+    assert benchmark.main(["augment", "--repeats", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["name"] == "augment"
+    assert report["settings"] == {"image": [256, 128], "samples": 72, "threads": benchmark.THREADS}
+    base, whole = report["results"]
+    assert base.keys() >= FACTS
+    assert whole["ratio_to"] == base["variant"]
+    assert whole["ratio"] == pytest.approx(whole["median_seconds"] / base["median_seconds"])
+    assert whole["samples_per_second"] == pytest.approx(72 / whole["median_seconds"])
+
+
+def test_matrix_products_of_a_step_are_recorded_forward_and_backward():
+    layer = benchmark.torch.nn.Linear(4, 5)
+    rows = benchmark.torch.randn(3, 4, requires_grad=True)
+    with benchmark._MatrixProducts() as products:
+        layer(rows).sum().backward()
+    assert products.shapes == [((3, 4), (4, 5)), ((3, 5), (5, 4)), ((5, 3), (3, 4))]
+
+
+def test_no_repeats_and_unknown_names_are_refused(capsys):
+    for arguments in (["augment", "--repeats", "0"], ["sorting"]):
+        with pytest.raises(SystemExit):
+            benchmark.main(arguments)
+    assert "--repeats=0: at least 1 is needed" in capsys.readouterr().err
