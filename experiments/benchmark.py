@@ -125,7 +125,7 @@ def train_step(repeats: int) -> dict[str, Any]:
 
     def step(compiled: bool) -> Callable[[], Any]:
         take_step = TrainStep(
-            model, LossConfig(), OptimConfig(), autocast=PRECISION == torch.bfloat16, compiled=compiled
+            model, LossConfig(), OptimConfig(), autocast=torch.bfloat16 == PRECISION, compiled=compiled
         )
         return lambda: take_step(batch, noise, labels, 1e-6)
 
@@ -171,7 +171,7 @@ def attention(repeats: int) -> dict[str, Any]:
     """The modulated attention, forward and backward, against PyTorch's plain one, at three image sizes.
 
     Once with its own backward pass, as it runs by default, and once compiled, as with `train.compile`. Memory
-    is what the forward pass keeps for the backward pass, in bytes, in `kept_bytes`, and in `kept_ratio` to plain.
+    is what the forward pass keeps for the backward pass, in `kept_bytes`, and `kept_ratio` to the plain one.
     """
     results = []
     fused = torch.compile(attention_as_written, fullgraph=True, dynamic=False)

@@ -176,7 +176,7 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
     on_processors = not torch.cuda.is_available() and os.environ.get("RAY_ADDRESS", "local") == "local"
     if config.train.precision == "bfloat16" and on_processors and not processor_multiplies_bfloat16():
         logger.warning(
-            "train.precision=bfloat16: this processor has no instructions for it and is about a hundred times "
+            "train.precision=bfloat16: this processor has no instructions for it and is some hundred times "
             "slower than in float32; set train.precision=float32"
         )
     if config.data.synthetic is not None:
