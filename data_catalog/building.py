@@ -1,9 +1,9 @@
 """One way to build every table: shards spread over Ray Data actors, the manifest last.
 
 A shard is made by one actor from shards of its inputs, mostly the same-numbered one, and written whole under
-its final name. So the result depends neither on the number of actors nor on who finishes first, and a step
-that was interrupted continues with the shards that are missing. Of two processes that want the same table
-one builds it and the other waits (see `build_lock`).
+its final name; a single shard is made by the process that wants it. So the result depends neither on the
+number of actors nor on who finishes first, and a step that was interrupted continues with the shards that are
+missing. Of two processes that want the same table one builds it and the other waits (see `build_lock`).
 """
 
 import hashlib
@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+from threadpoolctl import threadpool_limits
 
 from data_catalog import storage
 from data_catalog.build_lock import build_lock
@@ -239,13 +240,22 @@ def _make_shards(
         rows = [
             {"number": number, "file": files[number], "work": json.dumps(work[number])} for number in missing
         ]
-        for result in _run_actors(rows, root, maker):
+        # Starting Ray and an actor takes longer than making one shard.
+        is_small = len(rows) == 1 and not maker.gpus_per_actor
+        for result in [_make_here(rows[0], root, maker)] if is_small else _run_actors(rows, root, maker):
             if result["error"]:
                 raise CatalogError(result["error"])
             made = ShardRecord.model_validate_json(result["record"])
             done[int(result["number"])] = made, json.loads(result["statistics"])
             report(len(done), len(files))
     return [done[number] for number in range(len(files))]
+
+
+def _make_here(row: Mapping[str, Any], root: str, maker: ShardMaker) -> dict[str, Any]:
+    """One shard, made in this process on as many processors as an actor has."""
+    with threadpool_limits(limits=max(1, int(maker.cpus_per_actor))):
+        made = _ShardWriter(root, maker)({name: np.array([value]) for name, value in row.items()})
+    return {name: values[0] for name, values in made.items()}
 
 
 def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Any:
