@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from data_catalog.errors import CatalogError
 from data_catalog.formats import FORMATS
+from data_catalog.held_out import splits_on_disk
 from data_catalog.tables import Table
 from stmi.modality import MODALITIES
 
@@ -67,11 +68,7 @@ def find_caption_files(samples: Table, folder: str | Path | None, choose: Choice
         root = Path(source)
     modalities = [modality.value for modality in MODALITIES] if choose == "join" else [choose or ""]
     files: list[CaptionFile] = []
-    splits = set(samples.statistics["splits"])
-    if samples.manifest.settings.get("validation_identities"):
-        # The captions of identities that were held out are in the file of the training split.
-        splits.remove("val")
-    for split in sorted(splits):
+    for split in splits_on_disk(samples):
         layout = source_format.caption_files(split)
         paths = {
             modality: root / path if root is not None else Path(folder or "") / PurePosixPath(path).name

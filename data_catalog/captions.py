@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.cards import load_card
 from data_catalog.formats import FORMATS
+from data_catalog.held_out import splits_on_disk
 from data_catalog.readings import SOURCES, Filled, Reading, Readings, fill, load_readings
 from data_catalog.redaction import REDACTION_VERSION, redact
 from data_catalog.schemas import CAPTIONS_SCHEMA, TableKind
@@ -70,7 +71,7 @@ def make_captions(
     card = load_card(settings.card)
     source_format = FORMATS[samples.manifest.settings["format"]]
     folder = load_readings(
-        Path(readings), source_format.split_folders, samples.statistics["splits"], card.attributes
+        Path(readings), source_format.split_folders, splits_on_disk(samples), card.attributes
     )
     work: list[dict[str, Any]] = []
     used = 0

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SourceSample
+from data_catalog.tables import Table
 from stmi import keyed_random
 
 
@@ -47,3 +48,14 @@ def hold_out(samples: Sequence[SourceSample], identities: int) -> tuple[SourceSa
         else sample
         for sample in samples
     )
+
+
+def splits_on_disk(samples: Table) -> list[str]:
+    """The splits of a samples table that have files of their own, sorted.
+
+    What belongs to identities that were held out (captions, readings) is in the files of the training split.
+    """
+    splits = set(samples.statistics["splits"])
+    if samples.manifest.settings.get("validation_identities"):
+        splits.remove("val")
+    return sorted(splits)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,10 +6,12 @@ import numpy as np
 import pytest
 
 from data_catalog.caption_files import find_caption_files
+from data_catalog.captions import CaptionSettings, make_captions
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SourceSample
 from data_catalog.held_out import hold_out
 from data_catalog.ingest import IngestSettings, ingest
+from data_catalog.tables import Table
 from tests.data_catalog.vehicle_folders import write_rgbnt100, write_side_by_side
 
 
@@ -75,15 +78,20 @@ def test_what_cannot_be_held_out_is_refused(
         hold_out(samples, identities)
 
 
-def test_ingest_makes_the_split_and_captions_are_found_in_the_training_file(
-    ray_session: None, tmp_path: Path
-) -> None:
+@pytest.fixture
+def samples(ray_session: None, tmp_path: Path) -> Table:
+    """RGBNT100 with one of its training identities held out."""
     root = write_rgbnt100(tmp_path)
     for camera in (1, 2):
         name = f"0003_c000{camera}_000.jpg"
         write_side_by_side(root / "rgbir" / "bounding_box_train" / name, np.random.default_rng(0))
     settings = IngestSettings(format="rgbnt100", validation_identities=1)
-    samples = ingest(root, tmp_path / "catalog", "rgbnt100", settings)
+    return ingest(root, tmp_path / "catalog", "rgbnt100", settings)
+
+
+def test_ingest_makes_the_split_and_captions_are_found_in_the_training_file(
+    samples: Table, tmp_path: Path
+) -> None:
     rows = samples.read(["sample_id", "split", "is_query", "is_gallery"]).to_pylist()
     held = [row for row in rows if row["split"] == "val"]
     assert held
@@ -92,3 +100,17 @@ def test_ingest_makes_the_split_and_captions_are_found_in_the_training_file(
         (tmp_path / f"{split}.json").write_text("[]")
     files = find_caption_files(samples, tmp_path, None)
     assert {path for path, *_ in files} == set(tmp_path.glob("*.json"))
+
+
+def test_readings_of_identities_that_are_held_out_are_found_in_the_training_file(
+    samples: Table, tmp_path: Path
+) -> None:
+    reading = {"JOINT": {"colour": {"value": "red", "confidence": 1.0}}}
+    ids = samples.read(["sample_id"])["sample_id"].to_pylist()
+    for split in ("train", "test"):
+        items = [id_.partition("/")[2] for id_ in ids if id_.startswith(f"{split}/")]
+        lines = [json.dumps({"item": f"{item}.jpg", "readings": reading}) for item in items]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    captions = make_captions(samples, tmp_path, CaptionSettings(card="synthetic_vehicle"))
+    assert captions.statistics["missing"] == captions.statistics["unused"] == 0
+    assert "" not in captions.read(["caption"])["caption"].to_pylist()
