@@ -8,6 +8,8 @@ whatever their own shape. Nothing in a file is executed, and no file can make th
 
 import hashlib
 import io
+import math
+import tokenize
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,20 @@ _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# A header is read as a Python literal, and a damaged one fails wherever the parser, the tokenizer or the type
+# that it names gives up.
+_HEADER_ERRORS = (
+    ValueError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    tokenize.TokenError,
+)
 
 
 class MaskFilesSettings(BaseModel):
@@ -237,17 +253,17 @@ def _read_npy(data: bytes) -> npt.NDArray[Any]:
     try:
         version = np.lib.format.read_magic(stream)
         shape, _, dtype = _HEADER_READERS[version](stream)
-    except (ValueError, KeyError, SyntaxError):
+    except _HEADER_ERRORS:
         raise ValueError("is no .npy file (a pickle is never read), expected an array of 0 and 1") from None
     if dtype.hasobject:
         raise ValueError("holds Python objects, which are never read; expected an array of bool or integers")
-    if dtype.kind == "f" and len(data) - stream.tell() == int(np.prod(shape)) * dtype.itemsize:
+    if dtype.kind == "f" and len(data) - stream.tell() == math.prod(shape) * dtype.itemsize:
         numbers = np.load(io.BytesIO(data), allow_pickle=False)
         what = "holds NaN" if np.isnan(numbers).any() else f"is of type {dtype}"
         raise ValueError(f"{what}, expected bool or integers: save mask.astype(numpy.uint8)")
     if dtype.kind not in "biu":
         raise ValueError(f"is of type {dtype}, expected bool or integers")
-    if len(shape) != 2 or 0 in shape:
+    if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"has the shape {shape}, expected (height, width)")
     if shape[0] * shape[1] > MAX_PIXELS:
         raise ValueError(f"has {shape[0] * shape[1]} pixels, expected at most {MAX_PIXELS}")

@@ -143,9 +143,14 @@ def npy(array: Any, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def claiming(shape: tuple[int, ...]) -> bytes:
+def claiming(shape: tuple[int, ...], kind: str = "'|u1'") -> bytes:
     """A .npy file whose header claims a shape that its data does not have."""
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return with_header(f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}")
+
+
+def with_header(text: str) -> bytes:
+    """A .npy file with this header and 64 bytes of data."""
+    header = text.ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(64)
 
 
@@ -183,6 +188,18 @@ ZEROS = np.zeros((8, 4), dtype=np.uint8)
         (npy(ZEROS)[:-1], r"has 31 bytes of data, not those of shape \(8, 4\)"),
         (claiming((2**20, 2**20)), f"has {2**40} pixels, expected at most {MAX_PIXELS}"),
         (claiming((4000, 4000)), "has 64 bytes of data"),
+        (claiming((-8, -8)), r"has the shape \(-8, -8\), expected \(height, width\)"),
+        (claiming((2**62, 4), "'<f8'"), "is of type float64, expected bool or integers"),
+        (claiming((8, 8), "()"), "is no .npy file"),
+        (claiming((8, 8), "[('a',)]"), "is no .npy file"),
+        (claiming((8, 8), f"'|u{'9' * 40}'"), "is no .npy file"),
+        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8"), "is no .npy file"),
+        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8)}}"), "is no .npy file"),
+        (with_header("{'descr"), "is no .npy file"),
+        (with_header("{[]: 1}"), "is no .npy file"),
+        (with_header("{1: 2, 'descr': 3}"), "is no .npy file"),
+        (with_header("-" * 9000 + "1"), "is no .npy file"),
+        (with_header("(" * 9000), "is no .npy file"),
     ],
 )
 def test_array_that_is_no_mask_is_refused(
