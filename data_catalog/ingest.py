@@ -184,7 +184,12 @@ def _card_name(root: Path, source_format: str) -> str:
 def _fingerprint(listing: Listing) -> str:
     """A short-cut for the content of a source folder: names, sizes and times of change of its files."""
     sha256 = hashlib.sha256()
-    files = [file for sample in listing.samples for file in sample.files.values()]
+    files = [
+        file
+        for sample in listing.samples
+        for of in (sample.files, sample.query_files)
+        for file in of.values()
+    ]
     for path in files + [rejected.file for rejected in listing.rejected]:
         try:
             status = (listing.root / path).stat()
@@ -257,9 +262,10 @@ class _SamplesMaker(ShardMaker):
                 times = f"{len(MODALITIES)} times " if name == SIDE_BY_SIDE else ""
                 reason = f"is {times}{size[0]}x{size[1]} (height x width), expected {wanted[0]}x{wanted[1]}"
                 faults.append({"file": sample["files"][name], "reason": reason})
+        faults += self._query_faults(sample, images)
         if faults:
             return {}, faults
-        labels = {name: value for name, value in sample.items() if name != "files"}
+        labels = {name: value for name, value in sample.items() if name not in ("files", "query_files")}
         height, width = next(iter(sizes.values()))
         return labels | {
             **{name.lower(): data for name, data in images.items()},
@@ -267,6 +273,29 @@ class _SamplesMaker(ShardMaker):
             "width": width,
             "digest": sample_digest(*images.values()),
         }, []
+
+    def _query_faults(self, sample: Mapping[str, Any], images: Mapping[str, bytes]) -> list[dict[str, str]]:
+        """What is wrong with the copies of a gallery sample's files among the queries.
+
+        Only the gallery's bytes are kept, so nobody would notice later that the query is another image.
+        """
+        copies: Mapping[str, str] = sample["query_files"]
+        faults = []
+        for name in sample["files"] if copies else ():
+            if name not in copies:
+                other = next(iter(copies.values()))
+                faults.append({"file": other, "reason": f"has no {name} image of the same name"})
+                continue
+            try:
+                data = self._read(copies[name])
+                if data != images.get(name, data):
+                    image_size(data)
+                    raise ValueError(
+                        "differs from the gallery's file of the same name, expected a copy of it"
+                    )
+            except ValueError as error:
+                faults.append({"file": copies[name], "reason": str(error)})
+        return faults
 
     def _read(self, file: str) -> bytes:
         path = self.root / file

@@ -3,7 +3,7 @@
 Every vehicle has a folder. A sample has one name in its three folders, `0019_s012_v0_000.jpg`: four digits
 of identity, `s` and three digits of scene, `v` and the view (0 to 7), then whatever tells the shots apart.
 The view stands for the camera. `bounding_box_test` is the gallery. The images in `query3` are among it by
-name; one that is not is a query only.
+name, as copies of the same bytes; one that is not is a query only.
 """
 
 import os
@@ -52,10 +52,10 @@ def list_samples(source: Path) -> Listing:
         found[folder], faults = _triplets(root, folder)
         rejected += faults
         refuse_empty(source, folder, len(found[folder]), faults, needed)
-    samples = [_sample("train", images, False, False) for images in found[TRAIN].values()]
+    samples = [_sample("train", images, {}, False) for images in found[TRAIN].values()]
     # Of a sample in both folders the gallery's files are taken.
     for name, images in (found[QUERY] | found[GALLERY]).items():
-        samples.append(_sample("test", images, name in found[QUERY], name in found[GALLERY]))
+        samples.append(_sample("test", images, found[QUERY].get(name, {}), name in found[GALLERY]))
     samples.sort(key=lambda sample: sample.sample_id)
     return Listing(root, tuple(samples), tuple(rejected))
 
@@ -87,7 +87,9 @@ def _triplets(root: Path, folder: str) -> tuple[dict[str, dict[str, NamedImage]]
     return triplets, rejected
 
 
-def _sample(split: str, images: dict[str, NamedImage], is_query: bool, is_gallery: bool) -> SourceSample:
+def _sample(
+    split: str, images: dict[str, NamedImage], query: dict[str, NamedImage], is_gallery: bool
+) -> SourceSample:
     image = next(iter(images.values()))
     return SourceSample(
         sample_id=f"{split}/{image.name}",
@@ -95,9 +97,10 @@ def _sample(split: str, images: dict[str, NamedImage], is_query: bool, is_galler
         identity=image.identity,
         camera_id=int(image.parts["view"]),
         scene_id=int(image.parts["scene"]),
-        is_query=is_query,
+        is_query=bool(query),
         is_gallery=is_gallery,
         files={modality: image.path for modality, image in images.items()},
+        query_files={modality: image.path for modality, image in query.items()} if is_gallery else {},
     )
 
 

@@ -2,7 +2,7 @@
 
 One JPEG holds RGB, NIR and TIR side by side. Its name has four digits of identity, `c` and the camera
 counted from 1, then whatever tells the shots apart. `bounding_box_test` is the gallery. The images in
-`query` are among it by name; one that is not is a query only.
+`query` are among it by name, as copies of the same bytes; one that is not is a query only.
 """
 
 import re
@@ -46,24 +46,25 @@ def list_samples(source: Path) -> Listing:
         found[folder], faults = read_names(path, list_entries(root, path, _LAYOUT)[1], _NAME)
         rejected += faults
         refuse_empty(source, path, len(found[folder]), faults, needed)
-    samples = [_sample("train", image, False, False) for image in found[TRAIN].values()]
+    samples = [_sample("train", image, None, False) for image in found[TRAIN].values()]
     # Of an image in both folders the gallery's file is taken.
     for name, image in (found[QUERY] | found[GALLERY]).items():
-        samples.append(_sample("test", image, name in found[QUERY], name in found[GALLERY]))
+        samples.append(_sample("test", image, found[QUERY].get(name), name in found[GALLERY]))
     samples.sort(key=lambda sample: sample.sample_id)
     return Listing(root, tuple(samples), tuple(rejected))
 
 
-def _sample(split: str, image: NamedImage, is_query: bool, is_gallery: bool) -> SourceSample:
+def _sample(split: str, image: NamedImage, query: NamedImage | None, is_gallery: bool) -> SourceSample:
     return SourceSample(
         sample_id=f"{split}/{image.name}",
         split=split,
         identity=image.identity,
         camera_id=int(image.parts["camera"]) - 1,
         scene_id=-1,
-        is_query=is_query,
+        is_query=query is not None,
         is_gallery=is_gallery,
         files={SIDE_BY_SIDE: image.path},
+        query_files={SIDE_BY_SIDE: query.path} if query is not None and is_gallery else {},
     )
 
 

@@ -30,6 +30,8 @@ class SourceSample:
         is_gallery: Whether it can be retrieved.
         files: Path of each modality's image below the source folder, with forward slashes. A modality that
             is missing is absent. Where one file holds all of them, its path under SIDE_BY_SIDE alone.
+        query_files: The same of the copies among the queries, where the sample is in the gallery as well;
+            empty where it has none.
     """
 
     sample_id: str
@@ -40,6 +42,7 @@ class SourceSample:
     is_query: bool
     is_gallery: bool
     files: Mapping[str, str]
+    query_files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tiny vehicle data sets written by hand, in the layouts RGBNT100 and MSVR310."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,15 @@ def write_rgbnt100(source: Path) -> Path:
     for folder, names in RGBNT100.items():
         for name in names:
             write_side_by_side(source / "RGBNT100" / "rgbir" / folder / f"{name}.jpg", rng)
+    images = source / "RGBNT100" / "rgbir"
+    for name in shared(RGBNT100, "query"):
+        shutil.copy(images / "bounding_box_test" / f"{name}.jpg", images / "query" / f"{name}.jpg")
     return source / "RGBNT100"
+
+
+def shared(layout: dict[str, list[str]], query: str) -> list[str]:
+    """Names of the queries that are in the gallery, too."""
+    return [name for name in layout[query] if name in layout["bounding_box_test"]]
 
 
 def write_image(path: Path, rng: np.random.Generator) -> None:
@@ -58,4 +67,8 @@ def write_msvr310(source: Path) -> Path:
         for name in names:
             for modality in VEHICLE_FOLDERS:
                 write_image(msvr310_path(root, folder, name, modality), rng)
+    for name in shared(MSVR310, "query3"):
+        for modality in VEHICLE_FOLDERS:
+            gallery = msvr310_path(root, "bounding_box_test", name, modality)
+            shutil.copy(gallery, msvr310_path(root, "query3", name, modality))
     return root
