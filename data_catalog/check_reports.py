@@ -13,7 +13,7 @@ from data_catalog.checks import CheckReport, CheckSettings, run_checks
 from data_catalog.tables import json_digest
 
 FOLDER = "checks"
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 """Raised whenever the same data would be reported of otherwise."""
 
 _REPORT = TypeAdapter(CheckReport)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.artifacts import Artifacts, card_of
 from data_catalog.building import Progress
-from data_catalog.image_hashes import find_look_alikes, make_image_hashes, read_hashes
+from data_catalog.image_hashes import HASH_BITS, ImageHashes, find_copies, make_image_hashes, read_hashes
 from data_catalog.schemas import TableKind
 from data_catalog.tables import Table
 
@@ -36,8 +36,8 @@ class CheckSettings(BaseModel):
     """A mask with more foreground than this share is near-full."""
     images: bool = True
     """Whether to look for images that stand under two identities, for which all are decoded once."""
-    duplicate_bits: int = Field(10, ge=0, le=32)
-    """Of the 192 bits of a sample's perceptual hashes, in how many copies of it may differ."""
+    duplicate_bits: int = Field(24, ge=0, le=HASH_BITS // 4)
+    """Of the 256 bits of an image's perceptual hash, in how many a copy of it may differ."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def run_checks(
     if artifacts.captions is not None:
         _check_captions(artifacts.captions, findings)
     if settings.images:
-        bits = read_hashes(make_image_hashes(artifacts.samples, progress))
-        _check_duplicates(labels, bits, settings.duplicate_bits, findings)
+        hashes = read_hashes(make_image_hashes(artifacts.samples, progress))
+        _check_duplicates(labels, hashes, settings.duplicate_bits, findings)
     return CheckReport(tuple(findings.errors), tuple(findings.warnings))
 
 
@@ -241,17 +241,20 @@ def _check_captions(captions: Table, findings: _Findings) -> None:
 
 
 def _check_duplicates(
-    labels: _Labels, bits: npt.NDArray[np.uint8], largest_distance: int, findings: _Findings
+    labels: _Labels, hashes: ImageHashes, largest_distance: int, findings: _Findings
 ) -> None:
-    pairs = find_look_alikes(bits, labels.identity, largest_distance)
+    pairs = find_copies(hashes, labels.identity, largest_distance)
     if not pairs:
         return
     ids, identity = labels.sample_id, labels.identity
-    named = [f"{ids[i]} of {identity[i]} and {ids[j]} of {identity[j]}" for i, j in pairs]
+    named = [
+        f"{ids[i]} of {identity[i]} and {ids[j]} of {identity[j]} in {' and '.join(modalities)}"
+        for (i, j), modalities in pairs.items()
+    ]
     findings.warn(
         "duplicate_images",
-        f"{len(pairs)} pairs of samples look the same and have different identities ({_first(named)}); "
-        "one of the two labels is probably wrong",
+        f"{len(pairs)} pairs of samples show the same image and have different identities ({_first(named)}); "
+        "one of the two labels, or one of the two files, is probably wrong",
         ids[sorted({row for pair in pairs for row in pair})],
     )
 

@@ -1,12 +1,15 @@
-"""Perceptual hashes of the images, and the samples that look the same by them.
+"""Digests and perceptual hashes of the images, and the samples that show the same image by them.
 
 A perceptual hash keeps which of the low frequencies of an image are strong. A copy that was compressed or
-resized anew has nearly the same 64 bits, another image differs in about half of them. The table of hashes
-is made once; looking for duplicates in it takes seconds.
+resized anew differs in a tenth of the bits at most, as a rule in far fewer; of two images of one camera a
+fifth differs at least. Each modality is compared by itself: a sample whose RGB file was copied over another's
+has its own NIR and TIR still. The table of hashes is made once; looking for copies in it takes seconds.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import imagehash
@@ -19,13 +22,22 @@ from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.images import decode_triplets
 from data_catalog.schemas import IMAGE_HASHES_SCHEMA, TableKind
 from data_catalog.tables import Table
+from stmi.modality import MODALITIES
 
-HASH_BITS = 3 * 64
-"""Bits of the hashes of a sample's three images together."""
+HASH_SIDE = 16
+HASH_BITS = HASH_SIDE**2
+"""Bits of the hash of one image. With the 64 of the usual hash thermal images of one camera look alike."""
 
 _CHUNK_ROWS = 1024
-# What an image of one colour has: no frequency, or the mean alone.
-_FLAT_BITS = 1
+_MANY_IDENTITIES = 10
+_REDUCED = (32, 32)
+# In grey values of the reduced image: below it noise decides the hash (RGB at night), or there is nothing to
+# compare (a frame of one colour).
+_LEAST_DETAIL_OF_HASH = 4.0
+_LEAST_DETAIL_OF_DIGEST = 1.0
+
+Pair = tuple[int, int]
+"""Two row numbers, the smaller first."""
 
 
 def make_image_hashes(samples: Table, progress: Progress | None = None) -> Table:
@@ -54,70 +66,116 @@ class _HashesMaker(ShardMaker):
 
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         samples = self.samples.read_shard(work["shard"])
-        hashes = []
+        digests, hashes, details = [], [], []
         for row in range(samples.num_rows):
             # One row at a time: a shard of decoded images is much memory.
-            images = decode_triplets(samples.slice(row, 1))[0]
-            bits = [imagehash.phash(Image.fromarray(image)).hash for image in images]
+            pixels = decode_triplets(samples.slice(row, 1))[0]
+            images = [Image.fromarray(image).convert("L") for image in pixels]
+            bits = [imagehash.phash(image, hash_size=HASH_SIDE).hash for image in images]
+            digests.append(b"".join(hashlib.sha256(image.tobytes()).digest() for image in pixels))
             hashes.append(np.packbits(np.stack(bits)).tobytes())
-        column = pa.array(hashes, IMAGE_HASHES_SCHEMA.field("hashes").type)
-        return pa.table(
-            [samples["sample_index"], samples["sample_id"], column], schema=IMAGE_HASHES_SCHEMA
-        ), {}
+            details.append([_detail(image) for image in images])
+        columns = [samples["sample_index"], samples["sample_id"], digests, hashes, details]
+        return pa.table(columns, schema=IMAGE_HASHES_SCHEMA), {}
 
 
-def read_hashes(table: Table) -> npt.NDArray[np.uint8]:
-    """The hashes of a table as bits, uint8 0 or 1 `(samples, bits)`, by `sample_index`."""
-    hashes = b"".join(table.read(["hashes"])["hashes"].to_pylist())
-    return np.unpackbits(np.frombuffer(hashes, dtype=np.uint8)).reshape(-1, HASH_BITS)
+def _detail(image: Image.Image) -> float:
+    """Standard deviation of a grey image once it is reduced, so that noise counts little."""
+    return float(np.asarray(image.resize(_REDUCED, Image.Resampling.BOX)).std())
 
 
-def find_look_alikes(
-    bits: npt.NDArray[np.uint8], identity: npt.NDArray[np.int64], largest_distance: int
-) -> list[tuple[int, int]]:
-    """Pairs of samples of different identities whose hashes differ in few bits.
+@dataclass(frozen=True)
+class ImageHashes:
+    """What is known of the images of all samples, by `sample_index`.
 
-    Hashes that differ in at most `d` bits agree fully in one of `d + 1` parts of them, so only samples that
-    share a part are compared. Every part holds bits of all three images: many images are dark at night, few
-    samples are dark in all three. A sample whose images are all of one colour is no look-alike of any other.
+    Attributes:
+        digests: SHA-256 of the pixels, uint8 `(samples, modality, 32)`.
+        bits: Perceptual hashes, uint8 0 or 1, `(samples, modality, bits)`.
+        details: Standard deviation of the grey values of the reduced image, `(samples, modality)`.
+    """
+
+    digests: npt.NDArray[np.uint8]
+    bits: npt.NDArray[np.uint8]
+    details: npt.NDArray[np.float32]
+
+
+def read_hashes(table: Table) -> ImageHashes:
+    """The rows of a table of hashes."""
+    rows = table.read(["digests", "hashes", "details"])
+    digests, hashes = (
+        np.frombuffer(b"".join(rows[name].to_pylist()), dtype=np.uint8) for name in ("digests", "hashes")
+    )
+    samples, modalities = rows.num_rows, len(MODALITIES)
+    return ImageHashes(
+        digests=digests.reshape(samples, modalities, hashlib.sha256().digest_size),
+        bits=np.unpackbits(hashes).reshape(samples, modalities, HASH_BITS),
+        details=np.array(rows["details"].to_pylist(), dtype=np.float32).reshape(samples, modalities),
+    )
+
+
+def find_copies(
+    hashes: ImageHashes, identity: npt.NDArray[np.int64], largest_distance: int
+) -> dict[Pair, tuple[str, ...]]:
+    """Pairs of samples of different identities that show the same image, to the modalities in which they do.
+
+    Frames without detail are left out: at night, or of one colour, they look the same whoever is in them. So
+    are frames that stand under many identities: a camera that gave one again and again mixed no labels.
 
     Args:
-        bits: Hashes, 0 or 1, `(samples, bits)`.
+        hashes: Of all samples.
         identity: Identity of each, `(samples,)`.
-        largest_distance: Bits in which look-alikes may differ.
-
-    Returns:
-        Row numbers, the smaller first, sorted.
+        largest_distance: Bits in which the hashes of copies may differ.
     """
-    parts = largest_distance + 1
-    rows = np.flatnonzero((bits.reshape(len(bits), 3, -1).sum(axis=2) > _FLAT_BITS).any(axis=1))
-    signs = bits[rows].astype(np.float32) * 2 - 1
-    pairs: set[tuple[int, int]] = set()
-    for part in range(parts):
-        _, key = np.unique(np.packbits(bits[rows][:, part::parts], axis=1), axis=0, return_inverse=True)
-        order = np.argsort(key, kind="stable")
-        starts = np.flatnonzero(np.diff(key[order])) + 1
-        for group in np.split(order, starts):
-            if len(np.unique(identity[rows[group]])) > 1:
-                pairs |= _near(signs, rows, group, identity, largest_distance)
-    return sorted(pairs)
+    found: dict[Pair, tuple[str, ...]] = {}
+    for number, modality in enumerate(MODALITIES):
+        detail = hashes.details[:, number]
+        pairs: set[Pair] = set()
+        rows = np.flatnonzero(detail >= _LEAST_DETAIL_OF_DIGEST)
+        near = _equal_pairs(hashes.digests[rows, number], identity[rows])
+        pairs |= {(int(rows[i]), int(rows[j])) for i, j in near}
+        rows = np.flatnonzero(detail >= _LEAST_DETAIL_OF_HASH)
+        near = near_pairs(hashes.bits[rows, number], identity[rows], largest_distance)
+        pairs |= {(int(rows[i]), int(rows[j])) for i, j in near}
+        for pair in pairs:
+            found[pair] = (*found.get(pair, ()), modality.value)
+    return dict(sorted(found.items()))
 
 
-def _near(
-    signs: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.int64],
-    group: npt.NDArray[np.int64],
-    identity: npt.NDArray[np.int64],
-    largest_distance: int,
-) -> set[tuple[int, int]]:
-    """Pairs within a group that are near and of different identities."""
-    pairs: set[tuple[int, int]] = set()
-    for start in range(0, len(group), _CHUNK_ROWS):
-        chunk = group[start : start + _CHUNK_ROWS]
+def near_pairs(
+    bits: npt.NDArray[np.uint8], identity: npt.NDArray[np.int64], largest_distance: int
+) -> list[Pair]:
+    """Pairs of rows of different identities that differ in few bits, sorted.
+
+    Every row is compared with every other, in matrix products: some seconds for the largest data set. Rows
+    that are near to those of many identities are left out.
+
+    Args:
+        bits: 0 or 1, `(rows, bits)`.
+        identity: Identity of each, `(rows,)`.
+        largest_distance: Bits in which the two of a pair may differ.
+    """
+    signs = bits.astype(np.float32) * 2 - 1
+    others: dict[int, list[int]] = {}
+    for start in range(0, len(signs), _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
         # Of signs the product counts agreements less disagreements.
-        distance = (signs.shape[1] - signs[chunk] @ signs[group].T) / 2
-        other = identity[rows[chunk]][:, None] != identity[rows[group]][None]
-        for i, j in np.argwhere((distance <= largest_distance) & other):
-            first, second = sorted((int(rows[chunk[i]]), int(rows[group[j]])))
-            pairs.add((first, second))
-    return pairs
+        near = signs[chunk] @ signs.T >= signs.shape[1] - 2 * largest_distance
+        near &= identity[chunk, None] != identity[None]
+        for row in np.flatnonzero(near.any(axis=1)):
+            found = np.flatnonzero(near[row])
+            if len(np.unique(identity[found])) < _MANY_IDENTITIES:
+                others[start + int(row)] = found.tolist()
+    return [(i, j) for i, near_i in others.items() for j in near_i if i < j and j in others]
+
+
+def _equal_pairs(values: npt.NDArray[np.uint8], identity: npt.NDArray[np.int64]) -> list[Pair]:
+    by_value: dict[bytes, list[int]] = {}
+    for row, value in enumerate(values):
+        by_value.setdefault(value.tobytes(), []).append(row)
+    return [
+        (i, j)
+        for rows in by_value.values()
+        if len(np.unique(identity[rows])) <= _MANY_IDENTITIES
+        for i, j in combinations(rows, 2)
+        if identity[i] != identity[j]
+    ]

@@ -26,11 +26,15 @@ class TableKind(StrEnum):
         return ".arrow" if self is TableKind.VIEW else ".parquet"
 
 
-_SCHEMA_VERSIONS = {TableKind.SAMPLES: 2, TableKind.VIEW: 2}
+_SCHEMA_VERSIONS = {TableKind.SAMPLES: 2, TableKind.VIEW: 2, TableKind.IMAGE_HASHES: 2}
 
 
 def _columns(**types: pa.DataType) -> list[pa.Field]:
     return [pa.field(name, kind, nullable=False) for name, kind in types.items()]
+
+
+def _vector(width: int) -> pa.DataType:
+    return pa.list_(pa.field("element", pa.float32(), nullable=False), width)
 
 
 _SAMPLE = _columns(sample_index=pa.int64(), sample_id=pa.string())
@@ -87,8 +91,11 @@ CAPTIONS_SCHEMA = pa.schema(
 )
 """`attributes` holds what is known of the sample after filling; `caption` is "" where nothing is."""
 
-IMAGE_HASHES_SCHEMA = pa.schema([*_SAMPLE, *_columns(hashes=pa.binary(3 * 8))])
-"""`hashes` are the perceptual hashes of the three images, 64 bits each: similar images differ in few bits."""
+IMAGE_HASHES_SCHEMA = pa.schema(
+    [*_SAMPLE, *_columns(digests=pa.binary(3 * 32), hashes=pa.binary(3 * 32), details=_vector(3))]
+)
+"""Of each of the three images: in `digests` the SHA-256 of its pixels, in `hashes` its perceptual hash (256
+bits, of which similar images differ in few), in `details` the standard deviation of its grey values."""
 
 
 def text_features_schema(text_dim: int) -> pa.Schema:
@@ -108,7 +115,3 @@ def view_schema(height: int, width: int, text_dim: int) -> pa.Schema:
         text_feature=_vector(text_dim),
     )
     return pa.schema([*_SAMPLE, *_LABELS, *pixels])
-
-
-def _vector(width: int) -> pa.DataType:
-    return pa.list_(pa.field("element", pa.float32(), nullable=False), width)

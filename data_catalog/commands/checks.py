@@ -7,6 +7,7 @@ from data_catalog.checks import CheckSettings, run_checks
 from data_catalog.commands.arguments import add_catalog, check_dataset
 from data_catalog.commands.command import Command, Result
 from data_catalog.commands.printing import print_findings
+from data_catalog.image_hashes import HASH_BITS
 from data_catalog.progress import progress_bar
 
 
@@ -25,12 +26,36 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--junk", choices=("camera", "scene"), help="what a query's junk shares with it (default: the card's)"
     )
+    for name, what in (
+        ("near_empty", "a mask with less foreground than this share is near-empty"),
+        ("near_full", "a mask with more foreground than this share is near-full"),
+    ):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            default=getattr(default, name),
+            metavar="SHARE",
+            help=f"{what} (default: {getattr(default, name)})",
+        )
+    parser.add_argument(
+        "--duplicate-bits",
+        type=int,
+        default=default.duplicate_bits,
+        metavar="BITS",
+        help=f"of the {HASH_BITS} bits of an image's perceptual hash, in how many a copy may differ "
+        f"(default: {default.duplicate_bits})",
+    )
     parser.add_argument("--no-images", action="store_true", help="do not look for duplicate images")
 
 
 def _run(args: argparse.Namespace) -> Result:
     settings = CheckSettings(
-        samples_per_identity=args.samples_per_identity, junk=args.junk, images=not args.no_images
+        samples_per_identity=args.samples_per_identity,
+        junk=args.junk,
+        near_empty=args.near_empty,
+        near_full=args.near_full,
+        images=not args.no_images,
+        duplicate_bits=args.duplicate_bits,
     )
     check_dataset(args.catalog, args.name)
     artifacts = find_artifacts(args.catalog, args.name, args.samples_key)

@@ -1,5 +1,7 @@
+import hashlib
 import io
 import itertools
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,17 @@ from PIL import Image
 from data_catalog import check_reports
 from data_catalog.artifacts import Artifacts, find_artifacts
 from data_catalog.checks import CheckSettings, Finding, run_checks
-from data_catalog.image_hashes import HASH_BITS, find_look_alikes, make_image_hashes, read_hashes
+from data_catalog.image_hashes import (
+    HASH_BITS,
+    ImageHashes,
+    find_copies,
+    make_image_hashes,
+    near_pairs,
+    read_hashes,
+)
 from data_catalog.ingest import IngestSettings, ingest
 from data_catalog.schemas import MASKS_SCHEMA, SAMPLES_SCHEMA, TableKind
+from data_catalog.synthetic import SyntheticSettings, synthesize
 from data_catalog.tables import Manifest, Table
 from tests.data_catalog.folders import image_path, sample_ids
 
@@ -219,30 +229,78 @@ def test_same_image_under_two_identities_is_named(
     [finding] = [finding for finding in report.warnings if finding.check == "duplicate_images"]
     # The two samples of identity 1 look alike, too, as they may; each is a pair with that of identity 2.
     assert set(finding.rows) == {first, same, other}
-    assert finding.message.startswith("2 pairs of samples look the same and have different identities")
+    assert finding.message.startswith("2 pairs of samples show the same image and have different identities")
+    assert " in RGB and NIR and TIR" in finding.message
     assert make_image_hashes(samples).reused
 
 
-def test_hash_is_that_of_the_decoded_images(built: Any) -> None:
+def test_copy_in_one_modality_is_found_and_no_other_pair_of_the_drawn_benchmark(
+    tmp_path: Path, ray_session: None
+) -> None:
+    drawn = SyntheticSettings(train_identities=10, validation_identities=2, test_identities=4, shots=2)
+    synthesize(drawn, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "RGBNT201" / "train_171" / "RGB").iterdir())
+    identities = sorted({name[:6] for name in names})
+    pairs = {}
+    # By day, and at night, where RGB shows nothing.
+    for number, (modality, camera, quality) in enumerate([("RGB", 1, 80), ("NI", 4, 80), ("RGB", 4, None)]):
+        folder = tmp_path / "RGBNT201" / "train_171" / modality
+        source, copy = (
+            next(folder.glob(f"{identity}_cam{camera}_*"))
+            for identity in identities[2 * number : 2 * number + 2]
+        )
+        if quality is None:
+            shutil.copy(source, copy)
+        else:
+            Image.open(source).save(copy, quality=quality)
+        told = modality.replace("NI", "NIR")
+        pairs[f"train/{source.stem} of {int(source.stem[:6])}"] = (
+            f"train/{copy.stem} of {int(copy.stem[:6])} in {told}"
+        )
+    ingest(tmp_path / "RGBNT201", tmp_path / "catalog", "drawn")
+    report = run_checks(find_artifacts(tmp_path / "catalog", "drawn"))
+    [finding] = [finding for finding in report.warnings if finding.check == "duplicate_images"]
+    named = finding.message.partition("(")[2].partition(")")[0]
+    assert dict(pair.split(" and ") for pair in named.split(", ")) == pairs
+
+
+def test_digest_and_hash_are_those_of_the_decoded_images(built: Any) -> None:
     import imagehash  # noqa: PLC0415
 
-    bits = read_hashes(make_image_hashes(built.samples))
-    assert bits.shape == (len(built.samples), HASH_BITS)
+    found = read_hashes(make_image_hashes(built.samples))
+    assert found.bits.shape == (len(built.samples), 3, HASH_BITS)
     for row, sample in enumerate(built.samples.read().to_pylist()):
-        expected = [
-            imagehash.phash(Image.open(io.BytesIO(sample[name]))).hash.ravel()
-            for name in ("rgb", "nir", "tir")
-        ]
-        assert np.array_equal(bits[row], np.concatenate(expected))
+        for modality, name in enumerate(("rgb", "nir", "tir")):
+            image = Image.open(io.BytesIO(sample[name]))
+            digest = hashlib.sha256(np.asarray(image).tobytes()).digest()
+            assert found.digests[row, modality].tobytes() == digest
+            assert np.array_equal(found.bits[row, modality], imagehash.phash(image, 16).hash.ravel())
+    assert (found.details > 10).all()
+
+
+def hashes_of(details: list[list[float]]) -> ImageHashes:
+    """Samples whose images are all the same, with as much detail as is given."""
+    digests, bits = (np.ones((len(details), 3, width), dtype=np.uint8) for width in (32, HASH_BITS))
+    return ImageHashes(digests, bits, np.array(details, dtype=np.float32).reshape(-1, 3))
+
+
+def test_frames_without_detail_are_no_copies_unless_every_pixel_agrees() -> None:
+    identity = np.array([1, 2, 2])
+    # One colour, dim noise, a picture.
+    hashes = hashes_of([[0.1, 2.5, 30.0]] * 3)
+    assert find_copies(hashes, identity, 24) == {(0, 1): ("NIR", "TIR"), (0, 2): ("NIR", "TIR")}
+    others = replace(hashes, digests=np.eye(3, 32, dtype=np.uint8)[:, None].repeat(3, axis=1))
+    assert find_copies(others, identity, 24) == {(0, 1): ("TIR",), (0, 2): ("TIR",)}
+    assert find_copies(hashes_of([]), np.array([], dtype=np.int64), 24) == {}
 
 
 @pytest.mark.parametrize("distance", [0, 3, 6])
-def test_look_alikes_are_those_of_every_pair_compared(distance: int, rng: np.random.Generator) -> None:
+def test_near_pairs_are_those_of_every_pair_compared(distance: int, rng: np.random.Generator) -> None:
     bits = rng.integers(0, 2, (60, HASH_BITS), dtype=np.uint8)
     for row in range(20, 60):
         # Near copies of the first twenty, some beyond the distance.
         bits[row] = bits[row % 20]
-        flipped = rng.choice(HASH_BITS, rng.integers(0, 9), replace=False)
+        flipped = rng.choice(HASH_BITS, rng.integers(0, 9) if row % 3 else 0, replace=False)
         bits[row, flipped] ^= 1
     identity = rng.integers(0, 8, 60)
     expected = [
@@ -251,23 +309,26 @@ def test_look_alikes_are_those_of_every_pair_compared(distance: int, rng: np.ran
         if identity[i] != identity[j] and np.count_nonzero(bits[i] != bits[j]) <= distance
     ]
     assert expected
-    assert find_look_alikes(bits, identity, distance) == expected
+    assert near_pairs(bits, identity, distance) == expected
 
 
-def test_images_of_one_colour_are_no_look_alikes() -> None:
-    flat = np.zeros((4, HASH_BITS), dtype=np.uint8)
-    flat[1, 0] = flat[1, 64] = 1
-    assert find_look_alikes(flat, np.arange(4), 6) == []
+def test_frame_that_stands_under_many_identities_is_no_copy() -> None:
+    frozen = hashes_of([[30.0, 30.0, 30.0]] * 60)
+    assert find_copies(frozen, np.arange(60), 24) == {}
+    # One of a long shot of the same vehicle, under another identity.
+    assert set(find_copies(frozen, np.arange(60) // 59, 24)) == {(row, 59) for row in range(59)}
+    assert len(find_copies(frozen, np.arange(60) // 6, 24)) == 60 * 54 / 2
 
 
-def test_ten_thousand_dark_samples_are_compared_in_seconds(
+def test_hashes_of_the_largest_data_set_are_compared_in_seconds(
     rng: np.random.Generator, elapsed: Callable[[], float]
 ) -> None:
-    # One image in three is the same in all samples: a camera at night.
-    bits = rng.integers(0, 2, (10_000, HASH_BITS), dtype=np.uint8)
+    # A quarter of the bits is the same in all: one camera and its background.
+    bits = rng.integers(0, 2, (17_250, HASH_BITS), dtype=np.uint8)
     bits[:, :64] = bits[0, :64]
     bits[7777] = bits[42]
-    assert find_look_alikes(bits, np.arange(10_000), 10) == [(42, 7777)]
+    bits[7777, 100:124] ^= 1
+    assert near_pairs(bits, np.arange(17_250), 24) == [(42, 7777)]
     assert elapsed() < 20
 
 
