@@ -95,7 +95,13 @@ def _add_llm_options(llm: Any) -> None:
         metavar="S",
         help="give up after so long without answers (default: 600)",
     )
-    llm.add_argument("--budget-usd", type=float, metavar="USD", help="stop before more than this is spent")
+    llm.add_argument(
+        "--budget-usd",
+        type=float,
+        metavar="USD",
+        help="stop before more than this is spent, over all runs of the job (what was in flight when one was "
+        "killed is not counted)",
+    )
     llm.add_argument("--usd-per-million-input", type=float, metavar="USD", help="price of tokens sent")
     llm.add_argument("--usd-per-million-output", type=float, metavar="USD", help="price of tokens answered")
 

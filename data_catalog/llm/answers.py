@@ -2,6 +2,7 @@
 
 `<catalog>/<dataset>/answers/<ab>/<digest>.json` holds one answer. The digest is over all that the answer
 depends on (model, prompt, schema, image bytes), and over nothing else: not the endpoint, not the data set.
+`answers/<job>.lost` holds the tokens that a job may have paid for in vain.
 """
 
 from collections.abc import Iterator
@@ -13,12 +14,15 @@ from typing import Any
 
 from filelock import FileLock
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data_catalog import storage
 from data_catalog.errors import CatalogError
+from data_catalog.llm.spending import Usage
 
 FOLDER = "answers"
+_LOST = ".lost"
+_USAGE = TypeAdapter(Usage)
 
 
 class Answer(BaseModel):
@@ -106,6 +110,33 @@ class AnswerStore:
         storage.write_atomically(
             self._location[0], self._path(digest), (answer.model_dump_json() + "\n").encode()
         )
+
+    def read_lost(self, job: str) -> Usage:
+        """Tokens that a job may have paid for without an answer, over all times that it ran.
+
+        Raises:
+            CatalogError: If the file does not hold them.
+        """
+        filesystem, folder = self._location
+        path = f"{folder}/{job}{_LOST}"
+        if not storage.exists(filesystem, path):
+            return Usage()
+        try:
+            return _USAGE.validate_json(storage.read_buffer(filesystem, path).to_pybytes())
+        except ValidationError:
+            raise CatalogError(
+                f"{path} does not hold the tokens of lost answers; delete the file, and give that much less "
+                "with --budget-usd"
+            ) from None
+
+    def write_lost(self, job: str, usage: Usage) -> None:
+        """Keep what `read_lost` gives.
+
+        Raises:
+            CatalogError: If it cannot be written.
+        """
+        filesystem, folder = self._location
+        storage.write_atomically(filesystem, f"{folder}/{job}{_LOST}", _USAGE.dump_json(usage) + b"\n")
 
     @contextmanager
     def only_user(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ import openai
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
+from data_catalog.llm.prompt_sizes import prompt_size
 from data_catalog.llm.responses import (
     KEY_VARIABLE,
     Completion,
@@ -55,7 +56,8 @@ class ClientSettings(BaseModel):
         patience_seconds: The job ends where nothing is answered for so long.
         first_wait_seconds: Wait before the first retry; doubles with each.
         prices: US dollars per million tokens.
-        budget_usd: What the answers may cost, those of earlier jobs that this one uses included.
+        budget_usd: What the answers may cost, those of earlier jobs that this one uses included. Only what
+            was in flight when a job was killed is not known to the next one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -209,7 +211,8 @@ class LlmClient:
     async def _attempt(self, request: Mapping[str, Any], *, is_first: bool) -> Completion:
         while (wait := self._go_on_at - time.monotonic()) > 0 and not self.stopped_by:
             await self._sleep(wait)
-        price = await self.spending.set_aside()
+        prompt = prompt_size(request)
+        most = await self.spending.set_aside(prompt)
         usage, is_lost = None, False
         try:
             if self.stopped_by:
@@ -221,7 +224,7 @@ class LlmClient:
             is_lost = fault.may_be_charged
             raise
         finally:
-            self.spending.settle(price, usage, lost=is_lost)
+            self.spending.settle(prompt, most, usage, lost=is_lost)
         if usage is None and completion.text is not None and self.settings.budget_usd is not None:
             raise EndpointError(
                 f"endpoint {self.settings.endpoint} does not tell how many tokens an answer took, so no "

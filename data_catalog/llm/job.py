@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from data_catalog.building import Progress
@@ -16,7 +17,7 @@ from data_catalog.llm.pictures import ROW_COLUMNS
 from data_catalog.llm.questions import Question, Questions, as_readings
 from data_catalog.llm.responses import RequestFailedError
 from data_catalog.llm.spending import Spending, Usage
-from data_catalog.tables import Table
+from data_catalog.tables import Table, json_digest
 
 _READERS = 16
 _FAILURES_TOLD = 3
@@ -67,6 +68,10 @@ class AnswerJob:
             CatalogError: If the job must end early, or questions stay unanswered.
         """
         with self.store.only_user():
+            # Two models are two jobs: what one lost is no part of what the other costs.
+            job = json_digest([vars(self.questions.model), self.questions.schema_digest])[:16]
+            self.spending.lost = self.store.read_lost(job)
+            self.spending.note_lost = partial(self.store.write_lost, job)
             self.known = self.store.digests()
             missing = self._survey()
             report = progress or (lambda done, total: None)

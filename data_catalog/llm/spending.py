@@ -1,11 +1,13 @@
 """Tokens and money of a job that asks a language model, and the cap that it keeps."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
+from data_catalog.llm.prompt_sizes import ImageSize, PromptSize, image_tokens
 
 _MILLION = 1_000_000
 
@@ -20,6 +22,12 @@ class Usage:
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens
+        )
+
+    def longer_of(self, other: "Usage") -> "Usage":
+        """The longer prompt and the longer answer of both."""
+        return Usage(
+            max(self.prompt_tokens, other.prompt_tokens), max(self.completion_tokens, other.completion_tokens)
         )
 
 
@@ -46,9 +54,11 @@ class Spending:
     """Counts what was spent, and lets a request go only where the budget covers it.
 
     A request's price is known when its answer is. So before it is sent, the dearest that it can be is set
-    aside: the longest prompt seen so far and an answer of `max_answer_tokens`. What other requests in flight
-    have set aside counts as spent. An answer that got lost on the way may have been charged all the same,
-    so what was set aside for it stays spent.
+    aside: all tokens that its prompt can have (`data_catalog.llm.prompt_sizes`) and an answer of
+    `max_answer_tokens`, and no less than was seen of any request before. An image is counted by its size,
+    so once a prompt with an image was answered, others of that size take no more than that whole prompt did.
+    What other requests in flight have set aside counts as spent. An answer that got lost on the way may have
+    been charged all the same, so what was set aside for it stays spent.
 
     Attributes:
         prices: Prices; None where nobody asks for the cost.
@@ -56,7 +66,9 @@ class Spending:
         max_answer_tokens: Length at which an answer is cut.
         earlier: Tokens of answers that an earlier job paid.
         now: Tokens of this job's answers.
-        lost_usd: What requests may have cost whose answers never came.
+        lost: Tokens of requests that may have been charged and whose answers never came, at most; those of
+            earlier jobs included.
+        note_lost: Called with `lost` whenever it grows.
     """
 
     prices: Prices | None
@@ -64,8 +76,10 @@ class Spending:
     max_answer_tokens: int
     earlier: Usage = Usage()
     now: Usage = Usage()
-    lost_usd: float = 0.0
-    _longest_prompt: int = 0
+    lost: Usage = Usage()
+    note_lost: Callable[[Usage], None] = lambda lost: None
+    _longest: Usage = Usage()
+    _image_tokens: dict[ImageSize, int] = field(default_factory=dict)
     _set_aside: float = 0.0
     _in_flight: int = 0
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,28 +89,32 @@ class Spending:
         """What all answers have cost, earlier jobs' and lost ones included; None without prices."""
         if self.prices is None:
             return None
-        return self.prices.cost_usd(self.earlier + self.now) + self.lost_usd
+        return self.prices.cost_usd(self.earlier + self.now + self.lost)
 
     def count_earlier(self, usage: Usage, requests: int) -> None:
         """Add an answer that was there already, and took this many requests."""
         self.earlier += usage
-        self._longest_prompt = max(self._longest_prompt, usage.prompt_tokens // max(1, requests))
+        self._longest = self._longest.longer_of(
+            Usage(usage.prompt_tokens // requests, usage.completion_tokens // requests)
+        )
 
-    async def set_aside(self) -> float:
-        """Wait until the budget covers another request, and set its price aside, in US dollars.
+    async def set_aside(self, prompt: PromptSize) -> Usage:
+        """Wait until the budget covers another request, and set aside the tokens that it can take.
+
+        Args:
+            prompt: What is to be sent.
 
         Raises:
             BudgetError: If it does not, though no request is in flight any more.
         """
         while True:
-            price = 0.0
-            if self.prices is not None:
-                price = self.prices.cost_usd(Usage(self._longest_prompt, self.max_answer_tokens))
+            most = self._most(prompt)
+            price = self._price(most)
             spent = self.cost_usd or 0.0
             if self.budget_usd is None or spent + self._set_aside + price <= self.budget_usd:
                 self._set_aside += price
                 self._in_flight += 1
-                return price
+                return most
             if self._in_flight == 0:
                 raise BudgetError(
                     f"budget_usd: {self.budget_usd:.2f} US dollars do not cover another request (spent: "
@@ -106,19 +124,33 @@ class Spending:
             self._settled.clear()
             await self._settled.wait()
 
-    def settle(self, price: float, usage: Usage | None = None, *, lost: bool = False) -> None:
+    def settle(
+        self, prompt: PromptSize, most: Usage, usage: Usage | None = None, *, lost: bool = False
+    ) -> None:
         """Give back what was set aside for a request, and count what it cost.
 
         Args:
-            price: What `set_aside` gave.
+            prompt: What was sent.
+            most: What `set_aside` gave.
             usage: Tokens of its answer.
             lost: Whether there is no answer and it may have been charged.
         """
         self._in_flight -= 1
-        self._set_aside -= price
+        self._set_aside -= self._price(most)
         if usage is not None:
             self.now += usage
-            self._longest_prompt = max(self._longest_prompt, usage.prompt_tokens)
-        if lost:
-            self.lost_usd += price
+            self._longest = self._longest.longer_of(usage)
+            for size in prompt.images:
+                known = self._image_tokens.get(size, usage.prompt_tokens)
+                self._image_tokens[size] = min(known, usage.prompt_tokens)
         self._settled.set()
+        if lost:
+            self.lost += most
+            self.note_lost(self.lost)
+
+    def _most(self, prompt: PromptSize) -> Usage:
+        images = sum(self._image_tokens.get(size, image_tokens(size)) for size in prompt.images)
+        return self._longest.longer_of(Usage(prompt.text_tokens + images, self.max_answer_tokens))
+
+    def _price(self, usage: Usage) -> float:
+        return 0.0 if self.prices is None else self.prices.cost_usd(usage)

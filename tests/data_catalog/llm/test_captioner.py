@@ -21,7 +21,7 @@ from data_catalog.ingest import IngestSettings, ingest
 from data_catalog.llm.answers import AnswerStore
 from data_catalog.llm.captioner import LlmCaptionSettings, make_llm_captions
 from data_catalog.llm.client import ClientSettings
-from data_catalog.llm.spending import Prices
+from data_catalog.llm.spending import Prices, Usage
 from data_catalog.sentences import PERSON, write_caption
 from data_catalog.storage import open_root
 from data_catalog.tables import Table, list_datasets, list_tables
@@ -221,19 +221,35 @@ def test_disturbed_job_makes_the_same_table(samples: Table, undisturbed: Table) 
 
 def test_budget_stops_the_job_and_what_is_answered_is_kept(samples: Table, undisturbed: Table) -> None:
     with chat_server() as server:
-        for budget in (12.5 * COST, 40.5 * COST):
+        # The first does not cover one image as dear as images can be.
+        for budget, least in ((20 * COST, 0), (40.5 * COST, 25), (74.5 * COST, 55)):
             with pytest.raises(CatalogError, match=r"do not cover another request .*--budget-usd"):
                 caption(samples, server, prices=PRICES, budget_usd=budget, max_answer_tokens=1500)
             assert server.cost_usd(10, 30) <= budget
+            assert (server.answered.total() >= least) if least else (server.requests == [])
             assert [table.kind.value for table in list_tables(samples.catalog, "small")] == ["samples"]
         answered = server.answered.total()
-        assert answered >= 30
         table = caption(samples, server, prices=PRICES, budget_usd=500 * COST)
         assert max(server.answered.values()) == 1
         assert server.answered.total() == QUESTIONS
     assert table.digest == undisturbed.digest
     assert table.statistics["llm"]["answers_kept_from_before"] == answered
     assert table.statistics["llm"]["cost_usd"] == pytest.approx(QUESTIONS * COST)
+
+
+def test_lost_answers_stay_spent_when_the_job_goes_on(samples: Table) -> None:
+    lost = {4: Reply("x", is_cut_off=True), 7: Reply("x", is_cut_off=True)}
+    with chat_server(lambda number, request: lost.get(number)) as server:
+        with pytest.raises(CatalogError, match="do not cover another request"):
+            caption(samples, server, prices=PRICES, budget_usd=50 * COST)
+        table = caption(samples, server, prices=PRICES, budget_usd=500 * COST)
+        assert server.answered.total() == QUESTIONS
+    cost = table.statistics["llm"]["cost_usd"]
+    assert cost > QUESTIONS * COST + 2 * PRICES.cost_usd(Usage(PROMPT_TOKENS, 1500))
+    # Another model has lost nothing.
+    with chat_server() as server:
+        other = caption(samples, server, model="other", prices=PRICES, budget_usd=500 * COST)
+    assert other.statistics["llm"]["cost_usd"] == pytest.approx(QUESTIONS * COST)
 
 
 def test_unanswered_questions_stop_the_table_or_stay_unknown(samples: Table, undisturbed: Table) -> None:
