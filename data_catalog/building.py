@@ -195,10 +195,10 @@ def build_table(
             seconds=round(time.monotonic() - start, 3),
         ).sealed()
         filesystem, folder = storage.open_root(root)
-        text = manifest.model_dump_json(indent=1) + "\n"
-        storage.write_atomically(filesystem, f"{folder}/{MANIFEST}", text.encode())
+        data = manifest.to_bytes()
+        storage.write_atomically(filesystem, f"{folder}/{MANIFEST}", data)
         # As a later call will read it: a tuple among the settings is a list from here on.
-        return Table(catalog, Manifest.model_validate_json(text), reused=False)
+        return Table(catalog, Manifest.model_validate_json(data), reused=False)
 
 
 def _report_files(root: str, files: Sequence[str], progress: Progress | None) -> None:

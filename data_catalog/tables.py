@@ -68,6 +68,10 @@ class Manifest(_Record):
         """The same manifest with the seal that it should have."""
         return self.model_copy(update={"seal": json_digest(self.model_dump(mode="json", exclude={"seal"}))})
 
+    def to_bytes(self) -> bytes:
+        """The file as it is written, byte by byte."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
 
 def json_digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON: sorted keys, no spaces."""

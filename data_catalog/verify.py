@@ -1,4 +1,9 @@
-"""Recompute the digests of a data set's tables: has a byte changed since they were made?"""
+"""Recompute the digests of a data set's tables: has a byte changed since they were made?
+
+Looked at are the shards and the manifest of every table. What else a catalog keeps is no table and has no
+digest: the answers of a language model (a table of captions made from them is looked at) and the reports of
+the checks, which are made anew when they are deleted.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -13,6 +18,7 @@ from data_catalog import storage
 from data_catalog.errors import CatalogError
 from data_catalog.schemas import TableKind
 from data_catalog.tables import (
+    MANIFEST,
     Table,
     content_digest,
     list_keys,
@@ -61,7 +67,8 @@ def verify(
     """Read every shard of every table of a data set and compare with the manifests.
 
     Three digests must agree: that of a shard's bytes, that of the rows in it, and that of the table, which
-    is made of the rows' digests, the inputs and the settings. A seal covers the rest of the manifest.
+    is made of the rows' digests, the inputs and the settings. A seal covers the rest of the manifest, and its
+    file must be, byte by byte, what is written for these values.
 
     Args:
         catalog: Root of the catalog, folder or URI.
@@ -142,7 +149,11 @@ def _manifest_faults(table: Table) -> list[str]:
     )
     if digest != manifest.digest:
         return [f"its digest is {digest[:12]}, the manifest says {manifest.digest[:12]}; {again}"]
-    # Manifests of the first version had no seal.
-    if manifest.seal and manifest.seal != manifest.sealed().seal:
+    if not manifest.seal:
+        return [f"its manifest has no seal: it was removed, or an old version made the table; {again}"]
+    if manifest.seal != manifest.sealed().seal:
         return [f"its manifest changed since it was made; {again}"]
+    filesystem, folder = storage.open_root(table.path)
+    if storage.read_buffer(filesystem, f"{folder}/{MANIFEST}").to_pybytes() != manifest.to_bytes():
+        return [f"the bytes of its manifest changed since it was made, though no value did; {again}"]
     return []

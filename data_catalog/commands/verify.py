@@ -38,7 +38,7 @@ def _show(result: Mapping[str, Any]) -> None:
 
 COMMAND = Command(
     name="verify",
-    summary="Recompute the digests of every shard of every table; names what changed.",
+    summary="Recompute the digests of every table, shards and manifest; kept answers and reports are none.",
     example="benchmark --catalog runs/catalog",
     add_options=_add_options,
     run=_run,

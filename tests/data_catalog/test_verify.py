@@ -52,7 +52,7 @@ def test_shard_that_is_gone_is_found(catalog: Path) -> None:
 
 def change(path: Path, **values: Any) -> None:
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | values))
+    path.write_text(json.dumps(manifest | values, indent=1) + "\n")
 
 
 def test_changed_manifest_is_found(catalog: Path) -> None:
@@ -63,7 +63,14 @@ def test_changed_manifest_is_found(catalog: Path) -> None:
     assert (fault.table, fault.shard) == (f"masks/{path.parent.name}", "")
     assert fault.message.startswith("its manifest changed since it was made")
 
-    change(path, statistics=statistics, inputs={"samples": "0" * 64})
+    change(path, statistics=statistics, seal="")
+    [fault] = verify(catalog, "small").errors
+    assert fault.message.startswith(
+        "its manifest has no seal: it was removed, or an old version made the table"
+    )
+    assert f"delete the folder {path.parent} and run its step again" in fault.message
+
+    change(path, inputs={"samples": "0" * 64})
     [fault] = verify(catalog, "small").errors
     assert "the manifest says" in fault.message
 
@@ -71,6 +78,20 @@ def test_changed_manifest_is_found(catalog: Path) -> None:
     [fault] = verify(catalog, "small").errors
     assert "is not a manifest of this version" in fault.message
     assert fault.table == f"masks/{path.parent.name}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"rows": ', '"rows":  '), ('"rows"', '"ro\\u0077s"'), ("\n}\n", "\n}")]
+)
+def test_manifest_that_says_the_same_in_other_bytes_is_found(catalog: Path, before: str, after: str) -> None:
+    path = a_shard(catalog, TableKind.MASKS).parent / "manifest.json"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    [fault] = verify(catalog, "small").errors
+    assert fault.message.startswith(
+        "the bytes of its manifest changed since it was made, though no value did"
+    )
 
 
 def test_rows_that_were_replaced_together_with_the_file_digest_are_found(catalog: Path) -> None:
@@ -83,7 +104,7 @@ def test_rows_that_were_replaced_together_with_the_file_digest_are_found(catalog
         for shard in manifest.shards
     ]
     forged = manifest.model_copy(update={"shards": tuple(shards)}).sealed()
-    (path.parent / "manifest.json").write_text(forged.model_dump_json())
+    (path.parent / "manifest.json").write_bytes(forged.to_bytes())
     [fault] = verify(catalog, "small").errors
     assert fault.shard == path.name
     assert "its rows are not those that the manifest tells of" in fault.message
