@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from data_catalog.building import Progress, ShardMaker, build_table
 from data_catalog.caption_files import Choice, ReadCaptions, find_caption_files, read_caption_files
 from data_catalog.captions import redaction_settings
+from data_catalog.errors import CatalogError
 from data_catalog.redaction import redact
 from data_catalog.schemas import CAPTIONS_SCHEMA, TableKind
 from data_catalog.tables import Table
@@ -21,6 +22,8 @@ CLIP_CONTEXT = 77
 
 LISTED = 100
 """How many of a kind are listed; all are counted."""
+
+_NAMED = 5
 
 
 class CaptionFileSettings(BaseModel):
@@ -64,7 +67,7 @@ def import_captions(
 
     Raises:
         CatalogError: If a file is missing, is not UTF-8 or JSON of that form, has two texts for an item, or
-            an item that could mean two samples. Names file and entry.
+            an item that could mean two samples; names file and entry. If no item names a sample.
     """
     settings = settings or CaptionFileSettings()
     files = find_caption_files(samples, folder, settings.choose)
@@ -73,6 +76,14 @@ def import_captions(
         for number in range(len(samples.manifest.shards))
     ]
     read = read_caption_files(files, [sample_id for of_shard in ids for sample_id in of_shard])
+    if not read.captions:
+        expected = PurePosixPath(next(sample_id for of_shard in ids for sample_id in of_shard)).name
+        raise CatalogError(
+            f"captions {', '.join(str(path) for path, _, _ in files)}: none of {len(read.absent)} items "
+            f"names a sample of data set {samples.manifest.dataset!r} (first: "
+            f"{', '.join(read.absent[:_NAMED]) or 'there is none'}); expected file names such as "
+            f"{expected}.jpg, in the file of their split"
+        )
 
     def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
         return _summarise(shards, read, settings.redact)

@@ -69,6 +69,22 @@ def test_every_sample_gets_the_caption_of_its_file_name(samples: Table, folder: 
     assert import_captions(samples, folder).reused
 
 
+def test_files_of_another_data_set_are_refused(samples: Table, tmp_path: Path) -> None:
+    others = [{"item": f"{number:04d}_c1.jpg", "description": "A car."} for number in range(7)]
+    folder = write_captions(tmp_path, train=others, val=[], test=[])
+    with pytest.raises(
+        CatalogError,
+        match=r"train\.json.*: none of 7 items names a sample of data set 'small' \(first: train\.json: "
+        r"0000_c1\.jpg, .*0004_c1\.jpg\); expected file names such as 0000\d\d_cam1_0_00\.jpg",
+    ):
+        import_captions(samples, folder)
+    with pytest.raises(CatalogError, match=r"none of 0 items .*\(first: there is none\)"):
+        import_captions(samples, write_captions(tmp_path, train=[], val=[], test=[]))
+    # One caption that fits is enough; the others are counted.
+    one = entries("train")[:1]
+    assert import_captions(samples, write_captions(tmp_path, train=one)).statistics["missing"] == 11
+
+
 def test_content_of_the_files_decides_which_table_it_is(tmp_path: Path) -> None:
     def digest_of(folder: Path, splits: tuple[str, ...] = ("train", "test")) -> str:
         return read_caption_files([(folder / f"{split}.json", split, "") for split in splits], []).digest
