@@ -31,8 +31,8 @@ class SheetSettings(BaseModel):
     split: str | None = None
     identities: tuple[int, ...] = ()
     """Raw identities; all when empty."""
-    ids: tuple[str, ...] = ()
-    """These samples, in this order; all that the other fields allow when empty."""
+    ids: tuple[str, ...] = Field((), max_length=MAX_SAMPLES)
+    """These samples, all of them and in this order; what the other fields choose when empty."""
     lowest_score: bool = False
     """The samples whose masks score lowest, lowest first, instead of a random choice."""
     count: int = Field(24, ge=1, le=MAX_SAMPLES)
@@ -149,10 +149,12 @@ def _choose_rows(samples: Table, masks: Table | None, settings: SheetSettings) -
             f"{', '.join(map(str, settings.identities)) or 'any'}; splits: "
             f"{', '.join(samples.statistics['splits'])}"
         )
+    if settings.ids:
+        return found
     if settings.lowest_score or len(found) <= settings.count:
         return found[: settings.count]
     chosen = np.random.default_rng(settings.seed).choice(len(found), settings.count, replace=False)
-    return [found[position] for position in (chosen if settings.ids else sorted(chosen))]
+    return [found[position] for position in sorted(chosen)]
 
 
 def _read_rows(
@@ -199,7 +201,10 @@ def _title(
     samples: Table, masks: Table | None, captions: Table | None, settings: SheetSettings, shown: int
 ) -> str:
     parts = [f"{samples.manifest.dataset}: {shown} of {len(samples)} samples"]
-    parts += ["lowest scores first"] if settings.lowest_score else [f"seed {settings.seed}"]
+    if settings.lowest_score:
+        parts += ["lowest scores first"]
+    elif not settings.ids:
+        parts += [f"seed {settings.seed}"]
     if masks is None:
         parts += ["no masks"]
     else:

@@ -8,7 +8,7 @@ from data_catalog.commands.command import Command, Result
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.schemas import TableKind
-from data_catalog.sheet import SheetSettings, draw_sheet
+from data_catalog.sheet import MAX_SAMPLES, SheetSettings, draw_sheet
 from data_catalog.tables import Table, find_table, list_tables
 
 
@@ -23,7 +23,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--split", choices=SPLITS, help="default: all")
     which.add_argument("--identity", type=int, nargs="+", default=[], metavar="ID", help="raw identities")
     which.add_argument(
-        "--ids", nargs="+", default=[], metavar="ID", help="sample ids, like test/000077_cam1_0_00"
+        "--ids", nargs="+", default=[], metavar="ID", help="these samples, like test/000077_cam1_0_00"
     )
     which.add_argument("--lowest-score", type=int, metavar="N", help="the N masks that score lowest")
     which.add_argument(
@@ -42,6 +42,15 @@ def _run(args: argparse.Namespace) -> Result:
     check_dataset(args.catalog, args.name)
     if args.lowest_score is not None and args.count is not None:
         raise CatalogError("--lowest-score and --count both say how many; give one of them")
+    for option in ("lowest_score", "count"):
+        if args.ids and getattr(args, option) is not None:
+            raise CatalogError(
+                f"--ids says which samples and how many; leave out --{option.replace('_', '-')}"
+            )
+    if len(args.ids) > MAX_SAMPLES:
+        raise CatalogError(
+            f"--ids names {len(args.ids)} samples, expected at most {MAX_SAMPLES}; draw more than one sheet"
+        )
     samples = find_table(args.catalog, args.name, TableKind.SAMPLES, key=args.samples_key)
     count = args.lowest_score if args.lowest_score is not None else args.count
     values = {} if count is None else {"count": count}

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from data_catalog.__main__ import main
 from data_catalog.errors import CatalogError
 from data_catalog.images import decode_mask
 from data_catalog.segmenters.mask_files import import_masks
@@ -44,6 +45,28 @@ def test_subset_is_the_one_asked_for(built: Any, tmp_path: Path) -> None:
     assert all(
         name.startswith("val/") for name in sheet(built, out, lowest_score=True, split="val").sample_ids
     )
+
+
+def test_every_sample_that_is_named_is_shown_in_the_order_given(built: Any, tmp_path: Path) -> None:
+    ids = tuple(sample_ids()[::-1])
+    assert len(ids) > SheetSettings().count
+    assert sheet(built, tmp_path / "sheet.png", ids=ids).sample_ids == ids
+    with pytest.raises(ValidationError, match="at most 400"):
+        SheetSettings(ids=("test/a",) * 401)
+
+
+def test_command_refuses_to_be_told_twice_how_many(
+    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["sheet", "small", "--catalog", str(built.catalog), "--out", str(tmp_path / "sheet.png")]
+    for more, message in (
+        (["--ids", "test/a", "--count", "3"], "--ids says which samples and how many; leave out --count"),
+        (["--ids", "test/a", "--lowest-score", "3"], "leave out --lowest-score"),
+        (["--ids", *["test/a"] * 401], "--ids names 401 samples, expected at most 400"),
+    ):
+        assert main([*start, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*start, "--patch-size", "8", "--ids", *sample_ids()]) == 0
 
 
 def test_draw_depends_on_the_seed_alone(built: Any, tmp_path: Path) -> None:
