@@ -1,11 +1,12 @@
 """Files of a catalog on any pyarrow filesystem (local disk, S3, GCS), each written whole or not at all."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -14,6 +15,8 @@ from data_catalog.errors import CatalogError
 
 PARTIAL = ".{name}.{unique}.partial"
 """What a file is called until it is complete."""
+
+_SECRET = re.compile(r"secret|password|token|key|signature|^sig$", re.IGNORECASE)
 
 
 def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
@@ -30,20 +33,40 @@ def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
     text = str(root)
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).resolve())
-    parts = urlsplit(text)
-    if "@" in parts.netloc:
+    shown = presentable_uri(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise CatalogError(_unopened(shown, str(error))) from None
+    if _holds_credentials(parts):
         raise CatalogError(
-            f"catalog {parts.scheme}://...@{parts.netloc.rpartition('@')[2]}{parts.path} holds credentials, "
-            "which would end up in logs and records; put them into the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY) or the machine's configuration instead"
+            f"catalog {shown} holds credentials, which would end up in logs and records; put them into the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's configuration instead"
         )
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise CatalogError(
-            f"catalog {text!r} cannot be opened ({error}); give a folder or a URI such as s3://bucket/folder"
-        ) from error
+        # Arrow quotes the URI, and a traceback would show it again.
+        raise CatalogError(_unopened(shown, str(error).replace(text, shown))) from None
     return filesystem, path.rstrip("/")
+
+
+def presentable_uri(text: str) -> str:
+    """A URI, well-formed or not, without what may be secret: all before an @, and the query."""
+    scheme, _, rest = text.partition("://")
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}://{'...@' if at else ''}{place.partition('?')[0]}"
+
+
+def _holds_credentials(parts: SplitResult) -> bool:
+    """Whether a URI holds a password, a key or a token; a user alone is none (`gs://anonymous@bucket`)."""
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    is_key = parts.scheme == "s3" and parts.username is not None
+    return is_key or bool(parts.password) or any(map(_SECRET.search, names))
+
+
+def _unopened(shown: str, reason: str) -> str:
+    return f"catalog {shown} cannot be opened ({reason}); give a folder or a URI such as s3://bucket/folder"
 
 
 def join(root: str | Path, *names: str) -> str:

@@ -170,11 +170,59 @@ def test_bucket_that_is_not_there_is_named(catalog: str, source: Path) -> None:
         ingest(source, nowhere, "small", IngestSettings(samples_per_shard=28))
 
 
-@pytest.mark.parametrize("uri", ["s3://key:hidden@bucket/catalog", "s3://key:hidden@bucket?scheme=http"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://key:hidden@bucket/catalog",
+        "s3://key:hidden@bucket?scheme=http",
+        "s3://hidden@bucket/catalog",
+        "s3://bucket/catalog?secret_key=hidden",
+        "gs://key:hidden@bucket/catalog",
+        "abfss://container:hidden@account.dfs.core.windows.net/catalog",
+        "abfss://container@account.dfs.core.windows.net/catalog?client_id=me&client_secret=hidden",
+    ],
+)
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(CatalogError, match=r"holds credentials.*AWS_ACCESS_KEY_ID") as error:
-        list_datasets(uri)
-    assert "hidden" not in str(error.value)
+        open_root(uri)
+    assert "hid" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("gs://anonymous@bucket/catalog", "bucket/catalog"),
+        ("abfss://container@account.dfs.core.windows.net/catalog", "container/catalog"),
+    ],
+)
+def test_user_without_a_password_is_no_credential(uri: str, path: str) -> None:
+    assert open_root(uri)[1] == path
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (
+            "s3://[bad/x",
+            r"catalog s3://\[bad/x cannot be opened \(Invalid IPv6 URL\); give a folder or a URI",
+        ),
+        (
+            "s3://bucket:abc/x?region=hidden",
+            r"catalog s3://bucket:abc/x cannot be opened \(.*'s3://bucket:abc/x'",
+        ),
+        ("s3://bucket:99999/x", "catalog s3://bucket:99999/x cannot be opened"),
+        ("s3://key:hid/den@bucket/x", r"catalog s3://\.\.\.@bucket/x cannot be opened"),
+        ("s3://key:hid?den@bucket/x", r"catalog s3://\.\.\.@bucket/x cannot be opened"),
+        (
+            "s3://bucket/x?colour=hidden",
+            r"catalog s3://bucket/x cannot be opened \(Unexpected query parameter",
+        ),
+    ],
+)
+def test_uri_that_cannot_be_opened_is_named_without_its_query(uri: str, message: str) -> None:
+    with pytest.raises(CatalogError, match=message) as error:
+        open_root(uri)
+    assert "hid" not in str(error.value)
 
 
 @pytest.mark.parametrize(
