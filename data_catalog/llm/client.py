@@ -39,6 +39,7 @@ from data_catalog.llm.responses import (
     read_status,
 )
 from data_catalog.llm.spending import Prices, Spending
+from data_catalog.storage import presentable_uri
 
 _LONGEST_WAIT_SECONDS = 60.0
 _CONNECT_SECONDS = 10.0
@@ -79,11 +80,14 @@ def check_endpoint(settings: ClientSettings) -> None:
     Raises:
         CatalogError: If the endpoint is no plain http(s) URL, or a budget comes without prices.
     """
-    parts = urlsplit(settings.endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise CatalogError(
-            f"endpoint {settings.endpoint!r} is no URL; expected one such as http://127.0.0.1:8000/v1"
-        )
+    shown = presentable_uri(settings.endpoint) if "://" in settings.endpoint else settings.endpoint
+    try:
+        parts = urlsplit(settings.endpoint)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise CatalogError(f"endpoint {shown!r} is no URL; expected one such as http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query:
         raise CatalogError(
             f"endpoint at {parts.hostname}: the URL holds a password or a query, which would be stored; give "
