@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pyarrow import fs
 
 from data_catalog import storage
-from data_catalog.errors import CatalogError
+from data_catalog.errors import NotWritableError
 
 LOCK = ".lock"
 _POLL_SECONDS = 0.5
@@ -31,7 +31,7 @@ def build_lock(root: str, waiting: Callable[[], None]) -> Iterator[None]:
         waiting: Called about twice a second for as long as another process builds it.
 
     Raises:
-        CatalogError: If the folder cannot be written to.
+        NotWritableError: If the folder cannot be written to.
     """
     filesystem, folder = storage.open_root(root)
     lock = None
@@ -46,7 +46,7 @@ def build_lock(root: str, waiting: Callable[[], None]) -> Iterator[None]:
         except NotImplementedError:
             lock = None
         except OSError as error:
-            raise CatalogError(
+            raise NotWritableError(
                 f"{folder} cannot be written to ({error.strerror}); correct the rights or make room, and run "
                 "the same command again"
             ) from error

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from data_catalog import storage
 from data_catalog.build_lock import build_lock
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.schemas import TableKind
 from data_catalog.tables import (
     MANIFEST,
@@ -244,7 +244,7 @@ def _make_shards(
         is_small = len(rows) == 1 and not maker.gpus_per_actor
         for result in [_make_here(rows[0], root, maker)] if is_small else _run_actors(rows, root, maker):
             if result["error"]:
-                raise CatalogError(result["error"])
+                raise (NotWritableError if result["is_unwritable"] else CatalogError)(result["error"])
             made = ShardRecord.model_validate_json(result["record"])
             done[int(result["number"])] = made, json.loads(result["statistics"])
             report(len(done), len(files))
@@ -304,13 +304,14 @@ class _ShardWriter:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         path = f"{self.folder}/{batch['file'][0]}"
         result = {"number": int(batch["number"][0]), "record": "", "statistics": "", "error": ""}
+        result["is_unwritable"] = False
         try:
             rows, statistics = self.maker.make(json.loads(str(batch["work"][0])))
             record = _write_shard(self.filesystem, path, rows, statistics)
             result |= {"record": record.model_dump_json(), "statistics": json.dumps(statistics)}
         except CatalogError as error:
             # An exception would reach the driver as a page of Ray's traceback; the message is for the user.
-            result["error"] = str(error)
+            result |= {"error": str(error), "is_unwritable": isinstance(error, NotWritableError)}
         return {name: [value] for name, value in result.items()}
 
 

@@ -1,15 +1,19 @@
 """Reports of the checks, kept in the catalog, so that a thousand runs on the same tables check them once.
 
 `<catalog>/<dataset>/checks/<key>.json` holds a report; the key is over the digests of the tables and over the
-settings of the checks.
+settings of the checks, with what the card says in the place of what they leave open.
 """
+
+import logging
+from dataclasses import replace
 
 from pydantic import TypeAdapter, ValidationError
 
 from data_catalog import storage
 from data_catalog.artifacts import Artifacts
 from data_catalog.building import Progress
-from data_catalog.checks import CheckReport, CheckSettings, run_checks
+from data_catalog.checks import CheckReport, CheckSettings, Finding, junk_rule, run_checks
+from data_catalog.errors import NotWritableError
 from data_catalog.tables import json_digest
 
 FOLDER = "checks"
@@ -17,6 +21,7 @@ CHECKS_VERSION = 2
 """Raised whenever the same data would be reported of otherwise."""
 
 _REPORT = TypeAdapter(CheckReport)
+_LOGGER = logging.getLogger(__name__)
 
 
 def checked(
@@ -24,15 +29,16 @@ def checked(
 ) -> CheckReport:
     """What `run_checks` finds, from the catalog where the same was asked of the same tables before.
 
+    A catalog that cannot be written to is no hindrance: the report is not kept then. Where it holds no hashes
+    of the images either, they are not compared, and a warning of the report says so.
+
     Args:
         artifacts: The tables.
         settings: Where to draw the lines.
         progress: Called as shards are hashed.
-
-    Raises:
-        CatalogError: If the report cannot be written.
     """
     settings = settings or CheckSettings()
+    settings = settings.model_copy(update={"junk": junk_rule(artifacts.samples, settings)})
     asked = {
         "version": CHECKS_VERSION,
         "settings": settings.model_dump(),
@@ -46,8 +52,22 @@ def checked(
         try:
             return _REPORT.validate_json(storage.read_buffer(filesystem, path).to_pybytes())
         except ValidationError:
-            # Whatever became of the file, it can be made again.
-            filesystem.delete_file(path)
-    report = run_checks(artifacts, settings, progress)
-    storage.write_atomically(filesystem, path, _REPORT.dump_json(report, indent=1) + b"\n")
+            _LOGGER.warning("%s holds no report; the data is checked again", path)
+    try:
+        report = run_checks(artifacts, settings, progress)
+    except NotWritableError as error:
+        return _without_images(artifacts, settings, error)
+    try:
+        storage.write_atomically(filesystem, path, _REPORT.dump_json(report, indent=1) + b"\n")
+    except NotWritableError as error:
+        _LOGGER.warning("the report of the checks is not kept, so every run makes its own: %s", error)
     return report
+
+
+def _without_images(artifacts: Artifacts, settings: CheckSettings, error: NotWritableError) -> CheckReport:
+    report = run_checks(artifacts, settings.model_copy(update={"images": False}))
+    left_out = Finding(
+        "duplicates_not_checked",
+        f"duplicate images were not looked for, since the hashes of the images cannot be kept: {error}",
+    )
+    return replace(report, warnings=(*report.warnings, left_out))

@@ -105,11 +105,13 @@ def run_checks(
         artifacts: The tables, see `data_catalog.artifacts.find_artifacts`.
         settings: Where to draw the lines.
         progress: Called as shards are hashed.
+
+    Raises:
+        NotWritableError: If there are no hashes yet and the catalog takes none.
     """
     settings = settings or CheckSettings()
     labels = _Labels.of(artifacts.samples)
-    card = card_of(artifacts.samples)
-    junk = settings.junk or (card.protocol.junk if card else "camera")
+    junk = junk_rule(artifacts.samples, settings)
     findings = _Findings()
     _check_queries(labels, junk, findings)
     _check_splits(labels, findings)
@@ -123,6 +125,12 @@ def run_checks(
         hashes = read_hashes(make_image_hashes(artifacts.samples, progress))
         _check_duplicates(labels, hashes, settings.duplicate_bits, findings)
     return CheckReport(tuple(findings.errors), tuple(findings.warnings))
+
+
+def junk_rule(samples: Table, settings: CheckSettings) -> Literal["camera", "scene"]:
+    """What a query's junk has in common with it: as the settings say, else as the data set's card does."""
+    card = card_of(samples)
+    return settings.junk or (card.protocol.junk if card else "camera")
 
 
 def _check_queries(labels: _Labels, junk: str, findings: _Findings) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, NotWritableError
 
 PARTIAL = ".{name}.{unique}.partial"
 """What a file is called until it is complete."""
@@ -87,7 +87,7 @@ def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.Nati
     """A stream into a file under a name of its own, moved into place at the end: no reader sees half of it.
 
     Raises:
-        CatalogError: If the disk is full or the place cannot be written to.
+        NotWritableError: If the disk is full or the place cannot be written to.
     """
     folder, _, name = path.rpartition("/")
     partial = f"{folder}/{PARTIAL.format(name=name, unique=uuid.uuid4().hex)}"
@@ -104,7 +104,7 @@ def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.Nati
                 filesystem.delete_file(partial)
             raise
     except OSError as error:
-        raise CatalogError(
+        raise NotWritableError(
             f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
             "again; shards that are complete are kept"
         ) from error

@@ -15,7 +15,7 @@ import pytest
 from pyarrow import fs
 
 from data_catalog.build_lock import build_lock
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.storage import write_atomically
 from data_catalog.tables import list_tables
 from data_catalog.verify import verify
@@ -71,7 +71,7 @@ def test_killed_build_is_absent_then_completed_once_by_two_processes(
 def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_session: None) -> None:
     full = tmp_path / "full"
     full.touch()
-    with pytest.raises(CatalogError, match=r"shard-0000\d\.parquet could not be written: .*Make room"):
+    with pytest.raises(NotWritableError, match=r"shard-0000\d\.parquet could not be written: .*Make room"):
         slow_build.build(tmp_path / "catalog", 0, full)
     assert list_tables(tmp_path / "catalog", "slow") == []
     assert shards_of(tmp_path / "catalog") == []

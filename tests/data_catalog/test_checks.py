@@ -12,9 +12,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from data_catalog import check_reports
+from data_catalog import check_reports, checks
 from data_catalog.artifacts import Artifacts, find_artifacts
+from data_catalog.cards import load_card
 from data_catalog.checks import CheckSettings, Finding, run_checks
+from data_catalog.errors import NotWritableError
 from data_catalog.image_hashes import (
     HASH_BITS,
     ImageHashes,
@@ -208,6 +210,47 @@ def test_report_is_made_once_for_the_same_tables_and_settings(
     ):
         with pytest.raises(AssertionError, match="checked again"):
             check_reports.checked(*other)
+
+
+def test_report_follows_the_junk_rule_of_the_card(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts, settings = find_artifacts(built.catalog, "small"), CheckSettings(images=False)
+    check_reports.checked(artifacts, settings)
+
+    def refuse(artifacts: Any, settings: CheckSettings, progress: Any) -> None:
+        raise AssertionError(f"checked again by {settings.junk}")
+
+    monkeypatch.setattr(check_reports, "run_checks", refuse)
+    check_reports.checked(artifacts, CheckSettings(images=False, junk="camera"))
+    card = load_card("msvr310")
+    assert card.protocol.junk == "scene"
+    monkeypatch.setattr(checks, "card_of", lambda samples: card)
+    with pytest.raises(AssertionError, match="checked again by scene"):
+        check_reports.checked(artifacts, settings)
+
+
+def test_catalog_that_cannot_be_written_to_is_checked_all_the_same(
+    built: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = tmp_path / "catalog"
+    shutil.copytree(built.catalog, catalog, ignore=shutil.ignore_patterns("checks", "image_hashes"))
+    artifacts = find_artifacts(catalog, "small")
+    # No folder can be made where a file stands, whatever the rights of who runs the tests.
+    (catalog / "small" / "checks").touch()
+    expected = run_checks(artifacts, CheckSettings(images=False))
+    assert check_reports.checked(artifacts, CheckSettings(images=False)) == expected
+    [record] = caplog.records
+    assert record.getMessage().startswith(
+        "the report of the checks is not kept, so every run makes its own: "
+    )
+
+    (catalog / "small" / "image_hashes").touch()
+    report = check_reports.checked(artifacts, CheckSettings())
+    assert report.errors == expected.errors
+    assert report.warnings[:-1] == expected.warnings
+    assert report.warnings[-1].check == "duplicates_not_checked"
+    assert "image_hashes" in report.warnings[-1].message
+    with pytest.raises(NotWritableError):
+        run_checks(artifacts)
 
 
 def test_same_image_under_two_identities_is_named(
