@@ -1,8 +1,10 @@
 """Asks an OpenAI-compatible endpoint, many requests at a time and patiently.
 
 One client serves a whole job from one event loop: requests wait on the network, so one process is enough,
-and what must hold over the job (how many requests at once, how much money) holds by construction. The key
-stays in that process; it is read from OPENAI_API_KEY and kept out of every message.
+and what must hold over the job (how many requests at once, how much money) holds by construction. The key is
+read from OPENAI_API_KEY, sent to the endpoint alone, and kept out of every message, log and file. A variable
+of the environment is inherited, though: Ray that is started later by the same process has it, and does not
+read it.
 
 A fault is dealt with by its kind:
 
