@@ -7,6 +7,7 @@ is left out, and the `sample_index` of the others stays what it would have been.
 import hashlib
 import io
 import json
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -161,6 +162,8 @@ def _most_common_size(listing: Listing) -> Size | Literal["any"]:
     ]
     sizes: Counter[Size] = Counter()
     for file, images in files[:: max(1, len(files) // _SIZE_PROBES)]:
+        if not (listing.root / file).is_file():
+            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -300,8 +303,12 @@ class _SamplesMaker(ShardMaker):
     def _read(self, file: str) -> bytes:
         path = self.root / file
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise ValueError(f"has {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}")
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                # Reading a pipe would wait for somebody who writes to it.
+                raise ValueError("is no regular file but a pipe, a socket or a device, expected JPEG")
+            if status.st_size > MAX_FILE_BYTES:
+                raise ValueError(f"has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}")
             return path.read_bytes()
         except OSError as error:
             raise ValueError(f"cannot be read ({error.strerror})") from None

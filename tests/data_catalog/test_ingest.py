@@ -131,6 +131,20 @@ def test_bad_files_go_to_quarantine_and_leave_gaps(
     assert rows["sample_id"].to_pylist() == [ids[number] for number in kept]
 
 
+def test_pipe_goes_to_quarantine_and_is_not_waited_for(
+    own_source: Path, tmp_path: Path, ray_session: None
+) -> None:
+    path = image_path(own_source, sample_ids()[0], 0)
+    path.unlink()
+    os.mkfifo(path)
+    table = ingest(own_source, tmp_path / "catalog", "small")
+    [fault] = table.statistics["quarantined"]
+    assert fault == {
+        "file": str(path.relative_to(own_source / "RGBNT201")),
+        "reason": "is no regular file but a pipe, a socket or a device, expected JPEG",
+    }
+
+
 def test_size_can_be_demanded_or_left_open(own_source: Path, tmp_path: Path, ray_session: None) -> None:
     for modality in range(3):
         image_path(own_source, sample_ids()[0], modality).write_bytes(encoded(size=(WIDTH, HEIGHT // 2)))
