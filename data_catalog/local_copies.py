@@ -1,7 +1,9 @@
 """Local copies of remote shards, so that they can be memory-mapped: each is fetched once a machine.
 
 A copy is named by the SHA-256 of its bytes, which is checked as it is fetched, so any catalog, data set and
-run that needs the same shard shares it. The folder may be deleted whenever no run is reading from it.
+run that needs the same shard shares it. Whoever uses it later compares its size alone, since hashing it would
+read all of it; one that was cut short is fetched again. The folder may be deleted whenever no run is reading
+from it.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ def copies_folder() -> Path:
 
 
 def local_copy(filesystem: fs.FileSystem, path: str, sha256: str) -> Path:
-    """The local copy of a remote file, fetched where there is none yet.
+    """The local copy of a remote file, fetched where there is none of its size yet.
 
     Of several processes of one machine that want it, one fetches it and the others wait.
 
@@ -41,7 +43,8 @@ def local_copy(filesystem: fs.FileSystem, path: str, sha256: str) -> Path:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(copy.with_suffix(".lock")):
-            if not copy.exists():
+            size = filesystem.get_file_info(path).size
+            if not copy.exists() or copy.stat().st_size != size:
                 _fetch(filesystem, path, sha256, copy)
     except OSError as error:
         raise CatalogError(

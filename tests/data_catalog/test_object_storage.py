@@ -91,6 +91,15 @@ def test_shards_of_a_view_are_fetched_once_and_mapped(
     assert {file: file.stat().st_mtime_ns for file in copies.rglob("*.arrow")} == before
 
 
+def test_copy_that_was_cut_short_is_fetched_again(view: Table, copies: Path) -> None:
+    whole = open_view(view).batch([0]).pixels
+    copy = next(path for path in copies.rglob("*.arrow") if path.stem == view.manifest.shards[0].sha256)
+    data = copy.read_bytes()
+    copy.write_bytes(data[:-100])
+    assert np.array_equal(open_view(view).batch([0]).pixels, whole)
+    assert copy.read_bytes() == data
+
+
 def test_only_the_shards_that_are_asked_for_are_fetched(view: Table, copies: Path) -> None:
     opened = open_view(view, [1])
     assert set(opened.identity) == {2}
