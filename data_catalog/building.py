@@ -47,6 +47,7 @@ from data_catalog.tables import (
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
 
+_LOGGER = logging.getLogger(__name__)
 _METADATA = b"data_catalog"
 _LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch", "sam2")
 
@@ -299,19 +300,29 @@ class _ShardWriter:
     def __init__(self, root: str, maker: ShardMaker) -> None:
         self.filesystem, self.folder = storage.open_root(root)
         self.maker = maker
-        self.maker.prepare()
+        self.is_prepared = False
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         path = f"{self.folder}/{batch['file'][0]}"
         result = {"number": int(batch["number"][0]), "record": "", "statistics": "", "error": ""}
         result["is_unwritable"] = False
+        # An exception would reach the driver as a page of Ray's traceback; the message is for the user.
         try:
+            if not self.is_prepared:
+                self.maker.prepare()
+                self.is_prepared = True
             rows, statistics = self.maker.make(json.loads(str(batch["work"][0])))
             record = _write_shard(self.filesystem, path, rows, statistics)
             result |= {"record": record.model_dump_json(), "statistics": json.dumps(statistics)}
         except CatalogError as error:
-            # An exception would reach the driver as a page of Ray's traceback; the message is for the user.
             result |= {"error": str(error), "is_unwritable": isinstance(error, NotWritableError)}
+        except Exception as error:
+            _LOGGER.exception("shard %s could not be made", path)
+            result["error"] = (
+                f"shard {path} could not be made ({type(error).__name__}: {error}). This is a fault of the "
+                "program: its traceback is in the log of the worker, as a rule below "
+                "/tmp/ray/session_latest/logs. Shards that are complete are kept"
+            )
         return {name: [value] for name, value in result.items()}
 
 

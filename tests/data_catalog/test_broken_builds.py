@@ -8,14 +8,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from pyarrow import fs
 
+from data_catalog import building
 from data_catalog.build_lock import build_lock
+from data_catalog.building import ShardMaker, build_table
 from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.schemas import TableKind
 from data_catalog.storage import write_atomically
 from data_catalog.tables import list_tables
 from data_catalog.verify import verify
@@ -78,6 +85,51 @@ def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_sessio
     assert not list(tmp_path.rglob("*.partial"))
     full.unlink()
     assert len(slow_build.build(tmp_path / "catalog", 0, full)) == SHARDS
+
+
+@dataclass(frozen=True)
+class BrokenMaker(ShardMaker):
+    is_broken_early: bool = False
+
+    def prepare(self) -> None:
+        if self.is_broken_early:
+            raise MemoryError("no room for the model")
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        raise ZeroDivisionError(f"nothing in {work['number']}")
+
+
+def test_unexpected_exception_is_one_message_and_its_traceback_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = {name: np.array([value]) for name, value in (("number", 3), ("file", "shard-00003.parquet"))}
+    batch["work"] = np.array(['{"number": 3}'])
+    for maker, message in (
+        (BrokenMaker(), "ZeroDivisionError: nothing in 3"),
+        (BrokenMaker(is_broken_early=True), "MemoryError: no room for the model"),
+    ):
+        result = building._ShardWriter(str(tmp_path), maker)(batch)
+        [told] = result["error"]
+        assert told.startswith(f"shard {tmp_path}/shard-00003.parquet could not be made ({message}). ")
+        assert "Traceback" in caplog.text
+        assert message in caplog.text
+
+
+def test_unexpected_exception_in_an_actor_reaches_the_user_as_a_catalog_error(
+    tmp_path: Path, ray_session: None
+) -> None:
+    with pytest.raises(CatalogError, match=r"^shard .*shard-00000\.parquet could not be made \(ZeroDiv"):
+        build_table(
+            catalog=tmp_path,
+            dataset="broken",
+            kind=TableKind.MASKS,
+            settings={},
+            inputs={},
+            work=[{"number": 0}],
+            maker=BrokenMaker(),
+            summarise=lambda shards: {},
+        )
+    assert list_tables(tmp_path, "broken") == []
 
 
 def test_file_that_does_not_fit_is_not_left_in_part(tmp_path: Path) -> None:
