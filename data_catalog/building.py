@@ -69,6 +69,14 @@ class ShardMaker(ABC):
         """Load what is dear (a model); called once in every actor, before its first shard."""
         return
 
+    def is_final(self, statistics: Mapping[str, Any]) -> bool:
+        """Whether a shard that an interrupted build left would be made the same again.
+
+        Args:
+            statistics: What `make` told of it.
+        """
+        return True
+
     @abstractmethod
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         """Rows of the shard and what to tell of it in the manifest (JSON values only).
@@ -230,9 +238,10 @@ def _make_shards(
     """Record and statistics of every shard, in order; only those that are missing are made."""
     filesystem, folder = storage.open_root(root)
     done = {
-        number: record
+        number: complete
         for number, name in enumerate(files)
-        if (record := _complete_shard(filesystem, f"{folder}/{name}")) is not None
+        if (complete := _complete_shard(filesystem, f"{folder}/{name}")) is not None
+        and maker.is_final(complete[1])
     }
     report = progress or (lambda done, total: None)
     report(len(done), len(files))

@@ -182,6 +182,10 @@ class _LlmCaptionsMaker(ShardMaker):
     has_choice: bool
     needs_all: bool
 
+    def is_final(self, statistics: Mapping[str, Any]) -> bool:
+        # What was unanswered then may be answered by now, and the table must not depend on when it was begun.
+        return not statistics["unanswered"]
+
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
         rows = self.samples.read_shard(work["shard"], ROW_COLUMNS).to_pylist()
@@ -189,26 +193,27 @@ class _LlmCaptionsMaker(ShardMaker):
             samples = list(readers.map(self._sample, rows))
         counts: dict[str, dict[str, int]] = {"choices": {}, "faults": {}, "models": {}}
         for _, _, answers in samples:
-            for answer in answers:
+            for answer in filter(None, answers):
                 for name, key in (("faults", answer.fault), ("models", answer.model)):
                     if key:
                         counts[name][key] = counts[name].get(key, 0) + 1
         filled = [choose(readings, choice, counts["choices"]) for readings, choice, _ in samples]
         table, statistics = self.writer.write(keys, [readings for readings, _, _ in samples], filled)
-        return table, statistics | counts
+        unanswered = sum(answers.count(None) for _, _, answers in samples)
+        return table, statistics | counts | {"unanswered": unanswered}
 
-    def _sample(self, row: Mapping[str, Any]) -> tuple[Readings, dict[str, str] | None, list[Answer]]:
-        """Readings of a sample, what the model chose among them, and the answers they come from."""
-        answers: list[Answer] = []
+    def _sample(self, row: Mapping[str, Any]) -> tuple[Readings, dict[str, str] | None, list[Answer | None]]:
+        """Readings of a sample, what the model chose among them, and every answer; None for one not given."""
+        answers: list[Answer | None] = []
         readings: dict[str, Any] = {}
         for source, question in self.questions.about(row).items():
-            if (answer := self._answer(question, row)) is not None:
-                answers.append(answer)
+            answers.append(answer := self._answer(question, row))
+            if answer is not None:
                 readings[source] = as_readings(answer.values)
         question_two = self.questions.choice(readings) if self.has_choice else None
-        chosen = None if question_two is None else self._answer(question_two, row)
-        if chosen is not None:
-            answers.append(chosen)
+        if question_two is None:
+            return readings, None, answers
+        answers.append(chosen := self._answer(question_two, row))
         return readings, None if chosen is None else chosen.values, answers
 
     def _answer(self, question: Question, row: Mapping[str, Any]) -> Answer | None:

@@ -281,6 +281,28 @@ def test_unanswered_questions_stop_the_table_or_stay_unknown(samples: Table, und
     assert without.manifest.key != whole.manifest.key
 
 
+def test_interrupted_table_does_not_keep_gaps_that_a_later_run_has_filled(
+    samples: Table, undisturbed: Table
+) -> None:
+    poisoned: set[str] = set()
+
+    def behaviour(number: int, request: Mapping[str, Any]) -> Reply | None:
+        if number == 6:
+            poisoned.add(digest_of(request))
+        return error(500, "poison") if digest_of(request) in poisoned else None
+
+    with chat_server(behaviour) as server:
+        begun = caption(samples, server, retries=0, failed="unknown")
+        assert begun.statistics["llm"]["failed"] == 1
+        (Path(begun.path) / "manifest.json").unlink()
+        left = {path: path.stat().st_mtime_ns for path in Path(begun.path).glob("shard-*")}
+        server.behaviour = lambda number, request: None
+        table = caption(samples, server, failed="unknown")
+    assert table.read().equals(undisturbed.read())
+    remade = [path for path, changed in left.items() if path.stat().st_mtime_ns != changed]
+    assert len(remade) == 1
+
+
 def test_kept_answers_need_no_endpoint(samples: Table, undisturbed: Table) -> None:
     answers = Path(AnswerStore.of(undisturbed.catalog, "small").root)
     shutil.copytree(answers, AnswerStore.of(samples.catalog, "small").root)
