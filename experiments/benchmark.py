@@ -30,6 +30,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments.benchmarks.ingest import build_view, ingest_images
 from experiments.benchmarks.sweep import sweep
 from stmi import augment, retrieval
 from stmi.clip import LoadedClip
@@ -323,7 +324,12 @@ BENCHMARKS = {
     "retrieval": retrieve,
     "view-read": view_read,
 }
-LONG_BENCHMARKS = {"retrieval-large": retrieve_large, "sweep": sweep}
+LONG_BENCHMARKS = {
+    "retrieval-large": retrieve_large,
+    "sweep": sweep,
+    "ingest": ingest_images,
+    "view-build": build_view,
+}
 """Minutes each; not among `all`."""
 
 
