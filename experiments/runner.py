@@ -70,15 +70,16 @@ def run(
     """
     folder = RunFolder.of(workspace, config, tables)
     with only_one(folder):
-        done = folder.result
-        if done is None:
+        done, trained = folder.result, folder.trained
+        if not trained:
             begin(folder, tables)
         mirror = Mirror(tracking_of(tracking_uri, workspace), folder.path, workspace, facts(config, folder))
         try:
-            if done is None:
+            if not trained:
                 mirror.reopen()
                 with _watched(folder, mirror, config.train.epochs):
                     fit(config, tables, folder, storage_uri, gpus_per_worker)
+            if done is None:
                 conclude(folder)
         except RunError:
             mirror.finish("FAILED", folder.files)

@@ -141,6 +141,12 @@ class RunFolder:
         there = [place for place in places if "://" in place or Path(place).is_dir()]
         return there[-1] if there else None
 
+    @property
+    def trained(self) -> bool:
+        """Whether at most the result is missing: the last test was reported, and its checkpoint is there."""
+        place = (self.journal.last("test") or {}).get("checkpoint")
+        return self.result is not None or (place is not None and place == self.last_checkpoint)
+
     @cached_property
     def config(self) -> ExperimentConfig:
         """The run's settings."""

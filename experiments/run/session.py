@@ -116,9 +116,7 @@ class OwnProcessSession:
         kept = None
         if checkpoint is not None:
             kept = storage.join(self.place, f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}")
-            filesystem, path = storage.open_root(kept)
-            filesystem.create_dir(path, recursive=True)
-            fs.copy_files(str(checkpoint), path, destination_filesystem=filesystem)
+            _store(checkpoint, kept)
         self.journal.record(facts, kept)
         if kept is not None:
             self._delete_old()
@@ -127,6 +125,22 @@ class OwnProcessSession:
     def _delete_old(self) -> None:
         places = list(dict.fromkeys(e["checkpoint"] for e in self.journal.read() if e.get("checkpoint")))
         for place in places[: -checkpoints.KEPT]:
-            filesystem, path = storage.open_root(place)
-            if filesystem.get_file_info(path).type == fs.FileType.Directory:
-                filesystem.delete_dir(path)
+            _delete(*storage.open_root(place))
+
+
+def _store(checkpoint: Path, place: str) -> None:
+    """Copy a checkpoint's files to where it is kept; on a disk its folder is there whole or not at all."""
+    filesystem, path = storage.open_root(place)
+    # Object stores move no folders; there a checkpoint counts once the journal names it.
+    written = f"{path}.partial" if isinstance(filesystem, fs.LocalFileSystem) else path
+    _delete(filesystem, written)
+    filesystem.create_dir(written, recursive=True)
+    fs.copy_files(str(checkpoint), written, destination_filesystem=filesystem)
+    if written != path:
+        _delete(filesystem, path)
+        filesystem.move(written, path)
+
+
+def _delete(filesystem: fs.FileSystem, path: str) -> None:
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray.train
 import torch
+from pyarrow import compute
 from safetensors.numpy import save_file
 
 from data_catalog.tables import Table
@@ -230,7 +231,9 @@ class _Run:
         embeddings, scored = self._evaluate("test")
         queries = evaluation.query_table(self.views["test"], scored)
         epochs = pa.array(np.full(len(queries), epoch), pa.int64())
-        self.queries.append(queries.append_column("epoch", epochs))
+        # The last checkpoint holds the last look, which is repeated where its report was lost.
+        earlier = [table.filter(compute.not_equal(table["epoch"], epoch)) for table in self.queries]
+        self.queries = [*earlier, queries.append_column("epoch", epochs)]
         return embeddings, evaluation.summarise(scored)
 
     def _evaluate(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, RetrievalMetrics]]:

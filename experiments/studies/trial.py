@@ -91,7 +91,7 @@ def train_run(
         for known in folder.journal.epochs():
             # Whoever listens may have been killed before it heard.
             tell(known)
-        if folder.result is None:
+        if not folder.trained:
             begin(folder, tables)
             if config.train.workers == 1:
                 place = folder.checkpoint_place(storage_uri)
@@ -102,6 +102,7 @@ def train_run(
             else:
                 with _telling(folder.journal, tell):
                     fit(config, tables, folder, storage_uri)
+        if folder.result is None:
             conclude(folder)
     return folder
 

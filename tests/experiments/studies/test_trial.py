@@ -1,11 +1,16 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-from pyarrow import parquet
+import torch
+from pyarrow import fs, parquet
 
 from experiments import evaluate
 from experiments.run.evaluation import QUERY_SCHEMA
+from experiments.run.folder import RunFolder
 from experiments.run.result import StoppedError
+from experiments.run.session import OwnProcessSession
 from experiments.studies import trial
 from stmi.model import FEATURES
 from tests.experiments import small_run
@@ -45,6 +50,60 @@ def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone,
     assert resumed.result["metrics"] == alone.result["metrics"]
     assert parquet.read_table(resumed.queries).equals(parquet.read_table(alone.queries))
     assert len(list(resumed.path.glob("checkpoint_*"))) == 2
+
+
+def test_killed_between_its_last_test_and_its_result_it_is_not_tested_again(
+    alone, clip, workspace, tmp_path, monkeypatch
+):
+    def die_when_tested(facts):
+        if facts["event"] == "test":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        small_run.alone(clip, workspace, runs=tmp_path, tell=die_when_tested)
+    with monkeypatch.context() as patched:
+        patched.setattr(trial, "train", lambda *given: pytest.fail("it was trained or tested again"))
+        concluded = small_run.alone(clip, workspace, runs=tmp_path)
+    assert concluded.result["metrics"] == alone.result["metrics"]
+    assert parquet.read_table(concluded.queries).equals(parquet.read_table(alone.queries))
+
+
+def test_last_test_that_is_repeated_from_its_own_checkpoint_counts_once(
+    alone, clip, workspace, tmp_path, monkeypatch
+):
+    # As where the checkpoint was stored, and its report lost.
+    path = shutil.copytree(alone.path, tmp_path / "train" / alone.name)
+    (path / "result.json").unlink()
+    journal = path / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(str(alone.path), str(path)))
+    monkeypatch.setattr(RunFolder, "trained", False)
+    repeated = small_run.alone(clip, workspace, runs=tmp_path)
+    assert repeated.result["metrics"] == alone.result["metrics"]
+    assert parquet.read_table(repeated.queries).equals(parquet.read_table(alone.queries))
+
+
+def test_checkpoint_that_is_cut_off_is_not_taken_for_one(alone, tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    session = OwnProcessSession(run, str(tmp_path), 1, torch.device("cpu"), lambda facts: None)
+    stored = tmp_path / "checkpoint_epoch_00000003"
+    session.report({"event": "epoch", "step": 3}, Path(alone.result["checkpoint"]))
+    complete = sorted(path.name for path in stored.iterdir())
+
+    def copy_one_file(source, target, **others):
+        (Path(target) / "model.safetensors").write_bytes(b"half")
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fs, "copy_files", copy_one_file)
+        for step in (3, 6):
+            with pytest.raises(KilledError):
+                session.report({"event": "epoch", "step": step}, Path(alone.result["checkpoint"]))
+    assert sorted(path.name for path in stored.iterdir()) == complete
+    assert (stored / "model.safetensors").stat().st_size > 4
+    assert not (tmp_path / "checkpoint_epoch_00000006").exists()
+    session.report({"event": "epoch", "step": 6}, Path(alone.result["checkpoint"]))
+    again = tmp_path / "checkpoint_epoch_00000006"
+    assert sorted(path.name for path in again.iterdir()) == complete
 
 
 def test_finished_run_is_found_and_not_repeated(alone, clip, workspace):
