@@ -5,6 +5,7 @@ later: the mirror remembers how much of the journal it has sent. Only this file 
 mlflow.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -68,7 +69,7 @@ class Mirror:
         folder: The run's folder.
         workspace: Where the embedded store keeps artifacts.
         facts: What is told at the start.
-        state: File in the folder that keeps the run's number in MLflow and how much was sent.
+        state: File in the folder that keeps the run's number in MLflow and what was sent.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Mirror:
             "experiment_id": None,
             "described": False,
             "sent": 0,
+            "files": {},
             "status": "",
         }
         if self._state_file.exists():
@@ -116,8 +118,9 @@ class Mirror:
 
         def send() -> None:
             if self._state["status"]:
-                self._client().update_run(self.run_id, status="RUNNING")
+                # First, for it is to be closed again at its end also where MLflow does not hear of this.
                 self._remember(status="")
+                self._client().update_run(self.run_id, status="RUNNING")
 
         self._attempt(send)
 
@@ -126,15 +129,14 @@ class Mirror:
         self._attempt(self._sync)
 
     def finish(self, status: str, artifacts: list[Path]) -> None:
-        """Send the rest, the pictures and files, and close the run as FINISHED or FAILED."""
+        """Send the rest and the files that have changed, and close the run as FINISHED or FAILED."""
 
         def send() -> None:
             self._sync()
+            for path in artifacts:
+                self._send_file(path)
             if self._state["status"] == status:
                 return
-            for path in artifacts:
-                folder = "pictures" if path.suffix == ".png" else None
-                self._client().log_artifact(self.run_id, str(path), folder)
             ended = [int(event["time"] * 1000) for event in self.journal.read()[-1:]]
             self._client().set_terminated(self.run_id, status, *ended)
             self._remember(status=status)
@@ -177,6 +179,14 @@ class Mirror:
             client.log_batch(self.run_id, metrics=batch)
         if len(events) > self._state["sent"]:
             self._remember(sent=len(events))
+
+    def _send_file(self, path: Path) -> None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if self._state["files"].get(path.name) == digest:
+            return
+        folder = "pictures" if path.suffix == ".png" else None
+        self._client().log_artifact(self.run_id, str(path), folder)
+        self._remember(files=self._state["files"] | {path.name: digest})
 
     def _start(self) -> None:
         client = self._client()

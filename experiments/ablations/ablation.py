@@ -158,6 +158,8 @@ def run_ablation(
     parameters = {"recipe": plan.recipe, "seeds": len(plan.seeds), "settings": " ".join(plan.settings)}
     parameters |= {"tables": " ".join(ablation.key for ablation, _ in plan.rows), "runs": len(members)}
     mirror = StudyMirror(tracking_uri, workspace, study, plan.recipe, parameters, {"stmi.kind": "ablation"})
+    if any(member.folder.result is None for member in members):
+        mirror.reopen()
     begin_study(study)
     epochs = sum(member.config.train.epochs for member in members)
     with watched(members, mirror, EpochProgress(members), epochs, "epoch"):
@@ -169,7 +171,7 @@ def run_ablation(
     result["mlflow"] = mirror.parent.place
     files = [study.write_result(result), *(Path(path) for path in result["files"].values())]
     status = {m.folder.name: "FAILED" if m.folder.name in wrong else "FINISHED" for m in members}
-    mirror.finish(members, status, files)
+    mirror.finish(members, status, files, complete=not wrong)
     return result
 
 

@@ -134,20 +134,23 @@ class StudyMirror:
             if (child := self._child(member)) is not None:
                 child.sync()
 
-    def finish(self, members: Sequence[Member], status: Mapping[str, str], artifacts: list[Path]) -> None:
+    def finish(
+        self, members: Sequence[Member], status: Mapping[str, str], artifacts: list[Path], complete: bool
+    ) -> None:
         """Close the children and the parent.
 
         Args:
             members: All of them.
             status: Of each member that has ended, by the run's name: FINISHED, FAILED or KILLED.
             artifacts: Files of the study.
+            complete: Whether the study has all that it was asked for.
         """
         self.parent.sync()
         for member in members:
             child = self._child(member)
             if child is not None and member.folder.name in status:
                 child.finish(status[member.folder.name], member.folder.files)
-        self.parent.finish("FINISHED", artifacts)
+        self.parent.finish("FINISHED" if complete else "FAILED", artifacts)
 
     def _child(self, member: Member) -> Mirror | None:
         """The mirror of a member; None before the run has begun, or while MLflow does not know the parent."""

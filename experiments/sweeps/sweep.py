@@ -98,7 +98,7 @@ def run_sweep(
         result["mlflow"] = mirror.parent.place
         files = [folder.write_result(result), *(Path(path) for path in result["files"].values())]
         status = {trial.run: STATUS[trial.state] for trial in study.trials() if trial.state in STATUS}
-        mirror.finish(members, status, files)
+        mirror.finish(members, status, files, complete=not _missing(sweep, study.trials()))
     if result["best"] is None:
         reasons = {trial["reason"] or "was stopped early" for trial in result["trials"]}
         raise RunError(f"no trial of sweep {folder.name} could be finished: {'; '.join(sorted(reasons))}")

@@ -30,6 +30,11 @@ SETTINGS = [
 ]
 
 
+def settings(clip: Path) -> list[str]:
+    """What the small run with one worker changes in the demo recipe."""
+    return [*SETTINGS, f"model.clip.source={clip}", "train.workers=1"]
+
+
 def options(clip: Path) -> list[str]:
     """The small run's settings as options of a script."""
     return [part for s in [*SETTINGS, f"model.clip.source={clip}"] for part in ("--set", s)]
@@ -47,10 +52,9 @@ def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def configured(clip: Path, workspace: Path, *settings: str) -> tuple[ExperimentConfig, RunTables]:
+def configured(clip: Path, workspace: Path, *changes: str) -> tuple[ExperimentConfig, RunTables]:
     """The small run with one worker, and its tables."""
-    changes = [*SETTINGS, f"model.clip.source={clip}", "train.workers=1", *settings]
-    config = recipes.resolve("demo", changes)
+    config = recipes.resolve("demo", [*settings(clip), *changes])
     folder, catalog = datasets.places(str(workspace), None)
     loaded = load_clip(datasets.clip_source(config))
     return config, datasets.tables_of(config, loaded, folder, catalog)

@@ -1,10 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from experiments import ablate, recipes
+from experiments.ablations import ablation
 from experiments.ablations.ablation import plan_ablation
 from experiments.ablations.rows import ABLATIONS
 from experiments.published import published
@@ -89,6 +91,34 @@ def test_runs_that_stop_themselves_leave_a_table_that_says_so(ray_session, capsy
     assert len(broken["wrong"]) == 5
     assert all("the loss of epoch" in reason for reason in broken["wrong"].values())
     assert "not finished" in Path(broken["table"]).read_text()
+
+
+def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
+    finished, clip, workspace, tmp_path, monkeypatch
+):
+    # Runs of the shared study stand for those that are trained: all but one at first.
+    plan = plan_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
+    tables = small_run.configured(clip, workspace)[1]
+
+    def finish_all_but(count):
+        def train_members(members, *given):
+            for member in members[count:]:
+                source = workspace / "train" / member.folder.name
+                shutil.copytree(source, member.folder.path, dirs_exist_ok=True)
+            return {member.folder.name: "out of memory" for member in members[:count]}
+
+        monkeypatch.setattr(ablation, "train_members", train_members)
+        return ablation.run_ablation(plan, tables, tmp_path, local_store(tmp_path), None)
+
+    client = mlflow.MlflowClient(local_store(tmp_path))
+    for failed, status in ((1, "FAILED"), (0, "FINISHED")):
+        result = finish_all_but(failed)
+        parent = client.get_run(result["mlflow"]["run_id"])
+        assert parent.info.status == status
+        table = Path(client.download_artifacts(parent.info.run_id, "table4.md")).read_text()
+        assert table == Path(result["table"]).read_text()
+        assert ("not finished" in table) == bool(failed)
+    assert len(client.search_runs([parent.info.experiment_id], "tags.`stmi.kind` = 'ablation'")) == 1
 
 
 def test_every_value_of_sharing_is_a_row_of_table_5_and_each_row_differs():

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import mlflow
 import pytest
 
@@ -98,6 +100,40 @@ def test_failed_run_is_shown_as_running_when_it_is_tried_again(workspace, folder
     assert stored(workspace, again)[1].info.status == "RUNNING"
     again.finish("FINISHED", [])
     assert stored(workspace, again)[1].info.status == "FINISHED"
+
+
+def test_file_that_changed_is_sent_again_and_no_other(workspace, folder, monkeypatch):
+    table, picture = folder / "table3.md", folder / "table3.png"
+    table.write_text("not finished")
+    picture.write_bytes(b"png")
+    Mirror(local_store(workspace), folder, workspace, FACTS).finish("FAILED", [table, picture])
+    sent = []
+    log_artifact = mlflow.MlflowClient.log_artifact
+
+    def noted(client, run_id, path, place=None):
+        sent.append(path)
+        log_artifact(client, run_id, path, place)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", noted)
+    table.write_text("81.2")
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FINISHED", [table, picture])
+    mirror.finish("FINISHED", [table, picture])
+    assert sent == [str(table)]
+    client, run = stored(workspace, mirror)
+    assert run.info.status == "FINISHED"
+    assert Path(client.download_artifacts(run.info.run_id, "table3.md")).read_text() == "81.2"
+
+
+def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace, folder, monkeypatch):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FAILED", [])
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "update_run", fail)
+        mirror.reopen()
+    stored(workspace, mirror)[0].update_run(mirror.run_id, status="RUNNING")
+    mirror.finish("FAILED", [])
+    assert stored(workspace, mirror)[1].info.status == "FAILED"
 
 
 def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, caplog):
