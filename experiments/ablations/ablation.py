@@ -152,27 +152,33 @@ def run_ablation(
         JSON values only: `study`, `kind`, `recipe`, `settings`, `tables` (their keys), `titles`, `seeds`,
         `unit`, `feature`, `epoch`, `rows` (as `table_rows` gives them), `notes`, `table` (path of the first
         as Markdown), `files` (name to path), `wrong` (run to reason, of those not finished), `mlflow`.
+
+    Raises:
+        RunError: Another process runs this study.
     """
     study = StudyFolder.of(workspace, plan.name(tables))
-    members = [_member(plan, config, tables, workspace) for config in plan.configs]
-    parameters = {"recipe": plan.recipe, "seeds": len(plan.seeds), "settings": " ".join(plan.settings)}
-    parameters |= {"tables": " ".join(ablation.key for ablation, _ in plan.rows), "runs": len(members)}
-    mirror = StudyMirror(tracking_uri, workspace, study, plan.recipe, parameters, {"stmi.kind": "ablation"})
-    if any(member.folder.result is None for member in members):
-        mirror.reopen()
-    begin_study(study)
-    epochs = sum(member.config.train.epochs for member in members)
-    with watched(members, mirror, EpochProgress(members), epochs, "epoch"):
-        wrong = train_members(members, tables, workspace, study, storage_uri)
-    result = _result(plan, study, {m.config.model_dump_json(): m.folder for m in members}, wrong)
-    for row in result["rows"]:
-        study.journal.append("row", **row)
-    mirror.sync(members)
-    result["mlflow"] = mirror.parent.place
-    files = [study.write_result(result), *(Path(path) for path in result["files"].values())]
-    status = {m.folder.name: "FAILED" if m.folder.name in wrong else "FINISHED" for m in members}
-    mirror.finish(members, status, files, complete=not wrong)
-    return result
+    with study.only_one():
+        members = [_member(plan, config, tables, workspace) for config in plan.configs]
+        parameters = {"recipe": plan.recipe, "seeds": len(plan.seeds), "settings": " ".join(plan.settings)}
+        parameters |= {"tables": " ".join(ablation.key for ablation, _ in plan.rows), "runs": len(members)}
+        mirror = StudyMirror(
+            tracking_uri, workspace, study, plan.recipe, parameters, {"stmi.kind": "ablation"}
+        )
+        if any(member.folder.result is None for member in members):
+            mirror.reopen()
+        begin_study(study)
+        epochs = sum(member.config.train.epochs for member in members)
+        with watched(members, mirror, EpochProgress(members), epochs, "epoch"):
+            wrong = train_members(members, tables, workspace, study, storage_uri)
+        result = _result(plan, study, {m.config.model_dump_json(): m.folder for m in members}, wrong)
+        for row in result["rows"]:
+            study.journal.append("row", **row)
+        mirror.sync(members)
+        result["mlflow"] = mirror.parent.place
+        files = [study.write_result(result), *(Path(path) for path in result["files"].values())]
+        status = {m.folder.name: "FAILED" if m.folder.name in wrong else "FINISHED" for m in members}
+        mirror.finish(members, status, files, complete=not wrong)
+        return result
 
 
 def _member(plan: Plan, config: ExperimentConfig, tables: RunTables, workspace: Path) -> Member:

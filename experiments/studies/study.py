@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data_catalog import storage
@@ -20,6 +21,7 @@ from experiments.recipes import ExperimentConfig
 from experiments.run.folder import RunFolder
 from experiments.run.journal import Journal
 from experiments.run.provenance import code_version, environment
+from experiments.run.result import RunError
 from experiments.runner import MAX_FAILURES, facts, prepare_ray
 from experiments.tracking import Mirror, RunFacts
 
@@ -62,6 +64,22 @@ class StudyFolder:
         """The result of a study that was finished, or None."""
         path = self.path / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @contextmanager
+    def only_one(self) -> Iterator[None]:
+        """Keep a second process away from the study meanwhile.
+
+        Raises:
+            RunError: Another process has it.
+        """
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise RunError(
+                f"study {self.name} is being run by another process; wait for it, then run the same command "
+                "again to see what came of it"
+            ) from None
 
     def write(self, name: str, text: str) -> Path:
         """Write a file whole or not at all; returns its path."""

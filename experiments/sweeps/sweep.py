@@ -1,12 +1,10 @@
 """A sweep as a study: trials drawn one after the other, each a run, and what came of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from experiments.datasets import RunTables
@@ -73,7 +71,7 @@ def run_sweep(
     """
     folder = StudyFolder.of(workspace, sweep.named(tables))
     url = study_storage or f"sqlite:///{folder.path / 'optuna.db'}"
-    with _only_one(folder):
+    with folder.only_one():
         study = SweepStudy(
             url, folder.name, sweep.mark(tables), sweep.space, sweep.base.seed, sweep.two_objectives
         )
@@ -186,12 +184,3 @@ def _member(sweep: Sweep, trial: SweepTrial, tables: RunTables, workspace: Path)
     name = f"trial {trial.number:02d}: {words(trial.values)}"
     tags = {"stmi.arm": name, "stmi.trial": str(trial.number), "stmi.seed": str(config.seed)}
     return Member(RunFolder.of(workspace, config, tables), config, name, tags)
-
-
-@contextmanager
-def _only_one(folder: StudyFolder) -> Iterator[None]:
-    try:
-        with FileLock(folder.path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RunError(f"sweep {folder.name} is being run by another process; wait for it") from None

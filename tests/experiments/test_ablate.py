@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from filelock import FileLock
 
 from experiments import ablate, recipes
 from experiments.ablations import ablation
@@ -11,6 +12,8 @@ from experiments.ablations.ablation import plan_ablation
 from experiments.ablations.rows import ABLATIONS
 from experiments.published import published
 from experiments.run.journal import Journal
+from experiments.run.result import RunError
+from experiments.studies.study import StudyFolder
 from experiments.tracking import local_store
 from stmi.config import SfmConfig
 from tests.experiments import small_run
@@ -119,6 +122,15 @@ def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
         assert table == Path(result["table"]).read_text()
         assert ("not finished" in table) == bool(failed)
     assert len(client.search_runs([parent.info.experiment_id], "tags.`stmi.kind` = 'ablation'")) == 1
+
+
+def test_study_that_another_process_runs_is_left_alone(clip, workspace, tmp_path, ray_session):
+    plan = plan_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
+    tables = small_run.configured(clip, workspace)[1]
+    folder = StudyFolder.of(tmp_path, plan.name(tables))
+    with FileLock(folder.path / ".lock"), pytest.raises(RunError, match="is being run by another process"):
+        ablation.run_ablation(plan, tables, tmp_path, local_store(tmp_path), None)
+    assert folder.journal.read() == []
 
 
 def test_every_value_of_sharing_is_a_row_of_table_5_and_each_row_differs():
