@@ -193,7 +193,8 @@ def print_sweep(result: dict[str, Any], console: Console | None = None) -> None:
     console.print(table)
     console.print(
         f"best: trial {best['number']}, {words(best['config'])}; on the test identities, which had no say, "
-        f"mAP {best['test']['mAP']:.1%}. Train it with other seeds before it is compared.",
+        f"mAP {best['test']['mAP']:.1%} at epoch {best['test']['epoch']}. Train it with other seeds before "
+        "it is compared.",
         highlight=False,
     )
     front = ", ".join(

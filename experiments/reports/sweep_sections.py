@@ -50,8 +50,9 @@ def _verdict(best: Mapping[str, Any] | None) -> str:
     settings = ", ".join(f"{name}={_shown(value)}" for name, value in best["config"].items())
     return (
         f"Best: trial {best['number']} ({settings}), {100 * best['value']:.2f} % validation mAP, and "
-        f"{100 * best['test']['mAP']:.2f} % on the test identities, which had no say in the choice. The best "
-        "of many is better than it would be again: train it with other seeds before it is compared."
+        f"{100 * best['test']['mAP']:.2f} % on the test identities at epoch {best['test']['epoch']}. They "
+        "had no say in which trial or epoch. The best of many is better than it would be again: train it "
+        "with other seeds before it is compared."
     )
 
 

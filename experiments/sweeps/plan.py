@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from data_catalog.tables import json_digest
 from experiments.datasets import RunTables
-from experiments.recipes import ExperimentConfig, resolve
+from experiments.recipes import ExperimentConfig, ReportConfig, resolve
 from experiments.sweeps.search_space import Space, config_with
 
 
@@ -60,3 +60,12 @@ class Sweep:
     def named(self, tables: RunTables) -> str:
         """The study's name."""
         return self.name or f"{self.recipe}-sweep-{self.mark(tables)[:8]}"
+
+
+def chosen_by(report: ReportConfig) -> Literal["last", "validation"]:
+    """What says which epoch of a trial counts.
+
+    Where a recipe reports the epoch that is best on test, the best on validation counts: test identities
+    choose nothing here.
+    """
+    return "last" if report.epoch == "last" else "validation"

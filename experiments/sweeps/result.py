@@ -7,7 +7,7 @@ from typing import Any
 from experiments.datasets import RunTables
 from experiments.run.folder import RunFolder
 from experiments.run.result import RunError
-from experiments.sweeps.plan import Sweep
+from experiments.sweeps.plan import Sweep, chosen_by
 from experiments.sweeps.study import SweepStudy, SweepTrial
 
 
@@ -80,11 +80,13 @@ def sweep_result(
 
 
 def _test(sweep: Sweep, trial: SweepTrial, tables: RunTables, workspace: Path) -> dict[str, Any]:
-    """What the chosen trial's run reports of the test identities, which had no say in the choice."""
+    """The chosen trial on the test identities, which had no say, at the epoch that gave its value."""
     result = RunFolder.of(workspace, sweep.config(trial.values), tables).result
     if result is None:
         raise RunError(
             f"run {trial.run} of trial {trial.number} has no result any more; its folder was changed"
         )
-    reported = result["reported"]
-    return {"epoch": reported["epoch"]} | {name: reported["metrics"][name] for name in ("mAP", "rank1")}
+    report = sweep.base.report
+    choice = result["choices"][chosen_by(report)]
+    metrics = choice["metrics"][report.feature]
+    return {"epoch": choice["epoch"]} | {name: metrics[name] for name in ("mAP", "rank1")}

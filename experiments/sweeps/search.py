@@ -9,6 +9,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from experiments.recipes import ExperimentConfig, ReportConfig
+from experiments.sweeps.plan import chosen_by
 from experiments.sweeps.study import Drawn, SweepStudy, SweepTrial
 
 REDUCTION = 3
@@ -20,12 +21,8 @@ Configure = Callable[[Mapping[str, Any]], ExperimentConfig]
 
 
 def value_of(curve: Mapping[int, float], report: ReportConfig) -> float:
-    """What a sweep maximises, from validation mAP by epoch: of the last one, or of the best.
-
-    Where a recipe reports the epoch that is best on test, the best on validation counts: test identities
-    choose nothing here.
-    """
-    return curve[max(curve)] if report.epoch == "last" else max(curve.values())
+    """What a sweep maximises, from validation mAP by epoch: of the last one, or of the best."""
+    return curve[max(curve)] if chosen_by(report) == "last" else max(curve.values())
 
 
 class StudySearcher(Searcher):
