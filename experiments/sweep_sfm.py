@@ -204,6 +204,11 @@ def print_sweep(result: dict[str, Any], console: Console | None = None) -> None:
     for trial in result["trials"]:
         if trial["reason"]:
             console.print(f"{trial['state']}: trial {trial['number']}: {trial['reason']}", highlight=False)
+    if result["missing"]:
+        console.print(
+            f"[red]not finished[/red] {result['missing']} of the trials; the same command makes up for them",
+            highlight=False,
+        )
     for name, path in result["files"].items():
         console.print(f"{name:22} {path}", soft_wrap=True, highlight=False)
     console.print(f"study: optuna studies --storage {result['storage']}", soft_wrap=True, highlight=False)
@@ -211,9 +216,16 @@ def print_sweep(result: dict[str, Any], console: Console | None = None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns its exit status."""
+    """Run the command line; returns its exit status: 1 where trials are missing because they crashed."""
     given = parser().parse_args(arguments)
-    return run_command(lambda: sweep(given), given.json, print_sweep)
+    results: list[dict[str, Any]] = []
+
+    def work() -> dict[str, Any]:
+        results.append(sweep(given))
+        return results[0]
+
+    status = run_command(work, given.json, print_sweep)
+    return status or int(bool(results and results[0]["missing"]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,14 @@ class StudyFolder:
                 f"study {self.name} is being run by another process; wait for it, then run the same command "
                 "again to see what came of it"
             ) from None
+
+    @property
+    def identity(self) -> str:
+        """What tells this folder from one of the same name in another workspace; it moves with the folder."""
+        path = self.path / "folder.id"
+        if not path.exists():
+            self.write(path.name, uuid.uuid4().hex)
+        return path.read_text(encoding="utf-8")
 
     def write(self, name: str, text: str) -> Path:
         """Write a file whole or not at all; returns its path."""

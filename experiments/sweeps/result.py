@@ -29,6 +29,11 @@ def pareto_of(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     return [trials[number] for number in front]
 
 
+def missing(sweep: Sweep, trials: Sequence[SweepTrial]) -> int:
+    """How many trials are left to run; those that crashed are made up for when the sweep goes on."""
+    return max(0, sweep.trials - sum(trial.state in ("finished", "pruned", "failed") for trial in trials))
+
+
 def words(values: Mapping[str, Any]) -> str:
     """A trial's values in a few words: `perturbation=0.012 tokens=4`."""
     parts = {name.rpartition(".")[2]: value for name, value in values.items()}
@@ -74,6 +79,7 @@ def sweep_result(
         "best": None if best is None else trial_facts(best) | {"test": _test(sweep, best, tables, workspace)},
         "pareto": [trial_facts(trial) for trial in pareto_of(trials)],
         "importance": study.importance(),
+        "missing": missing(sweep, trials),
         "resumed": resumed,
         "storage": study.url,
     }

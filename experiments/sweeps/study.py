@@ -26,6 +26,8 @@ State = Literal["running", "finished", "pruned", "failed", "crashed"]
 
 MARK = "stmi.sweep"
 """Name of the study's attribute that says which sweep it is."""
+OWNER = "stmi.folder"
+"""Name of the attribute that says from which folder it is run."""
 DRAWS = 100
 """Draws in a row that may give impossible settings."""
 METRIC_NAMES = ("validation mAP", "cost")
@@ -75,13 +77,22 @@ class SweepStudy:
         space: What is searched.
         seed: Of the draws.
         two_objectives: Search for a low cost as well as for a high mAP.
+        owner: `id` and `path` of the folder whose lock keeps a second process away from the study. Another
+            folder, in a workspace that shares the storage, is refused.
 
     Raises:
         ConfigError: The storage cannot be opened, or holds another study of this name.
     """
 
     def __init__(
-        self, url: str, name: str, mark: str, space: Space, seed: int, two_objectives: bool = False
+        self,
+        url: str,
+        name: str,
+        mark: str,
+        space: Space,
+        seed: int,
+        two_objectives: bool = False,
+        owner: Mapping[str, str] | None = None,
     ) -> None:
         self.url = without_credentials(url)
         self.name = name
@@ -109,6 +120,8 @@ class SweepStudy:
                 "objectives differ); give this one another --name"
             )
         self._study.set_user_attr(MARK, mark)
+        if owner is not None:
+            self._belong_to(owner)
         with _experiments_welcome():
             self._study.set_metric_names(list(METRIC_NAMES[: len(self.directions)]))
 
@@ -194,6 +207,17 @@ class SweepStudy:
             # It warns that low targets are best, and of settings that few trials have.
             warnings.simplefilter("ignore", UserWarning)
             return optuna.importance.get_param_importances(self._study, target=lambda t: -t.values[0])
+
+    def _belong_to(self, owner: Mapping[str, str]) -> None:
+        known = self._study.user_attrs.get(OWNER, owner)
+        if known["id"] != owner["id"]:
+            raise ConfigError(
+                f"study {self.name!r} in {self.url} is run from {known['path']}; from {owner['path']} too, "
+                "each would run the other's trials: go on with the --workspace of the first, or give this "
+                "one another --name"
+            )
+        # The folder may have been moved.
+        self._study.set_user_attr(OWNER, dict(owner))
 
     def _draw(
         self, trials: Sequence[FrozenTrial], attempt: int, first: Mapping[str, Any] | None

@@ -15,7 +15,7 @@ from experiments.run.result import RunError
 from experiments.studies.study import Member, StudyFolder, StudyMirror, begin_study, tune_trials, watched
 from experiments.sweeps import pictures as sweep_pictures
 from experiments.sweeps.plan import Sweep
-from experiments.sweeps.result import best_of, sweep_result, words
+from experiments.sweeps.result import best_of, missing, sweep_result, words
 from experiments.sweeps.study import Drawn, SweepStudy, SweepTrial
 
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "crashed": "FAILED"}
@@ -63,7 +63,8 @@ def run_sweep(
         JSON values only: `study`, `kind`, `recipe`, `settings`, `seed`, `space`, `objectives`, `feature`,
         `unit`, `trials` (each `number`, `state`, `config`, `value`, `cost`, `epochs`, `curve`, `run`,
         `reason`), `best` (such a trial, with its `test` metrics), `pareto` (such trials), `importance`,
-        `resumed`, `storage`, `files` (name to path), `mlflow`.
+        `missing` (how many trials less than asked for came to an end), `resumed`, `storage`, `files` (name to
+        path), `mlflow`.
 
     Raises:
         ConfigError: The name or the storage is that of another sweep.
@@ -73,16 +74,24 @@ def run_sweep(
     url = study_storage or f"sqlite:///{folder.path / 'optuna.db'}"
     with folder.only_one():
         study = SweepStudy(
-            url, folder.name, sweep.mark(tables), sweep.space, sweep.base.seed, sweep.two_objectives
+            url,
+            folder.name,
+            sweep.mark(tables),
+            sweep.space,
+            sweep.base.seed,
+            sweep.two_objectives,
+            owner={"id": folder.identity, "path": str(folder.path)},
         )
         before = study.trials()
         if resume and not before:
             raise ConfigError(
                 f"there is no sweep {folder.name} in {study.url} to resume; leave --resume out to begin it"
             )
+        # Whoever was killed may have stored how a trial ended, and not written it down.
+        _note_ended(folder, before)
         running = _Running()
         mirror = _mirror(sweep, folder, workspace, tracking_uri)
-        if _missing(sweep, before):
+        if missing(sweep, before):
             mirror.reopen()
             begin_study(folder)
             with watched(running.members, mirror, running.show, sweep.trials, "trial"):
@@ -96,7 +105,7 @@ def run_sweep(
         result["mlflow"] = mirror.parent.place
         files = [folder.write_result(result), *(Path(path) for path in result["files"].values())]
         status = {trial.run: STATUS[trial.state] for trial in study.trials() if trial.state in STATUS}
-        mirror.finish(members, status, files, complete=not _missing(sweep, study.trials()))
+        mirror.finish(members, status, files, complete=not result["missing"])
     if result["best"] is None:
         reasons = {trial["reason"] or "was stopped early" for trial in result["trials"]}
         raise RunError(f"no trial of sweep {folder.name} could be finished: {'; '.join(sorted(reasons))}")
@@ -127,11 +136,7 @@ def _search(
         running.trials[trial.number] = trial
         if trial.run not in [member.folder.name for member in running.members]:
             running.members.append(_member(sweep, trial, tables, workspace))
-        if trial.state != "running":
-            best = best_of(list(running.trials.values()))
-            reached = {} if best is None else {"best": best.value}
-            value = {} if trial.value is None else {"value": trial.value}
-            folder.journal.append("trial", number=trial.number, state=trial.state, **value, **reached)
+        _note_ended(folder, [running.trials[number] for number in sorted(running.trials)])
 
     for trial in study.trials():
         running.trials[trial.number] = trial
@@ -152,11 +157,19 @@ def _search(
             reason = str(outcome.error).strip().rpartition("\n")[2]
             assert outcome.config is not None
             study.crash(outcome.config["number"], reason)
+    _note_ended(folder, study.trials())
 
 
-def _missing(sweep: Sweep, trials: Sequence[SweepTrial]) -> bool:
-    """Whether trials are left to run."""
-    return sum(trial.state in ("finished", "pruned", "failed") for trial in trials) < sweep.trials
+def _note_ended(folder: StudyFolder, trials: Sequence[SweepTrial]) -> None:
+    """Write into the study's journal how trials ended, where it does not know yet."""
+    known = {event["number"] for event in folder.journal.read() if event["event"] == "trial"}
+    for trial in trials:
+        if trial.state != "running" and trial.number not in known:
+            best = best_of([one for one in trials if one.number in {*known, trial.number}])
+            reached = {} if best is None else {"best": best.value}
+            value = {} if trial.value is None else {"value": trial.value}
+            folder.journal.append("trial", number=trial.number, state=trial.state, **value, **reached)
+            known.add(trial.number)
 
 
 def _mirror(sweep: Sweep, folder: StudyFolder, workspace: Path, tracking_uri: str) -> StudyMirror:

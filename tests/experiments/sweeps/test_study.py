@@ -137,6 +137,15 @@ def test_name_of_another_sweep_is_refused(url):
         open_study(url, mark="b")
 
 
+def test_study_is_run_from_one_folder_also_where_workspaces_share_its_storage(url):
+    study = open_study(url, owner={"id": "a", "path": "/first/studies/s"})
+    run_to(study, 1)
+    with pytest.raises(ConfigError, match=r"is run from /first/studies/s; from /second/.* another --name"):
+        open_study(url, owner={"id": "b", "path": "/second/studies/s"})
+    # Moved, it is the same folder.
+    open_study(url, owner={"id": "a", "path": "/moved/studies/s"})
+
+
 def test_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path):
     for url in ("postgresql://me:secret@127.0.0.1:9/optuna", f"sqlite:///{tmp_path}/absent/optuna.db"):
         # Whether or not PostgreSQL's driver is installed.
