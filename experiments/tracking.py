@@ -83,16 +83,9 @@ class Mirror:
         self.facts = facts
         self.journal = Journal(folder / "journal.jsonl")
         self.behind = False
+        self._found = False
         self._state_file = folder / state
-        self._state: dict[str, Any] = {
-            "uri": self.public_uri,
-            "run_id": None,
-            "experiment_id": None,
-            "described": False,
-            "sent": 0,
-            "files": {},
-            "status": "",
-        }
+        self._state = self._untold()
         if self._state_file.exists():
             stored = json.loads(self._state_file.read_text(encoding="utf-8"))
             if stored["uri"] == self.public_uri:
@@ -143,9 +136,29 @@ class Mirror:
 
         self._attempt(send)
 
+    def _untold(self) -> dict[str, Any]:
+        """State of a run that MLflow was told nothing of."""
+        return {
+            "uri": self.public_uri,
+            "run_id": None,
+            "experiment_id": None,
+            "described": False,
+            "sent": 0,
+            "files": {},
+            "status": "",
+        }
+
     def _attempt(self, send: Callable[[], None]) -> None:
         try:
-            send()
+            try:
+                self._find()
+                send()
+            except Exception as error:
+                if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                # Another store has taken the place of the one that had the run, and is told all of it.
+                self._remember(**self._untold())
+                send()
             self.behind = False
         except Exception as error:
             # Whatever goes wrong between here and a server must not end a training run.
@@ -155,6 +168,12 @@ class Mirror:
                     "MLflow at %s cannot be told (%s); the journal keeps it", self.public_uri, reason
                 )
             self.behind = True
+
+    def _find(self) -> None:
+        """Ask once for a run that an earlier process told of; where nothing is left to send, nobody would."""
+        if self.run_id is not None and not self._found:
+            self._client().get_run(self.run_id)
+        self._found = True
 
     def _client(self) -> Any:
         import mlflow  # noqa: PLC0415 - takes seconds, which overlap with the start of the workers

@@ -148,7 +148,7 @@ class StudyMirror:
         self.parent = Mirror(
             uri, folder.path, workspace, RunFacts(recipe, folder.name, dict(parameters), described, {})
         )
-        self._children: dict[str, Mirror] = {}
+        self._children: dict[tuple[str, str], Mirror] = {}
 
     def reopen(self) -> None:
         """Show a study that was finished before, and goes on, as running."""
@@ -181,19 +181,22 @@ class StudyMirror:
 
     def _child(self, member: Member) -> Mirror | None:
         """The mirror of a member; None before the run has begun, or while MLflow does not know the parent."""
-        run = member.folder
-        if run.name not in self._children:
-            if self.parent.run_id is None or run.journal.last("started") is None:
+        run, parent = member.folder, self.parent.run_id
+        if parent is None:
+            return None
+        # Where the store was replaced the parent is a new run, and its children are told of it.
+        if (parent, run.name) not in self._children:
+            if run.journal.last("started") is None:
                 return None
             known = facts(member.config, run)
             tags = known.tags | member.tags
-            tags |= {"mlflow.parentRunId": self.parent.run_id, "stmi.study": self.folder.name}
+            tags |= {"mlflow.parentRunId": parent, "stmi.study": self.folder.name}
             tags |= {"stmi.folder": str(run.path)}
             told = RunFacts(known.experiment, member.name, known.parameters, tags, known.tables)
-            self._children[run.name] = Mirror(
+            self._children[parent, run.name] = Mirror(
                 self.uri, run.path, self.workspace, told, f"mlflow-{self.folder.name}.json"
             )
-        return self._children[run.name]
+        return self._children[parent, run.name]
 
 
 def begin_study(folder: StudyFolder) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import mlflow
@@ -134,6 +135,25 @@ def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace,
     stored(workspace, mirror)[0].update_run(mirror.run_id, status="RUNNING")
     mirror.finish("FAILED", [])
     assert stored(workspace, mirror)[1].info.status == "FAILED"
+
+
+def test_store_that_was_replaced_is_told_everything_anew(workspace, folder):
+    files = [folder / "journal.jsonl"]
+    Mirror(local_store(workspace), folder, workspace, FACTS).finish("FINISHED", files)
+    state = json.loads((folder / "mlflow.json").read_text())
+    (folder / "mlflow.json").write_text(json.dumps(state | {"run_id": "0" * 32}))
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FINISHED", files)
+    client, run = stored(workspace, mirror)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["str.tokens"] == "4"
+    assert run.data.metrics["loss/total"] == 1.0
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["journal.jsonl"]
+    mirror._state["run_id"] = "1" * 32
+    Journal(files[0]).append("untrained", metrics={"mAP": 0.1})
+    mirror.sync()
+    assert stored(workspace, mirror)[1].data.metrics["untrained/mAP"] == 0.1
+    assert not mirror.behind
 
 
 def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, caplog):
