@@ -71,6 +71,7 @@ def run(
     folder = RunFolder.of(workspace, config, tables)
     with only_one(folder):
         done, trained = folder.result, folder.trained
+        _warn_of_other_code(folder)
         if not trained:
             begin(folder, tables)
         mirror = Mirror(tracking_of(tracking_uri, workspace), folder.path, workspace, facts(config, folder))
@@ -93,7 +94,6 @@ def run(
 
 def begin(folder: RunFolder, tables: RunTables) -> None:
     """Note in the journal which code starts or continues a run, where, and what its data is warned of."""
-    _warn_of_other_code(folder)
     folder.journal.append("started", environment=environment(), **code_version())
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
@@ -103,14 +103,20 @@ def begin(folder: RunFolder, tables: RunTables) -> None:
 
 
 def _warn_of_other_code(folder: RunFolder) -> None:
-    """The run's name knows its settings and data, not the code: say where that changed since."""
-    started, now = folder.journal.last("started"), code_version()["code.digest"]
-    if started is not None and started["code.digest"] != now:
+    """Say where the code changed since the run was started."""
+    if others := other_digests(folder):
         what = "was finished" if folder.result else "was begun"
         logger.warning(
             "run %s %s by other code (digest %s, now %s); move its folder away to train it anew",
-            *(folder.name, what, started["code.digest"], now),
+            *(folder.name, what, ", ".join(others), code_version()["code.digest"]),
         )
+
+
+def other_digests(folder: RunFolder) -> list[str]:
+    """Of other code than this that started a run: its name knows settings and data, but not the code."""
+    now = code_version()["code.digest"]
+    started = [event["code.digest"] for event in folder.journal.read() if event["event"] == "started"]
+    return [digest for digest in dict.fromkeys(started) if digest != now]
 
 
 @contextmanager

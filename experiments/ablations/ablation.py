@@ -21,7 +21,9 @@ from experiments.studies.study import (
     StudyFolder,
     StudyMirror,
     begin_study,
+    other_code,
     train_members,
+    warn_of_other_code,
     watched,
 )
 
@@ -166,11 +168,12 @@ def run_ablation(
         )
         if any(member.folder.result is None for member in members):
             mirror.reopen()
+        warn_of_other_code(members)
         begin_study(study)
         epochs = sum(member.config.train.epochs for member in members)
         with watched(members, mirror, EpochProgress(members), epochs, "epoch"):
             wrong = train_members(members, tables, workspace, study, storage_uri)
-        result = _result(plan, study, {m.config.model_dump_json(): m.folder for m in members}, wrong)
+        result = _result(plan, study, members, wrong)
         for row in result["rows"]:
             study.journal.append("row", **row)
         mirror.sync(members)
@@ -192,10 +195,11 @@ def _member(plan: Plan, config: ExperimentConfig, tables: RunTables, workspace: 
 
 
 def _result(
-    plan: Plan, study: StudyFolder, runs: Mapping[str, RunFolder], wrong: Mapping[str, str]
+    plan: Plan, study: StudyFolder, members: Sequence[Member], wrong: Mapping[str, str]
 ) -> dict[str, Any]:
     full = plan.rows[0][1][0].configs[plan.seeds[0]]
-    notes = _notes(full, plan)
+    runs = {member.config.model_dump_json(): member.folder for member in members}
+    notes = [*_notes(full, plan), *other_code(members)]
     rows: list[dict[str, Any]] = []
     files: dict[str, str] = {}
     titles = {}

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,6 +24,7 @@ PACKAGES = (
 )
 
 
+@cache
 def code_version() -> dict[str, str]:
     """Digest of the project's own source files, and the git commit where there is one.
 

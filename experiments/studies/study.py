@@ -1,6 +1,7 @@
 """A study: runs that belong together, trained by Ray Tune, and in MLflow the children of one parent."""
 
 import json
+import logging
 import os
 import threading
 import time
@@ -23,11 +24,13 @@ from experiments.run.folder import RunFolder
 from experiments.run.journal import Journal
 from experiments.run.provenance import code_version, environment
 from experiments.run.result import RunError
-from experiments.runner import MAX_FAILURES, facts, prepare_ray
+from experiments.runner import MAX_FAILURES, facts, other_digests, prepare_ray
 from experiments.tracking import Mirror, RunFacts
 
 if TYPE_CHECKING:
     from ray import tune
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 SYNC_SECONDS = 5.0
@@ -202,6 +205,26 @@ class StudyMirror:
 def begin_study(folder: StudyFolder) -> None:
     """Write into the journal which code starts, or continues, a study on which machine."""
     folder.journal.append("started", environment=environment(), **code_version())
+
+
+def other_code(members: Sequence[Member]) -> list[str]:
+    """Which members were trained by other code than this, in words: a sentence for each such code."""
+    runs: dict[str, list[str]] = {}
+    for member in members:
+        for digest in other_digests(member.folder):
+            runs.setdefault(digest, []).append(member.folder.name)
+    now = code_version()["code.digest"]
+    return [
+        f"{len(names)} of the {len(members)} runs were trained, at least in part, by other code (digest "
+        f"{digest}, now {now}): {', '.join(names)}. Move their folders away to train them anew."
+        for digest, names in runs.items()
+    ]
+
+
+def warn_of_other_code(members: Sequence[Member]) -> None:
+    """Say which runs of a study it takes as other code left them."""
+    for sentence in other_code(members):
+        logger.warning("%s", sentence)
 
 
 def start_ray(workers: int) -> None:

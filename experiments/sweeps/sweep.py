@@ -12,7 +12,15 @@ from experiments.planning.training_cost import TrainingCost
 from experiments.recipes import ConfigError
 from experiments.run.folder import RunFolder
 from experiments.run.result import RunError
-from experiments.studies.study import Member, StudyFolder, StudyMirror, begin_study, tune_trials, watched
+from experiments.studies.study import (
+    Member,
+    StudyFolder,
+    StudyMirror,
+    begin_study,
+    tune_trials,
+    warn_of_other_code,
+    watched,
+)
 from experiments.sweeps import pictures as sweep_pictures
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import best_of, missing, sweep_result, words
@@ -101,6 +109,7 @@ def run_sweep(
             path.stem: str(path) for path in sweep_pictures.draw_all(folder.path, result, sweep.space)
         }
         members = _members(sweep, study.trials(), tables, workspace)
+        warn_of_other_code(members)
         mirror.sync(members)
         result["mlflow"] = mirror.parent.place
         files = [folder.write_result(result), *(Path(path) for path in result["files"].values())]

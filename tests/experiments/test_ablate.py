@@ -96,6 +96,20 @@ def test_runs_that_stop_themselves_leave_a_table_that_says_so(ray_session, capsy
     assert "not finished" in Path(broken["table"]).read_text()
 
 
+def test_runs_that_other_code_trained_are_named_in_the_notes(finished, ray_session, capsys, clip, workspace):
+    journal = workspace / "train" / finished["rows"][0]["runs"]["0"] / "journal.jsonl"
+    written = journal.read_bytes()
+    started = Journal(journal).last("started")
+    Journal(journal).append(**started | {"code.digest": "0123abcd"})
+    try:
+        noted = study(capsys, clip, workspace, "--table", "3", "4")["notes"]
+    finally:
+        journal.write_bytes(written)
+    (note,) = [note for note in noted if "0123abcd" in note]
+    assert "1 of the 14 runs" in note
+    assert journal.parent.name in note
+
+
 def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
     finished, clip, workspace, tmp_path, monkeypatch
 ):

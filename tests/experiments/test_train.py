@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,19 @@ def test_finished_run_is_shown_and_not_repeated(trained, ray_session, capsys, cl
     assert again["reused"]
     assert again["metrics"] == trained["metrics"]
     assert Journal(Path(trained["folder"]) / "journal.jsonl").read() == before
+
+
+def test_finished_run_of_other_code_is_shown_with_a_warning(trained, capsys, clip, workspace, caplog):
+    journal = Path(trained["folder"]) / "journal.jsonl"
+    written = journal.read_bytes()
+    journal.write_text(re.sub(r'"code.digest": "\w+"', '"code.digest": "0123abcd"', written.decode()))
+    try:
+        assert run(capsys, clip, workspace, "--workers", "2")["reused"]
+    finally:
+        journal.write_bytes(written)
+    (warning,) = [record.getMessage() for record in caplog.records if "other code" in record.message]
+    assert trained["run"] in warning
+    assert "was finished by other code (digest 0123abcd" in warning
 
 
 def test_run_that_another_process_trains_is_left_alone(trained, clip, workspace, capsys):
