@@ -28,6 +28,7 @@ from experiments.ablations.rows import ABLATIONS
 from experiments.ablations.text import HEADER, cells
 from experiments.command_line import run_command
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.studies.tuning import start_ray
 from experiments.tracking import tracking_of
 from stmi.clip import load_clip
 
@@ -98,8 +99,6 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     clip = load_clip(datasets.clip_source(first))
     for config in plan.configs:
         datasets.check_settings(config, clip)
-    from experiments.studies.study import start_ray  # noqa: PLC0415 - imports Ray, which `--help` need not wait for
-
     start_ray(given.workers)
     tables = datasets.tables_of(first, clip, workspace, catalog)
     for config in plan.configs:

@@ -29,6 +29,7 @@ from rich.table import Table as RichTable
 from experiments import datasets
 from experiments.command_line import run_command
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.studies.tuning import start_ray
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import words
 from experiments.sweeps.search_space import DEFAULT_SPACE, check_space, setting_name, space_of
@@ -152,8 +153,6 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
     datasets.check_data_set(base, catalog)
     clip = load_clip(datasets.clip_source(base))
     check_space(plan.space, plan.recipe, plan.settings, lambda config: datasets.check_settings(config, clip))
-    from experiments.studies.study import start_ray  # noqa: PLC0415 - imports Ray, which `--help` need not wait for
-
     start_ray(given.workers)
     tables = datasets.tables_of(base, clip, workspace, catalog)
     if "val" not in tables.views:

@@ -22,10 +22,10 @@ from experiments.studies.study import (
     StudyMirror,
     begin_study,
     other_code,
-    train_members,
     warn_of_other_code,
     watched,
 )
+from experiments.studies.tuning import train_members
 
 NO_TEXT = Row("no text", ("model.text=off",))
 

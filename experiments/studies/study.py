@@ -1,8 +1,7 @@
-"""A study: runs that belong together, trained by Ray Tune, and in MLflow the children of one parent."""
+"""A study: runs that belong together, its folder, and in MLflow a parent with a child for each of them."""
 
 import json
 import logging
-import os
 import threading
 import time
 import uuid
@@ -11,24 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data_catalog import storage
-from data_catalog.building import ensure_ray
-from experiments.datasets import RunTables
 from experiments.recipes import ExperimentConfig
 from experiments.run.folder import RunFolder
 from experiments.run.journal import Journal
 from experiments.run.provenance import code_version, environment
 from experiments.run.result import RunError
-from experiments.runner import MAX_FAILURES, facts, other_digests, prepare_ray
+from experiments.runner import facts, other_digests
 from experiments.tracking import Mirror, RunFacts
-
-if TYPE_CHECKING:
-    from ray import tune
 
 logger = logging.getLogger(__name__)
 
@@ -227,21 +221,6 @@ def warn_of_other_code(members: Sequence[Member]) -> None:
         logger.warning("%s", sentence)
 
 
-def start_ray(workers: int) -> None:
-    """Join or start the Ray session of a study.
-
-    Args:
-        workers: Of each trial.
-    """
-    prepare_ray()
-    # Tune would answer Ctrl-C by returning as if all were well.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # Its newer output prints a table at every start, also where it is to be silent.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ray Train frees the workers of a stopped trial through the dashboard's API, or never.
-    ensure_ray(include_dashboard=workers > 1)
-
-
 class EpochProgress:
     """Shows how many epochs the runs of a study have trained, and how many of them are finished.
 
@@ -297,86 +276,3 @@ def watched(
     finally:
         stop.set()
         thread.join()
-
-
-def train_members(
-    members: Sequence[Member], tables: RunTables, workspace: Path, study: StudyFolder, storage_uri: str | None
-) -> dict[str, str]:
-    """Train the members of a study as trials of one Tune experiment, as many at once as there is room for.
-
-    Args:
-        members: Runs with the same number of workers and the same tables.
-        tables: What they read.
-        workspace: Folder of all runs.
-        study: Folder of the study.
-        storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
-
-    Returns:
-        What went wrong, by the name of the run; runs that are not in it are finished.
-    """
-    waiting = [member for member in members if member.folder.result is None]
-    if not waiting:
-        return {}
-    from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
-
-    (workers,) = {member.config.train.workers for member in waiting}
-    configs = tune.grid_search([member.config.model_dump(mode="json") for member in waiting])
-    outcomes = tune_trials(tables, workspace, study, storage_uri, workers, param_space={"config": configs})
-    wrong = {}
-    for place, member in enumerate(waiting):
-        outcome = outcomes[place]
-        if outcome.error is not None:
-            wrong[member.folder.name] = str(outcome.error)
-        elif outcome.metrics and "stopped" in outcome.metrics:
-            wrong[member.folder.name] = outcome.metrics["stopped"]
-    return wrong
-
-
-def tune_trials(
-    tables: RunTables,
-    workspace: Path,
-    study: StudyFolder,
-    storage_uri: str | None,
-    workers: int,
-    *,
-    concurrent: int | None = None,
-    param_space: dict[str, Any] | None = None,
-    **search: Any,
-) -> "tune.ResultGrid":
-    """Run the trials of a study as one Tune experiment.
-
-    Args:
-        tables: What they read.
-        workspace: Folder of all runs.
-        study: Folder of the study.
-        storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
-        workers: Of each trial.
-        concurrent: Trials at once; None for as many as there is room for.
-        param_space: What `train_trial` is given.
-        search: Where trials are not known beforehand, `search_alg` and `scheduler`.
-    """
-    from ray import tune  # noqa: PLC0415
-
-    from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
-
-    trainable = tune.with_parameters(train_trial, tables=tables, workspace=workspace, storage_uri=storage_uri)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, trial_resources(workers)),
-        param_space=param_space,
-        tune_config=tune.TuneConfig(
-            num_samples=-1 if search else 1,
-            max_concurrent_trials=concurrent or concurrent_trials(workers),
-            # A process that waits for workers of Ray Train is not free for another trial until they end.
-            reuse_actors=workers == 1,
-            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
-            **search,
-        ),
-        run_config=tune.RunConfig(
-            # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
-            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(study.path),
-            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            verbose=0,
-        ),
-    )
-    return tuner.fit()

@@ -17,10 +17,10 @@ from experiments.studies.study import (
     StudyFolder,
     StudyMirror,
     begin_study,
-    tune_trials,
     warn_of_other_code,
     watched,
 )
+from experiments.studies.tuning import tune_trials
 from experiments.sweeps import pictures as sweep_pictures
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import best_of, missing, sweep_result, words
