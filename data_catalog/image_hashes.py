@@ -1,9 +1,10 @@
 """Digests and perceptual hashes of the images, and the samples that show the same image by them.
 
-A perceptual hash keeps which of the low frequencies of an image are strong. A copy that was compressed or
-resized anew differs in a tenth of the bits at most, as a rule in far fewer; of two images of one camera a
-fifth differs at least. Each modality is compared by itself: a sample whose RGB file was copied over another's
-has its own NIR and TIR still. The table of hashes is made once; looking for copies in it takes seconds.
+A perceptual hash keeps which of the low frequencies of an image are strong. Of the images of the procedural
+benchmark, 95 in 100 that are compressed anew at quality 75 differ in less than a tenth of the bits from what
+they were, and no two of different identities in less than a fifth. Each modality is compared by itself: a
+sample whose RGB file was copied over another's has its own NIR and TIR still. The table of hashes is made
+once; looking for copies in it takes seconds.
 """
 
 import hashlib

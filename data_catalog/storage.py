@@ -53,9 +53,9 @@ def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
 
 def presentable_uri(text: str) -> str:
     """A URI, well-formed or not, without what may be secret: all before an @, and the query."""
-    scheme, _, rest = text.partition("://")
+    scheme, mark, rest = text.partition("://") if "://" in text else ("", "", text)
     _, at, place = rest.rpartition("@")
-    return f"{scheme}://{'...@' if at else ''}{place.partition('?')[0]}"
+    return f"{scheme}{mark}{'...@' if at else ''}{place.partition('?')[0]}"
 
 
 def _holds_credentials(parts: SplitResult) -> bool:

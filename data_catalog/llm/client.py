@@ -82,14 +82,16 @@ def check_endpoint(settings: ClientSettings) -> None:
     Raises:
         CatalogError: If the endpoint is no plain http(s) URL, or a budget comes without prices.
     """
-    shown = presentable_uri(settings.endpoint) if "://" in settings.endpoint else settings.endpoint
     try:
         parts = urlsplit(settings.endpoint)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_url = False
     if not is_url:
-        raise CatalogError(f"endpoint {shown!r} is no URL; expected one such as http://127.0.0.1:8000/v1")
+        raise CatalogError(
+            f"endpoint {presentable_uri(settings.endpoint)!r} is no URL; expected one such as "
+            "http://127.0.0.1:8000/v1"
+        )
     if parts.username or parts.password or parts.query:
         raise CatalogError(
             f"endpoint at {parts.hostname}: the URL holds a password or a query, which would be stored; give "

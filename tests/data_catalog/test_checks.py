@@ -1,6 +1,7 @@
 import hashlib
 import io
 import itertools
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data_catalog import check_reports, checks
+from data_catalog.__main__ import main
 from data_catalog.artifacts import Artifacts, find_artifacts
 from data_catalog.cards import load_card
 from data_catalog.checks import CheckSettings, Finding, run_checks
@@ -172,6 +174,20 @@ def test_masks_near_empty_near_full_and_missing_are_named() -> None:
     assert rows["near_empty_mask"] == ("train/0", "train/1")
     assert rows["near_full_mask"] == ("train/3", "train/4")
     assert rows["missing_mask"] == ("train/5",)
+
+
+def test_command_draws_the_lines_where_it_is_told(built: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["checks", "small", "--catalog", str(built.catalog), "--no-images", "--json"]
+    main([*start, "--near-empty", "0", "--near-full", "0"])
+    warnings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)["warnings"]}
+    assert "near_empty_mask" not in warnings
+    assert len(warnings["near_full_mask"]["rows"]) == len(built.samples)
+    for option, value, message in (
+        ("--near-full", "2", "near_full: Input should be less than or equal to 1"),
+        ("--duplicate-bits", "65", "duplicate_bits: Input should be less than or equal to 64"),
+    ):
+        assert main([*start, option, value]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_tables_that_are_missing_are_named(built: Any) -> None:

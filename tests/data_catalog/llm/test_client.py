@@ -388,6 +388,7 @@ def test_budget_needs_prices_and_tokens() -> None:
         ("127.0.0.1:8000/v1", "is no URL; expected one such as http"),
         ("ftp://127.0.0.1/v1", "is no URL"),
         ("ftp://me:hidden@127.0.0.1/v1?key=hidden", r"endpoint 'ftp://\.\.\.@127\.0\.0\.1/v1' is no URL"),
+        ("me:hidden@host/v1", r"endpoint '\.\.\.@host/v1' is no URL"),
         ("http://[::1", r"endpoint 'http://\[::1' is no URL; expected one such as http"),
         ("http://host:abc/v1", "endpoint 'http://host:abc/v1' is no URL"),
         ("http://host:99999/v1", "endpoint 'http://host:99999/v1' is no URL"),
