@@ -76,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--storage", metavar="URI", help="folder or URI for checkpoints (default: the runs' own folders)"
     )
+    options.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
+    )
     options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
 
@@ -99,11 +104,12 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     clip = load_clip(datasets.clip_source(first))
     for config in plan.configs:
         datasets.check_settings(config, clip)
-    start_ray(given.workers)
+    start_ray(given.workers, given.gpus_per_worker)
     tables = datasets.tables_of(first, clip, workspace, catalog)
     for config in plan.configs:
         datasets.check_tables(config, clip, tables)
-    return run_ablation(plan, tables, workspace, tracking_of(given.tracking_uri, workspace), given.storage)
+    tracking_uri = tracking_of(given.tracking_uri, workspace)
+    return run_ablation(plan, tables, workspace, tracking_uri, given.storage, given.gpus_per_worker)
 
 
 def print_ablation(result: dict[str, Any], console: Console | None = None) -> None:

@@ -119,22 +119,39 @@ def other_digests(folder: RunFolder) -> list[str]:
     return [digest for digest in dict.fromkeys(started) if digest != now]
 
 
+class BusyError(RunError):
+    """Another process has the run."""
+
+
 @contextmanager
-def only_one(folder: RunFolder, timeout_seconds: float = 0) -> Iterator[None]:
+def only_one(folder: RunFolder, patience_seconds: float = 0) -> Iterator[None]:
     """Keep a second process away from the run meanwhile.
 
     Args:
         folder: The run's.
-        timeout_seconds: How long to wait for another process; negative for as long as it takes.
+        patience_seconds: How long to wait for another process that gets no further; as long as it does, it is
+            waited for.
 
     Raises:
-        RunError: Another process has the run.
+        BusyError: Another process has the run.
     """
+    lock, known = FileLock(folder.path / ".lock"), len(folder.journal.read())
+    while True:
+        try:
+            lock.acquire(timeout=patience_seconds)
+            break
+        except Timeout:
+            reported = len(folder.journal.read())
+            if reported == known:
+                raise BusyError(
+                    f"run {folder.name} is being trained by another process; wait for it, then run the same "
+                    "command again"
+                ) from None
+            known = reported
     try:
-        with FileLock(folder.path / ".lock", timeout=timeout_seconds):
-            yield
-    except Timeout:
-        raise RunError(f"run {folder.name} is being trained by another process; wait for it") from None
+        yield
+    finally:
+        lock.release()
 
 
 def facts(config: ExperimentConfig, folder: RunFolder) -> RunFacts:
@@ -233,17 +250,32 @@ def worker_resources(workers: int, gpus_per_worker: float | None) -> dict[str, A
     """
     import ray  # noqa: PLC0415
 
-    resources = ray.cluster_resources()
-    there = resources.get("GPU", 0)
+    gpus = gpus_of_each(workers, gpus_per_worker)
+    # More workers than processors share them: the result is the same, only later.
+    processors = min(1.0, ray.cluster_resources().get("CPU", 1) / workers)
+    return {"use_gpu": gpus > 0, "resources_per_worker": {"CPU": processors, "GPU": gpus}}
+
+
+def gpus_of_each(workers: int, gpus_per_worker: float | None) -> float:
+    """GPUs that each worker of a run gets.
+
+    Args:
+        workers: How many.
+        gpus_per_worker: As in `run`.
+
+    Raises:
+        RunError: The cluster has fewer.
+    """
+    import ray  # noqa: PLC0415
+
+    there = ray.cluster_resources().get("GPU", 0)
     gpus = float(there > 0) if gpus_per_worker is None else gpus_per_worker
     if gpus * workers > there:
         raise RunError(
             f"train.workers={workers} with {gpus:g} GPUs each, but the cluster has {there:g} GPUs; ask for "
             "fewer workers, for a part of a GPU each (--gpus-per-worker 0.5), or for none (0)"
         )
-    # More workers than processors share them: the result is the same, only later.
-    processors = min(1.0, resources.get("CPU", 1) / workers)
-    return {"use_gpu": gpus > 0, "resources_per_worker": {"CPU": processors, "GPU": gpus}}
+    return gpus
 
 
 def work_of(config: ExperimentConfig, tables: RunTables) -> "Work":

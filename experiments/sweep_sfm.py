@@ -107,6 +107,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--storage", metavar="URI", help="folder or URI for checkpoints (default: the runs' own folders)"
     )
+    options.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
+    )
     options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
 
@@ -153,7 +158,7 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
     datasets.check_data_set(base, catalog)
     clip = load_clip(datasets.clip_source(base))
     check_space(plan.space, plan.recipe, plan.settings, lambda config: datasets.check_settings(config, clip))
-    start_ray(given.workers)
+    start_ray(given.workers, given.gpus_per_worker)
     tables = datasets.tables_of(base, clip, workspace, catalog)
     if "val" not in tables.views:
         raise ConfigError(
@@ -170,6 +175,7 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
         tracking_of(given.tracking_uri, workspace),
         study_storage=given.study_storage,
         storage_uri=given.storage,
+        gpus_per_worker=given.gpus_per_worker,
         concurrent=given.concurrent,
         resume=given.resume,
     )

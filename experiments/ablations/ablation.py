@@ -139,7 +139,12 @@ def _beside(ablation: Ablation, planned: Any, recipe: str, settings: Sequence[st
 
 
 def run_ablation(
-    plan: Plan, tables: RunTables, workspace: Path, tracking_uri: str, storage_uri: str | None
+    plan: Plan,
+    tables: RunTables,
+    workspace: Path,
+    tracking_uri: str,
+    storage_uri: str | None,
+    gpus_per_worker: float | None = None,
 ) -> dict[str, Any]:
     """Train what is missing of a plan, and write its tables.
 
@@ -149,6 +154,7 @@ def run_ablation(
         workspace: Folder of all runs.
         tracking_uri: MLflow's.
         storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
+        gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
 
     Returns:
         JSON values only: `study`, `kind`, `recipe`, `settings`, `tables` (their keys), `titles`, `seeds`,
@@ -172,7 +178,7 @@ def run_ablation(
         begin_study(study)
         epochs = sum(member.config.train.epochs for member in members)
         with watched(members, mirror, EpochProgress(members), epochs, "epoch"):
-            wrong = train_members(members, tables, workspace, study, storage_uri)
+            wrong = train_members(members, tables, workspace, study, storage_uri, gpus_per_worker)
         result = _result(plan, study, members, wrong)
         for row in result["rows"]:
             study.journal.append("row", **row)

@@ -15,31 +15,43 @@ from experiments.datasets import RunTables
 from experiments.recipes import ExperimentConfig, parse
 from experiments.run.folder import RunFolder
 from experiments.run.journal import Journal
-from experiments.run.result import StoppedError, conclude
+from experiments.run.result import RunError, StoppedError, conclude
 from experiments.run.session import OwnProcessSession
 from experiments.run.training_loop import train
-from experiments.runner import LOOK_SECONDS, begin, fit, only_one, work_of
+from experiments.runner import LOOK_SECONDS, BusyError, begin, fit, gpus_of_each, only_one, work_of
 
 Tell = Callable[[dict[str, Any]], None]
 
+PATIENCE_SECONDS = 900.0
+"""How long a trial waits for a process that has its run and gets no further; an epoch may take that long."""
 HEAD_NODE = "node:__internal_head__"
 """A resource that every cluster has once, on its head node."""
 
 
 def train_trial(
-    parameters: dict[str, Any], *, tables: RunTables, workspace: Path, storage_uri: str | None
+    parameters: dict[str, Any],
+    *,
+    tables: RunTables,
+    workspace: Path,
+    storage_uri: str | None,
+    gpus_per_worker: float | None,
 ) -> None:
     """A Tune function trainable: train the run of a config, or go on with it, or find it finished.
 
     Reports `epoch`, `step`, `loss` and, where the epoch was validated, `validation_mAP` (of the config's
-    reported feature) after each epoch; at the end `finished`, or `stopped` with the reason where the run
-    stopped itself.
+    reported feature) after each epoch; at the end `finished`, or with the reason `stopped` where the run
+    stopped itself, `failed` where its workers failed more often than a run survives.
 
     Args:
         parameters: `config`, an `ExperimentConfig` in its dumped form.
         tables: What the run reads.
         workspace: Folder of all runs, on a disk that all nodes share.
         storage_uri: Folder or URI of checkpoints; None for the run's own folder.
+        gpus_per_worker: As in `runner.run`.
+
+    Raises:
+        BusyError: Another process has the run and gets no further. The trial is tried again, and until then
+            holds nothing that the other one may be waiting for.
     """
     config = parse(parameters["config"])
     feature = config.report.feature
@@ -53,10 +65,15 @@ def train_trial(
         tune.report(told)
 
     try:
-        train_run(config, tables, workspace, storage_uri, tell, _own_processors())
+        train_run(config, tables, workspace, storage_uri, tell, _own_processors(), gpus_per_worker)
+    except BusyError:
+        raise
     except StoppedError as error:
         # It would stop again, so the trial has not failed: there is nothing to try once more.
         tune.report({"stopped": str(error)})
+    except RunError as error:
+        # Ray Train has tried it often enough.
+        tune.report({"failed": str(error)})
     else:
         tune.report({"finished": True})
 
@@ -68,6 +85,7 @@ def train_run(
     storage_uri: str | None,
     tell: Tell,
     processors: int | None = None,
+    gpus_per_worker: float | None = None,
 ) -> RunFolder:
     """Bring a run to its end from wherever it stands; returns its folder, which then has the result.
 
@@ -80,14 +98,17 @@ def train_run(
         storage_uri: Folder or URI of checkpoints; None for the run's own folder.
         tell: Called with each epoch's report once it is written down, first with those of earlier starts.
         processors: That one worker may use; None for all of this machine that the process may.
+        gpus_per_worker: As in `runner.run`.
 
     Raises:
         StoppedError: The run stopped itself.
+        BusyError: Another process has the run, and has got no further for `PATIENCE_SECONDS`.
         RunError: Its workers failed more often than a run survives.
     """
     folder = RunFolder.of(workspace, config, tables)
-    # Two trials may draw the same config: the second waits, and finds what the first has done.
-    with only_one(folder, timeout_seconds=-1):
+    # Two trials may draw the same config: the second waits, and finds what the first has done. A process that
+    # has the run may in turn wait for the processor that this trial holds, so it does not wait for ever.
+    with only_one(folder, PATIENCE_SECONDS):
         for known in folder.journal.epochs():
             # Whoever listens may have been killed before it heard.
             tell(known)
@@ -96,12 +117,13 @@ def train_run(
             if config.train.workers == 1:
                 place = folder.checkpoint_place(storage_uri)
                 threads = processors or len(os.sched_getaffinity(0))
-                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                accelerated = torch.cuda.is_available() and gpus_per_worker != 0
+                device = torch.device("cuda" if accelerated else "cpu")
                 session = OwnProcessSession(folder, place, threads, device, tell)
                 train(work_of(config, tables), session)
             else:
                 with _telling(folder.journal, tell):
-                    fit(config, tables, folder, storage_uri)
+                    fit(config, tables, folder, storage_uri, gpus_per_worker)
         if folder.result is None:
             conclude(folder)
     return folder
@@ -131,23 +153,24 @@ def _telling(journal: Journal, tell: Tell) -> Iterator[None]:
         thread.join()
 
 
-def trial_resources(workers: int) -> tune.PlacementGroupFactory:
+def trial_resources(workers: int, gpus_per_worker: float | None = None) -> tune.PlacementGroupFactory:
     """What a trial holds of the cluster.
 
-    One worker is the trial itself: a processor, and a GPU where there are any. Several workers ask for
+    One worker is the trial itself: a processor, and as much of a GPU as it gets. Several workers ask for
     their own through Ray Train; the trial that waits for them must hold nothing that they need, or trials
     that have all started would wait for each other for ever.
     """
     if workers > 1:
         return tune.PlacementGroupFactory([{HEAD_NODE: 0.001}])
-    gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
+    gpus = gpus_of_each(workers, gpus_per_worker)
     return tune.PlacementGroupFactory([{"CPU": 1.0} | ({"GPU": gpus} if gpus else {})])
 
 
-def concurrent_trials(workers: int) -> int:
+def concurrent_trials(workers: int, gpus_per_worker: float | None = None) -> int:
     """How many trials have room on the cluster at once."""
     resources = ray.cluster_resources()
-    room = resources.get("GPU", 0) or resources.get("CPU", 1)
+    gpus = gpus_of_each(workers, gpus_per_worker)
+    room = resources["GPU"] / gpus if gpus else resources.get("CPU", 1)
     return max(1, int(room // workers))
 
 

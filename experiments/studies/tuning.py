@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from data_catalog.building import ensure_ray
 from experiments.datasets import RunTables
-from experiments.runner import MAX_FAILURES, prepare_ray
+from experiments.runner import MAX_FAILURES, gpus_of_each, prepare_ray
 from experiments.studies.study import Member, StudyFolder
 
 if TYPE_CHECKING:
     from ray import tune
 
 
-def start_ray(workers: int) -> None:
+def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
     """Join or start the Ray session of a study.
 
     Args:
         workers: Of each trial.
+        gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
+
+    Raises:
+        RunError: The cluster has too few GPUs for a trial.
     """
     prepare_ray()
     # Tune would answer Ctrl-C by returning as if all were well.
@@ -28,10 +32,16 @@ def start_ray(workers: int) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Ray Train frees the workers of a stopped trial through the dashboard's API, or never.
     ensure_ray(include_dashboard=workers > 1)
+    gpus_of_each(workers, gpus_per_worker)
 
 
 def train_members(
-    members: Sequence[Member], tables: RunTables, workspace: Path, study: StudyFolder, storage_uri: str | None
+    members: Sequence[Member],
+    tables: RunTables,
+    workspace: Path,
+    study: StudyFolder,
+    storage_uri: str | None,
+    gpus_per_worker: float | None = None,
 ) -> dict[str, str]:
     """Train the members of a study as trials of one Tune experiment, as many at once as there is room for.
 
@@ -41,6 +51,7 @@ def train_members(
         workspace: Folder of all runs.
         study: Folder of the study.
         storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
+        gpus_per_worker: As in `start_ray`.
 
     Returns:
         What went wrong, by the name of the run; runs that are not in it are finished.
@@ -52,15 +63,22 @@ def train_members(
 
     (workers,) = {member.config.train.workers for member in waiting}
     configs = tune.grid_search([member.config.model_dump(mode="json") for member in waiting])
-    outcomes = tune_trials(tables, workspace, study, storage_uri, workers, param_space={"config": configs})
+    outcomes = tune_trials(
+        tables, workspace, study, storage_uri, workers, gpus_per_worker, param_space={"config": configs}
+    )
     wrong = {}
     for place, member in enumerate(waiting):
         outcome = outcomes[place]
         if outcome.error is not None:
-            wrong[member.folder.name] = str(outcome.error)
-        elif outcome.metrics and "stopped" in outcome.metrics:
-            wrong[member.folder.name] = outcome.metrics["stopped"]
+            wrong[member.folder.name] = reason_of(outcome.error)
+        elif outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
+            wrong[member.folder.name] = outcome.metrics[ends.pop()]
     return wrong
+
+
+def reason_of(error: Exception) -> str:
+    """What ended a trial: the last line of a traceback says it."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def tune_trials(
@@ -69,6 +87,7 @@ def tune_trials(
     study: StudyFolder,
     storage_uri: str | None,
     workers: int,
+    gpus_per_worker: float | None = None,
     *,
     concurrent: int | None = None,
     param_space: dict[str, Any] | None = None,
@@ -82,6 +101,7 @@ def tune_trials(
         study: Folder of the study.
         storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
         workers: Of each trial.
+        gpus_per_worker: As in `start_ray`.
         concurrent: Trials at once; None for as many as there is room for.
         param_space: What `train_trial` is given.
         search: Where trials are not known beforehand, `search_alg` and `scheduler`.
@@ -90,13 +110,19 @@ def tune_trials(
 
     from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
 
-    trainable = tune.with_parameters(train_trial, tables=tables, workspace=workspace, storage_uri=storage_uri)
+    trainable = tune.with_parameters(
+        train_trial,
+        tables=tables,
+        workspace=workspace,
+        storage_uri=storage_uri,
+        gpus_per_worker=gpus_per_worker,
+    )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, trial_resources(workers)),
+        tune.with_resources(trainable, trial_resources(workers, gpus_per_worker)),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             num_samples=-1 if search else 1,
-            max_concurrent_trials=concurrent or concurrent_trials(workers),
+            max_concurrent_trials=concurrent or concurrent_trials(workers, gpus_per_worker),
             # A process that waits for workers of Ray Train is not free for another trial until they end.
             reuse_actors=workers == 1,
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",

@@ -80,6 +80,8 @@ class StudySearcher(Searcher):
             return
         if "stopped" in result:
             self.study.fail(number, result["stopped"])
+        elif "failed" in result:
+            self.study.crash(number, result["failed"])
         elif "finished" in result:
             trial = self.study.trials()[number]
             self.study.finish(number, value_of(trial.curve, self.configure(trial.values).report))

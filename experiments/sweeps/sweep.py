@@ -20,7 +20,7 @@ from experiments.studies.study import (
     warn_of_other_code,
     watched,
 )
-from experiments.studies.tuning import tune_trials
+from experiments.studies.tuning import reason_of, tune_trials
 from experiments.sweeps import pictures as sweep_pictures
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import best_of, missing, sweep_result, words
@@ -52,6 +52,7 @@ def run_sweep(
     *,
     study_storage: str | None = None,
     storage_uri: str | None = None,
+    gpus_per_worker: float | None = None,
     concurrent: int | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def run_sweep(
         tracking_uri: MLflow's.
         study_storage: URL of the study's storage; None for a SQLite file in the study's folder.
         storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
+        gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
         concurrent: Trials at once; None for as many as there is room for.
         resume: Refuse to begin a new study.
 
@@ -103,7 +105,9 @@ def run_sweep(
             mirror.reopen()
             begin_study(folder)
             with watched(running.members, mirror, running.show, sweep.trials, "trial"):
-                _search(sweep, study, folder, tables, workspace, storage_uri, concurrent, running)
+                _search(
+                    sweep, study, folder, tables, workspace, storage_uri, gpus_per_worker, concurrent, running
+                )
         result = sweep_result(sweep, study, tables, workspace, resumed=bool(before))
         result["files"] = {
             path.stem: str(path) for path in sweep_pictures.draw_all(folder.path, result, sweep.space)
@@ -128,6 +132,7 @@ def _search(
     tables: RunTables,
     workspace: Path,
     storage_uri: str | None,
+    gpus_per_worker: float | None,
     concurrent: int | None,
     running: _Running,
 ) -> None:
@@ -156,16 +161,15 @@ def _search(
         folder,
         storage_uri,
         base.train.workers,
+        gpus_per_worker,
         concurrent=concurrent,
         search_alg=StudySearcher(study, sweep.trials, sweep.config, describe, base.flat(), told),
         scheduler=StoringScheduler(study, base.train.epochs, base.train.validate_every, sweep.early_stopping),
     )
     for outcome in (outcomes[place] for place in range(len(outcomes))):
         if outcome.error is not None:
-            # The last line of a traceback says what happened.
-            reason = str(outcome.error).strip().rpartition("\n")[2]
             assert outcome.config is not None
-            study.crash(outcome.config["number"], reason)
+            study.crash(outcome.config["number"], reason_of(outcome.error))
     _note_ended(folder, study.trials())
 
 

@@ -1,16 +1,22 @@
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import ray
 import torch
+from filelock import FileLock
 from pyarrow import fs, parquet
 
 from experiments import evaluate
+from experiments.recipes import resolve
 from experiments.run.evaluation import QUERY_SCHEMA
 from experiments.run.folder import RunFolder
-from experiments.run.result import StoppedError
+from experiments.run.result import RunError, StoppedError
 from experiments.run.session import OwnProcessSession
+from experiments.runner import BusyError, only_one
 from experiments.studies import trial
 from stmi.model import FEATURES
 from tests.experiments import small_run
@@ -147,3 +153,58 @@ def test_trial_of_one_worker_holds_a_processor_and_one_of_several_holds_none(ray
     assert trial.trial_resources(1).required_resources == {"CPU": 1.0}
     assert trial.trial_resources(2).required_resources == {trial.HEAD_NODE: 0.001}
     assert [trial.concurrent_trials(workers) for workers in (1, 2, 3)] == [2, 1, 1]
+
+
+def test_trials_share_gpus_as_they_are_told_to(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    held = [trial.trial_resources(1, gpus).required_resources for gpus in (None, 0.5, 0)]
+    assert held == [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 0.5}, {"CPU": 1}]
+    assert [trial.concurrent_trials(1, gpus) for gpus in (None, 0.5, 0)] == [4, 8, 16]
+    assert [trial.concurrent_trials(2, gpus) for gpus in (None, 0.5, 0)] == [2, 4, 8]
+    with pytest.raises(RunError, match="with 2 GPUs each, but the cluster has 4 GPUs"):
+        trial.concurrent_trials(4, 2)
+
+
+def test_run_that_failed_too_often_is_not_tried_again_and_one_that_another_process_has_is(monkeypatch):
+    reports = []
+    monkeypatch.setattr(trial.tune, "report", reports.append)
+    monkeypatch.setattr(trial, "_own_processors", lambda: 1)
+    given = {"tables": None, "workspace": None, "storage_uri": None, "gpus_per_worker": None}
+    config = {"config": resolve("demo").model_dump(mode="json")}
+
+    def end_with(error):
+        def train_run(*given):
+            raise error
+
+        monkeypatch.setattr(trial, "train_run", train_run)
+        trial.train_trial(config, **given)
+
+    end_with(RunError("the workers failed"))
+    end_with(StoppedError("the loss is nan"))
+    assert reports == [{"failed": "the workers failed"}, {"stopped": "the loss is nan"}]
+    with pytest.raises(BusyError):
+        end_with(BusyError("another process has it"))
+
+
+def test_process_that_has_a_run_is_waited_for_as_long_as_it_gets_on(tmp_path):
+    run, taken, others = (
+        RunFolder(tmp_path),
+        threading.Event(),
+        FileLock(tmp_path / ".lock", thread_local=False),
+    )
+
+    def get_on():
+        with others:
+            taken.set()
+            for epoch in range(8):
+                time.sleep(0.1)
+                run.journal.append("epoch", epoch=epoch)
+
+    thread = threading.Thread(target=get_on)
+    thread.start()
+    taken.wait()
+    with only_one(run, patience_seconds=0.4):
+        assert len(run.journal.epochs()) == 8
+    thread.join()
+    with others, pytest.raises(BusyError, match="is being trained by another process"), only_one(run, 0.2):
+        pass

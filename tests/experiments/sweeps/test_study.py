@@ -283,7 +283,12 @@ def test_searcher_takes_up_what_runs_before_it_draws_and_makes_up_for_crashes(ur
     searcher.on_trial_complete("t0", {"finished": True})
     searcher.on_trial_complete("t1", {"epoch": 2})
     searcher.on_trial_complete("t2", {"stopped": "the loss is nan"})
-    searcher.on_trial_complete("t3", error=True)
-    assert [trial.state for trial in study.trials()] == ["finished", "crashed", "pruned", "failed", "running"]
-    assert [trial.state for trial in told[-3:]] == ["finished", "pruned", "failed"]
+    searcher.on_trial_complete("t3", {"failed": "its workers failed"})
+    states = ["finished", "crashed", "pruned", "failed", "crashed", "running"]
+    assert searcher.suggest("t4") == "FINISHED"
+    study.ask(known)
+    searcher.numbers["t5"] = 5
+    searcher.on_trial_complete("t5", error=True)
+    assert [trial.state for trial in study.trials()] == states
+    assert [trial.state for trial in told[-4:]] == ["finished", "pruned", "failed", "crashed"]
     assert math.isclose(study.trials()[0].value, 0.5)
