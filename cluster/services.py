@@ -72,6 +72,8 @@ def ray_head(
     environment = _environment() | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
+        # Where two Rays run on this machine, Ray's own processes would not find theirs.
+        "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{ports['dashboard']}",
         # Jobs inherit these.
         "MLFLOW_TRACKING_URI": tracking_uri,
         "STMI_WORKSPACE": str(workspace),

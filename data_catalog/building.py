@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import re
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -106,9 +107,16 @@ def ensure_ray(include_dashboard: bool = False) -> None:
     if address == "local":
         # From 2.59 on Ray asks for a token wherever a token file happens to lie in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        port = None
+        if include_dashboard:
+            port = _free_port()
+            # Ray's own processes inherit this. They would look for a dashboard on all of the machine, and
+            # give up where a second Ray runs there.
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         ray.init(
             address=address,
             include_dashboard=include_dashboard,
+            dashboard_port=port,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -120,6 +128,12 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or unset RAY_ADDRESS "
             "to run on this machine"
         ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def build_table(
