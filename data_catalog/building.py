@@ -92,6 +92,7 @@ def ensure_ray(include_dashboard: bool = False) -> None:
 
     A process can hold one session only, so a caller who wants other settings starts Ray before. With
     `RAY_ADDRESS` set that cluster is joined, otherwise Ray runs on this machine for as long as this process.
+    Workers import from where `PYTHONPATH` says here.
 
     Args:
         include_dashboard: Start its dashboard (on loopback) too, where Ray is started.
@@ -121,8 +122,15 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             logging_level=logging.WARNING,
         )
         return
+    # The cluster was started without it. A submitted job brings its tree and what workers need to find it.
+    path = None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else os.environ.get("PYTHONPATH")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     except ConnectionError as error:
         raise CatalogError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or unset RAY_ADDRESS "
