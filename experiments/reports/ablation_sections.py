@@ -142,7 +142,7 @@ def _curves(table: str, title: str, arms: Mapping[str, Sequence[StudyRun]]) -> S
 def _maps(table: str, title: str, arms: Sequence[Arm]) -> Section:
     def draw() -> Iterator[Picture]:
         folders = {arm.label: arm.folders() for arm in arms}
-        seed = min(set.intersection(*(set(of_seed) for of_seed in folders.values())))
+        seed = rank_differences.seeds_in_common(folders.values())[0]
         runs = {label: of_seed[seed] for label, of_seed in folders.items()}
         identity = open_view(next(iter(runs.values())).view("test")).identity
         rows = identity_maps.shown_rows(identity)

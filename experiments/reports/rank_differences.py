@@ -1,6 +1,6 @@
 """The queries on which two rows of a table disagree most, with both their rank lists."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pyarrow import compute, parquet
 
 from data_catalog.view import open_view
-from experiments.run.folder import RunFolder
+from experiments.run.folder import RunFolder, RunFolderError
 from experiments.run.pictures import embeddings_of, show_nearest, show_sample
 from stmi.modality import MODALITIES
 
@@ -40,8 +40,11 @@ def disagreements(
         second: Seed to run; seeds of both count.
         feature: What ranks.
         each_way: How many that gain, and how many that lose.
+
+    Raises:
+        RunFolderError: They have no seed in common.
     """
-    seeds = sorted(first.keys() & second.keys())
+    seeds = seeds_in_common([first, second])
     before = [_precision(first[seed], feature) for seed in seeds]
     after = [_precision(second[seed], feature) for seed in seeds]
     gains = {
@@ -52,6 +55,22 @@ def disagreements(
     gained = [one for one in ordered if one.gain > 0][:each_way]
     lost = [one for one in ordered if one.gain < 0][-each_way:]
     return gained + lost
+
+
+def seeds_in_common(arms: Collection[Mapping[int, RunFolder]]) -> list[int]:
+    """The seeds that every row has a finished run of, in ascending order.
+
+    Raises:
+        RunFolderError: There is none.
+    """
+    shared = set.intersection(*(set(runs) for runs in arms))
+    if not shared:
+        finished = "; ".join(", ".join(map(str, sorted(runs))) for runs in arms)
+        raise RunFolderError(
+            f"the rows have no seed in common (finished are {finished}); run the command that made the study "
+            "again"
+        )
+    return sorted(shared)
 
 
 def embedding_of(run: RunFolder, feature: str) -> np.ndarray:
@@ -79,8 +98,11 @@ def rank_differences(
         arms: Label to seed to run, of two rows.
         feature: What ranks.
         found: Queries.
+
+    Raises:
+        RunFolderError: They have no seed in common.
     """
-    seed = min(set.intersection(*(set(runs) for runs in arms.values())))
+    seed = seeds_in_common(arms.values())[0]
     runs = {label: of_seed[seed] for label, of_seed in arms.items()}
     first = next(iter(runs.values()))
     view, junk = open_view(first.view("test")), first.config.data.junk

@@ -138,7 +138,9 @@ def _read(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
             for artifact in _artifacts(client, parent, PICTURES)
         }
     children = _search(client, experiments, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    runs = sorted((_run(client, child) for child in children), key=lambda run: run.name)
+    # A run is created first and described then: a study that goes on may be between the two.
+    described = [child for child in children if {"stmi.run", "stmi.folder"} <= child.data.tags.keys()]
+    runs = sorted((_run(client, child) for child in described), key=lambda run: run.name)
     return RecordedStudy(
         name=name,
         uri=uri,

@@ -6,7 +6,7 @@ from pyarrow import parquet
 from data_catalog.view import open_view
 from experiments.reports.rank_differences import RANKS, disagreements, embedding_of, rank_differences
 from experiments.run.evaluation import QUERY_SCHEMA
-from experiments.run.folder import RunFolder
+from experiments.run.folder import RunFolder, RunFolderError
 
 
 def run(folder, precisions, epoch=3, feature="U"):
@@ -56,6 +56,12 @@ def test_queries_that_gain_most_come_first_and_those_that_lose_most_last(tmp_pat
 def test_rows_that_agree_have_no_such_queries(tmp_path):
     one = {0: run(tmp_path / "a", [0.1, 0.9])}
     assert disagreements(one, one, "U") == []
+
+
+def test_rows_without_a_seed_in_common_are_not_compared(tmp_path):
+    first, second = run(tmp_path / "a0", [0.1]), run(tmp_path / "b1", [0.2])
+    with pytest.raises(RunFolderError, match=r"no seed in common \(finished are 0; 1, 2\)"):
+        disagreements({0: first}, {1: second, 2: second}, "U")
 
 
 def test_rank_lists_are_those_of_a_plain_search_without_junk(study, workspace):

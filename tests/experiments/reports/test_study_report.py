@@ -124,6 +124,27 @@ def test_where_folders_are_out_of_reach_the_page_says_so_and_shows_the_rest(reco
     assert "Not drawn: the folder /elsewhere/" in Path(written["page"]).read_text(encoding="utf-8")
 
 
+def test_rows_without_a_seed_in_common_are_shown_without_pictures_of_both(recorded, tmp_path):
+    # As where the first row's second run failed, and the last row's first one.
+    first, last = (recorded.result["rows"][place]["runs"] for place in (0, 3))
+    left = tuple(run for run in recorded.runs if run.run not in (first["1"], last["0"]))
+    written = write_report(replace(recorded, runs=left), tmp_path / "report.html")
+    missing = {title for title, reason in written["missing"].items() if "no seed in common" in reason}
+    assert {title.rpartition(": ")[2] for title in missing} == {"identities", "where rows disagree most"}
+    assert {Path(path).name for path in written["pictures"]} >= {"table3.png", "table3_strengths.svg"}
+
+
+def test_run_that_mlflow_was_not_yet_told_of_is_left_out(recorded, study, workspace):
+    client = mlflow.MlflowClient(local_store(workspace))
+    tags = {"mlflow.parentRunId": study["mlflow"]["run_id"]}
+    begun = client.create_run(study["mlflow"]["experiment_id"], tags=tags, run_name="begun")
+    try:
+        runs = read_study(local_store(workspace), study["study"]).runs
+    finally:
+        client.delete_run(begun.info.run_id)
+    assert [run.run for run in runs] == [run.run for run in recorded.runs]
+
+
 def test_page_lies_in_the_studys_folder_and_names_its_run_in_mlflow(report, study, workspace):
     folder = workspace / "studies" / study["study"]
     assert (report["page"], report["markdown"]) == (str(folder / "report.html"), str(folder / "report.md"))
