@@ -13,7 +13,7 @@ from experiments.ablations.table import Measured, table_rows
 from experiments.ablations.text import as_csv, as_markdown
 from experiments.datasets import RunTables
 from experiments.published import published
-from experiments.recipes import ExperimentConfig, differences, resolve
+from experiments.recipes import ConfigError, ExperimentConfig, differences, resolve
 from experiments.run.folder import RunFolder
 from experiments.studies.study import (
     EpochProgress,
@@ -106,8 +106,10 @@ def plan_ablation(ablations: Sequence[Ablation], recipe: str, settings: Sequence
         seeds: How many, from the recipe's on.
 
     Raises:
-        ConfigError: A name is unknown, or a value impossible.
+        ConfigError: A name is unknown, or the rows' own; a value is impossible; two rows come out the same.
     """
+    for ablation in ablations:
+        _check_settings(ablation, settings)
     first = resolve(recipe, list(settings)).seed
     numbers = tuple(range(first, first + seeds))
 
@@ -120,7 +122,38 @@ def plan_ablation(ablations: Sequence[Ablation], recipe: str, settings: Sequence
         above = [None, *(row.name for row in ablation.rows)]
         of_paper = [planned(row, None, name) for row, name in zip(ablation.rows, above, strict=False)]
         rows.append((ablation, (*of_paper, *_beside(ablation, planned, recipe, settings))))
+        _check_rows(ablation, rows[-1][1], numbers[0])
     return Plan(recipe, tuple(settings), numbers, tuple(rows))
+
+
+def _check_settings(ablation: Ablation, settings: Sequence[str]) -> None:
+    """Refuse to set for all rows what they differ in, or to switch off what it belongs to."""
+    beside = () if ablation.key.startswith("figure") else (NO_TEXT,)
+    for row in (*ablation.rows, *beside):
+        for varied in map(_name, row.settings):
+            for setting in settings:
+                if f"{varied}.".startswith(f"{_name(setting)}."):
+                    raise ConfigError(
+                        f"--set {setting}: row {row.name!r} of {ablation.key} sets {varied} itself, and rows "
+                        "would not be what they are called; leave it out, or train such a run with train.py"
+                    )
+
+
+def _name(setting: str) -> str:
+    """Name of a setting; a switch has that of its group (`model.chi` for `model.chi.enabled=off`)."""
+    return setting.partition("=")[0].strip().removesuffix(".enabled")
+
+
+def _check_rows(ablation: Ablation, rows: Sequence[PlannedRow], seed: int) -> None:
+    """Refuse rows that are one and the same: their difference would be nothing but the name."""
+    known: dict[tuple[str, str | None], str] = {}
+    for planned in rows:
+        mark = planned.configs[seed].model_dump_json(), planned.feature
+        if (same := known.setdefault(mark, planned.row.name)) != planned.row.name:
+            raise ConfigError(
+                f"rows {same!r} and {planned.row.name!r} of {ablation.key} have the same settings with what "
+                "--recipe and --set give; leave out the --set that makes them so"
+            )
 
 
 def _beside(ablation: Ablation, planned: Any, recipe: str, settings: Sequence[str]) -> list[PlannedRow]:

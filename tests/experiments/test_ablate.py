@@ -9,8 +9,9 @@ from filelock import FileLock
 from experiments import ablate, recipes
 from experiments.ablations import ablation
 from experiments.ablations.ablation import plan_ablation
-from experiments.ablations.rows import ABLATIONS
+from experiments.ablations.rows import ABLATIONS, Ablation, Row
 from experiments.published import published
+from experiments.recipes import ConfigError
 from experiments.run.journal import Journal
 from experiments.run.result import RunError
 from experiments.studies.study import StudyFolder
@@ -164,6 +165,21 @@ def test_all_tables_and_figures_can_be_planned_for_every_recipe(recipe):
         assert plan.labels(config)
 
 
+def test_rows_that_come_out_the_same_are_named():
+    row = Row("again the same", ("model.str=off",))
+    twice = Ablation("table3", "Modules", (Row("first"), Row("without STR", ("model.str=off",)), row))
+    with pytest.raises(ConfigError, match="rows 'without STR' and 'again the same' of table3 have the same"):
+        plan_ablation([twice], "demo", [], 1)
+
+
+def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
+    plan = plan_ablation(
+        [ABLATIONS["table3"]], "demo", ["model.chi.mixer=mlp", "model.sfm.sharing=per_head"], 1
+    )
+    full = plan.rows[0][1][3].configs[0].model
+    assert (full.chi.mixer, full.sfm.sharing) == ("mlp", "per_head")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -171,6 +187,12 @@ def test_all_tables_and_figures_can_be_planned_for_every_recipe(recipe):
         (["--table", "3", "--seeds", "0"], "--seeds=0"),
         (["--table", "3", "--recipe", "dmeo"], "recipe 'dmeo' is unknown"),
         (["--table", "3", "--set", "trian.epochs=1"], "did you mean train.epochs"),
+        (["--table", "3", "--set", "model.chi=off"], "row 'baseline' of table3 sets model.chi itself"),
+        (["--table", "4", "--set", "model.chi.enabled=false"], "row 'without CHI' of table4 sets model.chi"),
+        (["--table", "4", "--set", "model.chi.mixer=mlp"], "of table4 sets model.chi.mixer itself"),
+        (["--table", "5", "--set", "model.sfm=off"], "of table5 sets model.sfm.sharing itself"),
+        (["--table", "3", "--set", "model.text=off"], "row 'no text' of table3 sets model.text itself"),
+        (["--figure", "5", "--set", "model.str.tokens=2"], "row 'K = 1' of figure5_tokens sets"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(arguments, message, capsys, tmp_path):
