@@ -82,6 +82,7 @@ class Spending:
     _image_tokens: dict[ImageSize, int] = field(default_factory=dict)
     _set_aside: float = 0.0
     _in_flight: int = 0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -107,22 +108,24 @@ class Spending:
         Raises:
             BudgetError: If it does not, though no request is in flight any more.
         """
-        while True:
-            most = self._most(prompt)
-            price = self._price(most)
-            spent = self.cost_usd or 0.0
-            if self.budget_usd is None or spent + self._set_aside + price <= self.budget_usd:
-                self._set_aside += price
-                self._in_flight += 1
-                return most
-            if self._in_flight == 0:
-                raise BudgetError(
-                    f"budget_usd: {self.budget_usd:.2f} US dollars do not cover another request (spent: "
-                    f"{spent:.4f}; the next may cost {price:.4f}); give more with --budget-usd and run the "
-                    "same command again, what is answered is kept"
-                )
-            self._settled.clear()
-            await self._settled.wait()
+        # In the order of asking: a dear request would wait for ever while cheaper ones overtake it.
+        async with self._turn:
+            while True:
+                most = self._most(prompt)
+                price = self._price(most)
+                spent = self.cost_usd or 0.0
+                if self.budget_usd is None or spent + self._set_aside + price <= self.budget_usd:
+                    self._set_aside += price
+                    self._in_flight += 1
+                    return most
+                if self._in_flight == 0:
+                    raise BudgetError(
+                        f"budget_usd: {self.budget_usd:.2f} US dollars do not cover another request (spent: "
+                        f"{spent:.4f}; the next may cost {price:.4f}); give more with --budget-usd and run "
+                        "the same command again, what is answered is kept"
+                    )
+                self._settled.clear()
+                await self._settled.wait()
 
     def settle(
         self, prompt: PromptSize, most: Usage, usage: Usage | None = None, *, lost: bool = False
