@@ -63,7 +63,8 @@ def _erase_rectangles(
     if config.erase_aspect == "uniform":
         aspect = random.uniform(*ERASE_ASPECT, (*shape, ERASE_ATTEMPTS))
     else:
-        aspect = np.exp(random.uniform(*np.log(ERASE_ASPECT), (*shape, ERASE_ATTEMPTS)))
+        low, high = np.log(ERASE_ASPECT)
+        aspect = np.exp(random.uniform(low, high, (*shape, ERASE_ATTEMPTS)))
     position = random.random((*shape, 2))
     heights = np.rint(np.sqrt(area * aspect)).astype(int)
     widths = np.rint(np.sqrt(area / aspect)).astype(int)
