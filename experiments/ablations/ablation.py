@@ -9,7 +9,7 @@ from typing import Any
 from data_catalog.tables import json_digest
 from experiments.ablations.pictures import draw
 from experiments.ablations.rows import Ablation, Row
-from experiments.ablations.table import Measured, table_rows
+from experiments.ablations.table import EPOCHS, Measured, table_rows
 from experiments.ablations.text import as_csv, as_markdown
 from experiments.datasets import RunTables
 from experiments.published import published
@@ -293,13 +293,8 @@ def _measured(planned: PlannedRow, runs: Mapping[str, RunFolder]) -> Measured:
 
 
 def _notes(config: ExperimentConfig, plan: Plan) -> list[str]:
-    epochs = {
-        "last": "the last epoch",
-        "validation": "the epoch chosen on validation identities",
-        "best_on_test": "the epoch best on test, which flatters",
-    }
     return [
-        f"Measured: {config.data.dataset}, feature {config.report.feature}, {epochs[config.report.epoch]}, "
+        f"Measured: {config.data.dataset}, feature {config.report.feature}, {EPOCHS[config.report.epoch]}, "
         f"{len(plan.seeds)} seeds of training ({', '.join(map(str, plan.seeds))}).",
         "The paper's numbers are those of RGBNT201 with one seed. Where the recipe is for another data set "
         "or starts from other weights, only the direction of their differences can be compared.",

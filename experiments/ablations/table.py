@@ -20,6 +20,12 @@ from experiments.significance import (
 )
 
 METRICS = ("mAP", "rank1", "rank5", "rank10")
+EPOCHS = {
+    "last": "the last epoch",
+    "validation": "the epoch chosen on validation identities",
+    "best_on_test": "the epoch best on test, which flatters",
+}
+"""The choices of epoch that every run measures, in words."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,13 @@ class Measured:
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed to a metric of the epoch that the run reports."""
-        return {seed: self._metrics(run)[metric] for seed, run in self.runs.items()}
+        chosen = {seed: _result(run)["reported"]["chosen_by"] for seed, run in self.runs.items()}
+        return {seed: self.values_at(metric, choice)[seed] for seed, choice in chosen.items()}
+
+    def values_at(self, metric: str, choice: str) -> dict[int, float]:
+        """Seed to a metric of a choice of epoch, as in `EPOCHS`; runs without validation lack that choice."""
+        choices = {seed: _result(run)["choices"].get(choice) for seed, run in self.runs.items()}
+        return {seed: c["metrics"][self.feature][metric] for seed, c in choices.items() if c is not None}
 
     def precision(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Average precision `(seeds, queries)`, NaN without a match, and identities `(queries,)`."""
@@ -57,10 +69,6 @@ class Measured:
             compute.equal(table["feature"], self.feature), compute.equal(table["epoch"], epoch)
         )
         return table.filter(chosen).sort_by("sample_index")
-
-    def _metrics(self, run: RunFolder) -> dict[str, float]:
-        result = _result(run)
-        return result["choices"][result["reported"]["chosen_by"]]["metrics"][self.feature]
 
 
 def _result(run: RunFolder) -> dict[str, Any]:
@@ -91,7 +99,8 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
         `values` (by seed) and `paper`. `mAP` also has the `difference` from the row that it is compared
         `against`, with `difference_interval` (over seeds) and `query_interval` (over other queries),
         the paper's own `paper_difference`, `p_value` (the larger of both tests), `p_adjusted` (for the
-        number of differences that the table shows) and `real`.
+        number of differences that the table shows) and `real`. `epochs` has the mAP of each choice of epoch
+        in `EPOCHS`, side by side, null where no run has it.
     """
     by_name = {one.row.name: one for one in measured}
     compared = {
@@ -104,7 +113,9 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
     rows = []
     for one in measured:
         name = one.row.name
-        metrics = {metric: _summary(one, metric) | {"paper": paper[name].get(metric)} for metric in METRICS}
+        metrics = {
+            metric: _summary(one.values(metric)) | {"paper": paper[name].get(metric)} for metric in METRICS
+        }
         ours, theirs = paper[name].get("mAP"), paper.get(one.against or "", {}).get("mAP")
         metrics["mAP"] |= {
             "against": one.against,
@@ -122,6 +133,7 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
                 "seeds": sorted(one.runs),
                 "runs": {str(seed): run.name for seed, run in sorted(one.runs.items())},
                 **metrics,
+                "epochs": {choice: _summary(one.values_at("mAP", choice)) for choice in EPOCHS},
             }
         )
     return rows
@@ -153,8 +165,7 @@ def _judged(compared: _Compared | None, verdict: Verdict | None) -> dict[str, An
     }
 
 
-def _summary(one: Measured, metric: str) -> dict[str, Any]:
-    values = one.values(metric)
+def _summary(values: Mapping[int, float]) -> dict[str, Any]:
     if not values:
         return {"mean": None, "std": None, "interval": None, "values": {}}
     summary = asdict(summarise([values[seed] for seed in sorted(values)]))

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.ablations.table import METRICS
+from experiments.ablations.table import EPOCHS, METRICS
 
 HEADER = (
     "row",
@@ -18,6 +18,9 @@ HEADER = (
     "p, corrected",
     "real?",
     "paper's difference",
+    "mAP, last epoch",
+    "mAP, epoch by validation",
+    "mAP, epoch best on test (flatters)",
     "rank 1",
 )
 
@@ -35,7 +38,9 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     columns = [
         *("table", "index", "name", "feature", "seeds", "mAP", "mAP_std", "mAP_low", "mAP_high", "paper_mAP"),
         *("against", "difference", "difference_low", "difference_high", "query_low", "query_high"),
-        *("p_value", "p_adjusted", "real", "paper_difference", "rank1", "rank5", "rank10"),
+        *("p_value", "p_adjusted", "real", "paper_difference"),
+        *(f"mAP_{choice}{part}" for choice in EPOCHS for part in ("", "_std")),
+        *METRICS[1:],
     ]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
@@ -48,6 +53,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
                 *(precision["against"], precision["difference"], *_ends(precision["difference_interval"])),
                 *(*_ends(precision["query_interval"]), precision["p_value"], precision["p_adjusted"]),
                 *(precision["real"], precision["paper_difference"]),
+                *(row["epochs"][choice][part] for choice in EPOCHS for part in ("mean", "std")),
                 *(row[metric]["mean"] for metric in METRICS[1:]),
             ]
         )
@@ -74,13 +80,14 @@ def cells(row: dict[str, Any]) -> list[str]:
         "" if precision["p_adjusted"] is None else f"{precision['p_adjusted']:.3f}",
         "" if against is None else {True: "yes", False: "no", None: "unsaid"}[precision["real"]],
         _signed(precision["paper_difference"]),
+        *(_spread(row["epochs"][choice], missing="") for choice in EPOCHS),
         _spread(row["rank1"]),
     ]
 
 
-def _spread(summary: Mapping[str, Any]) -> str:
+def _spread(summary: Mapping[str, Any], missing: str = "not finished") -> str:
     if summary["mean"] is None:
-        return "not finished"
+        return missing
     spread = "" if summary["std"] is None else f" ± {100 * summary['std']:.1f}"
     return f"{100 * summary['mean']:.1f}{spread}"
 

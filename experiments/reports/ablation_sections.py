@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_catalog.view import open_view
+from experiments.ablations.table import EPOCHS
 from experiments.ablations.text import HEADER, cells
 from experiments.evaluating import subject
 from experiments.published import published
@@ -82,6 +83,7 @@ def arms_of(study: RecordedStudy, table: str) -> list[Arm]:
 def ablation_sections(study: RecordedStudy) -> list[Section]:
     """Pictures of an ablation's tables and figures."""
     made: list[Section] = []
+    epoch = _last_epoch(study)
     for table in study.result["tables"]:
         arms = arms_of(study, table)
         title = study.result["titles"][table].removesuffix(f", {study.result['recipe']}")
@@ -92,15 +94,23 @@ def ablation_sections(study: RecordedStudy) -> list[Section]:
         made.append(_curves(table, title, {arm.label: list(arm.runs.values()) for arm in arms}))
         lettered = [arm for arm in arms if arm.of_paper]
         if len(lettered) > 1:
-            made.append(_maps(table, title, lettered))
-            made.append(_ranks(table, title, lettered))
-        made.append(_strengths(table, title, [arm for arm in arms if _has_sfm(arm)]))
+            made.append(_maps(table, title, lettered, epoch))
+            made.append(_ranks(table, title, lettered, epoch))
+        made.append(_strengths(table, title, [arm for arm in arms if _has_sfm(arm)], epoch))
     modulated = [arm for arm in arms_of(study, study.result["tables"][0]) if _has_sfm(arm)]
     if not modulated:
         return made
     # The full model is the row that changes least in the recipe.
     full = min(modulated, key=lambda arm: len(arm.row["config"]))
-    return [*made, attention_section(full.label, full.runs[min(full.runs)])]
+    return [*made, attention_section(full.label, full.runs[min(full.runs)], epoch)]
+
+
+def _last_epoch(study: RecordedStudy) -> str:
+    """Of which epoch pictures of weights and embeddings are, which only the last one keeps, and the table."""
+    reported = study.result["epoch"]
+    if reported == "last":
+        return "After the last epoch, as the table."
+    return f"After the last epoch; the table's numbers are of {EPOCHS[reported]}."
 
 
 def _has_sfm(arm: Arm) -> bool:
@@ -139,7 +149,7 @@ def _curves(table: str, title: str, arms: Mapping[str, Sequence[StudyRun]]) -> S
     return section(f"{table}-curves", f"{title}: training", "", draw)
 
 
-def _maps(table: str, title: str, arms: Sequence[Arm]) -> Section:
+def _maps(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
     def draw() -> Iterator[Picture]:
         folders = {arm.label: arm.folders() for arm in arms}
         seed = rank_differences.seeds_in_common(folders.values())[0]
@@ -150,18 +160,19 @@ def _maps(table: str, title: str, arms: Sequence[Arm]) -> Section:
         embeddings = {label: rank_differences.embedding_of(run, feature)[rows] for label, run in runs.items()}
         caption = (
             f"t-SNE of feature {feature}, the same {len(np.unique(identity[rows]))} test identities in each "
-            f"row: training seed {seed}, last epoch, t-SNE seed 0."
+            f"row: training seed {seed}, t-SNE seed 0."
         )
         yield as_svg(f"{table}_tsne.svg", caption, identity_maps.identity_maps(embeddings, identity[rows]))
 
     text = (
         "As figure 4 of the paper. t-SNE keeps neighbours together; places, sizes and distances of clusters "
-        "mean little. The silhouette is measured before the mapping: higher is more compact and more apart."
+        "mean little. The silhouette is measured before the mapping: higher is more compact and more apart. "
+        f"{epoch}"
     )
     return section(f"{table}-identities", f"{title}: identities", text, draw)
 
 
-def _ranks(table: str, title: str, arms: Sequence[Arm]) -> Section:
+def _ranks(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
     first, last = arms[0], arms[-1]
 
     def draw() -> Iterator[Picture]:
@@ -178,12 +189,12 @@ def _ranks(table: str, title: str, arms: Sequence[Arm]) -> Section:
 
     text = (
         f"Queries whose average precision differs most between “{first.label}” and “{last.label}”, mean over "
-        "seeds, and their nearest gallery samples in both, without junk."
+        f"seeds, and their nearest gallery samples in both, without junk. {epoch}"
     )
     return section(f"{table}-ranks", f"{title}: where rows disagree most", text, draw)
 
 
-def _strengths(table: str, title: str, arms: Sequence[Arm]) -> Section:
+def _strengths(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
     def draw() -> Iterator[Picture]:
         learned = {}
         for arm in arms:
@@ -197,17 +208,18 @@ def _strengths(table: str, title: str, arms: Sequence[Arm]) -> Section:
 
     text = (
         "Equation 7: alpha pulls logits between foreground tokens towards their row's maximum, beta pulls "
-        "the others towards their row's minimum."
+        f"the others towards their row's minimum. {epoch}"
     )
     return section(f"{table}-strengths", f"{title}: learned alpha and beta", text, draw)
 
 
-def attention_section(label: str, run: StudyRun) -> Section:
+def attention_section(label: str, run: StudyRun, epoch: str) -> Section:
     """What SFM did to the attention of one run.
 
     Args:
         label: What the run is called.
         run: It.
+        epoch: Of which epoch that is, in a sentence.
     """
 
     def draw() -> Iterator[Picture]:
@@ -224,7 +236,7 @@ def attention_section(label: str, run: StudyRun) -> Section:
         )
 
     text = (
-        f"“{label}”, seed {run.seed}, last epoch; queries spread evenly over the test view, not chosen. "
+        f"“{label}”, seed {run.seed}; queries spread evenly over the test view, not chosen. {epoch} "
         "Before: the same layer with the same weights and tokens, without modulation (softmax of eq. 3); "
         "after: eq. 8. Maps show the class token's attention to patches, mean over heads: brighter is more, "
         "one scale for before and after, and above each stands the foreground's part of it."

@@ -73,4 +73,6 @@ def sweep_sections(study: RecordedStudy) -> list[Section]:
         section("search", "The search", "Drawn from validation identities, never test.", stored),
         section("curves", "Training", "", curves),
     ]
-    return made if best is None else [*made, attention_section(f"trial {found['number']}", best)]
+    if best is None:
+        return made
+    return [*made, attention_section(f"trial {found['number']}", best, "After the last epoch.")]

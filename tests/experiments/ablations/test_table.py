@@ -40,7 +40,12 @@ def finished_run(path, precision, epoch=3):
         )
         for feature, shift in (("U", 0.0), ("G", -0.1))
     }
-    chosen = {"last": {"epoch": epoch, "metrics": metrics}}
+    best = {name: dict.fromkeys(values, 0.9) for name, values in metrics.items()}
+    chosen = {
+        "last": {"epoch": epoch, "metrics": metrics},
+        "validation": None,
+        "best_on_test": {"epoch": 1, "metrics": best},
+    }
     reported = {"chosen_by": "last", "epoch": epoch}
     (path / "result.json").write_text(json.dumps({"choices": chosen, "reported": reported}))
     return run
@@ -122,6 +127,22 @@ def test_rows_with_other_seeds_are_compared_over_those_that_both_have(measured):
     expected = paired_over_seeds(measured[1].values("mAP"), both)
     assert rows[1]["mAP"]["difference"] == expected.difference
     assert rows[1]["seeds"] == [0, 2]
+
+
+def test_every_choice_of_epoch_stands_side_by_side_and_says_which_it_is(measured):
+    rows = table_rows(TABLE, measured, "rgbnt201")
+    for row in rows:
+        assert row["epochs"]["last"]["values"] == row["mAP"]["values"]
+        assert row["epochs"]["validation"]["mean"] is None
+        assert row["epochs"]["best_on_test"]["mean"] == pytest.approx(0.9)
+        shown = dict(zip(HEADER, cells(row), strict=True))
+        assert shown["mAP, last epoch"] == shown["mAP, mean ± std"]
+        assert shown["mAP, epoch by validation"] == ""
+        assert shown["mAP, epoch best on test (flatters)"] == "90.0 ± 0.0"
+    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert [row["mAP_last"] for row in read] == [row["mAP"] for row in read]
+    assert {row["mAP_validation"] for row in read} == {""}
+    assert {float(row["mAP_best_on_test"]) for row in read} == {0.9}
 
 
 def test_markdown_and_csv_hold_every_row(measured):

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.published import published
 from experiments.recipes import ConfigError
+from experiments.reports.ablation_sections import ablation_sections
 from experiments.reports.reading import read_study
 from experiments.reports.study_report import write_report
 from experiments.run.folder import RunFolder
@@ -143,6 +144,17 @@ def test_run_that_mlflow_was_not_yet_told_of_is_left_out(recorded, study, worksp
     finally:
         client.delete_run(begun.info.run_id)
     assert [run.run for run in runs] == [run.run for run in recorded.runs]
+
+
+@pytest.mark.parametrize(("reported", "table"), [("last", "as the table"), ("best_on_test", "best on test")])
+def test_pictures_of_the_last_epoch_say_which_epoch_the_table_is_of(recorded, reported, table):
+    away = tuple(replace(run, folder=Path("/elsewhere") / run.run) for run in recorded.runs)
+    result = recorded.result | {"epoch": reported}
+    sections = ablation_sections(replace(recorded, runs=away, result=result))
+    texts = {part.key: part.text for part in sections}
+    for key in ("table3-identities", "table3-ranks", "table3-strengths", "attention"):
+        assert "After the last epoch" in texts[key]
+        assert table in texts[key]
 
 
 def test_page_lies_in_the_studys_folder_and_names_its_run_in_mlflow(report, study, workspace):
