@@ -1,7 +1,8 @@
 """The report of an ablation: its tables as they were measured, and its pictures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,8 @@ def ablation_sections(study: RecordedStudy) -> list[Section]:
         if len(lettered) > 1:
             made.append(_maps(table, title, lettered, epoch))
             made.append(_ranks(table, title, lettered, epoch))
-        made.append(_strengths(table, title, [arm for arm in arms if _has_sfm(arm)], epoch))
+        with_sfm = partial(_folders_of, [arm for arm in arms if _has_sfm(arm)])
+        made.append(strengths_section(table, title, with_sfm, epoch))
     modulated = [arm for arm in arms_of(study, study.result["tables"][0]) if _has_sfm(arm)]
     if not modulated:
         return made
@@ -194,23 +196,37 @@ def _ranks(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
     return section(f"{table}-ranks", f"{title}: where rows disagree most", text, draw)
 
 
-def _strengths(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
+def _folders_of(arms: Sequence[Arm]) -> dict[str, list[RunFolder]]:
+    return {arm.label: list(arm.folders().values()) for arm in arms}
+
+
+def strengths_section(
+    key: str, title: str, runs: Callable[[], Mapping[str, Sequence[RunFolder]]], epoch: str
+) -> Section:
+    """The alpha and beta that runs with SFM have learned, by layer.
+
+    Args:
+        key: What the section is named after.
+        title: What the runs belong to.
+        runs: Gives the runs of each seed by what they are called together; may find that a folder is gone.
+        epoch: Of which epoch that is, in a sentence.
+    """
+
     def draw() -> Iterator[Picture]:
-        learned = {}
-        for arm in arms:
-            pairs = [attention_pictures.learned_strengths(run) for run in arm.folders().values()]
-            learned[arm.label] = (np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs]))
+        learned, initial = {}, 0.0
+        for label, folders in runs().items():
+            pairs = [attention_pictures.learned_strengths(run) for run in folders]
+            learned[label] = (np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs]))
+            initial = folders[0].config.model.sfm.initial_strength
         if learned:
-            config = next(iter(arms[0].folders().values())).config
             caption = "Mean over seeds and heads, with bars from the lowest to the highest of them."
-            figure = study_pictures.strengths(learned, config.model.sfm.initial_strength)
-            yield as_svg(f"{table}_strengths.svg", caption, figure)
+            yield as_svg(f"{key}_strengths.svg", caption, study_pictures.strengths(learned, initial))
 
     text = (
         "Equation 7: alpha pulls logits between foreground tokens towards their row's maximum, beta pulls "
         f"the others towards their row's minimum. {epoch}"
     )
-    return section(f"{table}-strengths", f"{title}: learned alpha and beta", text, draw)
+    return section(f"{key}-strengths", f"{title}: learned alpha and beta", text, draw)
 
 
 def attention_section(label: str, run: StudyRun, epoch: str) -> Section:

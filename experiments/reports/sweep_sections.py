@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.reports import pictures as study_pictures
-from experiments.reports.ablation_sections import attention_section
+from experiments.reports.ablation_sections import attention_section, opened, strengths_section
 from experiments.reports.page import Line, PageTable, Picture, Section, as_svg, section, stored_png
 from experiments.reports.reading import RecordedStudy
+from experiments.run.folder import RunFolder
 
 
 def sweep_table(study: RecordedStudy) -> PageTable:
@@ -75,4 +76,14 @@ def sweep_sections(study: RecordedStudy) -> list[Section]:
     ]
     if best is None:
         return made
-    return [*made, attention_section(f"trial {found['number']}", best, "After the last epoch.")]
+    label, epoch = f"trial {found['number']}", "After the last epoch."
+
+    def best_with_sfm() -> dict[str, list[RunFolder]]:
+        folder = opened(best)
+        return {label: [folder]} if folder.config.model.sfm.enabled else {}
+
+    return [
+        *made,
+        strengths_section("best", "Best trial", best_with_sfm, epoch),
+        attention_section(label, best, epoch),
+    ]

@@ -91,7 +91,7 @@ def test_page_shows_the_sweeps_own_pictures_and_leads_to_mlflow(sweep, tmp_path)
     written = write_report(sweep, tmp_path / "report.html")
     assert [Path(path).name for path in written["pictures"]] == ["slice.png", "trial_curves.svg"]
     assert (tmp_path / "report_pictures" / "slice.png").read_bytes() == sweep.pictures["slice.png"]
-    assert list(written["missing"]) == ["What SFM did to attention"]
+    assert list(written["missing"]) == ["Best trial: learned alpha and beta", "What SFM did to attention"]
     page = Path(written["page"]).read_text(encoding="utf-8")
     assert "AAAI" not in page
     assert 'width="288"' in page
