@@ -33,6 +33,7 @@ from experiments.command_line import run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
 from experiments.evaluating.subject import Subject, of_released_checkpoint, of_run
+from experiments.published import in_words, stmi_on
 from experiments.recipes import WORKSPACE, ConfigError
 from experiments.run import evaluation
 from experiments.run.pictures import FEATURE_NAMES
@@ -63,8 +64,8 @@ def evaluate(
         queries: Parquet file or URI to write each query's average precision to, for every setting.
 
     Returns:
-        JSON values only: `subject`, `dataset`, `table`, `samples`, `junk` (the rule), and `settings`, a list
-        of `missing`, `reranked` and `metrics` by feature.
+        JSON values only: `subject`, `dataset`, `table`, `samples`, `junk` (the rule), `settings`, a list of
+        `missing`, `reranked` and `metrics` by feature, and `paper`, what the paper prints of the data set.
     """
     view = open_view(subject.table)
     embedded = (
@@ -88,6 +89,7 @@ def evaluate(
         "samples": len(view),
         "junk": subject.junk,
         "settings": settings,
+        "paper": stmi_on(subject.table.manifest.dataset),
     }
 
 
@@ -218,6 +220,8 @@ def show(result: dict[str, Any]) -> None:
                 *(f"{100 * metrics[key]:.1f}" for key in ("mAP", "rank1", "rank5", "rank10")),
             )
         console.print(table)
+    if result["paper"] is not None:
+        console.print(in_words(result["paper"]), highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The paper's numbers, Tables 1 to 5, each with its place in the paper: shown beside what is measured."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -107,6 +108,30 @@ def published(table: str) -> PublishedTable:
     if table not in tables:
         raise PublishedError(f"table {table!r} is not known; use one of {', '.join(tables)}")
     return tables[table]
+
+
+def stmi_on(dataset: str) -> dict[str, Any] | None:
+    """What the paper prints of STMI itself on a data set, in Tables 1 and 2.
+
+    Returns:
+        `source` (`Table 1, row STMI`) and `metrics` (name to fraction); None for another data set.
+    """
+    for table in (published("table1"), published("table2")):
+        printed = table.row("STMI").values.get(dataset)
+        if printed is not None:
+            metrics = {
+                name: round(percent / 100, 6) for name, percent in printed.items() if percent is not None
+            }
+            return {"source": table.source_of("STMI"), "metrics": metrics}
+    return None
+
+
+def in_words(paper: Mapping[str, Any]) -> str:
+    """What `stmi_on` gives, for a terminal."""
+    metrics = ", ".join(
+        f"{name.replace('rank', 'rank ')} {100 * value:.1f}" for name, value in paper["metrics"].items()
+    )
+    return f"{paper['source']} of the paper, as printed and not measured here: {metrics}"
 
 
 @cache

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.command_line import run_command
+from experiments.published import in_words, stmi_on
 from experiments.recipes import WORKSPACE
 from experiments.run.folder import RunFolder, RunFolderError
 from experiments.run.pictures import FEATURE_NAMES, draw_all
@@ -44,6 +45,8 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     if "choices" in result:
         _print_choices(console, result["choices"], result["reported"])
+    if result["paper"] is not None:
+        console.print(in_words(result["paper"]), highlight=False)
     seconds = result["seconds"]
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds[name]:.1f}"
@@ -163,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         if result is None:
             raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
         draw_all(folder, result)
-        return result | {"mlflow": folder.mlflow}
+        return result | {"mlflow": folder.mlflow, "paper": stmi_on(folder.config.data.dataset)}
 
     return run_command(work, given.json, print_report)
 

@@ -23,6 +23,7 @@ from experiments.command_line import run_command
 from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
 from experiments.planning.plan import plan
 from experiments.planning.printout import print_plan
+from experiments.published import stmi_on
 from experiments.recipes import RECIPES, WORKSPACE, ExperimentConfig
 from experiments.report import print_report
 from experiments.run.folder import RunFolder
@@ -113,7 +114,8 @@ def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, re
     datasets.check_tables(config, clip, tables)
     if given.resume:
         RunFolder.begun(workspace, config, tables)
-    return runner.run(config, tables, workspace, given.tracking_uri, given.storage, given.gpus_per_worker)
+    result = runner.run(config, tables, workspace, given.tracking_uri, given.storage, given.gpus_per_worker)
+    return result | {"paper": stmi_on(config.data.dataset)}
 
 
 def make_plan(given: argparse.Namespace) -> dict[str, Any]:
