@@ -80,7 +80,8 @@ def cells(row: dict[str, Any]) -> list[str]:
         "" if precision["p_adjusted"] is None else f"{precision['p_adjusted']:.3f}",
         "" if against is None else {True: "yes", False: "no", None: "unsaid"}[precision["real"]],
         _signed(precision["paper_difference"]),
-        *(_spread(row["epochs"][choice], missing="") for choice in EPOCHS),
+        # Studies that older versions recorded have the reported epoch only.
+        *(_spread(row["epochs"][choice], missing="") if "epochs" in row else "" for choice in EPOCHS),
         _spread(row["rank1"]),
     ]
 
