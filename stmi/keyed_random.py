@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 
 def _key(seed: int, purpose: str, counters: tuple[int | str, ...]) -> bytes:
@@ -39,6 +38,8 @@ def seeded_construction(seed: int, purpose: str, *counters: int | str) -> Iterat
     Torch's modules draw from its global CPU generator; it is keyed inside and put back after, so
     that neither the order of construction nor an earlier draw changes a weight.
     """
+    import torch  # noqa: PLC0415 - takes seconds to import, and who only draws needs none of it
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(_key(seed, purpose, counters)[:7], "little"))
         yield
