@@ -117,10 +117,11 @@ def split_name(source: str) -> tuple[str, str]:
             f"clip source {source!r}: open_clip has no weights {pretrained!r} of {name}; it has "
             f"{', '.join(tags)}"
         )
-    # open_clip only warns, and the features would be wrong.
+    # Of two models that differ in the activation alone open_clip takes the wrong one with a warning.
     quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
-    if quick != bool((open_clip.get_model_config(name) or {}).get("quick_gelu")):
-        other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+    other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+    is_wrong = quick != bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
+    if is_wrong and other != name and other in open_clip.list_models():
         raise ClipFileError(
             f"clip source {source!r}: these weights were trained with {'QuickGELU' if quick else 'GELU'}, "
             f"which {name} does not have; use {other}/{pretrained}"
