@@ -221,9 +221,9 @@ def test_disturbed_job_makes_the_same_table(samples: Table, undisturbed: Table) 
 
 def test_budget_stops_the_job_and_what_is_answered_is_kept(samples: Table, undisturbed: Table) -> None:
     with chat_server() as server:
-        # The first does not cover one image as dear as images can be. The last goes on from where the second
-        # ended; how far depends on when it meets an image of a size that it has not paid for yet.
-        for budget, least in ((20 * COST, 0), (40.5 * COST, 25), (74.5 * COST, 35)):
+        # An image of a size that a job has not paid for yet is set aside at 35.5 COST or more: the first
+        # budget does not cover one, and the last is given up only where less than that is left.
+        for budget, least in ((20 * COST, 0), (40.5 * COST, 25), (74.5 * COST, 74.5 - 35.5)):
             with pytest.raises(CatalogError, match=r"do not cover another request .*--budget-usd"):
                 caption(samples, server, prices=PRICES, budget_usd=budget, max_answer_tokens=1500)
             assert server.cost_usd(10, 30) <= budget
