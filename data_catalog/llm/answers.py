@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data_catalog import storage
 from data_catalog.errors import CatalogError
+from data_catalog.llm.prompt_sizes import ImageSize
 from data_catalog.llm.spending import Usage
 
 FOLDER = "answers"
@@ -35,6 +36,7 @@ class Answer(BaseModel):
         requests: Requests that it took.
         prompt_tokens: Tokens sent, over all of them.
         completion_tokens: Tokens that came back.
+        images: Size of each image that was shown: what a later job tells the tokens of others by.
         model: The model that answered, by the endpoint's account.
     """
 
@@ -45,6 +47,7 @@ class Answer(BaseModel):
     requests: int = Field(ge=1)
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
+    images: tuple[ImageSize, ...] = ()
     model: str = ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_catalog.llm.answers import Answer, AnswerStore
 from data_catalog.llm.client import LlmClient
+from data_catalog.llm.prompt_sizes import prompt_size
 from data_catalog.llm.questions import Question, Values
 from data_catalog.llm.responses import Completion, presentable
 from data_catalog.llm.spending import Usage
@@ -102,6 +103,7 @@ class Asker:
             requests=requests,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
+            images=prompt_size(request).images,
             model=model,
         )
         await asyncio.to_thread(self.store.write, question.digest, answer)

@@ -182,6 +182,10 @@ class _LlmCaptionsMaker(ShardMaker):
     has_choice: bool
     needs_all: bool
 
+    @property
+    def is_light(self) -> bool:
+        return True
+
     def is_final(self, statistics: Mapping[str, Any]) -> bool:
         # What was unanswered then may be answered by now, and the table must not depend on when it was begun.
         return not statistics["unanswered"]

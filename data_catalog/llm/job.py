@@ -120,7 +120,7 @@ class AnswerJob:
         if digest not in self.kept:
             self.kept.add(digest)
             usage = Usage(answer.prompt_tokens, answer.completion_tokens)
-            self.spending.count_earlier(usage, answer.requests)
+            self.spending.count_earlier(usage, answer.requests, answer.images)
 
     def _look_up_sample(self, row: Mapping[str, Any]) -> tuple[dict[str, Answer], bool]:
         """The kept answers about a sample, by digest, and whether these are all."""

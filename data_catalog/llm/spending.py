@@ -1,7 +1,7 @@
 """Tokens and money of a job that asks a language model, and the cap that it keeps."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,12 +92,21 @@ class Spending:
             return None
         return self.prices.cost_usd(self.earlier + self.now + self.lost)
 
-    def count_earlier(self, usage: Usage, requests: int) -> None:
-        """Add an answer that was there already, and took this many requests."""
+    def count_earlier(self, usage: Usage, requests: int, images: Sequence[ImageSize] = ()) -> None:
+        """Add an answer that was there already.
+
+        Args:
+            usage: Its tokens.
+            requests: How many requests it took.
+            images: Size of each image that it was about.
+        """
         self.earlier += usage
         self._longest = self._longest.longer_of(
             Usage(usage.prompt_tokens // requests, usage.completion_tokens // requests)
         )
+        # The tokens of one of several requests may not have been told; then the others' say too little.
+        if requests == 1:
+            self._learn(images, usage)
 
     async def set_aside(self, prompt: PromptSize) -> Usage:
         """Wait until the budget covers another request, and set aside the tokens that it can take.
@@ -143,13 +152,19 @@ class Spending:
         if usage is not None:
             self.now += usage
             self._longest = self._longest.longer_of(usage)
-            for size in prompt.images:
-                known = self._image_tokens.get(size, usage.prompt_tokens)
-                self._image_tokens[size] = min(known, usage.prompt_tokens)
+            self._learn(prompt.images, usage)
         self._settled.set()
         if lost:
             self.lost += most
             self.note_lost(self.lost)
+
+    def _learn(self, images: Sequence[ImageSize], usage: Usage) -> None:
+        # An endpoint that tells no tokens says nothing of an image.
+        if usage.prompt_tokens == 0:
+            return
+        for size in images:
+            known = self._image_tokens.get(size, usage.prompt_tokens)
+            self._image_tokens[size] = min(known, usage.prompt_tokens)
 
     def _most(self, prompt: PromptSize) -> Usage:
         images = sum(self._image_tokens.get(size, image_tokens(size)) for size in prompt.images)

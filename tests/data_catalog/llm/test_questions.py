@@ -17,6 +17,7 @@ from data_catalog.llm.asker import Asker, request_of
 from data_catalog.llm.captioner import choose
 from data_catalog.llm.client import ClientSettings, LlmClient
 from data_catalog.llm.pictures import pictures_of
+from data_catalog.llm.prompt_sizes import prompt_size
 from data_catalog.llm.questions import Model, Question, Questions
 from data_catalog.llm.spending import Spending
 from data_catalog.readings import Reading
@@ -296,6 +297,8 @@ def test_answer_is_read_as_the_model_gave_it(store: AnswerStore) -> None:
         [request] = server.requests
     assert answer.values == json.loads(fitting_answer(request))
     assert schema_of(request).keys() == answer.values.keys()
+    assert answer.images == prompt_size(request).images
+    assert len(answer.images) == 1
     assert store.read(QUESTIONS.about(row())["NIR"].digest) == answer
 
 
