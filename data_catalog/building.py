@@ -1,9 +1,10 @@
 """One way to build every table: shards spread over Ray Data actors, the manifest last.
 
 A shard is made by one actor from shards of its inputs, mostly the same-numbered one, and written whole under
-its final name; a single shard is made by the process that wants it. So the result depends neither on the
-number of actors nor on who finishes first, and a step that was interrupted continues with the shards that are
-missing. Of two processes that want the same table one builds it and the other waits (see `build_lock`).
+its final name; what is made sooner than actors start is made by the process that wants it. So the result
+depends neither on the number of actors nor on who finishes first, and a step that was interrupted continues
+with the shards that are missing. Of two processes that want the same table one builds it and the other waits
+(see `build_lock`).
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import re
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -50,6 +51,8 @@ Progress = Callable[[int, int], None]
 
 _LOGGER = logging.getLogger(__name__)
 _METADATA = b"data_catalog"
+_ACTORS_START_SECONDS = 10.0
+"""What Ray and the first actors take to start, about, with all that they import."""
 _LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch", "sam2")
 
 
@@ -65,6 +68,11 @@ class ShardMaker(ABC):
     def cpus_per_actor(self) -> float:
         """CPUs that one actor uses where it has no GPU, and all of a machine's where that has fewer."""
         return 1
+
+    @property
+    def is_light(self) -> bool:
+        """Whether a shard takes a few seconds at the most: then a few are made before actors have started."""
+        return False
 
     def prepare(self) -> None:
         """Load what is dear (a model); called once in every actor, before its first shard."""
@@ -272,9 +280,7 @@ def _make_shards(
         rows = [
             {"number": number, "file": files[number], "work": json.dumps(work[number])} for number in missing
         ]
-        # Starting Ray and an actor takes longer than making one shard.
-        is_small = len(rows) == 1 and not maker.gpus_per_actor
-        for result in [_make_here(rows[0], root, maker)] if is_small else _run_actors(rows, root, maker):
+        for result in _results(rows, root, maker):
             if result["error"]:
                 raise (NotWritableError if result["is_unwritable"] else CatalogError)(result["error"])
             made = ShardRecord.model_validate_json(result["record"])
@@ -283,11 +289,22 @@ def _make_shards(
     return [done[number] for number in range(len(files))]
 
 
-def _make_here(row: Mapping[str, Any], root: str, maker: ShardMaker) -> dict[str, Any]:
-    """One shard, made in this process on as many processors as an actor has."""
-    with threadpool_limits(limits=max(1, int(maker.cpus_per_actor))):
-        made = _ShardWriter(root, maker)({name: np.array([value]) for name, value in row.items()})
-    return {name: values[0] for name, values in made.items()}
+def _results(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Iterator[dict[str, Any]]:
+    """What becomes of each shard, as they come: made here while that is sooner, the rest by actors."""
+    if not maker.gpus_per_actor and (maker.is_light or len(rows) == 1):
+        writer, start = _ShardWriter(root, maker), time.monotonic()
+        for done in range(len(rows)):
+            left = len(rows) - done
+            if done and (time.monotonic() - start) / done * left > _ACTORS_START_SECONDS:
+                rows = rows[done:]
+                break
+            # On as many processors as an actor has.
+            with threadpool_limits(limits=max(1, int(maker.cpus_per_actor))):
+                made = writer({name: np.array([value]) for name, value in rows[done].items()})
+            yield {name: values[0] for name, values in made.items()}
+        else:
+            return
+    yield from _run_actors(rows, root, maker)
 
 
 def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Any:

@@ -189,6 +189,10 @@ class _CaptionsMaker(ShardMaker):
     samples: Table
     writer: CaptionWriter
 
+    @property
+    def is_light(self) -> bool:
+        return True
+
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
         readings = [

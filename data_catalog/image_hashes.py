@@ -65,6 +65,10 @@ def make_image_hashes(samples: Table, progress: Progress | None = None) -> Table
 class _HashesMaker(ShardMaker):
     samples: Table
 
+    @property
+    def is_light(self) -> bool:
+        return True
+
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         samples = self.samples.read_shard(work["shard"])
         digests, hashes, details = [], [], []

@@ -114,6 +114,10 @@ class _ImportedCaptionsMaker(ShardMaker):
     redact: bool
     tokenizer: Any = field(default=None, init=False)
 
+    @property
+    def is_light(self) -> bool:
+        return True
+
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
         captions: list[str] = []

@@ -223,6 +223,10 @@ class _SamplesMaker(ShardMaker):
     root: Path
     size: Size | None
 
+    @property
+    def is_light(self) -> bool:
+        return True
+
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         quarantined: list[dict[str, str]] = []

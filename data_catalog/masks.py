@@ -62,6 +62,7 @@ class MaskFinder(ABC):
 
     gpus_per_actor: float = field(default=0, init=False)
     cpus_per_actor: float = field(default=1, init=False)
+    is_light: bool = field(default=False, init=False)
 
     @abstractmethod
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
@@ -192,6 +193,10 @@ class _MasksMaker(ShardMaker):
     @property
     def cpus_per_actor(self) -> float:
         return self.finder.cpus_per_actor
+
+    @property
+    def is_light(self) -> bool:
+        return self.finder.is_light
 
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         samples = self.samples.read_shard(work["shard"])

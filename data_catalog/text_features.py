@@ -17,6 +17,9 @@ from data_catalog.errors import CatalogError
 from data_catalog.schemas import TableKind, text_features_schema
 from data_catalog.tables import Table
 
+LIGHT_CAPTIONS = 512
+"""So many are encoded in the time that an actor takes to load its tower."""
+
 
 class TextTower(Protocol):
     """What is needed of a loaded CLIP."""
@@ -120,6 +123,11 @@ class TextFeaturesMaker(ShardMaker):
     batch_size: int
     load: Callable[[str], TextTower]
     tower: TextTower | None = field(default=None, init=False)
+
+    @property
+    def is_light(self) -> bool:
+        """Few captions are encoded before every actor has loaded its tower."""
+        return len(self.captions) <= LIGHT_CAPTIONS
 
     def prepare(self) -> None:
         """Load the text tower."""

@@ -122,6 +122,10 @@ class _ViewMaker(ShardMaker):
     text_features: Table | None
     settings: ViewSettings
 
+    @property
+    def is_light(self) -> bool:
+        return True
+
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         numbers, size = work["shards"], (self.settings.height, self.settings.width)
         keys = _read(self.samples, numbers, ["sample_index", "identity"])

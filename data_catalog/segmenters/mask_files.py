@@ -162,6 +162,9 @@ class _FilesFinder(MaskFinder):
     source_format: SourceFormat
     image_size: tuple[int, int] | None
 
+    def __post_init__(self) -> None:
+        self.is_light = True
+
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
         found: list[Segmentation] = []
         faults: list[dict[str, str]] = []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+from data_catalog import building
 from data_catalog.captions import make_captions
 from data_catalog.ingest import IngestSettings, ingest
 from data_catalog.masks import make_masks
@@ -58,14 +59,19 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built_once(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Built:
-    """Every table of the data set, in shards of three samples; the view in shards of one identity."""
+    """Every table of the data set, in shards of three samples; the view in shards of one identity.
+
+    The first shard of each table is made by this process, the others by actors, however few they are.
+    """
     catalog = tmp_path_factory.mktemp("catalog")
-    samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
-    masks = make_masks(samples, true_masks=source / "true_masks")
-    captions = make_captions(samples, source / "readings")
-    text_features = make_text_features(captions, "fake", load=load_fake_tower)
-    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
-    view = make_view(samples, masks, text_features, settings)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(building, "_ACTORS_START_SECONDS", 0.0)
+        samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
+        masks = make_masks(samples, true_masks=source / "true_masks")
+        captions = make_captions(samples, source / "readings")
+        text_features = make_text_features(captions, "fake", load=load_fake_tower)
+        settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
+        view = make_view(samples, masks, text_features, settings)
     return Built(source, catalog, samples, masks, captions, text_features, view)
 
 

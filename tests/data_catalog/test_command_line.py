@@ -175,7 +175,7 @@ def test_two_processes_that_draw_the_same_data_set_both_get_it(tmp_path: Path) -
 
 
 def test_cluster_that_does_not_answer_is_named(
-    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    built: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**settings: Any) -> None:
         raise ConnectionError("timed out")
@@ -183,5 +183,5 @@ def test_cluster_that_does_not_answer_is_named(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    error = error_of(capsys, "ingest", "--source", built.source, "--catalog", tmp_path)
+    error = error_of(capsys, "masks", "--catalog", built.catalog, "--dataset", "small")
     assert "RAY_ADDRESS=10.0.0.1:6379: no Ray cluster answers there (timed out)" in error

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import os
 import pickle
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from data_catalog import building
 from data_catalog.building import ShardMaker, build_table
 from data_catalog.errors import CatalogError
 from data_catalog.schemas import MASKS_SCHEMA, TableKind
@@ -84,6 +87,37 @@ def test_interrupted_build_leaves_no_table_and_continues_with_what_is_missing(
     again = build(tmp_path / "catalog", refuse)
     assert again.digest == digest
     assert again.read().equals(pa.concat_tables([StubMaker(refuse).make({"number": i})[0] for i in range(4)]))
+
+
+@dataclass(frozen=True)
+class LightMaker(StubMaker):
+    """Says in every shard which process made it; takes a while where it is asked to."""
+
+    seconds: float = 0.0
+
+    @property
+    def is_light(self) -> bool:
+        return True
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        time.sleep(self.seconds)
+        rows, statistics = super().make(work)
+        return rows, statistics | {"process": os.getpid()}
+
+
+@pytest.mark.parametrize(("seconds", "made_here"), [(0.0, 4), (0.2, 1)])
+def test_shards_are_made_here_only_while_that_is_sooner_than_actors_start(
+    seconds: float, made_here: int, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_ACTORS_START_SECONDS", 0.5)
+    maker = LightMaker(tmp_path / "no", seconds)
+    table = build(tmp_path, tmp_path / "no", maker=maker, summarise=lambda shards: {"shards": shards})
+    shards = table.statistics["shards"]
+    assert [shard["number"] for shard in shards] == [0, 1, 2, 3]
+    assert [shard["process"] == os.getpid() for shard in shards] == [True] * made_here + [False] * (
+        4 - made_here
+    )
+    assert table.digest == build(tmp_path / "other", tmp_path / "no").digest
 
 
 def test_rows_are_sorted_and_digests_are_those_of_the_shards(built: Any) -> None:
