@@ -26,8 +26,8 @@ from experiments import datasets
 from experiments.ablations.ablation import plan_ablation, run_ablation
 from experiments.ablations.rows import ABLATIONS
 from experiments.ablations.text import HEADER, cells
-from experiments.command_line import run_command
-from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.command_line import run_command, training_options
+from experiments.recipes import ConfigError
 from experiments.studies.tuning import start_ray
 from experiments.tracking import tracking_of
 from stmi.clip import load_clip
@@ -39,9 +39,7 @@ FIGURES = {"5": ("figure5", "figure5_tokens")}
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = training_options(__doc__, "change a setting of every row, for example train.epochs=10")
     options.add_argument(
         "--table",
         nargs="+",
@@ -50,38 +48,10 @@ def parser() -> argparse.ArgumentParser:
         help="tables of the paper, together in one study",
     )
     options.add_argument("--figure", choices=tuple(FIGURES), help="figure of the paper: p, and K")
-    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
     options.add_argument("--seeds", type=int, default=3, help="how many, from the recipe's on (default: 3)")
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="settings",
-        help="change a setting of every row, for example train.epochs=10; may be repeated",
-    )
     options.add_argument(
         "--workers", type=int, default=1, help="of each run; one packs a cluster best (default: 1)"
     )
-    options.add_argument(
-        "--workspace",
-        default=str(WORKSPACE),
-        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
-    )
-    options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
-    options.add_argument(
-        "--tracking-uri",
-        help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
-    )
-    options.add_argument(
-        "--storage", metavar="URI", help="folder or URI for checkpoints (default: the runs' own folders)"
-    )
-    options.add_argument(
-        "--gpus-per-worker",
-        type=float,
-        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
-    )
-    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
 
 

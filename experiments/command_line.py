@@ -1,5 +1,6 @@
-"""What the scripts share: errors meant for the user in one line, and one JSON document on request."""
+"""What the scripts share: options, errors meant for the user in one line, one JSON document on request."""
 
+import argparse
 import contextlib
 import json
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_catalog.errors import CatalogError
-from experiments.recipes import ConfigError
+from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.folder import RunFolderError
 from experiments.run.result import RunError
 from stmi.clip import ClipFileError
@@ -15,6 +16,48 @@ from stmi.retrieval import RetrievalError
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
+
+
+def training_options(description: str | None, setting_help: str) -> argparse.ArgumentParser:
+    """A parser with what every script that trains asks: which recipe, which settings, where things lie.
+
+    Args:
+        description: The script's docstring.
+        setting_help: What `--set` does there.
+    """
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help=f"{setting_help}; may be repeated",
+    )
+    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    places = options.add_argument_group("where it runs, and where things lie")
+    places.add_argument(
+        "--workspace",
+        default=str(WORKSPACE),
+        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
+    )
+    places.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
+    places.add_argument(
+        "--tracking-uri",
+        help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+    )
+    places.add_argument(
+        "--storage", metavar="URI", help="folder or URI for checkpoints (default: each run's own folder)"
+    )
+    places.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
+    )
+    return options
 
 
 def run_command(

@@ -2,10 +2,9 @@
 
 import logging
 import os
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,10 @@ from experiments.run.journal import Journal
 from experiments.run.provenance import code_version, environment
 from experiments.run.result import RunError, conclude
 from experiments.tracking import Mirror, RunFacts, tracking_of
+from experiments.watching import watching
 
 if TYPE_CHECKING:
-    from experiments.run.training_loop import Work
+    from experiments.run.worker import Work
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def fit(
     from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
     from experiments.run.report_callback import JournalCallback  # noqa: PLC0415
-    from experiments.run.training_loop import train_worker  # noqa: PLC0415
+    from experiments.run.worker import train_worker  # noqa: PLC0415
 
     prepare_ray()
     ensure_ray()
@@ -280,7 +280,7 @@ def gpus_of_each(workers: int, gpus_per_worker: float | None) -> float:
 
 def work_of(config: ExperimentConfig, tables: RunTables) -> "Work":
     """What the workers of a run are given."""
-    from experiments.run.training_loop import Work  # noqa: PLC0415 - imports Ray
+    from experiments.run.worker import Work  # noqa: PLC0415 - imports Ray
 
     return Work(config, tables.views, tables.captions, clip_source(config))
 
@@ -288,32 +288,23 @@ def work_of(config: ExperimentConfig, tables: RunTables) -> "Work":
 @contextmanager
 def _watched(folder: RunFolder, mirror: Mirror, epochs: int) -> Iterator[None]:
     """Meanwhile show the journal as a progress bar, and mirror it to MLflow."""
-    stop = threading.Event()
-    watch = threading.Thread(target=_watch, args=(folder.journal, mirror, epochs, stop), daemon=True)
-    watch.start()
-    try:
+    done = len(folder.journal.epochs())
+    with (
+        tqdm(total=epochs, initial=done, desc="starting workers", unit="epoch") as bar,
+        watching(partial(_show, folder.journal, bar), LOOK_SECONDS),
+        # In a thread of its own: a server that hangs must not stop the bar. The end is sent by `finish`.
+        watching(mirror.sync, SYNC_SECONDS, to_the_end=False),
+    ):
         yield
-    finally:
-        stop.set()
-        watch.join()
 
 
-def _watch(journal: Journal, mirror: Mirror, epochs: int, stop: threading.Event) -> None:
-    done = journal.epochs()
-    synced = time.monotonic() - SYNC_SECONDS
-    with tqdm(total=epochs, initial=len(done), desc="starting workers", unit="epoch") as bar:
-        while True:
-            finished = stop.wait(LOOK_SECONDS)
-            events = journal.epochs()
-            if len(events) > bar.n:
-                bar.set_description("training", refresh=False)
-                validated = [event["validation"]["U"]["mAP"] for event in events if "validation" in event]
-                shown = {"loss": f"{events[-1]['losses']['total']:.3f}"}
-                shown |= {"validation mAP": f"{validated[-1]:.1%}"} if validated else {}
-                bar.set_postfix(shown, refresh=False)
-                bar.update(len(events) - bar.n)
-            if finished:
-                return
-            if time.monotonic() - synced >= SYNC_SECONDS:
-                mirror.sync()
-                synced = time.monotonic()
+def _show(journal: Journal, bar: tqdm) -> None:
+    events = journal.epochs()
+    if len(events) <= bar.n:
+        return
+    bar.set_description("training", refresh=False)
+    validated = [event["validation"]["U"]["mAP"] for event in events if "validation" in event]
+    shown = {"loss": f"{events[-1]['losses']['total']:.3f}"}
+    shown |= {"validation mAP": f"{validated[-1]:.1%}"} if validated else {}
+    bar.set_postfix(shown, refresh=False)
+    bar.update(len(events) - bar.n)

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments import datasets
-from experiments.command_line import run_command
-from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.command_line import run_command, training_options
+from experiments.recipes import ConfigError
 from experiments.studies.tuning import start_ray
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import words
@@ -40,10 +40,7 @@ from stmi.clip import load_clip
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
+    options = training_options(__doc__, "change a setting of every trial, for example train.epochs=10")
     options.add_argument("--trials", type=int, default=20, help="how many in all (default: 20)")
     options.add_argument(
         "--search",
@@ -53,14 +50,6 @@ def parser() -> argparse.ArgumentParser:
         help="search a setting: float:0:1, log:1e-6:1e-4, zero-or-log:0.001:0.1, int:1:16, int:8:64:8, "
         "choice:a,b,c; or off to leave one out; may be repeated "
         f"(default: {' '.join(DEFAULT_SPACE)})",
-    )
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="settings",
-        help="change a setting of every trial, for example train.epochs=10; may be repeated",
     )
     options.add_argument("--seed", type=int, help="of the draws and of every trial's training")
     options.add_argument(
@@ -94,25 +83,6 @@ def parser() -> argparse.ArgumentParser:
         help="Optuna's storage, for example postgresql://user@host/optuna (default: $STMI_STUDY_STORAGE, "
         "which keeps the password off the command line, or a SQLite file in the study's folder)",
     )
-    options.add_argument(
-        "--workspace",
-        default=str(WORKSPACE),
-        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
-    )
-    options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
-    options.add_argument(
-        "--tracking-uri",
-        help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
-    )
-    options.add_argument(
-        "--storage", metavar="URI", help="folder or URI for checkpoints (default: the runs' own folders)"
-    )
-    options.add_argument(
-        "--gpus-per-worker",
-        type=float,
-        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
-    )
-    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
 
 

@@ -19,12 +19,12 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments import datasets, recipes, runner
-from experiments.command_line import run_command
+from experiments.command_line import run_command, training_options
 from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
 from experiments.planning.plan import plan
 from experiments.planning.printout import print_plan
 from experiments.published import stmi_on
-from experiments.recipes import RECIPES, WORKSPACE, ExperimentConfig
+from experiments.recipes import ExperimentConfig
 from experiments.report import print_report
 from experiments.run.folder import RunFolder
 from stmi.clip import load_clip
@@ -32,38 +32,9 @@ from stmi.clip import load_clip
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="settings",
-        help="change a setting, for example model.sfm=off or model.str.tokens=2; may be repeated",
-    )
+    options = training_options(__doc__, "change a setting, for example model.sfm=off or model.str.tokens=2")
     options.add_argument("--seed", type=int, help="shorthand for --set seed=N")
     options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
-    options.add_argument(
-        "--workspace",
-        default=str(WORKSPACE),
-        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
-    )
-    options.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
-    options.add_argument(
-        "--tracking-uri",
-        help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
-    )
-    options.add_argument(
-        "--storage", metavar="URI", help="folder or URI for checkpoints (default: the run's own folder)"
-    )
-    options.add_argument(
-        "--gpus-per-worker",
-        type=float,
-        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
-    )
     options.add_argument(
         "--resume",
         action="store_true",
@@ -86,7 +57,6 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --plan, take a few real steps on this machine, with random pixels",
     )
-    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return options
 
 

@@ -1,7 +1,6 @@
 """What every worker of a run does: train, validate, checkpoint, report; on one process or many."""
 
 import math
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -14,17 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.train
 import torch
 from pyarrow import compute
 from safetensors.numpy import save_file
 
 from data_catalog.tables import Table
 from data_catalog.view import View, open_view
-from experiments.recipes import ExperimentConfig
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
-from experiments.run.session import RayTrainSession, Session
+from experiments.run.session import Session
+from experiments.run.worker import Work
 from stmi import augment
 from stmi.batch_plan import rows_of_rank
 from stmi.clip import LoadedClip, load_clip
@@ -55,34 +53,6 @@ class Clock:
 
 class DivergedError(RuntimeError):
     """The loss is not a finite number any more."""
-
-
-def train_worker(settings: dict[str, Any]) -> None:
-    """One worker's whole run; called by Ray Train.
-
-    Args:
-        settings: `work` (a `Work`) and `begun` (the checkpoint that the run was left with, or None).
-    """
-    nearby = ray.train.get_context().get_local_world_size()
-    threads = max(1, len(os.sched_getaffinity(0)) // nearby)
-    train(settings["work"], RayTrainSession(threads, settings["begun"]))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run's workers are given.
-
-    Attributes:
-        config: The run's settings.
-        views: Split name to view.
-        captions: What the text features of the views were made from.
-        clip: Source of the CLIP, as workers find it.
-    """
-
-    config: ExperimentConfig
-    views: dict[str, Table]
-    captions: Table
-    clip: str
 
 
 def train(work: Work, session: Session) -> None:

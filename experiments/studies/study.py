@@ -2,13 +2,11 @@
 
 import json
 import logging
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from experiments.run.provenance import code_version, environment
 from experiments.run.result import RunError
 from experiments.runner import facts, other_digests
 from experiments.tracking import Mirror, RunFacts
+from experiments.watching import watching
 
 logger = logging.getLogger(__name__)
 
@@ -255,24 +254,10 @@ def watched(
         total: Where the bar ends.
         unit: What it counts.
     """
-    stop = threading.Event()
-
-    def watch() -> None:
-        synced = time.monotonic() - SYNC_SECONDS
-        with tqdm(total=total, desc="training", unit=unit) as bar:
-            while True:
-                ended = stop.wait(LOOK_SECONDS)
-                show(bar)
-                if ended:
-                    return
-                if time.monotonic() - synced >= SYNC_SECONDS:
-                    mirror.sync(list(members))
-                    synced = time.monotonic()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with (
+        tqdm(total=total, desc="training", unit=unit) as bar,
+        watching(partial(show, bar), LOOK_SECONDS),
+        # In a thread of its own: a server that hangs must not stop the bar. The end is sent by `finish`.
+        watching(lambda: mirror.sync(list(members)), SYNC_SECONDS, to_the_end=False),
+    ):
         yield
-    finally:
-        stop.set()
-        thread.join()

@@ -1,7 +1,6 @@
 """One run as a trial of a study: a function that Ray Tune calls trains it, in its own process if it can."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from experiments.run.result import RunError, StoppedError, conclude
 from experiments.run.session import OwnProcessSession
 from experiments.run.training_loop import train
 from experiments.runner import LOOK_SECONDS, BusyError, begin, fit, gpus_of_each, only_one, work_of
+from experiments.watching import watching
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -132,25 +132,16 @@ def train_run(
 @contextmanager
 def _telling(journal: Journal, tell: Tell) -> Iterator[None]:
     """Meanwhile tell of each epoch that Ray Train's controller, another process, writes into a journal."""
-    stop = threading.Event()
+    told = len(journal.epochs())
 
-    def watch() -> None:
-        told = len(journal.epochs())
-        while True:
-            ended = stop.wait(LOOK_SECONDS)
-            for facts in journal.epochs()[told:]:
-                tell(facts)
-                told += 1
-            if ended:
-                return
+    def look() -> None:
+        nonlocal told
+        for facts in journal.epochs()[told:]:
+            tell(facts)
+            told += 1
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with watching(look, LOOK_SECONDS):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def trial_resources(workers: int, gpus_per_worker: float | None = None) -> tune.PlacementGroupFactory:
