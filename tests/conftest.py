@@ -15,6 +15,8 @@ def ray_session() -> Iterator[None]:
     # Workers import the project and the tests from this tree, and report often: epochs here are short.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Ray ends a process that was idle for a second; actors of later tests would wait for new ones.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     ray.init(
         address="local",
         num_cpus=2,

@@ -35,9 +35,10 @@ def settings(clip: Path) -> list[str]:
     return [*SETTINGS, f"model.clip.source={clip}", "train.workers=1"]
 
 
-def options(clip: Path) -> list[str]:
-    """The small run's settings as options of a script."""
-    return [part for s in [*SETTINGS, f"model.clip.source={clip}"] for part in ("--set", s)]
+def options(clip: Path, without: str | None = None) -> list[str]:
+    """The small run's settings as options of a script, or all of them but one."""
+    chosen = [s for s in [*SETTINGS, f"model.clip.source={clip}"] if s.partition("=")[0] != without]
+    return [part for s in chosen for part in ("--set", s)]
 
 
 def arguments(clip: Path, workspace: Path, *extra: str) -> list[str]:

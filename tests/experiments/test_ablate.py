@@ -1,3 +1,4 @@
+import html
 import json
 import shutil
 from pathlib import Path
@@ -6,7 +7,7 @@ import mlflow
 import pytest
 from filelock import FileLock
 
-from experiments import ablate, recipes
+from experiments import ablate, recipes, report
 from experiments.ablations import ablation
 from experiments.ablations.ablation import plan_ablation
 from experiments.ablations.rows import ABLATIONS, Ablation, Row
@@ -87,6 +88,46 @@ def test_asked_for_again_nothing_is_trained_and_the_table_is_the_same(
     again = study(capsys, clip, workspace, "--table", "3", "4")
     assert again["rows"] == finished["rows"]
     assert [Journal(path).read() for path in journals] == before
+
+
+@pytest.fixture(scope="module")
+def figure(ray_session, clip, workspace):
+    """Figure 5 with one seed of one epoch."""
+    asked = ["--figure", "5", "--seeds", "1", "--set", "train.epochs=1", "--workspace", str(workspace)]
+    options = small_run.options(clip, without="model.sfm.perturbation")
+    return ablate.ablate(ablate.parser().parse_args([*asked, *options]))
+
+
+def test_points_of_figure_5_stand_at_their_p_and_k_and_the_full_model_is_trained_once(figure):
+    points = {
+        key: [row for row in figure["rows"] if row["table"] == key] for key in ("figure5", "figure5_tokens")
+    }
+    assert [row["x"] for row in points["figure5"]] == [0, 0.005, 0.01, 0.02, 0.05, 0.1]
+    assert [row["x"] for row in points["figure5_tokens"]] == [1, 2, 4, 8, 16]
+    full = recipes.resolve("demo", [])
+    names = {"figure5": "sfm.perturbation", "figure5_tokens": "str.tokens"}
+    for key, rows in points.items():
+        for row in rows:
+            assert row["config"].get(names[key], full.flat()[names[key]]) == row["x"]
+            assert 0 < row["mAP"]["mean"] <= 1
+            assert row["mAP"]["paper"] is None
+    assert len({row["runs"]["0"] for row in figure["rows"]}) == 6 + 5 - 1
+    for key in points:
+        assert Path(figure["files"][f"{key}.png"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_figure_5_has_both_curves_and_what_the_paper_says_of_them(
+    figure, workspace, tmp_path, capsys
+):
+    out = tmp_path / "report.html"
+    assert report.main(["--study", figure["study"], "--workspace", str(workspace), "--out", str(out)]) == 0, (
+        capsys.readouterr().err
+    )
+    page = out.read_text()
+    assert 'id="figure5"' in page
+    assert 'id="figure5_tokens"' in page
+    for claim in published("figure5").claims:
+        assert html.escape(claim) in page
 
 
 def test_runs_that_stop_themselves_leave_a_table_that_says_so(ray_session, capsys, clip, workspace):

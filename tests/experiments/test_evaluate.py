@@ -153,19 +153,32 @@ def weights():
     return with_whole_vocabulary(0)
 
 
+@pytest.fixture(scope="module")
+def other_weights():
+    return with_whole_vocabulary(1)
+
+
+@pytest.fixture(scope="module")
+def clips(weights, other_weights, tmp_path_factory):
+    """CLIPs with the text tower of the one checkpoint and of the other."""
+    folder = tmp_path_factory.mktemp("clips")
+    return {
+        "own": write_clip(folder / "own", weights),
+        "other": write_clip(folder / "other", other_weights),
+    }
+
+
 @pytest.fixture
-def view_with(trained, workspace, tmp_path):
+def view_with(trained, workspace, clips):
     """Makes the view of a released model, with the text features of a checkpoint's text tower, or without."""
 
-    def make(weights: dict[str, torch.Tensor] | None, masks: bool = True) -> Table:
+    def make(weights: str | None, masks: bool = True) -> Table:
         catalog = str(workspace / "catalog")
         samples, found, captions = (
             find_table(catalog, "synthetic_person", kind)
             for kind in (TableKind.SAMPLES, TableKind.MASKS, TableKind.CAPTIONS)
         )
-        text = (
-            None if weights is None else make_text_features(captions, write_clip(tmp_path / "clip", weights))
-        )
+        text = None if weights is None else make_text_features(captions, clips[weights])
         settings = ViewSettings(split="test", height=64, width=32, text_dim=32)
         return make_view(samples, found if masks else None, text, settings)
 
@@ -173,7 +186,7 @@ def view_with(trained, workspace, tmp_path):
 
 
 def test_checkpoint_of_the_released_code_is_evaluated(view_with, weights, capsys, workspace, tmp_path):
-    released_view, file = view_with(weights), tmp_path / "STMI_best.pth"
+    released_view, file = view_with("own"), tmp_path / "STMI_best.pth"
     torch.save(weights, file)
     result = evaluated(
         capsys,
@@ -201,8 +214,7 @@ def test_checkpoint_of_the_released_code_is_evaluated(view_with, weights, capsys
 def test_what_a_released_checkpoint_was_not_trained_with_is_refused(
     made_with, settings, message, view_with, weights, capsys, workspace, tmp_path
 ):
-    towers = {"own": weights, "other": with_whole_vocabulary(1), None: None}
-    view_with(**(made_with | {"weights": towers[made_with["weights"]]}))
+    view_with(**made_with)
     torch.save(weights, tmp_path / "STMI_best.pth")
     arguments = ["--released-checkpoint", str(tmp_path / "STMI_best.pth"), "--recipe", "rgbnt201-released"]
     arguments += ["--workspace", str(workspace), "--workers", "0", *RELEASED_SETTINGS, *settings]
@@ -210,8 +222,8 @@ def test_what_a_released_checkpoint_was_not_trained_with_is_refused(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_pickled_checkpoint_is_refused_and_not_executed(view_with, weights, capsys, workspace, tmp_path):
-    view_with(weights)
+def test_pickled_checkpoint_is_refused_and_not_executed(view_with, capsys, workspace, tmp_path):
+    view_with("own")
 
     class Intruder:
         def __reduce__(self):
@@ -247,9 +259,14 @@ def test_impossible_missing_modalities_are_refused(text):
 
 
 def test_plan_names_the_differences_between_the_two_recipes_of_a_data_set(capsys):
-    assert train.main(["--recipe", "rgbnt100-released", "--plan", "--json", "--set", "seed=3"]) == 0
+    # A worker's share of two samples: whole batches are counted through for most of a minute.
+    shared = ["--set", "train.workers=64", "--set", "train.evaluation_batch=2"]
+    assert train.main(["--recipe", "rgbnt100-released", "--plan", "--json", *shared]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["counterpart"] == "rgbnt100-paper"
-    assert planned["changed"] == {"seed": {"recipe": 1111, "here": 3}}
+    assert planned["changed"] == {
+        "train.workers": {"recipe": 1, "here": 64},
+        "train.evaluation_batch": {"recipe": 128, "here": 2},
+    }
     assert planned["differences"]["chi.incidence"] == {"here": "euclidean", "there": "cosine"}
     assert planned["differences"]["report.feature"] == {"here": "GTTT", "there": "U"}

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.run.journal import Journal
 from experiments.tracking import Mirror, RunFacts, local_store
+from tests.mlflow_server import free_port, serving
 
 FACTS = RunFacts(
     "demo", "demo sfm=off", {"sfm.perturbation": 0.01, "str.tokens": 4}, {"stmi.run": "r"}, {"view": "ab"}
@@ -80,6 +81,32 @@ def test_dead_server_costs_no_run_and_is_told_later(workspace, folder, caplog):
     back.finish("FINISHED", [])
     assert not back.behind
     assert stored(workspace, back)[1].data.metrics["loss/total"] == 1.0
+
+
+def test_server_that_dies_and_comes_back_is_told_what_it_missed(workspace, tmp_path, folder):
+    store, port = local_store(workspace), free_port()
+    journal = Journal(folder / "journal.jsonl")
+    with serving(store, tmp_path / "server", port) as address:
+        mirror = Mirror(address, folder, tmp_path, FACTS)
+        mirror.sync()
+        assert not mirror.behind
+        run_id = mirror.run_id
+    journal.append("epoch", epoch=3, losses={"total": 0.5}, seconds={"steps": 1.0}, learning_rate=0.1)
+    mirror.sync()
+    assert mirror.behind
+    journal.append("test", epochs=3, metrics={"U": {"mAP": 0.5}})
+    with serving(store, tmp_path / "server", port):
+        mirror.finish("FINISHED", [journal.path])
+        assert not mirror.behind
+        client = mlflow.MlflowClient(address)
+        run = client.get_run(run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["test/U/mAP"] == 0.5
+        history = client.get_metric_history(run_id, "loss/total")
+        assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+        kept = Path(client.download_artifacts(run_id, "journal.jsonl", str(tmp_path)))
+        assert kept.read_bytes() == journal.path.read_bytes()
+        assert sum(found.info.run_id == run_id for found in client.search_runs([run.info.experiment_id])) == 1
 
 
 def test_parameters_that_a_failing_server_missed_are_sent_later(workspace, folder, monkeypatch):

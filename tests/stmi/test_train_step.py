@@ -11,6 +11,13 @@ from tests.stmi import golden, training
 from tests.tolerances import EXACT_FLOAT64
 
 STEPS = 20
+# Each process would import torch and its compiler anew; forked ones have them.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.stmi.training", "torch._dynamo"])
+
+
+def in_processes(work, count, *arguments):
+    """Call a function with each rank of a process group, in processes of their own."""
+    multiprocessing.start_processes(work, arguments, nprocs=count, start_method="forkserver")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,7 @@ def alone(folder):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_workers_trains_the_same_model(folder, alone, world_size):
-    multiprocessing.spawn(training.train_as_rank, (world_size, str(folder), STEPS), nprocs=world_size)
+    in_processes(training.train_as_rank, world_size, world_size, str(folder), STEPS)
     spread = torch.load(folder / f"result-{world_size}.pt", weights_only=True)
     totals, model = alone
     assert spread["totals"] == pytest.approx(totals, abs=EXACT_FLOAT64)
@@ -36,7 +43,7 @@ def test_any_number_of_workers_trains_the_same_model(folder, alone, world_size):
 
 
 def test_restart_on_three_workers_ends_with_bit_identical_weights(folder):
-    multiprocessing.spawn(training.train_with_and_without_restart, (3, str(folder), 6), nprocs=3)
+    in_processes(training.train_with_and_without_restart, 3, 3, str(folder), 6)
     results = torch.load(folder / "restarted.pt", weights_only=True)
     for name, value in results["undisturbed"].items():
         assert torch.equal(results["restarted"][name], value), name
