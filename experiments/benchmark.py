@@ -28,14 +28,15 @@ import numpy as np
 import open_clip
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.ingest import build_view, ingest_images
 from experiments.benchmarks.sweep import sweep
 from stmi import augment, retrieval
 from stmi.clip import LoadedClip
 from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
-from stmi.feature_modulation import attention_as_written
+from stmi.feature_modulation import attend_modulated
+from stmi.host_memory import keep_freed_memory
 from stmi.model import STMI, ModelInput
 from stmi.modulated_attention import modulated_attention
 from stmi.precision import processor_multiplies_bfloat16
@@ -96,22 +97,21 @@ def _peak_memory() -> int | None:
     return int(line.split()[1]) * 1024
 
 
-class _MatrixProducts(TorchDispatchMode):
-    """Records the operand shapes of every matrix product, forward and backward."""
+_PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
+"""PyTorch's matrix products, and which of their arguments is the left operand."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        if name in ("mm", "bmm"):
-            self.shapes.append((tuple(args[0].shape), tuple(args[1].shape)))
-        elif name in ("addmm", "baddbmm"):
-            self.shapes.append((tuple(args[1].shape), tuple(args[2].shape)))
-        return func(*args, **(kwargs or {}))
+def _products_of(work: Callable[[], Any]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Operand shapes of every matrix product of some work, in order, without sums (ones on the left)."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        work()
+    events = sorted(recorded.events(), key=lambda event: event.time_range.start)
+    products = []
+    for event in events:
+        if event.name in _PRODUCTS:
+            left, right = event.input_shapes[_PRODUCTS[event.name] :][:2]
+            products.append((tuple(left), tuple(right)))
+    return [(left, right) for left, right in products if left[-2] > 1]
 
 
 def train_step(repeats: int) -> dict[str, Any]:
@@ -131,16 +131,16 @@ def train_step(repeats: int) -> dict[str, Any]:
         return lambda: take_step(batch, noise, labels, 1e-6)
 
     eager = measure(f"eager step, {DTYPE}", step(compiled=False), repeats, samples)
-    with _MatrixProducts() as products:
-        step(compiled=False)()
-    floor = _time_products(products, repeats, samples)
     compiled = measure(f"compiled step, {DTYPE}", step(compiled=True), repeats, samples)
+    # Last: what it leaves behind is no memory of a step.
+    products = _products_of(step(compiled=False))
+    floor = _time_products(products, repeats, samples)
     settings = {
         "model": "ViT-B/16",
         "image": SIZE,
         "samples": samples,
         "dtype": DTYPE,
-        "matrix_products": len(products.shapes),
+        "matrix_products": len(products),
     }
     return _report("train-step", settings, [floor, _compare(eager, floor), _compare(compiled, floor)])
 
@@ -156,10 +156,12 @@ def _randoms(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> li
     return [torch.rand(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def _time_products(products: _MatrixProducts, repeats: int, samples: int) -> dict[str, Any]:
+def _time_products(
+    products: list[tuple[tuple[int, ...], tuple[int, ...]]], repeats: int, samples: int
+) -> dict[str, Any]:
     # In the step's order, each product with operands of its own, as in the step: nothing is in a cache that
     # would not be there.
-    operands = [_randoms(*pair, dtype=PRECISION) for pair in products.shapes]
+    operands = [_randoms(*pair, dtype=PRECISION) for pair in products]
 
     def multiply() -> None:
         for a, b in operands:
@@ -175,7 +177,7 @@ def attention(repeats: int) -> dict[str, Any]:
     is what the forward pass keeps for the backward pass, in `kept_bytes`, and `kept_ratio` to the plain one.
     """
     results = []
-    fused = torch.compile(attention_as_written, fullgraph=True, dynamic=False)
+    fused = torch.compile(attend_modulated, fullgraph=True, dynamic=False)
     for tokens, images in ((129, 24), (513, 6), (1025, 3)):
         # As a layer projects them: SDPA takes views of it, so neither pays for a layout of its own.
         projected, gradient = _randoms((images, tokens, 3, 12, 64), (images, tokens, 12, 64), dtype=PRECISION)
@@ -349,6 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = list(BENCHMARKS) if given.name == "all" else [given.name]
 
     torch.set_num_threads(THREADS)
+    keep_freed_memory()
     # Not through `run_command`: it imports Ray, whose memory would count to what is measured.
     with contextlib.redirect_stdout(sys.stderr):
         reports = [(BENCHMARKS | LONG_BENCHMARKS)[name](given.repeats) for name in names]

@@ -29,7 +29,8 @@ from torch.nn import functional
 
 from stmi.config import ClipConfig, SfmConfig
 from stmi.feature_modulation import ModulationStrength
-from stmi.transformer_block import QuickGELU, TransformerBlock
+from stmi.quick_gelu import QuickGELU
+from stmi.transformer_block import TransformerBlock
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -301,7 +302,7 @@ class ImageTower(nn.Module):
         Returns:
             Projected tokens, the class token first, `(batch, 1 + patches, embed_dim)`.
         """
-        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        patches = self._embed_patches(images)
         class_token = self.class_embedding.expand(len(images), 1, -1)
         if self.camera_embedding is not None and camera_id is not None:
             class_token = class_token + self.camera_embedding[camera_id][:, None]
@@ -314,6 +315,16 @@ class ImageTower(nn.Module):
             mask = None if foreground is None else foreground[layer]
             tokens = block(tokens, mask, strength)
         return self.ln_post(tokens) @ self.proj
+
+    def _embed_patches(self, images: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(images.device.type):
+            return self.conv1(images).flatten(2).transpose(1, 2)
+        # As one product: the backward pass of a convolution in bfloat16 is four times slower.
+        size, (rows, columns) = self.patch_size, self.grid
+        patches = images.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
+        return functional.linear(
+            patches.reshape(len(images), rows * columns, -1), self.conv1.weight.flatten(1)
+        )
 
 
 def resize_position_embedding(

@@ -14,6 +14,7 @@ from experiments.planning.fresh_clip import fresh_clip
 from experiments.planning.hardware import Work
 from experiments.planning.rehearsal import Rehearsal
 from experiments.recipes import ConfigError, ExperimentConfig
+from stmi.host_memory import keep_freed_memory
 from stmi.model import STMI
 
 STEPS = 5
@@ -44,6 +45,7 @@ def calibrate(config: ExperimentConfig, work: Work, identities: int, cameras: in
         threads = max(1, len(os.sched_getaffinity(0)) // config.train.workers)
     try:
         torch.set_num_threads(threads or before)
+        keep_freed_memory()
         clip = fresh_clip(datasets.clip_source(config))
         model = STMI(config.model, clip, identities, cameras, config.seed).to(device)
         rehearsal = Rehearsal(config, model, clip.model.context_length, config.train.compile)

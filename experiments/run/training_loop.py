@@ -26,6 +26,7 @@ from experiments.run.worker import Work
 from stmi import augment
 from stmi.batch_plan import rows_of_rank
 from stmi.clip import LoadedClip, load_clip
+from stmi.host_memory import keep_freed_memory
 from stmi.model import STMI, ModelInput
 from stmi.retrieval import RetrievalError, RetrievalMetrics
 from stmi.train_step import TrainStep, learning_rate
@@ -60,6 +61,7 @@ def train(work: Work, session: Session) -> None:
     began, clock = time.time(), Clock()
     with clock.part("setup"):
         torch.set_num_threads(session.threads)
+        keep_freed_memory()
         run = _Run(work, session)
         progress, history = run.restore()
     reporter = _Reporter(session, clock, began, history)

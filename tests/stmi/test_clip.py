@@ -48,6 +48,16 @@ def test_mask_changes_the_tokens_where_strength_is_not_zero(clip):
     assert not torch.allclose(all_foreground, no_foreground, atol=1e-3)
 
 
+def test_patches_under_autocast_are_those_of_the_convolution(clip):
+    module = tower(clip, (4, 3))
+    images = torch.randn(2, 3, 32, 24, generator=torch.Generator().manual_seed(0))
+    plain = module._embed_patches(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        product = module._embed_patches(images)
+    assert product.dtype == torch.bfloat16
+    assert torch.allclose(product.float(), plain, atol=0.02 * plain.abs().max().item())
+
+
 def test_camera_vector_reaches_the_class_token(clip):
     images = torch.randn(1, 3, 32, 16).expand(2, -1, -1, -1)
     with torch.no_grad():

@@ -5,7 +5,8 @@ from torch import Tensor
 from stmi import feature_modulation, modulated_attention
 from stmi.config import SfmConfig
 from stmi.feature_modulation import ModulatedAttention, ModulationStrength
-from stmi.transformer_block import QuickGELU, TransformerBlock
+from stmi.quick_gelu import QuickGELU
+from stmi.transformer_block import TransformerBlock
 from tests.stmi import golden
 from tests.tolerances import EXACT_FLOAT64, GOLDEN_GRADIENT, GOLDEN_VALUE
 
@@ -148,6 +149,14 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(monkeypatch):
             evaluated = modulated_attention.modulated_attention(*inputs)
     assert of_training == len(kept) > 0
     assert torch.equal(trained, evaluated)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_compiler_is_told_rightly_what_the_operator_gives(keeps):
+    inputs = attention_inputs(2)
+    if not keeps:
+        inputs = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+    torch.library.opcheck(torch.ops.stmi.modulated_attention.default, (*inputs, keeps))
 
 
 def test_own_backward_pass_has_the_right_gradients():

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from stmi import feature_modulation
 from stmi.config import (
     ChiConfig,
     FusionConfig,
@@ -252,10 +253,12 @@ RELEASED = {
 }
 
 
+@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "as written"])
 @pytest.mark.parametrize(
     "sections", [{"sfm": SfmConfig(perturbation=0.5)}, RELEASED], ids=["paper", "released"]
 )
-def test_the_compiler_takes_a_training_step_whole_and_once(clip, sections):
+def test_the_compiler_takes_a_training_step_whole_and_once(clip, monkeypatch, sections, fused):
+    monkeypatch.setattr(feature_modulation, "FUSED_TOKENS", fused)
     model = build(clip, **sections).train()
     torch.compiler.reset()
     model.compile(fullgraph=True, dynamic=False, backend="aot_eager")

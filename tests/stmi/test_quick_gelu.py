@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from stmi.transformer_block import QuickGELU, quick_gelu_mlp
+from stmi.quick_gelu import QuickGELU, quick_gelu_mlp
 from tests.tolerances import EXACT_FLOAT64
 
 
