@@ -52,11 +52,11 @@ def _mlp_backward(
     rows, of_out = x.flatten(0, -2), of_mixed.to(x.dtype).flatten(0, -2)
     with torch.autocast(x.device.type, enabled=False):
         of_hidden = torch.ops.aten.silu_backward(of_out @ weight_2.to(x.dtype), h)
-        of_weight_2 = torch.addmm(weight_2.to(x.dtype), of_out.T, functional.silu(h), beta=0, alpha=1 / QUICK)
+        of_weight_2 = (of_out.T @ functional.silu(h)).to(weight_2.dtype).div_(QUICK)
         of_weight_1 = (of_hidden.T @ rows).to(weight_1.dtype)
         of_x = (of_hidden @ weight_1.to(x.dtype)).view(x.shape)
         of_bias_1, of_bias_2 = _sum(of_hidden, weight_1.dtype), _sum(of_out, weight_2.dtype)
-    return of_x, of_weight_1, of_bias_1, of_weight_2.to(weight_2.dtype), of_bias_2
+    return of_x, of_weight_1, of_bias_1, of_weight_2, of_bias_2
 
 
 def _sum(rows: Tensor, dtype: torch.dtype) -> Tensor:
