@@ -151,6 +151,22 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(monkeypatch):
     assert torch.equal(trained, evaluated)
 
 
+def test_attention_in_bfloat16_is_near_that_of_float64_in_value_and_gradient():
+    generator = torch.Generator().manual_seed(2)
+    exact = torch.randn(3, 65, 3, 2, 16, generator=generator, dtype=torch.float64)
+    foreground = torch.rand(3, 65, generator=generator) < 0.5
+    weights = torch.randn(3, 65, 2, 16, generator=generator, dtype=torch.float64)
+    results = []
+    for dtype, of_strength in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        inputs = [exact.to(dtype), *(torch.full((1, 1, 1), 0.1, dtype=of_strength) for _ in range(2))]
+        projected, alpha, beta = (x.requires_grad_() for x in inputs)
+        mixed = modulated_attention.modulated_attention(projected, foreground, alpha, beta, 0.25)
+        gradients = torch.autograd.grad(mixed, (projected, alpha, beta), weights.to(dtype))
+        results.append([mixed.detach(), *gradients])
+    for near, true in zip(results[1], results[0], strict=True):
+        assert (near.double() - true).norm() < 0.02 * true.norm()
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_the_compiler_is_told_rightly_what_the_operator_gives(keeps):
     inputs = attention_inputs(2)

@@ -29,6 +29,13 @@ def test_mlp_that_keeps_less_has_the_right_gradients(layers):
     assert torch.autograd.gradcheck(lambda x: quick_gelu_mlp(x, *layers), x)
 
 
+def test_the_compiler_is_told_rightly_what_the_operator_gives(layers):
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    hidden, out = layers
+    inputs = (x, hidden.weight, hidden.bias, out.weight, out.bias)
+    torch.library.opcheck(torch.ops.stmi.quick_gelu_mlp.default, inputs)
+
+
 def test_mlp_under_autocast_is_near_the_plain_one_and_trains_float32_weights():
     torch.manual_seed(0)
     hidden, out, x = nn.Linear(4, 6), nn.Linear(6, 4), torch.randn(2, 3, 4)

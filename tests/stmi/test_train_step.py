@@ -1,10 +1,11 @@
+import functools
 import math
 
 import pytest
 import torch
 from torch import multiprocessing
 
-from stmi import train_step
+from stmi import feature_modulation, train_step
 from stmi.config import OptimConfig
 from tests import tiny_clip
 from tests.stmi import golden, training
@@ -54,6 +55,19 @@ def test_training_twice_gives_identical_weights(folder, alone):
     assert totals == alone[0]
     first = alone[1].state_dict()
     assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "as written"])
+def test_compiled_steps_train_the_same_weights(folder, monkeypatch, fused):
+    # The compiler's own passes, budget of activations included, without the minute that machine code takes.
+    whole = functools.partial(torch.compile, backend="aot_eager_decomp_partition")
+    monkeypatch.setattr(torch, "compile", whole)
+    monkeypatch.setattr(feature_modulation, "FUSED_TOKENS", fused)
+    totals, model = training.train(folder / "clip", 3, compiled=True)
+    expected, eager = training.train(folder / "clip", 3)
+    assert totals == pytest.approx(expected, abs=EXACT_FLOAT64)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(value, eager.state_dict()[name], atol=EXACT_FLOAT64), name
 
 
 def test_loss_falls_on_a_batch_seen_again(folder):

@@ -33,10 +33,10 @@ def global_batch(step: int) -> tuple[ModelInput, torch.Tensor]:
     return ModelInput(draw(3, 3, 32, 16), draw(8).sigmoid(), draw(16), camera_id), labels
 
 
-def build(clip_folder: Path, dtype: torch.dtype) -> tuple[STMI, TrainStep]:
+def build(clip_folder: Path, dtype: torch.dtype, compiled: bool = False) -> tuple[STMI, TrainStep]:
     model = STMI(MODEL, load_clip(clip_folder), IDENTITIES, cameras=3, seed=0).to(dtype).train()
     optim = OptimConfig(learning_rate=1e-3, gradient_clip=1.0, modulation_rate_factor=10)
-    return model, TrainStep(model, LossConfig(), optim, autocast=False)
+    return model, TrainStep(model, LossConfig(), optim, autocast=False, compiled=compiled)
 
 
 def train(
@@ -46,8 +46,9 @@ def train(
     world_size: int = 1,
     dtype: torch.dtype = torch.float64,
     restart_before: int | None = None,
+    compiled: bool = False,
 ) -> tuple[list[float], STMI]:
-    model, take_step = build(clip_folder, dtype)
+    model, take_step = build(clip_folder, dtype, compiled)
     rows, totals = rows_of_rank(BATCH, rank, world_size), []
     for step in range(steps):
         if step == restart_before:
