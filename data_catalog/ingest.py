@@ -7,10 +7,12 @@ is left out, and the `sample_index` of the others stays what it would have been.
 import hashlib
 import io
 import json
+import os
 import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -80,6 +82,7 @@ def ingest(
         raise CatalogError(
             f"format {settings.format!r} is not known; use one of {', '.join(sorted(FORMATS))}"
         )
+    _require_utf8(Path(source).resolve())
     listing = FORMATS[settings.format].list_samples(Path(source))
     listing = replace(listing, samples=hold_out(listing.samples, settings.validation_identities))
     listed = Counter(sample.split for sample in listing.samples)
@@ -184,6 +187,16 @@ def _card_name(root: Path, source_format: str) -> str:
     return f"synthetic_{kind}"
 
 
+def _require_utf8(root: Path) -> None:
+    """The manifest tells where a table came from, as UTF-8."""
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        raise CatalogError(
+            f"source {os.fsencode(root)!r}: the folder's name is not UTF-8; rename it and run ingest again"
+        ) from None
+
+
 def _fingerprint(listing: Listing) -> str:
     """A short-cut for the content of a source folder: names, sizes and times of change of its files."""
     sha256 = hashlib.sha256()
@@ -194,13 +207,12 @@ def _fingerprint(listing: Listing) -> str:
         for file in of.values()
     ]
     for path in files + [rejected.file for rejected in listing.rejected]:
-        try:
-            status = (listing.root / path).stat()
-        except OSError:
-            # Unreadable: ingest will say so, file by file.
-            facts = (path, -1, -1)
-        else:
-            facts = (path, status.st_size, status.st_mtime_ns)
+        facts = (path, -1, -1)
+        # One that cannot be read now, which ingest will say, may be read another time with the same facts.
+        with suppress(OSError):
+            if os.access(listing.root / path, os.R_OK):
+                status = (listing.root / path).stat()
+                facts = (path, status.st_size, status.st_mtime_ns)
         sha256.update(repr(facts).encode("utf-8", "surrogateescape"))
     return sha256.hexdigest()
 

@@ -3,6 +3,7 @@
 A shard tells sums and counts, so that nothing grows with the data set but the lists of samples to look at.
 """
 
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,9 +77,10 @@ class TrueMasks:
 
 
 def file_facts(root: Path, file: Path) -> list[Any]:
-    """Path below a root, size and time of change of a file."""
+    """Path below a root, size and time of change of a file; -1 for both where it cannot be read now."""
     status = file.stat()
-    return [str(file.relative_to(root)), status.st_size, status.st_mtime_ns]
+    facts = [status.st_size, status.st_mtime_ns] if os.access(file, os.R_OK) else [-1, -1]
+    return [str(file.relative_to(root)), *facts]
 
 
 def describe_shard(

@@ -23,7 +23,7 @@ IMAGES = "rgbir"
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
 _NAME = NamePattern(
-    re.compile(r"(?P<identity>-1|\d{4})_c(?P<camera>0*[1-9]\d*)_\w+", re.ASCII),
+    re.compile(r"(?P<identity>-1|\d{4})_c(?P<camera>0*[1-9]\d{0,3})_\w+", re.ASCII),
     "a name like 0548_c0002_000.jpg (four digits of identity, camera from 1)",
 )
 _LAYOUT = f"the RGBNT100 layout needs {TRAIN}, {QUERY} and {GALLERY} in the folder {IMAGES}"

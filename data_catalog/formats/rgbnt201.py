@@ -23,7 +23,7 @@ SPLIT_FOLDERS = {"train": "train_171", "val": "val", "test": "test"}
 OPTIONAL_SPLITS = frozenset({"val"})
 
 _NAME = NamePattern(
-    re.compile(r"(?P<identity>-1|\d{6})_cam(?P<camera>[1-9]\d*)_\w+", re.ASCII),
+    re.compile(r"(?P<identity>-1|\d{6})_cam(?P<camera>[1-9]\d{0,3})_\w+", re.ASCII),
     "a name like 000028_cam1_0_02.jpg (six digits of identity, camera from 1)",
 )
 _LAYOUT = f"the RGBNT201 layout needs {', '.join(MODALITY_FOLDERS.values())} in every split folder"

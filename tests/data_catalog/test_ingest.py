@@ -175,6 +175,34 @@ def test_sound_image_gives_height_and_width() -> None:
     assert image_size(encoded(size=(5, 7))) == (7, 5)
 
 
+def test_file_that_could_not_be_read_is_tried_again(
+    own_source: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked, read, access = image_path(own_source, sample_ids()[0], 1), Path.read_bytes, os.access
+
+    def deny(path: Path) -> bytes:
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    with monkeypatch.context() as rights:
+        rights.setattr(Path, "read_bytes", deny)
+        rights.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
+        table = ingest(own_source, tmp_path, "small")
+    [fault] = table.statistics["quarantined"]
+    assert fault["reason"] == "cannot be read (Permission denied)"
+    again = ingest(own_source, tmp_path, "small")
+    assert not again.reused
+    assert again.statistics["quarantined"] == []
+
+
+def test_source_whose_name_is_not_utf8_is_refused_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(CatalogError, match="the folder's name is not UTF-8"):
+        ingest(folder, tmp_path, "small")
+
+
 def test_missing_folders_are_named(own_source: Path, tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="holds no folder train_171"):
         ingest(tmp_path / "nowhere", tmp_path, "small")
