@@ -93,6 +93,7 @@ def load_clip(source: str | Path) -> LoadedClip:
     except RuntimeError as error:
         raise ClipFileError(f"clip source {str(source)!r} cannot be loaded: {error}") from error
     _require_transformer(model, source)
+    _require_own_positions(model, name, pretrained)
     digest = hashlib.sha256(json.dumps([name, open_clip.get_model_config(name)], sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
@@ -206,6 +207,20 @@ def _require_transformer(model: nn.Module, source: Path | str) -> None:
         raise ClipFileError(
             f"clip source {str(source)!r} has a {kind} image tower; a vision transformer is needed"
         )
+
+
+def _require_own_positions(model: nn.Module, name: str, pretrained: str) -> None:
+    """open_clip resizes tables of positions that do not fit; its log alone tells."""
+    path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
+    weights = open_clip.factory.load_state_dict(path, weights_only=True)
+    expected = {
+        name: value.shape
+        for name, value in model.state_dict().items()
+        if name.endswith("positional_embedding") and name in weights
+    }
+    problems = misfits(expected, {name: weights[name] for name in expected})
+    if problems:
+        raise ClipFileError(f"clip source '{name}/{pretrained}': {path}: " + "; ".join(problems))
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:

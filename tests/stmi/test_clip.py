@@ -1,4 +1,3 @@
-import copy
 import gzip
 import hashlib
 import json
@@ -101,34 +100,76 @@ def test_digest_knows_weights_config_and_vocabulary_and_not_the_place(clip, tmp_
     assert len(digests) == 4
 
 
-def test_tower_that_is_no_transformer_is_refused(monkeypatch):
-    monkeypatch.setattr(
-        open_clip,
-        "create_model",
-        lambda *args, **kwargs: open_clip.CLIP(
-            16,
-            {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8},
-            tiny_clip.MODEL_CONFIG["text_cfg"] | {"vocab_size": 9},
-        ),
-    )
+def publish(monkeypatch, path: Path, **vision: object) -> str:
+    """Make a file of weights known to open_clip by name."""
+    config = tiny_clip.MODEL_CONFIG | {
+        "vision_cfg": tiny_clip.MODEL_CONFIG["vision_cfg"] | vision,
+        "text_cfg": tiny_clip.MODEL_CONFIG["text_cfg"] | {"vocab_size": 49408},
+    }
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny", config)
+    cfg = {"file": str(path), "quick_gelu": True}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny", {"own": cfg})
+    return "Tiny/own"
+
+
+def write_with_all_merges(folder: Path) -> Path:
+    """A folder with the tokenizer that open_clip gives a model by name."""
+    tiny_clip.write(folder)
+    (folder / clip_module.MERGES_FILE).unlink()
+    config = folder / clip_module.CONFIG_FILE
+    settings = json.loads(config.read_text())
+    settings["model_cfg"]["text_cfg"]["vocab_size"] = 49408
+    config.write_text(json.dumps(settings))
+    save_file(clip_module.build_clip(folder)[0].state_dict(), folder / clip_module.WEIGHTS_FILE)
+    return folder
+
+
+def test_tower_that_is_no_transformer_is_refused(tmp_path, monkeypatch):
+    folder = write_with_all_merges(tmp_path / "clip")
+    layers = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 32}
+    source = publish(monkeypatch, tmp_path / "resnet.safetensors", **layers)
+    settings = json.loads((folder / clip_module.CONFIG_FILE).read_text())["model_cfg"]
+    model = open_clip.CLIP(**settings | {"vision_cfg": settings["vision_cfg"] | layers})
+    save_file(model.state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(
         ClipFileError, match="has a ModifiedResNet image tower; a vision transformer is needed"
     ):
-        load_clip("RN50-quickgelu/openai")
+        load_clip(source)
 
 
-def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(clip, monkeypatch):
-    monkeypatch.setattr(open_clip, "create_model", lambda *args, **kwargs: copy.deepcopy(clip.model))
-    named = load_clip("ViT-B-16-quickgelu/openai")
+def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(tmp_path, monkeypatch):
+    clip = load_clip(write_with_all_merges(tmp_path / "clip"))
+    path = tmp_path / "clip" / clip_module.WEIGHTS_FILE
+    source = publish(monkeypatch, path)
+    named = load_clip(source)
     tokens = clip.tokenize(["a man in a red jacket"])
+    assert torch.equal(named.tokenize(["a man in a red jacket"]), tokens)
     assert torch.equal(named.encode_text(tokens), clip.encode_text(tokens))
-    assert named.digest == load_clip("ViT-B-16-quickgelu/openai").digest
-    with torch.no_grad():
-        clip.model.logit_scale += 1
-    other = load_clip("ViT-B-16-quickgelu/openai").digest
-    with torch.no_grad():
-        clip.model.logit_scale -= 1
-    assert named.digest != other
+    assert named.digest == load_clip(source).digest
+    weights = load_file(path)
+    save_file(weights | {"logit_scale": weights["logit_scale"] + 1}, path)
+    assert named.digest != load_clip(source).digest
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "visual.positional_embedding",
+            (5, 16),
+            r"visual\.positional_embedding is \(5, 16\), expected \(9, 16\)",
+        ),
+        ("positional_embedding", (32, 16), r"positional_embedding is \(32, 16\), expected \(77, 16\)"),
+        ("visual.class_embedding", (8,), r"size mismatch for visual\.class_embedding"),
+    ],
+)
+def test_weights_by_name_that_do_not_fit_are_named_and_never_resized(
+    tmp_path, monkeypatch, name, shape, message
+):
+    path = write_with_all_merges(tmp_path / "clip") / clip_module.WEIGHTS_FILE
+    save_file(load_file(path) | {name: torch.zeros(shape)}, path)
+    with pytest.raises(ClipFileError, match=message):
+        load_clip(publish(monkeypatch, path))
 
 
 @pytest.mark.parametrize(
