@@ -223,10 +223,11 @@ def _row_extremes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     A processor finds a maximum many numbers at a time, but its place one by one. So the column goes with the
     number, where the number leaves bits free.
     """
-    if logits.device.type != "cpu" or logits.dtype not in _WIDER:
+    last = logits.shape[-1] - 1
+    if logits.device.type != "cpu" or logits.dtype not in _WIDER or last > _COLUMN:
         return *logits.max(dim=-1, keepdim=True), *logits.min(dim=-1, keepdim=True)
     wider, integer = _WIDER[logits.dtype]
-    marked, last = logits.to(wider), logits.shape[-1] - 1
+    marked = logits.to(wider)
     marked.view(integer).bitwise_or_(torch.arange(last + 1, dtype=integer))
     highest, lowest = marked.amax(dim=-1, keepdim=True), marked.amin(dim=-1, keepdim=True)
     # What is not a number has no column, and is to be found in the loss, not here.

@@ -8,6 +8,7 @@ from stmi.feature_modulation import ModulatedAttention, ModulationStrength
 from stmi.quick_gelu import QuickGELU
 from stmi.transformer_block import TransformerBlock
 from tests.stmi import golden
+from tests.stmi.gradients import gradients_agree
 from tests.tolerances import EXACT_FLOAT64, GOLDEN_GRADIENT, GOLDEN_VALUE
 
 
@@ -54,6 +55,26 @@ def test_modulation_equals_equations_4_to_7_written_as_loops():
                     inside = float(foreground[b, i] and foreground[b, j])
                     s = 0.3 * inside * (row.max() - row[j]) - 0.2 * (1 - inside) * (row[j] - row.min())
                     assert result[b, h, i, j] == pytest.approx(float(row[j] + s), abs=EXACT_FLOAT64)
+
+
+@pytest.mark.parametrize("is_modulated", [True, False])
+@pytest.mark.parametrize("activation", [QuickGELU(), torch.nn.GELU()])
+def test_block_gradients_agree_with_finite_differences(activation, is_modulated):
+    torch.manual_seed(0)
+    block = TransformerBlock(width=4, heads=2, mlp_width=6, activation=activation)
+    tokens = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    foreground = torch.tensor([[True, False, True], [True, True, False]])
+    strength = [torch.rand(2, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    class Modulated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, tokens: Tensor, *strength: Tensor) -> Tensor:
+            return self.block(tokens, foreground, strength) if is_modulated else self.block(tokens)
+
+    assert gradients_agree(Modulated(), tokens, *(strength if is_modulated else []))
 
 
 def test_zero_strength_is_ordinary_attention():
@@ -179,9 +200,10 @@ def test_own_backward_pass_has_the_right_gradients():
     assert torch.autograd.gradcheck(modulated_attention.modulated_attention, attention_inputs(2))
 
 
+@pytest.mark.parametrize("tokens", [300, 2**15 + 9])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_row_extremes_are_those_of_max_and_min_and_their_places(dtype):
-    logits = torch.randn(2, 3, 5, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+def test_row_extremes_are_those_of_max_and_min_and_their_places(dtype, tokens):
+    logits = torch.randn(2, 3, 5, tokens, generator=torch.Generator().manual_seed(0)).to(dtype)
     logits[0, 0, 0] = -logits[0, 0, 0].abs()
     highest, at_highest, lowest, at_lowest = modulated_attention._row_extremes(logits)
     assert torch.equal(highest, logits.amax(dim=-1, keepdim=True))

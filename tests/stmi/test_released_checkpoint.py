@@ -118,6 +118,7 @@ def test_sizes_are_read_off_the_shapes(checkpoint):
 
 def test_released_u_comes_into_our_order():
     arrays = golden.load("str_chi_fusion")
+    # These values lack the weights of the fusion's queries, keys and values: U cannot be computed again.
     # U is the class tokens plus what the fusion adds; in the right order the two are near.
     class_tokens = arrays["globals_rgb_nir_tir_text"][:, :3].flatten(1)
     added = arrays["u"][:, modality_major(32)] - class_tokens

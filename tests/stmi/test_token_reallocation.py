@@ -4,6 +4,7 @@ import torch
 from stmi.config import StrConfig
 from stmi.token_reallocation import ReallocationBlock, TokenReallocation
 from tests.stmi import golden
+from tests.stmi.gradients import gradients_agree
 from tests.tolerances import GOLDEN_VALUE
 
 
@@ -14,12 +15,19 @@ def test_block_equals_the_released_block():
     assert torch.allclose(block(arrays["queries"], arrays["patches"]), arrays["y"], atol=GOLDEN_VALUE)
 
 
-def test_block_gradient_agrees_with_finite_differences():
+def test_block_gradients_agree_with_finite_differences():
     torch.manual_seed(0)
-    block = ReallocationBlock(width=4, heads=2).double()
-    queries = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
-    patches = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(block, (queries, patches))
+    block = ReallocationBlock(width=4, heads=2)
+    queries, patches = (torch.randn(1, n, 4, dtype=torch.float64, requires_grad=True) for n in (2, 3))
+    assert gradients_agree(block, queries, patches)
+
+
+def test_gradients_of_the_learnable_queries_agree_with_finite_differences():
+    torch.manual_seed(0)
+    module = TokenReallocation(4, StrConfig(tokens=2, heads=2, mlp_ratio=1))
+    patches = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    text = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    assert gradients_agree(module, patches, text)
 
 
 def test_semantic_tokens_do_not_depend_on_the_order_of_patches():
