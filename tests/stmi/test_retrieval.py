@@ -119,7 +119,10 @@ def test_no_query_with_a_match_is_an_error():
         retrieval.evaluate(query, gallery)
 
 
-def test_embeddings_that_are_not_finite_are_refused():
-    query, gallery = samples([[np.nan, 0]], [7], [0]), samples([[1, 0]], [7], [1])
-    with pytest.raises(retrieval.RetrievalError, match="query embeddings are not finite, first in row 0"):
-        retrieval.evaluate(query, gallery)
+@pytest.mark.parametrize("row", [[np.nan, 0], [np.inf, 0], [np.inf, -np.inf]])
+def test_embeddings_that_are_not_finite_are_refused(row):
+    # The first row is finite, though its sum is not.
+    gallery = samples([[3e38, 3e38], row], [7, 7], [1, 1])
+    message = "gallery embeddings are not finite, first in row 1"
+    with pytest.raises(retrieval.RetrievalError, match=message):
+        retrieval.evaluate(samples([[1, 0]], [7], [0]), gallery)
