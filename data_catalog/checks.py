@@ -17,7 +17,8 @@ from data_catalog.image_hashes import HASH_BITS, ImageHashes, find_copies, make_
 from data_catalog.schemas import TableKind
 from data_catalog.tables import Table
 
-_NAMED = 5
+NAMED = 5
+"""Rows that a message names; the finding holds them all."""
 _LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
@@ -272,5 +273,5 @@ def _unique(values: npt.NDArray[np.str_]) -> list[str]:
 
 
 def _first(values: Sequence[str] | npt.NDArray[np.str_]) -> str:
-    more = len(values) - _NAMED
-    return ", ".join(map(str, values[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+    more = len(values) - NAMED
+    return ", ".join(map(str, values[:NAMED])) + (f" and {more} more" if more > 0 else "")

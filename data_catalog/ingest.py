@@ -4,6 +4,7 @@ What is broken does not stop the rest: such a file goes to a quarantine list wit
 is left out, and the `sample_index` of the others stays what it would have been.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -35,6 +36,15 @@ from stmi.modality import MODALITIES, Modality
 MAX_PIXELS = 64 * 2**20
 MAX_FILE_BYTES = 64 * 2**20
 _SIZE_PROBES = 512
+_FAULTS_OF_FILES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
+"""What stays until somebody corrects the file; anything else is the disk's or the network's, and may pass."""
 _READABLE = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 
 Size = tuple[int, int]
@@ -48,7 +58,8 @@ class IngestSettings(BaseModel):
 
     format: str = "rgbnt201"
     size: Size | Literal["most common", "any"] = "most common"
-    """Height and width that every image must have, or the size most of the (RGB) images have."""
+    """Height and width that every image must have; or the size that most of the (RGB) images have, and any size
+    where not even half of them have it: they were cut out one by one, and the view makes them equal."""
     samples_per_shard: int = Field(512, ge=1)
     validation_identities: int = Field(0, ge=0)
     """Training identities to hold out for validation, where the data set has no split for it."""
@@ -156,7 +167,7 @@ def image_size(data: bytes) -> Size:
 
 
 def _most_common_size(listing: Listing) -> Size | Literal["any"]:
-    """The size that most RGB images have, among some 512 spread over the data set."""
+    """The size of at least half of the RGB images, among some 512 spread over the data set."""
     files = [
         (file, 1 if modality == Modality.RGB else len(MODALITIES))
         for sample in listing.samples
@@ -174,7 +185,8 @@ def _most_common_size(listing: Listing) -> Size | Literal["any"]:
                     sizes[image.height, image.width // images] += 1
         except (OSError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
             continue
-    return max(sizes.items(), key=lambda item: (item[1], item[0]))[0] if sizes else "any"
+    size, count = max(sizes.items(), key=lambda item: (item[1], item[0]), default=(None, 0))
+    return "any" if size is None or 2 * count < sizes.total() else size
 
 
 def _card_name(root: Path, source_format: str) -> str:
@@ -243,7 +255,13 @@ class _SamplesMaker(ShardMaker):
         rows: list[dict[str, Any]] = []
         quarantined: list[dict[str, str]] = []
         for sample in work["samples"]:
-            row, faults = self._row(sample)
+            try:
+                row, faults = self._row(sample)
+            except OSError as error:
+                raise CatalogError(
+                    f"{error.filename} cannot be read now ({error.strerror}); see to the disk or the network "
+                    "and run the same command again, or remove the file to go without its sample"
+                ) from error
             quarantined += faults
             if not faults:
                 rows.append(row)
@@ -327,6 +345,8 @@ class _SamplesMaker(ShardMaker):
                 raise ValueError(f"has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}")
             return path.read_bytes()
         except OSError as error:
+            if error.errno not in _FAULTS_OF_FILES:
+                raise
             raise ValueError(f"cannot be read ({error.strerror})") from None
 
 

@@ -22,7 +22,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=_size_or_any,
         metavar="HxW",
-        help="size every image must have, or `any` (default: the most common one)",
+        help="size every image must have, or `any` (default: the one that half of them have, else any)",
     )
     parser.add_argument(
         "--validation-identities",

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from data_catalog.checks import NAMED
+
 
 def print_result(result: Mapping[str, Any], indent: str = "") -> None:
     """Print a result, one name and value a line, what lies within indented."""
@@ -29,7 +31,13 @@ def print_findings(result: Mapping[str, Any]) -> None:
     for kind in ("errors", "warnings"):
         for finding in result[kind]:
             print(f"{kind.removesuffix('s'):<8}{finding['check']}: {finding['message']}")
-    print(f"{len(result['errors'])} errors, {len(result['warnings'])} warnings")
+    is_short = any(
+        len(finding["rows"]) > NAMED for kind in ("errors", "warnings") for finding in result[kind]
+    )
+    print(
+        f"{len(result['errors'])} errors, {len(result['warnings'])} warnings"
+        + ("; --json names every row" if is_short else "")
+    )
 
 
 def _print_entry(entry: Mapping[str, Any], indent: str) -> None:

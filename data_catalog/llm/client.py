@@ -203,7 +203,7 @@ class LlmClient:
                 failures += 1
                 is_last = failures > self.settings.retries
                 is_trial = is_first and not self.was_answered_before
-                if (is_first and fault.is_refused) or (is_trial and (fault.no_answer or is_last)):
+                if (is_first and fault.is_refused) or (is_trial and is_last):
                     raise EndpointError(
                         f"endpoint {self.settings.endpoint}: {fault}; check that it runs and that the URL is "
                         "right (as a rule it ends in /v1)"
@@ -248,7 +248,7 @@ class LlmClient:
             async with asyncio.timeout(seconds):
                 response = await self._client.chat.completions.with_raw_response.create(**request)
         except (TimeoutError, openai.APITimeoutError):
-            raise FaultError(f"no answer within {seconds:g} s", no_answer=True, may_be_charged=True) from None
+            raise FaultError(f"no answer within {seconds:g} s", may_be_charged=True) from None
         except openai.APIConnectionError as error:
             raise read_connection_error(error) from None
         except openai.APIStatusError as error:

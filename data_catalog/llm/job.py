@@ -133,7 +133,8 @@ class AnswerJob:
             else:
                 answers[question.digest] = answer
                 readings[source] = as_readings(answer.values)
-        choice = self.questions.choice(readings) if is_complete and self.has_choice else None
+        # Also where step one is incomplete: what was paid then is paid.
+        choice = self.questions.choice(readings) if self.has_choice else None
         if choice is not None:
             if (answer := self._look_up(choice)) is None:
                 is_complete = False

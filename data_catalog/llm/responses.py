@@ -50,7 +50,6 @@ class FaultError(Exception):
 
     Attributes:
         is_refused: Whether there was not even a connection.
-        no_answer: Whether the endpoint said nothing at all.
         may_be_charged: Whether an answer may have been made and lost.
         wait_seconds: How long the endpoint asks to wait; None where it does not.
     """
@@ -60,13 +59,11 @@ class FaultError(Exception):
         message: str,
         *,
         is_refused: bool = False,
-        no_answer: bool = False,
         may_be_charged: bool = False,
         wait_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.is_refused = is_refused
-        self.no_answer = no_answer
         self.may_be_charged = may_be_charged
         self.wait_seconds = wait_seconds
 
@@ -150,7 +147,6 @@ def read_connection_error(error: openai.APIConnectionError) -> FaultError:
     return FaultError(
         f"connection {'refused' if is_refused else 'broken off'} ({presentable(cause)})",
         is_refused=is_refused,
-        no_answer=is_refused,
         may_be_charged=not is_refused,
     )
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import os
@@ -194,6 +195,36 @@ def test_file_that_could_not_be_read_is_tried_again(
     again = ingest(own_source, tmp_path, "small")
     assert not again.reused
     assert again.statistics["quarantined"] == []
+
+
+def test_disk_that_fails_stops_the_ingest_and_is_not_remembered(
+    own_source: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, read = image_path(own_source, sample_ids()[0], 1), Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == broken:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "read_bytes", fail)
+        with pytest.raises(CatalogError, match=rf"{broken.name} cannot be read now \(Input/output error\)"):
+            ingest(own_source, tmp_path / "catalog", "small")
+    assert list_tables(tmp_path / "catalog", "small") == []
+    assert ingest(own_source, tmp_path / "catalog", "small").statistics["quarantined"] == []
+
+
+def test_images_that_were_cut_out_one_by_one_may_have_any_size(
+    own_source: Path, tmp_path: Path, ray_session: None
+) -> None:
+    for number, sample_id in enumerate(sample_ids()):
+        for modality in range(3):
+            image_path(own_source, sample_id, modality).write_bytes(encoded(size=(WIDTH + number, HEIGHT)))
+    table = ingest(own_source, tmp_path / "catalog", "small")
+    assert table.statistics["quarantined"] == []
+    assert table.manifest.settings["size"] == "any"
+    assert sorted(table.read(["width"])["width"].to_pylist()) == [WIDTH + n for n in range(len(table))]
 
 
 def test_source_whose_name_is_not_utf8_is_refused_at_once(tmp_path: Path) -> None:

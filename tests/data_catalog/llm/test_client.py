@@ -157,10 +157,18 @@ def test_endpoint_that_does_not_answer_is_refused_at_once() -> None:
     assert {str(error).partition(" (")[0] for error in found} == {
         f"endpoint http://127.0.0.1:{port}/v1: connection refused"
     }
+
+
+def test_endpoint_that_hangs_is_asked_again_one_request_at_a_time() -> None:
     with chat_server(lambda number, body: Reply(is_hung=True)) as server:
+        found, _ = ask(server, 5, timeout_seconds=0.3, retries=2)
+    assert len(server.requests) == 3
+    assert {str(error).partition(": ")[2] for error in found} == {
+        "no answer within 0.3 s; check that it runs and that the URL is right (as a rule it ends in /v1)"
+    }
+    with chat_server(failing(Reply(is_hung=True), 0)) as server:
         found, _ = ask(server, 5, timeout_seconds=0.3)
-    assert len(server.requests) == 1
-    assert "no answer within 0.3 s; check that it runs" in str(found[0])
+    assert all(isinstance(completion, Completion) for completion in found)
 
 
 def test_question_left_over_by_an_earlier_job_does_not_condemn_the_endpoint() -> None:

@@ -117,7 +117,10 @@ def test_interrupted_table_does_not_keep_gaps_that_a_later_run_has_filled(
         (Path(begun.path) / "manifest.json").unlink()
         left = {path: path.stat().st_mtime_ns for path in Path(begun.path).glob("shard-*")}
         server.behaviour = lambda number, request: None
+        paid = server.answered.total()
         table = caption(samples, server, failed="unknown")
+    # The choice among what was read without the gap is of no use any more, but it was paid.
+    assert table.statistics["llm"]["answers_kept_from_before"] == paid
     assert table.read().equals(undisturbed.read())
     remade = [path for path, changed in left.items() if path.stat().st_mtime_ns != changed]
     assert len(remade) == 1
