@@ -58,7 +58,7 @@ class IngestSettings(BaseModel):
 
     format: str = "rgbnt201"
     size: Size | Literal["most common", "any"] = "most common"
-    """Height and width that every image must have; or the size that most of the (RGB) images have, and any size
+    """Height and width that every image must have; or the size that most of the (RGB) images have, and any
     where not even half of them have it: they were cut out one by one, and the view makes them equal."""
     samples_per_shard: int = Field(512, ge=1)
     validation_identities: int = Field(0, ge=0)

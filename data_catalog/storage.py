@@ -76,6 +76,11 @@ def join(root: str | Path, *names: str) -> str:
     return "/".join([path.rstrip("/"), *names]) + mark + query
 
 
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is not complete."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
 def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:
     """Write a file at once; as `written_atomically`."""
     with written_atomically(filesystem, path) as stream:
@@ -128,17 +133,32 @@ def exists(filesystem: fs.FileSystem, path: str) -> bool:
         raise _unreachable(path, error) from error
 
 
+def list_files(filesystem: fs.FileSystem, folder: str) -> dict[str, int]:
+    """Names of the files in a folder, and when each was written (in nanoseconds), in the order of names.
+
+    Raises:
+        CatalogError: If the catalog cannot be reached.
+    """
+    entries = _list(filesystem, folder)
+    files = {entry.base_name: entry.mtime_ns for entry in entries if entry.type == fs.FileType.File}
+    return dict(sorted(files.items()))
+
+
 def list_folders(filesystem: fs.FileSystem, folder: str) -> list[str]:
     """Names of the folders in a folder, sorted; none where there is no such folder.
 
     Raises:
         CatalogError: If the catalog cannot be reached.
     """
+    entries = _list(filesystem, folder)
+    return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
+
+
+def _list(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
     try:
-        entries = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        return filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     except OSError as error:
         raise _unreachable(folder, error) from error
-    return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
 
 
 def _unreachable(path: str, error: OSError) -> CatalogError:

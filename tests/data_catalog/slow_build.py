@@ -4,7 +4,9 @@ python -m tests.data_catalog.slow_build CATALOG SECONDS_PER_SHARD
 """
 
 import json
+import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -51,7 +53,7 @@ class SlowMaker(ShardMaker):
         return pa.table(arrays, schema=MASKS_SCHEMA), {}
 
 
-def build(catalog: Path, seconds: float, full: Path | None = None) -> Table:
+def build(catalog: Path | str, seconds: float, full: Path | None = None) -> Table:
     return build_table(
         catalog=catalog,
         dataset="slow",
@@ -64,6 +66,19 @@ def build(catalog: Path, seconds: float, full: Path | None = None) -> Table:
     )
 
 
+def start(catalog: Path | str, seconds: float) -> subprocess.Popen[str]:
+    """The build in a process with a Ray of its own, which prints `digest` and `reused` as JSON."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.data_catalog.slow_build", str(catalog), str(seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+    )
+
+
 if __name__ == "__main__":
-    table = build(Path(sys.argv[1]), float(sys.argv[2]))
+    table = build(sys.argv[1], float(sys.argv[2]))
     sys.stdout.write(json.dumps({"digest": table.digest, "reused": table.reused}))

@@ -1,11 +1,8 @@
 """Builds that are killed, run twice at once, or run out of room: the table is absent or complete."""
 
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -30,18 +27,6 @@ from tests.data_catalog import slow_build
 from tests.data_catalog.slow_build import MASK_BYTES, SHARDS
 
 
-def start(catalog: Path, seconds: float) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.data_catalog.slow_build", str(catalog), str(seconds)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=environment,
-    )
-
-
 def shards_of(catalog: Path) -> list[Path]:
     return sorted(catalog.rglob("shard-*.parquet"))
 
@@ -51,7 +36,7 @@ def test_killed_build_is_absent_then_completed_once_by_two_processes(
 ) -> None:
     whole = slow_build.build(tmp_path / "whole", 0)
     catalog = tmp_path / "catalog"
-    killed = start(catalog, 1.0)
+    killed = slow_build.start(catalog, 1.0)
     deadline = time.monotonic() + 60
     while len(shards_of(catalog)) < 2:
         assert killed.poll() is None
@@ -66,7 +51,7 @@ def test_killed_build_is_absent_then_completed_once_by_two_processes(
     (folder / f".{left.popitem()[0].name}.0123.partial").write_bytes(b"half")
 
     left = {path: path.stat().st_mtime_ns for path in shards_of(catalog)}
-    processes = [start(catalog, 0.5) for _ in range(2)]
+    processes = [slow_build.start(catalog, 0.5) for _ in range(2)]
     reports = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
     assert sorted(report["reused"] for report in reports) == [False, True]
     assert {report["digest"] for report in reports} == {whole.digest}

@@ -3,6 +3,8 @@
 import io
 import json
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,20 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
+from data_catalog import build_lock as build_locks
 from data_catalog import local_copies
 from data_catalog.__main__ import main
+from data_catalog.build_lock import CLAIM, build_lock
 from data_catalog.captions import make_captions
 from data_catalog.errors import CatalogError
 from data_catalog.ingest import IngestSettings, ingest
 from data_catalog.masks import make_masks
-from data_catalog.storage import join, open_root
+from data_catalog.storage import join, list_files, open_root
 from data_catalog.tables import Table, list_datasets, list_tables
 from data_catalog.text_features import make_text_features
 from data_catalog.verify import verify
 from data_catalog.view import ViewSettings, make_view, open_view
+from tests.data_catalog import slow_build
 from tests.data_catalog.conftest import BUCKET, S3_SECRET
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
 
@@ -163,6 +168,69 @@ def test_images_read_from_object_storage_are_the_files(view: Table, catalog: str
     assert row["rgb"] == data
     with Image.open(io.BytesIO(row["tir"])) as image:
         assert image.size == (WIDTH, HEIGHT)
+
+
+def test_of_two_processes_one_builds_and_both_get_the_table(
+    object_storage: Callable[[str], str], tmp_path: Path
+) -> None:
+    catalog = object_storage("two")
+    processes = [slow_build.start(catalog, 0.3) for _ in range(2)]
+    reports = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
+    assert sorted(report["reused"] for report in reports) == [False, True]
+    assert {report["digest"] for report in reports} == {slow_build.build(tmp_path, 0).digest}
+    [table] = list_tables(catalog, "slow")
+    filesystem, folder = open_root(table.path)
+    assert set(list_files(filesystem, folder)) == {
+        "manifest.json",
+        *(shard.file for shard in table.manifest.shards),
+    }
+
+
+def test_who_holds_no_claim_waits_until_it_is_given_back(object_storage: Callable[[str], str]) -> None:
+    root = join(object_storage("claims"), "table")
+    told, order = threading.Event(), list[str]()
+
+    def wait() -> None:
+        with build_lock(root, told.set):
+            order.append("second")
+
+    with build_lock(root, lambda: None):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert told.wait(timeout=10)
+        order.append("first")
+    waiting.join(timeout=10)
+    assert order == ["first", "second"]
+
+
+def test_claim_of_a_living_builder_holds_and_that_of_a_killed_one_does_not(
+    object_storage: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_locks, "_CLAIM_SECONDS", 4.0)
+    monkeypatch.setattr(build_locks, "_RENEWAL_SECONDS", 0.5)
+    root = join(object_storage("claims"), "killed")
+    filesystem, folder = open_root(root)
+    for name in (f"{CLAIM}dead", ".shard-00000.parquet.0123.partial", "shard-00001.parquet"):
+        with filesystem.open_output_stream(f"{folder}/{name}") as stream:
+            stream.write(b"left")
+    waited: list[float] = []
+    started = time.monotonic()
+    with build_lock(root, lambda: waited.append(time.monotonic() - started)):
+        assert len(waited) > 1
+        assert 4.0 <= time.monotonic() - started < 10
+        left = set(list_files(filesystem, folder))
+        assert {name for name in left if not name.startswith(CLAIM)} == {"shard-00001.parquet"}
+        second = threading.Event()
+
+        def want() -> None:
+            with build_lock(root, lambda: None):
+                second.set()
+
+        wanting = threading.Thread(target=want)
+        wanting.start()
+        assert not second.wait(timeout=8)
+    wanting.join(timeout=10)
+    assert second.is_set()
 
 
 def test_server_that_does_not_answer_is_named() -> None:
