@@ -26,7 +26,7 @@ from experiments.recipes import ROOT, ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from stmi import batch_plan
 from stmi.batch_plan import BatchPlanError
-from stmi.clip import LoadedClip
+from stmi.clip import LoadedClip, clip_folder
 from stmi.feature_modulation import perturbation_probability
 from stmi.model import token_grid
 from stmi.precision import processor_multiplies_bfloat16
@@ -77,8 +77,8 @@ def places(workspace: str, catalog: str | None) -> tuple[Path, str]:
 def clip_source(config: ExperimentConfig) -> str:
     """The recipe's CLIP as workers find it: a folder from here, or below the project's own, or a name."""
     source = config.model.clip.source
-    for folder in (Path(source), ROOT / source):
-        if folder.is_dir():
+    for path in (Path(source), ROOT / source):
+        if (folder := clip_folder(path)) is not None:
             return str(folder.resolve())
     return source
 

@@ -156,7 +156,7 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     config = {"model_cfg": model_config(vocabulary), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     (out / clip.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     with keyed_random.seeded_construction(seed, "pretraining_weights"):
-        model, tokenizer = clip.build_clip(out)
+        model, tokenizer = clip.build_clip(out), clip.build_tokenizer(out)
     pairs = draw_pairs(people, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     loss_of = open_clip.ClipLoss()

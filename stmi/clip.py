@@ -1,36 +1,24 @@
-"""CLIP's two towers: loading them from a file, and the image tower that SFM can modulate.
-
-The towers are open_clip's. The text tower is used as it is, frozen unless it is to be trained. The image
-tower is rebuilt here with the same parameters, because its attention takes a mask and because retrieval
-uses every token after the projection, not only the class token. Without a mask it gives what open_clip's
-gives.
+"""A pretrained CLIP from a folder, or by the name that open_clip has for it.
 
 A folder with `open_clip_config.json` and `open_clip_model.safetensors` is read with safetensors: a
 weights file is never executed.
 """
 
-import copy
 import gzip
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
-
-from stmi.config import ClipConfig, SfmConfig
-from stmi.feature_modulation import ModulationStrength
-from stmi.quick_gelu import QuickGELU
-from stmi.transformer_block import TransformerBlock
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -81,23 +69,62 @@ class LoadedClip:
 def load_clip(source: str | Path) -> LoadedClip:
     """Load a CLIP from a folder, or by open_clip's `model/pretrained` name.
 
+    Args:
+        source: A folder, the file of weights in it, or a name.
+
     Raises:
-        ClipFileError: The folder lacks a file, the config is malformed, or weights are missing, unknown
-            or of another shape. Nothing is loaded in part.
+        ClipFileError: The folder lacks a file, the config is malformed or asks for what `ImageTower` does not
+            do, or weights are missing, unknown or of another shape. Nothing is loaded in part or resized.
     """
-    if Path(source).is_dir():
-        return _load_folder(Path(source))
+    if (folder := clip_folder(source)) is not None:
+        return _load_folder(folder)
+    model = build_clip(source)
     name, pretrained = split_name(str(source))
-    try:
-        model = open_clip.create_model(name, pretrained=pretrained, weights_only=True)
-    except RuntimeError as error:
-        raise ClipFileError(f"clip source {str(source)!r} cannot be loaded: {error}") from error
-    _require_transformer(model, source)
-    _require_own_positions(model, name, pretrained)
+    path = _download(name, pretrained)
+    weights = _read_weights(path)
+    if "logit_scale" in weights:
+        # A number in some files, a list of one in others.
+        weights["logit_scale"] = weights["logit_scale"].reshape(model.logit_scale.shape)
+    load_strictly(model, weights, f"clip source {str(source)!r}: {path}")
     digest = hashlib.sha256(json.dumps([name, open_clip.get_model_config(name)], sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
-    return LoadedClip(_frozen(model), open_clip.get_tokenizer(name), str(source), digest.hexdigest())
+    return LoadedClip(_frozen(model), build_tokenizer(source), str(source), digest.hexdigest())
+
+
+def clip_folder(source: str | Path) -> Path | None:
+    """The folder of a CLIP on disk, by itself or by the file of weights in it; None for a name."""
+    path = Path(source)
+    if path.is_file() and path.name == WEIGHTS_FILE:
+        return path.parent
+    return path if path.is_dir() else None
+
+
+def _download(name: str, pretrained: str) -> Path:
+    try:
+        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClipFileError(
+            f"clip source '{name}/{pretrained}': its weights cannot be fetched ({error}); without a network "
+            "give a folder instead"
+        ) from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """All weights of a file, float32; nothing in it is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = content.get("state_dict", content)
+        # Saved by several processes, every name may have a prefix.
+        return {name.removeprefix("module."): value.float() for name, value in content.items()}
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+        raise ClipFileError(
+            f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]}); restore the file, or "
+            "give a folder with safetensors (experiments/convert_clip.py makes one of OpenAI's archive)"
+        ) from None
 
 
 def split_name(source: str) -> tuple[str, str]:
@@ -131,29 +158,75 @@ def split_name(source: str) -> tuple[str, str]:
     return name, pretrained
 
 
-def build_clip(folder: Path) -> tuple[open_clip.CLIP, Any]:
-    """Build the model and tokenizer that a folder's config describes, with fresh weights.
+def build_clip(source: str | Path) -> open_clip.CLIP:
+    """Build the model that a source describes, with fresh weights; downloads nothing.
 
     Raises:
-        ClipFileError: The config is missing or malformed.
+        ClipFileError: The config is missing, malformed or asks for what `ImageTower` does not do, or there is
+            no such name.
     """
+    if (folder := clip_folder(source)) is not None:
+        return _build_folder(folder)
+    name, _ = split_name(str(source))
+    settings = open_clip.get_model_config(name)
+    if not settings.keys() <= {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} or (
+        "hf_model_name" in settings["text_cfg"]
+    ):
+        raise ClipFileError(
+            f"clip source {str(source)!r} has towers that are not CLIP's own; use a plain vision transformer "
+            "such as ViT-B-16-quickgelu/openai"
+        )
+    _require_plain(settings["vision_cfg"], f"clip source {str(source)!r}")
+    return open_clip.CLIP(**settings)
+
+
+def _build_folder(folder: Path) -> open_clip.CLIP:
     path = folder / CONFIG_FILE
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         size = settings["vision_cfg"]["image_size"]
         settings["vision_cfg"]["image_size"] = tuple(size) if isinstance(size, list) else size
-        model = open_clip.CLIP(**settings)
+        _require_plain(settings["vision_cfg"], path)
+        return open_clip.CLIP(**settings)
     except FileNotFoundError:
         raise ClipFileError(f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg)") from None
+    except ClipFileError:
+        raise
     except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise ClipFileError(f"{path}: not a model config of open_clip ({error!r})") from error
-    _require_transformer(model, folder)
+
+
+def build_tokenizer(source: str | Path) -> Any:
+    """Text to token numbers, as the CLIP of a source counts them; some names need a file from the network."""
+    if (folder := clip_folder(source)) is None:
+        return open_clip.get_tokenizer(split_name(str(source))[0])
+    settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     merges = folder / MERGES_FILE
-    tokenizer = SimpleTokenizer(
+    return SimpleTokenizer(
         **({"bpe_path": str(merges)} if merges.is_file() else {}),
         context_length=settings["text_cfg"].get("context_length", 77),
     )
-    return model, tokenizer
+
+
+_SHAPE_OPTIONS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
+
+
+def _require_plain(vision: dict[str, Any], source: Path | str) -> None:
+    """Refuse options of open_clip's image tower that `ImageTower` would pass over in silence."""
+    if not isinstance(vision.get("layers", 12), int):
+        raise ClipFileError(f"{source} has an image tower of CNN layers; a vision transformer is needed")
+    usual = {field.name: field.default for field in fields(open_clip.CLIPVisionCfg)}
+    other = {
+        name: value
+        for name, value in vision.items()
+        if name not in _SHAPE_OPTIONS and value != usual.get(name, value)
+    }
+    if other:
+        told = ", ".join(f"{name}={value!r}" for name, value in other.items())
+        raise ClipFileError(
+            f"{source}: the image tower has {told}; a plain vision transformer is needed, such as that of "
+            "ViT-B-16-quickgelu/openai"
+        )
 
 
 def write_merges(path: Path, count: int) -> int:
@@ -173,7 +246,7 @@ def write_merges(path: Path, count: int) -> int:
 
 
 def _load_folder(folder: Path) -> LoadedClip:
-    model, tokenizer = build_clip(folder)
+    model = build_clip(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ClipFileError(f"{path} is missing; a CLIP folder needs it (weights as safetensors)")
@@ -181,12 +254,9 @@ def _load_folder(folder: Path) -> LoadedClip:
     promised = folder / DIGEST_FILE
     if promised.is_file() and promised.read_text().split()[:1] != [digest]:
         raise ClipFileError(f"{path} has SHA-256 {digest}, not the one in {promised}; restore the file")
-    try:
-        weights = {name: value.float() for name, value in load_file(path).items()}
-    except SafetensorError as error:
-        raise ClipFileError(f"{path} cannot be read as safetensors ({error}); restore the file") from None
+    weights = _read_weights(path)
     load_strictly(model, weights, path)
-    return LoadedClip(_frozen(model), tokenizer, str(folder), _folder_digest(folder, digest))
+    return LoadedClip(_frozen(model), build_tokenizer(folder), str(folder), _folder_digest(folder, digest))
 
 
 def _folder_digest(folder: Path, weights: str) -> str:
@@ -199,28 +269,6 @@ def _folder_digest(folder: Path, weights: str) -> str:
         "weights": weights,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _require_transformer(model: nn.Module, source: Path | str) -> None:
-    if not isinstance(getattr(model, "visual", None), VisionTransformer):
-        kind = type(getattr(model, "visual", model)).__name__
-        raise ClipFileError(
-            f"clip source {str(source)!r} has a {kind} image tower; a vision transformer is needed"
-        )
-
-
-def _require_own_positions(model: nn.Module, name: str, pretrained: str) -> None:
-    """open_clip resizes tables of positions that do not fit; its log alone tells."""
-    path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
-    weights = open_clip.factory.load_state_dict(path, weights_only=True)
-    expected = {
-        name: value.shape
-        for name, value in model.state_dict().items()
-        if name.endswith("positional_embedding") and name in weights
-    }
-    problems = misfits(expected, {name: weights[name] for name in expected})
-    if problems:
-        raise ClipFileError(f"clip source '{name}/{pretrained}': {path}: " + "; ".join(problems))
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
@@ -249,135 +297,3 @@ def misfits(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tenso
 
 def _frozen(model: open_clip.CLIP) -> open_clip.CLIP:
     return model.eval().requires_grad_(False)
-
-
-class ImageTower(nn.Module):
-    """CLIP's vision transformer, shared by the three modalities: every token, projected (eq. 1).
-
-    Args:
-        clip: The pretrained CLIP whose weights it starts from.
-        config: How to resize the position embedding.
-        grid: Token rows and columns of the images to come.
-        sfm: The modulation; switched off, attention is plain.
-        cameras: Number of cameras with a learnable vector added to the class token; 0 for none.
-    """
-
-    def __init__(
-        self, clip: LoadedClip, config: ClipConfig, grid: tuple[int, int], sfm: SfmConfig, cameras: int = 0
-    ) -> None:
-        super().__init__()
-        visual = clip.model.visual
-        width = visual.conv1.out_channels
-        blocks = visual.transformer.resblocks
-        heads = blocks[0].attn.num_heads
-        quick = type(blocks[0].mlp.gelu).__name__ == "QuickGELU"
-        self.grid = grid
-        self.patch_size = visual.conv1.kernel_size[0]
-        self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
-        self.ln_pre = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                width,
-                heads,
-                block.mlp.c_fc.out_features,
-                QuickGELU() if quick else nn.GELU(),
-                sfm.logit_scale,
-            )
-            for block in blocks
-        )
-        self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.empty(width, clip.embed_dim))
-        weights = {
-            name.replace("transformer.resblocks.", "blocks."): value.detach().clone()
-            for name, value in visual.state_dict().items()
-        }
-        weights["positional_embedding"] = resize_position_embedding(
-            weights["positional_embedding"], visual.grid_size, grid, config.position_interpolation
-        )
-        load_strictly(self, weights, clip.name)
-        # What CLIP does not know comes after its weights are in.
-        self.modulation = ModulationStrength(sfm, len(blocks), heads) if sfm.enabled else None
-        self.camera_embedding = nn.Parameter(torch.empty(cameras, width)) if cameras else None
-        if self.camera_embedding is not None:
-            # The released code cuts the normal off at 2, which is a hundred deviations away.
-            nn.init.normal_(self.camera_embedding, std=0.02)
-
-    def forward(
-        self, images: Tensor, foreground: Tensor | None = None, camera_id: Tensor | None = None
-    ) -> Tensor:
-        """All tokens of a batch of images.
-
-        Args:
-            images: Normalised pixels, `(batch, 3, height, width)`.
-            foreground: Boolean patches, `(layers or 1, batch, patches)`, or None for plain attention.
-            camera_id: `(batch,)`, where the tower has a camera embedding.
-
-        Returns:
-            Projected tokens, the class token first, `(batch, 1 + patches, embed_dim)`.
-        """
-        patches = self._embed_patches(images)
-        class_token = self.class_embedding.expand(len(images), 1, -1)
-        if self.camera_embedding is not None and camera_id is not None:
-            class_token = class_token + self.camera_embedding[camera_id][:, None]
-        tokens = torch.cat([class_token.to(patches.dtype), patches], dim=1)
-        tokens = self.ln_pre(tokens + self.positional_embedding.to(tokens.dtype))
-        if foreground is not None:
-            foreground = functional.pad(foreground, (1, 0), value=True).expand(len(self.blocks), -1, -1)
-        for layer, block in enumerate(self.blocks):
-            strength = None if self.modulation is None else self.modulation.of_layer(layer)
-            mask = None if foreground is None else foreground[layer]
-            tokens = block(tokens, mask, strength)
-        return self.ln_post(tokens) @ self.proj
-
-    def _embed_patches(self, images: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(images.device.type):
-            return self.conv1(images).flatten(2).transpose(1, 2)
-        # As one product: the backward pass of a convolution in bfloat16 is four times slower.
-        size, (rows, columns) = self.patch_size, self.grid
-        patches = images.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
-        return functional.linear(
-            patches.reshape(len(images), rows * columns, -1), self.conv1.weight.flatten(1)
-        )
-
-
-def resize_position_embedding(
-    embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], interpolation: str
-) -> Tensor:
-    """Resize a position embedding to another token grid; the class token's row is kept.
-
-    Args:
-        embedding: `(1 + rows * columns, width)` of the old grid.
-        old_grid: Rows and columns it was learned for.
-        new_grid: Rows and columns wanted.
-        interpolation: "bilinear" or "bicubic", without aligned corners or antialiasing.
-    """
-    if tuple(old_grid) == tuple(new_grid):
-        return embedding
-    class_row, patches = embedding[:1], embedding[1:]
-    image = patches.T.reshape(1, -1, *old_grid)
-    resized = functional.interpolate(image, size=new_grid, mode=interpolation, align_corners=False)
-    return torch.cat([class_row, resized.flatten(2)[0].T])
-
-
-class TextTower(nn.Module):
-    """CLIP's text tower with weights of its own, to be trained.
-
-    Args:
-        clip: The pretrained CLIP whose weights it starts from.
-    """
-
-    def __init__(self, clip: LoadedClip) -> None:
-        super().__init__()
-        # Tensors without content (`FakeTensorMode`) can be cloned; copying them deeply corrupts memory.
-        copies: dict[int, Any] = {id(x): nn.Parameter(x.detach().clone()) for x in clip.model.parameters()}
-        copies |= {id(x): x.clone() for x in clip.model.buffers()}
-        self.clip = copy.deepcopy(clip.model, copies)
-        # Of CLIP, only what encodes text stays.
-        del self.clip.visual, self.clip.logit_scale
-        self.clip.requires_grad_(True)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token numbers `(batch, context)` to T before normalisation, `(batch, embed_dim)`."""
-        return self.clip.encode_text(tokens)

@@ -24,6 +24,6 @@ def write(folder: Path, seed: int = 0) -> Path:
     (folder / clip.CONFIG_FILE).write_text(json.dumps({"model_cfg": config}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, _ = clip.build_clip(folder)
+        model = clip.build_clip(folder)
     save_file(model.state_dict(), folder / clip.WEIGHTS_FILE)
     return folder

@@ -142,7 +142,7 @@ def write_clip(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
     text = {"context_length": 77, "vocab_size": VOCABULARY, "width": 64, "heads": 1, "layers": 2}
     settings = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
     (folder / clip_files.CONFIG_FILE).write_text(json.dumps({"model_cfg": settings}))
-    model, _ = clip_files.build_clip(folder)
+    model = clip_files.build_clip(folder)
     model.load_state_dict(released_checkpoint.text_weights(weights), strict=False)
     save_file(model.state_dict(), folder / clip_files.WEIGHTS_FILE)
     return folder

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import open_clip
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stmi import clip as clip_module
-from stmi.clip import ClipFileError, ImageTower, load_clip, resize_position_embedding
+from stmi.clip import ClipFileError, load_clip
+from stmi.clip_towers import ImageTower, resize_position_embedding
 from stmi.config import ClipConfig, SfmConfig
 from tests import tiny_clip
 from tests.stmi import golden
@@ -120,21 +122,37 @@ def write_with_all_merges(folder: Path) -> Path:
     settings = json.loads(config.read_text())
     settings["model_cfg"]["text_cfg"]["vocab_size"] = 49408
     config.write_text(json.dumps(settings))
-    save_file(clip_module.build_clip(folder)[0].state_dict(), folder / clip_module.WEIGHTS_FILE)
+    save_file(clip_module.build_clip(folder).state_dict(), folder / clip_module.WEIGHTS_FILE)
     return folder
 
 
-def test_tower_that_is_no_transformer_is_refused(tmp_path, monkeypatch):
-    folder = write_with_all_merges(tmp_path / "clip")
-    layers = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 32}
-    source = publish(monkeypatch, tmp_path / "resnet.safetensors", **layers)
-    settings = json.loads((folder / clip_module.CONFIG_FILE).read_text())["model_cfg"]
-    model = open_clip.CLIP(**settings | {"vision_cfg": settings["vision_cfg"] | layers})
-    save_file(model.state_dict(), tmp_path / "resnet.safetensors")
-    with pytest.raises(
-        ClipFileError, match="has a ModifiedResNet image tower; a vision transformer is needed"
-    ):
-        load_clip(source)
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ({"layers": [1, 1, 1, 1]}, "CNN layers; a vision transformer is needed"),
+        ({"pool_type": "avg"}, "the image tower has pool_type='avg'; a plain vision transformer is needed"),
+        ({"norm_kwargs": {"eps": 0.1}}, "has norm_kwargs="),
+        ({"no_ln_pre": True, "timm_model_name": "resnet50"}, "no_ln_pre=True, timm_model_name='resnet50'"),
+    ],
+)
+def test_image_tower_that_would_be_rebuilt_otherwise_is_refused(tmp_path, monkeypatch, vision, message):
+    with pytest.raises(ClipFileError, match=message):
+        load_clip(publish(monkeypatch, tmp_path / "none.safetensors", **vision))
+    folder = tiny_clip.write(tmp_path / "clip")
+    config = json.loads((folder / clip_module.CONFIG_FILE).read_text())
+    config["model_cfg"]["vision_cfg"] |= vision
+    (folder / clip_module.CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ClipFileError, match=message):
+        load_clip(folder)
+
+
+def test_options_that_are_spelled_out_as_they_are_anyway_are_taken(clip, tmp_path):
+    folder = tiny_clip.write(tmp_path / "clip")
+    config = json.loads((folder / clip_module.CONFIG_FILE).read_text())
+    config["model_cfg"]["vision_cfg"] |= {"pool_type": "tok", "mlp_ratio": 4.0}
+    (folder / clip_module.CONFIG_FILE).write_text(json.dumps(config))
+    weights, others = clip.model.state_dict(), load_clip(folder).model.state_dict()
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
 def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(tmp_path, monkeypatch):
@@ -151,25 +169,62 @@ def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(tmp_p
     assert named.digest != load_clip(source).digest
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        (
-            "visual.positional_embedding",
-            (5, 16),
-            r"visual\.positional_embedding is \(5, 16\), expected \(9, 16\)",
-        ),
-        ("positional_embedding", (32, 16), r"positional_embedding is \(32, 16\), expected \(77, 16\)"),
-        ("visual.class_embedding", (8,), r"size mismatch for visual\.class_embedding"),
-    ],
-)
-def test_weights_by_name_that_do_not_fit_are_named_and_never_resized(
-    tmp_path, monkeypatch, name, shape, message
-):
+def test_weights_by_name_that_do_not_fit_are_all_named_and_never_resized(tmp_path, monkeypatch):
     path = write_with_all_merges(tmp_path / "clip") / clip_module.WEIGHTS_FILE
-    save_file(load_file(path) | {name: torch.zeros(shape)}, path)
-    with pytest.raises(ClipFileError, match=message):
+    weights = load_file(path)
+    del weights["visual.proj"]
+    others = {"logit_bias": (1,), "visual.positional_embedding": (5, 16), "positional_embedding": (32, 16)}
+    save_file(weights | {name: torch.zeros(shape) for name, shape in others.items()}, path)
+    with pytest.raises(ClipFileError) as error:
         load_clip(publish(monkeypatch, path))
+    for part in (
+        f"clip source 'Tiny/own': {path}: 4 weights do not fit: ",
+        "missing visual.proj",
+        "unknown logit_bias",
+        "visual.positional_embedding is (5, 16), expected (9, 16)",
+        "positional_embedding is (32, 16), expected (77, 16)",
+    ):
+        assert part in str(error.value)
+
+
+def test_weights_saved_by_training_code_are_read_by_name(tmp_path, monkeypatch):
+    path = write_with_all_merges(tmp_path / "clip") / clip_module.WEIGHTS_FILE
+    weights = load_file(path)
+    saved = {f"module.{name}": value for name, value in weights.items()}
+    saved["module.logit_scale"] = saved["module.logit_scale"].reshape(1)
+    torch.save({"epoch": 3, "state_dict": saved}, tmp_path / "own.pt")
+    loaded = load_clip(publish(monkeypatch, tmp_path / "own.pt")).model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
+
+
+class Executed:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "own.pt"])
+def test_damaged_or_hostile_weights_by_name_are_refused_by_file(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    for data in (b"", b"no weights at all", pickle.dumps({"a": Executed()}), pickle.dumps([1])):
+        path.write_bytes(data)
+        with pytest.raises(ClipFileError, match=rf"{name} cannot be read as weights \(.*restore the file"):
+            load_clip(publish(monkeypatch, path))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_cannot_be_fetched_are_said_to_be_so(monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    with pytest.raises(ClipFileError, match=r"cannot be fetched \(no network\); .* give a folder"):
+        load_clip("ViT-B-32-quickgelu/openai")
+
+
+def test_file_of_weights_is_taken_for_its_folder(tmp_path):
+    folder = tiny_clip.write(tmp_path / "clip")
+    assert load_clip(folder / clip_module.WEIGHTS_FILE).digest == load_clip(folder).digest
 
 
 @pytest.mark.parametrize(
@@ -189,7 +244,7 @@ def test_weights_that_open_clip_would_only_warn_of_are_refused(source, message):
 def test_square_image_size_may_be_one_number(tmp_path):
     config = tiny_clip.write(tmp_path / "clip") / clip_module.CONFIG_FILE
     config.write_text(config.read_text().replace('"image_size": [32, 16]', '"image_size": 16'))
-    model, _ = clip_module.build_clip(config.parent)
+    model = clip_module.build_clip(config.parent)
     assert model.visual.grid_size == (2, 2)
 
 
@@ -216,7 +271,7 @@ def test_damaged_weights_are_refused_by_file(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
     path = folder / clip_module.WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors cannot be read as safetensors"):
+    with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors cannot be read as weights"):
         load_clip(folder)
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from stmi import clip as clip_module
 from stmi import openai_archive
-from stmi.clip import ClipFileError, ImageTower, load_clip, misfits
+from stmi.clip import ClipFileError, load_clip, misfits
+from stmi.clip_towers import ImageTower
 from stmi.config import ClipConfig, SfmConfig
 from stmi.openai_archive import convert, model_config, published_digests
 from tests.stmi import torchscript
