@@ -2,8 +2,8 @@
 
 With logits A = Q K^T (queries scaled before), marks m, R = m m^T and row extremes max_i, min_i, eq. 7 is
 
-    A + S = A * scale + R * shift + beta min_i
-    scale = (1 - beta) - (alpha - beta) R,    shift_i = alpha max_i - beta min_i
+    A + S = A - A * strength + R * shift + beta min_i
+    strength = beta + (alpha - beta) R,    shift_i = alpha max_i - beta min_i
 
 The last term is the same for a whole row, and the softmax does not see it. Of the gradient D of the
 modulated logits, alpha and beta want sums over D * A and D * R * A. These are sums over queries and products
@@ -64,13 +64,13 @@ def _attend(
     mixed, extremes, columns = _outputs(projected)
     attention = []
     with torch.autocast(projected.device.type, enabled=False):
-        both, scale = _both_and_scale(foreground, alpha, beta, query.dtype)
+        both, strength = _both_and_strength(foreground, alpha, beta, query.dtype)
         for part in _parts(query):
             images, heads = part
             logits = query[part] @ key[part].transpose(-2, -1)
             highest, at_highest, lowest, at_lowest = _row_extremes(logits)
             shift = _of(heads, alpha, logits) * highest - _of(heads, beta, logits) * lowest
-            logits.mul_(_of(heads, scale[images])).addcmul_(both[images], shift)
+            logits.addcmul_(logits, _of(heads, strength[images]), value=-1).addcmul_(both[images], shift)
             weights = logits.softmax(dim=-1)
             mixed[images, :, heads] = (weights @ value[part]).transpose(1, 2)
             if keeps:
@@ -108,7 +108,7 @@ def _attend_backward(
     of_alpha, of_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
     width = query.shape[-1]
     with torch.autocast(query.device.type, enabled=False):
-        _, scale = _both_and_scale(foreground, alpha, beta, query.dtype)
+        _, strength = _both_and_strength(foreground, alpha, beta, query.dtype)
         marks = foreground[:, None, :, None].to(query.dtype)
         for part, weights in zip(_parts(query), attention, strict=True):
             images, heads = part
@@ -129,7 +129,7 @@ def _attend_backward(
             _add_up(of_alpha, heads, of_shift * highest - of_inside)
             _add_up(of_beta, heads, of_inside - of_everywhere - of_shift * lowest)
 
-            of_logits.mul_(_of(heads, scale[images]))
+            of_logits.addcmul_(of_logits, _of(heads, strength[images]), value=-1)
             _add_at(of_logits, columns[0][part], _of(heads, alpha, q) * of_shift)
             _add_at(of_logits, columns[1][part], -_of(heads, beta, q) * of_shift)
             of_query.copy_(scale_of_queries * (of_logits @ k))
@@ -202,13 +202,17 @@ def _operator_gradients(ctx: Any, of_outputs: list[Tensor | None]) -> tuple[Tens
 torch.library.register_autograd("stmi::modulated_attention", _operator_gradients, setup_context=_keep)
 
 
-def _both_and_scale(
+def _both_and_strength(
     foreground: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """R, `(batch, 1, tokens, tokens)`, and the scale of the logits, `(batch, heads or 1, tokens, tokens)`."""
-    marks = foreground[:, None, :, None].to(dtype)
-    both = marks * marks.transpose(-2, -1)
-    return both, (1 - beta).to(dtype) - (alpha - beta).to(dtype) * both
+    """R, `(batch, 1, tokens, tokens)`, and by how much of itself each logit moves away from itself.
+
+    The latter, `(batch, heads or 1, tokens, tokens)`, is alpha or beta. What stays, 1 - alpha, loses more
+    of them in bfloat16 than any other weight loses.
+    """
+    marks = foreground[:, None, :, None]
+    both = marks & marks.transpose(-2, -1)
+    return both.to(dtype), torch.where(both, alpha.to(dtype), beta.to(dtype))
 
 
 _WIDER = {torch.bfloat16: (torch.float32, torch.int32), torch.float32: (torch.float64, torch.int64)}

@@ -37,6 +37,7 @@ class Subject:
         config: Its settings.
         table: The test view.
         junk: What a gallery sample of the query's identity shares with it to be junk.
+        autocast: Whether the network runs under bfloat16 autocast.
         captions: Token numbers of the view's captions, where the model has a text tower of its own.
     """
 
@@ -45,12 +46,8 @@ class Subject:
     config: ExperimentConfig
     table: Table
     junk: JunkRule
+    autocast: bool
     captions: torch.Tensor | None = None
-
-    @property
-    def autocast(self) -> bool:
-        """Whether the network runs under bfloat16 autocast."""
-        return self.config.train.precision == "bfloat16"
 
 
 def of_run(path: Path, dataset: str | None = None, catalog: str | None = None) -> Subject:
@@ -83,7 +80,8 @@ def of_run(path: Path, dataset: str | None = None, catalog: str | None = None) -
             forget_cameras(model, int(view.camera_id.max()) + 1)
     if folder.config.model.text.fine_tune:
         tokens = caption_tokens(clip, captions_of(table), {"test": open_view(table)})["test"]
-    return Subject(folder.name, model.eval(), folder.config, table, junk, tokens)
+    autocast = folder.config.train.precision == "bfloat16"
+    return Subject(folder.name, model.eval(), folder.config, table, junk, autocast, tokens)
 
 
 def captions_of(view: Table) -> Table:
@@ -168,7 +166,8 @@ def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -
         raise ConfigError(
             f"view {table.path} has camera {view.camera_id.max() + 1}, the checkpoint knows {len(cameras)}"
         )
-    return Subject(path.name, model, config, table, config.data.junk)
+    # The authors train in mixed precision and evaluate in float32; bfloat16 would change who is near whom.
+    return Subject(path.name, model, config, table, config.data.junk, autocast=False)
 
 
 def _check_recipe(config: ExperimentConfig, model: STMI) -> None:

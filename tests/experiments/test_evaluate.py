@@ -27,7 +27,6 @@ RELEASED_SETTINGS = [
     "--set=data.dataset=synthetic_person",
     "--set=model.image.height=64",
     "--set=model.image.width=32",
-    "--set=train.precision=float32",
 ]
 
 

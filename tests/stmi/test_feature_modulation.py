@@ -188,6 +188,18 @@ def test_attention_in_bfloat16_is_near_that_of_float64_in_value_and_gradient():
         assert (near.double() - true).norm() < 0.02 * true.norm()
 
 
+def test_strength_in_bfloat16_is_as_fine_as_any_weight():
+    projected, foreground, alpha, _, scale = attention_inputs()
+    inputs = projected.detach().bfloat16(), torch.zeros_like(foreground), alpha
+    given, found = set(), set()
+    for step in range(40):
+        beta = torch.full_like(alpha, 0.1 + 1e-4 * step)
+        given.add(beta.bfloat16().item())
+        mixed = modulated_attention.modulated_attention(*inputs, beta, scale)
+        found.add(tuple(mixed.flatten().tolist()))
+    assert len(found) == len(given) > 5
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_the_compiler_is_told_rightly_what_the_operator_gives(keeps):
     inputs = attention_inputs(2)
