@@ -51,7 +51,7 @@ class ImageTower(nn.Module):
                 heads,
                 block.mlp.c_fc.out_features,
                 QuickGELU() if quick else nn.GELU(),
-                sfm.logit_scale,
+                sfm.logit_scale if sfm.enabled else "head_width",
             )
             for block in blocks
         )

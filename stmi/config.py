@@ -85,7 +85,8 @@ class SfmConfig(Switch):
     logit_scale: Literal["head_width", "model_width"] = Field(
         "head_width",
         description="D under the root of eq. 8: the width of one head, as CLIP was trained and the released "
-        "code has it, or the width of all heads together.",
+        "code has it, or the width of all heads together. With SFM, layers that it does not modulate have "
+        "the same.",
     )
     mask_threshold: float = Field(
         0.0,

@@ -148,7 +148,7 @@ class ModulatedAttention(nn.Module):
     Args:
         width: Token width.
         heads: Number of heads.
-        logit_scale: Whether modulated logits are scaled by 1 / sqrt(width / heads) or 1 / sqrt(width).
+        logit_scale: Whether all logits are scaled by 1 / sqrt(width / heads) or by 1 / sqrt(width).
     """
 
     def __init__(self, width: int, heads: int, logit_scale: str = "head_width") -> None:
@@ -178,7 +178,8 @@ class ModulatedAttention(nn.Module):
         projected = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         projected = projected.view(batch, count, 3, self.heads, -1)
         if foreground is None or strength is None:
-            mixed = attend(*projected.permute(2, 0, 3, 1, 4)).transpose(1, 2)
+            query, key, value = projected.permute(2, 0, 3, 1, 4)
+            mixed = attend(query, key, value, self.scale).transpose(1, 2)
         else:
             mixed = attend_modulated(projected, foreground, *strength, self.scale)
         return self.out_proj(mixed.reshape(batch, count, width))

@@ -57,7 +57,8 @@ def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 1
 
     Args:
         state_dict: As the released code saves it, on any device; a `module.` before every name is allowed.
-        image_size: Height and width, pixels, that the checkpoint was trained at.
+        image_size: Height and width, pixels, that the checkpoint was trained at. No shape tells 256 x 128
+            (people) from 128 x 256 (vehicles), so give it.
 
     Raises:
         ReleasedCheckpointError: Weights are missing, unknown or of another shape, or the position embedding

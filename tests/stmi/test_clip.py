@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from stmi import clip as clip_module
 from stmi.clip import ClipFileError, load_clip
-from stmi.clip_towers import ImageTower, resize_position_embedding
+from stmi.clip_towers import ImageTower, TextTower, resize_position_embedding
 from stmi.config import ClipConfig, SfmConfig
 from tests import tiny_clip
 from tests.stmi import golden
+from tests.stmi.gradients import gradients_agree
 from tests.tolerances import GOLDEN_VALUE, ROUNDING_FLOAT32
 
 
@@ -64,6 +65,21 @@ def test_camera_vector_reaches_the_class_token(clip):
     with torch.no_grad():
         tokens = tower(clip, cameras=4)(images, None, torch.tensor([0, 3]))
     assert not torch.allclose(tokens[0], tokens[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("sharing", ["per_layer", "per_head", "all_layers", "early_half", "late_half"])
+def test_image_tower_gradients_agree_with_finite_differences(clip, sharing):
+    torch.manual_seed(0)
+    module = tower(clip, grid=(2, 1), sfm=SfmConfig(sharing=sharing), cameras=2)
+    images = torch.randn(2, 3, 16, 8, dtype=torch.float64, requires_grad=True)
+    foreground = torch.tensor([[[True, False], [False, True]]])
+    assert gradients_agree(module, images, foreground, torch.tensor([0, 1]), fast=True)
+
+
+def test_text_tower_gradients_agree_with_finite_differences(clip):
+    torch.manual_seed(0)
+    tokens = clip.tokenize(["a man in a red jacket", "a woman"])
+    assert gradients_agree(TextTower(clip), tokens, fast=True)
 
 
 @pytest.mark.parametrize("grid", [(16, 8), (8, 16)])

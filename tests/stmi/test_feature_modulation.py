@@ -77,9 +77,10 @@ def test_block_gradients_agree_with_finite_differences(activation, is_modulated)
     assert gradients_agree(Modulated(), tokens, *(strength if is_modulated else []))
 
 
-def test_zero_strength_is_ordinary_attention():
+@pytest.mark.parametrize("logit_scale", ["head_width", "model_width"])
+def test_zero_strength_is_ordinary_attention(logit_scale):
     torch.manual_seed(0)
-    attention = ModulatedAttention(16, 4).double()
+    attention = ModulatedAttention(16, 4, logit_scale).double()
     tokens = torch.randn(2, 5, 16, dtype=torch.float64)
     mask = torch.rand(2, 5) > 0.5
     zero = torch.zeros(1, dtype=torch.float64)

@@ -64,6 +64,17 @@ def test_result_does_not_depend_on_the_chunk():
     assert np.allclose(whole, parts, atol=GOLDEN_VALUE)
 
 
+@pytest.mark.parametrize("queries_at_a_time", [1, 7])
+def test_metrics_do_not_depend_on_the_chunk(monkeypatch, queries_at_a_time):
+    query, gallery = random_sets()
+    whole = retrieval.evaluate(query, gallery)
+    monkeypatch.setattr(retrieval, "CHUNK_ELEMENTS", queries_at_a_time * len(gallery))
+    parts = retrieval.evaluate(query, gallery)
+    assert np.array_equal(parts.average_precision, whole.average_precision)
+    assert np.array_equal(parts.first_match_rank, whole.first_match_rank)
+    assert np.array_equal(parts.cmc, whole.cmc)
+
+
 def test_distances_are_those_of_normalised_rows():
     query, gallery = random_sets()
     unit = [retrieval.normalise(s.embedding).astype(np.float64) for s in (query, gallery)]
