@@ -11,14 +11,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from data_catalog import building
-from data_catalog.captions import make_captions
-from data_catalog.ingest import IngestSettings, ingest
-from data_catalog.masks import make_masks
 from data_catalog.storage import open_root
 from data_catalog.tables import Table
-from data_catalog.text_features import make_text_features
-from data_catalog.view import ViewSettings, make_view
-from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower, write_data_set
+from tests.data_catalog import steps
+from tests.data_catalog.folders import write_data_set
 
 BUCKET = "lab"
 S3_SECRET = "not-a-secret"
@@ -66,13 +62,8 @@ def built_once(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessi
     catalog = tmp_path_factory.mktemp("catalog")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(building, "_ACTORS_START_SECONDS", 0.0)
-        samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
-        masks = make_masks(samples, true_masks=source / "true_masks")
-        captions = make_captions(samples, source / "readings")
-        text_features = make_text_features(captions, "fake", load=load_fake_tower)
-        settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
-        view = make_view(samples, masks, text_features, settings)
-    return Built(source, catalog, samples, masks, captions, text_features, view)
+        tables = steps.all_steps(source, catalog)
+    return Built(source, catalog, **tables)
 
 
 @pytest.fixture(scope="module")

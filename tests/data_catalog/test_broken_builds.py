@@ -1,7 +1,9 @@
 """Builds that are killed, run twice at once, or run out of room: the table is absent or complete."""
 
 import json
+import multiprocessing
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -21,9 +23,9 @@ from data_catalog.building import ShardMaker, build_table
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.schemas import TableKind
 from data_catalog.storage import write_atomically
-from data_catalog.tables import list_tables
+from data_catalog.tables import Table, list_tables
 from data_catalog.verify import verify
-from tests.data_catalog import slow_build
+from tests.data_catalog import slow_build, steps
 from tests.data_catalog.slow_build import MASK_BYTES, SHARDS
 
 
@@ -58,6 +60,36 @@ def test_killed_build_is_absent_then_completed_once_by_two_processes(
     assert {path: path.stat().st_mtime_ns for path in left} == left
     assert not list(catalog.rglob("*.partial"))
     assert verify(catalog, "slow").errors == ()
+
+
+@pytest.mark.parametrize("step", steps.STEPS)
+def test_step_that_is_killed_leaves_no_table_and_is_finished_by_the_next_run(
+    built: Any, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Table = getattr(built, step)
+    folder, shards = Path(whole.path), [shard.file for shard in whole.manifest.shards]
+    shutil.rmtree(folder)
+    left: dict[str, int] = {}
+    # In the second shard, and, of those that are then left and the manifest, in the last.
+    for files in (2, len(shards)):
+        process = multiprocessing.get_context("forkserver").Process(
+            target=steps.die, args=(built.source, built.catalog, files)
+        )
+        process.start()
+        process.join(timeout=100)
+        assert process.exitcode == -signal.SIGKILL
+        assert whole.digest not in {table.digest for table in list_tables(built.catalog, "small")}
+        assert len(list(folder.glob("*.partial"))) == 1
+        kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+        assert left.items() <= kept.items()
+        left = kept
+    assert sorted(left) == shards
+    steps.without_actors(monkeypatch)
+    finished = steps.all_steps(built.source, built.catalog)[step]
+    assert finished.digest == whole.digest
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")} == left
+    assert not list(folder.glob("*.partial"))
+    assert verify(built.catalog, "small").errors == ()
 
 
 def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_session: None) -> None:

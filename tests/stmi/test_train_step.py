@@ -84,6 +84,7 @@ def test_modulation_has_its_own_rate_and_decay(folder):
     optimizer = train_step.build_optimizer(
         model, OptimConfig(modulation_rate_factor=10, modulation_weight_decay=0)
     )
+    assert optimizer.defaults["fused"]
     others, strengths = optimizer.param_groups
     assert [p.shape for p in strengths["params"]] == [(2, 1, 1, 1), (2, 1, 1, 1)]
     assert (strengths["weight_decay"], strengths["rate_factor"]) == (0.0, 10)
