@@ -25,7 +25,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from data_catalog.tables import Table
 
-SAMPLES = 2000
+SAMPLES, TRAINING_SAMPLES = 17_250, 8_675
+"""RGBNT100's."""
 SIZE = (128, 256)
 """Height and width of one of the three images that stand side by side in a file."""
 
@@ -58,7 +59,7 @@ def ingest_images(repeats: int, samples: int = SAMPLES) -> dict[str, Any]:
     return _report("ingest", samples, results)
 
 
-def build_view(repeats: int, samples: int = SAMPLES) -> dict[str, Any]:
+def build_view(repeats: int, samples: int = TRAINING_SAMPLES) -> dict[str, Any]:
     """The view of a training part of so many samples, with masks; memory as for `ingest_images`."""
     from data_catalog.ingest import IngestSettings, ingest  # noqa: PLC0415 - its memory is not the others'
     from data_catalog.segmenters.mask_files import import_masks  # noqa: PLC0415
