@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 LOOPBACK = "127.0.0.1"
 PORTS = {"ray": {"gcs": 6379, "dashboard": 8265, "client": 10001}, "mlflow": {"http": 5000}}
@@ -114,11 +113,12 @@ def mlflow_server(ports: Mapping[str, int], backend_store_uri: str, artifacts: P
 
 
 def without_credentials(uri: str) -> str:
-    """A database URI as it may be stored and shown: without user name, password and query."""
-    parts = urlsplit(uri)
-    if uri.startswith("sqlite"):
+    """A URI as it may be stored and shown: without user name, password and query, well-formed or not."""
+    scheme, mark, rest = uri.partition("://")
+    if not mark or scheme.startswith(("sqlite", "file")):
         return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    # Whatever stands before an @ may be a password, with a / or a # in it.
+    return scheme + mark + rest.rpartition("@")[2].partition("?")[0]
 
 
 def _program(name: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from experiments import datasets
 from experiments.ablations.ablation import plan_ablation, run_ablation
 from experiments.ablations.rows import ABLATIONS
 from experiments.ablations.text import HEADER, cells
-from experiments.command_line import run_command, training_options
+from experiments.command_line import add_workers, run_command, training_options, with_workers
 from experiments.recipes import ConfigError
 from experiments.studies.tuning import start_ray
 from experiments.tracking import tracking_of
@@ -43,15 +43,14 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--table",
         nargs="+",
+        action="extend",
         default=[],
         choices=("3", "4", "5"),
         help="tables of the paper, together in one study",
     )
     options.add_argument("--figure", choices=tuple(FIGURES), help="figure of the paper: p, and K")
     options.add_argument("--seeds", type=int, default=3, help="how many, from the recipe's on (default: 3)")
-    options.add_argument(
-        "--workers", type=int, default=1, help="of each run; one packs a cluster best (default: 1)"
-    )
+    add_workers(options, "run")
     return options
 
 
@@ -61,12 +60,12 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: Nothing is asked for, or a setting is impossible.
     """
-    keys = [f"table{number}" for number in dict.fromkeys(given.table)] + list(FIGURES.get(given.figure, ()))
+    keys = [f"table{number}" for number in sorted(set(given.table))] + list(FIGURES.get(given.figure, ()))
     if not keys:
         raise ConfigError("name what to train: --table 3, 4 or 5 (or several), or --figure 5")
     if given.seeds < 1:
         raise ConfigError(f"--seeds={given.seeds}: at least one; three give an interval")
-    settings = [*given.settings, f"train.workers={given.workers}"]
+    settings = with_workers(given)
     plan = plan_ablation([ABLATIONS[key] for key in keys], given.recipe, settings, given.seeds)
     workspace, catalog = datasets.places(given.workspace, given.catalog)
     first = plan.configs[0]
@@ -74,7 +73,7 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     clip = load_clip(datasets.clip_source(first))
     for config in plan.configs:
         datasets.check_settings(config, clip)
-    start_ray(given.workers, given.gpus_per_worker)
+    start_ray(first.train.workers, given.gpus_per_worker)
     tables = datasets.tables_of(first, clip, workspace, catalog)
     for config in plan.configs:
         datasets.check_tables(config, clip, tables)

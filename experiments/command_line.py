@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -54,10 +55,37 @@ def training_options(description: str | None, setting_help: str) -> argparse.Arg
     )
     places.add_argument(
         "--gpus-per-worker",
-        type=float,
+        type=_share,
         help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
     )
     return options
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of GPUs from 0 on, such as 0.5")
+    return share
+
+
+def add_workers(options: argparse.ArgumentParser, of_each: str) -> None:
+    """Add the option that says how many workers each run of a study has."""
+    options.add_argument(
+        "--workers", type=int, help=f"of each {of_each}; one packs a cluster best (default: 1)"
+    )
+
+
+def with_workers(given: argparse.Namespace) -> list[str]:
+    """The settings of every run of a study: those of `--set`, and the number of workers.
+
+    Raises:
+        ConfigError: `--workers` is below one, or contradicts `--set train.workers`.
+    """
+    is_set = any(setting.partition("=")[0].strip() == "train.workers" for setting in given.settings)
+    if given.workers is not None and (given.workers < 1 or is_set):
+        wrong = "it contradicts --set train.workers" if is_set else "at least 1 is needed"
+        raise ConfigError(f"--workers={given.workers}: {wrong}")
+    return [*given.settings, *([] if is_set else [f"train.workers={given.workers or 1}"])]
 
 
 def run_command(

@@ -64,8 +64,9 @@ def evaluate(
         queries: Parquet file or URI to write each query's average precision to, for every setting.
 
     Returns:
-        JSON values only: `subject`, `dataset`, `table`, `samples`, `junk` (the rule), `settings`, a list of
-        `missing`, `reranked` and `metrics` by feature, and `paper`, what the paper prints of the data set.
+        JSON values only: `subject`, `epoch` (of a run), `dataset`, `table`, `samples`, `junk` (the rule),
+        `settings`, a list of `missing`, `reranked` and `metrics` by feature, and `paper`, what the paper
+        prints of the data set.
     """
     view = open_view(subject.table)
     embedded = (
@@ -84,6 +85,7 @@ def evaluate(
         write_parquet(queries, query_tables)
     return {
         "subject": subject.name,
+        "epoch": subject.epoch,
         "dataset": subject.table.manifest.dataset,
         "table": subject.table.digest,
         "samples": len(view),
@@ -140,6 +142,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--recipe", help="the recipe that a released checkpoint belongs to")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
     parser.add_argument(
+        "--epoch",
+        choices=("reported", "last"),
+        help="of a run: the epoch that it reports, or its last one (default: reported)",
+    )
+    parser.add_argument(
         "--dataset", metavar="NAME", help="evaluate a run on this data set of the catalog, not on its own"
     )
     parser.add_argument("--workspace", default=str(WORKSPACE), help="folder of runs (default: runs)")
@@ -158,7 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="M[+M]",
-        help="also without these modalities, such as RGB or NIR+TIR; all for each one and each pair",
+        help="also without these modalities, such as RGB or NIR+TIR; all for each one and each pair. As in "
+        "the paper their images become zeros, while mask and caption, made with all three, stay",
     )
     parser.add_argument("--rerank", action="store_true", help="also with k-reciprocal re-ranking")
     parser.add_argument(
@@ -192,7 +200,9 @@ def chosen_subject(given: argparse.Namespace) -> Subject:
             raise ConfigError("--recipe and --set go with --released-checkpoint; a run has its own settings")
         if given.catalog and given.dataset is None:
             raise ConfigError("--catalog goes with --dataset; a run finds its own data set where it was")
-        return of_run(given.run, given.dataset, catalog if given.catalog else None)
+        return of_run(given.run, given.dataset, catalog if given.catalog else None, given.epoch or "reported")
+    if given.epoch is not None:
+        raise ConfigError("--epoch goes with --run; a released checkpoint is of one epoch")
     if given.recipe is None:
         raise ConfigError("--released-checkpoint needs --recipe, for example --recipe rgbnt201-released")
     if given.dataset is not None:
@@ -209,7 +219,8 @@ def show(result: dict[str, Any]) -> None:
     for setting in result["settings"]:
         absent = f", without {' and '.join(setting['missing'])}" if setting["missing"] else ""
         reranked = ", re-ranked" if setting["reranked"] else ""
-        title = f"{result['subject']} on {result['dataset']}{absent}{reranked}, %"
+        epoch = "" if result["epoch"] is None else f", epoch {result['epoch']}"
+        title = f"{result['subject']}{epoch} on {result['dataset']}{absent}{reranked}, %"
         table = RichTable(title=title, title_justify="left")
         table.add_column("feature")
         for column in ("mAP", "rank 1", "rank 5", "rank 10"):

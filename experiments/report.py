@@ -63,7 +63,7 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
         "run": _shown(folder),
         "pictures": f"{_shown(folder / 'pictures')}: {drawn}",
         "journal": _shown(folder / "journal.jsonl"),
-        "MLflow": "not told" if mlflow is None else _mlflow(mlflow),
+        "MLflow": _mlflow(mlflow),
     }
     for name, place in places.items():
         console.print(f"{name:8} {place}", soft_wrap=True, highlight=False)
@@ -81,8 +81,10 @@ def _print_choices(console: Console, choices: dict[str, Any], reported: dict[str
     console.print(f"mAP of {feature}  {'; '.join(parts)}; reported: {labels[reported['chosen_by']]}")
 
 
-def _mlflow(place: dict[str, Any]) -> str:
+def _mlflow(place: dict[str, Any] | None) -> str:
     """How to look at a run in MLflow's UI."""
+    if place is None or place["run_id"] is None:
+        return "was not told; the journal keeps it, and the same command tells it when the server answers"
     uri, run_id, experiment_id = place["uri"], place["run_id"], place["experiment_id"]
     if not uri.startswith("sqlite:///"):
         return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}"

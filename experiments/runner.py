@@ -63,7 +63,8 @@ def run(
         gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
 
     Returns:
-        The result as in `result.conclude`, and `mlflow`.
+        The result as in `result.conclude`, and `mlflow`: where the run is found there, and whether that is
+        `behind`.
 
     Raises:
         RunError: The workers failed more often than a run survives, or another process trains this run.
@@ -82,14 +83,14 @@ def run(
                     fit(config, tables, folder, storage_uri, gpus_per_worker)
             if done is None:
                 conclude(folder)
-        except RunError:
-            mirror.finish("FAILED", folder.files)
+        except BaseException as error:
+            mirror.finish("FAILED" if isinstance(error, RunError) else "KILLED", folder.files)
             raise
         result = folder.result
         assert result is not None
         files = sorted(folder.pictures.glob("*.png")) or pictures.draw_all(folder, result)
         mirror.finish("FINISHED", [*files, *folder.files])
-        return result | {"reused": done is not None, "mlflow": mirror.place}
+        return result | {"reused": done is not None, "mlflow": mirror.place | {"behind": mirror.behind}}
 
 
 def begin(folder: RunFolder, tables: RunTables) -> None:

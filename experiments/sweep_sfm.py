@@ -16,6 +16,7 @@ more trials, the same command goes on.
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,18 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments import datasets
-from experiments.command_line import run_command, training_options
+from experiments.command_line import add_workers, run_command, training_options, with_workers
 from experiments.recipes import ConfigError
 from experiments.studies.tuning import start_ray
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import words
-from experiments.sweeps.search_space import DEFAULT_SPACE, check_space, setting_name, space_of
+from experiments.sweeps.search_space import (
+    DEFAULT_SPACE,
+    check_space,
+    check_switches,
+    setting_name,
+    space_of,
+)
 from experiments.sweeps.sweep import run_sweep
 from experiments.tracking import tracking_of
 from stmi.clip import load_clip
@@ -40,7 +47,11 @@ from stmi.clip import load_clip
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = training_options(__doc__, "change a setting of every trial, for example train.epochs=10")
+    options = training_options(
+        __doc__,
+        "change a setting of every trial, for example train.epochs=10; of one that is searched, the "
+        "first trial's",
+    )
     options.add_argument("--trials", type=int, default=20, help="how many in all (default: 20)")
     options.add_argument(
         "--search",
@@ -67,9 +78,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--concurrent", type=int, help="trials at once (default: as many as there is room for)"
     )
-    options.add_argument(
-        "--workers", type=int, default=1, help="of each trial; one packs a cluster best (default: 1)"
-    )
+    add_workers(options, "trial")
     options.add_argument("--name", help="of the study (default: recipe and digest of what is searched)")
     options.add_argument(
         "--resume",
@@ -92,7 +101,7 @@ def planned(given: argparse.Namespace) -> Sweep:
     Raises:
         ConfigError: A setting or a search is unknown or impossible.
     """
-    for name in ("trials", "concurrent", "workers"):
+    for name in ("trials", "concurrent"):
         if (value := getattr(given, name)) is not None and value < 1:
             raise ConfigError(f"--{name}={value}: at least 1 is needed")
     two_objectives = given.objectives == "mAP,cost"
@@ -109,8 +118,11 @@ def planned(given: argparse.Namespace) -> Sweep:
             f"--search {min(uneven)}: early stopping compares trials at the same epoch; add "
             "--no-early-stopping"
         )
-    settings = [*given.settings, f"train.workers={given.workers}"]
+    settings = with_workers(given)
     settings += [] if given.seed is None else [f"seed={given.seed}"]
+    check_switches(space, given.recipe, settings)
+    if given.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", given.name):
+        raise ConfigError(f"--name={given.name}: it names a folder; use letters, digits, '.', '_' and '-'")
     return Sweep(
         given.recipe, tuple(settings), space, given.trials, given.name, two_objectives, early_stopping
     )
@@ -128,7 +140,7 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
     datasets.check_data_set(base, catalog)
     clip = load_clip(datasets.clip_source(base))
     check_space(plan.space, plan.recipe, plan.settings, lambda config: datasets.check_settings(config, clip))
-    start_ray(given.workers, given.gpus_per_worker)
+    start_ray(base.train.workers, given.gpus_per_worker)
     tables = datasets.tables_of(base, clip, workspace, catalog)
     if "val" not in tables.views:
         raise ConfigError(

@@ -9,11 +9,11 @@ import hashlib
 import json
 import logging
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from data_catalog import storage
 from experiments.run.journal import Journal
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A dead server would otherwise block every call for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+IDENTITY = "stmi.identity"
+"""Tag that tells a run, or a study's child, from all others in any store."""
 _BATCH = 100
 """MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
 
@@ -37,9 +39,12 @@ def tracking_of(uri: str | None, workspace: Path) -> str:
 
 
 def without_credentials(uri: str) -> str:
-    """A URI as it may be stored and shown: without user name and password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    """A URI as it may be stored and shown: without user name, password and query, well-formed or not."""
+    scheme, mark, rest = uri.partition("://")
+    if not mark or scheme.startswith(("sqlite", "file")):
+        return uri
+    # Whatever stands before an @ may be a password, with a / or a # in it.
+    return scheme + mark + rest.rpartition("@")[2].partition("?")[0]
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,14 @@ class Mirror:
         self.behind = False
         self._found = False
         self._state_file = folder / state
-        self._state = self._untold()
+        self._state = self._untold() | {"identity": uuid.uuid4().hex}
         if self._state_file.exists():
             stored = json.loads(self._state_file.read_text(encoding="utf-8"))
             if stored["uri"] == self.public_uri:
                 self._state |= stored
+            elif "identity" in stored:
+                # The same store may have another address now.
+                self._state["identity"] = stored["identity"]
 
     @property
     def run_id(self) -> str | None:
@@ -168,11 +176,15 @@ class Mirror:
                     "MLflow at %s cannot be told (%s); the journal keeps it", self.public_uri, reason
                 )
             self.behind = True
+            # Somebody may have deleted it there.
+            self._found = False
 
     def _find(self) -> None:
         """Ask once for a run that an earlier process told of; where nothing is left to send, nobody would."""
         if self.run_id is not None and not self._found:
-            self._client().get_run(self.run_id)
+            run = self._client().get_run(self.run_id)
+            if run.info.lifecycle_stage == "deleted":
+                self._remember(**self._untold())
         self._found = True
 
     def _client(self) -> Any:
@@ -218,8 +230,19 @@ class Mirror:
             experiment_id = client.create_experiment(self.facts.experiment, artifact_location=place)
         else:
             experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                logger.warning("MLflow: experiment %s was deleted; it is restored", self.facts.experiment)
+                client.restore_experiment(experiment_id)
+        # Where it was told before, from another address or by a process that was killed before it noted it.
+        mine = f"tags.`{IDENTITY}` = '{self._state['identity']}'"
+        known = client.search_runs([experiment_id], mine, max_results=1)
+        if known:
+            self._remember(run_id=known[0].info.run_id, experiment_id=experiment_id)
+            return
+        self._remember()
         began = [int(event["time"] * 1000) for event in self.journal.read()[:1]]
-        run = client.create_run(experiment_id, *began, run_name=self.facts.name)
+        tags = {IDENTITY: self._state["identity"]}
+        run = client.create_run(experiment_id, *began, tags=tags, run_name=self.facts.name)
         self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
 
     def _describe(self) -> None:

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments import datasets, recipes, runner
-from experiments.command_line import run_command, training_options
+from experiments.command_line import run_command, training_options, with_workers
 from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
 from experiments.planning.plan import plan
 from experiments.planning.printout import print_plan
@@ -66,9 +66,8 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
     Raises:
         ConfigError: A setting is unknown or impossible.
     """
-    settings = list(given.settings)
+    settings = list(given.settings) if given.workers is None else with_workers(given)
     settings += [] if given.seed is None else [f"seed={given.seed}"]
-    settings += [] if given.workers is None else [f"train.workers={given.workers}"]
     return recipes.resolve(given.recipe, settings)
 
 
@@ -91,13 +90,16 @@ def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, re
 def make_plan(given: argparse.Namespace) -> dict[str, Any]:
     """What a run of this command line would do and take."""
     workspace, catalog = datasets.places(given.workspace, given.catalog)
-    return plan(configure(given), workspace, catalog, given.hardware or SHOWN_BY_DEFAULT, given.calibrate)
+    hardware = given.hardware or SHOWN_BY_DEFAULT
+    return plan(configure(given), workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = parser()
     given = options.parse_args(arguments)
+    if given.plan and given.resume:
+        options.error("--plan trains nothing, so there is nothing to --resume; leave one of them out")
     if given.plan:
         return run_command(lambda: make_plan(given), given.json, print_plan)
     if given.hardware or given.calibrate:

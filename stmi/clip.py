@@ -82,7 +82,7 @@ def load_clip(source: str | Path) -> LoadedClip:
     name, pretrained = split_name(str(source))
     path = _download(name, pretrained)
     weights = _read_weights(path)
-    if "logit_scale" in weights:
+    if "logit_scale" in weights and weights["logit_scale"].numel() == 1:
         # A number in some files, a list of one in others.
         weights["logit_scale"] = weights["logit_scale"].reshape(model.logit_scale.shape)
     load_strictly(model, weights, f"clip source {str(source)!r}: {path}")

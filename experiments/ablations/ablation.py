@@ -199,6 +199,7 @@ def run_ablation(
     """
     study = StudyFolder.of(workspace, plan.name(tables))
     with study.only_one():
+        study.belong_to("ablation", study.name)
         members = [_member(plan, config, tables, workspace) for config in plan.configs]
         parameters = {"recipe": plan.recipe, "seeds": len(plan.seeds), "settings": " ".join(plan.settings)}
         parameters |= {"tables": " ".join(ablation.key for ablation, _ in plan.rows), "runs": len(members)}
@@ -215,6 +216,8 @@ def run_ablation(
         result = _result(plan, study, members, wrong)
         for row in result["rows"]:
             study.journal.append("row", **row)
+        # Before MLflow is told of it, which may take its time, or fail.
+        study.write_result(result | {"mlflow": mirror.parent.place})
         mirror.sync(members)
         result["mlflow"] = mirror.parent.place
         files = [study.write_result(result), *(Path(path) for path in result["files"].values())]

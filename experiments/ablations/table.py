@@ -10,6 +10,7 @@ from pyarrow import compute, parquet
 from experiments.ablations.rows import Ablation, Row
 from experiments.published import published
 from experiments.run.folder import RunFolder
+from experiments.run.result import choices_of
 from experiments.significance import (
     Difference,
     Verdict,
@@ -53,8 +54,13 @@ class Measured:
 
     def values_at(self, metric: str, choice: str) -> dict[int, float]:
         """Seed to a metric of a choice of epoch, as in `EPOCHS`; runs without validation lack that choice."""
-        choices = {seed: _result(run)["choices"].get(choice) for seed, run in self.runs.items()}
+        choices = {seed: self._choices(run)[choice] for seed, run in self.runs.items()}
         return {seed: c["metrics"][self.feature][metric] for seed, c in choices.items() if c is not None}
+
+    def epochs_at(self, choice: str) -> dict[str, int]:
+        """Seed, as a word, to the epoch that a choice came to."""
+        choices = {str(seed): self._choices(run)[choice] for seed, run in sorted(self.runs.items())}
+        return {seed: c["epoch"] for seed, c in choices.items() if c is not None}
 
     def precision(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Average precision `(seeds, queries)`, NaN without a match, and identities `(queries,)`."""
@@ -62,9 +68,15 @@ class Measured:
         values = [table["average_precision"].to_numpy(zero_copy_only=False) for table in tables]
         return np.stack(values).astype(float), tables[0]["identity"].to_numpy()
 
+    def _choices(self, run: RunFolder) -> dict[str, Any]:
+        """The epochs of a run that may be reported, as the shown feature chooses them."""
+        if _result(run)["reported"]["feature"] == self.feature:
+            return _result(run)["choices"]
+        return choices_of(run, self.feature)
+
     def _queries(self, run: RunFolder) -> Any:
         table = parquet.read_table(run.queries)
-        epoch = _result(run)["reported"]["epoch"]
+        epoch = self._choices(run)[_result(run)["reported"]["chosen_by"]]["epoch"]
         chosen = compute.and_(
             compute.equal(table["feature"], self.feature), compute.equal(table["epoch"], epoch)
         )
@@ -100,7 +112,8 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
         `against`, with `difference_interval` (over seeds) and `query_interval` (over other queries),
         the paper's own `paper_difference`, `p_value` (the larger of both tests), `p_adjusted` (for the
         number of differences that the table shows) and `real`. `epochs` has the mAP of each choice of epoch
-        in `EPOCHS`, side by side, null where no run has it.
+        in `EPOCHS`, side by side, null where no run has it, and which `epoch` that was by seed: the feature's
+        own choice, where it is another than the one that the runs report.
     """
     by_name = {one.row.name: one for one in measured}
     compared = {
@@ -133,7 +146,10 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
                 "seeds": sorted(one.runs),
                 "runs": {str(seed): run.name for seed, run in sorted(one.runs.items())},
                 **metrics,
-                "epochs": {choice: _summary(one.values_at("mAP", choice)) for choice in EPOCHS},
+                "epochs": {
+                    choice: _summary(one.values_at("mAP", choice)) | {"epoch": one.epochs_at(choice)}
+                    for choice in EPOCHS
+                },
             }
         )
     return rows

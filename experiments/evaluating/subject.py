@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from stmi.clip import load_clip
 from stmi.model import STMI
 from stmi.retrieval import JunkRule
 
+EpochChoice = Literal["reported", "last"]
+
 TEXTS_COMPARED = 16
 SAME_TEXT = 0.99
 """Cosine similarity of one caption's features by the same tower, half precision allowed for."""
@@ -39,6 +42,7 @@ class Subject:
         junk: What a gallery sample of the query's identity shares with it to be junk.
         autocast: Whether the network runs under bfloat16 autocast.
         captions: Token numbers of the view's captions, where the model has a text tower of its own.
+        epoch: Of a run, whose weights these are.
     """
 
     name: str
@@ -48,18 +52,22 @@ class Subject:
     junk: JunkRule
     autocast: bool
     captions: torch.Tensor | None = None
+    epoch: int | None = None
 
 
-def of_run(path: Path, dataset: str | None = None, catalog: str | None = None) -> Subject:
-    """A finished run, with the weights of its last epoch.
+def of_run(
+    path: Path, dataset: str | None = None, catalog: str | None = None, epoch: EpochChoice = "reported"
+) -> Subject:
+    """A finished run, with the weights of the epoch that it reports, or of its last one.
 
     Args:
         path: Its folder.
         dataset: Another data set than its own, whose newest test view of the same image size is taken.
         catalog: Where that is; None for the catalog that the run read from.
+        epoch: Which.
 
     Raises:
-        RunFolderError: The run is not finished.
+        RunFolderError: The run is not finished, or the weights of that epoch were not kept.
         ConfigError: The view does not fit the model.
         data_catalog.errors.CatalogError: There is no such view.
     """
@@ -69,8 +77,13 @@ def of_run(path: Path, dataset: str | None = None, catalog: str | None = None) -
         raise RunFolderError(f"{path} is not finished; run the command that started it again")
     clip = load_clip(datasets.clip_source(folder.config))
     model = STMI(folder.config.model, clip, untrained["identities"], untrained["cameras"], folder.config.seed)
+    number = (result["reported"] if epoch == "reported" else result["choices"]["last"])["epoch"]
     with checkpoints.fetched(result["checkpoint"]) as checkpoint:
-        checkpoints.load(checkpoint, model)
+        if not checkpoints.load_epoch(checkpoint, model, number):
+            raise RunFolderError(
+                f"{path} reports epoch {number}, whose weights were not kept; evaluate its last one with "
+                "--epoch last"
+            )
     table, junk, tokens = folder.view("test"), folder.config.data.junk, None
     if dataset is not None:
         table = _other_view(folder, catalog or table.catalog, dataset)
@@ -81,7 +94,7 @@ def of_run(path: Path, dataset: str | None = None, catalog: str | None = None) -
     if folder.config.model.text.fine_tune:
         tokens = caption_tokens(clip, captions_of(table), {"test": open_view(table)})["test"]
     autocast = folder.config.train.precision == "bfloat16"
-    return Subject(folder.name, model.eval(), folder.config, table, junk, autocast, tokens)
+    return Subject(folder.name, model.eval(), folder.config, table, junk, autocast, tokens, number)
 
 
 def captions_of(view: Table) -> Table:

@@ -63,6 +63,7 @@ class Work:
         workers: How many share the work.
         precision: Of the network.
         peak_bytes: The most that a worker holds at one time.
+        gpus_per_worker: Of a GPU's time and memory; workers share one where it is a fraction.
     """
 
     steps: int
@@ -73,6 +74,7 @@ class Work:
     workers: int
     precision: Precision
     peak_bytes: int
+    gpus_per_worker: float = 1.0
 
 
 def expect(work: Work, name: str) -> dict[str, Any]:
@@ -90,13 +92,15 @@ def expect(work: Work, name: str) -> dict[str, Any]:
     """
     hardware = hardware_of(name)
     is_gpu = hardware.kind == "gpu"
-    devices = work.workers if is_gpu else 1
+    # A GPU that several workers share is as fast as ever; one worker cannot use more than one.
+    devices = work.workers * min(1.0, work.gpus_per_worker) if is_gpu else 1
     peak = hardware.peak_flops[work.precision]
     rate = devices * peak * hardware.utilisation
     step = work.batch * work.step_flops / rate
     seconds = work.steps * step + work.embedded * work.forward_flops / rate
     memory = round(hardware.memory_gib * 2**30)
-    needed = work.peak_bytes * (1 if is_gpu else work.workers)
+    sharing = max(1, int(1 / work.gpus_per_worker)) if is_gpu else work.workers
+    needed = work.peak_bytes * min(sharing, work.workers)
     return {
         "name": name,
         "kind": hardware.kind,
@@ -105,7 +109,7 @@ def expect(work: Work, name: str) -> dict[str, Any]:
         "utilisation": hardware.utilisation,
         "step_seconds": step,
         "seconds": seconds,
-        "gpu_hours": devices * seconds / 3600 if is_gpu else 0.0,
+        "gpu_hours": work.workers * work.gpus_per_worker * seconds / 3600 if is_gpu else 0.0,
         "memory_bytes": memory,
         "needed_bytes": needed,
         "fits": needed <= USABLE_MEMORY * memory,

@@ -20,6 +20,7 @@ def plan(
     catalog: str,
     hardware: Sequence[str] = SHOWN_BY_DEFAULT,
     calibrates: bool = False,
+    gpus_per_worker: float | None = None,
 ) -> dict[str, Any]:
     """All that can be told of a run without running it, as JSON values; needs neither tables nor weights.
 
@@ -29,6 +30,7 @@ def plan(
         catalog: Root of the catalog.
         hardware: Names in `hardware.yaml` to expect times for.
         calibrates: Take a few steps on this machine.
+        gpus_per_worker: As a run is given it. On a GPU, None and 0 are taken for a whole one.
 
     Returns:
         `recipe`, `config` (by flat name), `changed` (from the recipe: name to `recipe` and `here`),
@@ -50,7 +52,7 @@ def plan(
     tables = find_tables(config, _clip_digest(config), workspace, catalog)
     extent = measure_extent(config, tables)
     cost = measure_cost(config, extent.identities, extent.cameras)
-    work = _work(config, extent, cost)
+    work = _work(config, extent, cost, gpus_per_worker or 1.0)
     described = describe_tables(config, tables, catalog)
     expected = [expect(work, name) for name in hardware]
     return {
@@ -96,7 +98,7 @@ def _clip_digest(config: ExperimentConfig) -> str | None:
     return load_clip(source).digest if (Path(source) / WEIGHTS_FILE).is_file() else None
 
 
-def _work(config: ExperimentConfig, extent: Extent, cost: Cost) -> Work:
+def _work(config: ExperimentConfig, extent: Extent, cost: Cost, gpus_per_worker: float) -> Work:
     return Work(
         steps=extent.steps,
         batch=config.batch.size,
@@ -106,6 +108,7 @@ def _work(config: ExperimentConfig, extent: Extent, cost: Cost) -> Work:
         workers=config.train.workers,
         precision=config.train.precision,
         peak_bytes=cost.memory.peak,
+        gpus_per_worker=gpus_per_worker,
     )
 
 

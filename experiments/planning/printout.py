@@ -143,9 +143,9 @@ def _print_time(console: Console, planned: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        "The share of the peak is an assumption, not a measurement (experiments/hardware.yaml); --calibrate "
-        "measures this machine. Starting workers, exchanging gradients, checkpoints and ranking are not "
-        "counted.",
+        "The share of the peak is an assumption, not a measurement (experiments/planning/hardware.yaml); "
+        "--calibrate measures this machine. Starting workers, exchanging gradients, checkpoints and ranking "
+        "are not counted.",
         soft_wrap=True,
     )
 

@@ -1,5 +1,6 @@
 """The report of an ablation: its tables as they were measured, and its pictures."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,23 +176,31 @@ def _maps(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
 
 
 def _ranks(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
-    first, last = arms[0], arms[-1]
+    feature = arms[0].row["feature"]
+    neighbours = list(itertools.pairwise(arms))
+    whole = (arms[0], arms[-1])
+    pairs = neighbours if whole in neighbours else [*neighbours, whole]
+
+    def apart(pair: tuple[Arm, Arm]) -> float:
+        return rank_differences.disagreement(pair[0].folders(), pair[1].folders(), feature)
 
     def draw() -> Iterator[Picture]:
+        first, last = max(pairs, key=apart)
         both = {arm.label: arm.folders() for arm in (first, last)}
-        feature = first.row["feature"]
         found = rank_differences.disagreements(both[first.label], both[last.label], feature)
         if found:
             caption = (
-                "The queries that gain most, then those that lose most. The number behind a query is its "
-                "sample_index; green hits have its identity, orange misses have not."
+                f"From “{first.label}” to “{last.label}”: the queries that gain most, then those that lose "
+                "most. The number behind a query is its sample_index; green hits have its identity, orange "
+                "misses have not."
             )
             figure = rank_differences.rank_differences(both, feature, found)
             yield as_png(f"{table}_ranks.png", caption, figure)
 
     text = (
-        f"Queries whose average precision differs most between “{first.label}” and “{last.label}”, mean over "
-        f"seeds, and their nearest gallery samples in both, without junk. {epoch}"
+        "Of neighbouring rows, and of the first and the last, the two whose queries differ most in average "
+        "precision, mean over seeds: the queries on which they differ most, and their nearest gallery "
+        f"samples in both, without junk. {epoch}"
     )
     return section(f"{table}-ranks", f"{title}: where rows disagree most", text, draw)
 

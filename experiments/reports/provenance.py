@@ -90,7 +90,16 @@ def _numbers(run: str, rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
                 measured = ", ".join(
                     f"{metric} {100 * row[metric]['values'][seed]:.2f}" for metric in ("mAP", "rank1")
                 )
-                yield f"{label}: {measured}"
+                yield f"{label}: {measured}" + "".join(_other_epochs(row["epochs"], seed))
+
+
+def _other_epochs(epochs: Mapping[str, Any], seed: str) -> Iterable[str]:
+    """The mAP of each choice of epoch, and which epoch it was."""
+    for choice, of_choice in epochs.items():
+        if seed in of_choice["values"]:
+            value, number = of_choice["values"][seed], of_choice.get("epoch", {}).get(seed)
+            which = "" if number is None else f", epoch {number}"
+            yield f"; {choice.replace('_', ' ')}{which}: mAP {100 * value:.2f}"
 
 
 def _link(uri: str, experiment_id: str, run_id: str) -> str | None:

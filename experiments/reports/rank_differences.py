@@ -44,17 +44,36 @@ def disagreements(
     Raises:
         RunFolderError: They have no seed in common.
     """
-    seeds = seeds_in_common([first, second])
-    before = [_precision(first[seed], feature) for seed in seeds]
-    after = [_precision(second[seed], feature) for seed in seeds]
-    gains = {
-        query: float(np.mean([b[query] - a[query] for a, b in zip(before, after, strict=True)]))
-        for query in before[0]
-    }
+    gains = _gains(first, second, feature)
     ordered = sorted((Disagreement(query, gain) for query, gain in gains.items()), key=lambda one: -one.gain)
     gained = [one for one in ordered if one.gain > 0][:each_way]
     lost = [one for one in ordered if one.gain < 0][-each_way:]
     return gained + lost
+
+
+def disagreement(first: Mapping[int, RunFolder], second: Mapping[int, RunFolder], feature: str) -> float:
+    """By how much the average precision of a query differs between two rows, mean over queries.
+
+    Args:
+        first: Seed to run.
+        second: Seed to run; seeds of both count.
+        feature: What ranks.
+
+    Raises:
+        RunFolderError: They have no seed in common.
+    """
+    return float(np.mean(np.abs(list(_gains(first, second, feature).values()))))
+
+
+def _gains(first: Mapping[int, RunFolder], second: Mapping[int, RunFolder], feature: str) -> dict[int, float]:
+    """Query to its average precision with the second row less that with the first, mean over seeds."""
+    seeds = seeds_in_common([first, second])
+    before = [_precision(first[seed], feature) for seed in seeds]
+    after = [_precision(second[seed], feature) for seed in seeds]
+    return {
+        query: float(np.mean([b[query] - a[query] for a, b in zip(before, after, strict=True)]))
+        for query in before[0]
+    }
 
 
 def seeds_in_common(arms: Collection[Mapping[int, RunFolder]]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from pyarrow import fs, parquet
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_catalog import storage
@@ -23,6 +24,8 @@ from stmi.model import STMI
 KEPT = 2
 """Checkpoints of a run that are kept: the newest, and one more."""
 MODEL_FILE = "model.safetensors"
+REPORTED_FILE = "reported.safetensors"
+"""The model's weights at the best epoch so far, where the config does not report the last one."""
 TRAINING_FILE = "training.pt"
 HISTORY_FILE = "history.json"
 QUERIES_FILE = "queries.parquet"
@@ -44,6 +47,39 @@ class Progress:
     step: int = 0
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, by what the config reports.
+
+    Attributes:
+        epoch: From 1.
+        value: Its mAP.
+        weights: The model's, on the processor; None on workers that write no checkpoint.
+    """
+
+    epoch: int
+    value: float
+    weights: dict[str, torch.Tensor] | None
+
+
+def save_best(folder: Path, best: Best) -> None:
+    """Write the weights of the best epoch so far into a checkpoint."""
+    assert best.weights is not None
+    facts = {"epoch": str(best.epoch), "value": repr(best.value)}
+    save_file(best.weights, folder / REPORTED_FILE, metadata=facts)
+
+
+def load_best(folder: Path) -> Best | None:
+    """The best epoch when a checkpoint was written, or None where it has none."""
+    path = folder / REPORTED_FILE
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+        weights = {name: file.get_tensor(name) for name in list(file.keys())}
+    return Best(int(facts["epoch"]), float(facts["value"]), weights)
+
+
 def save(folder: Path, model: STMI, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write a checkpoint into a folder that exists."""
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / MODEL_FILE)
@@ -63,6 +99,19 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
     if optimizer is not None:
         optimizer.load_state_dict(training["optimizer"])
     return Progress(training["epoch"], training["step"])
+
+
+def load_epoch(folder: Path, model: STMI, epoch: int) -> bool:
+    """Put the weights of an epoch back; returns whether the checkpoint has them.
+
+    Raises:
+        stmi.clip.ClipFileError: The weights are not those of this model; names which.
+    """
+    best = load_best(folder)
+    if best is not None and best.epoch == epoch and best.weights is not None:
+        load_strictly(model, best.weights, folder / REPORTED_FILE)
+        return True
+    return load(folder, model).epoch == epoch
 
 
 @contextmanager

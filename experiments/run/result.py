@@ -71,6 +71,14 @@ def _result(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def choices_of(folder: RunFolder, feature: str) -> dict[str, dict[str, Any] | None]:
+    """What `choices` of a finished run would be if another feature were the one that it reports."""
+    test = folder.journal.last("test")
+    assert test is not None
+    report = folder.config.report.model_copy(update={"feature": feature})
+    return _choices(report, folder.journal.epochs(), test)["choices"]
+
+
 def _choices(
     report: ReportConfig, epochs: list[dict[str, Any]], test: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -111,6 +119,10 @@ def _seconds(events: list[dict[str, Any]]) -> dict[str, float]:
     """
     started = events[0]["time"]
     reports = [event for event in events if event.get("began", 0) > started]
+    if not reports:
+        # The clock of the workers' machine is behind this one's.
+        began = [event["began"] for event in events if "began" in event][-1]
+        reports = [event for event in events if event.get("began") == began]
     # Workers that crash come back; what they did before is lost time, the rest is counted by part.
     last = [event for event in reports if event["began"] == reports[-1]["began"]]
     parts: dict[str, float] = {}
@@ -120,7 +132,7 @@ def _seconds(events: list[dict[str, Any]]) -> dict[str, float]:
     began, ended = last[0]["began"], last[-1]["time"]
     working = parts.get("steps", 0.0) + parts.get("evaluation", 0.0)
     return {
-        "start_workers": reports[0]["began"] - started,
+        "start_workers": max(0.0, reports[0]["began"] - started),
         "failed_attempts": began - reports[0]["began"],
         **parts,
         "other": ended - began - sum(parts.values()),

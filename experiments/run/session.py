@@ -123,8 +123,9 @@ class OwnProcessSession:
         self.tell(facts)
 
     def _delete_old(self) -> None:
-        places = list(dict.fromkeys(e["checkpoint"] for e in self.journal.read() if e.get("checkpoint")))
-        for place in places[: -checkpoints.KEPT]:
+        places = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        # Newest first. One that was lost and made again is as new as it was last written.
+        for place in list(dict.fromkeys(reversed(places)))[checkpoints.KEPT :]:
             _delete(*storage.open_root(place))
 
 

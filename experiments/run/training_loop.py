@@ -92,11 +92,13 @@ def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoin
                     facts["validation"] = run.validate()
                 if not last:
                     facts["test"] = run.test(epoch + 1)[1]
+                run.keep_best(epoch + 1, facts)
         keep = last or (epoch + 1) % config.checkpoint_every == 0
         save = partial(run.save, progress=progress) if keep else None
         reporter.report("epoch", save, learning_rate=rate, **facts)
     with clock.part("evaluation"):
         embeddings, metrics = run.test(config.epochs)
+        run.keep_best(config.epochs, {"test": metrics})
 
     def save_result(folder: Path) -> None:
         run.save(folder, progress)
@@ -157,6 +159,7 @@ class _Run:
         if config.model.text.fine_tune:
             self.captions |= caption_tokens(clip, work.captions, self.views)
         self.queries: list[pa.Table] = []
+        self.best: checkpoints.Best | None = None
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, config.train.compile)
 
     def restore(self) -> tuple[checkpoints.Progress, list[dict[str, Any]]]:
@@ -166,12 +169,32 @@ class _Run:
                 return checkpoints.Progress(), []
             progress = checkpoints.load(folder, self.model, self.take_step.optimizer)
             self.queries = [checkpoints.load_queries(folder)]
+            self.best = checkpoints.load_best(folder)
             return progress, checkpoints.load_history(folder)
 
     def save(self, folder: Path, progress: checkpoints.Progress) -> None:
         """Write a checkpoint."""
         checkpoints.save(folder, self.model, self.take_step.optimizer, progress)
         checkpoints.save_queries(folder, self.queries)
+        if self.best is not None:
+            checkpoints.save_best(folder, self.best)
+
+    def keep_best(self, epoch: int, facts: dict[str, Any]) -> None:
+        """Keep the weights of an epoch that is the best so far, where the config reports the best one.
+
+        Args:
+            epoch: From 1.
+            facts: Its metrics on `validation` and on `test`, as far as they were taken.
+        """
+        report = self.config.report
+        looked_at = facts.get({"validation": "validation", "best_on_test": "test"}.get(report.epoch, ""))
+        if looked_at is None:
+            return
+        value = looked_at[report.feature]["mAP"]
+        if self.best is None or value > self.best.value:
+            weights = self.model.state_dict() if self.session.rank == 0 else None
+            kept = weights and {name: x.detach().cpu().clone() for name, x in weights.items()}
+            self.best = checkpoints.Best(epoch, value, kept)
 
     def train_epoch(self, epoch: int) -> tuple[dict[str, float], float, int]:
         """Train one epoch; returns the mean losses, the last learning rate and the number of steps."""

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data_catalog import storage
-from experiments.recipes import ExperimentConfig
+from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.folder import RunFolder
 from experiments.run.journal import Journal
 from experiments.run.provenance import code_version, environment
@@ -77,6 +77,25 @@ class StudyFolder:
                 f"study {self.name} is being run by another process; wait for it, then run the same command "
                 "again to see what came of it"
             ) from None
+
+    def belong_to(self, kind: str, mark: str) -> None:
+        """Note whose folder this is, or refuse it to another study.
+
+        Args:
+            kind: What sort of study.
+            mark: What tells it from others of its kind; may change until a trial has ended.
+
+        Raises:
+            ConfigError: The folder is another study's.
+        """
+        path, own = self.path / "study.json", {"kind": kind, "mark": mark}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else own
+        if known["kind"] != kind or (known != own and self.journal.last("trial") is not None):
+            raise ConfigError(
+                f"study {self.name!r} in {self.path} is another {known['kind']} (recipe, settings, data, "
+                "space, seed or objectives differ); give this one another --name"
+            )
+        self.write(path.name, json.dumps(own) + "\n")
 
     @property
     def identity(self) -> str:
@@ -145,6 +164,7 @@ class StudyMirror:
             uri, folder.path, workspace, RunFacts(recipe, folder.name, dict(parameters), described, {})
         )
         self._children: dict[tuple[str, str], Mirror] = {}
+        self._closed: set[str] = set()
 
     def reopen(self) -> None:
         """Show a study that was finished before, and goes on, as running."""
@@ -154,8 +174,19 @@ class StudyMirror:
         """Send what the journals of the study and of its members have and MLflow has not."""
         self.parent.sync()
         for member in members:
-            if (child := self._child(member)) is not None:
+            # A server that does not answer would be waited for by each of them anew.
+            if not self.parent.behind and (child := self._child(member)) is not None:
                 child.sync()
+
+    def close(self, members: Sequence[Member]) -> None:
+        """Close the children whose runs are finished, while others go on."""
+        for member in members:
+            if member.folder.result is not None and member.folder.name not in self._closed:
+                child = None if self.parent.behind else self._child(member)
+                if child is not None:
+                    child.finish("FINISHED", member.folder.files)
+                    if not child.behind:
+                        self._closed.add(member.folder.name)
 
     def finish(
         self, members: Sequence[Member], status: Mapping[str, str], artifacts: list[Path], complete: bool
@@ -170,7 +201,7 @@ class StudyMirror:
         """
         self.parent.sync()
         for member in members:
-            child = self._child(member)
+            child = None if self.parent.behind else self._child(member)
             if child is not None and member.folder.name in status:
                 child.finish(status[member.folder.name], member.folder.files)
         self.parent.finish("FINISHED" if complete else "FAILED", artifacts)
@@ -258,6 +289,12 @@ def watched(
         tqdm(total=total, desc="training", unit=unit) as bar,
         watching(partial(show, bar), LOOK_SECONDS),
         # In a thread of its own: a server that hangs must not stop the bar. The end is sent by `finish`.
-        watching(lambda: mirror.sync(list(members)), SYNC_SECONDS, to_the_end=False),
+        watching(partial(_tell, mirror, members), SYNC_SECONDS, to_the_end=False),
     ):
         yield
+
+
+def _tell(mirror: StudyMirror, members: Sequence[Member]) -> None:
+    known = list(members)
+    mirror.sync(known)
+    mirror.close(known)

@@ -1,6 +1,7 @@
 """The space of a sweep: which settings are searched and between which ends."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -8,6 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import yaml
 
 from experiments.recipes import ConfigError, ExperimentConfig, resolve
+from stmi.config import ModelConfig, Switch
 
 Kind = Literal["float", "log", "zero-or-log", "int", "choice"]
 
@@ -98,7 +100,7 @@ class Dimension:
         """As `parse_dimension` reads it."""
         if self.kind == "choice":
             return f"{self.name}=choice:{','.join(map(json.dumps, self.choices))}"
-        ends = f"{self.low:g}:{self.high:g}" + (f":{self.step}" if self.step > 1 else "")
+        ends = f"{self.low!r}:{self.high!r}" + (f":{self.step}" if self.step > 1 else "")
         return f"{self.name}={self.kind}:{ends}"
 
 
@@ -133,7 +135,7 @@ def space_of(searches: Iterable[str], defaults: Iterable[str] = DEFAULT_SPACE) -
     found: dict[str, Dimension] = {}
     for text in (*defaults, *searches):
         name, _, rest = text.partition("=")
-        flat = name.strip().removeprefix("model.")
+        flat = flat_name(name)
         if rest.strip() in ("off", "false"):
             found.pop(flat, None)
         else:
@@ -153,7 +155,7 @@ def parse_dimension(text: str) -> Dimension:
         ConfigError: Says what cannot be read.
     """
     name, equals, rest = text.partition("=")
-    flat = name.strip().removeprefix("model.")
+    flat = flat_name(name)
     kind, colon, ends = rest.strip().partition(":")
     if not equals or not colon or kind not in get_args(Kind):
         raise ConfigError(
@@ -167,16 +169,23 @@ def parse_dimension(text: str) -> Dimension:
             "measured alike and use the same seed; change it for all of them with --set"
         )
     if kind == "choice":
-        choices = tuple(_plain(choice) for choice in ends.split(","))
-        if len(set(choices)) < 2 or not all(isinstance(c, str | int | float | bool) for c in choices):
+        choices = tuple(_plain(text, choice) for choice in ends.split(","))
+        if not 2 <= len(set(choices)) == len(choices):
             raise ConfigError(f"--search {text!r}: give two or more different values, as in choice:a,b")
         return Dimension(flat, "choice", choices=choices)
     return _parse_range(text, flat, kind, ends)
 
 
-def _plain(text: str) -> Any:
+def _plain(text: str, choice: str) -> str | int | float | bool:
     """A choice as a number, on or off, or a word."""
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(choice)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, str | int | float | bool):
+        raise ConfigError(
+            f"--search {text!r}: {choice!r} is no number, no word and not on or off, as in choice:a,b"
+        )
     try:
         # YAML takes 1e-3 for a word.
         return float(value) if isinstance(value, str) else value
@@ -189,7 +198,9 @@ def _parse_range(text: str, name: str, kind: Any, ends: str) -> Dimension:
     try:
         low, high, *more = (convert(end) for end in ends.split(":"))
         (step,) = more or [1]
-    except ValueError:
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError
+    except (ValueError, OverflowError):
         expected = "integers LOW:HIGH or LOW:HIGH:STEP" if kind == "int" else "numbers LOW:HIGH"
         raise ConfigError(f"--search {text!r}: {ends!r} is not {expected}") from None
     if not low < high or step < 1 or (more and kind != "int"):
@@ -201,6 +212,16 @@ def _parse_range(text: str, name: str, kind: Any, ends: str) -> Dimension:
     # Optuna would move the end to the last value that a step reaches.
     top = high - (high - low) % step if kind == "int" else high
     return Dimension(name, kind, low, top, int(step))
+
+
+def flat_name(name: str) -> str:
+    """The name of a setting without `model.`; a module that can be switched on and off is its `enabled`."""
+    flat = name.strip().removeprefix("model.")
+    field = ModelConfig.model_fields.get(flat)
+    is_switch = (
+        field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Switch)
+    )
+    return f"{flat}.enabled" if is_switch else flat
 
 
 def setting_name(flat: str) -> str:
@@ -216,6 +237,22 @@ def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any])
     """
     drawn = [f"{setting_name(name)}={json.dumps(value)}" for name, value in values.items()]
     return resolve(recipe, [*settings, *drawn])
+
+
+def check_switches(space: Space, recipe: str, settings: Sequence[str]) -> None:
+    """Refuse to search settings of a module that is off in every trial: all would train the same network.
+
+    Raises:
+        ConfigError: Names the setting and the module.
+    """
+    base = resolve(recipe, list(settings)).flat()
+    searched = {dimension.name for dimension in space.dimensions}
+    for name in sorted(searched):
+        switch = f"{name.partition('.')[0]}.enabled"
+        if base.get(switch) is False and switch not in searched:
+            raise ConfigError(
+                f"--search {name}: {switch} is False, so all trials would be alike; add --search {name}=off"
+            )
 
 
 def check_space(

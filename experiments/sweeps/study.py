@@ -15,7 +15,7 @@ from typing import Any, Literal
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from experiments.recipes import ConfigError
 from experiments.sweeps.search_space import Space
@@ -24,6 +24,8 @@ from stmi import keyed_random
 
 State = Literal["running", "finished", "pruned", "failed", "crashed"]
 
+STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What it means that the storage does not answer."""
 MARK = "stmi.sweep"
 """Name of the study's attribute that says which sweep it is."""
 OWNER = "stmi.folder"
@@ -102,7 +104,7 @@ class SweepStudy:
         self.directions = [up, down] if two_objectives else [up]
         optuna.logging.set_verbosity(logging.WARNING)
         try:
-            self._storage = optuna.storages.RDBStorage(url)
+            self._storage = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=self.directions, load_if_exists=True
             )
@@ -111,17 +113,26 @@ class SweepStudy:
                 f"--study-storage {self.url} needs the driver of its database, for example `pip install "
                 "'psycopg[binary]'` for postgresql"
             ) from None
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        except (*STORAGE_ERRORS, ValueError) as error:
             reason = str(error).replace(url, self.url)
-            raise ConfigError(f"--study-storage {self.url} cannot be opened: {reason}") from None
-        if self._study.get_trials(deepcopy=False) and self._study.user_attrs.get(MARK) != mark:
+            # What a library cannot read of an URL it may quote, and there may be a password in it.
+            told = (
+                f": {reason}" if self.url == url or not isinstance(error, ArgumentError | ValueError) else ""
+            )
+            raise ConfigError(
+                f"--study-storage {self.url} cannot be opened{told}; expected a database's URL such as "
+                "postgresql://user:password@host:5432/optuna"
+            ) from None
+        if owner is not None:
+            self._belong_to(owner)
+        # Nothing is drawn yet in a study that was just made, here or by the same sweep before.
+        is_other = self._study.user_attrs.get(MARK, mark) != mark
+        if (is_other and self._study.get_trials(deepcopy=False)) or self._study.directions != self.directions:
             raise ConfigError(
                 f"study {name!r} in {self.url} is another sweep (recipe, settings, data, space, seed or "
                 "objectives differ); give this one another --name"
             )
         self._study.set_user_attr(MARK, mark)
-        if owner is not None:
-            self._belong_to(owner)
         with _experiments_welcome():
             self._study.set_metric_names(list(METRIC_NAMES[: len(self.directions)]))
 
@@ -239,9 +250,11 @@ class SweepStudy:
         return drawn
 
     def _trial(self, stored: FrozenTrial) -> SweepTrial:
-        reason = stored.user_attrs.get("reason")
         state: State = _STATES[stored.state]
-        if reason is not None and stored.state.is_finished():
+        # Noted before the state is: who is killed in between has a reason, and trains the trial to its end.
+        is_ended = stored.state in (TrialState.FAIL, TrialState.PRUNED)
+        reason = stored.user_attrs.get("reason") if is_ended else None
+        if reason is not None:
             state = "crashed" if "crashed" in stored.user_attrs else "failed"
         return SweepTrial(
             number=stored.number,
@@ -265,6 +278,11 @@ _STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    """How long a file that another process writes is waited for; a server's connections may have died."""
+    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
 
 
 @contextmanager

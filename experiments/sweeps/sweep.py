@@ -24,7 +24,7 @@ from experiments.studies.tuning import reason_of, tune_trials
 from experiments.sweeps import pictures as sweep_pictures
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import best_of, missing, sweep_result, words
-from experiments.sweeps.study import Drawn, SweepStudy, SweepTrial
+from experiments.sweeps.study import STORAGE_ERRORS, Drawn, SweepStudy, SweepTrial
 
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "crashed": "FAILED"}
 """MLflow's word for each state of a trial that has ended."""
@@ -83,6 +83,7 @@ def run_sweep(
     folder = StudyFolder.of(workspace, sweep.named(tables))
     url = study_storage or f"sqlite:///{folder.path / 'optuna.db'}"
     with folder.only_one():
+        folder.belong_to("sweep", sweep.mark(tables))
         study = SweepStudy(
             url,
             folder.name,
@@ -105,19 +106,38 @@ def run_sweep(
             mirror.reopen()
             begin_study(folder)
             with watched(running.members, mirror, running.show, sweep.trials, "trial"):
-                _search(
-                    sweep, study, folder, tables, workspace, storage_uri, gpus_per_worker, concurrent, running
-                )
+                try:
+                    _search(
+                        sweep,
+                        study,
+                        folder,
+                        tables,
+                        workspace,
+                        storage_uri,
+                        gpus_per_worker,
+                        concurrent,
+                        running,
+                    )
+                except STORAGE_ERRORS as error:
+                    raise RunError(
+                        f"sweep {folder.name}: its study in {study.url} cannot be reached any more "
+                        f"({str(error).splitlines()[0]}); what was measured is kept, so run the same command "
+                        "again when it can"
+                    ) from error
         result = sweep_result(sweep, study, tables, workspace, resumed=bool(before))
         result["files"] = {
             path.stem: str(path) for path in sweep_pictures.draw_all(folder.path, result, sweep.space)
         }
         members = _members(sweep, study.trials(), tables, workspace)
         warn_of_other_code(members)
+        # Before MLflow is told of it, which may take its time, or fail.
+        folder.write_result(result | {"mlflow": mirror.parent.place})
         mirror.sync(members)
         result["mlflow"] = mirror.parent.place
         files = [folder.write_result(result), *(Path(path) for path in result["files"].values())]
         status = {trial.run: STATUS[trial.state] for trial in study.trials() if trial.state in STATUS}
+        # A run that a trial trained to its end is finished, though another trial drew it too and was stopped.
+        status |= {m.folder.name: STATUS["finished"] for m in members if m.folder.result is not None}
         mirror.finish(members, status, files, complete=not result["missing"])
     if result["best"] is None:
         reasons = {trial["reason"] or "was stopped early" for trial in result["trials"]}

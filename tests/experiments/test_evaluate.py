@@ -16,10 +16,11 @@ from data_catalog.text_features import make_text_features
 from data_catalog.view import ViewSettings, make_view, open_view
 from experiments import evaluate, train
 from experiments.evaluating import subject
-from experiments.run import evaluation
+from experiments.run import checkpoints, evaluation
 from stmi import clip as clip_files
 from stmi import released_checkpoint
 from stmi.modality import Modality
+from tests.experiments import small_run
 from tests.stmi import released_oracle
 
 SINGLE_AND_PAIRS = [["RGB"], ["NIR"], ["TIR"], ["RGB", "NIR"], ["RGB", "TIR"], ["NIR", "TIR"]]
@@ -46,6 +47,43 @@ def test_finished_run_is_evaluated_to_the_same_metrics(trained, capsys):
     assert (result["subject"], setting["missing"], setting["reranked"]) == (trained["run"], [], False)
     for name, metrics in trained["metrics"].items():
         assert summary(setting["metrics"][name]) == pytest.approx(summary(metrics), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def best_on_test(ray_session, clip, workspace, tmp_path_factory):
+    """A run that got worse after an early epoch, which it reports; it was killed after the second."""
+    settings = ["report.epoch=best_on_test", "train.validate_every=1", "optim.learning_rate=0.2"]
+    runs = tmp_path_factory.mktemp("best")
+
+    def die(facts):
+        if facts["event"] == "epoch" and facts["epoch"] == 2:
+            raise SystemError
+
+    with pytest.raises(SystemError):
+        small_run.alone(clip, workspace, *settings, runs=runs, tell=die)
+    return small_run.alone(clip, workspace, *settings, runs=runs)
+
+
+def test_run_is_evaluated_with_the_weights_of_the_epoch_that_it_reports(best_on_test, capsys):
+    choices = best_on_test.result["choices"]
+    assert choices["best_on_test"]["epoch"] < choices["last"]["epoch"] == 3
+    for arguments, choice in (((), "best_on_test"), (("--epoch", "last"), "last")):
+        result = evaluated(capsys, "--run", str(best_on_test.path), *arguments)
+        assert result["epoch"] == choices[choice]["epoch"]
+        for name, metrics in choices[choice]["metrics"].items():
+            found = result["settings"][0]["metrics"][name]
+            assert summary(found) == pytest.approx(summary(metrics), abs=1e-6)
+
+
+def test_epoch_whose_weights_were_not_kept_is_refused(best_on_test, capsys, tmp_path):
+    run = tmp_path / "train" / best_on_test.name
+    shutil.copytree(best_on_test.path, run)
+    for kept in run.glob(f"*/{checkpoints.REPORTED_FILE}"):
+        kept.unlink()
+    text = (run / "result.json").read_text()
+    (run / "result.json").write_text(text.replace(str(best_on_test.path), str(run)))
+    assert evaluate.main(["--run", str(run), "--workers", "0"]) == 2
+    assert "whose weights were not kept; evaluate its last one with --epoch last" in capsys.readouterr().err
 
 
 def test_missing_modalities_and_reranking_are_measured_side_by_side(trained, capsys):

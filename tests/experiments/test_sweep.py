@@ -254,6 +254,11 @@ def test_sweep_without_validation_identities_is_refused(swept, clip, workspace, 
         (["--search", "train.epochs=int:2:4"], "early stopping compares trials at the same epoch"),
         (["--objectives", "mAP,cost", "--early-stopping"], "cut the cheap end off"),
         (["--set", "model.str.tokenz=3"], "did you mean model.str.tokens"),
+        (["--set", "model.sfm=off"], "sfm.enabled is False, so all trials would be alike"),
+        (["--name", "../x"], "--name=../x: it names a folder"),
+        (["--name", "a/b"], "--name=a/b: it names a folder"),
+        (["--workers", "0"], "--workers=0: at least 1 is needed"),
+        (["--workers", "2", "--set", "train.workers=4"], "--workers=2: it contradicts --set train.workers"),
     ],
 )
 def test_impossible_sweep_is_refused_before_anything_starts(capsys, tmp_path, given, message):

@@ -4,8 +4,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from cluster import services
 from experiments.run.journal import Journal
-from experiments.tracking import Mirror, RunFacts, local_store
+from experiments.tracking import IDENTITY, Mirror, RunFacts, local_store, without_credentials
 from tests.mlflow_server import free_port, serving
 
 FACTS = RunFacts(
@@ -164,6 +165,70 @@ def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace,
     assert stored(workspace, mirror)[1].info.status == "FAILED"
 
 
+def runs_of(workspace, identity):
+    client = mlflow.MlflowClient(local_store(workspace))
+    experiment = client.get_experiment_by_name(FACTS.experiment)
+    return client.search_runs([experiment.experiment_id], f"tags.`{IDENTITY}` = '{identity}'")
+
+
+def test_run_is_one_run_under_every_address_of_its_store(workspace, folder):
+    # A server that was started anew may listen on another port.
+    addresses = [local_store(workspace), f"sqlite:///{workspace}/../{workspace.name}/mlflow.db"]
+    for uri in (*addresses, addresses[0]):
+        mirror = Mirror(uri, folder, workspace, FACTS)
+        mirror.finish("FINISHED", [folder / "journal.jsonl"])
+        assert not mirror.behind
+    (run,) = runs_of(workspace, mirror._state["identity"])
+    client = mlflow.MlflowClient(local_store(workspace))
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+
+
+def test_run_whose_number_was_not_noted_is_found_again(workspace, folder, monkeypatch):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    create = mlflow.MlflowClient.create_run
+
+    def die_afterwards(*given, **more):
+        create(*given, **more)
+        raise ConnectionError("cut off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "create_run", die_afterwards)
+        mirror.sync()
+    assert mirror.behind
+    again = Mirror(local_store(workspace), folder, workspace, FACTS)
+    again.sync()
+    assert [run.info.run_id for run in runs_of(workspace, mirror._state["identity"])] == [again.run_id]
+
+
+def test_run_that_was_deleted_is_told_anew(workspace, folder):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.sync()
+    client = mlflow.MlflowClient(local_store(workspace))
+    client.delete_run(mirror.run_id)
+    deleted = mirror.run_id
+    Journal(folder / "journal.jsonl").append("untrained", metrics={"mAP": 0.1})
+    # The first time it only finds out.
+    mirror.sync()
+    mirror.sync()
+    assert not mirror.behind
+    assert mirror.run_id != deleted
+    assert client.get_run(mirror.run_id).data.metrics["untrained/mAP"] == 0.1
+
+
+def test_experiment_that_was_deleted_is_restored(workspace, folder, caplog):
+    facts = RunFacts("deleted", "r", {}, {}, {})
+    Mirror(local_store(workspace), folder, workspace, facts).sync()
+    client = mlflow.MlflowClient(local_store(workspace))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    (folder / "mlflow.json").unlink()
+    mirror = Mirror(local_store(workspace), folder, workspace, facts)
+    mirror.sync()
+    assert not mirror.behind
+    assert client.get_experiment_by_name("deleted").lifecycle_stage == "active"
+    assert "experiment deleted was deleted; it is restored" in caplog.text
+
+
 def test_store_that_was_replaced_is_told_everything_anew(workspace, folder):
     files = [folder / "journal.jsonl"]
     Mirror(local_store(workspace), folder, workspace, FACTS).finish("FINISHED", files)
@@ -190,6 +255,24 @@ def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, cap
     assert mirror.public_uri == "http://127.0.0.1:9/mlflow"
     assert "secret" not in (folder / "mlflow.json").read_text()
     assert "secret" not in "".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("of", [without_credentials, services.without_credentials])
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/optuna", "postgresql://host:5432/optuna"),
+        ("postgresql://me:s#secret@host/db", "postgresql://host/db"),
+        ("postgresql://me:s/secret@host/db", "postgresql://host/db"),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db"),
+        ("https://me:secret@host/mlflow", "https://host/mlflow"),
+        ("sqlite:////a/b@c.db?timeout=3", "sqlite:////a/b@c.db?timeout=3"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_place_is_shown_without_what_opens_it(of, uri, shown):
+    assert of(uri) == shown
 
 
 def fail(*args, **kwargs):

@@ -10,6 +10,7 @@ from pyarrow import parquet
 from experiments.ablations.rows import ABLATIONS, Row
 from experiments.ablations.table import Measured, table_rows
 from experiments.ablations.text import HEADER, as_csv, as_markdown, cells
+from experiments.recipes import resolve
 from experiments.run.folder import RunFolder
 from experiments.significance import bootstrap_over_queries, holm, paired_over_seeds
 
@@ -46,7 +47,11 @@ def finished_run(path, precision, epoch=3):
         "validation": None,
         "best_on_test": {"epoch": 1, "metrics": best},
     }
-    reported = {"chosen_by": "last", "epoch": epoch}
+    reported = {"feature": "U", "chosen_by": "last", "epoch": epoch}
+    run.journal.append("epoch", epoch=1, losses={}, seconds={}, test=best)
+    run.journal.append("test", epochs=epoch, metrics=metrics)
+    config = {"config": resolve("demo").model_dump(mode="json"), "tables": {}}
+    (path / "config.json").write_text(json.dumps(config))
     (path / "result.json").write_text(json.dumps({"choices": chosen, "reported": reported}))
     return run
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,17 @@ def test_workers_share_one_processor_and_its_memory():
     assert (alone["needed_bytes"], shared["needed_bytes"]) == (10 * 2**30, 40 * 2**30)
     assert (alone["fits"], shared["fits"]) == (True, False)
     assert shared["gpu_hours"] == 0
+
+
+def test_workers_that_share_a_gpu_share_its_speed_and_its_memory():
+    work = Work(100, 64, 10**9, 1000, 10**8, 4, "bfloat16", 10**9)
+    whole, shared = expect(work, "T4"), expect(replace(work, gpus_per_worker=0.5), "T4")
+    assert shared["seconds"] == pytest.approx(2 * whole["seconds"])
+    assert shared["gpu_hours"] == pytest.approx(whole["gpu_hours"])
+    assert (whole["needed_bytes"], shared["needed_bytes"]) == (10**9, 2 * 10**9)
+    held = expect(replace(work, gpus_per_worker=2), "T4")
+    assert held["seconds"] == whole["seconds"]
+    assert held["gpu_hours"] == pytest.approx(2 * whole["gpu_hours"])
 
 
 def test_every_hardware_says_what_it_assumes_and_where_the_rest_is_from():

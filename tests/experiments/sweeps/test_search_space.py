@@ -1,7 +1,14 @@
 import pytest
 
 from experiments.recipes import ConfigError, resolve
-from experiments.sweeps.search_space import check_space, config_with, parse_dimension, setting_name, space_of
+from experiments.sweeps.search_space import (
+    check_space,
+    check_switches,
+    config_with,
+    parse_dimension,
+    setting_name,
+    space_of,
+)
 
 
 class Script:
@@ -46,7 +53,7 @@ def test_zero_or_log_gives_exactly_zero_and_asks_for_nothing_else():
         ("sfm.perturbation=zero-or-log:0.001:0.1", {"sfm.perturbation": 0.0}),
         ("sfm.perturbation=zero-or-log:0.001:0.1", {"sfm.perturbation": 0.02}),
         ("batch.size=int:8:64:8", {"batch.size": 24}),
-        ("model.chi=choice:on,off", {"chi": False}),
+        ("model.chi=choice:on,off", {"chi.enabled": False}),
     ],
 )
 def test_what_a_sampler_must_have_drawn_gives_the_value_back(text, values):
@@ -99,6 +106,12 @@ def test_values_become_settings_of_the_recipe():
         ("optim.beta2=float:0.1:0.9:0.1", "only an int range has a STEP"),
         ("sfm.perturbation=log:0:0.1", "zero-or-log:LOW:HIGH adds exactly 0"),
         ("sfm.sharing=choice:per_head", "two or more different values"),
+        ("sfm.sharing=choice:per_head,per_head,per_layer", "two or more different values"),
+        ("optim.beta2=choice:[0.9,0.99", r"'\[0.9' is no number, no word and not on or off"),
+        ("optim.beta2=choice:[1],[2]", r"'\[1\]' is no number"),
+        ("optim.beta2=choice:@a,b", "'@a' is no number"),
+        ("optim.beta2=float:nan:1", "'nan:1' is not numbers"),
+        ("optim.beta2=float:0:inf", "'0:inf' is not numbers"),
         ("seed=int:0:9", "use the same seed"),
         ("data.junk=choice:camera,scene", "read the same tables"),
         ("train.workers=choice:1,2", "cannot be searched"),
@@ -107,6 +120,34 @@ def test_values_become_settings_of_the_recipe():
 def test_search_that_cannot_be_read_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         space_of([text])
+
+
+@pytest.mark.parametrize("name", ["text", "sfm", "str", "model.chi", "chi.enabled"])
+def test_module_is_searched_on_and_off_by_its_name(name):
+    (dimension,) = space_of([f"{name}=choice:on,off"], []).dimensions
+    module = name.removeprefix("model.").removesuffix(".enabled")
+    assert (dimension.name, dimension.choices) == (f"{module}.enabled", (True, False))
+    base = resolve("demo", [])
+    assert space_of([f"{name}=choice:on,off"], []).drawn(base.flat()) == {dimension.name: True}
+    assert not getattr(config_with("demo", [], {dimension.name: False}).model, module).enabled
+
+
+def test_settings_of_a_module_that_is_off_are_not_searched():
+    space = space_of(["sfm.perturbation=off"])
+    check_switches(space, "demo", ["model.chi=off"])
+    with pytest.raises(ConfigError, match=r"--search sfm\.sharing: sfm\.enabled is False, so all trials"):
+        check_switches(space, "demo", ["model.sfm=off"])
+    check_switches(space_of(["sfm=choice:on,off"]), "demo", ["model.sfm=off"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["optim.beta2=float:0.12345671:0.2", "train.epochs=int:1:1234567", "optim.learning_rate=log:1e-06:0.1"],
+)
+def test_search_is_written_as_exactly_as_it_is_read(text):
+    dimension = parse_dimension(text)
+    assert dimension.text == text
+    assert parse_dimension(dimension.text) == dimension
 
 
 def test_nothing_left_to_search_is_refused():

@@ -137,6 +137,54 @@ def test_name_of_another_sweep_is_refused(url):
         open_study(url, mark="b")
 
 
+def test_study_with_other_objectives_is_refused_before_its_first_trial(url):
+    open_study(url, two_objectives=True)
+    with pytest.raises(ConfigError, match=r"is another sweep .* another --name"):
+        open_study(url)
+
+
+def test_who_is_refused_leaves_no_mark(url):
+    open_study(url, owner={"id": "a", "path": "/first/studies/s"})
+    with pytest.raises(ConfigError, match="is run from /first"):
+        open_study(url, mark="b", owner={"id": "b", "path": "/second/studies/s"})
+    run_to(open_study(url, owner={"id": "a", "path": "/first/studies/s"}), 1)
+    assert len(open_study(url, owner={"id": "a", "path": "/first/studies/s"}).trials()) == 1
+
+
+def test_trial_that_was_about_to_be_noted_as_crashed_is_what_it_becomes(url, monkeypatch):
+    study = open_study(url)
+    trial = study.ask(known)
+    with monkeypatch.context() as killed:
+        killed.setattr(study._study, "tell", lambda *given, **more: 1 / 0)
+        for note in (study.crash, study.fail):
+            with pytest.raises(ZeroDivisionError):
+                note(trial.number, "its process ended")
+    (left,) = open_study(url).trials()
+    assert (left.state, left.reason) == ("running", None)
+    study.finish(trial.number, 0.5)
+    (finished,) = open_study(url).trials()
+    assert (finished.state, finished.value, finished.reason) == ("finished", 0.5, None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@h:abc/db",
+        "postgresql://me:sec/secret@[::1/db",
+        "nowhere",
+        "postgres:secret",
+        "mysteriousdb://me:secret@h/db",
+    ],
+)
+def test_storage_that_cannot_be_opened_is_refused_without_its_password(url):
+    with pytest.raises(
+        ConfigError, match=r"--study-storage .* expected a database's URL|needs the driver"
+    ) as error:
+        open_study(url)
+    if "@" in url:
+        assert "secret" not in str(error.value)
+
+
 def test_study_is_run_from_one_folder_also_where_workspaces_share_its_storage(url):
     study = open_study(url, owner={"id": "a", "path": "/first/studies/s"})
     run_to(study, 1)
