@@ -3,22 +3,23 @@
 On a local (or shared) disk the lock is that of the operating system on a file in the table's folder. It
 goes with the process that holds it, however that ends, so a builder that was killed blocks nobody.
 
-Object storage has no such lock, so there a builder lays a claim: an object of its own, which it writes again
-every few seconds. A claim that does not change any more was left by a builder that was killed, and whoever
-waits removes it.
+Object storage has no such lock, nor have some shared disks, so there a builder lays a claim: an object of its
+own, which it writes again every few seconds. A claim that does not change any more was left by a builder that
+was killed, and whoever waits removes it.
 
-Should two build at once all the same (the one was suspended for a minute, or the disk refuses locks), they
-write the same shards under the same names, each whole, and the same digest into the manifest: whoever is
-last wins and nothing changes.
+Should two build at once all the same (the one was suspended for a minute), they write the same shards under
+the same names, each whole, and the same digest into the manifest: whoever is last wins and nothing changes.
 """
 
+import errno
+import fcntl
 import logging
 import random
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,6 +31,7 @@ from data_catalog.errors import NotWritableError
 LOCK = ".lock"
 CLAIM = ".claim-"
 _POLL_SECONDS = 0.5
+_LONGEST_WINDOW_SECONDS = 8.0
 _RENEWAL_SECONDS = 5.0
 _CLAIM_SECONDS = 30.0
 """How long a claim holds that is not renewed."""
@@ -38,44 +40,62 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @contextmanager
-def build_lock(root: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the right to build the table in this folder.
+def build_lock(root: str, is_built: Callable[[], bool]) -> Iterator[None]:
+    """Hold the right to build the table in this folder, or find that another process has built it.
 
     Args:
         root: Folder of the table, path or URI.
-        waiting: Called about twice a second for as long as another process builds it.
+        is_built: Called about twice a second for as long as another process builds it; once it says so, the
+            right is not waited for any longer.
 
     Raises:
         NotWritableError: If the folder cannot be written to.
     """
     filesystem, folder = storage.open_root(root)
-    is_local = isinstance(filesystem, fs.LocalFileSystem)
-    with _file_lock(folder, waiting) if is_local else _claim(filesystem, folder, waiting) as is_alone:
+    has_locks = isinstance(filesystem, fs.LocalFileSystem) and _has_locks(folder)
+    with _file_lock(folder, is_built) if has_locks else _claim(filesystem, folder, is_built) as is_alone:
         for name in storage.list_files(filesystem, folder) if is_alone else ():
             if storage.is_partial(name):
                 # Left by a builder that was killed.
-                filesystem.delete_file(f"{folder}/{name}")
+                _remove(filesystem, f"{folder}/{name}")
         yield
 
 
 @contextmanager
-def _file_lock(folder: str, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Whether the lock is held; it is not where the disk has none."""
+def _file_lock(folder: str, is_built: Callable[[], bool]) -> Iterator[bool]:
+    """Whether the lock is held; it is not where the table is built."""
     lock = FileLock(Path(folder) / LOCK)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with suppress(NotImplementedError):
-            while not _acquired(lock):
-                waiting()
+        while not _acquired(lock) and not is_built():
+            pass
     except OSError as error:
-        raise NotWritableError(
-            f"{folder} cannot be written to ({error.strerror}); correct the rights or make room, and run "
-            "the same command again"
-        ) from error
+        raise _not_writable(folder, error) from error
     try:
         yield lock.is_locked
     finally:
         lock.release()
+
+
+def _has_locks(folder: str) -> bool:
+    """Whether the disk has locks of the operating system; makes the folder where it is new."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with (Path(folder) / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            return False
+        raise _not_writable(folder, error) from error
+    return True
+
+
+def _not_writable(folder: str, error: OSError) -> NotWritableError:
+    return NotWritableError(
+        f"{folder} cannot be written to ({error.strerror}); correct the rights or make room, and run the "
+        "same command again"
+    )
 
 
 def _acquired(lock: FileLock) -> bool:
@@ -87,19 +107,25 @@ def _acquired(lock: FileLock) -> bool:
 
 
 @contextmanager
-def _claim(filesystem: fs.FileSystem, folder: str, waiting: Callable[[], None]) -> Iterator[bool]:
+def _claim(filesystem: fs.FileSystem, folder: str, is_built: Callable[[], bool]) -> Iterator[bool]:
+    """Whether a claim is held; it is not where the table is built."""
     own = f"{CLAIM}{uuid.uuid4().hex}"
     seen: dict[str, tuple[int, float]] = {}
+    window = _POLL_SECONDS
     while True:
         if _others(filesystem, folder, own, seen):
-            waiting()
+            if is_built():
+                yield False
+                return
         else:
             _write(filesystem, f"{folder}/{own}")
             # Written first, looked second: of two who claim at once, one at least sees the other.
             if not _others(filesystem, folder, own, seen):
                 break
-            filesystem.delete_file(f"{folder}/{own}")
-        time.sleep(_POLL_SECONDS * random.uniform(0.5, 1.5))
+            _remove(filesystem, f"{folder}/{own}")
+            # The more there are who want it, the wider must they spread.
+            window = min(2 * window, _LONGEST_WINDOW_SECONDS)
+        time.sleep(window * random.uniform(0.5, 1.5))
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(filesystem, f"{folder}/{own}", ended), daemon=True)
     renewing.start()
@@ -108,7 +134,7 @@ def _claim(filesystem: fs.FileSystem, folder: str, waiting: Callable[[], None]) 
     finally:
         ended.set()
         renewing.join()
-        filesystem.delete_file(f"{folder}/{own}")
+        _remove(filesystem, f"{folder}/{own}")
 
 
 def _others(filesystem: fs.FileSystem, folder: str, own: str, seen: dict[str, tuple[int, float]]) -> bool:
@@ -130,10 +156,19 @@ def _others(filesystem: fs.FileSystem, folder: str, own: str, seen: dict[str, tu
         if time.monotonic() - seen[name][1] < _CLAIM_SECONDS:
             is_held = True
         else:
-            # Others who wait may have been quicker.
-            with suppress(FileNotFoundError):
-                filesystem.delete_file(f"{folder}/{name}")
+            _remove(filesystem, f"{folder}/{name}")
     return is_held
+
+
+def _remove(filesystem: fs.FileSystem, path: str) -> None:
+    try:
+        filesystem.delete_file(path)
+    except FileNotFoundError:
+        # Others who wait were quicker, or took it for that of a builder that was killed.
+        return
+    except OSError as error:
+        # What was done under the claim is done; the others find out that it is not renewed.
+        _LOGGER.warning("%s could not be deleted: %s", path, error)
 
 
 def _renew(filesystem: fs.FileSystem, path: str, ended: threading.Event) -> None:

@@ -139,7 +139,7 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise CatalogError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or unset RAY_ADDRESS "
             "to run on this machine"
@@ -206,7 +206,12 @@ def build_table(
         return table
     root = table_path(catalog, dataset, kind, key)
     files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(work))]
-    with build_lock(root, lambda: _report_files(root, files, progress)):
+
+    def is_built() -> bool:
+        _report_files(root, files, progress)
+        return open_table(catalog, dataset, kind, key) is not None
+
+    with build_lock(root, is_built):
         # Another process may have built it in the meantime.
         if (table := open_table(catalog, dataset, kind, key)) is not None:
             return table
@@ -243,10 +248,8 @@ def build_table(
 def _report_files(root: str, files: Sequence[str], progress: Progress | None) -> None:
     """Report how many shards another builder has written."""
     if progress is not None:
-        filesystem, folder = storage.open_root(root)
-        paths = [f"{folder}/{name}" for name in files]
-        found = filesystem.get_file_info(paths)
-        progress(sum(info.type == fs.FileType.File for info in found), len(files))
+        found = storage.list_files(*storage.open_root(root))
+        progress(sum(name in found for name in files), len(files))
 
 
 def _library_versions() -> dict[str, str]:

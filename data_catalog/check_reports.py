@@ -6,6 +6,7 @@ settings of the checks, with what the card says in the place of what they leave 
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,10 +18,11 @@ from data_catalog.errors import NotWritableError
 from data_catalog.tables import json_digest
 
 FOLDER = "checks"
-CHECKS_VERSION = 2
+CHECKS_VERSION = 3
 """Raised whenever the same data would be reported of otherwise."""
 
 _REPORT = TypeAdapter(CheckReport)
+_STORED = TypeAdapter(dict[str, Any])
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -50,15 +52,20 @@ def checked(
     )
     if storage.exists(filesystem, path):
         try:
-            return _REPORT.validate_json(storage.read_buffer(filesystem, path).to_pybytes())
-        except ValidationError:
-            _LOGGER.warning("%s holds no report; the data is checked again", path)
+            stored = _STORED.validate_json(storage.read_buffer(filesystem, path).to_pybytes())
+            if stored["seal"] == json_digest(stored["report"]):
+                return _REPORT.validate_python(stored["report"])
+        except (ValidationError, KeyError):
+            pass
+        _LOGGER.warning("%s holds no report, or was changed; the data is checked again", path)
     try:
         report = run_checks(artifacts, settings, progress)
     except NotWritableError as error:
         return _without_images(artifacts, settings, error)
     try:
-        storage.write_atomically(filesystem, path, _REPORT.dump_json(report, indent=1) + b"\n")
+        told = _REPORT.dump_python(report, mode="json")
+        sealed = _STORED.dump_json({"report": told, "seal": json_digest(told)}, indent=1)
+        storage.write_atomically(filesystem, path, sealed + b"\n")
     except NotWritableError as error:
         _LOGGER.warning("the report of the checks is not kept, so every run makes its own: %s", error)
     return report

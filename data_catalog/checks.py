@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.artifacts import Artifacts, card_of
 from data_catalog.building import Progress
-from data_catalog.image_hashes import HASH_BITS, ImageHashes, find_copies, make_image_hashes, read_hashes
+from data_catalog.image_hashes import (
+    HASH_BITS,
+    MANY_IDENTITIES,
+    ImageHashes,
+    find_copies,
+    find_frames_of_many,
+    make_image_hashes,
+    read_hashes,
+)
 from data_catalog.schemas import TableKind
 from data_catalog.tables import Table
 
@@ -209,6 +217,19 @@ def _check_artifacts(artifacts: Artifacts, findings: _Findings) -> None:
             "missing_artifact",
             f"split {split!r} has no view; run `python -m data_catalog view --split {split}`",
         )
+    made = {f"view {split}": view for split, view in artifacts.views.items()}
+    if artifacts.text_features is not None:
+        made["text_features"] = artifacts.text_features
+    for what, table in made.items():
+        for source, digest in table.manifest.inputs.items():
+            newest = artifacts.named.get(source)
+            if newest is not None and newest.digest != digest:
+                step = table.kind.value.replace("_", "-")
+                findings.warn(
+                    "outdated_artifact",
+                    f"{what} was made from other {source} ({digest[:12]}) than the newest, which are checked "
+                    f"here ({newest.digest[:12]}); run `python -m data_catalog {step}` again to use those",
+                )
     for name in (TableKind.MASKS, TableKind.CAPTIONS, TableKind.TEXT_FEATURES):
         if name.value not in artifacts.named:
             # Views may be made without masks and text on purpose.
@@ -252,6 +273,13 @@ def _check_captions(captions: Table, findings: _Findings) -> None:
 def _check_duplicates(
     labels: _Labels, hashes: ImageHashes, largest_distance: int, findings: _Findings
 ) -> None:
+    for modality, rows in find_frames_of_many(hashes, labels.identity).items():
+        findings.warn(
+            "repeated_frames",
+            f"{len(rows)} samples of more than {MANY_IDENTITIES} identities show one and the same {modality} "
+            f"image ({_first(labels.sample_id[rows])}); a camera repeated it, or the files were mixed up",
+            labels.sample_id[rows],
+        )
     pairs = find_copies(hashes, labels.identity, largest_distance)
     if not pairs:
         return

@@ -30,7 +30,8 @@ HASH_BITS = HASH_SIDE**2
 """Bits of the hash of one image. With the 64 of the usual hash thermal images of one camera look alike."""
 
 _CHUNK_ROWS = 1024
-_MANY_IDENTITIES = 10
+MANY_IDENTITIES = 10
+"""An image that stands under more identities is no copy of one sample, but a frame that was repeated."""
 _REDUCED = (32, 32)
 # In grey values of the reduced image: below it noise decides the hash (RGB at night), or there is nothing to
 # compare (a frame of one colour).
@@ -146,6 +147,25 @@ def find_copies(
     return dict(sorted(found.items()))
 
 
+def find_frames_of_many(
+    hashes: ImageHashes, identity: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Modality to the samples whose image is, to the pixel, that of more than `MANY_IDENTITIES` identities.
+
+    Args:
+        hashes: Of all samples.
+        identity: Identity of each, `(samples,)`.
+    """
+    found = {}
+    for number, modality in enumerate(MODALITIES):
+        rows = np.flatnonzero(hashes.details[:, number] >= _LEAST_DETAIL_OF_DIGEST)
+        groups = _groups(hashes.digests[rows, number], identity[rows])
+        many = [row for group, count in groups if count > MANY_IDENTITIES for row in group]
+        if many:
+            found[modality.value] = rows[np.sort(many)]
+    return found
+
+
 def near_pairs(
     bits: npt.NDArray[np.uint8], identity: npt.NDArray[np.int64], largest_distance: int
 ) -> list[Pair]:
@@ -168,19 +188,24 @@ def near_pairs(
         near &= identity[chunk, None] != identity[None]
         for row in np.flatnonzero(near.any(axis=1)):
             found = np.flatnonzero(near[row])
-            if len(np.unique(identity[found])) < _MANY_IDENTITIES:
+            if len(np.unique(identity[found])) < MANY_IDENTITIES:
                 others[start + int(row)] = found.tolist()
     return [(i, j) for i, near_i in others.items() for j in near_i if i < j and j in others]
 
 
-def _equal_pairs(values: npt.NDArray[np.uint8], identity: npt.NDArray[np.int64]) -> list[Pair]:
+def _groups(values: npt.NDArray[np.uint8], identity: npt.NDArray[np.int64]) -> list[tuple[list[int], int]]:
+    """Rows of equal values, and how many identities they have."""
     by_value: dict[bytes, list[int]] = {}
     for row, value in enumerate(values):
         by_value.setdefault(value.tobytes(), []).append(row)
+    return [(rows, len(np.unique(identity[rows]))) for rows in by_value.values()]
+
+
+def _equal_pairs(values: npt.NDArray[np.uint8], identity: npt.NDArray[np.int64]) -> list[Pair]:
     return [
         (i, j)
-        for rows in by_value.values()
-        if len(np.unique(identity[rows])) <= _MANY_IDENTITIES
+        for rows, identities in _groups(values, identity)
+        if identities <= MANY_IDENTITIES
         for i, j in combinations(rows, 2)
         if identity[i] != identity[j]
     ]

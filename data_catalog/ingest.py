@@ -104,7 +104,9 @@ def ingest(
         statistics = _summarise(shards, rejected)
         for split in listed:
             if split not in statistics["splits"]:
-                first = next(iter(statistics["quarantined"]))
+                own = {file for s in listing.samples if s.split == split for file in s.files.values()}
+                faults = statistics["quarantined"]
+                first = next((fault for fault in faults if fault["file"] in own), faults[0])
                 raise CatalogError(
                     f"source {source}: none of the {listed[split]} samples of split {split!r} can be used "
                     f"(first: {first['file']}: {first['reason']}); correct the files and run ingest again"

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-REDACTION_VERSION = 1
+REDACTION_VERSION = 2
 """Raised when the rules change, so that captions are redacted anew."""
 
 _HIDDEN = "\ue000"
@@ -26,6 +26,12 @@ _PROVINCES = "京津冀晋蒙辽吉黑沪苏浙皖闽赣鲁豫鄂湘粤桂琼渝
 # Groups of a plate after the first hold a digit, so that a word in capitals is not swallowed with it.
 _PLATE_TOKEN = (
     r"(?:[A-Z]{2}\d{2}\s[A-Z]{3}|[A-Z0-9](?:[A-Z0-9]|[·•.\-\s](?=[A-Z]{0,3}\d)|-(?=[A-Z0-9])){1,11})(?![\w-])"
+)
+# Where the word "plate" stands before it, it may be written in any case, and end in capitals.
+_NAMED_PLATE = (
+    r"(?:(?i:(?=[A-Z0-9·•.\-]*\d)[A-Z0-9](?:[A-Z0-9]|[·•.\-](?=[A-Z0-9])){1,11})(?![\w-])|"
+    + _PLATE_TOKEN
+    + r")(?:\s[A-Z]{1,3}(?![\w-]))?"
 )
 _LINKS = (
     r"(?:(?:,?\s+(?:which|that|is|was|reads?|reading|says?|saying|shows?|showing|displays?|displaying|numbers?|"
@@ -51,8 +57,13 @@ _FINDERS: tuple[tuple[str, re.Pattern[str]], ...] = (
         "plate",
         re.compile(
             r"(?i:(?<=plate)|(?<=plates)|(?<=registration)|(?<=plate number)|(?<=registration number))"
-            rf"(?P<kept>(?i:{_LINKS})\s*){_PLATE_TOKEN}"
+            rf"(?P<kept>(?i:{_LINKS})\s*){_NAMED_PLATE}"
         ),
+    ),
+    ("number", re.compile(r"(?P<kept>\bnumber(?:ed)?\s+)#?\d{1,4}(?!\w)", re.IGNORECASE)),
+    (
+        "name",
+        re.compile(r"(?P<kept>(?i:\b(?:words?|letters|logo|lettering))\s+)(?:[A-Z][\w&'’-]*\s*){1,4}(?<!\s)"),
     ),
     ("plate", re.compile(rf"(?P<kept>车牌(?:号码|号)?(?:是|为|显示为|显示)?[:：]?\s*){_PLATE_TOKEN}")),
     ("name", re.compile(r"(?<!-)\b(?:named|called|nicknamed)(?:\s+[A-Z][\w'’-]*){1,4}")),
@@ -79,13 +90,14 @@ _NOT_BEFORE_A_PLATE = frozenset(
 _SPEAKS = r"(?:is|are|was|reads?|says?|shows?|displays?|spells?)"
 _OWNER = r"(?:the|its|his|her|their|a|an|one)"
 # What is said of, without a verb of its own: "license plate", "name on the sign".
-_THING = rf"(?:(?!{_SPEAKS}\b|that\b|which\b|and\b)[\w-]+\s+)"
+_THING = rf"(?:(?!{_SPEAKS}\b|that\b|which\b|and\b|whose\b)[\w-]+\s+)"
 _WORDS = r"(?:text|words?|letters?|name|slogan|inscription|characters|e-?mail|phone|number)"
 _CLEANERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), to)
     for pattern, to in (
         (rf"{_HIDDEN}(?:[\s,;、]*(?:(?:and|or)\s+)?{_HIDDEN})+", _HIDDEN),
         (r"车牌(?:号码|号)?(?:是|为|显示为|显示)?[:：]?\s*" + _HIDDEN, _HIDDEN),
+        (rf"[\s,]*\bwhose\s+{_THING}{{1,4}}{_SPEAKS}\s*[:：]?\s*{_HIDDEN}", _HIDDEN),
         # A sentence or clause that says nothing else goes as a whole.
         (rf"(?:^|(?<=[.!?]\s)){_OWNER}\s+{_THING}{{1,6}}{_SPEAKS}\s*[:：]?\s*{_HIDDEN}\s*(?:[.!?]|$)", ""),
         (

@@ -26,7 +26,7 @@ from experiments import datasets
 from experiments.ablations.ablation import plan_ablation, run_ablation
 from experiments.ablations.rows import ABLATIONS
 from experiments.ablations.text import HEADER, cells
-from experiments.command_line import add_workers, run_command, training_options, with_workers
+from experiments.command_line import add_workers, run_command, storage_of, training_options, with_workers
 from experiments.recipes import ConfigError
 from experiments.studies.tuning import start_ray
 from experiments.tracking import tracking_of
@@ -68,6 +68,7 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     settings = with_workers(given)
     plan = plan_ablation([ABLATIONS[key] for key in keys], given.recipe, settings, given.seeds)
     workspace, catalog = datasets.places(given.workspace, given.catalog)
+    tracking_uri, place = tracking_of(given.tracking_uri, workspace), storage_of(given)
     first = plan.configs[0]
     datasets.check_data_set(first, catalog)
     clip = load_clip(datasets.clip_source(first))
@@ -77,8 +78,7 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     tables = datasets.tables_of(first, clip, workspace, catalog)
     for config in plan.configs:
         datasets.check_tables(config, clip, tables)
-    tracking_uri = tracking_of(given.tracking_uri, workspace)
-    return run_ablation(plan, tables, workspace, tracking_uri, given.storage, given.gpus_per_worker)
+    return run_ablation(plan, tables, workspace, tracking_uri, place, given.gpus_per_worker)
 
 
 def print_ablation(result: dict[str, Any], console: Console | None = None) -> None:

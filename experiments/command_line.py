@@ -6,8 +6,10 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from data_catalog import storage
 from data_catalog.errors import CatalogError
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.folder import RunFolderError
@@ -66,6 +68,18 @@ def _share(text: str) -> float:
     if not 0 <= share < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: expected a number of GPUs from 0 on, such as 0.5")
     return share
+
+
+def storage_of(given: argparse.Namespace) -> str | None:
+    """Where checkpoints are to go: a folder as every process finds it, or a URI that can be opened.
+
+    Raises:
+        CatalogError: No filesystem handles the URI, or it holds credentials.
+    """
+    if given.storage is None:
+        return None
+    storage.open_root(given.storage)
+    return given.storage if "://" in given.storage else str(Path(given.storage).resolve())
 
 
 def add_workers(options: argparse.ArgumentParser, of_each: str) -> None:

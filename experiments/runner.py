@@ -271,12 +271,19 @@ def gpus_of_each(workers: int, gpus_per_worker: float | None) -> float:
 
     there = ray.cluster_resources().get("GPU", 0)
     gpus = float(there > 0) if gpus_per_worker is None else gpus_per_worker
-    if gpus * workers > there:
+    machines = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+    # A worker's share is of one machine: three of 0.6 do not fit two GPUs of one each.
+    if gpus and workers > sum(_shares(machine, gpus) for machine in machines):
         raise RunError(
             f"train.workers={workers} with {gpus:g} GPUs each, but the cluster has {there:g} GPUs; ask for "
             "fewer workers, for a part of a GPU each (--gpus-per-worker 0.5), or for none (0)"
         )
     return gpus
+
+
+def _shares(machine_gpus: float, gpus: float) -> int:
+    """How many workers with so many GPUs each a machine holds."""
+    return int(machine_gpus) * int(1 / gpus + 1e-9) if gpus < 1 else int(machine_gpus / gpus)
 
 
 def work_of(config: ExperimentConfig, tables: RunTables) -> "Work":

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments import datasets
-from experiments.command_line import add_workers, run_command, training_options, with_workers
+from experiments.command_line import add_workers, run_command, storage_of, training_options, with_workers
 from experiments.recipes import ConfigError
 from experiments.studies.tuning import start_ray
 from experiments.sweeps.plan import Sweep
@@ -40,6 +40,7 @@ from experiments.sweeps.search_space import (
     setting_name,
     space_of,
 )
+from experiments.sweeps.study import check_url
 from experiments.sweeps.sweep import run_sweep
 from experiments.tracking import tracking_of
 from stmi.clip import load_clip
@@ -137,6 +138,9 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
     plan = planned(given)
     base = plan.base
     workspace, catalog = datasets.places(given.workspace, given.catalog)
+    tracking_uri, place = tracking_of(given.tracking_uri, workspace), storage_of(given)
+    if given.study_storage is not None:
+        check_url(given.study_storage)
     datasets.check_data_set(base, catalog)
     clip = load_clip(datasets.clip_source(base))
     check_space(plan.space, plan.recipe, plan.settings, lambda config: datasets.check_settings(config, clip))
@@ -154,9 +158,9 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
         plan,
         tables,
         workspace,
-        tracking_of(given.tracking_uri, workspace),
+        tracking_uri,
         study_storage=given.study_storage,
-        storage_uri=given.storage,
+        storage_uri=place,
         gpus_per_worker=given.gpus_per_worker,
         concurrent=given.concurrent,
         resume=given.resume,

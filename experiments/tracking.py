@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog import storage
+from experiments.recipes import ConfigError
 from experiments.run.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 IDENTITY = "stmi.identity"
 """Tag that tells a run, or a study's child, from all others in any store."""
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _BATCH = 100
 """MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
 
@@ -34,8 +36,20 @@ def local_store(workspace: Path) -> str:
 
 
 def tracking_of(uri: str | None, workspace: Path) -> str:
-    """The tracking URI that was asked for, or $MLFLOW_TRACKING_URI, or the workspace's embedded store."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(workspace)
+    """The tracking URI that was asked for, or $MLFLOW_TRACKING_URI, or the workspace's embedded store.
+
+    Raises:
+        ConfigError: MLflow knows no such kind of store.
+    """
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(workspace)
+    scheme = chosen.partition("://")[0].partition("+")[0]
+    if chosen.partition(":")[0] != "databricks" and scheme not in SCHEMES:
+        raise ConfigError(
+            f"MLflow's tracking URI {without_credentials(chosen)!r} (--tracking-uri, $MLFLOW_TRACKING_URI) is "
+            "none of a server or a database; expected one such as http://127.0.0.1:5000 or "
+            "sqlite:////data/mlflow.db"
+        )
+    return chosen
 
 
 def without_credentials(uri: str) -> str:

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments import datasets, recipes, runner
-from experiments.command_line import run_command, training_options, with_workers
+from experiments.command_line import run_command, storage_of, training_options, with_workers
 from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
 from experiments.planning.plan import plan
 from experiments.planning.printout import print_plan
@@ -27,6 +27,7 @@ from experiments.published import stmi_on
 from experiments.recipes import ExperimentConfig
 from experiments.report import print_report
 from experiments.run.folder import RunFolder
+from experiments.tracking import tracking_of
 from stmi.clip import load_clip
 
 
@@ -73,8 +74,9 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
 
 def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, result: None) -> dict[str, Any]:
     """Do what the command line asks for; returns the result."""
-    config = configure(given)
+    config, place = configure(given), storage_of(given)
     workspace, catalog = datasets.places(given.workspace, given.catalog)
+    tracking_uri = tracking_of(given.tracking_uri, workspace)
     datasets.check_data_set(config, catalog)
     clip = load_clip(datasets.clip_source(config))
     datasets.check_settings(config, clip)
@@ -83,7 +85,7 @@ def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, re
     datasets.check_tables(config, clip, tables)
     if given.resume:
         RunFolder.begun(workspace, config, tables)
-    result = runner.run(config, tables, workspace, given.tracking_uri, given.storage, given.gpus_per_worker)
+    result = runner.run(config, tables, workspace, tracking_uri, place, given.gpus_per_worker)
     return result | {"paper": stmi_on(config.data.dataset)}
 
 

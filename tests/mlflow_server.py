@@ -3,7 +3,7 @@
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,18 +20,22 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(store: str, folder: Path, port: int) -> Iterator[str]:
+def serving(
+    store: str, folder: Path, port: int, started: Callable[[subprocess.Popen], None] = lambda process: None
+) -> Iterator[str]:
     """Meanwhile a server runs; gives its address.
 
     Args:
         store: URI of its database.
         folder: Where it keeps its artifacts and its log.
         port: Where it listens.
+        started: Told of its process.
     """
     folder.mkdir(exist_ok=True)
     service = mlflow_server({"http": port}, store, folder / "artifacts")
     with (folder / "log").open("a") as log:
         process = subprocess.Popen(service.command, env=service.environment, stdout=log, stderr=log)
+    started(process)
     try:
         until = time.monotonic() + STARTS_WITHIN_SECONDS
         while not service.is_well():

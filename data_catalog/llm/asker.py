@@ -86,7 +86,12 @@ class Asker:
         messages = request["messages"]
         while requests <= self.client.settings.reasks:
             requests += 1
-            completion = await self.client.complete(request)
+            try:
+                completion = await self.client.complete(request)
+            except BaseException:
+                # What the earlier answers cost is known to this job; the next one must know it too.
+                self.client.spending.abandon(usage)
+                raise
             usage += completion.usage or Usage()
             model = completion.model
             values, kind, fault = _judge(question, completion)

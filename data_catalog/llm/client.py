@@ -217,10 +217,15 @@ class LlmClient:
                 await self._sleep(self._backoff(failures))
 
     async def _attempt(self, request: Mapping[str, Any], *, is_first: bool) -> Completion:
-        while (wait := self._go_on_at - time.monotonic()) > 0 and not self.stopped_by:
-            await self._sleep(wait)
         prompt = prompt_size(request)
-        most = await self.spending.set_aside(prompt)
+        while True:
+            while (wait := self._go_on_at - time.monotonic()) > 0 and not self.stopped_by:
+                await self._sleep(wait)
+            most = await self.spending.set_aside(prompt)
+            # The budget may have been waited for, and everybody been asked to wait meanwhile.
+            if self._go_on_at <= time.monotonic() or self.stopped_by:
+                break
+            self.spending.settle(prompt, most)
         usage, is_lost = None, False
         try:
             if self.stopped_by:

@@ -68,7 +68,7 @@ class Spending:
         now: Tokens of this job's answers.
         lost: Tokens of requests that may have been charged and whose answers never came, at most; those of
             earlier jobs included.
-        note_lost: Called with `lost` whenever it grows.
+        note_lost: Called with all that a later job must count as lost, whenever it grows.
     """
 
     prices: Prices | None
@@ -79,6 +79,7 @@ class Spending:
     lost: Usage = Usage()
     note_lost: Callable[[Usage], None] = lambda lost: None
     _longest: Usage = Usage()
+    _abandoned: Usage = Usage()
     _image_tokens: dict[ImageSize, int] = field(default_factory=dict)
     _set_aside: float = 0.0
     _in_flight: int = 0
@@ -156,7 +157,13 @@ class Spending:
         self._settled.set()
         if lost:
             self.lost += most
-            self.note_lost(self.lost)
+            self.note_lost(self.lost + self._abandoned)
+
+    def abandon(self, usage: Usage) -> None:
+        """Note that answers which were counted are not kept: a later job would not find what they cost."""
+        if usage != Usage():
+            self._abandoned += usage
+            self.note_lost(self.lost + self._abandoned)
 
     def _learn(self, images: Sequence[ImageSize], usage: Usage) -> None:
         # An endpoint that tells no tokens says nothing of an image.

@@ -109,7 +109,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
         ) from None
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     ):
         keys = f"a dict of {', '.join(map(str, list(content)[:_SHOWN]))}" if isinstance(content, dict) else ""
         raise CatalogError(

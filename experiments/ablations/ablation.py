@@ -299,8 +299,8 @@ def _notes(config: ExperimentConfig, plan: Plan) -> list[str]:
     return [
         f"Measured: {config.data.dataset}, feature {config.report.feature}, {EPOCHS[config.report.epoch]}, "
         f"{len(plan.seeds)} seeds of training ({', '.join(map(str, plan.seeds))}).",
-        "The paper's numbers are those of RGBNT201 with one seed. Where the recipe is for another data set "
-        "or starts from other weights, only the direction of their differences can be compared.",
+        "The paper's numbers are those of RGBNT201, without a spread. Where the recipe is for another data "
+        "set or starts from other weights, only the direction of their differences can be compared.",
         "T alone and G alone are features of the full model's runs; no text is it trained without T.",
         "Differences are to the row above, those of T alone, G alone and no text to the full model. Their "
         "intervals are over seeds (paired t) and over queries (bootstrap of identities). Real: both tests "

@@ -182,6 +182,8 @@ def _ranks(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
     pairs = neighbours if whole in neighbours else [*neighbours, whole]
 
     def apart(pair: tuple[Arm, Arm]) -> float:
+        if not pair[0].folders().keys() & pair[1].folders().keys():
+            return -1.0
         return rank_differences.disagreement(pair[0].folders(), pair[1].folders(), feature)
 
     def draw() -> Iterator[Picture]:
@@ -249,7 +251,7 @@ def attention_section(label: str, run: StudyRun, epoch: str) -> Section:
 
     def draw() -> Iterator[Picture]:
         opened(run)
-        trained = subject.of_run(run.folder)
+        trained = subject.of_run(run.folder, epoch="last")
         view = open_view(trained.table)
         for number, row in enumerate(attention_pictures.shown_samples(view, ATTENTION_SAMPLES)):
             figure = attention_pictures.attention_maps(trained, view, row)

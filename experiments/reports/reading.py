@@ -108,9 +108,8 @@ def read_study(uri: str, name: str) -> RecordedStudy:
     # SQLite would make a missing file, and an empty store in it.
     if uri.startswith("sqlite:///") and not Path(store := uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"there is no MLflow store {store}; name it with --tracking-uri or --workspace")
-    client = MlflowClient(tracking_uri=uri)
     try:
-        return _read(client, without_credentials(uri), name)
+        return _read(MlflowClient(tracking_uri=uri), without_credentials(uri), name)
     except MlflowException as error:
         reason = str(error).replace(uri, without_credentials(uri))
         raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be read: {reason}") from None

@@ -188,6 +188,16 @@ class StudyMirror:
                     if not child.behind:
                         self._closed.add(member.folder.name)
 
+    @contextmanager
+    def ended_as_killed(self, members: Sequence[Member]) -> Iterator[None]:
+        """Show in MLflow that a study ended, should it be interrupted or fail meanwhile."""
+        try:
+            yield
+        except BaseException:
+            status = {m.folder.name: "FINISHED" if m.folder.result else "KILLED" for m in members}
+            self.finish(list(members), status, [], complete=False)
+            raise
+
     def finish(
         self, members: Sequence[Member], status: Mapping[str, str], artifacts: list[Path], complete: bool
     ) -> None:
@@ -290,6 +300,7 @@ def watched(
         watching(partial(show, bar), LOOK_SECONDS),
         # In a thread of its own: a server that hangs must not stop the bar. The end is sent by `finish`.
         watching(partial(_tell, mirror, members), SYNC_SECONDS, to_the_end=False),
+        mirror.ended_as_killed(members),
     ):
         yield
 

@@ -232,11 +232,17 @@ def setting_name(flat: str) -> str:
 def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any]) -> ExperimentConfig:
     """A recipe with its changes and a trial's values.
 
+    A learning rate that is drawn below the recipe's final one stays as it is: a schedule only decays.
+
     Raises:
         ConfigError: A name is unknown, or a value impossible.
     """
-    drawn = [f"{setting_name(name)}={json.dumps(value)}" for name, value in values.items()]
-    return resolve(recipe, [*settings, *drawn])
+    drawn = dict(values)
+    rate, final = "optim.learning_rate", "optim.final_learning_rate"
+    if rate in drawn and final not in drawn and drawn[rate] < resolve(recipe, list(settings)).flat()[final]:
+        drawn[final] = drawn[rate]
+    named = [f"{setting_name(name)}={json.dumps(value)}" for name, value in drawn.items()]
+    return resolve(recipe, [*settings, *named])
 
 
 def check_switches(space: Space, recipe: str, settings: Sequence[str]) -> None:

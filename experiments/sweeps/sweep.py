@@ -1,5 +1,6 @@
 """A sweep as a study: trials drawn one after the other, each a run, and what came of them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from experiments.sweeps import pictures as sweep_pictures
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.result import best_of, missing, sweep_result, words
 from experiments.sweeps.study import STORAGE_ERRORS, Drawn, SweepStudy, SweepTrial
+
+logger = logging.getLogger(__name__)
 
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "crashed": "FAILED"}
 """MLflow's word for each state of a trial that has ended."""
@@ -80,6 +83,9 @@ def run_sweep(
         ConfigError: The name or the storage is that of another sweep.
         RunError: Another process runs this sweep, or none of its trials could be finished.
     """
+    # After `start_ray` has set what Ray reads from the environment.
+    from ray.tune import TuneError  # noqa: PLC0415
+
     folder = StudyFolder.of(workspace, sweep.named(tables))
     url = study_storage or f"sqlite:///{folder.path / 'optuna.db'}"
     with folder.only_one():
@@ -102,7 +108,7 @@ def run_sweep(
         _note_ended(folder, before)
         running = _Running()
         mirror = _mirror(sweep, folder, workspace, tracking_uri)
-        if missing(sweep, before):
+        if missing(sweep, before) or any(trial.state == "running" for trial in before):
             mirror.reopen()
             begin_study(folder)
             with watched(running.members, mirror, running.show, sweep.trials, "trial"):
@@ -118,11 +124,12 @@ def run_sweep(
                         concurrent,
                         running,
                     )
-                except STORAGE_ERRORS as error:
+                except (*STORAGE_ERRORS, TuneError) as error:
+                    # What searcher or scheduler met comes in Tune's words, with a traceback before it.
+                    reason = str(error).strip().rpartition("\n")[2]
                     raise RunError(
-                        f"sweep {folder.name}: its study in {study.url} cannot be reached any more "
-                        f"({str(error).splitlines()[0]}); what was measured is kept, so run the same command "
-                        "again when it can"
+                        f"sweep {folder.name}, study in {study.url}, cannot go on ({reason}); what was "
+                        "measured is kept, so run the same command again once the cause is removed"
                     ) from error
         result = sweep_result(sweep, study, tables, workspace, resumed=bool(before))
         result["files"] = {
@@ -175,6 +182,12 @@ def _search(
     for trial in study.trials():
         running.trials[trial.number] = trial
     running.members += _members(sweep, list(running.trials.values()), tables, workspace)
+    scheduler = StoringScheduler(study, base.train.epochs, base.train.validate_every, sweep.early_stopping)
+    if sweep.early_stopping and scheduler.halving is None:
+        logger.warning(
+            "no trial is stopped early: with %d epochs, validated every %d, there is nothing to stop it at",
+            *(base.train.epochs, base.train.validate_every),
+        )
     outcomes = tune_trials(
         tables,
         workspace,
@@ -184,7 +197,7 @@ def _search(
         gpus_per_worker,
         concurrent=concurrent,
         search_alg=StudySearcher(study, sweep.trials, sweep.config, describe, base.flat(), told),
-        scheduler=StoringScheduler(study, base.train.epochs, base.train.validate_every, sweep.early_stopping),
+        scheduler=scheduler,
     )
     for outcome in (outcomes[place] for place in range(len(outcomes))):
         if outcome.error is not None:

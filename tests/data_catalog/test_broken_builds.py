@@ -1,5 +1,6 @@
 """Builds that are killed, run twice at once, or run out of room: the table is absent or complete."""
 
+import errno
 import json
 import multiprocessing
 import resource
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
+from data_catalog import build_lock as build_locks
 from data_catalog import building
 from data_catalog.build_lock import build_lock
 from data_catalog.building import ShardMaker, build_table
@@ -175,6 +178,62 @@ def test_waiting_for_another_builder_is_reported(tmp_path: Path) -> None:
         order.append("first")
     waiting.join(timeout=10)
     assert order == ["first", "second"]
+
+
+@pytest.fixture(params=["locks", "claims"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with the operating system's locks, or a shared one that was mounted without."""
+    if request.param == "claims":
+
+        def refuse(file: Any, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(build_locks, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4))
+
+
+def test_all_who_wait_get_the_table_as_soon_as_it_is_built(tmp_path: Path, disk: None) -> None:
+    built, through = threading.Event(), []
+
+    def wait() -> None:
+        with build_lock(str(tmp_path), built.is_set):
+            through.append(built.is_set())
+
+    with build_lock(str(tmp_path), _never):
+        waiting = [threading.Thread(target=wait) for _ in range(16)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(1)
+        assert through == []
+        built.set()
+        for thread in waiting:
+            thread.join(timeout=10)
+        # While the builder still holds the right, which nobody needs any more.
+        assert through == [True] * 16
+
+
+def test_of_many_who_want_to_build_one_does_at_a_time(tmp_path: Path, disk: None) -> None:
+    inside, most = [], []
+
+    def build() -> None:
+        with build_lock(str(tmp_path), lambda: False):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+
+    builders = [threading.Thread(target=build) for _ in range(4)]
+    for thread in builders:
+        thread.start()
+    for thread in builders:
+        thread.join(timeout=60)
+    assert most == [1] * 4
+
+
+def test_claim_that_others_took_for_a_dead_ones_fails_no_build(tmp_path: Path) -> None:
+    with build_locks._claim(fs.LocalFileSystem(), str(tmp_path), _never) as is_alone:
+        assert is_alone
+        for claim in tmp_path.glob(f"{build_locks.CLAIM}*"):
+            claim.unlink()
 
 
 def test_lock_is_given_back_when_a_build_fails(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from data_catalog.image_hashes import (
     HASH_BITS,
     ImageHashes,
     find_copies,
+    find_frames_of_many,
     make_image_hashes,
     near_pairs,
     read_hashes,
@@ -204,6 +205,18 @@ def test_tables_that_are_missing_are_named(built: Any) -> None:
     ]
 
 
+def test_view_that_was_made_from_other_masks_than_the_newest_is_named(built: Any) -> None:
+    artifacts, settings = find_artifacts(built.catalog, "small"), CheckSettings(images=False)
+    assert "outdated_artifact" not in {found.check for found in run_checks(artifacts, settings).warnings}
+    newer = built.masks.manifest.model_copy(update={"digest": "0" * 64})
+    changed = replace(artifacts, masks=replace(built.masks, manifest=newer))
+    [found] = [f for f in run_checks(changed, settings).warnings if f.check == "outdated_artifact"]
+    assert found.message.startswith(
+        f"view train was made from other masks ({built.masks.digest[:12]}) than the"
+    )
+    assert "run `python -m data_catalog view` again" in found.message
+
+
 def test_report_is_made_once_for_the_same_tables_and_settings(
     built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,8 +225,12 @@ def test_report_is_made_once_for_the_same_tables_and_settings(
     assert expected.errors
     assert check_reports.checked(artifacts, settings) == expected
     [file] = Path(built.catalog).glob("small/checks/*.json")
-    file.write_text(file.read_text()[:-20])
-    assert check_reports.checked(artifacts, settings) == expected
+    stored = json.loads(file.read_text())
+    nothing = json.dumps(stored | {"report": {"errors": [], "warnings": []}})
+    for changed in (file.read_text()[:-20], nothing, "{}", json.dumps(stored["report"])):
+        file.write_text(changed)
+        assert check_reports.checked(artifacts, settings) == expected
+    assert json.loads(file.read_text()) == stored
 
     def refuse(*_: Any) -> None:
         raise AssertionError("checked again")
@@ -377,6 +394,16 @@ def test_frame_that_stands_under_many_identities_is_no_copy() -> None:
     # One of a long shot of the same vehicle, under another identity.
     assert set(find_copies(frozen, np.arange(60) // 59, 24)) == {(row, 59) for row in range(59)}
     assert len(find_copies(frozen, np.arange(60) // 6, 24)) == 60 * 54 / 2
+
+
+def test_image_of_many_identities_is_named_as_a_repeated_frame() -> None:
+    frozen = hashes_of([[30.0, 0.1, 30.0]] * 24)
+    apart = np.arange(24 * 32, dtype=np.uint8).reshape(24, 1, 32).repeat(3, axis=1)
+    apart[:12, 2] = 7
+    # In TIR twelve identities share one, in RGB all differ, and NIR shows nothing.
+    found = find_frames_of_many(replace(frozen, digests=apart), np.arange(24))
+    assert {modality: rows.tolist() for modality, rows in found.items()} == {"TIR": list(range(12))}
+    assert find_frames_of_many(replace(frozen, digests=apart), np.arange(24) % 10) == {}
 
 
 def test_hashes_of_the_largest_data_set_are_compared_in_seconds(

@@ -156,6 +156,19 @@ def test_size_can_be_demanded_or_left_open(own_source: Path, tmp_path: Path, ray
     assert len(list_tables(tmp_path / "catalog", "small")) == 1
 
 
+def test_reason_of_an_unusable_split_is_one_of_its_own(
+    own_source: Path, tmp_path: Path, ray_session: None
+) -> None:
+    (own_source / "RGBNT201" / "test" / "NI" / "Thumbs.db").touch()
+    for sample_id in sample_ids():
+        if sample_id.startswith("train/"):
+            image_path(own_source, sample_id, 0).write_bytes(b"")
+    with pytest.raises(
+        CatalogError, match=r"samples of split 'train' can be used \(first: train_171/RGB/.*zero"
+    ):
+        ingest(own_source, tmp_path / "catalog", "small")
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

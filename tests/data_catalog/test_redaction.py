@@ -41,6 +41,17 @@ GOES = (
         "A yellow car. It has a roof rack.",
         {"quote": 1},
     ),
+    ("A car with license plate jk1234 outside.", "A car with license plate outside.", {"plate": 1}),
+    ("A car with license plate number ab12cde.", "A car with license plate number.", {"plate": 1}),
+    (
+        "A car with a license plate that reads W 123 AB parked.",
+        "A car with a license plate parked.",
+        {"plate": 1},
+    ),
+    ("A car whose plate says 京A12345.", "A car.", {"plate": 1}),
+    ("A man in a jersey with the number 23 on it.", "A man in a jersey.", {"number": 1}),
+    ("A bag with the word Nike on it.", "A bag.", {"name": 1}),
+    ("A van with the words FedEx on the side.", "A van.", {"name": 1}),
     ("A car AB12 CDE on a road.", "A car on a road.", {"plate": 1}),
     ("A car with plate GLC300.", "A car with plate.", {"plate": 1}),
     (

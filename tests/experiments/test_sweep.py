@@ -19,6 +19,7 @@ from experiments import datasets, sweep_sfm
 from experiments.run.journal import Journal
 from experiments.tracking import local_store
 from tests.experiments import small_run
+from tests.mlflow_server import free_port, serving
 
 ROOT = Path(__file__).parents[2]
 DEAD_SERVER = "http://127.0.0.1:9"
@@ -211,6 +212,39 @@ def test_diverging_trial_fails_with_its_reason_and_the_sweep_goes_on(swept, clip
     assert status == {by_rate[1e30]["run"]: "FAILED", by_rate[0.0008]["run"]: "FINISHED"}
 
 
+def test_sweep_whose_mlflow_server_was_killed_is_whole_there_once_it_is_back(
+    swept, clip, workspace, tmp_path
+):
+    given = ["--seed", "5", "--trials", "3", "--name", "killed-server"]
+    store, port, processes = f"sqlite:///{tmp_path / 'store.db'}", free_port(), []
+    journal = Journal(workspace / "studies" / "killed-server" / "journal.jsonl")
+
+    def kill_after_the_first_trial():
+        while journal.last("trial") is None:
+            time.sleep(0.05)
+        server = psutil.Process(processes[0].pid)
+        for process in (*server.children(recursive=True), server):
+            process.kill()
+
+    with serving(store, tmp_path / "server", port, processes.append) as uri:
+        killing = threading.Thread(target=kill_after_the_first_trial)
+        killing.start()
+        told = swept_by(clip, workspace, *given, "--tracking-uri", uri)
+        killing.join()
+        assert processes[0].wait() == -signal.SIGKILL
+    assert not told["missing"]
+    with serving(store, tmp_path / "server", port) as uri:
+        resumed = swept_by(clip, workspace, *given, "--tracking-uri", uri, "--resume")
+        assert resumed["trials"] == told["trials"]
+        client = mlflow.MlflowClient(uri)
+        parent = client.get_run(resumed["mlflow"]["run_id"])
+        assert parent.info.status == "FINISHED"
+        status = children(client, parent)
+        expected = {"finished": "FINISHED", "pruned": "KILLED"}
+        assert status == {trial["run"]: expected[trial["state"]] for trial in told["trials"]}
+        assert len(client.get_metric_history(parent.info.run_id, "trial/best")) == len(told["trials"])
+
+
 def refused(capsys, *given):
     capsys.readouterr()
     assert sweep_sfm.main(list(given)) == 2
@@ -257,6 +291,10 @@ def test_sweep_without_validation_identities_is_refused(swept, clip, workspace, 
         (["--set", "model.sfm=off"], "sfm.enabled is False, so all trials would be alike"),
         (["--name", "../x"], "--name=../x: it names a folder"),
         (["--name", "a/b"], "--name=a/b: it names a folder"),
+        (["--study-storage", "nonsense"], "--study-storage nonsense is no database's URL"),
+        (["--storage", "foo://x"], "foo://x cannot be opened"),
+        (["--tracking-uri", "foo://bar"], "tracking URI 'foo://bar'"),
+        (["--tracking-uri", "/some/folder"], "none of a server or a database"),
         (["--workers", "0"], "--workers=0: at least 1 is needed"),
         (["--workers", "2", "--set", "train.workers=4"], "--workers=2: it contradicts --set train.workers"),
     ],

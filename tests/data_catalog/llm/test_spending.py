@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from data_catalog.llm.prompt_sizes import PromptSize, image_tokens, prompt_size
 from data_catalog.llm.responses import Completion
 from data_catalog.llm.spending import BudgetError, Spending, Usage
 from tests.data_catalog.llm.asking import COST, PRICES, ask, failing, request
-from tests.data_catalog.llm.chat_server import COMPLETION_TOKENS, PROMPT_TOKENS, Reply, chat_server
+from tests.data_catalog.llm.chat_server import COMPLETION_TOKENS, PROMPT_TOKENS, Reply, chat_server, error
 
 
 @pytest.mark.parametrize("concurrency", [1, 7])
@@ -47,6 +48,36 @@ def test_budget_below_the_price_of_one_prompt_spends_nothing(length: int) -> Non
         with pytest.raises(BudgetError, match=r"spent: 0\.0000; the next may cost 0\.0"):
             asyncio.run(run(client))
         assert server.requests == []
+
+
+def test_answers_that_are_not_kept_are_told_to_the_next_job_and_not_counted_twice() -> None:
+    told: list[Usage] = []
+    spending = Spending(PRICES, 1.0, 200, note_lost=told.append)
+    prompt = PromptSize(10)
+    spending.settle(prompt, asyncio.run(spending.set_aside(prompt)), Usage(100, 20))
+    spending.abandon(Usage(100, 20))
+    spending.abandon(Usage())
+    assert told == [Usage(100, 20)]
+    assert spending.cost_usd == PRICES.cost_usd(Usage(100, 20))
+    most = asyncio.run(spending.set_aside(prompt))
+    spending.settle(prompt, most, lost=True)
+    assert told[1:] == [Usage(100, 20) + most]
+
+
+def test_who_waited_for_the_budget_waits_for_the_endpoint_as_well() -> None:
+    arrived: list[float] = []
+
+    def behaviour(number: int, body: object) -> Reply | None:
+        arrived.append(time.monotonic())
+        return error(429, "slow down", retry_after="0.6") if number == 1 else None
+
+    with chat_server(behaviour) as server:
+        # One answer, and room for one request at a time beside it.
+        budget = COST + 1.2 * PRICES.cost_usd(Usage(PROMPT_TOKENS, 200))
+        _, client = ask(server, 3, concurrency=3, prices=PRICES, budget_usd=budget)
+    assert client.counts.rate_limited == 1
+    assert len(arrived) >= 3
+    assert min(later - arrived[1] for later in arrived[2:]) >= 0.6
 
 
 def test_longer_prompt_than_any_before_is_set_aside_in_full() -> None:

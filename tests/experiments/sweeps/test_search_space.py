@@ -86,6 +86,17 @@ def test_a_step_ends_at_the_last_value_it_reaches():
     assert dimension.probes == [8, 16, 24, 32, 40, 48, 56]
 
 
+def test_final_rate_is_never_above_a_rate_that_is_drawn():
+    space = space_of(["optim.learning_rate=log:1e-6:1e-4"])
+    check_space(space, "demo", [], lambda config: None)
+    final = resolve("demo", []).optim.final_learning_rate
+    assert config_with("demo", [], {"optim.learning_rate": 1e-6}).optim.final_learning_rate == 1e-6
+    assert config_with("demo", [], {"optim.learning_rate": 1e-4}).optim.final_learning_rate == final
+    both = {"optim.learning_rate": 1e-6, "optim.final_learning_rate": 1e-5}
+    with pytest.raises(ConfigError, match="the schedule decays"):
+        config_with("demo", [], both)
+
+
 def test_values_become_settings_of_the_recipe():
     config = config_with(
         "demo", ["train.epochs=3"], {"sfm.perturbation": 1e-6, "chi": False, "optim.beta2": 0.9}
@@ -162,7 +173,7 @@ def test_nothing_left_to_search_is_refused():
         ("str.tokens=int:1:17", "less than or equal to 16"),
         ("sfm.sharing=choice:per_head,per_tail", "per_tail"),
         ("batch.size=int:8:64", "not a multiple of batch.samples_per_identity"),
-        ("optim.learning_rate=log:1e-6:1e-4", "the schedule decays"),
+        ("optim.final_learning_rate=log:1e-6:1e-1", "the schedule decays"),
     ],
 )
 def test_space_with_an_impossible_value_is_refused_before_anything_starts(text, message):
