@@ -45,7 +45,7 @@ def tracking_of(uri: str | None, workspace: Path) -> str:
     scheme = chosen.partition("://")[0].partition("+")[0]
     if chosen.partition(":")[0] != "databricks" and scheme not in SCHEMES:
         raise ConfigError(
-            f"MLflow's tracking URI {without_credentials(chosen)!r} (--tracking-uri, $MLFLOW_TRACKING_URI) is "
+            f"MLflow's tracking URI {without_credentials(chosen)!r} (--tracking-uri, $MLFLOW_TRACKING_URI): "
             "none of a server or a database; expected one such as http://127.0.0.1:5000 or "
             "sqlite:////data/mlflow.db"
         )
