@@ -296,11 +296,12 @@ def watched(
         unit: What it counts.
     """
     with (
+        # Outermost: what is told at the end is not told by two threads at once.
+        mirror.ended_as_killed(members),
         tqdm(total=total, desc="training", unit=unit) as bar,
         watching(partial(show, bar), LOOK_SECONDS),
         # In a thread of its own: a server that hangs must not stop the bar. The end is sent by `finish`.
         watching(partial(_tell, mirror, members), SYNC_SECONDS, to_the_end=False),
-        mirror.ended_as_killed(members),
     ):
         yield
 

@@ -6,7 +6,7 @@ import pytest
 from experiments.recipes import ConfigError, resolve
 from experiments.run.folder import RunFolder
 from experiments.run.provenance import code_version, environment
-from experiments.studies.study import Member, StudyFolder, StudyMirror
+from experiments.studies.study import Member, StudyFolder, StudyMirror, watched
 from experiments.tracking import Mirror, local_store
 
 
@@ -60,6 +60,20 @@ def test_child_is_closed_when_its_run_is_finished_and_the_study_goes_on(member, 
     (member.folder.path / "result.json").write_text("{}")
     mirror.close([member])
     assert status() == ["FINISHED"]
+    assert client.get_run(mirror.parent.run_id).info.status == "RUNNING"
+
+
+def test_study_that_is_interrupted_is_shown_as_that(member, tmp_path):
+    mirror = mirror_of(tmp_path)
+    mirror.sync([member])
+    client = mlflow.MlflowClient(local_store(tmp_path))
+    with pytest.raises(KeyboardInterrupt), watched([member], mirror, lambda bar: None, 1, "run"):
+        raise KeyboardInterrupt
+    condition = f"tags.`mlflow.parentRunId` = '{mirror.parent.run_id}'"
+    (child,) = client.search_runs([mirror.parent.experiment_id], condition)
+    parent = client.get_run(mirror.parent.run_id)
+    assert (parent.info.status, child.info.status) == ("FAILED", "KILLED")
+    mirror.reopen()
     assert client.get_run(mirror.parent.run_id).info.status == "RUNNING"
 
 

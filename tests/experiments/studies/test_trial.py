@@ -156,6 +156,8 @@ def test_trial_of_one_worker_holds_a_processor_and_one_of_several_holds_none(ray
 
 
 def test_trials_share_gpus_as_they_are_told_to(monkeypatch):
+    machine = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [machine, machine, {"Alive": False, "Resources": {"GPU": 9.0}}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
     held = [trial.trial_resources(1, gpus).required_resources for gpus in (None, 0.5, 0)]
     assert held == [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 0.5}, {"CPU": 1}]
@@ -163,6 +165,10 @@ def test_trials_share_gpus_as_they_are_told_to(monkeypatch):
     assert [trial.concurrent_trials(2, gpus) for gpus in (None, 0.5, 0)] == [2, 4, 8]
     with pytest.raises(RunError, match="with 2 GPUs each, but the cluster has 4 GPUs"):
         trial.concurrent_trials(4, 2)
+    # A worker's share is of one GPU: four GPUs hold four of 0.6 each, not six.
+    assert trial.concurrent_trials(4, 0.6) == 1
+    with pytest.raises(RunError, match=r"train.workers=5 with 0\.6 GPUs each"):
+        trial.concurrent_trials(5, 0.6)
 
 
 def test_run_that_failed_too_often_is_not_tried_again_and_one_that_another_process_has_is(monkeypatch):
