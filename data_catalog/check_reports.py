@@ -8,7 +8,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data_catalog import storage
 from data_catalog.artifacts import Artifacts
@@ -22,8 +22,14 @@ CHECKS_VERSION = 3
 """Raised whenever the same data would be reported of otherwise."""
 
 _REPORT = TypeAdapter(CheckReport)
-_STORED = TypeAdapter(dict[str, Any])
 _LOGGER = logging.getLogger(__name__)
+
+
+class _Sealed(BaseModel):
+    """A report as it is kept, with the digest by which a change is found."""
+
+    report: dict[str, Any]
+    seal: str
 
 
 def checked(
@@ -51,12 +57,9 @@ def checked(
         storage.join(samples.catalog, samples.manifest.dataset, FOLDER, f"{json_digest(asked)[:16]}.json")
     )
     if storage.exists(filesystem, path):
-        try:
-            stored = _STORED.validate_json(storage.read_buffer(filesystem, path).to_pybytes())
-            if stored["seal"] == json_digest(stored["report"]):
-                return _REPORT.validate_python(stored["report"])
-        except (ValidationError, KeyError):
-            pass
+        kept = _read(storage.read_buffer(filesystem, path).to_pybytes())
+        if kept is not None:
+            return kept
         _LOGGER.warning("%s holds no report, or was changed; the data is checked again", path)
     try:
         report = run_checks(artifacts, settings, progress)
@@ -64,11 +67,21 @@ def checked(
         return _without_images(artifacts, settings, error)
     try:
         told = _REPORT.dump_python(report, mode="json")
-        sealed = _STORED.dump_json({"report": told, "seal": json_digest(told)}, indent=1)
-        storage.write_atomically(filesystem, path, sealed + b"\n")
+        sealed = _Sealed(report=told, seal=json_digest(told))
+        storage.write_atomically(filesystem, path, sealed.model_dump_json(indent=1).encode() + b"\n")
     except NotWritableError as error:
         _LOGGER.warning("the report of the checks is not kept, so every run makes its own: %s", error)
     return report
+
+
+def _read(data: bytes) -> CheckReport | None:
+    """The report in a file; None where it is none, or not as it was written."""
+    try:
+        stored = _Sealed.model_validate_json(data)
+        report = _REPORT.validate_python(stored.report)
+    except ValidationError:
+        return None
+    return report if stored.seal == json_digest(stored.report) else None
 
 
 def _without_images(artifacts: Artifacts, settings: CheckSettings, error: NotWritableError) -> CheckReport:

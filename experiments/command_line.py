@@ -64,7 +64,10 @@ def training_options(description: str | None, setting_help: str) -> argparse.Arg
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
     if not 0 <= share < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: expected a number of GPUs from 0 on, such as 0.5")
     return share

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data_catalog import storage
-from data_catalog.building import ensure_ray
+from data_catalog.ray_session import ensure_ray
 from experiments.datasets import RunTables, clip_source
 from experiments.recipes import RECIPES, ROOT, ExperimentConfig, differences
 from experiments.run import checkpoints, pictures

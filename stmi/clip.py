@@ -176,24 +176,27 @@ def build_clip(source: str | Path) -> open_clip.CLIP:
             f"clip source {str(source)!r} has towers that are not CLIP's own; use a plain vision transformer "
             "such as ViT-B-16-quickgelu/openai"
         )
-    _require_plain(settings["vision_cfg"], f"clip source {str(source)!r}")
+    if other := _options_beside(settings["vision_cfg"]):
+        raise _not_plain(f"clip source {str(source)!r}", other)
     return open_clip.CLIP(**settings)
 
 
 def _build_folder(folder: Path) -> open_clip.CLIP:
     path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ClipFileError(f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg)")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        size = settings["vision_cfg"]["image_size"]
-        settings["vision_cfg"]["image_size"] = tuple(size) if isinstance(size, list) else size
-        _require_plain(settings["vision_cfg"], path)
-        return open_clip.CLIP(**settings)
-    except FileNotFoundError:
-        raise ClipFileError(f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg)") from None
-    except ClipFileError:
-        raise
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        vision = settings["vision_cfg"]
+        size = vision["image_size"]
+        vision["image_size"] = tuple(size) if isinstance(size, list) else size
+        other = _options_beside(vision)
+        model = None if other else open_clip.CLIP(**settings)
+    except _MALFORMED as error:
         raise ClipFileError(f"{path}: not a model config of open_clip ({error!r})") from error
+    if model is None:
+        raise _not_plain(path, other)
+    return model
 
 
 def build_tokenizer(source: str | Path) -> Any:
@@ -208,25 +211,37 @@ def build_tokenizer(source: str | Path) -> Any:
     )
 
 
+_MALFORMED = (
+    AssertionError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
+"""What open_clip raises of settings that make no model."""
 _SHAPE_OPTIONS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
 
 
-def _require_plain(vision: dict[str, Any], source: Path | str) -> None:
-    """Refuse options of open_clip's image tower that `ImageTower` would pass over in silence."""
-    if not isinstance(vision.get("layers", 12), int):
-        raise ClipFileError(f"{source} has an image tower of CNN layers; a vision transformer is needed")
+def _options_beside(vision: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of open_clip's image tower that `ImageTower` would pass over in silence."""
     usual = {field.name: field.default for field in fields(open_clip.CLIPVisionCfg)}
     other = {
         name: value
         for name, value in vision.items()
         if name not in _SHAPE_OPTIONS and value != usual.get(name, value)
     }
-    if other:
-        told = ", ".join(f"{name}={value!r}" for name, value in other.items())
-        raise ClipFileError(
-            f"{source}: the image tower has {told}; a plain vision transformer is needed, such as that of "
-            "ViT-B-16-quickgelu/openai"
-        )
+    # A list of layers makes a convolutional network.
+    return other if isinstance(vision.get("layers", 0), int) else other | {"layers": vision["layers"]}
+
+
+def _not_plain(source: Path | str, other: Mapping[str, Any]) -> ClipFileError:
+    told = ", ".join(f"{name}={value!r}" for name, value in other.items())
+    return ClipFileError(
+        f"{source}: the image tower has {told}; a plain vision transformer is needed, such as that of "
+        "ViT-B-16-quickgelu/openai"
+    )
 
 
 def write_merges(path: Path, count: int) -> int:

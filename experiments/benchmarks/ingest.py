@@ -80,7 +80,7 @@ def build_view(repeats: int, samples: int = TRAINING_SAMPLES) -> dict[str, Any]:
 
 
 def _start_ray() -> None:
-    from data_catalog.building import ensure_ray  # noqa: PLC0415 - its memory is not the others'
+    from data_catalog.ray_session import ensure_ray  # noqa: PLC0415 - its memory is not the others'
 
     # Here and nowhere else, whatever cluster the shell may name.
     os.environ["RAY_ADDRESS"] = "local"

@@ -17,8 +17,8 @@ import ray
 import ray.data
 import torch
 
-from data_catalog.building import ensure_ray
 from data_catalog.progress import progress_bar
+from data_catalog.ray_session import ensure_ray
 from data_catalog.view import View, open_view
 from experiments.evaluating.subject import Subject
 from experiments.run.evaluation import embed_rows, retrieval_features

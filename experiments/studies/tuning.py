@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_catalog.building import ensure_ray
+from data_catalog.ray_session import ensure_ray
 from experiments.datasets import RunTables
 from experiments.runner import MAX_FAILURES, gpus_of_each, prepare_ray
 from experiments.studies.study import Member, StudyFolder

@@ -29,6 +29,7 @@ from data_catalog.storage import write_atomically
 from data_catalog.tables import Table, list_tables
 from data_catalog.verify import verify
 from tests.data_catalog import slow_build, steps
+from tests.data_catalog.locking import order_of_two
 from tests.data_catalog.slow_build import MASK_BYTES, SHARDS
 
 
@@ -164,20 +165,7 @@ def test_file_that_does_not_fit_is_not_left_in_part(tmp_path: Path) -> None:
 
 
 def test_waiting_for_another_builder_is_reported(tmp_path: Path) -> None:
-    told = threading.Event()
-    order: list[str] = []
-
-    def wait() -> None:
-        with build_lock(str(tmp_path), told.set):
-            order.append("second")
-
-    with build_lock(str(tmp_path), lambda: None):
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        assert told.wait(timeout=10)
-        order.append("first")
-    waiting.join(timeout=10)
-    assert order == ["first", "second"]
+    assert order_of_two(str(tmp_path)) == ["first", "second"]
 
 
 @pytest.fixture(params=["locks", "claims"])

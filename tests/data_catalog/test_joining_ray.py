@@ -1,7 +1,7 @@
 import pytest
 import ray
 
-from data_catalog.building import ensure_ray
+from data_catalog.ray_session import ensure_ray
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from data_catalog.view import ViewSettings, make_view, open_view
 from tests.data_catalog import slow_build
 from tests.data_catalog.conftest import BUCKET, S3_SECRET
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
+from tests.data_catalog.locking import order_of_two
 
 
 @pytest.fixture(scope="module")
@@ -187,20 +188,7 @@ def test_of_two_processes_one_builds_and_both_get_the_table(
 
 
 def test_who_holds_no_claim_waits_until_it_is_given_back(object_storage: Callable[[str], str]) -> None:
-    root = join(object_storage("claims"), "table")
-    told, order = threading.Event(), list[str]()
-
-    def wait() -> None:
-        with build_lock(root, told.set):
-            order.append("second")
-
-    with build_lock(root, lambda: None):
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        assert told.wait(timeout=10)
-        order.append("first")
-    waiting.join(timeout=10)
-    assert order == ["first", "second"]
+    assert order_of_two(join(object_storage("claims"), "table")) == ["first", "second"]
 
 
 def test_claim_of_a_living_builder_holds_and_that_of_a_killed_one_does_not(

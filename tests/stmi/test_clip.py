@@ -145,7 +145,7 @@ def write_with_all_merges(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("vision", "message"),
     [
-        ({"layers": [1, 1, 1, 1]}, "CNN layers; a vision transformer is needed"),
+        ({"layers": [1, 1, 1, 1]}, r"layers=\[1, 1, 1, 1\]; a plain vision transformer is needed"),
         ({"pool_type": "avg"}, "the image tower has pool_type='avg'; a plain vision transformer is needed"),
         ({"norm_kwargs": {"eps": 0.1}}, "has norm_kwargs="),
         ({"no_ln_pre": True, "timm_model_name": "resnet50"}, "no_ln_pre=True, timm_model_name='resnet50'"),

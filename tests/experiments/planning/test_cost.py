@@ -173,7 +173,7 @@ def test_nothing_is_computed_and_no_weights_are_read(monkeypatch):
             ConfigError,
             "256x128 is not a whole number of 14x14 patches; the next smaller size is 252x126",
         ),
-        (["model.clip.source=RN50-quickgelu/openai"], ClipFileError, "a vision transformer is needed"),
+        (["model.clip.source=RN50-quickgelu/openai"], ClipFileError, "a plain vision transformer is needed"),
         (
             ["model.clip.source=roberta-ViT-B-32/laion2b_s12b_b32k"],
             ClipFileError,

@@ -156,7 +156,10 @@ def test_every_hardware_says_what_it_assumes_and_where_the_rest_is_from():
             ["--plan", "--recipe", "rgbnt201-paper", "--set", "data.dataset=mine"],
             "'mine' has neither a samples",
         ),
-        (["--plan", "--set", "model.clip.source=RN50-quickgelu/openai"], "a vision transformer is needed"),
+        (
+            ["--plan", "--set", "model.clip.source=RN50-quickgelu/openai"],
+            "plain vision transformer is needed",
+        ),
         (["--plan", "--set", "batch.size=400"], "batch.size=400 with batch.samples_per_identity=4 needs 100"),
     ],
 )
