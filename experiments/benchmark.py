@@ -41,7 +41,7 @@ from stmi.model import STMI, ModelInput
 from stmi.modulated_attention import modulated_attention
 from stmi.precision import processor_multiplies_bfloat16
 from stmi.retrieval import RetrievalSet
-from stmi.train_step import TrainStep
+from stmi.train_step import TrainStep, build_optimizer
 
 SIZE = (256, 128)
 THREADS = 2
@@ -56,18 +56,42 @@ def measure(
     if warm_up:
         work()
     _forget_peak_memory()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    seconds = [_seconds_of(work) for _ in range(repeats)]
+    return _result(variant, seconds, _peak_memory(), samples)
+
+
+def measure_in_turns(
+    works: dict[str, Callable[[], Callable[[], Any]]], repeats: int, samples: int
+) -> list[dict[str, Any]]:
+    """As `measure`, several works in turns: a machine whose speed drifts is as fast for one as for another.
+
+    Each work is made when it is first needed, after the memory of those before it was measured.
+    """
+    made, peaks = {}, {}
+    for variant, make in works.items():
+        made[variant] = work = make()
         work()
-        seconds.append(time.perf_counter() - start)
+        _forget_peak_memory()
+        work()
+        peaks[variant] = _peak_memory()
+    turns = [{variant: _seconds_of(work) for variant, work in made.items()} for _ in range(repeats)]
+    return [_result(variant, [turn[variant] for turn in turns], peaks[variant], samples) for variant in made]
+
+
+def _seconds_of(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _result(variant: str, seconds: list[float], peak_memory: int | None, samples: int) -> dict[str, Any]:
     median = statistics.median(seconds)
     result: dict[str, Any] = {
         "variant": variant,
         "median_seconds": median,
         "fastest_seconds": min(seconds),
         "slowest_seconds": max(seconds),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory,
     }
     return result | ({"samples_per_second": samples / median} if samples else {})
 
@@ -131,25 +155,27 @@ def train_step(repeats: int) -> dict[str, Any]:
     labels = torch.arange(samples) // 4
     noise = model.noise(0, 0, 0, samples, slice(0, samples))
 
+    # The optimiser's state is kept once for both, or that of the other would count as memory of a step.
+    optimizer = build_optimizer(model, OptimConfig())
+
     def step(compiled: bool) -> Callable[[], Any]:
         take_step = TrainStep(
             model, LossConfig(), OptimConfig(), autocast=torch.bfloat16 == PRECISION, compiled=compiled
         )
+        take_step.optimizer = optimizer
         return lambda: take_step(batch, noise, labels, 1e-6)
 
-    eager = measure(f"eager step, {DTYPE}", step(compiled=False), repeats, samples)
-    compiled = measure(f"compiled step, {DTYPE}", step(compiled=True), repeats, samples)
-    # Last: what it leaves behind is no memory of a step.
-    products = _products_of(step(compiled=False), 1 + model.grid[0] * model.grid[1])
-    floor = _time_products(products, repeats, samples)
-    settings = {
-        "model": "ViT-B/16",
-        "image": SIZE,
-        "samples": samples,
-        "dtype": DTYPE,
-        "matrix_products": len(products),
-    }
-    return _report("train-step", settings, [floor, _compare(eager, floor), _compare(compiled, floor)])
+    def floor() -> Callable[[], Any]:
+        products = _products_of(step(compiled=False), 1 + model.grid[0] * model.grid[1])
+        settings["matrix_products"] = len(products)
+        return _multiplication(products)
+
+    settings = {"model": "ViT-B/16", "image": SIZE, "samples": samples, "dtype": DTYPE}
+    names = f"eager step, {DTYPE}", f"compiled step, {DTYPE}", f"matrix products alone, {DTYPE}"
+    # The floor comes last: its operands are no memory of a step.
+    works = dict(zip(names, (lambda: step(compiled=False), lambda: step(compiled=True), floor), strict=True))
+    eager, compiled, alone = measure_in_turns(works, repeats, samples)
+    return _report("train-step", settings, [alone, _compare(eager, alone), _compare(compiled, alone)])
 
 
 def _published_model() -> STMI:
@@ -163,9 +189,7 @@ def _randoms(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> li
     return [torch.rand(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def _time_products(
-    products: list[tuple[tuple[int, ...], tuple[int, ...]]], repeats: int, samples: int
-) -> dict[str, Any]:
+def _multiplication(products: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Callable[[], None]:
     # In the step's order, each product with operands of its own, as in the step: nothing is in a cache that
     # would not be there.
     operands = [_randoms(*pair, dtype=PRECISION) for pair in products]
@@ -174,7 +198,7 @@ def _time_products(
         for a, b in operands:
             a @ b
 
-    return measure(f"matrix products alone, {DTYPE}", multiply, repeats, samples)
+    return multiply
 
 
 def attention(repeats: int) -> dict[str, Any]:

@@ -12,16 +12,17 @@ where both tokens are foreground, towards its row's minimum with weight beta els
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from stmi.compiled_attention import compiled_attention
 from stmi.config import SfmConfig
+from stmi.linear import linear
 from stmi.modality import MODALITIES
 from stmi.modulated_attention import modulated_attention
 from stmi.plain_attention import attend
 from stmi.precision import compiles_for_gpu
 
 FUSED_TOKENS = 256
-"""Up to so many tokens what the compiler makes of equation 8 is the faster way on a processor."""
+"""Up to so many tokens what the compiler makes of whole expressions is the faster way on a processor."""
 
 
 def token_mask(foreground: Tensor, threshold: float) -> Tensor:
@@ -99,17 +100,8 @@ def attend_modulated(
     """Equation 8 in the fastest way; arguments and result as of `modulated_attention`."""
     is_short = projected.shape[1] <= FUSED_TOKENS
     if compiles_for_gpu(projected) or (torch.compiler.is_compiling() and is_short):
-        return _attention_as_written(projected, foreground, alpha, beta, scale)
+        return compiled_attention(projected, foreground, alpha, beta, scale)
     return modulated_attention(projected, foreground, alpha, beta, scale)
-
-
-def _attention_as_written(
-    projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
-) -> Tensor:
-    query, key, value = projected.permute(2, 0, 3, 1, 4)
-    logits = query * scale @ key.transpose(-2, -1)
-    attention = modulate(logits, foreground, alpha.to(logits.dtype), beta.to(logits.dtype)).softmax(dim=-1)
-    return (attention.to(value.dtype) @ value).transpose(1, 2)
 
 
 class ModulationStrength(nn.Module):
@@ -175,11 +167,11 @@ class ModulatedAttention(nn.Module):
             `(batch, tokens, width)`.
         """
         batch, count, width = tokens.shape
-        projected = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        projected = linear(tokens, self.in_proj_weight, self.in_proj_bias)
         projected = projected.view(batch, count, 3, self.heads, -1)
         if foreground is None or strength is None:
             query, key, value = projected.permute(2, 0, 3, 1, 4)
             mixed = attend(query, key, value, self.scale).transpose(1, 2)
         else:
             mixed = attend_modulated(projected, foreground, *strength, self.scale)
-        return self.out_proj(mixed.reshape(batch, count, width))
+        return linear(mixed.reshape(batch, count, width), self.out_proj.weight, self.out_proj.bias)

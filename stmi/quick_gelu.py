@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from stmi.linear import bias_gradient, weight_gradient
+
 QUICK = 1.702
 """x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702."""
 
@@ -52,18 +54,12 @@ def _mlp_backward(
     rows, of_out = x.flatten(0, -2), of_mixed.to(x.dtype).flatten(0, -2)
     with torch.autocast(x.device.type, enabled=False):
         of_hidden = torch.ops.aten.silu_backward(of_out @ weight_2.to(x.dtype), h)
-        of_weight_2 = (of_out.T @ functional.silu(h)).to(weight_2.dtype).div_(QUICK)
-        of_weight_1 = (of_hidden.T @ rows).to(weight_1.dtype)
+        of_weight_2 = weight_gradient(of_out, functional.silu(h), weight_2.dtype).div_(QUICK)
+        of_weight_1 = weight_gradient(of_hidden, rows, weight_1.dtype)
         of_x = (of_hidden @ weight_1.to(x.dtype)).view(x.shape)
-        of_bias_1, of_bias_2 = _sum(of_hidden, weight_1.dtype), _sum(of_out, weight_2.dtype)
+        of_bias_1 = bias_gradient(of_hidden, weight_1.dtype)
+        of_bias_2 = bias_gradient(of_out, weight_2.dtype)
     return of_x, of_weight_1, of_bias_1, of_weight_2, of_bias_2
-
-
-def _sum(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    if rows.device.type == "cpu" and rows.dtype == torch.bfloat16:
-        # A processor adds up rows of bfloat16 eight times faster in a product, which has float32 inside.
-        return (rows.new_ones(1, len(rows)) @ rows)[0].to(dtype)
-    return rows.sum(dim=0, dtype=dtype)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:

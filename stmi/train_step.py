@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch._functorch.config as compiler_config
 import torch.distributed as dist
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -65,10 +64,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-ACTIVATION_BUDGET = 0.96
-"""Share of what the compiler would keep for the backward pass; the cheapest rest is computed twice."""
-
-
 class GlobalBatchLoss(nn.Module):
     """STMI and its objective on the global batch.
 
@@ -94,10 +89,7 @@ class GlobalBatchLoss(nn.Module):
 
         With a hypergraph, `incidence_density` is among the parts.
         """
-        with (
-            torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast),
-            compiler_config.patch(activation_memory_budget=ACTIVATION_BUDGET),
-        ):
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
             features = self.run_model(batch, noise)
         trained = features.retrieval()
         gathered = {name: gather_rows(trained[name]) for name in self.model.heads}

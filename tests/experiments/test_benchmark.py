@@ -26,6 +26,21 @@ def test_matrix_products_of_a_step_are_recorded_forward_and_backward():
     assert products == [((3, 4), (4, 5)), ((3, 5), (5, 4)), ((5, 3), (3, 4))]
 
 
+def test_works_measured_in_turns_are_made_one_after_the_other_and_then_run_alternately():
+    log = []
+
+    def making(name):
+        log.append(f"make {name}")
+        return lambda: log.append(name)
+
+    works = {name: (lambda name=name: making(name)) for name in "ab"}
+    results = benchmark.measure_in_turns(works, repeats=2, samples=4)
+    assert log == ["make a", "a", "a", "make b", "b", "b", "a", "b", "a", "b"]
+    assert [result["variant"] for result in results] == ["a", "b"]
+    assert results[0].keys() == FACTS | {"samples_per_second"}
+    assert results[0]["fastest_seconds"] <= results[0]["median_seconds"] <= results[0]["slowest_seconds"]
+
+
 def test_no_repeats_and_unknown_names_are_refused(capsys):
     for arguments in (["augment", "--repeats", "0"], ["sorting"]):
         with pytest.raises(SystemExit):

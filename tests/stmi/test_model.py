@@ -279,7 +279,7 @@ def test_gradients_of_the_whole_model_agree_with_finite_differences(clip, sectio
     assert gradients_agree(Heads(model), *given, fast=True)
 
 
-@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "as written"])
+@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "in whole expressions"])
 @pytest.mark.parametrize(
     "sections",
     [{"sfm": SfmConfig(perturbation=0.5)}, RELEASED, TRAINED_TEXT],

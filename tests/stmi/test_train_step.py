@@ -57,9 +57,9 @@ def test_training_twice_gives_identical_weights(folder, alone):
     assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "as written"])
+@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "in whole expressions"])
 def test_compiled_steps_train_the_same_weights(folder, monkeypatch, fused):
-    # The compiler's own passes, budget of activations included, without the minute that machine code takes.
+    # The compiler's own passes, without the minute that machine code takes.
     whole = functools.partial(torch.compile, backend="aot_eager_decomp_partition")
     monkeypatch.setattr(torch, "compile", whole)
     monkeypatch.setattr(feature_modulation, "FUSED_TOKENS", fused)
