@@ -17,7 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def measure(
 
 
 def measure_in_turns(
-    works: dict[str, Callable[[], Callable[[], Any]]], repeats: int, samples: int
+    works: Mapping[str, Callable[[], Callable[[], Any]]], repeats: int, samples: int
 ) -> list[dict[str, Any]]:
     """As `measure`, several works in turns: a machine whose speed drifts is as fast for one as for another.
 
@@ -226,15 +227,19 @@ def attention(repeats: int) -> dict[str, Any]:
         def compiled() -> torch.Tensor:
             return fused(projected, foreground, alpha, beta, 1 / 8)  # noqa: B023
 
-        base, *others = (
-            measure(f"{name}, {tokens} tokens", lambda: attend().backward(gradient), repeats, images)  # noqa: B023
-            | {"kept_bytes": _kept(attend)}
-            for name, attend in (
-                ("plain attention", plain),
-                ("modulated attention", modulated),
-                ("modulated attention, compiled", compiled),
-            )
-        )
+        attentions = {
+            f"plain attention, {tokens} tokens": plain,
+            f"modulated attention, {tokens} tokens": modulated,
+            f"modulated attention, compiled, {tokens} tokens": compiled,
+        }
+
+        def training(attend: Callable[[], torch.Tensor]) -> Callable[[], Any]:
+            return lambda: attend().backward(gradient)  # noqa: B023
+
+        works = {name: partial(training, attend) for name, attend in attentions.items()}
+        base, *others = measure_in_turns(works, repeats, images)
+        for result in (base, *others):
+            result["kept_bytes"] = _kept(attentions[result["variant"]])
         for other in others:
             other["kept_ratio"] = other["kept_bytes"] / base["kept_bytes"]
         results += [base, *(_compare(other, base) for other in others)]

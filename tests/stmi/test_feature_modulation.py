@@ -218,7 +218,9 @@ def test_own_backward_pass_has_the_right_gradients():
 def test_row_extremes_are_those_of_max_and_min_and_their_places(dtype, tokens):
     logits = torch.randn(2, 3, 5, tokens, generator=torch.Generator().manual_seed(0)).to(dtype)
     logits[0, 0, 0] = -logits[0, 0, 0].abs()
-    highest, at_highest, lowest, at_lowest = modulated_attention._row_extremes(logits)
+    highest, at_highest, lowest, at_lowest = modulated_attention._row_extremes(
+        logits, modulated_attention._Scratch(logits)
+    )
     assert torch.equal(highest, logits.amax(dim=-1, keepdim=True))
     assert torch.equal(lowest, logits.amin(dim=-1, keepdim=True))
     assert torch.equal(logits.gather(-1, at_highest.long()), highest)
