@@ -53,7 +53,8 @@ def _mlp_backward(
     """Gradients of the input, and of the first and second layer's weight and bias."""
     rows, of_out = x.flatten(0, -2), of_mixed.to(x.dtype).flatten(0, -2)
     with torch.autocast(x.device.type, enabled=False):
-        of_hidden = torch.ops.aten.silu_backward(of_out @ weight_2.to(x.dtype), h)
+        of_hidden = of_out @ weight_2.to(x.dtype)
+        torch.ops.aten.silu_backward.grad_input(of_hidden, h, grad_input=of_hidden)
         of_weight_2 = weight_gradient(of_out, functional.silu(h), weight_2.dtype).div_(QUICK)
         of_weight_1 = weight_gradient(of_hidden, rows, weight_1.dtype)
         of_x = (of_hidden @ weight_1.to(x.dtype)).view(x.shape)
