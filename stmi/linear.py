@@ -1,7 +1,7 @@
 """Linear layers whose gradients are computed in the forms that are fast in bfloat16 on a processor.
 
 PyTorch's product G^T X for the weight takes twice as long there as one whose left operand lies in memory row
-by row. To copy the narrower of the two as its transpose takes a tenth of the product's time.
+by row, unless it is square. To copy the narrower of the two as its transpose takes a tenth of that time.
 """
 
 from typing import Any
@@ -16,10 +16,18 @@ ROWS_AT_ONCE = 1024
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `torch.nn.functional.linear`, also under autocast: x W^T + b, `(..., in)` to `(..., out)`."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _Linear.apply(x, weight, bias) if _is_slow(x) else functional.linear(x, weight, bias)
+    """As `torch.nn.functional.linear`, also under autocast: `(..., rows, in)` to `(..., rows, out)`."""
+    x = under_autocast(x)
+    # Without autocast PyTorch refuses a weight of another type, and is to do so here.
+    fits = weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+    return _Linear.apply(x, weight, bias) if _is_slow(x) and fits else functional.linear(x, weight, bias)
+
+
+def under_autocast(x: Tensor) -> Tensor:
+    """What autocast makes of the input of a product."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def weight_gradient(of_out: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -31,6 +39,7 @@ def weight_gradient(of_out: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: Type of the result.
     """
     if not _is_slow(of_out) or of_out.shape[1] == x.shape[1]:
+        # Square ones are fast already: at 768 the product takes 2.8 ms, with a copied transpose 5.9.
         return (of_out.T @ x).to(dtype)
     if of_out.shape[1] < x.shape[1]:
         return (_transpose(of_out) @ x).to(dtype)

@@ -177,8 +177,8 @@ class _ModulatedAttention(torch.autograd.Function):
         return _gradients(ctx, of_mixed, _attend_backward)
 
 
-# The same as operators, which the compiler takes as they are: what it makes of equation 7 for a processor
-# takes twice as long and keeps twice as much at 1,025 tokens.
+# The same as operators, which the compiler takes as they are: what it makes of whole expressions for a
+# processor (`stmi.compiled_attention`) takes 1.4 times as long at 513 tokens and 1.6 times at 1,025.
 _operator = torch.library.custom_op("stmi::modulated_attention", _attend, mutates_args=())
 _backward_operator = torch.library.custom_op(
     "stmi::modulated_attention_backward", _attend_backward, mutates_args=()

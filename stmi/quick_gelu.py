@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from stmi.linear import bias_gradient, weight_gradient
+from stmi.linear import bias_gradient, under_autocast, weight_gradient
 
 QUICK = 1.702
 """x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702."""
@@ -28,9 +28,7 @@ class QuickGELU(nn.Module):
 
 def quick_gelu_mlp(x: Tensor, hidden: nn.Linear, out: nn.Linear) -> Tensor:
     """out(QuickGELU(hidden(x))), `(..., width)` to the same, keeping less for the backward pass."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    inputs = (x, hidden.weight, hidden.bias, out.weight, out.bias)
+    inputs = (under_autocast(x), hidden.weight, hidden.bias, out.weight, out.bias)
     mixed, _ = _operator(*inputs) if torch.compiler.is_compiling() else _QuickGeluMlp.apply(*inputs)
     return mixed
 

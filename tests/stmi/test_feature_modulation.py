@@ -8,6 +8,13 @@ from stmi.feature_modulation import ModulatedAttention, ModulationStrength
 from stmi.quick_gelu import QuickGELU
 from stmi.transformer_block import TransformerBlock
 from tests.stmi import golden
+from tests.stmi.attention import (
+    attention_inputs,
+    bytes_kept,
+    bytes_of_one_attention,
+    in_float64_and_bfloat16,
+    of_equation_8,
+)
 from tests.stmi.gradients import gradients_agree
 from tests.tolerances import EXACT_FLOAT64, GOLDEN_GRADIENT, GOLDEN_VALUE
 
@@ -135,27 +142,15 @@ def test_sharing_modulates_the_layers_of_table_5(sharing, modulated, values):
     assert strength.alpha.numel() == strength.beta.numel() == values
 
 
-def attention_inputs(heads_of_strength: int = 1) -> list[Tensor]:
-    torch.manual_seed(0)
-    projected = torch.randn(3, 7, 3, 2, 4, dtype=torch.float64, requires_grad=True)
-    alpha, beta = (
-        torch.rand(heads_of_strength, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2)
-    )
-    return [projected, torch.rand(3, 7) < 0.5, alpha, beta, 0.5]
-
-
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("most", [2**20, 120, 50], ids=["all at once", "by images", "by heads"])
 def test_own_backward_pass_equals_that_of_the_equation_in_any_parts(monkeypatch, heads, most):
     monkeypatch.setattr(modulated_attention, "PART_ELEMENTS", most)
     inputs = attention_inputs(heads)
-    projected, foreground, alpha, beta, scale = inputs
-    query, key, value = projected.permute(2, 0, 3, 1, 4)
-    logits = feature_modulation.modulate(scale * query @ key.mT, foreground, alpha, beta)
-    expected = (logits.softmax(dim=-1) @ value).transpose(1, 2)
+    expected = of_equation_8(*inputs)
     mixed = modulated_attention.modulated_attention(*inputs)
     assert torch.allclose(mixed, expected, atol=EXACT_FLOAT64)
-    weights, trained = torch.randn_like(mixed), (projected, alpha, beta)
+    weights, trained = torch.randn_like(mixed), [inputs[i] for i in (0, 2, 3)]
     of_equation = torch.autograd.grad((expected * weights).sum(), trained)
     for own, other in zip(torch.autograd.grad((mixed * weights).sum(), trained), of_equation, strict=True):
         assert torch.allclose(own, other, atol=EXACT_FLOAT64)
@@ -174,19 +169,9 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(monkeypatch):
 
 
 def test_attention_in_bfloat16_is_near_that_of_float64_in_value_and_gradient():
-    generator = torch.Generator().manual_seed(2)
-    exact = torch.randn(3, 65, 3, 2, 16, generator=generator, dtype=torch.float64)
-    foreground = torch.rand(3, 65, generator=generator) < 0.5
-    weights = torch.randn(3, 65, 2, 16, generator=generator, dtype=torch.float64)
-    results = []
-    for dtype, of_strength in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
-        inputs = [exact.to(dtype), *(torch.full((1, 1, 1), 0.1, dtype=of_strength) for _ in range(2))]
-        projected, alpha, beta = (x.requires_grad_() for x in inputs)
-        mixed = modulated_attention.modulated_attention(projected, foreground, alpha, beta, 0.25)
-        gradients = torch.autograd.grad(mixed, (projected, alpha, beta), weights.to(dtype))
-        results.append([mixed.detach(), *gradients])
-    for near, true in zip(results[1], results[0], strict=True):
-        assert (near.double() - true).norm() < 0.02 * true.norm()
+    true, near = in_float64_and_bfloat16(modulated_attention.modulated_attention)
+    for exact, rounded in zip(true, near, strict=True):
+        assert (rounded.double() - exact).norm() < 0.02 * exact.norm()
 
 
 def test_strength_in_bfloat16_is_as_fine_as_any_weight():
@@ -236,20 +221,10 @@ def test_logits_that_are_not_numbers_give_gradients_that_are_not(dtype):
 
 
 def test_one_attention_and_what_it_is_made_of_is_all_that_is_kept():
-    projected, foreground, *strength, scale = attention_inputs()
-    kept = {}
-
-    def note(x):
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        modulated_attention.modulated_attention(projected, foreground, *strength, scale)
-    batch, tokens, _, heads, _ = projected.shape
-    attention = batch * heads * tokens**2 * projected.element_size()
-    rows = 4 * batch * heads * tokens * 8
-    small = foreground.nbytes + sum(x.nbytes for x in strength)
-    assert attention + projected.nbytes <= sum(kept.values()) <= attention + projected.nbytes + rows + small
+    inputs = attention_inputs()
+    kept = bytes_kept(lambda: modulated_attention.modulated_attention(*inputs))
+    needed, most = bytes_of_one_attention(inputs)
+    assert needed <= kept <= most
 
 
 def test_logits_can_be_scaled_by_the_width_of_all_heads():
