@@ -65,7 +65,8 @@ def _attend(
     mixed, extremes, columns = _outputs(projected)
     attention = []
     with torch.autocast(projected.device.type, enabled=False):
-        both, strength = _both_and_strength(foreground, alpha, beta, query.dtype)
+        both = _both(foreground)
+        strength, both = _strength(both, alpha, beta, query.dtype), both.to(query.dtype)
         alpha_of, beta_of, scratch = alpha.to(query.dtype), beta.to(query.dtype), _Scratch(query)
         for part in _parts(query):
             images, heads = part
@@ -111,7 +112,7 @@ def _attend_backward(
     of_alpha, of_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
     width = query.shape[-1]
     with torch.autocast(query.device.type, enabled=False):
-        _, strength = _both_and_strength(foreground, alpha, beta, query.dtype)
+        strength = _strength(_both(foreground), alpha, beta, query.dtype)
         marks = foreground[:, None, :, None].to(query.dtype)
         beside = torch.cat([key, key * marks, marks.expand_as(key[..., :1])], dim=-1)
         sums, scratch = torch.empty_like(beside), _Scratch(query)
@@ -212,17 +213,18 @@ def _operator_gradients(ctx: Any, of_outputs: list[Tensor | None]) -> tuple[Tens
 torch.library.register_autograd("stmi::modulated_attention", _operator_gradients, setup_context=_keep)
 
 
-def _both_and_strength(
-    foreground: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """R, `(batch, 1, tokens, tokens)`, and by how much of itself each logit moves away from itself.
-
-    The latter, `(batch, heads or 1, tokens, tokens)`, is alpha or beta. What stays, 1 - alpha, loses more
-    of them in bfloat16 than any other weight loses.
-    """
+def _both(foreground: Tensor) -> Tensor:
+    """R, boolean, `(batch, 1, tokens, tokens)`."""
     marks = foreground[:, None, :, None]
-    both = marks & marks.transpose(-2, -1)
-    return both.to(dtype), torch.where(both, alpha.to(dtype), beta.to(dtype))
+    return marks & marks.transpose(-2, -1)
+
+
+def _strength(both: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
+    """By how much of itself each logit moves away from itself, `(batch, heads or 1, tokens, tokens)`.
+
+    That is alpha or beta. What stays, 1 - alpha, loses more of them in bfloat16 than any other weight loses.
+    """
+    return torch.where(both, alpha.to(dtype), beta.to(dtype))
 
 
 _WIDER = {torch.bfloat16: (torch.float32, torch.int32), torch.float32: (torch.float64, torch.int64)}
