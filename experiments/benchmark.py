@@ -10,14 +10,10 @@ Machines differ and are noisy: compare the ratios, which are taken inside one ru
 
 import argparse
 import contextlib
-import ctypes
-import gc
 import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.ingest import build_view, ingest_images
+from experiments.benchmarks.measuring import compare, measure, measure_in_turns
 from experiments.benchmarks.sweep import sweep
 from stmi import augment, retrieval
 from stmi.clip import LoadedClip
@@ -45,84 +42,11 @@ from stmi.retrieval import RetrievalSet
 from stmi.train_step import TrainStep, build_optimizer
 
 SIZE = (256, 128)
+HEADS, HEAD_WIDTH = 12, 64
+"""Of ViT-B/16, as `SIZE` of its published images."""
 THREADS = 2
 PRECISION = torch.bfloat16 if processor_multiplies_bfloat16() else torch.float32
 DTYPE = str(PRECISION).removeprefix("torch.")
-
-
-def measure(
-    variant: str, work: Callable[[], Any], repeats: int, samples: int = 0, warm_up: bool = True
-) -> dict[str, Any]:
-    """Time some work after one warm-up: median, spread, throughput, and the most memory held meanwhile."""
-    if warm_up:
-        work()
-    _forget_peak_memory()
-    seconds = [_seconds_of(work) for _ in range(repeats)]
-    return _result(variant, seconds, _peak_memory(), samples)
-
-
-def measure_in_turns(
-    works: Mapping[str, Callable[[], Callable[[], Any]]], repeats: int, samples: int
-) -> list[dict[str, Any]]:
-    """As `measure`, several works in turns: a machine whose speed drifts is as fast for one as for another.
-
-    Each work is made when it is first needed, after the memory of those before it was measured, in a run
-    that does not count for time.
-    """
-    made, peaks = {}, {}
-    for variant, make in works.items():
-        made[variant] = work = make()
-        work()
-        _forget_peak_memory()
-        work()
-        peaks[variant] = _peak_memory()
-    for work in made.values():  # a turn that does not count: what was forgotten is fetched again
-        work()
-    turns = [{variant: _seconds_of(work) for variant, work in made.items()} for _ in range(repeats)]
-    return [_result(variant, [turn[variant] for turn in turns], peaks[variant], samples) for variant in made]
-
-
-def _seconds_of(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _result(variant: str, seconds: list[float], peak_memory: int | None, samples: int) -> dict[str, Any]:
-    median = statistics.median(seconds)
-    result: dict[str, Any] = {
-        "variant": variant,
-        "median_seconds": median,
-        "fastest_seconds": min(seconds),
-        "slowest_seconds": max(seconds),
-        "peak_memory_bytes": peak_memory,
-    }
-    return result | ({"samples_per_second": samples / median} if samples else {})
-
-
-def _compare(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    ratio = result["median_seconds"] / base["median_seconds"]
-    return result | {"ratio": ratio, "ratio_to": base["variant"]}
-
-
-def _forget_peak_memory() -> None:
-    gc.collect()
-    # What is free already must not count as held: glibc keeps it until it is asked.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")
-
-
-def _peak_memory() -> int | None:
-    """Most resident memory since it was last forgotten, bytes; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
@@ -171,7 +95,7 @@ def train_step(repeats: int) -> dict[str, Any]:
     def floor() -> Callable[[], Any]:
         # The step could do without what the modulated attention multiplies for alpha and beta alone: the
         # gradient of its logits with the keys, those of the foreground and the marks side by side.
-        tokens, width = 1 + model.grid[0] * model.grid[1], 64
+        tokens, width = 1 + model.grid[0] * model.grid[1], HEAD_WIDTH
         for_strength = (tokens, tokens), (tokens, 2 * width + 1)
         products = _products_of(step(compiled=False), for_strength)
         settings["matrix_products"] = len(products)
@@ -182,7 +106,7 @@ def train_step(repeats: int) -> dict[str, Any]:
     # The floor comes last: its operands are no memory of a step.
     works = dict(zip(names, (lambda: step(compiled=False), lambda: step(compiled=True), floor), strict=True))
     eager, compiled, alone = measure_in_turns(works, repeats, samples)
-    return _report("train-step", settings, [alone, _compare(eager, alone), _compare(compiled, alone)])
+    return _report("train-step", settings, [alone, compare(eager, alone), compare(compiled, alone)])
 
 
 def _published_model() -> STMI:
@@ -218,7 +142,9 @@ def attention(repeats: int) -> dict[str, Any]:
     fused = torch.compile(attend_modulated, fullgraph=True, dynamic=False)
     for tokens, images in ((129, 24), (513, 6), (1025, 3)):
         # As a layer projects them: SDPA takes views of it, so neither pays for a layout of its own.
-        projected, gradient = _randoms((images, tokens, 3, 12, 64), (images, tokens, 12, 64), dtype=PRECISION)
+        projected, gradient = _randoms(
+            (images, tokens, 3, HEADS, HEAD_WIDTH), (images, tokens, HEADS, HEAD_WIDTH), dtype=PRECISION
+        )
         projected.requires_grad_()
         foreground = _randoms((images, tokens))[0] < 0.4
         alpha, beta = (torch.full((1, 1, 1), 0.1, requires_grad=True) for _ in range(2))
@@ -248,8 +174,8 @@ def attention(repeats: int) -> dict[str, Any]:
             result["kept_bytes"] = _kept(attentions[result["variant"]])
         for other in others:
             other["kept_ratio"] = other["kept_bytes"] / base["kept_bytes"]
-        results += [base, *(_compare(other, base) for other in others)]
-    return _report("attention", {"heads": 12, "head_width": 64, "dtype": DTYPE}, results)
+        results += [base, *(compare(other, base) for other in others)]
+    return _report("attention", {"heads": HEADS, "head_width": HEAD_WIDTH, "dtype": DTYPE}, results)
 
 
 def _kept(forward: Callable[[], torch.Tensor]) -> int:
@@ -279,7 +205,7 @@ def augmentation(repeats: int) -> dict[str, Any]:
 
     normalise = measure("normalisation alone", lambda: augment.normalise(pixels), repeats, samples)
     whole = measure("augmentation", work, repeats, samples)
-    return _report("augment", {"image": SIZE, "samples": samples}, [normalise, _compare(whole, normalise)])
+    return _report("augment", {"image": SIZE, "samples": samples}, [normalise, compare(whole, normalise)])
 
 
 def retrieve(repeats: int) -> dict[str, Any]:
@@ -288,7 +214,7 @@ def retrieve(repeats: int) -> dict[str, Any]:
     usual = measure("whole-matrix argsort", lambda: _by_whole_matrix(query, gallery), repeats, len(query))
     chunked = measure("evaluate", lambda: retrieval.evaluate(query, gallery), repeats, len(query))
     settings = {"queries": len(query), "gallery": len(gallery), "width": 1536}
-    return _report("retrieval", settings, [usual, _compare(chunked, usual)])
+    return _report("retrieval", settings, [usual, compare(chunked, usual)])
 
 
 def retrieve_large(repeats: int) -> dict[str, Any]:
@@ -354,7 +280,7 @@ def view_read(repeats: int) -> dict[str, Any]:
             "view.batch", lambda: view.batch(random.permutation(shards * rows)[:samples]), repeats, samples
         )
     return _report(
-        "view-read", {"image": SIZE, "rows": shards * rows, "samples": samples}, [copy, _compare(read, copy)]
+        "view-read", {"image": SIZE, "rows": shards * rows, "samples": samples}, [copy, compare(read, copy)]
     )
 
 

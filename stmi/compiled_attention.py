@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stmi.modulated_attention import both_foreground
+
 
 def compiled_attention(
     projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
@@ -32,7 +34,9 @@ class _CompiledAttention(torch.autograd.Function):
             highest, lowest = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
             at_highest, at_lowest = _column_of(highest, logits), _column_of(lowest, logits)
             modulated = torch.where(
-                _both(foreground), logits + alpha * (highest - logits), logits - beta * (logits - lowest)
+                both_foreground(foreground),
+                logits + alpha * (highest - logits),
+                logits - beta * (logits - lowest),
             )
             attention = modulated.softmax(dim=-1).to(logits.dtype)
             mixed = (attention @ value).transpose(1, 2)
@@ -64,7 +68,7 @@ class _CompiledAttention(torch.autograd.Function):
             of_beta = of_inside - of_everywhere - of_shift * lowest
 
             columns = _columns(attention)
-            of_logits = of_logits - torch.where(_both(foreground), alpha, beta) * of_logits
+            of_logits = of_logits - torch.where(both_foreground(foreground), alpha, beta) * of_logits
             of_logits = of_logits + torch.where(columns == at_highest, alpha * of_shift, 0.0)
             of_logits = (of_logits - torch.where(columns == at_lowest, beta * of_shift, 0.0)).to(dtype)
             of_query = ctx.scale * (of_logits @ key)
@@ -72,11 +76,6 @@ class _CompiledAttention(torch.autograd.Function):
             of_projected = torch.stack([x.transpose(1, 2) for x in (of_query, of_key, of_value)], dim=2)
             of_strength = (x.sum_to_size(1, *alpha.shape)[0] for x in (of_alpha, of_beta))
         return of_projected, None, *of_strength, None
-
-
-def _both(foreground: Tensor) -> Tensor:
-    marks = foreground[:, None, :, None]
-    return marks & marks.transpose(-2, -1)
 
 
 def _columns(like: Tensor) -> Tensor:

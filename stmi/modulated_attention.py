@@ -13,7 +13,7 @@ has it.
 
 What is kept is one attention, (batch, heads, tokens, tokens), of the type that the products are computed in,
 beside queries, keys and values. PyTorch's fused attention keeps no attention but computes it twice; in
-bfloat16, with heads 64 wide, this keeps 1.3 times its bytes at 129 tokens, 2.8 at 513 and 4.7 at 1,025.
+bfloat16, with heads 64 wide, this keeps 1.3 times its bytes at 129 tokens, 2.8 at 513 and 4.8 at 1,025.
 """
 
 import math
@@ -65,7 +65,7 @@ def _attend(
     mixed, extremes, columns = _outputs(projected)
     attention = []
     with torch.autocast(projected.device.type, enabled=False):
-        both = _both(foreground)
+        both = both_foreground(foreground)
         strength, both = _strength(both, alpha, beta, query.dtype), both.to(query.dtype)
         alpha_of, beta_of, scratch = alpha.to(query.dtype), beta.to(query.dtype), _Scratch(query)
         for part in _parts(query):
@@ -112,7 +112,7 @@ def _attend_backward(
     of_alpha, of_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
     width = query.shape[-1]
     with torch.autocast(query.device.type, enabled=False):
-        strength = _strength(_both(foreground), alpha, beta, query.dtype)
+        strength = _strength(both_foreground(foreground), alpha, beta, query.dtype)
         marks = foreground[:, None, :, None].to(query.dtype)
         beside = torch.cat([key, key * marks, marks.expand_as(key[..., :1])], dim=-1)
         sums, scratch = torch.empty_like(beside), _Scratch(query)
@@ -179,7 +179,7 @@ class _ModulatedAttention(torch.autograd.Function):
 
 
 # The same as operators, which the compiler takes as they are: what it makes of whole expressions for a
-# processor (`stmi.compiled_attention`) takes 1.4 times as long at 513 tokens and 1.6 times at 1,025.
+# processor (`stmi.compiled_attention`) takes at least 1.4 times as long at 513 tokens and 1.6 at 1,025.
 _operator = torch.library.custom_op("stmi::modulated_attention", _attend, mutates_args=())
 _backward_operator = torch.library.custom_op(
     "stmi::modulated_attention_backward", _attend_backward, mutates_args=()
@@ -213,8 +213,8 @@ def _operator_gradients(ctx: Any, of_outputs: list[Tensor | None]) -> tuple[Tens
 torch.library.register_autograd("stmi::modulated_attention", _operator_gradients, setup_context=_keep)
 
 
-def _both(foreground: Tensor) -> Tensor:
-    """R, boolean, `(batch, 1, tokens, tokens)`."""
+def both_foreground(foreground: Tensor) -> Tensor:
+    """R = m m^T of foreground `(batch, tokens)`, boolean, `(batch, 1, tokens, tokens)`."""
     marks = foreground[:, None, :, None]
     return marks & marks.transpose(-2, -1)
 

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from experiments import benchmark
+from experiments.benchmarks.measuring import measure_in_turns
 
 FACTS = {"variant", "median_seconds", "fastest_seconds", "slowest_seconds", "peak_memory_bytes"}
 
@@ -36,7 +37,7 @@ def test_works_measured_in_turns_are_made_one_after_the_other_and_then_run_alter
         return lambda: log.append(name)
 
     works = {name: (lambda name=name: making(name)) for name in "ab"}
-    results = benchmark.measure_in_turns(works, repeats=2, samples=4)
+    results = measure_in_turns(works, repeats=2, samples=4)
     assert log == ["make a", "a", "a", "make b", "b", "b", *"ababab"]
     assert [result["variant"] for result in results] == ["a", "b"]
     assert results[0].keys() == FACTS | {"samples_per_second"}
