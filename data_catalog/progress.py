@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_catalog.building import Progress
+from data_catalog.tables.building import Progress
 
 
 @contextmanager

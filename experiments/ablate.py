@@ -22,15 +22,15 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from experiments import datasets
-from experiments.ablations.ablation import plan_ablation, run_ablation
-from experiments.ablations.rows import ABLATIONS
-from experiments.ablations.text import HEADER, cells
 from experiments.command_line import add_workers, run_command, storage_of, training_options, with_workers
 from experiments.recipes import ConfigError
+from experiments.run import run_data
+from experiments.studies.ablation.ablation import plan_ablation, run_ablation
+from experiments.studies.ablation.rows import ABLATIONS
+from experiments.studies.ablation.table_text import HEADER, cells
 from experiments.studies.tuning import start_ray
-from experiments.tracking import tracking_of
-from stmi.clip import load_clip
+from experiments.tracking.mlflow_logger import tracking_of
+from stmi.clip.loading import load_clip
 
 SHOWN = (0, 1, 3, 4, 6, 7, 8, 9)
 """Columns that a terminal has room for."""
@@ -67,17 +67,17 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--seeds={given.seeds}: at least one; three give an interval")
     settings = with_workers(given)
     plan = plan_ablation([ABLATIONS[key] for key in keys], given.recipe, settings, given.seeds)
-    workspace, catalog = datasets.places(given.workspace, given.catalog)
+    workspace, catalog = run_data.places(given.workspace, given.catalog)
     tracking_uri, place = tracking_of(given.tracking_uri, workspace), storage_of(given)
     first = plan.configs[0]
-    datasets.check_data_set(first, catalog)
-    clip = load_clip(datasets.clip_source(first))
+    run_data.check_data_set(first, catalog)
+    clip = load_clip(run_data.clip_source(first))
     for config in plan.configs:
-        datasets.check_settings(config, clip)
+        run_data.check_settings(config, clip)
     start_ray(first.train.workers, given.gpus_per_worker)
-    tables = datasets.tables_of(first, clip, workspace, catalog)
+    tables = run_data.tables_of(first, clip, workspace, catalog)
     for config in plan.configs:
-        datasets.check_tables(config, clip, tables)
+        run_data.check_tables(config, clip, tables)
     return run_ablation(plan, tables, workspace, tracking_uri, place, given.gpus_per_worker)
 
 

@@ -27,19 +27,20 @@ import torch
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.benchmarks.ingest import build_view, ingest_images
+from experiments.benchmarks.ingest_benchmark import build_view, ingest_images
 from experiments.benchmarks.measuring import compare, measure, measure_in_turns
-from experiments.benchmarks.sweep import sweep
-from stmi import augment, retrieval
-from stmi.clip import LoadedClip
+from experiments.benchmarks.sweep_benchmark import sweep
+from stmi.clip.loading import LoadedClip
 from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
 from stmi.feature_modulation import attend_modulated
-from stmi.host_memory import keep_freed_memory
+from stmi.kernels.capabilities import processor_multiplies_bfloat16
+from stmi.kernels.host_memory import keep_freed_memory
+from stmi.kernels.modulated_attention import modulated_attention
 from stmi.model import STMI, ModelInput
-from stmi.modulated_attention import modulated_attention
-from stmi.precision import processor_multiplies_bfloat16
-from stmi.retrieval import RetrievalSet
-from stmi.train_step import TrainStep, build_optimizer
+from stmi.retrieval import metrics as retrieval_metrics
+from stmi.retrieval.metrics import RetrievalSet
+from stmi.training import augment
+from stmi.training.train_step import TrainStep, build_optimizer
 
 SIZE = (256, 128)
 HEADS, HEAD_WIDTH = 12, 64
@@ -212,7 +213,7 @@ def retrieve(repeats: int) -> dict[str, Any]:
     """MAP and CMC at RGBNT100's size, against the field's usual form: the whole distance matrix, argsort."""
     query, gallery = _random_set(1715, 0), _random_set(8575, 1)
     usual = measure("whole-matrix argsort", lambda: _by_whole_matrix(query, gallery), repeats, len(query))
-    chunked = measure("evaluate", lambda: retrieval.evaluate(query, gallery), repeats, len(query))
+    chunked = measure("evaluate", lambda: retrieval_metrics.evaluate(query, gallery), repeats, len(query))
     settings = {"queries": len(query), "gallery": len(gallery), "width": 1536}
     return _report("retrieval", settings, [usual, compare(chunked, usual)])
 
@@ -222,8 +223,10 @@ def retrieve_large(repeats: int) -> dict[str, Any]:
     query, gallery = _random_set(20_000, 0), _random_set(200_000, 1)
     few = RetrievalSet(query.embedding[:200], query.identity[:200], query.group[:200])
     # `repeats` does not count here: a run takes minutes.
-    large = measure("evaluate", lambda: retrieval.evaluate(query, gallery), 1, len(query), warm_up=False)
-    part, usual = retrieval.evaluate(few, gallery), _by_whole_matrix(few, gallery)
+    large = measure(
+        "evaluate", lambda: retrieval_metrics.evaluate(query, gallery), 1, len(query), warm_up=False
+    )
+    part, usual = retrieval_metrics.evaluate(few, gallery), _by_whole_matrix(few, gallery)
     settings = {
         "queries": len(query),
         "gallery": len(gallery),
@@ -254,9 +257,9 @@ def _by_whole_matrix(query: RetrievalSet, gallery: RetrievalSet) -> float:
 
 def view_read(repeats: int) -> dict[str, Any]:
     """Random rows of a memory-mapped view at the published size, against copying as many bytes."""
-    from data_catalog.building import build_table  # noqa: PLC0415 - Ray's memory is not that of the others
-    from data_catalog.schemas import TableKind  # noqa: PLC0415
-    from data_catalog.view import ViewSettings, open_view  # noqa: PLC0415
+    from data_catalog.tables.building import build_table  # noqa: PLC0415 - Ray's memory is not that of the others
+    from data_catalog.tables.schemas import TableKind  # noqa: PLC0415
+    from data_catalog.views.training_view import ViewSettings, open_view  # noqa: PLC0415
     from experiments.benchmarks.random_view import RandomRows  # noqa: PLC0415
 
     shards, rows, samples = 4, 500, 72

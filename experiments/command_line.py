@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_catalog import storage
 from data_catalog.errors import CatalogError
+from data_catalog.storage import filesystems
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
-from experiments.run.folder import RunFolderError
-from experiments.run.result import RunError
-from stmi.clip import ClipFileError
-from stmi.retrieval import RetrievalError
+from experiments.run.run_folder import RunFolderError
+from experiments.run.run_result import RunError
+from stmi.clip.loading import ClipFileError
+from stmi.retrieval.metrics import RetrievalError
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -81,7 +81,7 @@ def storage_of(given: argparse.Namespace) -> str | None:
     """
     if given.storage is None:
         return None
-    storage.open_root(given.storage)
+    filesystems.open_root(given.storage)
     return given.storage if "://" in given.storage else str(Path(given.storage).resolve())
 
 

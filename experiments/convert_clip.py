@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.command_line import run_command
-from stmi import openai_archive
+from stmi.clip import openai_archive
 
 
 def parser() -> argparse.ArgumentParser:

@@ -26,17 +26,17 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from data_catalog import storage
-from data_catalog.view import View, open_view
-from experiments import datasets, recipes
+from data_catalog.storage import filesystems
+from data_catalog.views.training_view import View, open_view
+from experiments import recipes
 from experiments.command_line import run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster
+from experiments.evaluating.evaluation_target import Subject, of_released_checkpoint, of_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
-from experiments.evaluating.subject import Subject, of_released_checkpoint, of_run
-from experiments.published import in_words, stmi_on
 from experiments.recipes import WORKSPACE, ConfigError
-from experiments.run import evaluation
-from experiments.run.pictures import FEATURE_NAMES
+from experiments.run import evaluation, run_data
+from experiments.run.run_figures import FEATURE_NAMES
+from experiments.studies.published import in_words, stmi_on
 from stmi.modality import MODALITIES, Modality
 
 PROPER_SUBSETS = [
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.workers is not None and given.workers < 0:
             raise ConfigError(f"--workers={given.workers}: expected a number of actors, or 0")
         for place in filter(None, (given.embeddings, given.queries)):
-            storage.open_root(place)  # a place of no known kind is refused before the work, not after it
+            filesystems.open_root(place)  # a place of no known kind is refused before the work, not after it
         subject = chosen_subject(given)
         return evaluate(subject, missing, given.rerank, given.workers, given.embeddings, given.queries)
 
@@ -194,7 +194,7 @@ def chosen_subject(given: argparse.Namespace) -> Subject:
     Raises:
         ConfigError: Options that do not go together.
     """
-    _, catalog = datasets.places(given.workspace, given.catalog)
+    _, catalog = run_data.places(given.workspace, given.catalog)
     if given.run is not None:
         if given.recipe or given.settings:
             raise ConfigError("--recipe and --set go with --released-checkpoint; a run has its own settings")

@@ -30,12 +30,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from data_catalog.sentences import PERSON, write_caption
+from data_catalog.captions.sentences import PERSON, write_caption
 from data_catalog.synthetic import SyntheticSettings, draw_sample, true_attributes
 from experiments.command_line import run_command
-from stmi import augment, clip, keyed_random
+from stmi import keyed_random
+from stmi.clip import loading
 from stmi.config import AugmentConfig
 from stmi.modality import MODALITIES
+from stmi.training import augment
 
 SEED_OFFSET = 7_000_000
 """Added to the seed of the pictures, so that no benchmark seed meets it."""
@@ -152,11 +154,11 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     """Train and write the CLIP folder; returns what was measured."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    vocabulary = clip.write_merges(out / clip.MERGES_FILE, MERGES)
+    vocabulary = loading.write_merges(out / loading.MERGES_FILE, MERGES)
     config = {"model_cfg": model_config(vocabulary), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (out / clip.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    (out / loading.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     with keyed_random.seeded_construction(seed, "pretraining_weights"):
-        model, tokenizer = clip.build_clip(out), clip.build_tokenizer(out)
+        model, tokenizer = loading.build_clip(out), loading.build_tokenizer(out)
     pairs = draw_pairs(people, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     loss_of = open_clip.ClipLoss()
@@ -177,16 +179,16 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
             model.logit_scale.clamp_(0, math.log(100))
         progress.set_postfix(loss=f"{loss.item():.3f}")
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    partial = out / f".{clip.WEIGHTS_FILE}.partial"
+    partial = out / f".{loading.WEIGHTS_FILE}.partial"
     save_file(weights, partial)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    (out / clip.DIGEST_FILE).write_text(f"{digest}  {clip.WEIGHTS_FILE}\n")
-    partial.replace(out / clip.WEIGHTS_FILE)
-    loaded = clip.load_clip(out)
+    (out / loading.DIGEST_FILE).write_text(f"{digest}  {loading.WEIGHTS_FILE}\n")
+    partial.replace(out / loading.WEIGHTS_FILE)
+    loaded = loading.load_clip(out)
     return {
         "folder": str(out),
         "sha256": digest,
-        "bytes": (out / clip.WEIGHTS_FILE).stat().st_size,
+        "bytes": (out / loading.WEIGHTS_FILE).stat().st_size,
         "parameters": sum(value.numel() for value in weights.values()),
         "held_out_accuracy": held_out_accuracy(loaded.model, tokenizer, pairs),
         "chance": 1 / HELD_OUT,

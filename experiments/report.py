@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.command_line import run_command
-from experiments.published import in_words, stmi_on
 from experiments.recipes import WORKSPACE
-from experiments.run.folder import RunFolder, RunFolderError
-from experiments.run.pictures import FEATURE_NAMES, draw_all
-from experiments.tracking import tracking_of
+from experiments.run.run_figures import FEATURE_NAMES, draw_all
+from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.studies.published import in_words, stmi_on
+from experiments.tracking.mlflow_logger import tracking_of
 
 
 def print_report(result: dict[str, Any], console: Console | None = None) -> None:
@@ -106,7 +106,7 @@ def _shown(path: Path) -> str:
 
 def _study_report(given: argparse.Namespace) -> dict[str, Any]:
     """Write the page that a command line asks for; returns where, as `study_report.write_report` does."""
-    from experiments.reports.reading import read_study  # noqa: PLC0415 - MLflow takes seconds to import
+    from experiments.reports.study_records import read_study  # noqa: PLC0415 - MLflow takes seconds to import
     from experiments.reports.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
 
     study = read_study(tracking_of(given.tracking_uri, given.workspace), given.study)

@@ -27,23 +27,23 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from experiments import datasets
 from experiments.command_line import add_workers, run_command, storage_of, training_options, with_workers
 from experiments.recipes import ConfigError
-from experiments.studies.tuning import start_ray
-from experiments.sweeps.plan import Sweep
-from experiments.sweeps.result import words
-from experiments.sweeps.search_space import (
+from experiments.run import run_data
+from experiments.studies.sweep.optuna_study import check_url
+from experiments.studies.sweep.search_space import (
     DEFAULT_SPACE,
     check_space,
     check_switches,
     setting_name,
     space_of,
 )
-from experiments.sweeps.study import check_url
-from experiments.sweeps.sweep import run_sweep
-from experiments.tracking import tracking_of
-from stmi.clip import load_clip
+from experiments.studies.sweep.sweep import run_sweep
+from experiments.studies.sweep.sweep_result import words
+from experiments.studies.sweep.sweep_spec import Sweep
+from experiments.studies.tuning import start_ray
+from experiments.tracking.mlflow_logger import tracking_of
+from stmi.clip.loading import load_clip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,22 +137,22 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
     """
     plan = planned(given)
     base = plan.base
-    workspace, catalog = datasets.places(given.workspace, given.catalog)
+    workspace, catalog = run_data.places(given.workspace, given.catalog)
     tracking_uri, place = tracking_of(given.tracking_uri, workspace), storage_of(given)
     if given.study_storage is not None:
         check_url(given.study_storage)
-    datasets.check_data_set(base, catalog)
-    clip = load_clip(datasets.clip_source(base))
-    check_space(plan.space, plan.recipe, plan.settings, lambda config: datasets.check_settings(config, clip))
+    run_data.check_data_set(base, catalog)
+    clip = load_clip(run_data.clip_source(base))
+    check_space(plan.space, plan.recipe, plan.settings, lambda config: run_data.check_settings(config, clip))
     start_ray(base.train.workers, given.gpus_per_worker)
-    tables = datasets.tables_of(base, clip, workspace, catalog)
+    tables = run_data.tables_of(base, clip, workspace, catalog)
     if "val" not in tables.views:
         raise ConfigError(
             f"data set {base.data.dataset!r} has no val split, and a sweep never chooses on test; ingest it "
             "with --validation-identities N, which holds N training identities out, and make the val view"
         )
     check_space(
-        plan.space, plan.recipe, plan.settings, lambda config: datasets.check_tables(config, clip, tables)
+        plan.space, plan.recipe, plan.settings, lambda config: run_data.check_tables(config, clip, tables)
     )
     return run_sweep(
         plan,

@@ -18,17 +18,18 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments import datasets, recipes, runner
+from experiments import recipes
 from experiments.command_line import run_command, storage_of, training_options, with_workers
 from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
-from experiments.planning.plan import plan
 from experiments.planning.printout import print_plan
-from experiments.published import stmi_on
+from experiments.planning.run_plan import plan
 from experiments.recipes import ExperimentConfig
 from experiments.report import print_report
-from experiments.run.folder import RunFolder
-from experiments.tracking import tracking_of
-from stmi.clip import load_clip
+from experiments.run import lifecycle, run_data
+from experiments.run.run_folder import RunFolder
+from experiments.studies.published import stmi_on
+from experiments.tracking.mlflow_logger import tracking_of
+from stmi.clip.loading import load_clip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,26 +73,26 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
     return recipes.resolve(given.recipe, settings)
 
 
-def train(given: argparse.Namespace, narrate: datasets.Narrate = lambda step, result: None) -> dict[str, Any]:
+def train(given: argparse.Namespace, narrate: run_data.Narrate = lambda step, result: None) -> dict[str, Any]:
     """Do what the command line asks for; returns the result."""
     config, place = configure(given), storage_of(given)
-    workspace, catalog = datasets.places(given.workspace, given.catalog)
+    workspace, catalog = run_data.places(given.workspace, given.catalog)
     tracking_uri = tracking_of(given.tracking_uri, workspace)
-    datasets.check_data_set(config, catalog)
-    clip = load_clip(datasets.clip_source(config))
-    datasets.check_settings(config, clip)
-    runner.prepare_ray()
-    tables = datasets.tables_of(config, clip, workspace, catalog, narrate)
-    datasets.check_tables(config, clip, tables)
+    run_data.check_data_set(config, catalog)
+    clip = load_clip(run_data.clip_source(config))
+    run_data.check_settings(config, clip)
+    lifecycle.prepare_ray()
+    tables = run_data.tables_of(config, clip, workspace, catalog, narrate)
+    run_data.check_tables(config, clip, tables)
     if given.resume:
         RunFolder.begun(workspace, config, tables)
-    result = runner.run(config, tables, workspace, tracking_uri, place, given.gpus_per_worker)
+    result = lifecycle.run(config, tables, workspace, tracking_uri, place, given.gpus_per_worker)
     return result | {"paper": stmi_on(config.data.dataset)}
 
 
 def make_plan(given: argparse.Namespace) -> dict[str, Any]:
     """What a run of this command line would do and take."""
-    workspace, catalog = datasets.places(given.workspace, given.catalog)
+    workspace, catalog = run_data.places(given.workspace, given.catalog)
     hardware = given.hardware or SHOWN_BY_DEFAULT
     return plan(configure(given), workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
 

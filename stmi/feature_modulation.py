@@ -13,13 +13,13 @@ where both tokens are foreground, towards its row's minimum with weight beta els
 import torch
 from torch import Tensor, nn
 
-from stmi.compiled_attention import compiled_attention
 from stmi.config import SfmConfig
-from stmi.linear import linear
+from stmi.kernels.capabilities import compiles_for_gpu
+from stmi.kernels.compiled_attention import compiled_attention
+from stmi.kernels.linear import linear
+from stmi.kernels.modulated_attention import modulated_attention
+from stmi.kernels.plain_attention import attend
 from stmi.modality import MODALITIES
-from stmi.modulated_attention import modulated_attention
-from stmi.plain_attention import attend
-from stmi.precision import compiles_for_gpu
 
 FUSED_TOKENS = 256
 """Up to so many tokens what the compiler makes of whole expressions is the faster way on a processor."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stmi import feature_modulation, keyed_random
-from stmi.clip import LoadedClip
-from stmi.clip_towers import ImageTower, TextTower
+from stmi.clip.loading import LoadedClip
+from stmi.clip.towers import ImageTower, TextTower
 from stmi.config import ModelConfig
 from stmi.hypergraph import ClassTokenFusion, build_interaction, incidence_of
 from stmi.modality import MODALITIES, Modality

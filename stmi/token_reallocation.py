@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import StrConfig
-from stmi.plain_attention import attend
+from stmi.kernels.plain_attention import attend
 
 
 class CrossAttention(nn.Module):

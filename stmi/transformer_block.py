@@ -5,8 +5,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from stmi.feature_modulation import ModulatedAttention
-from stmi.precision import compiles_for_gpu
-from stmi.quick_gelu import QuickGELU, quick_gelu_mlp
+from stmi.kernels.capabilities import compiles_for_gpu
+from stmi.kernels.quick_gelu import QuickGELU, quick_gelu_mlp
 
 
 class TransformerBlock(nn.Module):

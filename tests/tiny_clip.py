@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stmi import clip
+from stmi.clip import loading
 
 MODEL_CONFIG = {
     "embed_dim": 16,
@@ -18,12 +18,12 @@ MODEL_CONFIG = {
 
 def write(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = clip.write_merges(folder / clip.MERGES_FILE, 256)
+    vocabulary = loading.write_merges(folder / loading.MERGES_FILE, 256)
     config = json.loads(json.dumps(MODEL_CONFIG))
     config["text_cfg"]["vocab_size"] = vocabulary
-    (folder / clip.CONFIG_FILE).write_text(json.dumps({"model_cfg": config}))
+    (folder / loading.CONFIG_FILE).write_text(json.dumps({"model_cfg": config}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = clip.build_clip(folder)
-    save_file(model.state_dict(), folder / clip.WEIGHTS_FILE)
+        model = loading.build_clip(folder)
+    save_file(model.state_dict(), folder / loading.WEIGHTS_FILE)
     return folder

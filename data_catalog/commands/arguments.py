@@ -3,8 +3,8 @@
 import argparse
 
 from data_catalog.errors import CatalogError
-from data_catalog.schemas import TableKind
-from data_catalog.tables import Table, find_table, list_datasets
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table, find_table, list_datasets
 
 
 def add_catalog(parser: argparse.ArgumentParser) -> None:

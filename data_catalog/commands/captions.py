@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_catalog.artifacts import card_of
-from data_catalog.building import Progress
-from data_catalog.captions import CaptionSettings, make_captions
+from data_catalog.captions.caption_table import CaptionSettings, make_captions
+from data_catalog.captions.imported_captions import CaptionFileSettings, import_captions
 from data_catalog.cards import card_names
+from data_catalog.checks.artifacts import card_of
 from data_catalog.commands.arguments import add_samples, find_samples
 from data_catalog.commands.command import Command, Result, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
-from data_catalog.imported_captions import CaptionFileSettings, import_captions
 from data_catalog.progress import progress_bar
-from data_catalog.tables import Table
+from data_catalog.tables.building import Progress
+from data_catalog.tables.table import Table
 
 _PRINTED = 5
 
@@ -132,9 +132,9 @@ def _run(args: argparse.Namespace) -> Result:
 
 def _ask(args: argparse.Namespace, samples: Table, card: str, progress: Progress) -> Table:
     # Its client library takes a second to import, which `show` and `--help` need not pay.
-    from data_catalog.llm.captioner import LlmCaptionSettings, make_llm_captions  # noqa: PLC0415
-    from data_catalog.llm.client import ClientSettings  # noqa: PLC0415
-    from data_catalog.llm.spending import Prices  # noqa: PLC0415
+    from data_catalog.captions.llm.captioner import LlmCaptionSettings, make_llm_captions  # noqa: PLC0415
+    from data_catalog.captions.llm.client import ClientSettings  # noqa: PLC0415
+    from data_catalog.captions.llm.spending import Prices  # noqa: PLC0415
 
     prices = (args.usd_per_million_input, args.usd_per_million_output)
     if (prices[0] is None) != (prices[1] is None):

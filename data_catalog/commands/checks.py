@@ -2,12 +2,12 @@
 
 import argparse
 
-from data_catalog.artifacts import find_artifacts
-from data_catalog.checks import CheckSettings, run_checks
+from data_catalog.checks.artifacts import find_artifacts
+from data_catalog.checks.data_checks import CheckSettings, run_checks
+from data_catalog.checks.image_hashes import HASH_BITS
 from data_catalog.commands.arguments import add_catalog, check_dataset
 from data_catalog.commands.command import Command, Result
 from data_catalog.commands.printing import print_findings
-from data_catalog.image_hashes import HASH_BITS
 from data_catalog.progress import progress_bar
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_catalog.building import Progress
 from data_catalog.commands.printing import print_result
 from data_catalog.progress import progress_bar
-from data_catalog.tables import Table
+from data_catalog.tables.building import Progress
+from data_catalog.tables.table import Table
 
 Result = dict[str, Any]
 """What a command tells: JSON values only."""

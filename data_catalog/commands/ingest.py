@@ -6,7 +6,7 @@ from pathlib import Path
 from data_catalog.commands.arguments import add_catalog, image_size
 from data_catalog.commands.command import Command, Result, build
 from data_catalog.formats import FORMATS
-from data_catalog.ingest import IngestSettings, ingest
+from data_catalog.samples.ingestion import IngestSettings, ingest
 
 
 def _size_or_any(text: str) -> tuple[int, int] | str:

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_catalog.building import Progress
 from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
 from data_catalog.commands.command import Command, Result, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
-from data_catalog.masks import list_below_gate, make_masks
-from data_catalog.schemas import TableKind
-from data_catalog.segmenters.mask_files import import_masks
-from data_catalog.segmenters.sam2_checkpoint import SAM2_MODELS
-from data_catalog.tables import Table
+from data_catalog.masks.mask_table import list_below_gate, make_masks
+from data_catalog.masks.segmenters.mask_files import import_masks
+from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS
+from data_catalog.tables.building import Progress
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table
 
 _OPTIONS_OF = {
     "sam2": ("checkpoint", "model", "prompt", "image_size", "precision", "images_per_batch"),
@@ -107,7 +107,7 @@ def _make(
             "--segmenter sam2 needs --checkpoint FILE, the weights as SAM2's authors publish them"
         )
     # It needs torch, whose import takes seconds that other commands need not pay.
-    from data_catalog.segmenters.sam2 import sam2_settings  # noqa: PLC0415
+    from data_catalog.masks.segmenters.sam2 import sam2_settings  # noqa: PLC0415
 
     return make_masks(samples, sam2_settings(**given["sam2"]), args.true_masks, progress)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data_catalog.checks import NAMED
+from data_catalog.checks.data_checks import NAMED
 
 
 def print_result(result: Mapping[str, Any], indent: str = "") -> None:

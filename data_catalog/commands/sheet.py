@@ -7,9 +7,9 @@ from data_catalog.commands.arguments import add_catalog, check_dataset, find_mad
 from data_catalog.commands.command import Command, Result
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
-from data_catalog.schemas import TableKind
-from data_catalog.sheet import MAX_SAMPLES, SheetSettings, draw_sheet
-from data_catalog.tables import Table, find_table, list_tables
+from data_catalog.inspect.contact_sheet import MAX_SAMPLES, SheetSettings, draw_sheet
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table, find_table, list_tables
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from data_catalog.commands.arguments import add_catalog, check_dataset
 from data_catalog.commands.command import Command, Result
 from data_catalog.commands.printing import print_findings, print_result
-from data_catalog.lineage import draw_tree, trace
-from data_catalog.show import describe
-from data_catalog.tables import list_tables
+from data_catalog.inspect.lineage import draw_tree, trace
+from data_catalog.inspect.summary import describe
+from data_catalog.tables.table import list_tables
 
 _ROWS = ("samples", "identities", "cameras", "queries", "gallery")
 

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 import stmi
+from data_catalog.captions.text_feature_table import make_text_features
 from data_catalog.commands.arguments import add_samples, find_made_from, find_samples
 from data_catalog.commands.command import Command, Result, build
-from data_catalog.schemas import TableKind
-from data_catalog.text_features import make_text_features
+from data_catalog.tables.schemas import TableKind
 
 DEMO_CLIP = Path(stmi.__file__).parent / "demo_clip"
 

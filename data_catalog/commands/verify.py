@@ -6,8 +6,8 @@ from typing import Any
 
 from data_catalog.commands.arguments import add_catalog, check_dataset
 from data_catalog.commands.command import Command, Result
+from data_catalog.inspect.verification import verify
 from data_catalog.progress import progress_bar
-from data_catalog.verify import verify
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Callable
 
-from data_catalog.building import Progress
 from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
 from data_catalog.commands.command import Command, Result, build
 from data_catalog.formats import SPLITS
-from data_catalog.schemas import TableKind
-from data_catalog.tables import Table
-from data_catalog.view import ViewSettings, make_view
+from data_catalog.tables.building import Progress
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table
+from data_catalog.views.training_view import ViewSettings, make_view
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,8 @@ from data_catalog.formats.source import MODALITY_FOLDERS, Listing, Rejected, Sou
 FOLDER = "RGBNT201"
 SPLIT_FOLDERS = {"train": "train_171", "val": "val", "test": "test"}
 OPTIONAL_SPLITS = frozenset({"val"})
+SYNTHESIS_MANIFEST = "synthesis.json"
+"""Beside a data set that `data_catalog.synthetic` generated: the settings that it was made with."""
 
 _NAME = NamePattern(
     re.compile(r"(?P<identity>-1|\d{6})_cam(?P<camera>[1-9]\d{0,3})_\w+", re.ASCII),

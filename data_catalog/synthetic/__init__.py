@@ -5,9 +5,9 @@ the same road through the project as real data. `draw_sample` gives one sample i
 `synthesize` writes a whole data set.
 """
 
+from data_catalog.synthetic.attribute_predictions import SOURCES, Reading, read_attributes
 from data_catalog.synthetic.attributes import attributes_of, person_attributes, vehicle_attributes
 from data_catalog.synthetic.identities import twin_of
-from data_catalog.synthetic.readings import SOURCES, Reading, read_attributes
 from data_catalog.synthetic.rendering import RenderedSample, draw_sample, true_attributes
 from data_catalog.synthetic.settings import SPLITS, Kind, Split, SyntheticSettings
 from data_catalog.synthetic.writing import SynthesisConflictError, SynthesisReport, synthesize

@@ -17,16 +17,15 @@ from filelock import FileLock
 from PIL import Image
 
 from data_catalog.errors import CatalogError
-from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS
+from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS, SYNTHESIS_MANIFEST
+from data_catalog.synthetic.attribute_predictions import read_attributes
 from data_catalog.synthetic.attributes import attributes_of
-from data_catalog.synthetic.readings import read_attributes
 from data_catalog.synthetic.rendering import RenderedSample, draw_sample
 from data_catalog.synthetic.settings import SPLITS, Split, SyntheticSettings
 
 DRAWING_VERSION = 1
 """Raised whenever the same settings would give other pixels or readings than before."""
-MANIFEST = "synthesis.json"
-UNFINISHED = "synthesis.json.unfinished"
+UNFINISHED = f"{SYNTHESIS_MANIFEST}.unfinished"
 """The manifest while samples are being written; it is renamed when they all are."""
 
 
@@ -99,7 +98,7 @@ def _write(
             done += 1
             if progress is not None:
                 progress(done, total)
-    (out / UNFINISHED).replace(out / MANIFEST)
+    (out / UNFINISHED).replace(out / SYNTHESIS_MANIFEST)
 
 
 def sample_name(identity: int, camera: int, shot: int) -> str:
@@ -129,7 +128,7 @@ def _is_there(out: Path, wanted: Mapping[str, Any]) -> bool:
     if not out.is_dir():
         raise SynthesisConflictError(f"{out} is a file: choose a folder.")
     held = sorted(path.name for path in out.iterdir())
-    for name in (MANIFEST, UNFINISHED):
+    for name in (SYNTHESIS_MANIFEST, UNFINISHED):
         if name not in held:
             continue
         try:
@@ -141,7 +140,7 @@ def _is_there(out: Path, wanted: Mapping[str, Any]) -> bool:
                 f"{out / name} is not valid JSON: delete {out} and run again."
             ) from None
         _refuse_other(out, found, wanted)
-        return name == MANIFEST
+        return name == SYNTHESIS_MANIFEST
     if held:
         raise SynthesisConflictError(
             f"{out} holds files that are not a synthetic data set ({', '.join(held[:3])}): "

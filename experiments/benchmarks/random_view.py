@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_catalog.building import ShardMaker
-from data_catalog.schemas import view_schema
+from data_catalog.tables.building import ShardMaker
+from data_catalog.tables.schemas import view_schema
 
 
 @dataclass

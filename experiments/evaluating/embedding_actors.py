@@ -19,11 +19,11 @@ import torch
 
 from data_catalog.progress import progress_bar
 from data_catalog.ray_session import ensure_ray
-from data_catalog.view import View, open_view
-from experiments.evaluating.subject import Subject
+from data_catalog.views.training_view import View, open_view
+from experiments.evaluating.evaluation_target import Subject
 from experiments.run.evaluation import embed_rows, retrieval_features
-from experiments.run.result import RunError
-from experiments.runner import prepare_ray
+from experiments.run.lifecycle import prepare_ray
+from experiments.run.run_result import RunError
 from stmi.modality import Modality
 
 PROCESSORS_PER_ACTOR = 4

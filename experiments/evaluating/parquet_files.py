@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_catalog import storage
-from data_catalog.view import View
+from data_catalog.storage import filesystems
+from data_catalog.views.training_view import View
 
 ROWS_PER_GROUP = 8192
 """Rows that are turned into Arrow at a time: all of a large view's would need the memory twice."""
@@ -28,7 +28,7 @@ def write_parquet(place: str, parts: Iterable[pa.Table]) -> None:
     parts = iter(parts)
     first = next(parts)
     with (
-        storage.written_atomically(*storage.open_root(place)) as stream,
+        filesystems.written_atomically(*filesystems.open_root(place)) as stream,
         pq.ParquetWriter(stream, first.schema) as writer,
     ):
         writer.write_table(first)

@@ -9,12 +9,12 @@ from typing import Any
 import psutil
 import torch
 
-from experiments import datasets
 from experiments.planning.fresh_clip import fresh_clip
 from experiments.planning.hardware import Work
 from experiments.planning.rehearsal import Rehearsal
 from experiments.recipes import ConfigError, ExperimentConfig
-from stmi.host_memory import keep_freed_memory
+from experiments.run import run_data
+from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
 
 STEPS = 5
@@ -46,7 +46,7 @@ def calibrate(config: ExperimentConfig, work: Work, identities: int, cameras: in
     try:
         torch.set_num_threads(threads or before)
         keep_freed_memory()
-        clip = fresh_clip(datasets.clip_source(config))
+        clip = fresh_clip(run_data.clip_source(config))
         model = STMI(config.model, clip, identities, cameras, config.seed).to(device)
         rehearsal = Rehearsal(config, model, clip.model.context_length, config.train.compile)
         steps = _time(rehearsal.train, device, warm_up=2 if config.train.compile else 1)

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from experiments import datasets
 from experiments.planning.fresh_clip import fresh_clip
 from experiments.planning.rehearsal import Rehearsal
 from experiments.recipes import ExperimentConfig
-from stmi.clip import LoadedClip
+from experiments.run import run_data
+from stmi.clip.loading import LoadedClip
 from stmi.config import BatchConfig
 from stmi.model import STMI
 
@@ -128,8 +128,8 @@ def measure_cost(config: ExperimentConfig, identities: int, cameras: int) -> Cos
         ConfigError: The config does not fit it.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        clip = fresh_clip(datasets.clip_source(config))
-        datasets.check_settings(config, clip)
+        clip = fresh_clip(run_data.clip_source(config))
+        run_data.check_settings(config, clip)
         model = STMI(config.model, clip, identities, cameras, config.seed)
         flops = _count_flops(Rehearsal(_few_samples(config), model, clip.model.context_length), clip)
         model.zero_grad(set_to_none=True)
@@ -149,7 +149,7 @@ def step_flops(config: ExperimentConfig, identities: int, cameras: int) -> int:
         ClipFileError: The CLIP's architecture is not known.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        clip = fresh_clip(datasets.clip_source(config))
+        clip = fresh_clip(run_data.clip_source(config))
         model = STMI(config.model, clip, identities, cameras, config.seed)
         rehearsal = Rehearsal(_few_samples(config), model, clip.model.context_length)
         batch, loss = rehearsal.batch(), rehearsal.take_step.module

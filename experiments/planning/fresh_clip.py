@@ -1,6 +1,6 @@
 """A CLIP with fresh weights: its architecture, where its own weights are not needed or not at hand."""
 
-from stmi.clip import LoadedClip, build_clip
+from stmi.clip.loading import LoadedClip, build_clip
 
 
 def fresh_clip(source: str) -> LoadedClip:
@@ -13,6 +13,6 @@ def fresh_clip(source: str) -> LoadedClip:
         The towers without digest and tokenizer.
 
     Raises:
-        ClipFileError: As `stmi.clip.build_clip` does.
+        ClipFileError: As `stmi.clip.loading.build_clip` does.
     """
     return LoadedClip(build_clip(source).eval().requires_grad_(False), None, source, digest="")

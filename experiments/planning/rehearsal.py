@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from experiments.recipes import ExperimentConfig
-from stmi import augment
-from stmi.batch_plan import rows_of_rank
 from stmi.modality import MODALITIES
 from stmi.model import STMI, Features, ModelInput, ModelNoise
-from stmi.train_step import TrainStep
+from stmi.training import augment
+from stmi.training.batch_plan import rows_of_rank
+from stmi.training.train_step import TrainStep
 
 
 class Rehearsal:

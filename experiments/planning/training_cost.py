@@ -1,10 +1,10 @@
 """What it takes to train a config, counted so that trials of a sweep can be compared on any machine."""
 
-from data_catalog.view import open_view
-from experiments.datasets import RunTables
+from data_catalog.views.training_view import open_view
 from experiments.planning.cost import step_flops
 from experiments.recipes import ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.run_data import RunTables
 
 
 class TrainingCost:

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from data_catalog.view import open_view
-from experiments.ablations.table import EPOCHS
-from experiments.ablations.text import HEADER, cells
-from experiments.evaluating import subject
-from experiments.published import published
+from data_catalog.views.training_view import open_view
+from experiments.evaluating import evaluation_target
 from experiments.reports import attention_pictures, identity_maps, rank_differences
-from experiments.reports import pictures as study_pictures
+from experiments.reports import study_figures as study_pictures
 from experiments.reports.page import Line, PageTable, Picture, Section, as_png, as_svg, section, stored_png
-from experiments.reports.reading import RecordedStudy, StudyRun
-from experiments.run.folder import RunFolder, RunFolderError
+from experiments.reports.study_records import RecordedStudy, StudyRun
+from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.studies.ablation.ablation_table import EPOCHS
+from experiments.studies.ablation.table_text import HEADER, cells
+from experiments.studies.published import published
 
 ATTENTION_SAMPLES = 3
 SHARE_SAMPLES = 48
@@ -251,7 +251,7 @@ def attention_section(label: str, run: StudyRun, epoch: str) -> Section:
 
     def draw() -> Iterator[Picture]:
         opened(run)
-        trained = subject.of_run(run.folder, epoch="last")
+        trained = evaluation_target.of_run(run.folder, epoch="last")
         view = open_view(trained.table)
         for number, row in enumerate(attention_pictures.shown_samples(view, ATTENTION_SAMPLES)):
             figure = attention_pictures.attention_maps(trained, view, row)

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from data_catalog.view import View
-from experiments.evaluating.subject import Subject
+from data_catalog.views.training_view import View
+from experiments.evaluating.evaluation_target import Subject
 from experiments.run import evaluation
 from experiments.run.checkpoints import MODEL_FILE, fetched
-from experiments.run.folder import RunFolder
+from experiments.run.run_folder import RunFolder
 from stmi.feature_modulation import ModulatedAttention, ModulationStrength, modulate, token_mask
 from stmi.modality import MODALITIES
 

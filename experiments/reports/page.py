@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data_catalog.errors import CatalogError
-from experiments.run.folder import RunFolderError
-from stmi.clip import ClipFileError
+from experiments.run.run_folder import RunFolderError
+from stmi.clip.loading import ClipFileError
 
 KINDS = {"svg": "image/svg+xml", "png": "image/png"}
 PAGE_DPI = 96

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from data_catalog import storage
-from experiments.published import PUBLISHED, load_published
+from data_catalog.storage import filesystems
 from experiments.reports.ablation_sections import ablation_sections, ablation_tables
+from experiments.reports.number_origins import provenance
 from experiments.reports.page import render
-from experiments.reports.provenance import provenance
-from experiments.reports.reading import RecordedStudy
+from experiments.reports.study_records import RecordedStudy
 from experiments.reports.sweep_sections import sweep_sections, sweep_table
+from experiments.studies.published import PUBLISHED, load_published
 
 
 def write_report(study: RecordedStudy, page: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def write_report(study: RecordedStudy, page: Path) -> dict[str, Any]:
     markdown = page.with_suffix(".md")
     for path, template in ((page, "study_report.html.j2"), (markdown, "study_report.md.j2")):
         text = render(template, shown)
-        storage.write_atomically(*storage.open_root(path), text.encode())
+        filesystems.write_atomically(*filesystems.open_root(path), text.encode())
     return {
         "study": study.name,
         "kind": study.kind,

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.reports import pictures as study_pictures
+from experiments.reports import study_figures as study_pictures
 from experiments.reports.ablation_sections import attention_section, opened, strengths_section
 from experiments.reports.page import Line, PageTable, Picture, Section, as_svg, section, stored_png
-from experiments.reports.reading import RecordedStudy
-from experiments.run.folder import RunFolder
+from experiments.reports.study_records import RecordedStudy
+from experiments.run.run_folder import RunFolder
 
 
 def sweep_table(study: RecordedStudy) -> PageTable:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from data_catalog.placement import deal_shards, identities_by_shard
-from data_catalog.tables import Table
+from data_catalog.tables.table import Table
+from data_catalog.views.placement import deal_shards, identities_by_shard
 from experiments.recipes import ExperimentConfig
-from stmi import batch_plan
+from stmi.training import batch_plan
 
 
 class BatchSchedule:
@@ -49,7 +49,7 @@ class BatchSchedule:
             int64 `(steps, batch / workers)`.
 
         Raises:
-            stmi.batch_plan.BatchPlanError: There are too few identities for the batch.
+            stmi.training.batch_plan.BatchPlanError: There are too few identities for the batch.
         """
         config = self.config
         if config.data.placement == "by_identity":

@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_catalog.view import View
-from stmi import retrieval
-from stmi.augment import normalise, patch_foreground
+from data_catalog.views.training_view import View
 from stmi.modality import MODALITIES, Modality
 from stmi.model import STMI, Features, ModelInput
-from stmi.reranking import rerank
-from stmi.retrieval import JunkRule, RetrievalMetrics, RetrievalSet
+from stmi.retrieval import metrics as retrieval_metrics
+from stmi.retrieval.metrics import JunkRule, RetrievalMetrics, RetrievalSet
+from stmi.retrieval.reranking import rerank
+from stmi.training.augment import normalise, patch_foreground
 
 QUERY_SCHEMA = pa.schema(
     [
@@ -146,7 +146,7 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
 
     query, gallery = chosen(view.is_query), chosen(view.is_gallery)
     if not reranked:
-        return retrieval.evaluate(query, gallery)
+        return retrieval_metrics.evaluate(query, gallery)
     place = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
     # A data set of fewer samples has no more neighbours.
     ranked = int((view.is_query | view.is_gallery).sum())
@@ -157,7 +157,7 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
         k2=min(6, ranked),
         gallery_row=place[view.is_query],
     )
-    return retrieval.score(chunks, query, gallery)
+    return retrieval_metrics.score(chunks, query, gallery)
 
 
 def score_each(

@@ -5,8 +5,8 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from data_catalog import storage
-from experiments.run.journal import Journal
+from data_catalog.storage import filesystems
+from experiments.tracking.journal import Journal
 
 
 class JournalCallback(UserCallback):
@@ -27,7 +27,7 @@ class JournalCallback(UserCallback):
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """Write the first worker's report; all workers report the same."""
-        place = None if checkpoint is None else storage.join(self.place, Path(checkpoint.path).name)
+        place = None if checkpoint is None else filesystems.join(self.place, Path(checkpoint.path).name)
         self.journal.record(metrics[0], place)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

@@ -10,9 +10,9 @@ import torch
 from pyarrow import fs
 from ray.train.torch import get_device
 
-from data_catalog import storage
+from data_catalog.storage import filesystems
 from experiments.run import checkpoints
-from experiments.run.folder import RunFolder
+from experiments.run.run_folder import RunFolder
 
 
 class Session(Protocol):
@@ -115,7 +115,7 @@ class OwnProcessSession:
         """As in `Session`; here it goes straight into the journal."""
         kept = None
         if checkpoint is not None:
-            kept = storage.join(self.place, f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}")
+            kept = filesystems.join(self.place, f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}")
             _store(checkpoint, kept)
         self.journal.record(facts, kept)
         if kept is not None:
@@ -126,12 +126,12 @@ class OwnProcessSession:
         places = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
         # Newest first. One that was lost and made again is as new as it was last written.
         for place in list(dict.fromkeys(reversed(places)))[checkpoints.KEPT :]:
-            _delete(*storage.open_root(place))
+            _delete(*filesystems.open_root(place))
 
 
 def _store(checkpoint: Path, place: str) -> None:
     """Copy a checkpoint's files to where it is kept; on a disk its folder is there whole or not at all."""
-    filesystem, path = storage.open_root(place)
+    filesystem, path = filesystems.open_root(place)
     # Object stores move no folders; there a checkpoint counts once the journal names it.
     written = f"{path}.partial" if isinstance(filesystem, fs.LocalFileSystem) else path
     _delete(filesystem, written)

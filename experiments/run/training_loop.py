@@ -17,19 +17,19 @@ import torch
 from pyarrow import compute
 from safetensors.numpy import save_file
 
-from data_catalog.tables import Table
-from data_catalog.view import View, open_view
+from data_catalog.tables.table import Table
+from data_catalog.views.training_view import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.session import Session
 from experiments.run.worker import Work
-from stmi import augment
-from stmi.batch_plan import rows_of_rank
-from stmi.clip import LoadedClip, load_clip
-from stmi.host_memory import keep_freed_memory
+from stmi.clip.loading import LoadedClip, load_clip
+from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI, ModelInput
-from stmi.retrieval import RetrievalError, RetrievalMetrics
-from stmi.train_step import TrainStep, learning_rate
+from stmi.retrieval.metrics import RetrievalError, RetrievalMetrics
+from stmi.training import augment
+from stmi.training.batch_plan import rows_of_rank
+from stmi.training.train_step import TrainStep, learning_rate
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray.train
 
-from data_catalog.tables import Table
+from data_catalog.tables.table import Table
 from experiments.recipes import ExperimentConfig
 
 

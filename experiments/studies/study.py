@@ -13,15 +13,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data_catalog import storage
+from data_catalog.storage import filesystems
 from experiments.recipes import ConfigError, ExperimentConfig
-from experiments.run.folder import RunFolder
-from experiments.run.journal import Journal
-from experiments.run.provenance import code_version, environment
-from experiments.run.result import RunError
-from experiments.runner import facts, other_digests
-from experiments.tracking import Mirror, RunFacts
-from experiments.watching import watching
+from experiments.run.code_version import code_version, environment
+from experiments.run.lifecycle import facts, other_digests
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import RunError
+from experiments.tracking.journal import Journal
+from experiments.tracking.mlflow_logger import Mirror, RunFacts
+from experiments.tracking.polling import watching
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class StudyFolder:
     def write(self, name: str, text: str) -> Path:
         """Write a file whole or not at all; returns its path."""
         path = self.path / name
-        storage.write_atomically(*storage.open_root(path), text.encode())
+        filesystems.write_atomically(*filesystems.open_root(path), text.encode())
         return path
 
     def write_result(self, result: dict[str, Any]) -> Path:

@@ -10,15 +10,15 @@ import ray
 import torch
 from ray import tune
 
-from experiments.datasets import RunTables
 from experiments.recipes import ExperimentConfig, parse
-from experiments.run.folder import RunFolder
-from experiments.run.journal import Journal
-from experiments.run.result import RunError, StoppedError, conclude
+from experiments.run.lifecycle import LOOK_SECONDS, BusyError, begin, fit, gpus_of_each, only_one, work_of
+from experiments.run.run_data import RunTables
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import RunError, StoppedError, conclude
 from experiments.run.session import OwnProcessSession
 from experiments.run.training_loop import train
-from experiments.runner import LOOK_SECONDS, BusyError, begin, fit, gpus_of_each, only_one, work_of
-from experiments.watching import watching
+from experiments.tracking.journal import Journal
+from experiments.tracking.polling import watching
 
 Tell = Callable[[dict[str, Any]], None]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_catalog.ray_session import ensure_ray
-from experiments.datasets import RunTables
-from experiments.runner import MAX_FAILURES, gpus_of_each, prepare_ray
+from experiments.run.lifecycle import MAX_FAILURES, gpus_of_each, prepare_ray
+from experiments.run.run_data import RunTables
 from experiments.studies.study import Member, StudyFolder
 
 if TYPE_CHECKING:

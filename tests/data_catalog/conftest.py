@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from data_catalog import building
-from data_catalog.storage import open_root
-from data_catalog.tables import Table
+from data_catalog.storage.filesystems import open_root
+from data_catalog.tables import building
+from data_catalog.tables.table import Table
 from tests.data_catalog import steps
 from tests.data_catalog.folders import write_data_set
 

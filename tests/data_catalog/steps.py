@@ -11,12 +11,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from data_catalog import building, masks, storage
-from data_catalog.captions import make_captions
-from data_catalog.ingest import IngestSettings, ingest
-from data_catalog.tables import Table
-from data_catalog.text_features import make_text_features
-from data_catalog.view import ViewSettings, make_view
+from data_catalog.captions.caption_table import make_captions
+from data_catalog.captions.text_feature_table import make_text_features
+from data_catalog.masks import mask_table
+from data_catalog.samples.ingestion import IngestSettings, ingest
+from data_catalog.storage import filesystems
+from data_catalog.tables import building
+from data_catalog.tables.table import Table
+from data_catalog.views.training_view import ViewSettings, make_view
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
 
 STEPS = ("samples", "masks", "captions", "text_features", "view")
@@ -25,7 +27,7 @@ STEPS = ("samples", "masks", "captions", "text_features", "view")
 def all_steps(source: Path, catalog: Path) -> dict[str, Table]:
     """Every table of the small data set; those that exist are found."""
     samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
-    found = masks.make_masks(samples, true_masks=source / "true_masks")
+    found = mask_table.make_masks(samples, true_masks=source / "true_masks")
     captions = make_captions(samples, source / "readings")
     text_features = make_text_features(captions, "fake", load=load_fake_tower)
     settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
@@ -37,12 +39,12 @@ def without_actors(patched: pytest.MonkeyPatch) -> None:
     """Let the process that wants a table make it: what it writes is written in a known order."""
     patched.setattr(building, "_ACTORS_START_SECONDS", math.inf)
     # The other makers are light by themselves.
-    patched.setattr(masks._MasksMaker, "is_light", True)
+    patched.setattr(mask_table._MasksMaker, "is_light", True)
 
 
 def die(source: Path, catalog: Path, files: int) -> None:
     """Go through the steps and die while the last of so many files is not yet in its place."""
-    write, left = storage.written_atomically, files
+    write, left = filesystems.written_atomically, files
 
     @contextmanager
     def deadly(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
@@ -56,5 +58,5 @@ def die(source: Path, catalog: Path, files: int) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         without_actors(patched)
-        patched.setattr(storage, "written_atomically", deadly)
+        patched.setattr(filesystems, "written_atomically", deadly)
         all_steps(source, catalog)

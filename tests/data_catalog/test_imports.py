@@ -1,7 +1,15 @@
 import subprocess
 import sys
 
-WORKERS_IMPORT = ("ingest", "masks", "captions", "text_features", "view", "image_hashes", "llm.captioner")
+WORKERS_IMPORT = (
+    "samples.ingestion",
+    "masks.mask_table",
+    "captions.caption_table",
+    "captions.text_feature_table",
+    "captions.llm.captioner",
+    "views.training_view",
+    "checks.image_hashes",
+)
 
 
 def test_what_workers_import_of_the_catalog_does_not_wait_for_torch():

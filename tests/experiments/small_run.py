@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from experiments import datasets, recipes, train
-from experiments.datasets import RunTables
+from experiments import recipes, train
 from experiments.recipes import ExperimentConfig
-from experiments.run.folder import RunFolder
+from experiments.run import run_data
+from experiments.run.run_data import RunTables
+from experiments.run.run_folder import RunFolder
 from experiments.studies.trial import Tell, train_run
-from stmi.clip import load_clip
+from stmi.clip.loading import load_clip
 
 SETTINGS = [
     "data.synthetic.height=32",
@@ -56,9 +57,9 @@ def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
 def configured(clip: Path, workspace: Path, *changes: str) -> tuple[ExperimentConfig, RunTables]:
     """The small run with one worker, and its tables."""
     config = recipes.resolve("demo", [*settings(clip), *changes])
-    folder, catalog = datasets.places(str(workspace), None)
-    loaded = load_clip(datasets.clip_source(config))
-    return config, datasets.tables_of(config, loaded, folder, catalog)
+    folder, catalog = run_data.places(str(workspace), None)
+    loaded = load_clip(run_data.clip_source(config))
+    return config, run_data.tables_of(config, loaded, folder, catalog)
 
 
 def alone(

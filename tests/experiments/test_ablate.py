@@ -8,15 +8,15 @@ import pytest
 from filelock import FileLock
 
 from experiments import ablate, recipes, report
-from experiments.ablations import ablation
-from experiments.ablations.ablation import plan_ablation
-from experiments.ablations.rows import ABLATIONS, Ablation, Row
-from experiments.published import published
 from experiments.recipes import ConfigError
-from experiments.run.journal import Journal
-from experiments.run.result import RunError
+from experiments.run.run_result import RunError
+from experiments.studies.ablation import ablation
+from experiments.studies.ablation.ablation import plan_ablation
+from experiments.studies.ablation.rows import ABLATIONS, Ablation, Row
+from experiments.studies.published import published
 from experiments.studies.study import StudyFolder
-from experiments.tracking import local_store
+from experiments.tracking.journal import Journal
+from experiments.tracking.mlflow_logger import local_store
 from stmi.config import SfmConfig
 from tests.experiments import small_run
 

@@ -9,9 +9,9 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from experiments.reports.reading import read_study
-from experiments.run.folder import RunFolder
-from experiments.tracking import local_store
+from experiments.reports.study_records import read_study
+from experiments.run.run_folder import RunFolder
+from experiments.tracking.mlflow_logger import local_store
 from tests.mlflow_server import free_port, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from experiments import convert_clip
-from stmi.clip import load_clip
-from tests.stmi import torchscript
+from stmi.clip.loading import load_clip
+from tests.stmi.clip import torchscript
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_catalog.schemas import TableKind
-from data_catalog.tables import Table, find_table
-from data_catalog.text_features import make_text_features
-from data_catalog.view import ViewSettings, make_view, open_view
+from data_catalog.captions.text_feature_table import make_text_features
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table, find_table
+from data_catalog.views.training_view import ViewSettings, make_view, open_view
 from experiments import evaluate, train
-from experiments.evaluating import subject
+from experiments.evaluating import evaluation_target
 from experiments.run import checkpoints, evaluation
-from stmi import clip as clip_files
-from stmi import released_checkpoint
+from stmi.clip import loading as clip_files
 from stmi.modality import Modality
+from stmi.released import released_checkpoint
 from tests.experiments import small_run
-from tests.stmi import released_oracle
+from tests.stmi.released import released_oracle
 
 SINGLE_AND_PAIRS = [["RGB"], ["NIR"], ["TIR"], ["RGB", "NIR"], ["RGB", "TIR"], ["NIR", "TIR"]]
 RELEASED_SETTINGS = [
@@ -151,14 +151,14 @@ def test_view_without_the_masks_that_the_model_needs_is_refused(trained, other_d
 def test_every_camera_of_another_data_set_is_the_mean_camera():
     model = released_checkpoint.load(released_oracle.small_checkpoint(), (64, 32))
     learned = model.image_tower.camera_embedding.detach().numpy()
-    subject.forget_cameras(model, 9)
+    evaluation_target.forget_cameras(model, 9)
     expected = np.tile(learned.mean(axis=0), (9, 1))
     assert np.allclose(model.image_tower.camera_embedding.detach().numpy(), expected)
 
 
 @pytest.mark.parametrize(("scenes", "rule"), [([0, 3, 1], "scene"), ([-1, -1, -1], "camera")])
 def test_another_data_set_is_judged_by_its_own_junk_rule(scenes, rule):
-    assert subject.own_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
+    assert evaluation_target.own_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
 
 
 VOCABULARY = 49408

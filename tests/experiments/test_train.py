@@ -11,10 +11,11 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from data_catalog import building
-from experiments import datasets, demo, report, runner, train
-from experiments.run.journal import Journal
-from experiments.tracking import local_store
+from data_catalog.tables import building
+from experiments import demo, report, train
+from experiments.run import lifecycle, run_data
+from experiments.tracking.journal import Journal
+from experiments.tracking.mlflow_logger import local_store
 from stmi.model import FEATURES
 from tests.experiments import small_run
 from tests.experiments.small_run import run
@@ -149,7 +150,7 @@ def checkpoints_of(events):
 
 def test_relative_workspace_is_the_one_below_this_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert datasets.places("here", None) == (tmp_path / "here", str(tmp_path / "here" / "catalog"))
+    assert run_data.places("here", None) == (tmp_path / "here", str(tmp_path / "here" / "catalog"))
 
 
 def test_resume_goes_on_with_a_run_that_was_begun_and_refuses_a_new_one(trained, capsys, clip, workspace):
@@ -199,7 +200,7 @@ def test_floor_fails_a_demo_that_is_worse(trained, clip, workspace, capsys):
 def test_impossible_settings_are_refused_before_ray_starts(
     setting, message, capsys, clip, tmp_path, monkeypatch
 ):
-    for module in (building, runner):
+    for module in (building, lifecycle):
         monkeypatch.setattr(module, "ensure_ray", lambda: pytest.fail("Ray was asked for"))
     assert train.main([*small_run.arguments(clip, tmp_path), "--set", setting]) == 2
     captured = capsys.readouterr()

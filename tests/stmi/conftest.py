@@ -1,6 +1,6 @@
 import pytest
 
-from stmi.clip import LoadedClip, load_clip
+from stmi.clip.loading import LoadedClip, load_clip
 from tests import tiny_clip
 
 

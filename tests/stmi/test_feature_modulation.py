@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stmi import feature_modulation, modulated_attention
+from stmi import feature_modulation
 from stmi.config import SfmConfig
 from stmi.feature_modulation import ModulatedAttention, ModulationStrength
-from stmi.quick_gelu import QuickGELU
+from stmi.kernels import modulated_attention
+from stmi.kernels.quick_gelu import QuickGELU
 from stmi.transformer_block import TransformerBlock
 from tests.stmi import golden
 from tests.stmi.attention import (

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_catalog.view import open_view
+from data_catalog.views.training_view import open_view
 from experiments.evaluating.embedding_actors import embed_on_cluster, in_order, share_cluster
-from experiments.evaluating.subject import of_run
+from experiments.evaluating.evaluation_target import of_run
 from experiments.run import evaluation
-from experiments.run.result import RunError
+from experiments.run.run_result import RunError
 from stmi.modality import Modality
 from tests.tolerances import ROUNDING_FLOAT32
 

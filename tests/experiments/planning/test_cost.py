@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments import datasets
 from experiments.planning.cost import PARTS, measure_cost, step_flops
 from experiments.planning.fresh_clip import fresh_clip
 from experiments.planning.rehearsal import Rehearsal
 from experiments.recipes import ConfigError, resolve
-from stmi.clip import ClipFileError, load_clip
+from experiments.run import run_data
+from stmi.clip.loading import ClipFileError, load_clip
 from stmi.model import STMI
 
 IDENTITIES, CAMERAS = 60, 4
@@ -86,7 +86,7 @@ def test_text_tower_counts_once_per_caption_where_it_is_frozen_and_in_every_step
 
 def test_parameters_are_those_of_the_model_with_its_weights():
     config = resolve("demo")
-    clip = load_clip(datasets.clip_source(config))
+    clip = load_clip(run_data.clip_source(config))
     model = STMI(config.model, clip, IDENTITIES, CAMERAS, seed=0)
     parts = dict(cost_of().parameters)
     text = sum(p.numel() for p in clip.model.parameters()) - sum(
@@ -103,7 +103,7 @@ def test_parameters_are_those_of_the_model_with_its_weights():
 def test_memory_is_what_the_allocator_gives_out(precision):
     setting = f"train.precision={precision}"
     config, foretold = resolve("demo", [setting]), cost_of(setting).memory
-    clip = fresh_clip(datasets.clip_source(config))
+    clip = fresh_clip(run_data.clip_source(config))
     model = STMI(config.model, clip, IDENTITIES, CAMERAS, seed=0)
     rehearsal = Rehearsal(config, model, clip.model.context_length)
     rehearsal.train()

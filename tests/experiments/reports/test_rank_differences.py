@@ -3,10 +3,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from data_catalog.view import open_view
+from data_catalog.views.training_view import open_view
 from experiments.reports.rank_differences import RANKS, disagreements, embedding_of, rank_differences
 from experiments.run.evaluation import QUERY_SCHEMA
-from experiments.run.folder import RunFolder, RunFolderError
+from experiments.run.run_folder import RunFolder, RunFolderError
 
 
 def run(folder, precisions, epoch=3, feature="U"):

@@ -6,14 +6,14 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from experiments.published import published
 from experiments.recipes import ConfigError
 from experiments.reports.ablation_sections import ablation_sections
-from experiments.reports.reading import read_study
+from experiments.reports.study_records import read_study
 from experiments.reports.study_report import write_report
-from experiments.run.folder import RunFolder
-from experiments.run.result import RunError
-from experiments.tracking import local_store
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import RunError
+from experiments.studies.published import published
+from experiments.tracking.mlflow_logger import local_store
 
 
 class Page(HTMLParser):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.reports.reading import RecordedStudy, StudyRun
+from experiments.reports.study_records import RecordedStudy, StudyRun
 from experiments.reports.study_report import write_report
 from experiments.reports.sweep_sections import sweep_table
 

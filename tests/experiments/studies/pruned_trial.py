@@ -15,7 +15,7 @@ import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from experiments.run.folder import RunFolder
+from experiments.run.run_folder import RunFolder
 from experiments.studies.study import StudyFolder
 from experiments.studies.tuning import start_ray, tune_trials
 from tests.experiments import small_run

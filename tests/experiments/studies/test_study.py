@@ -4,10 +4,10 @@ import mlflow
 import pytest
 
 from experiments.recipes import ConfigError, resolve
-from experiments.run.folder import RunFolder
-from experiments.run.provenance import code_version, environment
+from experiments.run.code_version import code_version, environment
+from experiments.run.run_folder import RunFolder
 from experiments.studies.study import Member, StudyFolder, StudyMirror, watched
-from experiments.tracking import Mirror, local_store
+from experiments.tracking.mlflow_logger import Mirror, local_store
 
 
 @pytest.fixture

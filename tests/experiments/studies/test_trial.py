@@ -13,10 +13,10 @@ from pyarrow import fs, parquet
 from experiments import evaluate
 from experiments.recipes import resolve
 from experiments.run.evaluation import QUERY_SCHEMA
-from experiments.run.folder import RunFolder
-from experiments.run.result import RunError, StoppedError
+from experiments.run.lifecycle import BusyError, only_one
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import RunError, StoppedError
 from experiments.run.session import OwnProcessSession
-from experiments.runner import BusyError, only_one
 from experiments.studies import trial
 from stmi.model import FEATURES
 from tests.experiments import small_run

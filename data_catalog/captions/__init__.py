@@ -1,0 +1,1 @@
+"""The captions and text-features tables, and where captions come from."""

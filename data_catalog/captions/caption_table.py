@@ -1,0 +1,207 @@
+"""Samples to the `captions` table: one sentence per sample, from attribute readings.
+
+The paper's confidence-aware filling: every modality alone knows little (a face at night, a colour in
+infrared), so for each attribute the most confident source is believed, and a template writes the sentence.
+Here the readings lie in files; `data_catalog.captions.llm.captioner` asks a model for them, and
+`data_catalog.captions.imported_captions` takes captions that somebody wrote already.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from data_catalog.captions.attributes import SOURCES, Filled, Reading, Readings, fill, load_readings
+from data_catalog.captions.redaction import REDACTION_VERSION, redact
+from data_catalog.captions.sentences import TEMPLATES, write_caption
+from data_catalog.cards import load_card
+from data_catalog.formats import FORMATS
+from data_catalog.samples.held_out import splits_on_disk
+from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
+from data_catalog.tables.table import Table
+
+TEMPLATE_VERSION = 1
+"""Raised when the templates' words change, so that captions are written anew."""
+
+
+class CaptionSettings(BaseModel):
+    """How captions are made.
+
+    Attributes:
+        captioner: Readings from files.
+        card: Card whose attributes may be read and whose template writes the sentence.
+        redact: Whether values that hold personal text (a licence plate) are left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    captioner: Literal["readings"] = "readings"
+    card: str = "synthetic_person"
+    redact: bool = False
+
+
+def make_captions(
+    samples: Table,
+    readings: str | Path,
+    settings: CaptionSettings | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """The `captions` table of a samples table.
+
+    Args:
+        samples: What to caption.
+        readings: Folder of attribute readings, see `data_catalog.captions.attributes`.
+        settings: Captioner and card.
+        progress: Called as shards complete.
+
+    Returns:
+        The table; `statistics` holds `unknown` (share of the card's attributes that are not known from each
+        source alone, and after filling as `filled`), `missing` (samples without readings), `empty` (empty
+        captions), `redactions` (with `redact`) and `unused` (readings without a sample).
+
+    Raises:
+        CatalogError: If a readings file is missing or malformed; names file and line.
+    """
+    settings = settings or CaptionSettings()
+    card = load_card(settings.card)
+    source_format = FORMATS[samples.manifest.settings["format"]]
+    folder = load_readings(
+        Path(readings), source_format.split_folders, splits_on_disk(samples), card.attributes
+    )
+    work: list[dict[str, Any]] = []
+    used = 0
+    for number in range(len(samples.manifest.shards)):
+        ids = samples.read_shard(number, ["sample_id"])["sample_id"].to_pylist()
+        of_shard = {sample_id: folder.samples[sample_id] for sample_id in ids if sample_id in folder.samples}
+        used += len(of_shard)
+        work.append({"shard": number, "readings": of_shard})
+    return build_table(
+        catalog=samples.catalog,
+        dataset=samples.manifest.dataset,
+        kind=TableKind.CAPTIONS,
+        settings=settings.model_dump(exclude={"redact"})
+        | {"template": TEMPLATE_VERSION}
+        | redaction_settings(settings.redact),
+        inputs={"samples": samples.digest, "readings": folder.digest},
+        work=work,
+        maker=_CaptionsMaker(samples, CaptionWriter(tuple(card.attributes), card.kind, settings.redact)),
+        summarise=lambda shards: (
+            summarise_captions(shards, settings.redact) | {"unused": len(folder.samples) - used}
+        ),
+        progress=progress,
+    )
+
+
+def redaction_settings(is_asked_for: bool) -> dict[str, Any]:
+    """What a table's settings say of redaction: nothing where there is none."""
+    return {"redact": REDACTION_VERSION} if is_asked_for else {}
+
+
+@dataclass(frozen=True)
+class CaptionWriter:
+    """Writes the rows of a captions table from what is known of samples.
+
+    Attributes:
+        attributes: Names of the card's attributes, in its order.
+        template: Name of the template.
+        redact: Whether values that hold personal text are left out.
+    """
+
+    attributes: tuple[str, ...]
+    template: str
+    redact: bool = False
+
+    def write(
+        self, keys: pa.Table, readings: Sequence[Readings], filled: Sequence[Mapping[str, Filled]]
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows of a shard and what to tell of them.
+
+        Args:
+            keys: Columns `sample_index` and `sample_id`.
+            readings: What each sample's sources said.
+            filled: What is known of each sample.
+        """
+        unknown = dict.fromkeys((*SOURCES, "filled"), 0)
+        redactions: Counter[str] = Counter()
+        captions: list[str] = []
+        attributes: list[list[dict[str, Any]]] = []
+        for read, known in zip(readings, filled, strict=True):
+            told = self._without_personal_text(known, redactions) if self.redact else known
+            for source in SOURCES:
+                unknown[source] += len(self.attributes) - sum(
+                    reading.known for reading in read.get(source, {}).values()
+                )
+            unknown["filled"] += len(self.attributes) - len(told)
+            captions.append(
+                write_caption({name: value.value for name, value in told.items()}, TEMPLATES[self.template])
+            )
+            attributes.append(
+                [{"name": name, **vars(told[name])} for name in self.attributes if name in told]
+            )
+        rows = pa.table(
+            [keys["sample_index"], keys["sample_id"], captions, attributes], schema=CAPTIONS_SCHEMA
+        )
+        return rows, {
+            "samples": keys.num_rows,
+            "attributes": len(self.attributes),
+            "unknown": unknown,
+            "missing": sum(not read for read in readings),
+            "empty": captions.count(""),
+            "redactions": dict(redactions),
+        }
+
+    def _without_personal_text(
+        self, known: Mapping[str, Filled], redactions: Counter[str]
+    ) -> dict[str, Filled]:
+        told = {}
+        for name, value in known.items():
+            found = redact(value.value).counts
+            redactions.update(found)
+            if not found:
+                told[name] = value
+        return told
+
+
+def summarise_captions(shards: Sequence[Mapping[str, Any]], is_redacted: bool) -> dict[str, Any]:
+    """Statistics of a table whose shards a `CaptionWriter` wrote."""
+    total = sum(shard["samples"] * shard["attributes"] for shard in shards)
+    redactions: Counter[str] = Counter()
+    for shard in shards:
+        redactions.update(shard["redactions"])
+    return {
+        "unknown": {
+            source: sum(shard["unknown"][source] for shard in shards) / total if total else None
+            for source in (*SOURCES, "filled")
+        },
+        "missing": sum(shard["missing"] for shard in shards),
+        "empty": sum(shard["empty"] for shard in shards),
+        **({"redactions": dict(sorted(redactions.items()))} if is_redacted else {}),
+    }
+
+
+@dataclass(frozen=True)
+class _CaptionsMaker(ShardMaker):
+    samples: Table
+    writer: CaptionWriter
+
+    @property
+    def is_light(self) -> bool:
+        return True
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
+        readings = [
+            {
+                source: {name: Reading(**reading) for name, reading in found.items()}
+                for source, found in work["readings"].get(sample_id, {}).items()
+            }
+            for sample_id in keys["sample_id"].to_pylist()
+        ]
+        rows, statistics = self.writer.write(keys, readings, [fill(read) for read in readings])
+        # A line may say nothing of its sample, which is then not missing.
+        return rows, statistics | {"missing": keys.num_rows - len(work["readings"])}

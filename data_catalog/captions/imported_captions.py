@@ -1,0 +1,186 @@
+"""The `captions` table from captions that exist already; see `data_catalog.captions.caption_files`."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from data_catalog.captions.caption_files import Choice, ReadCaptions, find_caption_files, read_caption_files
+from data_catalog.captions.caption_table import redaction_settings
+from data_catalog.captions.redaction import redact
+from data_catalog.errors import CatalogError
+from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
+from data_catalog.tables.table import Table
+
+CLIP_CONTEXT = 77
+"""Tokens that CLIP reads of a text, its start and end included."""
+
+LISTED = 100
+"""How many of a kind are listed; all are counted."""
+
+_NAMED = 5
+
+
+class CaptionFileSettings(BaseModel):
+    """What is taken from caption files.
+
+    Attributes:
+        captioner: Files.
+        choose: Which modality's caption, or all three joined, where there is one file for each; None where
+            there is one for all.
+        redact: Whether personal text (licence plates, names) is left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    captioner: Literal["files"] = "files"
+    choose: Choice | None = None
+    redact: bool = False
+
+
+def import_captions(
+    samples: Table,
+    folder: str | Path | None = None,
+    settings: CaptionFileSettings | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """The `captions` table of caption files.
+
+    Args:
+        samples: What the captions are of.
+        folder: Where the files lie. None looks where the data set's layout keeps them, below the folder that
+            was ingested.
+        settings: Which captions to take.
+        progress: Called as shards complete.
+
+    Returns:
+        The table; a sample without a caption has "". `statistics` holds `captioned` (share of the samples
+        with a caption that is not empty) and counts: `missing` (samples that no item names), `empty` (items
+        without words), `too_long` (captions over CLIP's 77 tokens, of which it reads the first 77),
+        `absent` (items that name no sample), `duplicates` (items repeated word for word) and, with `redact`,
+        `redactions` by kind and `redacted` captions. `listed` holds the first 100 of each.
+
+    Raises:
+        CatalogError: If a file is missing, is not UTF-8 or JSON of that form, has two texts for an item, or
+            an item that could mean two samples; names file and entry. If no item names a sample.
+    """
+    settings = settings or CaptionFileSettings()
+    files = find_caption_files(samples, folder, settings.choose)
+    ids = [
+        samples.read_shard(number, ["sample_id"])["sample_id"].to_pylist()
+        for number in range(len(samples.manifest.shards))
+    ]
+    read = read_caption_files(files, [sample_id for of_shard in ids for sample_id in of_shard])
+    if not read.captions:
+        expected = PurePosixPath(next(sample_id for of_shard in ids for sample_id in of_shard)).name
+        raise CatalogError(
+            f"captions {', '.join(str(path) for path, _, _ in files)}: none of {len(read.absent)} items "
+            f"names a sample of data set {samples.manifest.dataset!r} (first: "
+            f"{', '.join(read.absent[:_NAMED]) or 'there is none'}); expected file names such as "
+            f"{expected}.jpg, in the file of their split"
+        )
+
+    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+        return _summarise(shards, read, settings.redact)
+
+    return build_table(
+        catalog=samples.catalog,
+        dataset=samples.manifest.dataset,
+        kind=TableKind.CAPTIONS,
+        settings=settings.model_dump(exclude={"redact"}) | redaction_settings(settings.redact),
+        inputs={"samples": samples.digest, "captions": read.digest},
+        work=[
+            {
+                "shard": number,
+                "captions": {id_: read.captions[id_] for id_ in of_shard if id_ in read.captions},
+            }
+            for number, of_shard in enumerate(ids)
+        ],
+        maker=_ImportedCaptionsMaker(samples, settings.redact),
+        summarise=summarise,
+        created={"captions": sorted({str(path.parent) for path, _, _ in files})},
+        progress=progress,
+    )
+
+
+@dataclass
+class _ImportedCaptionsMaker(ShardMaker):
+    samples: Table
+    redact: bool
+    tokenizer: Any = field(default=None, init=False)
+
+    @property
+    def is_light(self) -> bool:
+        return True
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
+        captions: list[str] = []
+        redactions: Counter[str] = Counter()
+        listed: dict[str, list[str]] = {name: [] for name in ("missing", "empty", "too_long", "redacted")}
+        for sample_id in keys["sample_id"].to_pylist():
+            found = work["captions"].get(sample_id)
+            caption = "" if found is None else join_captions(list(found.values()))
+            if found is None:
+                listed["missing"].append(sample_id)
+            elif not caption:
+                listed["empty"].append(sample_id)
+            if self.redact and caption:
+                redacted = redact(caption)
+                caption = redacted.text
+                redactions.update(redacted.counts)
+                if redacted.counts:
+                    listed["redacted"].append(sample_id)
+            if self._is_too_long(caption):
+                listed["too_long"].append(sample_id)
+            captions.append(caption)
+        nothing: list[list[dict[str, Any]]] = [[] for _ in captions]
+        rows = pa.table([keys["sample_index"], keys["sample_id"], captions, nothing], schema=CAPTIONS_SCHEMA)
+        return rows, {
+            "samples": len(captions),
+            "captioned": len(captions) - captions.count(""),
+            "redactions": dict(redactions),
+            "listed": listed,
+        }
+
+    def _is_too_long(self, caption: str) -> bool:
+        words = CLIP_CONTEXT - 2
+        # A token is a byte at least, and the tokenizer takes seconds to import.
+        if len(caption.encode()) <= words:
+            return False
+        if self.tokenizer is None:
+            from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415
+
+            self.tokenizer = SimpleTokenizer()
+        return len(self.tokenizer.encode(caption)) > words
+
+
+def join_captions(captions: Sequence[str]) -> str:
+    """One text of several captions: each once, one after another, each closed by a full stop."""
+    distinct = list(dict.fromkeys(caption for caption in captions if caption))
+    if len(distinct) < 2:
+        return "".join(distinct)
+    return " ".join(
+        caption if caption.endswith((".", "!", "?", "。")) else f"{caption}." for caption in distinct
+    )
+
+
+def _summarise(shards: Sequence[Mapping[str, Any]], read: ReadCaptions, is_redacted: bool) -> dict[str, Any]:
+    names = ("missing", "empty", "too_long", *(("redacted",) if is_redacted else ()))
+    found = {name: [id_ for shard in shards for id_ in shard["listed"][name]] for name in names}
+    found |= {"absent": read.absent, "duplicates": read.duplicates}
+    total = sum(shard["samples"] for shard in shards)
+    redactions: Counter[str] = Counter()
+    for shard in shards:
+        redactions.update(shard["redactions"])
+    return {
+        "captioned": sum(shard["captioned"] for shard in shards) / total if total else None,
+        **{name: len(items) for name, items in found.items()},
+        **({"redactions": dict(sorted(redactions.items()))} if is_redacted else {}),
+        "listed": {name: items[:LISTED] for name, items in found.items() if items},
+    }

@@ -1,0 +1,292 @@
+"""What a multi-modal language model is asked of a sample, and what of its answers is usable.
+
+Step one, four questions: each modality's image, and the three side by side, to an attribute-value-confidence
+triplet per attribute of the card. Step two, one question, without images: given all those triplets and the
+template of the sentence, which value to believe of each attribute. A value that no source offered is not
+accepted. The sentence itself is written from the chosen values by `data_catalog.captions.sentences`: what a
+model wrote freely could not be checked.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from data_catalog.captions.attributes import JOINT, SOURCES, UNKNOWN, Reading, Readings
+from data_catalog.captions.llm.question_images import Picture, pictures_of
+from data_catalog.captions.sentences import ABSENT, TEMPLATES
+from data_catalog.cards import Card
+from data_catalog.tables.table import json_digest
+
+PROMPTS_VERSION = 1
+"""Raised when the words of a question change, so that captions are written anew."""
+
+_SHOWN = {
+    "RGB": "a visible-light image",
+    "NIR": "a near-infrared image; it shows no colours",
+    "TIR": "a thermal-infrared image; it shows warmth and no colours",
+    JOINT: "three images of the same moment side by side: visible light, near infrared, thermal infrared; "
+    "only the first shows colours",
+}
+_READER = (
+    "You describe images of surveillance cameras for a search system. Each shows one {kind}, the one in the "
+    "middle. Images may be small, dark or blurred. You report what can be seen and do not guess beyond it."
+)
+_DISCREET = (
+    " Never read, use or repeat licence plates, names, numbers, slogans or any other text in the image."
+)
+_CHOOSER = (
+    "You merge what several readers saw in images of one {kind} into one description. The readers looked at "
+    "the visible-light image (RGB), the near-infrared image (NIR), the thermal-infrared image (TIR), and at "
+    "the three side by side (JOINT). Each gave a value and a confidence from 0 to 1 for each attribute."
+)
+
+Values = dict[str, Any]
+"""Attribute to what was said of it, checked."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model is asked, and how it draws its answer.
+
+    Attributes:
+        name: The name by which the endpoint knows it.
+        temperature: Sampling temperature; None leaves it to the endpoint, as some models demand.
+        max_answer_tokens: Length at which an answer is cut.
+    """
+
+    name: str
+    temperature: float | None
+    max_answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question to a model.
+
+    Attributes:
+        source: Which source of readings it asks, or `choice` for step two.
+        model: Who is asked.
+        instructions: The system's message.
+        text: The user's message.
+        schema: JSON schema of the answer.
+        check: From the answer's JSON object to the usable values, and a list of what is wrong with it.
+        picture: The image that goes with it, where one does.
+    """
+
+    source: str
+    model: Model
+    instructions: str
+    text: str
+    schema: Mapping[str, Any]
+    check: Callable[[Mapping[str, Any]], tuple[Values, list[str]]] = field(compare=False, repr=False)
+    picture: Picture | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over model, prompt, schema and image bytes."""
+        return json_digest(
+            {
+                "model": vars(self.model),
+                "instructions": self.instructions,
+                "text": self.text,
+                "schema": self.schema,
+                "picture": None if self.picture is None else self.picture.digest,
+            }
+        )
+
+    def read(self, text: str) -> tuple[Values, list[str]]:
+        """The usable values of an answer, and what is wrong with it."""
+        try:
+            value = json.loads(_without_fence(text), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            return {}, ["it is not JSON"]
+        if not isinstance(value, dict):
+            return {}, ["it is not a JSON object"]
+        return self.check(value)
+
+
+def _without_fence(text: str) -> str:
+    """Endpoints that do not know the response format answer in a Markdown fence."""
+    lines = text.strip().splitlines()
+    if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
+        return "\n".join(lines[1:-1])
+    return text
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Puts the questions about samples of a data set.
+
+    Attributes:
+        card: Its attributes and their values.
+        model: Who is asked.
+        redact: Whether to ask that no text in the image is read.
+    """
+
+    card: Card
+    model: Model
+    redact: bool
+
+    @property
+    def schema_digest(self) -> str:
+        """SHA-256 over both steps' schemas; another one asks for other captions."""
+        return json_digest([self._reading_schema, self._choice_schema])
+
+    def about(self, row: Mapping[str, Any]) -> dict[str, Question]:
+        """Step one: source to question.
+
+        Args:
+            row: The sample, with ROW_COLUMNS.
+        """
+        instructions = _READER.format(kind=self.card.kind) + (_DISCREET if self.redact else "")
+        return {
+            source: Question(
+                source=source,
+                model=self.model,
+                instructions=instructions,
+                text=f"This is {_SHOWN[source]}.\n{self._task}",
+                schema=self._reading_schema,
+                check=self._check_readings,
+                picture=picture,
+            )
+            for source, picture in pictures_of(row).items()
+        }
+
+    def choice(self, readings: Readings) -> Question | None:
+        """Step two, or None where nothing is to choose: no attribute with two values on offer."""
+        offers = offered(readings)
+        if all(len(values) < 2 for values in offers.values()):
+            return None
+        triplets = [
+            f"- {name}: "
+            + "; ".join(
+                f"{source} {reading.value} {float(reading.confidence):.2f}"
+                for source in SOURCES
+                if (reading := readings.get(source, {}).get(name)) is not None
+            )
+            for name in self.card.attributes
+            if name in offers
+        ]
+        template = TEMPLATES[self.card.kind]
+        phrases = [template.subject, *(" ".join((word, *said)) for word, said in template.clauses)]
+        return Question(
+            source="choice",
+            model=self.model,
+            instructions=_CHOOSER.format(kind=self.card.kind),
+            text=(
+                "What they saw (attribute: reader value confidence; ...):\n"
+                + "\n".join(triplets)
+                + f'\n\nThe description is filled into this template: "A photo of {", ".join(phrases)}"\n'
+                "For every attribute choose the most reliable value: weigh the confidences, how many readers "
+                "agree, and which image shows the attribute best (colours only the visible-light one), and "
+                "let the values fit together. Choose only values that a reader gave. Where no reader gave "
+                f'one, and only there, answer "{UNKNOWN}".'
+            ),
+            schema=self._choice_schema,
+            check=lambda value: _check_choice(value, offers),
+        )
+
+    @property
+    def _task(self) -> str:
+        listed = "\n".join(f"- {name}: {', '.join(values)}" for name, values in self.card.attributes.items())
+        return (
+            f"For every attribute give the value that fits best, and as confidence from 0 (a guess) to 1 "
+            f'(plain to see) how sure you are. "{ABSENT}" means that you see that there is none. Where the '
+            f'image does not show it, the value is "{UNKNOWN}".\nAttributes and their values:\n{listed}'
+        )
+
+    @cached_property
+    def _reading_schema(self) -> dict[str, Any]:
+        return _object(
+            {
+                name: _object(
+                    {
+                        "value": {"type": "string", "enum": [*values, UNKNOWN]},
+                        "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+                    }
+                )
+                for name, values in self.card.attributes.items()
+            }
+        )
+
+    @cached_property
+    def _choice_schema(self) -> dict[str, Any]:
+        # The same for all samples: endpoints take long to compile a schema that they have not met.
+        return _object(
+            {
+                name: {"type": "string", "enum": [*values, UNKNOWN]}
+                for name, values in self.card.attributes.items()
+            }
+        )
+
+    def _check_readings(self, value: Mapping[str, Any]) -> tuple[Values, list[str]]:
+        usable: Values = {}
+        wrong = [
+            f"attribute {name!r} was not asked for" for name in value if name not in self.card.attributes
+        ]
+        for name, values in self.card.attributes.items():
+            reading = value.get(name)
+            if not isinstance(reading, dict) or reading.keys() != {"value", "confidence"}:
+                wrong.append(f"{name} is not an object of value and confidence")
+                continue
+            said, confidence = _matching(reading["value"], (*values, UNKNOWN)), reading["confidence"]
+            if said is None:
+                wrong.append(f"{name}: {reading['value']!r} is not among its values")
+            elif isinstance(confidence, bool) or not isinstance(confidence, int | float):
+                wrong.append(f"{name}: confidence {confidence!r} is not a number")
+            elif not 0 <= confidence <= 1:
+                wrong.append(f"{name}: confidence {confidence!r} is not from 0 to 1")
+            else:
+                usable[name] = {"value": said, "confidence": confidence}
+        return usable, wrong
+
+
+def offered(readings: Readings) -> dict[str, tuple[str, ...]]:
+    """Attribute to the distinct values that some source read, unknown left out, in the order of SOURCES."""
+    offers: dict[str, dict[str, None]] = {}
+    for source in SOURCES:
+        for name, reading in readings.get(source, {}).items():
+            if reading.known:
+                offers.setdefault(name, {})[reading.value.strip()] = None
+    return {name: tuple(values) for name, values in offers.items()}
+
+
+def as_readings(values: Mapping[str, Any]) -> dict[str, Reading]:
+    """The readings in an answer to a question of step one."""
+    return {name: Reading.model_validate(reading) for name, reading in values.items()}
+
+
+def _check_choice(
+    value: Mapping[str, Any], offers: Mapping[str, tuple[str, ...]]
+) -> tuple[Values, list[str]]:
+    usable: Values = {}
+    wrong: list[str] = []
+    for name, values in offers.items():
+        chosen = _matching(value.get(name), values)
+        if chosen is None:
+            wrong.append(f"{name}: {value.get(name)!r} was offered by no reader")
+        else:
+            usable[name] = chosen
+    return usable, wrong
+
+
+def _matching(said: Any, values: tuple[str, ...]) -> str | None:
+    """The value that was meant, whatever its case."""
+    if not isinstance(said, str):
+        return None
+    return next((value for value in values if value.lower() == said.strip().lower()), None)
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }

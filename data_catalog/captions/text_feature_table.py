@@ -1,0 +1,157 @@
+"""Captions to the `text_features` table: the frozen CLIP text tower, once per caption.
+
+The text tower is not trained, so its output for a caption never changes; training reads it from here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_catalog.errors import CatalogError
+from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.schemas import TableKind, text_features_schema
+from data_catalog.tables.table import Table
+
+LIGHT_CAPTIONS = 512
+"""So many are encoded in the time that an actor takes to load its tower."""
+
+
+class TextTower(Protocol):
+    """What is needed of a loaded CLIP."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of a text feature."""
+
+    def tokenize(self, texts: list[str]) -> Any:
+        """Token numbers `(batch, context)`."""
+
+    def encode_text(self, tokens: Any) -> Any:
+        """Text features `(batch, embed_dim)`, float32, a torch tensor, not normalised."""
+
+
+class TextFeatureSettings(BaseModel):
+    """How captions are encoded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(256, ge=1)
+
+
+def load_text_tower(source: str) -> TextTower:
+    """The CLIP of `stmi.clip.loading.load_clip`; an actor loads its own.
+
+    Raises:
+        CatalogError: If there is none.
+    """
+    from stmi.clip.loading import ClipFileError, load_clip  # noqa: PLC0415 - open_clip takes seconds to import
+
+    try:
+        return load_clip(source)
+    except (ClipFileError, OSError) as error:
+        raise CatalogError(f"clip {source!r} cannot be loaded: {error}") from error
+
+
+def make_text_features(
+    captions: Table,
+    clip: str | Path,
+    settings: TextFeatureSettings | None = None,
+    progress: Progress | None = None,
+    load: Callable[[str], TextTower] = load_text_tower,
+) -> Table:
+    """The `text_features` table of a captions table.
+
+    Args:
+        captions: What to encode. An empty caption is encoded like any other text.
+        clip: Folder of a CLIP, or an open_clip model name.
+        settings: Batch size.
+        progress: Called as shards complete.
+        load: Loads the text tower; must be importable by the actors.
+
+    Returns:
+        The table; `statistics` holds `text_dim`, `clip` (its name) and `distinct` (captions encoded).
+
+    Raises:
+        CatalogError: If the CLIP cannot be loaded.
+    """
+    settings = settings or TextFeatureSettings()
+    source = str(Path(clip).resolve()) if Path(clip).is_dir() else str(clip)
+    tower = load(source)
+    text_dim = tower.embed_dim
+
+    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+        name = Path(clip).name if Path(clip).is_dir() else str(clip)
+        return {"text_dim": text_dim, "clip": name, "distinct": sum(shard["distinct"] for shard in shards)}
+
+    return build_table(
+        catalog=captions.catalog,
+        dataset=captions.manifest.dataset,
+        kind=TableKind.TEXT_FEATURES,
+        settings=settings.model_dump(),
+        inputs={
+            "samples": captions.manifest.inputs["samples"],
+            "captions": captions.digest,
+            "clip": tower.digest,
+        },
+        work=[{"shard": number} for number in range(len(captions.manifest.shards))],
+        maker=TextFeaturesMaker(captions, source, settings.batch_size, load),
+        summarise=summarise,
+        created={"clip": source},
+        progress=progress,
+    )
+
+
+@dataclass
+class TextFeaturesMaker(ShardMaker):
+    """Encodes the captions of a shard, equal ones once."""
+
+    captions: Table
+    source: str
+    batch_size: int
+    load: Callable[[str], TextTower]
+    tower: TextTower | None = field(default=None, init=False)
+
+    @property
+    def is_light(self) -> bool:
+        """Few captions are encoded before every actor has loaded its tower."""
+        return len(self.captions) <= LIGHT_CAPTIONS
+
+    def prepare(self) -> None:
+        """Load the text tower."""
+        self.tower = self.load(self.source)
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows of the shard, and how many captions were encoded."""
+        assert self.tower is not None
+        rows = self.captions.read_shard(work["shard"], ["sample_index", "sample_id", "caption"])
+        captions = rows["caption"].to_pylist()
+        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        distinct = list(numbers)
+        features = np.zeros((len(distinct), self.tower.embed_dim), dtype=np.float32)
+        for start in range(0, len(distinct), self.batch_size):
+            tokens = self.tower.tokenize(distinct[start : start + self.batch_size])
+            features[start : start + self.batch_size] = self.tower.encode_text(tokens).detach().cpu().numpy()
+        chosen = features[[numbers[caption] for caption in captions]]
+        if not np.isfinite(chosen).all():
+            raise CatalogError(f"clip {self.source}: text features are not finite; its weights are damaged")
+        vectors = pa.FixedSizeListArray.from_arrays(
+            pa.array(chosen.reshape(-1)), type=text_features_schema(self.tower.embed_dim).field(2).type
+        )
+        table = pa.table(
+            [rows["sample_index"], rows["sample_id"], vectors],
+            schema=text_features_schema(self.tower.embed_dim),
+        )
+        return table, {"distinct": len(distinct)}

@@ -1,0 +1,78 @@
+"""What there is of a data set: its samples, the newest tables made of them, and its card."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_catalog.cards import Card, card_names, load_card
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table, find_table, list_tables
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The tables that a run would be given.
+
+    Attributes:
+        samples: The samples.
+        masks: Newest masks of these samples, None where there are none.
+        captions: Newest captions of these samples.
+        text_features: Newest text features of these samples.
+        views: Split to the newest view of these samples.
+    """
+
+    samples: Table
+    masks: Table | None
+    captions: Table | None
+    text_features: Table | None
+    views: Mapping[str, Table]
+
+    @property
+    def named(self) -> dict[str, Table]:
+        """Every table that is there, by name; a view's name holds its split."""
+        tables = {
+            "samples": self.samples,
+            "masks": self.masks,
+            "captions": self.captions,
+            "text_features": self.text_features,
+            **{f"view {split}": table for split, table in self.views.items()},
+        }
+        return {name: table for name, table in tables.items() if table is not None}
+
+
+def find_artifacts(catalog: str | Path, dataset: str, samples_key: str | None = None) -> Artifacts:
+    """The newest tables of a data set that were made of the same samples.
+
+    Args:
+        catalog: Root of the catalog, folder or URI.
+        dataset: Name of the data set.
+        samples_key: Key of the samples table, where it is not the newest that is wanted.
+
+    Raises:
+        CatalogError: If there is no samples table.
+    """
+    samples = find_table(catalog, dataset, TableKind.SAMPLES, key=samples_key)
+    newest: dict[TableKind, Table] = {}
+    views: dict[str, Table] = {}
+    for table in list_tables(catalog, dataset):
+        manifest = table.manifest
+        current = manifest.schema_version == table.kind.schema_version
+        if current and manifest.inputs.get("samples") == samples.digest:
+            newest[table.kind] = table
+            if table.kind is TableKind.VIEW:
+                views[str(manifest.settings["split"])] = table
+    return Artifacts(
+        samples=samples,
+        masks=newest.get(TableKind.MASKS),
+        captions=newest.get(TableKind.CAPTIONS),
+        text_features=newest.get(TableKind.TEXT_FEATURES),
+        views=dict(sorted(views.items())),
+    )
+
+
+def card_of(samples: Table) -> Card | None:
+    """The card of the data set's name, or of what its folder held; None where there is none."""
+    for name in (samples.manifest.dataset, samples.manifest.created.get("card")):
+        if name in card_names():
+            return load_card(name)
+    return None

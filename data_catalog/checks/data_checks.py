@@ -1,0 +1,305 @@
+"""What must hold before a GPU is spent: the checks of a data set, and the samples that break them.
+
+An error stops a run; a warning is logged with it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_catalog.checks.artifacts import Artifacts, card_of
+from data_catalog.checks.image_hashes import (
+    HASH_BITS,
+    MANY_IDENTITIES,
+    ImageHashes,
+    find_copies,
+    find_frames_of_many,
+    make_image_hashes,
+    read_hashes,
+)
+from data_catalog.tables.building import Progress
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table
+
+NAMED = 5
+"""Rows that a message names; the finding holds them all."""
+_LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
+
+
+class CheckSettings(BaseModel):
+    """Where the checks draw their lines."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples_per_identity: int = Field(4, ge=1)
+    """Samples of an identity that a batch wants."""
+    junk: Literal["camera", "scene"] | None = None
+    """What a query's junk has in common with it; what the card says when None, else the camera."""
+    near_empty: float = Field(0.01, ge=0, le=1)
+    """A mask with less foreground than this share is near-empty."""
+    near_full: float = Field(0.95, ge=0, le=1)
+    """A mask with more foreground than this share is near-full."""
+    images: bool = True
+    """Whether to look for images that stand under two identities, for which all are decoded once."""
+    duplicate_bits: int = Field(24, ge=0, le=HASH_BITS // 4)
+    """Of the 256 bits of an image's perceptual hash, in how many a copy of it may differ."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check that does not hold.
+
+    Attributes:
+        check: Name of the check.
+        message: What was found and what to do.
+        rows: Ids of the samples that break it; none where it is about no sample.
+    """
+
+    check: str
+    message: str
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the checks found; `errors` stop a run, `warnings` are logged with it."""
+
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+
+
+@dataclass
+class _Labels:
+    """The labels of all samples, by `sample_index`."""
+
+    sample_id: npt.NDArray[np.str_]
+    split: npt.NDArray[np.str_]
+    identity: npt.NDArray[np.int64]
+    camera_id: npt.NDArray[np.int32]
+    scene_id: npt.NDArray[np.int32]
+    is_query: npt.NDArray[np.bool_]
+    is_gallery: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, samples: Table) -> "_Labels":
+        rows = samples.read(_LABELS)
+        return cls(*(np.array(rows[name].to_pylist()) for name in _LABELS))
+
+
+@dataclass
+class _Findings:
+    errors: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+
+    def error(self, check: str, message: str, rows: Iterable[str] = ()) -> None:
+        self.errors.append(Finding(check, message, tuple(map(str, rows))))
+
+    def warn(self, check: str, message: str, rows: Iterable[str] = ()) -> None:
+        self.warnings.append(Finding(check, message, tuple(map(str, rows))))
+
+
+def run_checks(
+    artifacts: Artifacts, settings: CheckSettings | None = None, progress: Progress | None = None
+) -> CheckReport:
+    """Every check of a data set.
+
+    The perceptual hashes are made by Ray Data when they are first wanted, and kept as a table; everything
+    else reads labels only, so it takes a second or so.
+
+    Args:
+        artifacts: The tables, see `data_catalog.checks.artifacts.find_artifacts`.
+        settings: Where to draw the lines.
+        progress: Called as shards are hashed.
+
+    Raises:
+        NotWritableError: If there are no hashes yet and the catalog takes none.
+    """
+    settings = settings or CheckSettings()
+    labels = _Labels.of(artifacts.samples)
+    junk = junk_rule(artifacts.samples, settings)
+    findings = _Findings()
+    _check_queries(labels, junk, findings)
+    _check_splits(labels, findings)
+    _check_identities(labels, settings.samples_per_identity, findings)
+    _check_artifacts(artifacts, findings)
+    if artifacts.masks is not None:
+        _check_masks(artifacts.masks, settings, findings)
+    if artifacts.captions is not None:
+        _check_captions(artifacts.captions, findings)
+    if settings.images:
+        hashes = read_hashes(make_image_hashes(artifacts.samples, progress))
+        _check_duplicates(labels, hashes, settings.duplicate_bits, findings)
+    return CheckReport(tuple(findings.errors), tuple(findings.warnings))
+
+
+def junk_rule(samples: Table, settings: CheckSettings) -> Literal["camera", "scene"]:
+    """What a query's junk has in common with it: as the settings say, else as the data set's card does."""
+    card = card_of(samples)
+    return settings.junk or (card.protocol.junk if card else "camera")
+
+
+def _check_queries(labels: _Labels, junk: str, findings: _Findings) -> None:
+    """Every query needs a sample of its identity in the gallery that is not its junk."""
+    group = labels.camera_id if junk == "camera" else labels.scene_id
+    for split in _unique(labels.split[labels.is_query | labels.is_gallery]):
+        of_split = labels.split == split
+        gallery = of_split & labels.is_gallery
+        queries = np.flatnonzero(of_split & labels.is_query)
+        if not len(queries):
+            findings.error(
+                "no_queries", f"split {split!r} has no queries; ingest a source that has, or evaluate another"
+            )
+            continue
+        seen: dict[int, set[int]] = {}
+        for identity, value in zip(labels.identity[gallery], group[gallery], strict=True):
+            seen.setdefault(int(identity), set()).add(int(value))
+        alone = [row for row in queries if not seen.get(int(labels.identity[row]), set()) - {int(group[row])}]
+        if not alone:
+            continue
+        message = (
+            f"{len(alone)} of {len(queries)} queries of split {split!r} have no match in the gallery under "
+            f"another {junk} ({_first(labels.sample_id[alone])})"
+        )
+        if len(alone) == len(queries):
+            findings.error(
+                "query_without_match",
+                f"{message}, so nothing can be measured; check the split and the junk rule",
+                labels.sample_id[alone],
+            )
+        else:
+            findings.warn(
+                "query_without_match", f"{message}; they are left out of the scores", labels.sample_id[alone]
+            )
+
+
+def _check_splits(labels: _Labels, findings: _Findings) -> None:
+    splits: dict[int, set[str]] = {}
+    for identity, split in zip(labels.identity, labels.split, strict=True):
+        splits.setdefault(int(identity), set()).add(str(split))
+    shared = sorted(identity for identity, names in splits.items() if len(names) > 1)
+    if shared:
+        named = [f"{identity} in {' and '.join(sorted(splits[identity]))}" for identity in shared]
+        findings.error(
+            "identity_in_two_splits",
+            f"{len(shared)} identities are in more than one split ({_first(named)}), so what is tested was "
+            "trained on; move their images to one split and ingest again",
+            labels.sample_id[np.isin(labels.identity, shared)],
+        )
+
+
+def _check_identities(labels: _Labels, samples_per_identity: int, findings: _Findings) -> None:
+    train = labels.split == "train"
+    identities, counts = np.unique(labels.identity[train], return_counts=True)
+    few = identities[counts < samples_per_identity]
+    if len(few):
+        named = [
+            f"{identity} has {count}"
+            for identity, count in zip(identities, counts, strict=True)
+            if count < samples_per_identity
+        ]
+        findings.warn(
+            "few_samples",
+            f"{len(few)} training identities have fewer samples than the {samples_per_identity} that a batch "
+            f"wants ({_first(named)}); some of theirs will be drawn twice",
+            labels.sample_id[train & np.isin(labels.identity, few)],
+        )
+
+
+def _check_artifacts(artifacts: Artifacts, findings: _Findings) -> None:
+    splits = artifacts.samples.statistics["splits"]
+    without_view = [split for split in splits if split not in artifacts.views]
+    for split in without_view:
+        findings.error(
+            "missing_artifact",
+            f"split {split!r} has no view; run `python -m data_catalog view --split {split}`",
+        )
+    made = {f"view {split}": view for split, view in artifacts.views.items()}
+    if artifacts.text_features is not None:
+        made["text_features"] = artifacts.text_features
+    for what, table in made.items():
+        for source, digest in table.manifest.inputs.items():
+            newest = artifacts.named.get(source)
+            if newest is not None and newest.digest != digest:
+                step = table.kind.value.replace("_", "-")
+                findings.warn(
+                    "outdated_artifact",
+                    f"{what} was made from other {source} ({digest[:12]}) than the newest, which are checked "
+                    f"here ({newest.digest[:12]}); run `python -m data_catalog {step}` again to use those",
+                )
+    for name in (TableKind.MASKS, TableKind.CAPTIONS, TableKind.TEXT_FEATURES):
+        if name.value not in artifacts.named:
+            # Views may be made without masks and text on purpose.
+            add: Callable[[str, str], None] = findings.error if without_view else findings.warn
+            step = name.value.replace("_", "-")
+            add("missing_artifact", f"there is no {name.value} table; run `python -m data_catalog {step}`")
+
+
+def _check_masks(masks: Table, settings: CheckSettings, findings: _Findings) -> None:
+    rows = masks.read(["sample_id", "foreground_fraction", "source"])
+    ids = np.array(rows["sample_id"].to_pylist(), dtype=np.str_)
+    fraction = rows["foreground_fraction"].to_numpy()
+    missing = np.array(rows["source"].to_pylist(), dtype=np.str_) == "missing"
+    for check, broken, what in (
+        ("missing_mask", missing, "samples have no mask, so all of them counts as foreground"),
+        (
+            "near_empty_mask",
+            ~missing & (fraction < settings.near_empty),
+            f"masks hold less than {settings.near_empty:.0%} foreground",
+        ),
+        (
+            "near_full_mask",
+            ~missing & (fraction > settings.near_full),
+            f"masks hold more than {settings.near_full:.0%} foreground",
+        ),
+    ):
+        if broken.any():
+            message = (
+                f"{broken.sum()} of {len(ids)} {what} ({_first(ids[broken])}); look at them, or remake them"
+            )
+            findings.warn(check, message, ids[broken])
+
+
+def _check_captions(captions: Table, findings: _Findings) -> None:
+    rows = captions.read(["sample_id", "caption"]).to_pylist()
+    empty = [row["sample_id"] for row in rows if not row["caption"].strip()]
+    if empty:
+        findings.warn("empty_caption", f"{len(empty)} captions are empty ({_first(empty)})", empty)
+
+
+def _check_duplicates(
+    labels: _Labels, hashes: ImageHashes, largest_distance: int, findings: _Findings
+) -> None:
+    for modality, rows in find_frames_of_many(hashes, labels.identity).items():
+        findings.warn(
+            "repeated_frames",
+            f"{len(rows)} samples of more than {MANY_IDENTITIES} identities show one and the same {modality} "
+            f"image ({_first(labels.sample_id[rows])}); a camera repeated it, or the files were mixed up",
+            labels.sample_id[rows],
+        )
+    pairs = find_copies(hashes, labels.identity, largest_distance)
+    if not pairs:
+        return
+    ids, identity = labels.sample_id, labels.identity
+    named = [
+        f"{ids[i]} of {identity[i]} and {ids[j]} of {identity[j]} in {' and '.join(modalities)}"
+        for (i, j), modalities in pairs.items()
+    ]
+    findings.warn(
+        "duplicate_images",
+        f"{len(pairs)} pairs of samples show the same image and have different identities ({_first(named)}); "
+        "one of the two labels, or one of the two files, is probably wrong",
+        ids[sorted({row for pair in pairs for row in pair})],
+    )
+
+
+def _unique(values: npt.NDArray[np.str_]) -> list[str]:
+    return [str(value) for value in np.unique(values)]
+
+
+def _first(values: Sequence[str] | npt.NDArray[np.str_]) -> str:
+    more = len(values) - NAMED
+    return ", ".join(map(str, values[:NAMED])) + (f" and {more} more" if more > 0 else "")

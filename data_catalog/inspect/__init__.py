@@ -1,0 +1,1 @@
+"""What people look at: summary, contact sheet, verification, lineage."""

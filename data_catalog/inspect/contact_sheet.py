@@ -1,0 +1,217 @@
+"""A contact sheet: the images, masks and captions of some samples in one picture, for a person to judge.
+
+Of each sample it shows the three modalities with the mask's outline, then the tokens that are foreground over
+the mean of the modalities (visible light alone is dark at night), and the caption.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_catalog.errors import CatalogError
+from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell, encode_png
+from data_catalog.samples.images import Mask, decode_mask, decode_triplets, foreground_share
+from data_catalog.storage.filesystems import open_root, write_atomically
+from data_catalog.tables.table import Table
+
+MAX_SAMPLES = 400
+
+
+class SheetSettings(BaseModel):
+    """Which samples a sheet shows, and how tokens are made of their masks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: str | None = None
+    identities: tuple[int, ...] = ()
+    """Raw identities; all when empty."""
+    ids: tuple[str, ...] = Field((), max_length=MAX_SAMPLES)
+    """These samples, all of them and in this order; what the other fields choose when empty."""
+    lowest_score: bool = False
+    """The samples whose masks score lowest, lowest first, instead of a random choice."""
+    count: int = Field(24, ge=1, le=MAX_SAMPLES)
+    seed: int = Field(0, ge=0)
+    """Which samples are drawn where there are more than `count`."""
+    size: tuple[int, int] | None = None
+    """Height and width that models are given; the samples' own when None."""
+    patch_size: int = Field(16, ge=1)
+    """Side of a token's patch at that size, pixels."""
+    threshold: float = Field(0.5, ge=0, le=1)
+    """Share of a patch that makes its token foreground; 0 means any overlap."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What was drawn.
+
+    Attributes:
+        out: The PNG file.
+        sample_ids: The samples, in the order of the sheet.
+        size: Height and width of the picture, pixels.
+    """
+
+    out: str
+    sample_ids: tuple[str, ...]
+    size: tuple[int, int]
+
+
+def draw_sheet(
+    samples: Table,
+    masks: Table | None,
+    captions: Table | None,
+    out: str | Path,
+    settings: SheetSettings | None = None,
+) -> Sheet:
+    """Draw a contact sheet as a PNG file.
+
+    Args:
+        samples: Images and labels.
+        masks: Their masks; None leaves outlines and tokens out.
+        captions: Their captions; None leaves them out.
+        out: The file to write.
+        settings: Which samples, and their tokens.
+
+    Raises:
+        CatalogError: If the settings leave no sample, name one that is not there, or ask for scores or
+            tokens that cannot be; or if the file cannot be written.
+    """
+    settings = settings or SheetSettings()
+    rows = _choose_rows(samples, masks, settings)
+    cells = [draw_cell(_cell(row, settings)) for row in _read_rows(samples, masks, captions, rows)]
+    picture = arrange(cells, _title(samples, masks, captions, settings, len(rows)))
+    filesystem, path = open_root(Path(out))
+    write_atomically(filesystem, path, encode_png(picture))
+    ids = tuple(row["sample_id"] for row in rows)
+    return Sheet(path, ids, (picture.height, picture.width))
+
+
+def token_grid(mask: Mask, size: tuple[int, int], patch_size: int, threshold: float) -> Mask:
+    """Which tokens are foreground, bool `(height / patch_size, width / patch_size)`.
+
+    As training finds them: the mask averaged to the size that models are given, then over patches.
+
+    Args:
+        mask: Bool `(height, width)`.
+        size: Height and width that models are given, multiples of the patch size.
+        patch_size: Side of a patch, pixels.
+        threshold: Share of a patch that makes it foreground; 0 means any overlap.
+    """
+    # They need torch, whose import takes seconds that other commands need not pay.
+    import torch  # noqa: PLC0415
+
+    from stmi.feature_modulation import token_mask  # noqa: PLC0415
+    from stmi.training.augment import patch_foreground  # noqa: PLC0415
+
+    share = torch.from_numpy(foreground_share(mask, size).copy())[None]
+    tokens = token_mask(patch_foreground(share, patch_size), threshold)
+    return np.asarray(tokens.reshape(size[0] // patch_size, size[1] // patch_size).numpy())
+
+
+def _choose_rows(samples: Table, masks: Table | None, settings: SheetSettings) -> list[dict[str, Any]]:
+    """Number of shard, row in it and labels of the samples to show, in the order of the sheet."""
+    rows: list[dict[str, Any]] = []
+    scores: list[float] = []
+    columns = ["sample_id", "split", "identity", "camera_id", "scene_id"]
+    for number in range(len(samples.manifest.shards)):
+        of_shard = samples.read_shard(number, columns).to_pylist()
+        rows += [{"shard": number, "row": row, **labels} for row, labels in enumerate(of_shard)]
+        if masks is not None and settings.lowest_score:
+            scores += masks.read_shard(number, ["score"])["score"].to_pylist()
+    if settings.lowest_score:
+        if masks is None:
+            raise CatalogError("the lowest scores are asked for, and there are no masks; run `masks` first")
+        # Equal scores stand in the order of the table.
+        rows = [rows[position] for position in np.argsort(np.array(scores), kind="stable")]
+    if settings.ids:
+        by_id = {row["sample_id"]: row for row in rows}
+        for sample_id in settings.ids:
+            if sample_id not in by_id:
+                raise CatalogError(
+                    f"sample {sample_id!r} is not in {samples.path}; expected split/name as in "
+                    f"{rows[0]['sample_id']!r}"
+                )
+        rows = [by_id[sample_id] for sample_id in settings.ids]
+    found = [
+        row
+        for row in rows
+        if settings.split in (None, row["split"])
+        and (not settings.identities or row["identity"] in settings.identities)
+    ]
+    if not found:
+        raise CatalogError(
+            f"no sample of {samples.path} is of split {settings.split or 'any'} and of the identities "
+            f"{', '.join(map(str, settings.identities)) or 'any'}; splits: "
+            f"{', '.join(samples.statistics['splits'])}"
+        )
+    if settings.ids:
+        return found
+    if settings.lowest_score or len(found) <= settings.count:
+        return found[: settings.count]
+    chosen = np.random.default_rng(settings.seed).choice(len(found), settings.count, replace=False)
+    return [found[position] for position in sorted(chosen)]
+
+
+def _read_rows(
+    samples: Table, masks: Table | None, captions: Table | None, rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows with `triplet`, `mask`, `score`, `source` and `caption`; one shard in memory at a time."""
+    read: dict[str, dict[str, Any]] = {}
+    for number in sorted({row["shard"] for row in rows}):
+        of_shard = [row for row in rows if row["shard"] == number]
+        positions = [row["row"] for row in of_shard]
+        ids = pa.array([row["sample_id"] for row in of_shard], pa.string())
+        triplets = decode_triplets(samples.read_shard(number).take(positions))
+        for row, triplet in zip(of_shard, triplets, strict=True):
+            read[row["sample_id"]] = {**row, "triplet": triplet, "mask": None, "caption": None}
+        for table, names in ((masks, ["mask", "score", "source"]), (captions, ["caption"])):
+            if table is None:
+                continue
+            shard = table.read_shard(number, ["sample_id", *names])
+            wanted = shard.filter(pc.is_in(shard["sample_id"], ids))
+            for values in wanted.to_pylist():
+                read[values["sample_id"]].update(values)
+    return [read[row["sample_id"]] for row in rows]
+
+
+def _cell(row: Mapping[str, Any], settings: SheetSettings) -> Cell:
+    labels = [f"identity {row['identity']}", f"camera {row['camera_id']}"]
+    labels += [f"scene {row['scene_id']}"] if row["scene_id"] >= 0 else []
+    mask = tokens = None
+    if row["mask"] is not None:
+        labels += [f"mask: {row['source']}, score {row['score']:.2f}"]
+        mask = decode_mask(row["mask"])
+        size = settings.size or mask.shape
+        if size[0] % settings.patch_size or size[1] % settings.patch_size:
+            raise CatalogError(
+                f"patch size {settings.patch_size} does not divide the image size {size[0]}x{size[1]} "
+                f"(height x width, sample {row['sample_id']}); choose another --patch-size or --size"
+            )
+        labels += [f"{mask.mean():.0%} foreground"]
+        tokens = token_grid(mask, size, settings.patch_size, settings.threshold)
+    return Cell(row["sample_id"], ", ".join(labels), row["triplet"], mask, tokens, row["caption"])
+
+
+def _title(
+    samples: Table, masks: Table | None, captions: Table | None, settings: SheetSettings, shown: int
+) -> str:
+    parts = [f"{samples.manifest.dataset}: {shown} of {len(samples)} samples"]
+    if settings.lowest_score:
+        parts += ["lowest scores first"]
+    elif not settings.ids:
+        parts += [f"seed {settings.seed}"]
+    if masks is None:
+        parts += ["no masks"]
+    else:
+        parts += [
+            f"masks {masks.manifest.settings['segmenter']} {masks.digest[:12]}",
+            f"tokens of {settings.patch_size}x{settings.patch_size} pixels, foreground "
+            + (f"from a share of {settings.threshold:g}" if settings.threshold else "at any overlap"),
+        ]
+    parts += ["no captions"] if captions is None else [f"captions {captions.digest[:12]}"]
+    return "; ".join(parts)

@@ -1,0 +1,159 @@
+"""Recompute the digests of a data set's tables: has a byte changed since they were made?
+
+Looked at are the shards and the manifest of every table. What else a catalog keeps is no table and has no
+digest: the answers of a language model (a table of captions made from them is looked at) and the reports of
+the checks, which are made anew when they are deleted.
+"""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from data_catalog.errors import CatalogError
+from data_catalog.storage import filesystems
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import (
+    MANIFEST,
+    Table,
+    content_digest,
+    list_keys,
+    open_table,
+    read_shard_file,
+    table_digest,
+)
+
+_CHUNK_BYTES = 8 * 2**20
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as it was made.
+
+    Attributes:
+        table: Kind and key of the table: `samples/0123456789abcdef`.
+        shard: File of the shard; empty where the manifest itself is meant.
+        message: What is wrong and what to do.
+    """
+
+    table: str
+    shard: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at and what was found.
+
+    Attributes:
+        tables: Kind and key of every table that was looked at, to the number of its shards.
+        unfinished: Kind and key of what has no manifest, and so is no table (yet).
+        errors: Every fault, in the order of the tables and their shards.
+    """
+
+    tables: dict[str, int]
+    unfinished: tuple[str, ...]
+    errors: tuple[Fault, ...]
+
+
+def verify(
+    catalog: str | Path, dataset: str, progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Read every shard of every table of a data set and compare with the manifests.
+
+    Three digests must agree: that of a shard's bytes, that of the rows in it, and that of the table, which
+    is made of the rows' digests, the inputs and the settings. A seal covers the rest of the manifest, and its
+    file must be, byte by byte, what is written for these values.
+
+    Args:
+        catalog: Root of the catalog, folder or URI.
+        dataset: Name of the data set.
+        progress: Called with shards read, and shards in all.
+
+    Raises:
+        CatalogError: If the catalog cannot be reached.
+    """
+    tables: dict[str, Table] = {}
+    unfinished: list[str] = []
+    faults: list[Fault] = []
+    for kind in TableKind:
+        for key in list_keys(catalog, dataset, kind):
+            name = f"{kind.value}/{key}"
+            try:
+                table = open_table(catalog, dataset, kind, key)
+            except CatalogError as error:
+                faults.append(Fault(name, "", str(error)))
+                continue
+            if table is None:
+                unfinished.append(name)
+            else:
+                tables[name] = table
+    shards = {name: len(table.manifest.shards) for name, table in tables.items()}
+    done, total = 0, sum(shards.values())
+    report = progress or (lambda done, total: None)
+    report(done, total)
+    # Reading and hashing let other threads run, so a few of them keep disk and cores busy.
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for name, table in tables.items():
+            faults += [Fault(name, "", message) for message in _manifest_faults(table)]
+            for found in threads.map(_shard_checker(table), range(shards[name])):
+                if found is not None:
+                    faults.append(Fault(name, *found))
+                done += 1
+                report(done, total)
+    return Verification(shards, tuple(unfinished), tuple(faults))
+
+
+def _shard_checker(table: Table) -> Callable[[int], tuple[str, str] | None]:
+    filesystem, folder = filesystems.open_root(table.path)
+
+    def check(number: int) -> tuple[str, str] | None:
+        record = table.manifest.shards[number]
+        path = f"{folder}/{record.file}"
+        again = f"delete the folder {table.path} and run its step again"
+        try:
+            sha256 = _file_digest(filesystem, path)
+            if sha256 != record.sha256:
+                return record.file, (
+                    f"its bytes changed: SHA-256 is {sha256[:12]}, expected {record.sha256[:12]}; {again}"
+                )
+            rows = read_shard_file(filesystem, path)
+        except (OSError, pa.ArrowInvalid) as error:
+            return record.file, f"it cannot be read ({error}); {again}"
+        if rows.num_rows != record.rows or content_digest(rows) != record.content:
+            return record.file, f"its rows are not those that the manifest tells of; {again}"
+        return None
+
+    return check
+
+
+def _file_digest(filesystem: fs.FileSystem, path: str) -> str:
+    sha256 = hashlib.sha256()
+    with filesystem.open_input_stream(path, compression=None) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def _manifest_faults(table: Table) -> list[str]:
+    manifest = table.manifest
+    again = f"delete the folder {table.path} and run its step again"
+    contents = [shard.content for shard in manifest.shards]
+    digest = table_digest(
+        manifest.table, contents, manifest.inputs, manifest.settings, manifest.schema_version
+    )
+    if digest != manifest.digest:
+        return [f"its digest is {digest[:12]}, the manifest says {manifest.digest[:12]}; {again}"]
+    if not manifest.seal:
+        return [f"its manifest has no seal: it was removed, or an old version made the table; {again}"]
+    if manifest.seal != manifest.sealed().seal:
+        return [f"its manifest changed since it was made; {again}"]
+    filesystem, folder = filesystems.open_root(table.path)
+    if filesystems.read_buffer(filesystem, f"{folder}/{MANIFEST}").to_pybytes() != manifest.to_bytes():
+        return [f"the bytes of its manifest changed since it was made, though no value did; {again}"]
+    return []

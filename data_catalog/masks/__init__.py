@@ -1,0 +1,1 @@
+"""The masks table, its statistics, and the segmenters."""

@@ -1,0 +1,201 @@
+"""What is told of a masks table: how much is foreground, what was looked at, and the overlap with a truth.
+
+A shard tells sums and counts, so that nothing grows with the data set but the lists of samples to look at.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import UnidentifiedImageError
+
+from data_catalog.errors import CatalogError
+from data_catalog.samples.images import (
+    Mask,
+    Segmentation,
+    decode_mask,
+    decode_triplets,
+    intersection_over_union,
+)
+from stmi.modality import MODALITIES, Modality
+
+STATISTICS_VERSION = 2
+"""Raised when the statistics change, so that shards which tell the old ones are not joined with others."""
+
+_RGB = MODALITIES.index(Modality.RGB)
+
+LOWEST = 20
+"""How many samples of lowest score a table's statistics name."""
+
+
+@dataclass(frozen=True)
+class TrueMasks:
+    """Masks to score against; they shape no mask.
+
+    Attributes:
+        root: Folder of `<split folder>/<name>.png`.
+        split_folders: Split to its folder.
+    """
+
+    root: Path
+    split_folders: Mapping[str, str]
+
+    def check(self) -> None:
+        """Make sure that there are any.
+
+        Raises:
+            CatalogError: If there is no folder of a split.
+        """
+        if not any((self.root / folder).is_dir() for folder in self.split_folders.values()):
+            raise CatalogError(
+                f"true masks {self.root} holds no folder of a split; expected "
+                f"{', '.join(self.split_folders.values())} with one PNG per sample"
+            )
+
+    def fingerprint(self) -> list[list[Any]]:
+        """A short-cut for their content: names, sizes and times of change."""
+        folders = sorted(self.split_folders.values())
+        files = (file for folder in folders for file in sorted((self.root / folder).glob("*.png")))
+        return [file_facts(self.root, file) for file in files]
+
+    def read(self, sample_id: str, shape: tuple[int, ...]) -> Mask | None:
+        """The true mask of a sample, or None where it has none.
+
+        Raises:
+            CatalogError: If it cannot be read or is not of this shape.
+        """
+        split, _, name = sample_id.partition("/")
+        path = self.root / self.split_folders[split] / f"{name}.png"
+        if not path.is_file():
+            return None
+        try:
+            mask = decode_mask(path.read_bytes())
+        except (UnidentifiedImageError, OSError) as error:
+            raise CatalogError(f"true mask {path} cannot be read ({error}); expected a PNG") from None
+        if mask.shape != shape:
+            raise CatalogError(f"true mask {path} is {mask.shape}, expected the size of its sample, {shape}")
+        return mask
+
+
+def file_facts(root: Path, file: Path) -> list[Any]:
+    """Path below a root, size and time of change of a file; -1 for both where it cannot be read now."""
+    status = file.stat()
+    facts = [status.st_size, status.st_mtime_ns] if os.access(file, os.R_OK) else [-1, -1]
+    return [str(file.relative_to(root)), *facts]
+
+
+def describe_shard(
+    samples: pa.Table, found: Sequence[Segmentation], truth: TrueMasks | None
+) -> dict[str, Any]:
+    """What the masks of a shard tell, as JSON values for `describe_table`.
+
+    Args:
+        samples: Rows of the samples table.
+        found: Their masks.
+        truth: Masks to score them against.
+
+    Raises:
+        CatalogError: If a true mask cannot be read or has another size.
+    """
+    ids: list[str] = samples["sample_id"].to_pylist()
+    cameras = [str(camera_id) for camera_id in samples["camera_id"].to_pylist()]
+    sources: dict[str, Counter[str]] = {}
+    for camera, segmentation in zip(cameras, found, strict=True):
+        sources.setdefault(camera, Counter())[segmentation.source] += 1
+    ranked = sorted(
+        (segmentation.score, sample_id) for segmentation, sample_id in zip(found, ids, strict=True)
+    )
+    return {
+        "samples": len(ids),
+        "foreground": sum(float(segmentation.mask.mean()) for segmentation in found),
+        "score": sum(segmentation.score for segmentation in found),
+        "lowest": ranked[:LOWEST],
+        "empty": [name for name, one in zip(ids, found, strict=True) if not one.mask.any()],
+        "full": [name for name, one in zip(ids, found, strict=True) if one.mask.all()],
+        "sources": sources,
+        "overlaps": {} if truth is None else _overlaps(samples, ids, cameras, found, truth),
+    }
+
+
+def _overlaps(
+    samples: pa.Table,
+    ids: Sequence[str],
+    cameras: Sequence[str],
+    found: Sequence[Segmentation],
+    truth: TrueMasks,
+) -> dict[str, dict[str, Any]]:
+    """Camera to the overlaps of its samples and the sum of their brightness in visible light."""
+    overlaps: dict[str, dict[str, Any]] = {}
+    for row, (sample_id, camera, segmentation) in enumerate(zip(ids, cameras, found, strict=True)):
+        true_mask = truth.read(sample_id, segmentation.mask.shape)
+        if true_mask is not None:
+            of_camera = overlaps.setdefault(camera, {"iou": 0.0, "brightness": 0.0, "samples": 0})
+            of_camera["iou"] += intersection_over_union(segmentation.mask, true_mask)
+            [triplet] = decode_triplets(samples.slice(row, 1))
+            of_camera["brightness"] += float(np.mean(triplet[_RGB])) / 255
+            of_camera["samples"] += 1
+    return overlaps
+
+
+def describe_table(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics of a masks table from those of its shards.
+
+    Returns:
+        `foreground_fraction` and `score` (means); `empty`, `full` (masks that are all background, all
+        foreground) and `empty_samples`, `full_samples` (which ones); `lowest_scores` (the LOWEST samples);
+        `sources_by_camera` (camera to source to samples). With true masks also `mean_iou`, `scored` (samples
+        that have one), `mean_iou_by_camera` and `brightness_by_camera` (of RGB, 0 to 1; a night camera has
+        little).
+    """
+    samples = sum(shard["samples"] for shard in shards)
+    empty = [name for shard in shards for name in shard["empty"]]
+    full = [name for shard in shards for name in shard["full"]]
+    lowest = sorted((score, name) for shard in shards for score, name in shard["lowest"])[:LOWEST]
+    sources: dict[str, Counter[str]] = {}
+    overlaps: dict[str, Counter[str]] = {}
+    for shard in shards:
+        for camera, counts in shard["sources"].items():
+            sources.setdefault(camera, Counter()).update(counts)
+        for camera, sums in shard["overlaps"].items():
+            overlaps.setdefault(camera, Counter()).update(sums)
+    statistics = {
+        "foreground_fraction": _ratio(sum(shard["foreground"] for shard in shards), samples),
+        "score": _ratio(sum(shard["score"] for shard in shards), samples),
+        "empty": len(empty),
+        "full": len(full),
+        "empty_samples": empty,
+        "full_samples": full,
+        "lowest_scores": [{"sample_id": name, "score": score} for score, name in lowest],
+        "sources_by_camera": {
+            camera: dict(sorted(sources[camera].items())) for camera in _by_number(sources)
+        },
+    }
+    if not overlaps:
+        return statistics
+    total: Counter[str] = Counter()
+    for sums in overlaps.values():
+        total.update(sums)
+    return statistics | {
+        "mean_iou": total["iou"] / total["samples"],
+        "mean_iou_by_camera": {
+            camera: overlaps[camera]["iou"] / overlaps[camera]["samples"] for camera in _by_number(overlaps)
+        },
+        "brightness_by_camera": {
+            camera: overlaps[camera]["brightness"] / overlaps[camera]["samples"]
+            for camera in _by_number(overlaps)
+        },
+        "scored": total["samples"],
+    }
+
+
+def _by_number(cameras: Collection[str]) -> list[str]:
+    return sorted(cameras, key=int)
+
+
+def _ratio(value: float, count: int) -> float | None:
+    return value / count if count else None

@@ -1,0 +1,1 @@
+"""The samples table: ingestion, images, held-out identities."""

@@ -1,0 +1,1 @@
+"""Filesystems, copies on the local disk, and the right to write."""

@@ -1,0 +1,1 @@
+"""Tables: manifests, schemas, and the one way to build them."""

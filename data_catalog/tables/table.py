@@ -1,0 +1,321 @@
+"""Tables of a catalog: manifests, digests, and handles to read them.
+
+A table is a folder `<catalog>/<dataset>/<table>/<key>/` of shards and one `manifest.json`, which is
+written last: a table without a manifest does not exist, and one with a manifest never changes. The
+`key` says what the table was asked to be (inputs and settings, known before it is built); the `digest`
+says what it turned out to be (its rows). The digest knows neither time nor place: the same content made
+with the same settings has the same digest on any machine.
+
+Rows are sorted by `sample_index`, and shard i of a table holds the samples of shard i of the tables it
+was made from; but a view is sorted and cut by identity (see `data_catalog.views.training_view`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_catalog.errors import CatalogError
+from data_catalog.storage import filesystems
+from data_catalog.storage.local_copies import local_copy
+from data_catalog.tables.schemas import TableKind
+
+MANIFEST = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardRecord(_Record):
+    """One shard: its file, the SHA-256 of the file's bytes, and the digest of the rows in it."""
+
+    file: str
+    rows: int
+    sha256: str
+    content: str
+
+
+class Manifest(_Record):
+    """All there is to know of a table without opening a shard."""
+
+    table: TableKind
+    dataset: str
+    key: str
+    schema_version: int
+    rows: int
+    shards: tuple[ShardRecord, ...]
+    digest: str
+    inputs: dict[str, str]
+    """Name to digest of what the table was made from."""
+    settings: dict[str, Any]
+    statistics: dict[str, Any]
+    created: dict[str, Any]
+    """When, from where and with which library versions; not part of the digest."""
+    seconds: float
+    seal: str = ""
+    """SHA-256 over all of the above, so that a changed manifest is found out."""
+
+    def sealed(self) -> "Manifest":
+        """The same manifest with the seal that it should have."""
+        return self.model_copy(update={"seal": json_digest(self.model_dump(mode="json", exclude={"seal"}))})
+
+    def to_bytes(self) -> bytes:
+        """The file as it is written, byte by byte."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def table_digest(
+    kind: TableKind,
+    contents: Sequence[str],
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    schema_version: int | None = None,
+) -> str:
+    """The digest of a table from the content digests of its shards, its inputs and its settings."""
+    return json_digest(
+        {
+            "table": kind.value,
+            "schema_version": kind.schema_version if schema_version is None else schema_version,
+            "shards": list(contents),
+            "inputs": dict(inputs),
+            "settings": dict(settings),
+        }
+    )
+
+
+class _HashSink:
+    """A file to write to that keeps only the SHA-256 of what was written."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return len(data)
+
+    def flush(self) -> None: ...
+
+
+def content_digest(rows: pa.Table) -> str:
+    """SHA-256 of a table's schema and values, whatever the file format or its compression.
+
+    Parquet writes the version of its library into every file, so the digest of the file would change with
+    an upgrade though no value did.
+    """
+    rows = rows.replace_schema_metadata(None).combine_chunks()
+    sink = _HashSink()
+    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), rows.schema) as writer:
+        for batch in rows.to_batches():
+            writer.write_batch(batch)
+    return sink.sha256.hexdigest()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A handle to a complete table; small, and can be sent to other processes.
+
+    Attributes:
+        catalog: Root of the catalog, folder or URI.
+        manifest: What the table is.
+        reused: Whether the call that gave the handle found the table instead of building it.
+    """
+
+    catalog: str
+    manifest: Manifest
+    reused: bool = True
+
+    @property
+    def kind(self) -> TableKind:
+        """Which of the tables it is."""
+        return self.manifest.table
+
+    @property
+    def path(self) -> str:
+        """Folder of the table, written as the catalog is."""
+        return table_path(self.catalog, self.manifest.dataset, self.kind, self.manifest.key)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the table's content, inputs and settings."""
+        return self.manifest.digest
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What the step counted and measured."""
+        return self.manifest.statistics
+
+    @property
+    def shard_paths(self) -> list[str]:
+        """Path or URI of every shard, in order."""
+        return [filesystems.join(self.path, shard.file) for shard in self.manifest.shards]
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @cached_property
+    def _location(self) -> tuple[fs.FileSystem, str]:
+        return filesystems.open_root(self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("catalog", "manifest", "reused")}
+
+    def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of one shard, in the order of the table, zero-copy where the format allows.
+
+        A shard of a view is memory-mapped, from a local copy where the catalog is not on a local disk.
+
+        Raises:
+            CatalogError: If the shard is missing or damaged.
+        """
+        filesystem, folder = self._location
+        shard = self.manifest.shards[number]
+        path = f"{folder}/{shard.file}"
+        if self.kind is TableKind.VIEW and not isinstance(filesystem, fs.LocalFileSystem):
+            path = str(local_copy(filesystem, path, shard.sha256))
+            filesystem = fs.LocalFileSystem()
+        try:
+            return read_shard_file(filesystem, path, columns).replace_schema_metadata(None)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CatalogError(
+                f"shard {path} cannot be read ({error}); delete the folder {self.path} and run the step again"
+            ) from error
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of the whole table, in its order.
+
+        Args:
+            columns: Columns wanted, in this order. All when None.
+        """
+        if not self.manifest.shards:
+            raise CatalogError(f"table {self.path} has no shards; delete the folder and run the step again")
+        return pa.concat_tables(self.read_shard(i, columns) for i in range(len(self.manifest.shards)))
+
+
+def read_shard_file(filesystem: fs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a shard file with the metadata that was stored beside them."""
+    if path.endswith(TableKind.VIEW.suffix):
+        rows = pa.ipc.open_file(filesystems.read_buffer(filesystem, path)).read_all()
+        return rows if columns is None else rows.select(list(columns))
+    return pq.read_table(path, filesystem=filesystem, columns=None if columns is None else list(columns))
+
+
+def table_path(catalog: str, dataset: str, kind: TableKind, key: str) -> str:
+    """Folder of a table below its catalog."""
+    return filesystems.join(catalog, dataset, kind.value, key)
+
+
+def open_table(catalog: str | Path, dataset: str, kind: TableKind, key: str) -> Table | None:
+    """The table with this key, or None where there is none (yet).
+
+    Raises:
+        CatalogError: If its manifest is not one.
+    """
+    filesystem, folder = filesystems.open_root(table_path(str(catalog), dataset, kind, key))
+    path = f"{folder}/{MANIFEST}"
+    if not filesystems.exists(filesystem, path):
+        return None
+    return Table(str(catalog), _read_manifest(filesystem, path))
+
+
+def _read_manifest(filesystem: fs.FileSystem, path: str) -> Manifest:
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        text = stream.read()
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CatalogError(
+            f"{path} is not a manifest of this version ({where}: {first['msg']}); delete its folder and run "
+            "the step again"
+        ) from error
+
+
+def list_tables(catalog: str | Path, dataset: str, kind: TableKind | None = None) -> list[Table]:
+    """The complete tables of a data set, in the order in which they are made, the newest of a kind last."""
+    found = []
+    for wanted in TableKind if kind is None else (kind,):
+        keys = list_keys(catalog, dataset, wanted)
+        tables = [open_table(catalog, dataset, wanted, key) for key in keys]
+        found += sorted(
+            (table for table in tables if table is not None), key=lambda table: table.manifest.created["time"]
+        )
+    return found
+
+
+def list_keys(catalog: str | Path, dataset: str, kind: TableKind) -> list[str]:
+    """Keys of the tables of a kind, sorted; those that are not complete as well."""
+    return filesystems.list_folders(*filesystems.open_root(filesystems.join(catalog, dataset, kind.value)))
+
+
+def list_datasets(catalog: str | Path) -> list[str]:
+    """Names of the data sets of a catalog, sorted."""
+    filesystem, folder = filesystems.open_root(catalog)
+    return [name for name in filesystems.list_folders(filesystem, folder) if not name.startswith(".")]
+
+
+def find_table(
+    catalog: str | Path,
+    dataset: str,
+    kind: TableKind,
+    *,
+    key: str | None = None,
+    digest: str | None = None,
+    inputs: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Table:
+    """The newest table of a kind, or the one with the given key.
+
+    Args:
+        catalog: Root of the catalog.
+        dataset: Name of the data set.
+        kind: Which table.
+        key: Its key, where it is not the newest that is wanted.
+        digest: Its digest, likewise.
+        inputs: Only tables made from inputs with these digests, for example `{"samples": digest}`. A table
+            of an older version of the schema is passed over.
+        settings: Only tables made with these settings, for example `{"split": "train"}`.
+
+    Raises:
+        CatalogError: If there is none.
+    """
+    tables = list_tables(catalog, dataset, kind)
+    for table in reversed(tables):
+        manifest = table.manifest
+        if (
+            manifest.schema_version == kind.schema_version
+            and key in (None, manifest.key)
+            and digest in (None, manifest.digest)
+            and (inputs or {}).items() <= manifest.inputs.items()
+            and all(manifest.settings.get(name) == value for name, value in (settings or {}).items())
+        ):
+            return table
+    wanted = [f"key {key}"] if key else []
+    wanted += [f"digest {digest[:12]}"] if digest else []
+    wanted += [f"made from {name} {digest[:12]}" for name, digest in (inputs or {}).items()]
+    wanted += [f"{name} {value}" for name, value in (settings or {}).items()]
+    such = f" ({', '.join(wanted)})" if wanted else ""
+    step = "ingest" if kind is TableKind.SAMPLES else kind.value.replace("_", "-")
+    raise CatalogError(
+        f"data set {dataset!r} of catalog {catalog} has no {kind.value} table{such}; run "
+        f"`python -m data_catalog {step}` first (keys found: "
+        f"{', '.join(table.manifest.key for table in tables) or 'none'}; data sets found: "
+        f"{', '.join(list_datasets(catalog)) or 'none'})"
+    )

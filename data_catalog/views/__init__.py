@@ -1,0 +1,1 @@
+"""The training view: pixels, foreground and text features as training reads them."""

@@ -1,0 +1,78 @@
+"""Which identities lie in which shard of a view, and which worker reads which shards.
+
+A shard of a view holds whole identities, and the manifest says which, so a worker can be given some shards
+of a data set that no node can hold, and every worker knows what the others have without opening theirs.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from data_catalog.errors import CatalogError
+from data_catalog.tables.table import Table
+
+
+def cut_by_identity(identity: npt.NDArray[np.int64], samples_per_shard: int) -> list[npt.NDArray[np.int64]]:
+    """The identities of each shard, in rising order, so that none is in two shards.
+
+    Args:
+        identity: Of every sample, in any order.
+        samples_per_shard: How many samples a shard may hold; only one identity alone may exceed it.
+    """
+    identities, samples = np.unique(identity, return_counts=True)
+    starts, held = [0], 0
+    for place, count in enumerate(samples):
+        if held and held + count > samples_per_shard:
+            starts.append(place)
+            held = 0
+        held += int(count)
+    return np.split(identities, starts[1:])
+
+
+def count_identities(identity: npt.NDArray[np.int64]) -> list[list[int]]:
+    """Each identity of a shard with its number of samples, in rising order; for its manifest."""
+    identities, samples = np.unique(identity, return_counts=True)
+    return [[int(identity), int(count)] for identity, count in zip(identities, samples, strict=True)]
+
+
+def identities_by_shard(view: Table) -> list[npt.NDArray[np.int64]]:
+    """Identity of each row of each shard of a view, as its manifest tells; opens no shard.
+
+    Raises:
+        CatalogError: If the view is of a version whose shards were not cut by identity.
+    """
+    told: list[list[list[int]]] | None = view.statistics.get("identities")
+    if told is None:
+        raise CatalogError(
+            f"view {view.path} does not say which identities its shards hold; make it again with "
+            "`python -m data_catalog view`"
+        )
+    return [np.repeat(*np.array(shard, dtype=np.int64).reshape(-1, 2).T) for shard in told]
+
+
+def deal_shards(samples: Sequence[int], workers: int) -> list[list[int]]:
+    """The shards of each worker, by rank, in rising order: about as many samples for each.
+
+    The largest shard left goes to the worker that has the fewest samples so far (Graham 1969, "Bounds on
+    multiprocessing timing anomalies"); of equals, the earlier shard to the earlier worker.
+
+    Args:
+        samples: Samples in each shard.
+        workers: How many there are.
+
+    Raises:
+        CatalogError: If there are fewer shards than workers.
+    """
+    if len(samples) < workers:
+        raise CatalogError(
+            f"{workers} workers cannot share {len(samples)} shards of whole identities; use at most "
+            f"{len(samples)} workers, or make the view with smaller shards (--samples-per-shard)"
+        )
+    dealt: list[list[int]] = [[] for _ in range(workers)]
+    held = [0] * workers
+    for shard in sorted(range(len(samples)), key=lambda shard: (-samples[shard], shard)):
+        worker = min(range(workers), key=lambda worker: (held[worker], worker))
+        dealt[worker].append(shard)
+        held[worker] += samples[shard]
+    return [sorted(shards) for shards in dealt]

@@ -1,0 +1,319 @@
+"""The training view: one split at one image size, decoded once, memory-mapped by every run after.
+
+Pixels are uint8 at their final size, so that training neither decodes nor resizes; a row is read by
+copying its bytes. The mask is kept for every pixel (the share of it that is foreground), not for every
+token, because augmentation crops by pixels and the mask must move along.
+
+Rows are sorted by identity, then by `sample_index`, and a shard holds whole identities, so that a worker can
+train on some shards alone (`data_catalog.views.placement`). The published data sets name their files by
+identity first, so for them this is the order of `sample_index`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_catalog.errors import CatalogError
+from data_catalog.samples.images import decode_mask, decode_triplets, foreground_share
+from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.schemas import TableKind, view_schema
+from data_catalog.tables.table import Table
+from data_catalog.views.placement import count_identities, cut_by_identity
+
+_LABELS = ("identity", "camera_id", "scene_id", "is_query", "is_gallery")
+
+
+class ViewSettings(BaseModel):
+    """What a view holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: str
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    text_dim: int = Field(512, ge=1)
+    """Width of the zeros that stand for text features where there are none; not used otherwise."""
+    samples_per_shard: int = Field(128, ge=1)
+    """Samples that a shard may hold; one that is larger holds one identity."""
+
+
+def make_view(
+    samples: Table,
+    masks: Table | None,
+    text_features: Table | None,
+    settings: ViewSettings,
+    progress: Progress | None = None,
+) -> Table:
+    """The `view` table of one split.
+
+    Args:
+        samples: Images and labels.
+        masks: Their masks; None makes every pixel foreground.
+        text_features: Their text features; None makes them zero.
+        settings: Split and image size.
+        progress: Called as shards complete.
+
+    Returns:
+        The table, to be read with `open_view`; `statistics` holds `identities` (of every shard, pairs of
+        identity and number of samples) and `cameras`.
+
+    Raises:
+        CatalogError: If the split is not there, or a table was made from other samples.
+    """
+    splits = samples.statistics["splits"]
+    if settings.split not in splits:
+        raise CatalogError(
+            f"split {settings.split!r} is not in {samples.path}; expected one of {', '.join(splits)}"
+        )
+    inputs = {"samples": samples.digest}
+    for name, table in (("masks", masks), ("text_features", text_features)):
+        if table is not None:
+            if table.manifest.inputs["samples"] != samples.digest:
+                raise CatalogError(
+                    f"{name} {table.path} was made from other samples than {samples.path}; run that step "
+                    "again for these samples"
+                )
+            inputs[name] = table.digest
+    if text_features is not None:
+        settings = settings.model_copy(update={"text_dim": text_features.statistics["text_dim"]})
+    return build_table(
+        catalog=samples.catalog,
+        dataset=samples.manifest.dataset,
+        kind=TableKind.VIEW,
+        settings=settings.model_dump(),
+        inputs=inputs,
+        work=_cut(samples, settings),
+        maker=_ViewMaker(samples, masks, text_features, settings),
+        summarise=lambda shards: {
+            "identities": [shard["identities"] for shard in shards],
+            "cameras": sorted({camera for shard in shards for camera in shard["cameras"]}),
+        },
+        progress=progress,
+    )
+
+
+def _cut(samples: Table, settings: ViewSettings) -> list[dict[str, Any]]:
+    """What each shard holds: its identities, and the shards of samples in which they are."""
+    found: dict[int, npt.NDArray[np.int64]] = {}
+    for number in range(len(samples.manifest.shards)):
+        rows = samples.read_shard(number, ["split", "identity"])
+        # A shard of samples holds one split.
+        if rows["split"].to_pylist()[:1] == [settings.split]:
+            found[number] = rows["identity"].to_numpy()
+    shards = cut_by_identity(np.concatenate(list(found.values())), settings.samples_per_shard)
+    return [
+        {
+            "identities": identities.tolist(),
+            "shards": [number for number, held in found.items() if np.isin(held, identities).any()],
+        }
+        for identities in shards
+    ]
+
+
+@dataclass(frozen=True)
+class _ViewMaker(ShardMaker):
+    samples: Table
+    masks: Table | None
+    text_features: Table | None
+    settings: ViewSettings
+
+    @property
+    def is_light(self) -> bool:
+        return True
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        numbers, size = work["shards"], (self.settings.height, self.settings.width)
+        keys = _read(self.samples, numbers, ["sample_index", "identity"])
+        index, identity = (keys[name].to_numpy() for name in ("sample_index", "identity"))
+        order = np.lexsort((index, identity))
+        chosen = order[np.isin(identity[order], work["identities"])]
+        samples = _read(self.samples, numbers).take(chosen)
+        rows = samples.num_rows
+        pixels = np.empty((rows, 3, 3, *size), dtype=np.uint8)
+        for row in range(rows):
+            # One row at a time: a shard of full-size images in two layouts at once is much memory.
+            pixels[row] = decode_triplets(samples.slice(row, 1), size)[0].transpose(0, 3, 1, 2)
+        mask = np.full((rows, *size), 255, dtype=np.uint8)
+        if self.masks is not None:
+            masks = _joined(self.masks, numbers, "mask", index).take(chosen)
+            for row, data in enumerate(masks.to_pylist()):
+                mask[row] = foreground_share(decode_mask(data), size)
+        text_features = np.zeros((rows, self.settings.text_dim), dtype=np.float32)
+        if self.text_features is not None:
+            column = _joined(self.text_features, numbers, "text_feature", index).take(chosen)
+            text_features = column.combine_chunks().flatten().to_numpy().reshape(rows, -1)
+        schema = view_schema(*size, self.settings.text_dim)
+        columns = [
+            *(samples[name].combine_chunks() for name in ("sample_index", "sample_id", *_LABELS)),
+            _binary(pixels, schema.field("pixels").type),
+            _binary(mask, schema.field("mask").type),
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(text_features.reshape(-1)), type=schema.field("text_feature").type
+            ),
+        ]
+        facts = {
+            "identities": count_identities(samples["identity"].to_numpy()),
+            "cameras": np.unique(samples["camera_id"].to_numpy()).tolist(),
+        }
+        return pa.table(columns, schema=schema), facts
+
+
+def _read(table: Table, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    return pa.concat_tables(table.read_shard(number, columns) for number in numbers)
+
+
+def _joined(
+    table: Table, numbers: Sequence[int], column: str, sample_index: npt.NDArray[np.int64]
+) -> pa.ChunkedArray:
+    rows = _read(table, numbers, ["sample_index", column])
+    if not np.array_equal(rows["sample_index"].to_numpy(), sample_index):
+        raise CatalogError(
+            f"shards {', '.join(map(str, numbers))} of {table.path} hold other samples than the samples "
+            "table; delete that folder and run its step again"
+        )
+    return rows[column]
+
+
+def _binary(values: npt.NDArray[np.uint8], kind: pa.DataType) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Rows of a view, copied out, in the order asked for.
+
+    Attributes:
+        pixels: uint8 `(batch, modality, channel, height, width)`.
+        mask: uint8 `(batch, height, width)`, share of each pixel that is foreground times 255.
+        text_feature: float32 `(batch, text_dim)`, not normalised.
+        identity: int64 `(batch,)`, raw.
+        camera_id: int32 `(batch,)`, from 0.
+        scene_id: int32 `(batch,)`, -1 where there is none.
+        is_query: bool `(batch,)`.
+        is_gallery: bool `(batch,)`.
+        sample_index: int64 `(batch,)`.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8]
+    text_feature: npt.NDArray[np.float32]
+    identity: npt.NDArray[np.int64]
+    camera_id: npt.NDArray[np.int32]
+    scene_id: npt.NDArray[np.int32]
+    is_query: npt.NDArray[np.bool_]
+    is_gallery: npt.NDArray[np.bool_]
+    sample_index: npt.NDArray[np.int64]
+
+
+class View:
+    """A view opened for reading: labels in memory, pixels, masks and text features memory-mapped.
+
+    Rows are numbered from 0 to `len(view) - 1`, by identity, then `sample_index`.
+
+    Attributes:
+        table: The table it reads.
+        shards: Numbers of the shards that are open; the rows are theirs.
+        image_size: Height and width, in pixels.
+        text_dim: Width of a text feature.
+        sample_index: int64 `(rows,)`, position in the data set.
+        sample_id: str `(rows,)`.
+        identity: int64 `(rows,)`, raw.
+        camera_id: int32 `(rows,)`.
+        scene_id: int32 `(rows,)`.
+        is_query: bool `(rows,)`.
+        is_gallery: bool `(rows,)`.
+    """
+
+    def __init__(self, table: Table, shards: Sequence[int] | None = None) -> None:
+        if table.kind is not TableKind.VIEW:
+            raise CatalogError(f"table {table.path} holds {table.kind.value}, expected a view")
+        settings = ViewSettings.model_validate(table.manifest.settings)
+        self.table = table
+        self.image_size = (settings.height, settings.width)
+        self.text_dim = settings.text_dim
+        self.shards = tuple(range(len(table.manifest.shards)) if shards is None else sorted(set(shards)))
+        opened = [table.read_shard(number) for number in self.shards]
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in opened)])
+        self._pixels = [_bytes(shard["pixels"], (3, 3, *self.image_size)) for shard in opened]
+        self._mask = [_bytes(shard["mask"], self.image_size) for shard in opened]
+        self._text_feature = [
+            _whole(shard["text_feature"]).flatten().to_numpy().reshape(-1, self.text_dim) for shard in opened
+        ]
+        labels = pa.concat_tables(shard.select(["sample_index", "sample_id", *_LABELS]) for shard in opened)
+        self.sample_index: npt.NDArray[np.int64] = labels["sample_index"].to_numpy()
+        self.sample_id: npt.NDArray[np.str_] = np.array(labels["sample_id"].to_pylist(), dtype=np.str_)
+        self.identity: npt.NDArray[np.int64] = labels["identity"].to_numpy()
+        self.camera_id: npt.NDArray[np.int32] = labels["camera_id"].to_numpy()
+        self.scene_id: npt.NDArray[np.int32] = labels["scene_id"].to_numpy()
+        self.is_query: npt.NDArray[np.bool_] = labels["is_query"].to_numpy()
+        self.is_gallery: npt.NDArray[np.bool_] = labels["is_gallery"].to_numpy()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the table."""
+        return self.table.digest
+
+    @property
+    def cameras(self) -> int:
+        """Cameras up to the largest `camera_id` of the whole table, whichever shards are open."""
+        return int(max(self.table.statistics["cameras"])) + 1
+
+    def batch(self, rows: npt.ArrayLike) -> ViewBatch:
+        """The rows with these numbers, in this order; a number may come more than once.
+
+        Raises:
+            IndexError: If a number is negative or not below `len(view)`.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.ndim != 1:
+            raise IndexError(f"rows has {rows.ndim} dimensions, expected one")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
+        return ViewBatch(
+            pixels=self._gather(self._pixels, rows),
+            mask=self._gather(self._mask, rows),
+            text_feature=self._gather(self._text_feature, rows),
+            **{name: getattr(self, name)[rows] for name in ("sample_index", *_LABELS)},
+        )
+
+    def _gather(self, shards: list[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        out = np.empty((len(rows), *shards[0].shape[1:]), dtype=shards[0].dtype)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(owner):
+            chosen = owner == number
+            out[chosen] = shards[number][rows[chosen] - self._starts[number]]
+        return out
+
+
+def open_view(table: Table, shards: Sequence[int] | None = None) -> View:
+    """A view opened for reading; opens no more than it must, so every worker may have its own.
+
+    Args:
+        table: The view.
+        shards: Numbers of the shards to open, in any order; the others are neither read nor fetched. All
+            when None.
+
+    Raises:
+        CatalogError: If the table is no view, or a shard is missing.
+    """
+    return View(table, shards)
+
+
+def _bytes(column: pa.ChunkedArray, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """A column of fixed-size binary as uint8 `(rows, *shape)`, without a copy."""
+    array = _whole(column)
+    values = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    return values.reshape(-1, *shape)[array.offset : array.offset + len(array)]
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; a shard has one record batch, so this copies nothing."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

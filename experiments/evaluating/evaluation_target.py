@@ -1,0 +1,218 @@
+"""What is evaluated and on what: a finished run, or a checkpoint of the authors' released code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table, find_table
+from data_catalog.views.training_view import View, open_view
+from experiments.recipes import ConfigError, ExperimentConfig, differences
+from experiments.run import checkpoints, run_data
+from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.run.training_loop import caption_tokens
+from stmi.clip.loading import load_clip
+from stmi.model import STMI
+from stmi.released import released_checkpoint
+from stmi.retrieval.metrics import JunkRule
+
+EpochChoice = Literal["reported", "last"]
+
+TEXTS_COMPARED = 16
+SAME_TEXT = 0.99
+"""Cosine similarity of one caption's features by the same tower, half precision allowed for."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and on what; all that a worker needs, so it can be sent to one.
+
+    Attributes:
+        name: The run, or the checkpoint's file.
+        model: The network, in evaluation mode.
+        config: Its settings.
+        table: The test view.
+        junk: What a gallery sample of the query's identity shares with it to be junk.
+        autocast: Whether the network runs under bfloat16 autocast.
+        captions: Token numbers of the view's captions, where the model has a text tower of its own.
+        epoch: Of a run, whose weights these are.
+    """
+
+    name: str
+    model: STMI
+    config: ExperimentConfig
+    table: Table
+    junk: JunkRule
+    autocast: bool
+    captions: torch.Tensor | None = None
+    epoch: int | None = None
+
+
+def of_run(
+    path: Path, dataset: str | None = None, catalog: str | None = None, epoch: EpochChoice = "reported"
+) -> Subject:
+    """A finished run, with the weights of the epoch that it reports, or of its last one.
+
+    Args:
+        path: Its folder.
+        dataset: Another data set than its own, whose newest test view of the same image size is taken.
+        catalog: Where that is; None for the catalog that the run read from.
+        epoch: Which.
+
+    Raises:
+        RunFolderError: The run is not finished, or the weights of that epoch were not kept.
+        ConfigError: The view does not fit the model.
+        data_catalog.errors.CatalogError: There is no such view.
+    """
+    folder = RunFolder.open(path)
+    result, untrained = folder.result, folder.journal.last("untrained")
+    if result is None or untrained is None:
+        raise RunFolderError(f"{path} is not finished; run the command that started it again")
+    clip = load_clip(run_data.clip_source(folder.config))
+    model = STMI(folder.config.model, clip, untrained["identities"], untrained["cameras"], folder.config.seed)
+    number = (result["reported"] if epoch == "reported" else result["choices"]["last"])["epoch"]
+    with checkpoints.fetched(result["checkpoint"]) as checkpoint:
+        if not checkpoints.load_epoch(checkpoint, model, number):
+            raise RunFolderError(
+                f"{path} reports epoch {number}, whose weights were not kept; evaluate its last one with "
+                "--epoch last"
+            )
+    table, junk, tokens = folder.view("test"), folder.config.data.junk, None
+    if dataset is not None:
+        table = _other_view(folder, catalog or table.catalog, dataset)
+        if dataset != folder.config.data.dataset:
+            view = open_view(table)
+            junk = own_rule(view)
+            forget_cameras(model, int(view.camera_id.max()) + 1)
+    if folder.config.model.text.fine_tune:
+        tokens = caption_tokens(clip, captions_of(table), {"test": open_view(table)})["test"]
+    autocast = folder.config.train.precision == "bfloat16"
+    return Subject(folder.name, model.eval(), folder.config, table, junk, autocast, tokens, number)
+
+
+def captions_of(view: Table) -> Table:
+    """The captions that the text features of a view were made from."""
+    catalog, dataset = view.catalog, view.manifest.dataset
+    digest = view.manifest.inputs["text_features"]
+    text_features = find_table(catalog, dataset, TableKind.TEXT_FEATURES, digest=digest)
+    return find_table(catalog, dataset, TableKind.CAPTIONS, digest=text_features.manifest.inputs["captions"])
+
+
+def _other_view(folder: RunFolder, catalog: str, dataset: str) -> Table:
+    """The newest test view of a data set that a run's model can read."""
+    config, made_from = folder.config.model, {}
+    if config.text.enabled:
+        text_features = find_table(
+            catalog, dataset, TableKind.TEXT_FEATURES, inputs={"clip": folder.digests["clip"]}
+        )
+        made_from = {"text_features": text_features.digest}
+    settings = {"split": "test", "height": config.image.height, "width": config.image.width}
+    table = find_table(catalog, dataset, TableKind.VIEW, inputs=made_from, settings=settings)
+    if config.sfm.enabled and "masks" not in table.manifest.inputs:
+        raise ConfigError(
+            f"run {folder.name} was trained with model.sfm, but view {table.path} was made without masks; "
+            "make it with masks"
+        )
+    return table
+
+
+def own_rule(view: View) -> JunkRule:
+    """A data set's own junk rule: by scene where its samples have scenes (MSVR310), else by camera."""
+    return "scene" if view.scene_id.min() >= 0 else "camera"
+
+
+def forget_cameras(model: STMI, cameras: int) -> None:
+    """Give every camera the mean of the camera embedding: it was trained for another data set's cameras."""
+    tower = model.image_tower
+    if tower.camera_embedding is not None:
+        mean = tower.camera_embedding.detach().mean(dim=0)
+        tower.camera_embedding = nn.Parameter(mean.repeat(cameras, 1))
+
+
+def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -> Subject:
+    """A checkpoint of the authors' code, on the newest test view of the recipe's data set and image size.
+
+    Raises:
+        ConfigError: The file is no checkpoint of that code, or the config or the view does not fit it.
+        data_catalog.errors.CatalogError: There is no such view.
+    """
+    size = config.model.image
+    table = find_table(
+        catalog,
+        config.data.dataset,
+        TableKind.VIEW,
+        settings={"split": "test", "height": size.height, "width": size.width},
+    )
+    if not path.is_file():
+        raise ConfigError(f"--released-checkpoint={path}: there is no such file")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--released-checkpoint={path}: not a file of weights alone ({reason}); expected what "
+            "torch.save(model.state_dict(), ...) writes"
+        ) from None
+    try:
+        model = released_checkpoint.load(weights, (size.height, size.width))
+    except released_checkpoint.ReleasedCheckpointError as error:
+        raise ConfigError(f"--released-checkpoint={path}: {error}") from None
+    unused = released_checkpoint.unused_names(weights)
+    print(f"{path.name}: left out {len(unused)} weights that are never used: {', '.join(unused)}")
+    view = open_view(table)
+    if view.text_dim != model.image_tower.proj.shape[1]:
+        raise ConfigError(
+            f"view {table.path} has text features of width {view.text_dim}, the checkpoint's are "
+            f"{model.image_tower.proj.shape[1]} wide; make them with the CLIP that it was trained from"
+        )
+    _check_recipe(config, model)
+    _check_inputs(table, view, weights)
+    cameras = model.image_tower.camera_embedding
+    if cameras is not None and view.camera_id.max() >= len(cameras):
+        raise ConfigError(
+            f"view {table.path} has camera {view.camera_id.max() + 1}, the checkpoint knows {len(cameras)}"
+        )
+    # The authors train in mixed precision and evaluate in float32; bfloat16 would change who is near whom.
+    return Subject(path.name, model, config, table, config.data.junk, autocast=False)
+
+
+def _check_recipe(config: ExperimentConfig, model: STMI) -> None:
+    """Refuse settings that the checkpoint's model does not have: they would be without effect."""
+    # Weights come from the checkpoint and p is for training; the image size was used to load it.
+    same_p = model.config.sfm.model_copy(update={"perturbation": config.model.sfm.perturbation})
+    free = {"sfm": same_p, "clip": config.model.clip, "image": config.model.image}
+    own = config.model_copy(update={"model": model.config.model_copy(update=free)})
+    apart = [f"{name}={given} (it has {is_})" for name, (given, is_) in differences(config, own).items()]
+    if apart:
+        raise ConfigError(
+            f"--recipe {config.recipe}: the checkpoint's model differs in {', '.join(apart)}; name the "
+            "released recipe that it belongs to, and set nothing of the model but model.image"
+        )
+
+
+def _check_inputs(table: Table, view: View, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a view without masks, or without the text features that the checkpoint was trained with."""
+    for name, step in (("masks", "masks"), ("text_features", "text-features")):
+        if name not in table.manifest.inputs:
+            raise ConfigError(
+                f"view {table.path} was made without {name}, which the released model needs; run `python -m "
+                f"data_catalog {step}`, then `view`"
+            )
+    rows = captions_of(table).read(["sample_index", "caption"])
+    captions = dict(zip(rows["sample_index"].to_pylist(), rows["caption"].to_pylist(), strict=True))
+    batch = view.batch(np.linspace(0, len(view) - 1, min(len(view), TEXTS_COMPARED)).astype(np.int64))
+    given = torch.from_numpy(batch.text_feature)
+    own = released_checkpoint.encode_captions(weights, [captions[i] for i in batch.sample_index.tolist()])
+    similarity = torch.nn.functional.cosine_similarity(own, given).min().item()
+    if similarity < SAME_TEXT:
+        raise ConfigError(
+            f"view {table.path}: its text features are not those of the checkpoint's own text tower (cosine "
+            f"similarity down to {similarity:.3f}); make them with the CLIP that it was trained from, "
+            "ViT-B-16-quickgelu/openai"
+        )

@@ -1,0 +1,211 @@
+"""The tables that a run would read, found without making any, and how much work they are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_catalog.cards import card_names, load_card
+from data_catalog.errors import CatalogError
+from data_catalog.formats import SPLITS
+from data_catalog.storage import filesystems
+from data_catalog.synthetic import SPLITS as DRAWN_SPLITS
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table, list_tables
+from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.run import run_data
+from experiments.run.batch_schedule import BatchSchedule
+from stmi.training import batch_plan
+from stmi.training.batch_plan import BatchPlanError
+
+Tables = dict[str, Table | None]
+"""The tables of a run by name, each with None where it is missing."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a data set is, and how much of it a run goes through.
+
+    Attributes:
+        source: What the numbers were read from.
+        identities: Of the training split.
+        cameras: Of the data set.
+        samples: Of each split.
+        steps: Optimisation steps of the whole run.
+        embedded: Samples that evaluation embeds in the whole run.
+    """
+
+    source: str
+    identities: int
+    cameras: int
+    samples: dict[str, int]
+    steps: int
+    embedded: int
+
+
+def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Path, catalog: str) -> Tables:
+    """The tables that a run finds in the catalog now: `samples`, `masks`, ..., and a `view/SPLIT` each.
+
+    Args:
+        config: The run.
+        clip_digest: Digest of its CLIP; None where its weights are not at hand, and its name must do.
+        workspace: Folder of the embedded benchmark's images.
+        catalog: Root of the catalog.
+
+    Raises:
+        CatalogError: The catalog cannot be read.
+    """
+    tables = [
+        table
+        for table in list_tables(catalog, config.data.dataset)
+        if table.manifest.schema_version == table.kind.schema_version
+        and _is_of_run(table, config, clip_digest, workspace)
+    ]
+
+    def newest(kind: TableKind, made_from: dict[str, Table | None], **settings: Any) -> Table | None:
+        inputs = {name: table and table.digest for name, table in made_from.items()}
+        fitting = [
+            table
+            for table in tables
+            if table.kind is kind
+            and inputs.items() <= table.manifest.inputs.items()
+            and settings.items() <= table.manifest.settings.items()
+        ]
+        return fitting[-1] if fitting else None
+
+    def input_of(table: Table | None, kind: TableKind) -> Table | None:
+        """What a table was made from; where there is no such table yet, what it would be made from."""
+        if table is None:
+            return newest(kind, {"samples": samples})
+        return next((t for t in tables if t.digest == table.manifest.inputs.get(kind.value)), None)
+
+    samples = newest(TableKind.SAMPLES, {})
+    features = newest(TableKind.TEXT_FEATURES, {"samples": samples})
+    made_from, size = {"samples": samples, "text_features": features}, config.model.image
+    views = {
+        f"view/{split}": newest(TableKind.VIEW, made_from, split=split, height=size.height, width=size.width)
+        for split in _splits(config, samples)
+    }
+    return {
+        "samples": samples,
+        "masks": input_of(views["view/train"], TableKind.MASKS),
+        "captions": input_of(features, TableKind.CAPTIONS),
+        "text_features": features,
+        **views,
+    }
+
+
+def _is_of_run(table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Path) -> bool:
+    """Whether a table is neither of other drawings of the benchmark, nor of another CLIP."""
+    if table.kind is TableKind.SAMPLES and config.data.synthetic is not None:
+        drawn = run_data.drawing_folder(config, workspace) / "RGBNT201"
+        return bool(table.manifest.created["source"] == str(drawn))
+    if table.kind is TableKind.TEXT_FEATURES:
+        if clip_digest is None:
+            source = run_data.clip_source(config)
+            return bool(table.statistics["clip"] == (Path(source).name if Path(source).is_dir() else source))
+        return table.manifest.inputs["clip"] == clip_digest
+    return True
+
+
+def _splits(config: ExperimentConfig, samples: Table | None) -> list[str]:
+    if samples is None:
+        return [split for split in SPLITS if split != "val" or config.data.synthetic is not None]
+    return [split for split in SPLITS if split in samples.statistics["splits"]]
+
+
+def describe_tables(config: ExperimentConfig, tables: Tables, catalog: str) -> list[dict[str, Any]]:
+    """Tables as JSON values.
+
+    Returns:
+        Of each `name`, `key`, `digest`, `rows`, `bytes` (None where it is missing) and `command` (what makes
+        it; None where it is there).
+    """
+    described = []
+    for name, table in tables.items():
+        facts: dict[str, Any] = {"name": name}
+        if table is None:
+            nothing = dict.fromkeys(("key", "digest", "rows", "bytes"))
+            described.append(facts | nothing | {"command": _command(config, name, catalog)})
+            continue
+        filesystem, folder = filesystems.open_root(table.path)
+        paths = [f"{folder}/{shard.file}" for shard in table.manifest.shards]
+        described.append(
+            facts
+            | {
+                "key": table.manifest.key,
+                "digest": table.digest,
+                "rows": len(table),
+                "bytes": sum(info.size or 0 for info in filesystem.get_file_info(paths)),
+                "command": None,
+            }
+        )
+    return described
+
+
+def _command(config: ExperimentConfig, name: str, catalog: str) -> str:
+    """What makes a table that is missing."""
+    if config.data.synthetic is not None:
+        return "the run itself makes it"
+    dataset, size = config.data.dataset, config.model.image
+    step = {
+        "samples": f"ingest --format {dataset} --source DIR",
+        "masks": "masks --segmenter sam2 --checkpoint FILE",
+        "captions": "captions --captioner llm --endpoint URL --model NAME",
+        "text_features": f"text-features --clip {config.model.clip.source}",
+    }.get(name, f"view --split {name.partition('/')[2]} --size {size.height}x{size.width}")
+    return f"python -m data_catalog {step} --catalog {catalog} --dataset {dataset}"
+
+
+def measure_extent(config: ExperimentConfig, tables: Tables) -> Extent:
+    """How much a run goes through: by its training view, else by the best that is known of the data set.
+
+    Without a view, and without the samples that it is made of, identities are taken to have equally many
+    samples.
+
+    Raises:
+        CatalogError: Nothing is known of the data set.
+        ConfigError: It cannot fill the batches.
+    """
+    samples, train, settings = tables["samples"], tables["view/train"], config.data.synthetic
+    if samples is not None:
+        source = "the training view" if train is not None else "the samples table"
+        counts = {split: found["samples"] for split, found in samples.statistics["splits"].items()}
+        cameras = max(samples.statistics["cameras"]) + 1
+        rows = samples.read(["split", "identity"])
+        identity = rows["identity"].to_numpy()[np.array(rows["split"].to_pylist()) == "train"]
+    elif settings is not None:
+        source = "the benchmark's settings"
+        cameras, each = settings.cameras, settings.cameras * settings.shots
+        counts = {str(split): each * len(settings.identities(split)) for split in DRAWN_SPLITS}
+        identity = np.arange(counts["train"]) % len(settings.identities("train"))
+    elif config.data.dataset in card_names():
+        source, card = f"the card of {config.data.dataset}", load_card(config.data.dataset)
+        counts, cameras = {split: found.samples for split, found in card.counts.items()}, card.cameras or 1
+        identity = np.arange(counts["train"]) % card.counts["train"].identities
+    else:
+        raise CatalogError(
+            f"data set {config.data.dataset!r} has neither a samples table nor a card, so that nothing is "
+            f"known of its size; make the table first: {_command(config, 'samples', 'CATALOG')}"
+        )
+    try:
+        if train is not None:
+            schedule = BatchSchedule(train, config)
+            steps = [len(schedule.rows(0, epoch)) for epoch in range(config.train.epochs)]
+        else:
+            steps = [
+                len(batch_plan.plan(identity, config.batch, config.seed, epoch))
+                for epoch in range(config.train.epochs)
+            ]
+    except BatchPlanError as error:
+        raise ConfigError(str(error)) from None
+    identities = len(np.unique(identity))
+    return Extent(source, identities, cameras, counts, sum(steps), _embedded(config, counts))
+
+
+def _embedded(config: ExperimentConfig, samples: dict[str, int]) -> int:
+    """Samples that are embedded in a whole run: test before the first epoch, both splits at every look."""
+    epochs, every = config.train.epochs, config.train.validate_every
+    looks = epochs // every + (epochs % every > 0)
+    return samples.get("val", 0) * looks + samples["test"] * (looks + 1)

@@ -1,0 +1,204 @@
+"""A study as MLflow has it: the parent run with its result and pictures, and a child for each of its runs."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from experiments.recipes import ConfigError
+from experiments.run.run_result import RunError
+from experiments.tracking.mlflow_logger import PATIENCE, without_credentials
+
+RESULT_FILE = "result.json"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study.
+
+    Attributes:
+        run_id: Its number in MLflow.
+        experiment_id: Its experiment's.
+        name: As the UI shows it.
+        run: Name of its folder, which says recipe, seed and fingerprint.
+        arm: Which part of the study it is.
+        seed: Of its training.
+        folder: Where it was trained; perhaps on another machine.
+        status: FINISHED, FAILED, KILLED or RUNNING.
+        parameters: Flat settings.
+        digests: Table name to digest.
+        tags: Versions, machine and code.
+        curves: `loss`, and mAP of the reported feature on the `validation` and `test` identities, as a
+            fraction; each by epoch, as far as the run has it.
+    """
+
+    run_id: str
+    experiment_id: str
+    name: str
+    run: str
+    arm: str
+    seed: int
+    folder: Path
+    status: str
+    parameters: Mapping[str, str]
+    digests: Mapping[str, str]
+    tags: Mapping[str, str]
+    curves: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class RecordedStudy:
+    """A finished study.
+
+    Attributes:
+        name: Its own.
+        uri: Where MLflow is, without user name and password.
+        run_id: Of the parent run.
+        experiment_id: Of its experiment.
+        tags: Of the parent run.
+        result: What the study came to (`result.json`).
+        pictures: File name to PNG, of the parent run.
+        runs: Its children, by name.
+    """
+
+    name: str
+    uri: str
+    run_id: str
+    experiment_id: str
+    tags: Mapping[str, str]
+    result: Mapping[str, Any]
+    pictures: Mapping[str, bytes]
+    runs: tuple[StudyRun, ...]
+
+    @property
+    def kind(self) -> str:
+        """What made it: "ablation" or "sweep"."""
+        return self.result["kind"]
+
+    def run_called(self, name: str) -> StudyRun | None:
+        """The run with this folder name, or None where MLflow was not told of it."""
+        return next((run for run in self.runs if run.run == name), None)
+
+
+def read_study(uri: str, name: str) -> RecordedStudy:
+    """Read a finished study.
+
+    Args:
+        uri: Tracking URI.
+        name: The study's.
+
+    Raises:
+        ConfigError: There is no such store or study.
+        RunError: The study is not finished.
+        ConnectionError: MLflow does not answer.
+    """
+    for setting, value in (*PATIENCE.items(), ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")):
+        os.environ.setdefault(setting, value)
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    # SQLite would make a missing file, and an empty store in it.
+    if uri.startswith("sqlite:///") and not Path(store := uri.removeprefix("sqlite:///")).exists():
+        raise ConfigError(f"there is no MLflow store {store}; name it with --tracking-uri or --workspace")
+    try:
+        return _read(MlflowClient(tracking_uri=uri), without_credentials(uri), name)
+    except MlflowException as error:
+        reason = str(error).replace(uri, without_credentials(uri))
+        raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be read: {reason}") from None
+
+
+def _read(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    parents = list(_search(client, experiments, "tags.`stmi.kind` != ''"))
+    named = [run for run in parents if run.data.tags["stmi.study"] == name]
+    if not named:
+        known = ", ".join(dict.fromkeys(run.data.tags["stmi.study"] for run in parents)) or "none"
+        raise ConfigError(f"study {name!r} is not in MLflow at {uri}; it has {known}")
+    finished = [run for run in named if RESULT_FILE in _artifacts(client, run)]
+    if not finished:
+        raise RunError(f"study {name} is not finished; run the command that started it again")
+    # The newest first: a study is recorded twice where its folder was moved away meanwhile.
+    parent = finished[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(parent.info.run_id, RESULT_FILE, folder)
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        pictures = {
+            Path(artifact).name: Path(
+                client.download_artifacts(parent.info.run_id, artifact, folder)
+            ).read_bytes()
+            for artifact in _artifacts(client, parent, PICTURES)
+        }
+    children = _search(client, experiments, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    # A run is created first and described then: a study that goes on may be between the two.
+    described = [child for child in children if {"stmi.run", "stmi.folder"} <= child.data.tags.keys()]
+    runs = sorted((_run(client, child) for child in described), key=lambda run: run.name)
+    return RecordedStudy(
+        name=name,
+        uri=uri,
+        run_id=parent.info.run_id,
+        experiment_id=parent.info.experiment_id,
+        tags=parent.data.tags,
+        result=result,
+        pictures=pictures,
+        runs=tuple(runs),
+    )
+
+
+def _search(client: MlflowClient, experiments: list[str], condition: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs(experiments, condition, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> list[str]:
+    return [item.path for item in client.list_artifacts(run.info.run_id, folder) if not item.is_dir]
+
+
+def _run(client: MlflowClient, child: Run) -> StudyRun:
+    tags, settings = child.data.tags, child.data.params
+    prefix, feature = "table.", settings["report.feature"]
+    curves = {
+        "loss": "loss/total",
+        "validation": f"validation/{feature}/mAP",
+        "test": f"test/{feature}/mAP",
+    }
+    return StudyRun(
+        run_id=child.info.run_id,
+        experiment_id=child.info.experiment_id,
+        name=child.info.run_name,
+        run=tags["stmi.run"],
+        arm=tags.get("stmi.arm", child.info.run_name),
+        seed=int(settings["seed"]),
+        folder=Path(tags["stmi.folder"]),
+        status=child.info.status,
+        parameters={key: value for key, value in settings.items() if not key.startswith(prefix)},
+        digests={
+            key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)
+        },
+        tags={key: value for key, value in tags.items() if not key.startswith("mlflow.")},
+        curves={
+            name: _curve(client, child, metric)
+            for name, metric in curves.items()
+            if metric in child.data.metrics
+        },
+    )
+
+
+def _curve(client: MlflowClient, run: Run, metric: str) -> dict[int, float]:
+    """Values by epoch; of an epoch that was told twice, the later one."""
+    points = client.get_metric_history(run.info.run_id, metric)
+    return {
+        point.step: point.value for point in sorted(points, key=lambda point: (point.step, point.timestamp))
+    }

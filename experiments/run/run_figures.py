@@ -1,0 +1,157 @@
+"""Pictures of one run: training curves, CMC curves, and rank lists in three modalities."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from safetensors.numpy import load_file
+
+from data_catalog.views.training_view import View, open_view
+from experiments.run import evaluation
+from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched
+from experiments.run.run_folder import RunFolder
+from experiments.tracking.journal import Journal
+from stmi.modality import MODALITIES
+from stmi.retrieval import metrics as retrieval_metrics
+from stmi.retrieval.metrics import JunkRule
+
+FEATURE_NAMES = {
+    "U": "U, fused",
+    "G": "G, class tokens",
+    "T": "T, text alone",
+    "RGB": "RGB alone",
+    "NIR": "NIR alone",
+    "TIR": "TIR alone",
+    "GTTT": "G and three times T",
+}
+QUERIES = 6
+RANKS = 8
+HIT, MISS = "#009e73", "#d55e00"
+"""Colours that the colour-blind tell apart (Okabe and Ito 2008)."""
+
+mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "font.size": 9})
+
+
+def draw_all(folder: RunFolder, result: dict[str, Any]) -> list[Path]:
+    """Draw every picture of a finished run into its folder; returns the files."""
+    folder.pictures.mkdir(exist_ok=True)
+    drawn = {
+        "training_curves": training_curves(folder.journal),
+        "cmc": cmc_curves(result["metrics"], result["untrained"]),
+        "rank_lists": rank_lists(
+            open_view(folder.view("test")), embeddings_of(result), folder.config.data.junk
+        ),
+    }
+    files = []
+    for name, figure in drawn.items():
+        files.append(folder.pictures / f"{name}.png")
+        figure.savefig(files[-1], bbox_inches="tight")
+    return files
+
+
+def embeddings_of(result: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The test embeddings of a finished run, `(rows, width)` by feature, in the order of the test view."""
+    with fetched(result["checkpoint"]) as checkpoint:
+        return load_file(checkpoint / EMBEDDINGS_FILE)
+
+
+def training_curves(journal: Journal) -> Figure:
+    """Losses, validation mAP and learning rate over the epochs."""
+    epochs = journal.epochs()
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    losses, validation, rate = figure.subplots(1, 3)
+    x = [event["epoch"] for event in epochs]
+    for name in sorted(epochs[0]["losses"], key=lambda name: (name != "total", name)):
+        style = {"color": "black", "linewidth": 2} if name == "total" else {"linewidth": 1}
+        losses.plot(x, [event["losses"][name] for event in epochs], label=name, **style)
+    losses.set(title="Training loss", xlabel="epoch", ylim=(0, None))
+    losses.legend(fontsize=7, frameon=False)
+    looked = [event for event in epochs if "validation" in event]
+    for name in [one for one in ("U", "G", "T") if looked and one in looked[0]["validation"]]:
+        values = [100 * event["validation"][name]["mAP"] for event in looked]
+        validation.plot([event["epoch"] for event in looked], values, marker=".", label=FEATURE_NAMES[name])
+    validation.set(title="Validation identities", xlabel="epoch", ylabel="mAP, %", ylim=(0, None))
+    if looked:
+        validation.legend(fontsize=7, frameon=False)
+    rate.plot(x, [event["learning_rate"] for event in epochs], color="grey")
+    rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+    return figure
+
+
+def cmc_curves(metrics: dict[str, Any], untrained: dict[str, Any]) -> Figure:
+    """Share of queries with a match among the first k, for every feature and for U before training."""
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    measured = {name: label for name, label in FEATURE_NAMES.items() if name in metrics}
+    for name, label in measured.items():
+        _cmc(axes, metrics[name], label, linewidth=2.5 if name == "U" else 1.2)
+    _cmc(axes, untrained, "U before training", linestyle="--", color="grey")
+    axes.set(title="Test identities", xlabel="rank k", ylabel="matched within k, %", ylim=(0, 101))
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    return figure
+
+
+def _cmc(axes: Axes, metrics: dict[str, Any], label: str, **style: Any) -> None:
+    shares = 100 * np.array(metrics["cmc"])
+    axes.plot(np.arange(1, len(shares) + 1), shares, label=f"{label}: mAP {metrics['mAP']:.1%}", **style)
+
+
+def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) -> Figure:
+    """Some queries and their nearest gallery samples, each in three modalities, hits and misses marked.
+
+    The queries are spread evenly from the best to the worst average precision.
+    """
+    metrics = evaluation.score(view, embeddings["U"], junk)
+    queries = np.flatnonzero(view.is_query)
+    scored = np.flatnonzero(~np.isnan(metrics.average_precision))
+    by_precision = scored[np.argsort(-metrics.average_precision[scored], kind="stable")]
+    chosen = by_precision[np.linspace(0, len(by_precision) - 1, min(QUERIES, len(by_precision))).astype(int)]
+    height, width = view.image_size
+    cell = 1.35
+    row_height = cell * height / (width * len(MODALITIES)) + 0.22
+    figure = Figure(figsize=(cell * (RANKS + 1), row_height * len(chosen) + 0.4), layout="constrained")
+    axes = figure.subplots(len(chosen), RANKS + 1, squeeze=False)
+    for row, number in enumerate(chosen):
+        title = f"query, AP {metrics.average_precision[number]:.0%}"
+        show_sample(axes[row, 0], view, queries[number], title, "black")
+        show_nearest(axes[row, 1:], view, embeddings["U"], queries[number], junk)
+    figure.suptitle(
+        f"Queries from the best to the worst average precision (AP), each sample in {', '.join(MODALITIES)}",
+        fontsize=10,
+    )
+    return figure
+
+
+def show_nearest(cells: np.ndarray, view: View, embedding: np.ndarray, query: int, junk: JunkRule) -> None:
+    """Show a query's nearest gallery samples, junk left out, one a cell.
+
+    Args:
+        cells: Axes, from the first rank on.
+        view: What was embedded.
+        embedding: One feature of its rows, `(rows, width)`.
+        query: Row of the query.
+        junk: What a gallery sample of the query's identity shares with it to be junk.
+    """
+    gallery = np.flatnonzero(view.is_gallery)
+    group = view.camera_id if junk == "camera" else view.scene_id
+    _, (distances,) = next(retrieval_metrics.distance_chunks(embedding[[query]], embedding[gallery]))
+    same = view.identity[gallery] == view.identity[query]
+    ranked = retrieval_metrics.rank_gallery(distances, same & (group[gallery] == group[query]))[: len(cells)]
+    for rank, place in enumerate(ranked):
+        kind, colour = ("hit", HIT) if same[place] else ("miss", MISS)
+        show_sample(cells[rank], view, gallery[place], f"{kind} {rank + 1}", colour)
+    for unused in cells[len(ranked) :]:
+        unused.set_axis_off()
+
+
+def show_sample(axes: Axes, view: View, row: int, title: str, colour: str) -> None:
+    """Show a sample's three modalities side by side."""
+    pixels = view.batch([row]).pixels[0]
+    axes.imshow(np.concatenate(list(pixels.transpose(0, 2, 3, 1)), axis=1), interpolation="nearest")
+    axes.set_title(title, fontsize=7, color=colour, pad=4)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=2.5)

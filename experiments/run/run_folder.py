@@ -1,0 +1,205 @@
+"""A run's folder: its config, its journal, its checkpoints and, once it is finished, its result."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_catalog.errors import CatalogError
+from data_catalog.storage import filesystems
+from data_catalog.tables.table import Table, TableKind, json_digest, open_table
+from experiments.recipes import ExperimentConfig, parse
+from experiments.run.run_data import RunTables
+from experiments.tracking.journal import Journal
+
+
+class RunFolderError(RuntimeError):
+    """A run's folder that is missing, or belongs to another run."""
+
+
+def fingerprint(config: ExperimentConfig, tables: RunTables) -> str:
+    """Hex digest that identifies a run: all its settings, and the data and weights it starts from."""
+    return json_digest({"config": config.model_dump(mode="json"), "tables": tables.digests})
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    Attributes:
+        path: `<workspace>/train/<name>`; the last part is the run's name.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, workspace: Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
+        """The folder of the run with this config and these tables, made where it is new.
+
+        Raises:
+            RunFolderError: The folder holds another run.
+        """
+        mark = fingerprint(config, tables)
+        folder = cls._named(workspace, config, mark)
+        if folder._config_file.exists():
+            stored = folder._stored()["fingerprint"]
+            if stored != mark:
+                raise RunFolderError(
+                    f"{folder.path} holds another run (fingerprint {stored[:16]}, expected {mark[:16]}); "
+                    "move it away"
+                )
+            return folder
+        views = {
+            split: {
+                "catalog": str(table.catalog),
+                "dataset": table.manifest.dataset,
+                "key": table.manifest.key,
+            }
+            for split, table in tables.views.items()
+        }
+        folder._write(
+            folder._config_file,
+            {
+                "fingerprint": mark,
+                "config": config.model_dump(mode="json"),
+                "tables": tables.digests,
+                "views": views,
+            },
+        )
+        return folder
+
+    @classmethod
+    def begun(cls, workspace: Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
+        """The folder of this run if it was begun before.
+
+        Raises:
+            RunFolderError: It was not; names the runs of this recipe and seed that were.
+        """
+        folder = cls._named(workspace, config, fingerprint(config, tables))
+        if folder.journal.path.exists():
+            return folder
+        others = [path.parent.name for path in folder.path.parent.glob(f"{config.recipe}-*/journal.jsonl")]
+        raise RunFolderError(
+            f"there is no run of these settings and tables to resume ({folder.name}); begun are "
+            f"{', '.join(sorted(others)) or 'none of this recipe'}: leave --resume out to begin it"
+        )
+
+    @classmethod
+    def _named(cls, workspace: Path, config: ExperimentConfig, mark: str) -> "RunFolder":
+        return cls((workspace / "train" / f"{config.recipe}-seed{config.seed}-{mark[:8]}").resolve())
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run's folder.
+
+        Raises:
+            RunFolderError: There is no run in it.
+        """
+        folder = cls(path.resolve())
+        if not folder._config_file.exists():
+            raise RunFolderError(f"{path} is no run's folder: it has no config.json")
+        return folder
+
+    @property
+    def name(self) -> str:
+        """Recipe, seed and the start of the fingerprint."""
+        return self.path.name
+
+    @property
+    def pictures(self) -> Path:
+        """Where the report's pictures go."""
+        return self.path / "pictures"
+
+    @property
+    def files(self) -> list[Path]:
+        """Config, journal and result, as far as they exist."""
+        return [path for path in (self._config_file, self.journal.path, self._result_file) if path.exists()]
+
+    @cached_property
+    def journal(self) -> Journal:
+        """What happened."""
+        return Journal(self.path / "journal.jsonl")
+
+    @property
+    def queries(self) -> Path:
+        """How every test query fared at each epoch that was looked at, once the run is finished."""
+        return self.path / "queries.parquet"
+
+    def checkpoint_place(self, storage_uri: str | None) -> str:
+        """Where the run's checkpoints go.
+
+        Args:
+            storage_uri: Folder or URI that holds those of all runs; None for the run's own folder.
+        """
+        return filesystems.join(storage_uri, self.name) if storage_uri else str(self.path)
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """Folder or URI of the newest checkpoint that the journal knows, or None."""
+        places = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        there = [place for place in places if "://" in place or Path(place).is_dir()]
+        return there[-1] if there else None
+
+    @property
+    def trained(self) -> bool:
+        """Whether at most the result is missing: the last test was reported, and its checkpoint is there."""
+        place = (self.journal.last("test") or {}).get("checkpoint")
+        return self.result is not None or (place is not None and place == self.last_checkpoint)
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The run's settings."""
+        return parse(self._stored()["config"])
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Table name to digest, of all that the run reads."""
+        return self._stored()["tables"]
+
+    def view(self, split: str) -> Table:
+        """The view of a split.
+
+        Raises:
+            data_catalog.errors.CatalogError: It is not in the catalog any more.
+        """
+        stored = self._stored()["views"][split]
+        table = open_table(stored["catalog"], stored["dataset"], TableKind.VIEW, stored["key"])
+        if table is None:
+            raise CatalogError(
+                f"the {split} view {stored['key']} of run {self.name} is gone from {stored['catalog']}"
+            )
+        return table
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result, or None."""
+        if not self._result_file.exists():
+            return None
+        return json.loads(self._result_file.read_text(encoding="utf-8"))
+
+    @property
+    def mlflow(self) -> dict[str, Any] | None:
+        """Where MLflow has the run: `uri`, `run_id`, `experiment_id`; None where it was never told."""
+        if not (state := self.path / "mlflow.json").exists():
+            return None
+        return json.loads(state.read_text(encoding="utf-8"))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Store the result; from then on the run is finished."""
+        self._write(self._result_file, result)
+
+    @property
+    def _config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _result_file(self) -> Path:
+        return self.path / "result.json"
+
+    def _stored(self) -> dict[str, Any]:
+        return json.loads(self._config_file.read_text(encoding="utf-8"))
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        filesystems.write_atomically(*filesystems.open_root(path), text.encode())

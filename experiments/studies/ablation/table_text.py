@@ -1,0 +1,108 @@
+"""An ablation's rows as text: Markdown for a README, CSV for a spreadsheet."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.studies.ablation.ablation_table import EPOCHS, METRICS
+
+HEADER = (
+    "row",
+    "mAP, mean ± std",
+    "95 % over seeds",
+    "paper's mAP",
+    "difference",
+    "95 % over seeds",
+    "95 % over queries",
+    "p, corrected",
+    "real?",
+    "paper's difference",
+    "mAP, last epoch",
+    "mAP, epoch by validation",
+    "mAP, epoch best on test (flatters)",
+    "rank 1",
+)
+
+
+def as_markdown(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
+    """The table for a README; numbers in percent."""
+    lines = [f"**{title}**", "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for a spreadsheet: fractions, one column a number, empty where there is none."""
+    out = io.StringIO()
+    columns = [
+        *("table", "index", "name", "feature", "seeds", "mAP", "mAP_std", "mAP_low", "mAP_high", "paper_mAP"),
+        *("against", "difference", "difference_low", "difference_high", "query_low", "query_high"),
+        *("p_value", "p_adjusted", "real", "paper_difference"),
+        *(f"mAP_{choice}{part}" for choice in EPOCHS for part in ("", "_std")),
+        *METRICS[1:],
+    ]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        precision = row["mAP"]
+        writer.writerow(
+            [
+                *(row["table"], row["index"], row["name"], row["feature"], len(row["seeds"])),
+                *(precision["mean"], precision["std"], *_ends(precision["interval"]), precision["paper"]),
+                *(precision["against"], precision["difference"], *_ends(precision["difference_interval"])),
+                *(*_ends(precision["query_interval"]), precision["p_value"], precision["p_adjusted"]),
+                *(precision["real"], precision["paper_difference"]),
+                *(row["epochs"][choice][part] for choice in EPOCHS for part in ("mean", "std")),
+                *(row[metric]["mean"] for metric in METRICS[1:]),
+            ]
+        )
+    return out.getvalue()
+
+
+def _ends(interval: Sequence[float] | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval[0], interval[1])
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row's cells as text, in percent, in the order of `HEADER`."""
+    precision = row["mAP"]
+    name = f"{row['index']} {row['name']}" if row["index"] else row["name"]
+    against = precision["against"]
+    return [
+        name,
+        _spread(precision),
+        _interval(precision["interval"]),
+        _percent(precision["paper"]),
+        _signed(precision["difference"]),
+        _interval(precision["difference_interval"], signed=True),
+        _interval(precision["query_interval"], signed=True),
+        "" if precision["p_adjusted"] is None else f"{precision['p_adjusted']:.3f}",
+        "" if against is None else {True: "yes", False: "no", None: "unsaid"}[precision["real"]],
+        _signed(precision["paper_difference"]),
+        # Studies that older versions recorded have the reported epoch only.
+        *(_spread(row["epochs"][choice], missing="") if "epochs" in row else "" for choice in EPOCHS),
+        _spread(row["rank1"]),
+    ]
+
+
+def _spread(summary: Mapping[str, Any], missing: str = "not finished") -> str:
+    if summary["mean"] is None:
+        return missing
+    spread = "" if summary["std"] is None else f" ± {100 * summary['std']:.1f}"
+    return f"{100 * summary['mean']:.1f}{spread}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}"
+
+
+def _interval(interval: Sequence[float] | None, signed: bool = False) -> str:
+    if interval is None:
+        return ""
+    low, high = (100 * end for end in interval)
+    return f"{low:+.1f} to {high:+.1f}" if signed else f"{low:.1f} to {high:.1f}"

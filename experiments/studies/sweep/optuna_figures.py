@@ -1,0 +1,257 @@
+"""Pictures of a sweep: its history, each setting, all settings at once, what mattered, and what it costs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.studies.sweep.search_space import Dimension, Space
+
+FINISHED, BEST, PRUNED, FAILED = "#0072b2", "#d55e00", "#999999", "#cc79a7"
+LOG_DECADES_OF_ZERO = 0.6
+"""How far under the least value of a log scale its zero stands, in decades."""
+
+Trial = Mapping[str, Any]
+"""A trial of `run_sweep`'s result."""
+
+
+def draw_all(folder: Path, result: Mapping[str, Any], space: Space) -> list[Path]:
+    """Draw every picture that the trials so far give into a folder; returns the files."""
+    trials, best = result["trials"], result["best"]
+    looked = [trial for trial in trials if trial["curve"]]
+    if not looked:
+        return []
+    drawn = {
+        "history": history(trials, looked),
+        "slice": slices(looked, best, space),
+        "parallel_coordinates": parallel_coordinates(looked, best, space),
+    }
+    if result["importance"]:
+        finished = sum(trial["value"] is not None for trial in trials)
+        drawn["importance"] = importance(result["importance"], finished)
+    if best is not None:
+        drawn["pareto"] = pareto(looked, result["pareto"])
+    files = []
+    for name, figure in drawn.items():
+        files.append(folder / f"{name}.png")
+        figure.savefig(files[-1], dpi=130)
+    return files
+
+
+def reached(trial: Trial) -> float:
+    """Validation mAP in percent: what counts of a finished trial, the last look at another one."""
+    value = trial["value"]
+    return 100 * (trial["curve"][str(trial["epochs"])] if value is None else value)
+
+
+def history(trials: Sequence[Trial], looked: Sequence[Trial]) -> Figure:
+    """Every trial by its number, and the best so far."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _points(axes, [trial["number"] for trial in looked], looked)
+    finished = [(trial["number"], reached(trial)) for trial in looked if trial["value"] is not None]
+    if finished:
+        numbers, values = zip(*finished, strict=True)
+        best = np.maximum.accumulate(values)
+        ends = [*numbers, max(trial["number"] for trial in trials)]
+        axes.step(ends, [*best, best[-1]], where="post", color=BEST, linewidth=1.5, label="best so far")
+    axes.set(xlabel="trial", ylabel="validation mAP, %", title="History")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def slices(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
+    """A panel for each setting: its value and what the trial reached."""
+    names = space.dimensions
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for place, axes in enumerate(panels.flat):
+        if place >= len(names):
+            axes.set_axis_off()
+            continue
+        scale = Scale(names[place])
+        _points(axes, [scale.place(trial) for trial in looked], looked)
+        if best is not None:
+            axes.plot(scale.place(best), reached(best), "o", color=BEST, markersize=8, label="best")
+        turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if scale.wordy else {}
+        axes.set_xticks(scale.ticks, scale.labels, **turned)
+        axes.set(xlabel=names[place].name, xlim=scale.limits)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("validation mAP, %")
+    figure.legend(
+        *panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False
+    )
+    return figure
+
+
+def parallel_coordinates(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
+    """A line for each trial through its settings to what it reached, coloured by that."""
+    scales = [Scale(dimension) for dimension in space.dimensions]
+    figure = Figure(figsize=(2.1 * (len(scales) + 1) + 1, 4), layout="constrained")
+    axes = figure.subplots()
+    values = np.array([reached(trial) for trial in looked])
+    low, high = values.min(), max(values.max(), values.min() + 1e-9)
+    norm, colours = Normalize(low, high), colormaps["viridis"]
+    order = np.argsort(values)
+    for number in order:
+        trial = looked[number]
+        chosen = best is not None and trial["number"] == best["number"]
+        heights = [*(scale.height(trial) for scale in scales), (values[number] - low) / (high - low)]
+        axes.plot(
+            range(len(heights)),
+            heights,
+            color=colours(norm(values[number])),
+            linestyle="-" if trial["value"] is not None else ":",
+            linewidth=3 if chosen else 1.2,
+            alpha=1 if chosen else 0.65,
+        )
+    for place, scale in enumerate(scales):
+        axes.axvline(place, color="black", linewidth=0.8)
+        for height, label in zip(scale.tick_heights, scale.labels, strict=True):
+            axes.annotate(
+                label,
+                (place, height),
+                (4, 0),
+                textcoords="offset points",
+                fontsize=8,
+                va="center",
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
+            )
+    names = [dimension.name for dimension in space.dimensions]
+    axes.set_xticks(range(len(names) + 1), [*names, "validation mAP"])
+    axes.set(yticks=[], xlim=(-0.1, len(names) + 0.02), ylim=(-0.05, 1.05))
+    axes.set_title("Trials (dotted: not finished; thick: the best)", fontsize=10)
+    for side in ("left", "right", "top", "bottom"):
+        axes.spines[side].set_visible(False)
+    figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="validation mAP, %", pad=0.01)
+    return figure
+
+
+def importance(shares: Mapping[str, float], finished: int) -> Figure:
+    """Share of each parameter in what sets the best trials apart."""
+    figure = Figure(figsize=(6, 0.45 * len(shares) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    names = list(shares)
+    axes.barh(names, [100 * shares[name] for name in names], color=FINISHED, height=0.6)
+    for place, name in enumerate(names):
+        axes.annotate(
+            f"{shares[name]:.0%}",
+            (100 * shares[name], place),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 109), xlabel="share, %")
+    axes.set_title(f"Importance for validation mAP (PED-ANOVA, {finished} finished trials)", fontsize=10)
+    return figure
+
+
+def pareto(looked: Sequence[Trial], front: Sequence[Trial]) -> Figure:
+    """Validation mAP over training cost, and the front of trials that none beats in both."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    _points(axes, [trial["cost"] for trial in looked], looked)
+    costs, values = [trial["cost"] for trial in front], [reached(trial) for trial in front]
+    axes.plot(costs, values, "o", color=BEST, markersize=7)
+    axes.step(costs, values, where="post", color=BEST, linewidth=1.5, label="Pareto front")
+    for trial in front:
+        axes.annotate(
+            str(trial["number"]),
+            (trial["cost"], reached(trial)),
+            (4, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set(xlabel="cost of the whole training, TFLOP", ylabel="validation mAP, %")
+    axes.set_title("mAP and cost (numbers: trials on the front)", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.08, y=0.1)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _points(axes: Axes, places: Sequence[float], trials: Sequence[Trial]) -> None:
+    """Trials as points, by how they ended."""
+    for state, colour, marker, label in (
+        ("finished", FINISHED, "o", "finished"),
+        ("pruned", PRUNED, "x", "stopped early, its last look"),
+        ("failed", FAILED, "s", "failed, its last look"),
+        ("crashed", FAILED, "+", "crashed, its last look"),
+        ("running", PRUNED, ".", "running"),
+    ):
+        chosen = [(x, reached(t)) for x, t in zip(places, trials, strict=True) if t["state"] == state]
+        if chosen:
+            axes.plot(*zip(*chosen, strict=True), marker, color=colour, markersize=6, alpha=0.85, label=label)
+
+
+class Scale:
+    """Where the values of a setting stand on an axis.
+
+    Attributes:
+        ticks: Places on the axis.
+        labels: Their values.
+        limits: Ends of the axis.
+        wordy: The labels are long.
+    """
+
+    def __init__(self, dimension: Dimension) -> None:
+        self.dimension = dimension
+        self.log = "log" in dimension.kind
+        if dimension.kind == "choice":
+            self.ticks: list[float] = list(range(len(dimension.choices)))
+            self.labels = [str(choice) for choice in dimension.choices]
+        else:
+            ends = [self._on_axis(dimension.low), self._on_axis(dimension.high)]
+            marks = [dimension.low, *self._between(), dimension.high]
+            self.ticks = [self._on_axis(mark) for mark in marks]
+            self.labels = [f"{mark:.3g}" for mark in marks]
+            if dimension.kind == "zero-or-log":
+                self.ticks.insert(0, ends[0] - LOG_DECADES_OF_ZERO)
+                self.labels.insert(0, "0")
+        margin = 0.08 * (self.ticks[-1] - self.ticks[0])
+        self.limits = (self.ticks[0] - margin, self.ticks[-1] + margin)
+        self.wordy = max(map(len, self.labels)) > 6
+
+    def place(self, trial: Trial) -> float:
+        """Of a trial's value."""
+        value = trial["config"][self.dimension.name]
+        if self.dimension.kind == "choice":
+            return self.dimension.choices.index(value)
+        if self.dimension.kind == "zero-or-log" and value == 0:
+            return self.ticks[0]
+        return self._on_axis(value)
+
+    def height(self, trial: Trial) -> float:
+        """Of a trial's value, from 0 to 1."""
+        return (self.place(trial) - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+
+    @property
+    def tick_heights(self) -> list[float]:
+        """Of the ticks, from 0 to 1."""
+        return [(tick - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]) for tick in self.ticks]
+
+    def _on_axis(self, value: float) -> float:
+        return float(np.log10(value)) if self.log else float(value)
+
+    def _between(self) -> list[float]:
+        low, high = self.dimension.low, self.dimension.high
+        if self.log:
+            decades = [10.0**n for n in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)]
+            return [mark for mark in decades if low * 1.5 < mark < high / 1.5]
+        marks = np.linspace(low, high, 5)[1:-1]
+        return (
+            sorted({float(round(mark)) for mark in marks}) if self.dimension.kind == "int" else marks.tolist()
+        )

@@ -1,0 +1,309 @@
+"""The trials of a sweep as an Optuna study: what was drawn, what was measured, what is drawn next.
+
+The study in its storage is the sweep's only state, and what a killed sweep goes on from. A sampler's state is
+not stored with it, so each trial's draw is a function of the seed, the trial's number and the trials before
+it. This is the one file that imports optuna.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from experiments.recipes import ConfigError
+from experiments.studies.sweep.search_space import Space
+from experiments.tracking.mlflow_logger import without_credentials
+from stmi import keyed_random
+
+State = Literal["running", "finished", "pruned", "failed", "crashed"]
+
+STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What it means that the storage does not answer."""
+MARK = "stmi.sweep"
+"""Name of the study's attribute that says which sweep it is."""
+OWNER = "stmi.folder"
+"""Name of the attribute that says from which folder it is run."""
+DRAWS = 100
+"""Draws in a row that may give impossible settings."""
+METRIC_NAMES = ("validation mAP", "cost")
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """A trial.
+
+    Attributes:
+        number: From 0, in the order in which they were drawn.
+        state: "pruned" was stopped early; "failed" stopped itself and would again; "crashed" did so too
+            often, and another trial makes up for it when the sweep goes on.
+        values: The settings that were drawn, by flat name.
+        run: Name of its run's folder.
+        cost: As the sweep counts it.
+        curve: Validation mAP by epoch.
+        value: What the sweep maximises, where the trial is finished.
+        reason: Why it failed or crashed.
+    """
+
+    number: int
+    state: State
+    values: Mapping[str, Any]
+    run: str
+    cost: float
+    curve: Mapping[int, float]
+    value: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is known of a trial before it runs: the name of its run's folder, and its cost."""
+
+    run: str
+    cost: float
+
+
+class SweepStudy:
+    """The study, made where it is new.
+
+    Args:
+        url: Of the storage, as SQLAlchemy takes it.
+        name: Of the study.
+        mark: What tells this sweep from others; a study with another mark is refused.
+        space: What is searched.
+        seed: Of the draws.
+        two_objectives: Search for a low cost as well as for a high mAP.
+        owner: `id` and `path` of the folder whose lock keeps a second process away from the study. Another
+            folder, in a workspace that shares the storage, is refused.
+
+    Raises:
+        ConfigError: The storage cannot be opened, or holds another study of this name.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        mark: str,
+        space: Space,
+        seed: int,
+        two_objectives: bool = False,
+        owner: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = without_credentials(url)
+        self.name = name
+        self.space = space
+        self.seed = seed
+        up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+        self.directions = [up, down] if two_objectives else [up]
+        optuna.logging.set_verbosity(logging.WARNING)
+        try:
+            self._storage = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=name, directions=self.directions, load_if_exists=True
+            )
+        except ImportError:
+            raise ConfigError(
+                f"--study-storage {self.url} needs the driver of its database, for example `pip install "
+                "'psycopg[binary]'` for postgresql"
+            ) from None
+        except (*STORAGE_ERRORS, ValueError) as error:
+            reason = str(error).replace(url, self.url)
+            # What a library cannot read of an URL it may quote, and there may be a password in it.
+            told = (
+                f": {reason}" if self.url == url or not isinstance(error, ArgumentError | ValueError) else ""
+            )
+            raise ConfigError(
+                f"--study-storage {self.url} cannot be opened{told}; expected a database's URL such as "
+                "postgresql://user:password@host:5432/optuna"
+            ) from None
+        if owner is not None:
+            self._belong_to(owner)
+        # Nothing is drawn yet in a study that was just made, here or by the same sweep before.
+        is_other = self._study.user_attrs.get(MARK, mark) != mark
+        if (is_other and self._study.get_trials(deepcopy=False)) or self._study.directions != self.directions:
+            raise ConfigError(
+                f"study {name!r} in {self.url} is another sweep (recipe, settings, data, space, seed or "
+                "objectives differ); give this one another --name"
+            )
+        self._study.set_user_attr(MARK, mark)
+        with _experiments_welcome():
+            self._study.set_metric_names(list(METRIC_NAMES[: len(self.directions)]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune stores all that it is given on the disk, where no password of the storage may lie.
+        return {"url": self.url, "name": self.name}
+
+    def trials(self) -> list[SweepTrial]:
+        """All trials, by number."""
+        return [self._trial(stored) for stored in self._study.get_trials(deepcopy=False)]
+
+    def ask(
+        self, describe: Callable[[Mapping[str, Any]], Drawn], first: Mapping[str, Any] | None = None
+    ) -> SweepTrial:
+        """Draw a trial and store it as running.
+
+        Args:
+            describe: What is known of a trial with these values; raises ConfigError where they are
+                impossible together, and others are drawn.
+            first: Values of the first trial, where the space has them.
+
+        Raises:
+            ConfigError: `DRAWS` draws in a row were impossible.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        wrong: ConfigError | None = None
+        for attempt in range(DRAWS):
+            drawn = self._draw(trials, attempt, first)
+            try:
+                known = describe(self.space.draw(drawn))
+            except ConfigError as error:
+                wrong = error
+                continue
+            # Drawn on a copy and stored whole: a sweep that is killed here has the trial or has it not.
+            self._study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=drawn.params,
+                    distributions=drawn.distributions,
+                    user_attrs={"run": known.run, "cost": known.cost},
+                )
+            )
+            return self.trials()[-1]
+        raise ConfigError(f"{DRAWS} draws in a row from the space gave impossible settings: {wrong}")
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Store a trial's validation mAP after an epoch; what is stored already is stored again."""
+        self._storage.set_trial_intermediate_value(self._id(number), epoch, value)
+
+    def finish(self, number: int, value: float) -> None:
+        """Note a trial that was trained to its end."""
+        cost = self._study.get_trials(deepcopy=False)[number].user_attrs["cost"]
+        self._study.tell(number, [value, cost][: len(self.directions)])
+
+    def prune(self, number: int) -> None:
+        """Note a trial that was stopped early."""
+        self._study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Note a trial that stopped itself.
+
+        Its settings are to blame, so that others should be drawn. Optuna learns nothing from a failed trial,
+        but takes a pruned one for worse than all finished ones; with two objectives it knows no such order.
+        """
+        self._storage.set_trial_user_attr(self._id(number), "reason", reason)
+        self._study.tell(number, state=TrialState.PRUNED if len(self.directions) == 1 else TrialState.FAIL)
+
+    def crash(self, number: int, reason: str) -> None:
+        """Note a trial whose process ended too often, which says nothing of its settings."""
+        self._storage.set_trial_user_attr(self._id(number), "reason", reason)
+        self._storage.set_trial_user_attr(self._id(number), "crashed", True)
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def importance(self) -> dict[str, float]:
+        """Share of each parameter in what sets the best finished trials apart (PED-ANOVA), largest first.
+
+        Empty where fewer than two trials are finished, or all came to the same.
+        """
+        values = {trial.value for trial in self.trials() if trial.value is not None}
+        if len(values) < 2:
+            return {}
+        with warnings.catch_warnings():
+            # It warns that low targets are best, and of settings that few trials have.
+            warnings.simplefilter("ignore", UserWarning)
+            return optuna.importance.get_param_importances(self._study, target=lambda t: -t.values[0])
+
+    def _belong_to(self, owner: Mapping[str, str]) -> None:
+        known = self._study.user_attrs.get(OWNER, owner)
+        if known["id"] != owner["id"]:
+            raise ConfigError(
+                f"study {self.name!r} in {self.url} is run from {known['path']}; from {owner['path']} too, "
+                "each would run the other's trials: go on with the --workspace of the first, or give this "
+                "one another --name"
+            )
+        # The folder may have been moved.
+        self._study.set_user_attr(OWNER, dict(owner))
+
+    def _draw(
+        self, trials: Sequence[FrozenTrial], attempt: int, first: Mapping[str, Any] | None
+    ) -> optuna.Trial:
+        number = len(trials)
+        seed = int(keyed_random.generator(self.seed, "sweep", number, attempt).integers(2**32))
+        with _experiments_welcome():
+            # Trials that run side by side must not all be drawn at the same place: the liar takes those
+            # that still run for bad ones.
+            sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+            copy = optuna.create_study(directions=self.directions, sampler=sampler)
+        copy.add_trials(trials)
+        if number == attempt == 0 and first is not None:
+            known = self.space.drawn(first)
+            if known is not None:
+                copy.enqueue_trial(known)
+        drawn = copy.ask()
+        self.space.draw(drawn)
+        return drawn
+
+    def _trial(self, stored: FrozenTrial) -> SweepTrial:
+        state: State = _STATES[stored.state]
+        # Noted before the state is: who is killed in between has a reason, and trains the trial to its end.
+        is_ended = stored.state in (TrialState.FAIL, TrialState.PRUNED)
+        reason = stored.user_attrs.get("reason") if is_ended else None
+        if reason is not None:
+            state = "crashed" if "crashed" in stored.user_attrs else "failed"
+        return SweepTrial(
+            number=stored.number,
+            state=state,
+            values=self.space.draw(stored),
+            run=stored.user_attrs["run"],
+            cost=stored.user_attrs["cost"],
+            curve=dict(sorted(stored.intermediate_values.items())),
+            value=stored.values[0] if stored.state == TrialState.COMPLETE else None,
+            reason=reason,
+        )
+
+    def _id(self, number: int) -> int:
+        study = self._storage.get_study_id_from_name(self.name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study, number)
+
+
+_STATES: dict[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+def check_url(url: str) -> None:
+    """Refuse what is no URL of a database, before anything is made for it.
+
+    Raises:
+        ConfigError: It cannot be read; the message holds no password.
+    """
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigError(
+            f"--study-storage {without_credentials(url)} is no database's URL; expected one such as "
+            "postgresql://user:password@host:5432/optuna"
+        ) from None
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    """How long a file that another process writes is waited for; a server's connections may have died."""
+    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+
+
+@contextmanager
+def _experiments_welcome() -> Iterator[None]:
+    """Do without the warning that an option of Optuna may change: versions are pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

@@ -1,0 +1,154 @@
+"""How Ray Tune runs a sweep: it asks the study for trials, tells it what they report, and stops weak ones."""
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from experiments.recipes import ExperimentConfig, ReportConfig
+from experiments.studies.sweep.optuna_study import Drawn, SweepStudy, SweepTrial
+from experiments.studies.sweep.sweep_spec import chosen_by
+
+REDUCTION = 3
+"""Of the trials that reach a rung of successive halving, the best one in so many goes on."""
+FIRST_RUNG = 9
+"""The first rung is at the first look after one in so many of the epochs."""
+
+Configure = Callable[[Mapping[str, Any]], ExperimentConfig]
+
+
+def value_of(curve: Mapping[int, float], report: ReportConfig) -> float:
+    """What a sweep maximises, from validation mAP by epoch: of the last one, or of the best."""
+    return curve[max(curve)] if chosen_by(report) == "last" else max(curve.values())
+
+
+class StudySearcher(Searcher):
+    """Hands the study's trials to Tune: first those that a killed sweep left, then new ones.
+
+    Args:
+        study: The study.
+        trials: How many it is to have, beside those that crashed before.
+        configure: The config of a trial's values.
+        describe: What is known of a trial before it runs.
+        first: Values of the first trial.
+        told: Called with a trial as soon as it runs, and once it has ended.
+    """
+
+    def __init__(
+        self,
+        study: SweepStudy,
+        trials: int,
+        configure: Configure,
+        describe: Callable[[Mapping[str, Any]], Drawn],
+        first: Mapping[str, Any],
+        told: Callable[[SweepTrial], None],
+    ) -> None:
+        super().__init__()
+        known = study.trials()
+        self.study = study
+        self.left = [trial for trial in known if trial.state == "running"]
+        self.new = trials - sum(trial.state != "crashed" for trial in known)
+        self.configure = configure
+        self.describe = describe
+        self.first = first
+        self.told = told
+        self.numbers: dict[str, int] = {}
+
+    # Ray documents the word FINISHED as an answer, and leaves it out of the annotation.
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        """The next trial's config, as `train_trial` takes it."""
+        if self.left:
+            trial = self.left.pop(0)
+        elif self.new > 0:
+            self.new -= 1
+            trial = self.study.ask(self.describe, self.first)
+        else:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = trial.number
+        self.told(trial)
+        return {"config": self.configure(trial.values).model_dump(mode="json"), "number": trial.number}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Note how a trial ended; one that crashed too often stays as running until its reason is known."""
+        number = self.numbers[trial_id]
+        if error or result is None:
+            return
+        if "stopped" in result:
+            self.study.fail(number, result["stopped"])
+        elif "failed" in result:
+            self.study.crash(number, result["failed"])
+        elif "finished" in result:
+            trial = self.study.trials()[number]
+            self.study.finish(number, value_of(trial.curve, self.configure(trial.values).report))
+        else:
+            self.study.prune(number)
+        self.told(self.study.trials()[number])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the state is in the study's storage."""
+
+
+class StoringScheduler(FIFOScheduler):
+    """Stores what trials report before anything is decided by it, and stops weak ones if asked to.
+
+    Successive halving is Tune's (ASHA, Li et al. 2020, "A System for Massively Parallel Hyperparameter
+    Tuning"). Its rungs are filled from the study, so that a sweep that goes on decides as if it had never
+    been interrupted. The first trials are never stopped, for among fewer than `REDUCTION` none is the best of
+    so many; and no trial at its last look, for all that is left then is to test it.
+
+    Args:
+        study: The study.
+        epochs: Of each trial.
+        validate_every: Epochs between looks at the validation identities.
+        early_stopping: Stop weak trials.
+    """
+
+    def __init__(self, study: SweepStudy, epochs: int, validate_every: int, early_stopping: bool) -> None:
+        super().__init__()
+        self.study = study
+        self.epochs = epochs
+        first = validate_every * -(-epochs // (FIRST_RUNG * validate_every))
+        # Stored trials are handed to it as well, which are none of Tune's.
+        self.halving: Any = None
+        if early_stopping and first < epochs:
+            self.halving = ASHAScheduler(
+                time_attr="epoch",
+                metric="validation_mAP",
+                mode="max",
+                max_t=epochs - 1,
+                grace_period=first,
+                reduction_factor=REDUCTION,
+                stop_last_trials=False,
+            )
+            for trial in study.trials():
+                if trial.state != "running":
+                    self._fill_rungs(trial)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Let a trial take part."""
+        if self.halving is not None:
+            self.halving.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Store a report, and decide whether its trial goes on."""
+        if "validation_mAP" not in result:
+            return TrialScheduler.CONTINUE
+        self.study.report(trial.config["number"], result["epoch"], result["validation_mAP"])
+        return self._decide(tune_controller, trial, result)
+
+    def _decide(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if self.halving is None or result["epoch"] >= self.epochs:
+            return TrialScheduler.CONTINUE
+        decision = self.halving.on_trial_result(tune_controller, trial, result)
+        return decision if trial.config["number"] >= REDUCTION else TrialScheduler.CONTINUE
+
+    def _fill_rungs(self, trial: SweepTrial) -> None:
+        stored = SimpleNamespace(trial_id=f"stored-{trial.number}", config={"number": trial.number})
+        self.halving.on_trial_add(None, stored)
+        for epoch, value in trial.curve.items():
+            self._decide(None, stored, {"epoch": epoch, "validation_mAP": value})

@@ -1,0 +1,312 @@
+"""MLflow: a mirror of each run's journal, so that runs are compared in its UI.
+
+The journal is the truth. What MLflow cannot be told (a server that is down) costs no run and is told
+later: the mirror remembers how much of the journal it has sent. Only this file and `reports.reading`
+import mlflow.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_catalog.storage import filesystems
+from experiments.recipes import ConfigError
+from experiments.tracking.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+# A dead server would otherwise block every call for minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+IDENTITY = "stmi.identity"
+"""Tag that tells a run, or a study's child, from all others in any store."""
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_BATCH = 100
+"""MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
+
+
+def local_store(workspace: Path) -> str:
+    """URI of the embedded store of a workspace: a SQLite file."""
+    return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+
+
+def tracking_of(uri: str | None, workspace: Path) -> str:
+    """The tracking URI that was asked for, or $MLFLOW_TRACKING_URI, or the workspace's embedded store.
+
+    Raises:
+        ConfigError: MLflow knows no such kind of store.
+    """
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(workspace)
+    scheme = chosen.partition("://")[0].partition("+")[0]
+    if chosen.partition(":")[0] != "databricks" and scheme not in SCHEMES:
+        raise ConfigError(
+            f"MLflow's tracking URI {without_credentials(chosen)!r} (--tracking-uri, $MLFLOW_TRACKING_URI): "
+            "none of a server or a database; expected one such as http://127.0.0.1:5000 or "
+            "sqlite:////data/mlflow.db"
+        )
+    return chosen
+
+
+def without_credentials(uri: str) -> str:
+    """A URI as it may be stored and shown: without user name, password and query, well-formed or not."""
+    scheme, mark, rest = uri.partition("://")
+    if not mark or scheme.startswith(("sqlite", "file")):
+        return uri
+    # Whatever stands before an @ may be a password, with a / or a # in it.
+    return scheme + mark + rest.rpartition("@")[2].partition("?")[0]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What MLflow is told of a run at its start.
+
+    Attributes:
+        experiment: Name of the MLflow experiment.
+        name: Name of the run in the UI.
+        parameters: Flat settings.
+        tags: Versions and names.
+        tables: Table name to digest.
+    """
+
+    experiment: str
+    name: str
+    parameters: dict[str, Any]
+    tags: dict[str, str]
+    tables: dict[str, str]
+
+
+class Mirror:
+    """Tells MLflow what a run's journal says.
+
+    Args:
+        uri: Tracking URI.
+        folder: The run's folder.
+        workspace: Where the embedded store keeps artifacts.
+        facts: What is told at the start.
+        state: File in the folder that keeps the run's number in MLflow and what was sent.
+    """
+
+    def __init__(
+        self, uri: str, folder: Path, workspace: Path, facts: RunFacts, state: str = "mlflow.json"
+    ) -> None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in PATIENCE.items()})
+        self.uri = uri
+        self.public_uri = without_credentials(uri)
+        self.folder = folder
+        self.workspace = workspace
+        self.facts = facts
+        self.journal = Journal(folder / "journal.jsonl")
+        self.behind = False
+        self._found = False
+        self._state_file = folder / state
+        self._state = self._untold() | {"identity": uuid.uuid4().hex}
+        if self._state_file.exists():
+            stored = json.loads(self._state_file.read_text(encoding="utf-8"))
+            if stored["uri"] == self.public_uri:
+                self._state |= stored
+            elif "identity" in stored:
+                # The same store may have another address now.
+                self._state["identity"] = stored["identity"]
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's number in MLflow, once it is known there."""
+        return self._state["run_id"]
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment's number in MLflow, once it is known there."""
+        return self._state["experiment_id"]
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the run is found in MLflow: `uri`, `run_id`, `experiment_id`."""
+        return {"uri": self.public_uri, "run_id": self.run_id, "experiment_id": self.experiment_id}
+
+    def reopen(self) -> None:
+        """Show a run that had ended before, and goes on, as running."""
+
+        def send() -> None:
+            if self._state["status"]:
+                # First, for it is to be closed again at its end also where MLflow does not hear of this.
+                self._remember(status="")
+                self._client().update_run(self.run_id, status="RUNNING")
+
+        self._attempt(send)
+
+    def sync(self) -> None:
+        """Send what the journal has and MLflow has not; on failure warn once and leave it for later."""
+        self._attempt(self._sync)
+
+    def finish(self, status: str, artifacts: list[Path]) -> None:
+        """Send the rest and the files that have changed, and close the run as FINISHED or FAILED."""
+
+        def send() -> None:
+            self._sync()
+            for path in artifacts:
+                self._send_file(path)
+            if self._state["status"] == status:
+                return
+            ended = [int(event["time"] * 1000) for event in self.journal.read()[-1:]]
+            self._client().set_terminated(self.run_id, status, *ended)
+            self._remember(status=status)
+
+        self._attempt(send)
+
+    def _untold(self) -> dict[str, Any]:
+        """State of a run that MLflow was told nothing of."""
+        return {
+            "uri": self.public_uri,
+            "run_id": None,
+            "experiment_id": None,
+            "described": False,
+            "sent": 0,
+            "files": {},
+            "status": "",
+        }
+
+    def _attempt(self, send: Callable[[], None]) -> None:
+        try:
+            try:
+                self._find()
+                send()
+            except Exception as error:
+                if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                # Another store has taken the place of the one that had the run, and is told all of it.
+                self._remember(**self._untold())
+                send()
+            self.behind = False
+        except Exception as error:
+            # Whatever goes wrong between here and a server must not end a training run.
+            if not self.behind:
+                reason = str(error).replace(self.uri, self.public_uri)
+                logger.warning(
+                    "MLflow at %s cannot be told (%s); the journal keeps it", self.public_uri, reason
+                )
+            self.behind = True
+            # Somebody may have deleted it there.
+            self._found = False
+
+    def _find(self) -> None:
+        """Ask once for a run that an earlier process told of; where nothing is left to send, nobody would."""
+        if self.run_id is not None and not self._found:
+            run = self._client().get_run(self.run_id)
+            if run.info.lifecycle_stage == "deleted":
+                self._remember(**self._untold())
+        self._found = True
+
+    def _client(self) -> Any:
+        import mlflow  # noqa: PLC0415 - takes seconds, which overlap with the start of the workers
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        return mlflow.MlflowClient(tracking_uri=self.uri)
+
+    def _sync(self) -> None:
+        if self.run_id is None:
+            self._start()
+        if not self._state["described"]:
+            self._describe()
+        events = self.journal.read()
+        metrics = [entry for event in events[self._state["sent"] :] for entry in _metrics_of(event)]
+        client = self._client() if metrics else None
+        for start in range(0, len(metrics), 10 * _BATCH):
+            from mlflow.entities import Metric  # noqa: PLC0415
+
+            assert client is not None
+            batch = [Metric(*entry) for entry in metrics[start : start + 10 * _BATCH]]
+            client.log_batch(self.run_id, metrics=batch)
+        if len(events) > self._state["sent"]:
+            self._remember(sent=len(events))
+
+    def _send_file(self, path: Path) -> None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if self._state["files"].get(path.name) == digest:
+            return
+        folder = "pictures" if path.suffix == ".png" else None
+        self._client().log_artifact(self.run_id, str(path), folder)
+        self._remember(files=self._state["files"] | {path.name: digest})
+
+    def _start(self) -> None:
+        client = self._client()
+        experiment = client.get_experiment_by_name(self.facts.experiment)
+        if experiment is None:
+            # A server decides itself where artifacts go; the embedded store keeps them beside its file.
+            place = (
+                (self.workspace / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite") else None
+            )
+            experiment_id = client.create_experiment(self.facts.experiment, artifact_location=place)
+        else:
+            experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                logger.warning("MLflow: experiment %s was deleted; it is restored", self.facts.experiment)
+                client.restore_experiment(experiment_id)
+        # Where it was told before, from another address or by a process that was killed before it noted it.
+        mine = f"tags.`{IDENTITY}` = '{self._state['identity']}'"
+        known = client.search_runs([experiment_id], mine, max_results=1)
+        if known:
+            self._remember(run_id=known[0].info.run_id, experiment_id=experiment_id)
+            return
+        self._remember()
+        began = [int(event["time"] * 1000) for event in self.journal.read()[:1]]
+        tags = {IDENTITY: self._state["identity"]}
+        run = client.create_run(experiment_id, *began, tags=tags, run_name=self.facts.name)
+        self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
+
+    def _describe(self) -> None:
+        from mlflow.entities import Param, RunTag  # noqa: PLC0415
+
+        client = self._client()
+        settings = self.facts.parameters | {f"table.{name}": d for name, d in self.facts.tables.items()}
+        parameters = [Param(name, str(value)) for name, value in settings.items()]
+        for start in range(0, len(parameters), _BATCH):
+            client.log_batch(self.run_id, params=parameters[start : start + _BATCH])
+        client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in self.facts.tags.items()])
+        self._remember(described=True)
+
+    def _remember(self, **changes: Any) -> None:
+        self._state |= changes
+        text = json.dumps(self._state, indent=2) + "\n"
+        filesystems.write_atomically(*filesystems.open_root(self._state_file), text.encode())
+
+
+def _metrics_of(event: dict[str, Any]) -> list[tuple[str, float, int, int]]:
+    """Key, value, time in milliseconds and step of each number that an event has for the charts."""
+    values: dict[str, float] = {}
+    step = event.get("epoch", 0)
+    if event["event"] == "untrained":
+        values = {f"untrained/{name}": value for name, value in event["metrics"].items() if name != "cmc"}
+    elif event["event"] == "epoch":
+        values = {
+            name if name == "incidence_density" else f"loss/{name}": value
+            for name, value in event["losses"].items()
+        }
+        values |= {f"seconds/{name}": value for name, value in event["seconds"].items()}
+        values["learning_rate"] = event["learning_rate"]
+        values |= _of_features("validation", event.get("validation", {}))
+        values |= _of_features("test", event.get("test", {}))
+    elif event["event"] == "trial":
+        step = event["number"]
+        values = {f"trial/{name}": event[name] for name in ("value", "best") if name in event}
+    elif event["event"] == "test":
+        step = event["epochs"]
+        values = _of_features("test", event["metrics"])
+    elif event["event"] == "finished":
+        # What the run reports, under names that stand first where runs are compared.
+        values = {name: value for name, value in event.get("metrics", {}).items() if name != "cmc"}
+    return [(name, float(value), int(event["time"] * 1000), step) for name, value in values.items()]
+
+
+def _of_features(prefix: str, features: dict[str, dict[str, Any]]) -> dict[str, float]:
+    return {
+        f"{prefix}/{feature}/{name}": value
+        for feature, metrics in features.items()
+        for name, value in metrics.items()
+        if name != "cmc"
+    }

@@ -1,0 +1,191 @@
+"""Converts a CLIP archive of OpenAI (`ViT-B-16.pt`, `ViT-L-14.pt`, ...) to the folder that `load_clip` reads.
+
+The archive is TorchScript, that is, code with weights. Its SHA-256 is checked before anything in it is looked
+at, and then only its tensors are read: nothing in it is run.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stmi.clip import loading
+from stmi.clip.loading import ClipFileError
+from stmi.clip.torchscript_weights import TorchScriptError, read_tensors
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_HEAD_WIDTH = 64
+"""Of every CLIP that OpenAI published; the number of heads cannot be read off a shape."""
+_NOT_WEIGHTS = re.compile(r"(.*\.)?(input_resolution|context_length|vocab_size|attn_mask)$")
+"""Tensors of the archive that say how it was traced, which open_clip's config and code know."""
+
+
+def published_digests() -> dict[str, str]:
+    """OpenAI's own digest of each archive it published, hex SHA-256, to the model's name.
+
+    OpenAI names the digest in the address of the archive; open_clip knows the addresses.
+    """
+    digests: dict[str, str] = {}
+    for name in open_clip.list_openai_models():
+        address = open_clip.get_pretrained_url(name, "openai")
+        for part in address.split("/"):
+            if _DIGEST.fullmatch(part):
+                # One archive has two names, the second with "-quickgelu".
+                digests.setdefault(part, name)
+    return digests
+
+
+def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Write the CLIP folder of an archive; its weights are float32. All of it is written, or nothing.
+
+    Args:
+        archive: The file as OpenAI serves it.
+        out: The folder to make; it must not exist.
+        sha256: The digest that the file must have; None for any of those that OpenAI published.
+
+    Returns:
+        `folder`, `archive_sha256`, `published_as` (None where OpenAI did not publish it), `digest` (as of
+        `LoadedClip`), `parameters`, and `model_cfg`.
+
+    Raises:
+        ClipFileError: The file cannot be read, its digest is another, it is no archive of a vision
+            transformer's CLIP, or weights are missing, unknown or of another shape.
+        OSError: The folder cannot be written.
+    """
+    if out.exists():
+        raise ClipFileError(f"{out} exists; name another folder, or remove it to convert again")
+    try:
+        opened = archive.open("rb")
+    except OSError as error:
+        raise ClipFileError(
+            f"archive {archive} cannot be read ({error.strerror}); name the file that OpenAI serves for a "
+            "model, for example ViT-B-16.pt"
+        ) from error
+    with opened as file:
+        digest = _check_digest(archive, file, sha256)
+        weights = _weights(archive, file)
+    config = model_config(weights, archive)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # The folder comes to its place whole, by one rename, after it was read back.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
+        folder = Path(parent) / out.name
+        folder.mkdir()
+        described = folder / loading.CONFIG_FILE
+        described.write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
+        path = folder / loading.WEIGHTS_FILE
+        save_file(weights, path)
+        # safetensors lets only the owner read; a folder of weights is often shared.
+        path.chmod(described.stat().st_mode)
+        with path.open("rb") as written:
+            written_digest = hashlib.file_digest(written, "sha256").hexdigest()
+        (folder / loading.DIGEST_FILE).write_text(f"{written_digest}  {loading.WEIGHTS_FILE}\n")
+        try:
+            loaded = loading.load_clip(folder)
+        except ClipFileError as error:
+            raise ClipFileError(f"{archive}: what is in it makes no CLIP: {error}") from error
+        folder.rename(out)
+    return {
+        "folder": str(out),
+        "archive_sha256": digest,
+        "published_as": published_digests().get(digest),
+        "digest": loaded.digest,
+        "parameters": sum(value.numel() for value in weights.values()),
+        "model_cfg": config,
+    }
+
+
+def model_config(weights: dict[str, Tensor], archive: Path | str) -> dict[str, Any]:
+    """The model config of open_clip whose sizes are those of an archive's weights.
+
+    Args:
+        weights: By OpenAI's names, which are open_clip's.
+        archive: For the error message.
+
+    Raises:
+        ClipFileError: A weight that tells a size is missing or has another number of dimensions.
+    """
+    dimensions = {
+        "visual.conv1.weight": 4,
+        "visual.positional_embedding": 2,
+        "visual.proj": 2,
+        "positional_embedding": 2,
+        "token_embedding.weight": 2,
+    }
+    lacking = [
+        name for name, count in dimensions.items() if name not in weights or weights[name].ndim != count
+    ]
+    if lacking:
+        raise ClipFileError(
+            f"{archive}: no {', '.join(lacking)} as a vision transformer's CLIP has; "
+            "give ViT-B-32, ViT-B-16, ViT-L-14 or ViT-L-14-336px"
+        )
+    width, _, _, patch = weights["visual.conv1.weight"].shape
+    rows = round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
+    context, text_width = weights["positional_embedding"].shape
+    for name, size in (("visual.conv1.weight", width), ("positional_embedding", text_width)):
+        if size % _HEAD_WIDTH or not size:
+            raise ClipFileError(
+                f"{archive}: {name} has width {size}, expected a multiple of {_HEAD_WIDTH}, a head's width"
+            )
+    return {
+        "embed_dim": weights["visual.proj"].shape[1],
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": [rows * patch, rows * patch],
+            "layers": _layers(weights, "visual.transformer."),
+            "width": width,
+            "head_width": _HEAD_WIDTH,
+            "patch_size": patch,
+        },
+        "text_cfg": {
+            "context_length": context,
+            "vocab_size": len(weights["token_embedding.weight"]),
+            "width": text_width,
+            "heads": text_width // _HEAD_WIDTH,
+            "layers": _layers(weights, "transformer."),
+        },
+    }
+
+
+def _layers(weights: dict[str, Tensor], tower: str) -> int:
+    pattern = re.compile(re.escape(tower) + r"resblocks\.\d+\.ln_1\.weight")
+    return sum(bool(pattern.fullmatch(name)) for name in weights)
+
+
+def _check_digest(archive: Path, file: BufferedReader, sha256: str | None) -> str:
+    """The digest of a file that may be used; the file is at its start again after."""
+    if sha256 is not None and not _DIGEST.fullmatch(sha256.lower()):
+        raise ClipFileError(f"sha256={sha256!r} is not a SHA-256 in hex; give its 64 digits")
+    published = published_digests()
+    wanted = set(published) if sha256 is None else {sha256.lower()}
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    if digest not in wanted:
+        expected = sha256 or f"one of OpenAI's ({', '.join(published.values())})"
+        raise ClipFileError(
+            f"{archive} has SHA-256 {digest}, expected {expected}; nothing in it was read. "
+            "Download it again, or state its digest with --sha256 if you trust where it came from"
+        )
+    return digest
+
+
+def _weights(archive: Path, file: BufferedReader) -> dict[str, Tensor]:
+    """The archive's weights, float32, by OpenAI's names, which are open_clip's."""
+    try:
+        tensors = read_tensors(file)
+    except TorchScriptError as error:
+        raise ClipFileError(f"{archive}: {error}; give a .pt file as OpenAI serves it") from error
+    return {
+        # A copy: in the archive several tensors may share bytes, which safetensors refuses.
+        name: value.to(torch.float32, copy=True).contiguous()
+        for name, value in tensors.items()
+        if not _NOT_WEIGHTS.match(name)
+    }

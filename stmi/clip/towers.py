@@ -1,0 +1,151 @@
+"""CLIP's two towers as STMI uses them.
+
+The text tower is open_clip's, frozen unless it is to be trained. The image tower is rebuilt here with the
+same parameters, because its attention takes a mask and because retrieval uses every token after the
+projection, not only the class token. Without a mask it gives what open_clip's gives.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stmi.clip.loading import LoadedClip, load_strictly
+from stmi.config import ClipConfig, SfmConfig
+from stmi.feature_modulation import ModulationStrength
+from stmi.kernels.quick_gelu import QuickGELU
+from stmi.transformer_block import TransformerBlock
+
+
+class ImageTower(nn.Module):
+    """CLIP's vision transformer, shared by the three modalities: every token, projected (eq. 1).
+
+    Args:
+        clip: The pretrained CLIP whose weights it starts from.
+        config: How to resize the position embedding.
+        grid: Token rows and columns of the images to come.
+        sfm: The modulation; switched off, attention is plain.
+        cameras: Number of cameras with a learnable vector added to the class token; 0 for none.
+    """
+
+    def __init__(
+        self, clip: LoadedClip, config: ClipConfig, grid: tuple[int, int], sfm: SfmConfig, cameras: int = 0
+    ) -> None:
+        super().__init__()
+        visual = clip.model.visual
+        width = visual.conv1.out_channels
+        blocks = visual.transformer.resblocks
+        heads = blocks[0].attn.num_heads
+        quick = type(blocks[0].mlp.gelu).__name__ == "QuickGELU"
+        self.grid = grid
+        self.patch_size = visual.conv1.kernel_size[0]
+        self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                width,
+                heads,
+                block.mlp.c_fc.out_features,
+                QuickGELU() if quick else nn.GELU(),
+                sfm.logit_scale if sfm.enabled else "head_width",
+            )
+            for block in blocks
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, clip.embed_dim))
+        weights = {
+            name.replace("transformer.resblocks.", "blocks."): value.detach().clone()
+            for name, value in visual.state_dict().items()
+        }
+        weights["positional_embedding"] = resize_position_embedding(
+            weights["positional_embedding"], visual.grid_size, grid, config.position_interpolation
+        )
+        load_strictly(self, weights, clip.name)
+        # What CLIP does not know comes after its weights are in.
+        self.modulation = ModulationStrength(sfm, len(blocks), heads) if sfm.enabled else None
+        self.camera_embedding = nn.Parameter(torch.empty(cameras, width)) if cameras else None
+        if self.camera_embedding is not None:
+            # The released code cuts the normal off at 2, which is a hundred deviations away.
+            nn.init.normal_(self.camera_embedding, std=0.02)
+
+    def forward(
+        self, images: Tensor, foreground: Tensor | None = None, camera_id: Tensor | None = None
+    ) -> Tensor:
+        """All tokens of a batch of images.
+
+        Args:
+            images: Normalised pixels, `(batch, 3, height, width)`.
+            foreground: Boolean patches, `(layers or 1, batch, patches)`, or None for plain attention.
+            camera_id: `(batch,)`, where the tower has a camera embedding.
+
+        Returns:
+            Projected tokens, the class token first, `(batch, 1 + patches, embed_dim)`.
+        """
+        patches = self._embed_patches(images)
+        class_token = self.class_embedding.expand(len(images), 1, -1)
+        if self.camera_embedding is not None and camera_id is not None:
+            class_token = class_token + self.camera_embedding[camera_id][:, None]
+        tokens = torch.cat([class_token.to(patches.dtype), patches], dim=1)
+        tokens = self.ln_pre(tokens + self.positional_embedding.to(tokens.dtype))
+        if foreground is not None:
+            foreground = functional.pad(foreground, (1, 0), value=True).expand(len(self.blocks), -1, -1)
+        for layer, block in enumerate(self.blocks):
+            strength = None if self.modulation is None else self.modulation.of_layer(layer)
+            mask = None if foreground is None else foreground[layer]
+            tokens = block(tokens, mask, strength)
+        return self.ln_post(tokens) @ self.proj
+
+    def _embed_patches(self, images: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(images.device.type):
+            return self.conv1(images).flatten(2).transpose(1, 2)
+        # As one product: the backward pass of a convolution in bfloat16 is four times slower.
+        size, (rows, columns) = self.patch_size, self.grid
+        patches = images.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
+        return functional.linear(
+            patches.reshape(len(images), rows * columns, -1), self.conv1.weight.flatten(1)
+        )
+
+
+def resize_position_embedding(
+    embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], interpolation: str
+) -> Tensor:
+    """Resize a position embedding to another token grid; the class token's row is kept.
+
+    Args:
+        embedding: `(1 + rows * columns, width)` of the old grid.
+        old_grid: Rows and columns it was learned for.
+        new_grid: Rows and columns wanted.
+        interpolation: "bilinear" or "bicubic", without aligned corners or antialiasing.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return embedding
+    class_row, patches = embedding[:1], embedding[1:]
+    image = patches.T.reshape(1, -1, *old_grid)
+    resized = functional.interpolate(image, size=new_grid, mode=interpolation, align_corners=False)
+    return torch.cat([class_row, resized.flatten(2)[0].T])
+
+
+class TextTower(nn.Module):
+    """CLIP's text tower with weights of its own, to be trained.
+
+    Args:
+        clip: The pretrained CLIP whose weights it starts from.
+    """
+
+    def __init__(self, clip: LoadedClip) -> None:
+        super().__init__()
+        # Tensors without content (`FakeTensorMode`) can be cloned; copying them deeply corrupts memory.
+        copies: dict[int, Any] = {id(x): nn.Parameter(x.detach().clone()) for x in clip.model.parameters()}
+        copies |= {id(x): x.clone() for x in clip.model.buffers()}
+        self.clip = copy.deepcopy(clip.model, copies)
+        # Of CLIP, only what encodes text stays.
+        del self.clip.visual, self.clip.logit_scale
+        self.clip.requires_grad_(True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token numbers `(batch, context)` to T before normalisation, `(batch, embed_dim)`."""
+        return self.clip.encode_text(tokens)

@@ -1,0 +1,225 @@
+"""Reads a checkpoint of the authors' released code into `STMI`, with the `released` recipe's options.
+
+Its parts go by other names there, some have other shapes, and U is flattened with the modality as the
+fastest axis, where here each modality's values stand together. A checkpoint also holds modules that the
+released code builds and never uses, which are left out, and CLIP's text tower, which STMI does not hold
+because it is frozen: `text_weights` gives it to who encodes captions.
+
+The names are those of the models for RGBNT201 and MSVR310. The model for RGBNT100 has three heads in the
+place of the one on G, by names not known here; such a checkpoint is refused with the names that do not fit.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import index
+
+import open_clip
+import torch
+from torch import Tensor
+
+from stmi.clip.loading import LoadedClip, misfits
+from stmi.config import ChiConfig, FusionConfig, ImageSize, ModelConfig, SfmConfig, StrConfig
+from stmi.model import STMI
+from stmi.released import parameter_names
+from stmi.released.parameter_names import CAMERAS, CLIP, IMAGE, POSITIONS, SIZED_BY, is_unused
+
+logger = logging.getLogger(__name__)
+
+HEAD_WIDTH = 64
+"""Of every published CLIP; the number of heads cannot be read off a shape."""
+
+
+class ReleasedCheckpointError(ValueError):
+    """A state dict that is no checkpoint of the released code, with the names that do not fit."""
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the shapes of a checkpoint tell."""
+
+    width: int
+    patch: int
+    layers: int
+    embedding: int
+    cameras: int
+    identities: int
+    tokens: int
+    text: dict[str, int]
+
+
+def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 128)) -> STMI:
+    """The released model with a checkpoint's weights, float32, in evaluation mode.
+
+    Cameras, identities, K, layers, widths and patch size are read off the shapes; no pretrained CLIP is
+    needed. What `unused_names` names is left out, and logged. The model owns its weights.
+
+    Args:
+        state_dict: As the released code saves it, on any device; a `module.` before every name is allowed.
+        image_size: Height and width, pixels, that the checkpoint was trained at. No shape tells 256 x 128
+            (people) from 128 x 256 (vehicles), so give it.
+
+    Raises:
+        ReleasedCheckpointError: Weights are missing, unknown or of another shape, or the position embedding
+            does not fit the image size. Nothing is loaded in part.
+    """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise ReleasedCheckpointError(
+            f"released checkpoint: a {type(state_dict).__name__}, expected a state dict, names to tensors"
+        )
+    unused = unused_names(state_dict)
+    given = parameter_names.plain_names(state_dict)
+    kept = {name: value for name, value in given.items() if not is_unused(name)}
+    sizes = _sizes(kept)
+    model, text_shapes = _build(sizes, image_size)
+    rows = model.grid[0] * model.grid[1] + 1
+    if len(kept[POSITIONS]) != rows:
+        raise ReleasedCheckpointError(
+            f"{POSITIONS} has {len(kept[POSITIONS])} rows, but image_size={tuple(image_size)} "
+            f"makes {model.grid[0]} x {model.grid[1]} patches and a class token, {rows} rows; "
+            "give the image size that the checkpoint was trained at"
+        )
+    _refuse(misfits(text_shapes | parameter_names.released_shapes(model.state_dict(), sizes.layers), kept))
+    weights = {
+        name: parameter_names.value_of(name, kept, sizes.layers).detach().to(value.dtype, copy=True)
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(weights, assign=True)
+    if unused:
+        logger.info("released checkpoint: left out, built there and never used: %s", ", ".join(unused))
+    return model.eval()
+
+
+def unused_names(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights that the released code builds and never uses, as the state dict has them."""
+    plain = parameter_names.plain_names(state_dict)
+    return [given for given, name in zip(state_dict, plain, strict=True) if is_unused(name)]
+
+
+def text_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The text tower that T was computed with, by open_clip's names: all of `open_clip.CLIP` but the images.
+
+    OpenAI's, since it is frozen; the tokenizer is OpenAI's too. `logit_scale`, which no feature depends
+    on, is left out.
+    """
+    return {
+        name.removeprefix(CLIP): value
+        for name, value in parameter_names.plain_names(state_dict).items()
+        if name.startswith(CLIP) and not name.startswith(IMAGE) and not is_unused(name)
+    }
+
+
+def encode_captions(state_dict: Mapping[str, Tensor], captions: list[str]) -> Tensor:
+    """T of captions by a checkpoint's own text tower, float32 `(captions, embedding)`.
+
+    Args:
+        state_dict: One that `load` takes.
+        captions: Texts; cut at the tower's context length.
+    """
+    weights = text_weights(state_dict)
+    sizes = _sizes(parameter_names.plain_names(state_dict))
+    settings = sizes.text | {"heads": sizes.text["width"] // HEAD_WIDTH}
+    # Of an image tower nothing is asked, so it is as small as can be.
+    vision = {"image_size": 1, "patch_size": 1, "layers": 1, "width": 1, "head_width": 1}
+    towers = open_clip.CLIP(sizes.embedding, vision, settings, quick_gelu=True).eval()
+    towers.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
+    tokens = open_clip.SimpleTokenizer(context_length=sizes.text["context_length"])(captions)
+    with torch.no_grad():
+        return towers.encode_text(tokens)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ReleasedCheckpointError(
+            f"released checkpoint: {len(problems)} weights do not fit: " + "; ".join(problems)
+        )
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> _Sizes:
+    # A state dict wrapped in another dict is the usual mistake.
+    _refuse(
+        [
+            f"{name} is a {type(value).__name__}, expected a tensor"
+            for name, value in weights.items()
+            if not isinstance(value, Tensor)
+        ]
+    )
+    missing = [f"missing {name} {shape}" for name, shape in SIZED_BY.items() if name not in weights]
+    if missing:
+        _refuse(missing + [f"unknown {name}" for name in weights if not parameter_names.is_known(name)])
+    shapes = {name: tuple(weights[name].shape) for name in SIZED_BY}
+    _refuse(
+        [
+            f"{name} is {shapes[name]}, expected {expected}"
+            for name, expected in SIZED_BY.items()
+            if len(shapes[name]) != expected.count(",") + 1 or 0 in shapes[name]
+        ]
+    )
+    width, _, patch, _ = shapes[f"{IMAGE}conv1.weight"]
+    if width % HEAD_WIDTH:
+        _refuse(
+            [f"{IMAGE}conv1.weight has width {width}, expected a multiple of {HEAD_WIDTH}, a head's width"]
+        )
+    context, text_width = shapes[f"{CLIP}positional_embedding"]
+    return _Sizes(
+        width=width,
+        patch=patch,
+        layers=_layers(weights, IMAGE),
+        embedding=shapes[f"{IMAGE}proj"][1],
+        cameras=shapes[CAMERAS][0],
+        identities=shapes["classifier_t.weight"][0],
+        tokens=shapes[f"{parameter_names.QUERIES}rgb"][1],
+        text={
+            "context_length": context,
+            "vocab_size": shapes[f"{CLIP}token_embedding.weight"][0],
+            "width": text_width,
+            "heads": 1,  # changes no shape, and the tower built from it encodes nothing
+            "layers": _layers(weights, CLIP),
+        },
+    )
+
+
+def _layers(weights: Mapping[str, Tensor], tower: str) -> int:
+    pattern = re.compile(re.escape(f"{tower}transformer.resblocks.") + r"(\d+)\.attn\.in_proj_weight$")
+    return sum(bool(pattern.match(name)) for name in weights)
+
+
+def _build(sizes: _Sizes, image_size: tuple[int, int]) -> tuple[STMI, dict[str, tuple[int, ...]]]:
+    """The model without storage, and the shapes of the text tower by their released names."""
+    try:
+        height, width = map(index, image_size)
+    except (TypeError, ValueError):
+        raise ReleasedCheckpointError(
+            f"image_size={image_size!r}: expected height and width in whole pixels, such as (256, 128)"
+        ) from None
+    vision = {
+        "image_size": (height, width),
+        "layers": sizes.layers,
+        "width": sizes.width,
+        "head_width": HEAD_WIDTH,
+        "patch_size": sizes.patch,
+    }
+    try:
+        # The model of `experiments/recipes.py::released`; p, which only training reads, is RGBNT201's.
+        config = ModelConfig(
+            image=ImageSize(height=height, width=width),
+            camera_embedding=True,
+            sfm=SfmConfig(mask_threshold=0.5, perturbation_draw="layer_and_modality"),
+            str=StrConfig(tokens=sizes.tokens),
+            chi=ChiConfig(convolution="released", incidence="euclidean", activation="silu"),
+            fusion=FusionConfig(dropout=0.1),
+        )
+        # On the meta device nothing is drawn or stored; every weight comes from the checkpoint.
+        with torch.device("meta"):
+            towers = open_clip.CLIP(sizes.embedding, vision, sizes.text, quick_gelu=True)
+            clip = LoadedClip(towers, tokenizer=None, name="released checkpoint", digest="")
+            model = STMI(config, clip, sizes.identities, sizes.cameras, seed=0)
+    except ValueError as error:
+        raise ReleasedCheckpointError(f"released checkpoint: its sizes make no model: {error}") from error
+    text = {
+        f"{CLIP}{name}": tuple(value.shape)
+        for name, value in towers.state_dict().items()
+        if not name.startswith("visual.") and name != "logit_scale"
+    }
+    return model, text

@@ -1,0 +1,1 @@
+"""Batch plan, augmentation, losses and the training step."""

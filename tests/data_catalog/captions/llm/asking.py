@@ -1,0 +1,53 @@
+"""Requests put straight to a client, without questions about samples around them."""
+
+import asyncio
+from typing import Any
+
+from data_catalog.captions.llm.client import ClientSettings, LlmClient
+from data_catalog.captions.llm.responses import Completion
+from data_catalog.captions.llm.spending import Prices, Spending
+from tests.data_catalog.captions.llm.chat_server import COMPLETION_TOKENS, PROMPT_TOKENS, ChatServer, Reply
+
+KEY = "sk-secret-0123456789"
+PRICES = Prices(prompt=10, completion=30)
+COST = (PROMPT_TOKENS * 10 + COMPLETION_TOKENS * 30) / 1e6
+"""US dollars of the server's every answer."""
+
+
+def request(number: int) -> dict[str, Any]:
+    properties = {f"a{number}": {"properties": {"value": {"enum": ["x"]}}}}
+    return {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": f"question {number}"}],
+        "response_format": {"type": "json_schema", "json_schema": {"schema": {"properties": properties}}},
+    }
+
+
+def ask(
+    server: ChatServer | str, count: int = 1, spending: Spending | None = None, **settings: Any
+) -> tuple[list[Completion | BaseException], LlmClient]:
+    """What requests come to that are all put at once, and the client that sent them."""
+    url = server if isinstance(server, str) else server.url
+    before = settings.pop("was_answered_before", False)
+    merged = {"first_wait_seconds": 0.01, "timeout_seconds": 10, **settings}
+
+    async def run() -> tuple[list[Completion | BaseException], LlmClient]:
+        of_client = ClientSettings(endpoint=url, **merged)
+        counted = spending or Spending(of_client.prices, of_client.budget_usd, 200)
+        client = LlmClient(of_client, counted, was_answered_before=before)
+        try:
+            return (
+                await asyncio.gather(
+                    *(client.complete(request(number)) for number in range(count)), return_exceptions=True
+                ),
+                client,
+            )
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def failing(reply: Reply, *numbers: int) -> Any:
+    """Behaviour that gives a reply to the requests with these numbers."""
+    return lambda number, request: reply if number in numbers else None

@@ -1,0 +1,46 @@
+"""Captions of a small data set, asked for at a server of the test's own."""
+
+import json
+from typing import Any
+
+from data_catalog.captions.llm.captioner import LlmCaptionSettings, make_llm_captions
+from data_catalog.captions.llm.client import ClientSettings
+from data_catalog.tables.table import Table
+from tests.data_catalog.captions.llm.chat_server import ChatServer, fitting_answer, is_choice
+
+SAMPLES = 14
+QUESTIONS = SAMPLES * 5
+
+Asked = tuple[str, dict[str, Any], dict[str, Any]]
+"""Source, request and answer."""
+
+
+def caption(samples: Table, server: ChatServer, asking: Any = None, **settings: Any) -> Table:
+    of_client = {"concurrency": 4, "first_wait_seconds": 0.01, "timeout_seconds": 20}
+    of_model = {"model": "tiny"}
+    for name, value in settings.items():
+        (of_client if name in ClientSettings.model_fields else of_model)[name] = value
+    return make_llm_captions(
+        samples,
+        LlmCaptionSettings(**of_model),
+        ClientSettings(endpoint=server.url, **of_client),
+        asking=asking,
+    )
+
+
+def answers_of(server: ChatServer) -> list[Asked]:
+    """Source, request and answer of every request; the source of step two is `choice`."""
+    hints = {"side by side": "JOINT", "visible-light": "RGB", "near-infrared": "NIR", "thermal": "TIR"}
+    found = []
+    for request in server.requests:
+        text = request["messages"][1]["content"][-1]["text"].splitlines()[0]
+        source = "choice" if is_choice(request) else next(hints[hint] for hint in hints if hint in text)
+        found.append((source, request, json.loads(fitting_answer(request))))
+    return found
+
+
+def command(samples: Table, url: str, *more: str) -> list[str]:
+    return [
+        *("captions", "--catalog", samples.catalog, "--captioner", "llm", "--endpoint", url),
+        *("--model", "tiny", "--concurrency", "4", *more),
+    ]

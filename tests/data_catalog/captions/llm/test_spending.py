@@ -1,0 +1,178 @@
+import asyncio
+import base64
+import io
+import json
+import time
+
+import pytest
+from PIL import Image
+
+from data_catalog.captions.llm.client import ClientSettings, LlmClient, check_endpoint
+from data_catalog.captions.llm.prompt_sizes import PromptSize, image_tokens, prompt_size
+from data_catalog.captions.llm.responses import Completion
+from data_catalog.captions.llm.spending import BudgetError, Spending, Usage
+from data_catalog.errors import CatalogError
+from tests.data_catalog.captions.llm.asking import COST, PRICES, ask, failing, request
+from tests.data_catalog.captions.llm.chat_server import (
+    COMPLETION_TOKENS,
+    PROMPT_TOKENS,
+    Reply,
+    chat_server,
+    error,
+)
+
+
+@pytest.mark.parametrize("concurrency", [1, 7])
+def test_budget_is_never_exceeded_and_well_used(concurrency: int) -> None:
+    budget = 25.3 * COST
+    with chat_server(lambda number, body: Reply("slow", delay_seconds=0.01)) as server:
+        found, client = ask(server, 60, concurrency=concurrency, prices=PRICES, budget_usd=budget)
+    answered = sum(isinstance(result, Completion) for result in found)
+    assert server.answered.total() == answered == len(server.requests)
+    assert client.spending.cost_usd == pytest.approx(answered * COST)
+    # An answer may be twice as long as these, so the last one is not risked.
+    assert answered in (24, 25)
+    assert all(isinstance(result, Completion | BudgetError) for result in found)
+    [message] = {str(result) for result in found if isinstance(result, BudgetError)}
+    assert "budget_usd: 0.33 US dollars do not cover another request" in message
+
+
+@pytest.mark.parametrize("length", [3, 5000])
+def test_budget_below_the_price_of_one_prompt_spends_nothing(length: int) -> None:
+    budget = PRICES.cost_usd(Usage(length, 200))
+    body = {**request(0), "messages": [{"role": "user", "content": "ж" * (length // 2)}]}
+
+    async def run(client: LlmClient) -> None:
+        try:
+            await client.complete(body)
+        finally:
+            await client.close()
+
+    with chat_server() as server:
+        settings = ClientSettings(endpoint=server.url, prices=PRICES, budget_usd=budget)
+        client = LlmClient(settings, Spending(PRICES, budget, 200))
+        with pytest.raises(BudgetError, match=r"spent: 0\.0000; the next may cost 0\.0"):
+            asyncio.run(run(client))
+        assert server.requests == []
+
+
+def test_answers_that_are_not_kept_are_told_to_the_next_job_and_not_counted_twice() -> None:
+    told: list[Usage] = []
+    spending = Spending(PRICES, 1.0, 200, note_lost=told.append)
+    prompt = PromptSize(10)
+    spending.settle(prompt, asyncio.run(spending.set_aside(prompt)), Usage(100, 20))
+    spending.abandon(Usage(100, 20))
+    spending.abandon(Usage())
+    assert told == [Usage(100, 20)]
+    assert spending.cost_usd == PRICES.cost_usd(Usage(100, 20))
+    most = asyncio.run(spending.set_aside(prompt))
+    spending.settle(prompt, most, lost=True)
+    assert told[1:] == [Usage(100, 20) + most]
+
+
+def test_who_waited_for_the_budget_waits_for_the_endpoint_as_well() -> None:
+    arrived: list[float] = []
+
+    def behaviour(number: int, body: object) -> Reply | None:
+        arrived.append(time.monotonic())
+        return error(429, "slow down", retry_after="0.6") if number == 1 else None
+
+    with chat_server(behaviour) as server:
+        # One answer, and room for one request at a time beside it.
+        budget = COST + 1.2 * PRICES.cost_usd(Usage(PROMPT_TOKENS, 200))
+        _, client = ask(server, 3, concurrency=3, prices=PRICES, budget_usd=budget)
+    assert client.counts.rate_limited == 1
+    assert len(arrived) >= 3
+    assert min(later - arrived[1] for later in arrived[2:]) >= 0.6
+
+
+def test_longer_prompt_than_any_before_is_set_aside_in_full() -> None:
+    spending = Spending(PRICES, PRICES.cost_usd(Usage(3000, 300)), 200)
+    spending.count_earlier(Usage(1000, 100), 1)
+    with pytest.raises(BudgetError, match="do not cover another request"):
+        asyncio.run(spending.set_aside(PromptSize(2001)))
+    assert asyncio.run(spending.set_aside(PromptSize(2000))) == Usage(2000, 200)
+
+
+def test_image_is_set_aside_by_the_dearest_rule_until_one_of_its_size_was_answered() -> None:
+    spending = Spending(PRICES, None, 200)
+    small, large = (PromptSize(500, (size,)) for size in ((32, 64), (64, 64)))
+    most = asyncio.run(spending.set_aside(small))
+    assert most == Usage(500 + image_tokens((32, 64)), 200)
+    spending.settle(small, most, Usage(900, 350))
+    # The next answer may be as long as this one, which the endpoint did not cut.
+    assert asyncio.run(spending.set_aside(small)) == Usage(500 + 900, 350)
+    assert asyncio.run(spending.set_aside(large)) == Usage(500 + image_tokens((64, 64)), 350)
+
+
+def test_image_of_a_size_that_an_earlier_job_paid_for_is_known() -> None:
+    spending = Spending(PRICES, None, 200)
+    size = (32, 64)
+    # Two requests of which one did not tell its tokens, and an endpoint that tells none: nothing is learned.
+    spending.count_earlier(Usage(900, 50), 2, [size])
+    spending.count_earlier(Usage(0, 0), 1, [size])
+    prompt = PromptSize(500, (size,))
+    assert asyncio.run(spending.set_aside(prompt)) == Usage(500 + image_tokens(size), 200)
+    spending.count_earlier(Usage(900, 50), 1, [size])
+    assert asyncio.run(spending.set_aside(prompt)) == Usage(500 + 900, 200)
+
+
+def test_prompt_is_no_longer_than_its_bytes_and_its_images() -> None:
+    sink = io.BytesIO()
+    Image.new("RGB", (32, 64)).save(sink, format="JPEG")
+    url = f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}"
+    image = {"type": "image_url", "image_url": {"url": url}}
+    body = request(0)
+    body["messages"] = [{"role": "user", "content": [image, {"type": "text", "text": "粤" * 100}]}]
+    size = prompt_size(body)
+    assert size.images == ((32, 64),)
+    assert size.text_tokens >= 300 + len(json.dumps(body["response_format"]))
+    again = {**body, "messages": [*body["messages"], {"role": "assistant", "content": "x" * 700}]}
+    assert prompt_size(again).text_tokens >= size.text_tokens + 700
+
+
+@pytest.mark.parametrize(
+    ("size", "published"),
+    [
+        # Tiles of gpt-4o-mini: 2 x 3, 2 x 2, 2 x 4.
+        ((128, 256), 2833 + 6 * 5667),
+        ((256, 256), 2833 + 4 * 5667),
+        ((100, 2000), 2833 + 8 * 5667),
+        # Patches of a model that takes images as they are.
+        ((8000, 8000), (8000 / 14) ** 2),
+    ],
+)
+def test_image_takes_no_more_than_the_dearest_published_rule(size: tuple[int, int], published: float) -> None:
+    assert published <= image_tokens(size) <= 1.01 * published
+    assert image_tokens(size) == image_tokens(size[::-1])
+
+
+def test_earlier_answers_count_towards_the_budget() -> None:
+    spending = Spending(PRICES, 25.3 * COST, 200)
+    for _ in range(20):
+        spending.count_earlier(Usage(2 * PROMPT_TOKENS, 2 * COMPLETION_TOKENS), requests=2)
+    with chat_server() as server:
+        found, _ = ask(server, 10, spending=spending, prices=PRICES, budget_usd=25.3 * COST)
+    assert server.requests == []
+    assert all(isinstance(result, BudgetError) for result in found)
+
+
+def test_answer_that_was_lost_may_have_been_charged() -> None:
+    with chat_server(failing(Reply("lost", is_cut_off=True), 1, 2)) as server:
+        found, client = ask(server, 2, concurrency=1, prices=PRICES, budget_usd=1.0)
+    assert all(isinstance(completion, Completion) for completion in found)
+    assert client.spending.lost == Usage(2 * PROMPT_TOKENS, 2 * 200)
+    dearest = PRICES.cost_usd(Usage(PROMPT_TOKENS, 200))
+    assert client.spending.cost_usd == pytest.approx(2 * COST + 2 * dearest)
+    assert len(server.requests) == 4
+
+
+def test_budget_needs_prices_and_tokens() -> None:
+    with pytest.raises(CatalogError, match="a budget needs the prices"):
+        check_endpoint(ClientSettings(endpoint="http://127.0.0.1/v1", budget_usd=1))
+    with chat_server(lambda number, body: Reply("free", has_usage=False)) as server:
+        found, _ = ask(server, 3, prices=PRICES, budget_usd=1.0)
+        assert len(server.requests) == 1
+        assert "does not tell how many tokens" in str(found[0])
+        [completion], _ = ask(server)
+    assert isinstance(completion, Completion)

@@ -1,0 +1,244 @@
+"""Builds that are killed, run twice at once, or run out of room: the table is absent or complete."""
+
+import errno
+import json
+import multiprocessing
+import resource
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.inspect.verification import verify
+from data_catalog.storage import claims as build_locks
+from data_catalog.storage.claims import build_lock
+from data_catalog.storage.filesystems import write_atomically
+from data_catalog.tables import building
+from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import Table, list_tables
+from tests.data_catalog import steps
+from tests.data_catalog.storage.locking import order_of_two
+from tests.data_catalog.tables import slow_build
+from tests.data_catalog.tables.slow_build import MASK_BYTES, SHARDS
+
+
+def shards_of(catalog: Path) -> list[Path]:
+    return sorted(catalog.rglob("shard-*.parquet"))
+
+
+def test_killed_build_is_absent_then_completed_once_by_two_processes(
+    tmp_path: Path, ray_session: None
+) -> None:
+    whole = slow_build.build(tmp_path / "whole", 0)
+    catalog = tmp_path / "catalog"
+    killed = slow_build.start(catalog, 1.0)
+    deadline = time.monotonic() + 60
+    while len(shards_of(catalog)) < 2:
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = {path: path.stat().st_mtime_ns for path in shards_of(catalog)}
+    assert 2 <= len(left) < SHARDS
+    assert list_tables(catalog, "slow") == []
+    [folder] = {path.parent for path in left}
+    (folder / f".{left.popitem()[0].name}.0123.partial").write_bytes(b"half")
+
+    left = {path: path.stat().st_mtime_ns for path in shards_of(catalog)}
+    processes = [slow_build.start(catalog, 0.5) for _ in range(2)]
+    reports = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
+    assert sorted(report["reused"] for report in reports) == [False, True]
+    assert {report["digest"] for report in reports} == {whole.digest}
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert not list(catalog.rglob("*.partial"))
+    assert verify(catalog, "slow").errors == ()
+
+
+@pytest.mark.parametrize("step", steps.STEPS)
+def test_step_that_is_killed_leaves_no_table_and_is_finished_by_the_next_run(
+    built: Any, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Table = getattr(built, step)
+    folder, shards = Path(whole.path), [shard.file for shard in whole.manifest.shards]
+    shutil.rmtree(folder)
+    left: dict[str, int] = {}
+    # In the second shard, and, of those that are then left and the manifest, in the last.
+    for files in (2, len(shards)):
+        process = multiprocessing.get_context("forkserver").Process(
+            target=steps.die, args=(built.source, built.catalog, files)
+        )
+        process.start()
+        process.join(timeout=100)
+        assert process.exitcode == -signal.SIGKILL
+        assert whole.digest not in {table.digest for table in list_tables(built.catalog, "small")}
+        assert len(list(folder.glob("*.partial"))) == 1
+        kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+        assert left.items() <= kept.items()
+        left = kept
+    assert sorted(left) == shards
+    steps.without_actors(monkeypatch)
+    finished = steps.all_steps(built.source, built.catalog)[step]
+    assert finished.digest == whole.digest
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")} == left
+    assert not list(folder.glob("*.partial"))
+    assert verify(built.catalog, "small").errors == ()
+
+
+def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_session: None) -> None:
+    full = tmp_path / "full"
+    full.touch()
+    with pytest.raises(NotWritableError, match=r"shard-0000\d\.parquet could not be written: .*Make room"):
+        slow_build.build(tmp_path / "catalog", 0, full)
+    assert list_tables(tmp_path / "catalog", "slow") == []
+    assert shards_of(tmp_path / "catalog") == []
+    assert not list(tmp_path.rglob("*.partial"))
+    full.unlink()
+    assert len(slow_build.build(tmp_path / "catalog", 0, full)) == SHARDS
+
+
+@dataclass(frozen=True)
+class BrokenMaker(ShardMaker):
+    is_broken_early: bool = False
+
+    def prepare(self) -> None:
+        if self.is_broken_early:
+            raise MemoryError("no room for the model")
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        raise ZeroDivisionError(f"nothing in {work['number']}")
+
+
+def test_unexpected_exception_is_one_message_and_its_traceback_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = {name: np.array([value]) for name, value in (("number", 3), ("file", "shard-00003.parquet"))}
+    batch["work"] = np.array(['{"number": 3}'])
+    for maker, message in (
+        (BrokenMaker(), "ZeroDivisionError: nothing in 3"),
+        (BrokenMaker(is_broken_early=True), "MemoryError: no room for the model"),
+    ):
+        result = building._ShardWriter(str(tmp_path), maker)(batch)
+        [told] = result["error"]
+        assert told.startswith(f"shard {tmp_path}/shard-00003.parquet could not be made ({message}). ")
+        assert "Traceback" in caplog.text
+        assert message in caplog.text
+
+
+def test_unexpected_exception_in_an_actor_reaches_the_user_as_a_catalog_error(
+    tmp_path: Path, ray_session: None
+) -> None:
+    with pytest.raises(CatalogError, match=r"^shard .*shard-00000\.parquet could not be made \(ZeroDiv"):
+        build_table(
+            catalog=tmp_path,
+            dataset="broken",
+            kind=TableKind.MASKS,
+            settings={},
+            inputs={},
+            work=[{"number": 0}],
+            maker=BrokenMaker(),
+            summarise=lambda shards: {},
+        )
+    assert list_tables(tmp_path, "broken") == []
+
+
+def test_file_that_does_not_fit_is_not_left_in_part(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MASK_BYTES // 2, hard))
+    try:
+        with pytest.raises(CatalogError, match=r"manifest\.json could not be written"):
+            write_atomically(fs.LocalFileSystem(), f"{tmp_path}/a/manifest.json", bytes(MASK_BYTES))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_waiting_for_another_builder_is_reported(tmp_path: Path) -> None:
+    assert order_of_two(str(tmp_path)) == ["first", "second"]
+
+
+@pytest.fixture(params=["locks", "claims"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with the operating system's locks, or a shared one that was mounted without."""
+    if request.param == "claims":
+
+        def refuse(file: Any, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(build_locks, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4))
+
+
+def test_all_who_wait_get_the_table_as_soon_as_it_is_built(tmp_path: Path, disk: None) -> None:
+    built, through = threading.Event(), []
+
+    def wait() -> None:
+        with build_lock(str(tmp_path), built.is_set):
+            through.append(built.is_set())
+
+    with build_lock(str(tmp_path), _never):
+        waiting = [threading.Thread(target=wait) for _ in range(16)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(1)
+        assert through == []
+        built.set()
+        for thread in waiting:
+            thread.join(timeout=10)
+        # While the builder still holds the right, which nobody needs any more.
+        assert through == [True] * 16
+
+
+def test_of_many_who_want_to_build_one_does_at_a_time(tmp_path: Path, disk: None) -> None:
+    inside, most = [], []
+
+    def build() -> None:
+        with build_lock(str(tmp_path), lambda: False):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+
+    builders = [threading.Thread(target=build) for _ in range(4)]
+    for thread in builders:
+        thread.start()
+    for thread in builders:
+        thread.join(timeout=60)
+    assert most == [1] * 4
+
+
+def test_claim_that_others_took_for_a_dead_ones_fails_no_build(tmp_path: Path) -> None:
+    with build_locks._claim(fs.LocalFileSystem(), str(tmp_path), _never) as is_alone:
+        assert is_alone
+        for claim in tmp_path.glob(f"{build_locks.CLAIM}*"):
+            claim.unlink()
+
+
+def test_lock_is_given_back_when_a_build_fails(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError), build_lock(str(tmp_path), _never):
+            raise RuntimeError
+
+
+def _never() -> Any:
+    raise AssertionError("nobody else holds the lock")
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CatalogError, match=r"file/table cannot be written to \(Not a directory\)"),
+        build_lock(str(tmp_path / "file" / "table"), _never),
+    ):
+        pass

@@ -1,0 +1,35 @@
+from typing import Any
+
+import pytest
+
+from experiments.benchmark import LONG_BENCHMARKS
+from experiments.benchmarks.ingest_benchmark import build_view, ingest_images
+
+
+@pytest.fixture(autouse=True)
+def own_cluster(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The benchmarks set it.
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+
+
+def check(report: dict[str, Any], name: str, samples: list[int]) -> list[dict[str, Any]]:
+    assert LONG_BENCHMARKS[name] in (ingest_images, build_view)
+    assert report["name"] == name
+    assert report["settings"]["format"] == "rgbnt100"
+    results: list[dict[str, Any]] = report["results"]
+    for result, count in zip(results, samples, strict=True):
+        assert f"{count} samples" in result["variant"]
+        assert result["samples_per_second"] == pytest.approx(count / result["median_seconds"])
+        # Ray's processes are among those that are watched.
+        assert result["peak_memory_bytes"] > 200e6
+    return results
+
+
+def test_ingest_is_measured_at_two_sizes_and_their_peaks_compared() -> None:
+    single, double = check(ingest_images(1, samples=40), "ingest", [40, 80])
+    assert double["ratio"] == double["peak_memory_bytes"] / single["peak_memory_bytes"]
+    assert double["ratio_to"] == "peak memory of 40 samples"
+
+
+def test_view_of_the_training_part_is_measured() -> None:
+    check(build_view(1, samples=20), "view-build", [20])

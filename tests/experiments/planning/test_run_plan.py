@@ -1,0 +1,193 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import train
+from experiments.planning import calibration
+from experiments.planning.expected_tables import find_tables, measure_extent
+from experiments.planning.hardware import HARDWARE, Work, expect, known_hardware
+from experiments.recipes import ConfigError, resolve
+from experiments.tracking.journal import Journal
+from stmi.clip.loading import load_clip
+from tests.experiments import small_run
+
+WORK = Work(
+    steps=100,
+    batch=10,
+    step_flops=3_000_000_000,
+    embedded=1000,
+    forward_flops=1_000_000_000,
+    workers=4,
+    precision="bfloat16",
+    peak_bytes=10 * 2**30,
+)
+
+
+def plan(capsys, *arguments):
+    capsys.readouterr()
+    assert train.main([*arguments, "--plan", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
+    settings = ["train.workers=36", "train.evaluation_batch=2"]
+    planned = plan(
+        capsys,
+        *("--recipe", "rgbnt201-paper", "--workspace", str(tmp_path)),
+        *(part for setting in settings for part in ("--set", setting)),
+        *("--hardware", "T4", "--hardware", "Xeon-2-cores"),
+    )
+    # 72 samples a batch; the card of RGBNT201 has 3951 and 836 samples, looked at every five of 50 epochs.
+    extent = planned["extent"]
+    assert extent["source"] == "the card of rgbnt201"
+    assert 50 * (3951 // 72 - 20) < extent["steps"] <= 50 * (3951 // 72)
+    assert extent["embedded"] == 836 * (10 + 1)
+    commands = {table["name"]: table["command"] for table in planned["tables"]}
+    assert set(commands) == {"samples", "masks", "captions", "text_features", "view/train", "view/test"}
+    assert all(f"--catalog {tmp_path / 'catalog'}" in command for command in commands.values())
+    assert "view --split test --size 256x128" in commands["view/test"]
+    missing, memory = planned["warnings"]
+    assert missing == f"6 tables are missing ({', '.join(commands)}): no run can start yet"
+    # Each of the 36 holds weights, gradients and two running means of 97 M parameters, 4 bytes each.
+    assert float(memory.removeprefix("Xeon-2-cores: ").split()[0]) > 36 * 4 * 4 * 97e6 / 2**30
+    assert "take fewer train.workers, or a smaller batch.size" in memory
+    assert planned["parameters"]["total"] == sum(
+        planned["parameters"]["by_part"][part]["total"] for part in planned["parameters"]["by_part"]
+    )
+    assert planned["memory"]["samples"] == 2
+    assert not any(tmp_path.iterdir())
+
+
+def test_plan_finds_the_tables_that_the_run_read_and_counts_its_steps(trained, clip, workspace):
+    config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
+    tables = find_tables(config, load_clip(clip).digest, workspace, str(workspace / "catalog"))
+    digests = {name: table.digest for name, table in tables.items()}
+    assert digests == {name: digest for name, digest in trained["tables"].items() if name != "clip"}
+    extent = measure_extent(config, tables)
+    last = Journal(Path(trained["folder"]) / "journal.jsonl").epochs()[-1]
+    assert (extent.source, extent.steps) == ("the training view", last["step"])
+    # Looked at after epochs 2 and 3; test also before the first.
+    assert extent.embedded == 2 * extent.samples["val"] + 3 * extent.samples["test"]
+    other = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "data.synthetic.cameras=3"])
+    assert not any(find_tables(other, None, workspace, str(workspace / "catalog")).values())
+
+
+def test_plan_before_the_first_run_takes_the_size_from_the_settings(trained, clip, workspace, tmp_path):
+    config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
+    before, after = (
+        measure_extent(config, find_tables(config, load_clip(clip).digest, place, str(place / "catalog")))
+        for place in (tmp_path, workspace)
+    )
+    assert before.source == "the benchmark's settings"
+    assert (before.identities, before.cameras, before.samples) == (
+        after.identities,
+        after.cameras,
+        after.samples,
+    )
+    assert before.embedded == after.embedded
+
+
+def test_calibration_times_the_step_of_one_worker(clip, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    planned = plan(capsys, *small_run.arguments(clip, tmp_path, "--calibrate", "--hardware", "T4"))
+    measured, extent = planned["calibration"], planned["extent"]
+    assert torch.get_num_threads() == threads
+    assert measured["samples"] == planned["memory"]["samples"] == 4
+    assert measured["steps"] == calibration.STEPS
+    step_flops = planned["flops"]["training_step"]["total"]
+    assert measured["achieved_flops"] == pytest.approx(4 * step_flops / measured["step_seconds"])
+    steps = extent["steps"] * measured["step_seconds"]
+    looks = extent["embedded"] * measured["embedding_seconds"] / 2
+    assert measured["seconds"] == pytest.approx(steps + looks)
+    assert [entry["name"] for entry in planned["hardware"]] == ["T4"]
+
+
+def test_calibration_is_refused_where_the_memory_does_not_suffice():
+    work = Work(**vars(WORK) | {"peak_bytes": 2**60})
+    with pytest.raises(ConfigError, match=r"a step of one worker needs 1073741824\.0 GiB"):
+        calibration.calibrate(resolve("demo"), work, identities=60, cameras=4)
+
+
+def test_expected_time_is_work_over_the_assumed_rate():
+    gpu = expect(WORK, "A100-80GB")
+    rate = 4 * 312e12 * gpu["utilisation"]
+    assert gpu["step_seconds"] == pytest.approx(10 * 3e9 / rate)
+    assert gpu["seconds"] == pytest.approx((100 * 10 * 3e9 + 1000 * 1e9) / rate)
+    assert gpu["gpu_hours"] == pytest.approx(4 * gpu["seconds"] / 3600)
+    assert gpu["fits"]
+
+
+def test_workers_share_one_processor_and_its_memory():
+    alone = expect(Work(**vars(WORK) | {"workers": 1}), "Xeon-2-cores")
+    shared = expect(WORK, "Xeon-2-cores")
+    assert shared["seconds"] == alone["seconds"]
+    assert (alone["needed_bytes"], shared["needed_bytes"]) == (10 * 2**30, 40 * 2**30)
+    assert (alone["fits"], shared["fits"]) == (True, False)
+    assert shared["gpu_hours"] == 0
+
+
+def test_workers_that_share_a_gpu_share_its_speed_and_its_memory():
+    work = Work(100, 64, 10**9, 1000, 10**8, 4, "bfloat16", 10**9)
+    whole, shared = expect(work, "T4"), expect(replace(work, gpus_per_worker=0.5), "T4")
+    assert shared["seconds"] == pytest.approx(2 * whole["seconds"])
+    assert shared["gpu_hours"] == pytest.approx(whole["gpu_hours"])
+    assert (whole["needed_bytes"], shared["needed_bytes"]) == (10**9, 2 * 10**9)
+    held = expect(replace(work, gpus_per_worker=2), "T4")
+    assert held["seconds"] == whole["seconds"]
+    assert held["gpu_hours"] == pytest.approx(2 * whole["gpu_hours"])
+
+
+def test_every_hardware_says_what_it_assumes_and_where_the_rest_is_from():
+    text = HARDWARE.read_text()
+    assert "ASSUMED" in text
+    for name, hardware in known_hardware().items():
+        assert set(hardware.peak_flops) == {"bfloat16", "float32"}, name
+        assert hardware.source
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan", "--hardware", "A100"], "hardware 'A100' is not known; use one of A100-80GB, H100-SXM"),
+        (
+            ["--plan", "--recipe", "rgbnt201-paper", "--set", "data.dataset=mine"],
+            "'mine' has neither a samples",
+        ),
+        (
+            ["--plan", "--set", "model.clip.source=RN50-quickgelu/openai"],
+            "plain vision transformer is needed",
+        ),
+        (["--plan", "--set", "batch.size=400"], "batch.size=400 with batch.samples_per_identity=4 needs 100"),
+    ],
+)
+def test_plan_that_cannot_be_made_says_why(arguments, message, tmp_path, capsys):
+    assert train.main([*arguments, "--workspace", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_a_plan_are_refused_without_it(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--calibrate"])
+    assert "--hardware and --calibrate belong to --plan" in capsys.readouterr().err
+
+
+def test_plan_for_a_terminal_shows_every_part(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    arguments = ["--plan", "--workspace", str(tmp_path), "--hardware", "RTX-4090", "--calibrate"]
+    assert train.main(arguments) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "image tower",
+        "GFLOP",
+        "optimiser state",
+        "missing view/train: the run itself makes it",
+        "assumed share",
+        "is an assumption, not a measurement",
+        "82.6 TFLOP/s",
+        "GPU-hours",
+        "measured here (processor",
+    ):
+        assert part in shown

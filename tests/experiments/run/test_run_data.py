@@ -1,0 +1,135 @@
+"""Runs on tables of a catalog: which rows each worker reads, and what stops a run before it starts."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from data_catalog.tables.table import TableKind, find_table
+from data_catalog.views.training_view import ViewSettings, make_view, open_view
+from experiments import recipes, train
+from experiments.recipes import ConfigError, DataConfig, ExperimentConfig
+from experiments.run import lifecycle, run_data
+from experiments.run.batch_schedule import BatchSchedule
+from experiments.tracking.journal import Journal
+from stmi.clip.loading import load_clip
+from tests.experiments import small_run
+
+ONE_EPOCH = ["train.epochs=1", "train.validate_every=1"]
+
+
+def own(clip, *settings: str, placement: str = "replicated") -> ExperimentConfig:
+    """The small run for one epoch, on its tables as if they were a data set of one's own."""
+    config = recipes.resolve(
+        "demo", [*small_run.SETTINGS, *ONE_EPOCH, f"model.clip.source={clip}", *settings]
+    )
+    data = DataConfig(dataset="synthetic_person", placement=placement)
+    return ExperimentConfig.model_validate({**config.model_dump(), "data": data.model_dump()})
+
+
+@pytest.fixture(scope="module")
+def catalog(ray_session, clip, workspace, tmp_path_factory):
+    """The small run's tables in a catalog where the training view has two identities a shard."""
+    drawn = recipes.resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}"])
+    run_data.tables_of(drawn, load_clip(clip), workspace, str(workspace / "catalog"))
+    catalog = tmp_path_factory.mktemp("own") / "catalog"
+    shutil.copytree(workspace / "catalog", catalog)
+    samples, masks, text_features = (
+        find_table(catalog, "synthetic_person", kind)
+        for kind in (TableKind.SAMPLES, TableKind.MASKS, TableKind.TEXT_FEATURES)
+    )
+    settings = ViewSettings(split="train", height=32, width=16, samples_per_shard=8)
+    make_view(samples, masks, text_features, settings)
+    return str(catalog)
+
+
+@pytest.fixture(scope="module")
+def ran(catalog, clip, workspace):
+    """Tables and result of a run of two workers that share no identity and want more samples of each."""
+    settings = ("train.workers=2", "batch.size=10", "batch.samples_per_identity=5")
+    config, loaded = own(clip, *settings, placement="by_identity"), load_clip(clip)
+    tables = run_data.tables_of(config, loaded, workspace, catalog)
+    run_data.check_tables(config, loaded, tables)
+    return tables, lifecycle.run(config, tables, workspace)
+
+
+@pytest.fixture
+def train_view(catalog):
+    return find_table(catalog, "synthetic_person", TableKind.VIEW, settings={"split": "train"})
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_open_the_shards_of_their_own_identities_alone(train_view, clip, workers):
+    config = own(clip, f"train.workers={workers}", "batch.size=12", placement="by_identity")
+    schedule, whole = BatchSchedule(train_view, config), open_view(train_view)
+    views = [open_view(train_view, shards) for shards in schedule.shards]
+    assert sorted(name for view in views for name in view.sample_id) == sorted(whole.sample_id)
+    for labels, view in zip(schedule.labels, views, strict=True):
+        assert np.array_equal(np.unique(whole.identity)[labels], view.identity)
+    drawn = [view.identity[schedule.rows(rank, epoch=0)] for rank, view in enumerate(views)]
+    # A batch over all workers: six identities, two samples each.
+    for step in np.concatenate(drawn, axis=1):
+        assert np.unique(step, return_counts=True)[1].tolist() == [2] * 6
+
+
+def test_one_worker_has_the_same_batches_under_both_placements(train_view, clip):
+    replicated, by_identity = (
+        BatchSchedule(train_view, own(clip, "train.workers=1", placement=placement)).rows(rank=0, epoch=3)
+        for placement in ("replicated", "by_identity")
+    )
+    assert np.array_equal(replicated, by_identity)
+
+
+def test_workers_with_identities_of_their_own_train_together(ran):
+    tables, result = ran
+    assert len(tables.views["train"].manifest.shards) == 3
+    assert (result["status"], len(result["losses"])) == ("finished", 1)
+    assert np.isfinite(result["losses"][0]["total"])
+
+
+def test_warnings_of_the_checks_are_logged_with_the_run(ran):
+    tables, result = ran
+    assert [finding.check for finding in tables.warnings] == ["few_samples"]
+    [finding] = tables.warnings
+    logged = Journal(Path(result["folder"]) / "journal.jsonl").last("checks")["warnings"]
+    assert logged == [{"check": "few_samples", "message": finding.message, "samples": 24}]
+    run = mlflow.MlflowClient(result["mlflow"]["uri"]).get_run(result["mlflow"]["run_id"])
+    assert run.data.tags["stmi.warnings"] == "few_samples"
+
+
+def test_too_many_workers_for_the_identities_of_a_batch_are_refused(clip):
+    with pytest.raises(
+        ConfigError, match=r"data\.placement=by_identity: train\.workers=8 does not divide the 4"
+    ):
+        recipes.resolve("demo", [*small_run.SETTINGS, "train.workers=8", "data.placement=by_identity"])
+
+
+def test_more_workers_than_shards_are_refused_before_ray_train_starts(catalog, clip, workspace, capsys):
+    arguments = small_run.arguments(clip, workspace, "--workers", "2", "--set", "data.placement=by_identity")
+    assert train.main(arguments) == 2
+    assert "2 workers cannot share 1 shards of whole identities" in capsys.readouterr().err
+
+
+def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, workspace, capsys, monkeypatch):
+    monkeypatch.setattr(lifecycle, "fit", lambda *_: pytest.fail("Ray Train was started"))
+    before = sorted(workspace.glob("train/*"))
+    # The benchmark has no scenes, so by this rule every match is junk.
+    assert train.main([*small_run.arguments(clip, workspace), "--set", "data.junk=scene"]) == 2
+    error = capsys.readouterr().err
+    assert "error: data set 'synthetic_person' is not fit for a run: query_without_match: 16 of 16" in error
+    assert "test/000011_cam1_0_00" in error
+    assert sorted(workspace.glob("train/*")) == before
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_that_the_processor_is_slow_in_is_warned_of(fast, clip, monkeypatch, caplog):
+    monkeypatch.setattr(run_data, "processor_multiplies_bfloat16", lambda: fast)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(run_data.torch.cuda, "is_available", lambda: False)
+    said = []
+    for precision in ("float32", "bfloat16"):
+        run_data.check_settings(own(clip, f"train.precision={precision}"), load_clip(clip))
+        said.append("set train.precision=float32" in caplog.text)
+    assert said == [False, not fast]

@@ -1,0 +1,79 @@
+import pytest
+
+from experiments.studies.sweep.optuna_figures import Scale, draw_all, reached
+from experiments.studies.sweep.search_space import parse_dimension, space_of
+
+SPACE = space_of(["optim.learning_rate=log:1e-6:3e-3"])
+
+
+def trial(number, value, state="finished", **values):
+    config = {
+        "sfm.perturbation": 0.01,
+        "str.tokens": 4,
+        "sfm.sharing": "per_head",
+        "optim.learning_rate": 1e-4,
+    }
+    return {
+        "number": number,
+        "state": state,
+        "config": config | values,
+        "value": value,
+        "cost": 1.0 + number,
+        "epochs": 8,
+        "curve": {"4": 0.3, "8": 0.4},
+    }
+
+
+def result(*trials, best=None, importance=None):
+    return {"trials": trials, "best": best, "pareto": [best] if best else [], "importance": importance or {}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sfm.perturbation=zero-or-log:0.001:0.1",
+        "optim.learning_rate=log:1e-6:3e-3",
+        "optim.beta2=float:0.9:0.999",
+        "str.tokens=int:1:16",
+        "batch.size=int:8:64:8",
+        "sfm.sharing=choice:per_layer,per_head,all_layers",
+    ],
+)
+def test_values_stand_between_the_ends_of_their_axis_in_their_order(text):
+    dimension = parse_dimension(text)
+    scale = Scale(dimension)
+    heights = [scale.height(trial(0, 0.5, **{dimension.name: value})) for value in dimension.probes]
+    assert heights == sorted(heights)
+    assert (heights[0], heights[-1]) == pytest.approx((0, 1))
+    assert len(set(heights)) == len(heights)
+    assert len(scale.labels) == len(scale.ticks) == len(scale.tick_heights)
+
+
+def test_zero_of_a_log_scale_stands_apart_below_its_least_value():
+    scale = Scale(parse_dimension("sfm.perturbation=zero-or-log:0.001:0.1"))
+    zero, least, middle = (scale.height(trial(0, 0.5, **{"sfm.perturbation": p})) for p in (0.0, 0.001, 0.01))
+    assert least - zero > 0.1
+    assert middle - least == pytest.approx(1 - middle)
+    assert scale.labels == ["0", "0.001", "0.01", "0.1"]
+
+
+def test_a_stopped_trial_is_shown_by_its_last_look():
+    assert reached(trial(0, 0.5)) == 50
+    assert reached(trial(1, None, "pruned")) == 40
+
+
+def test_what_can_be_drawn_of_few_trials_is_drawn(tmp_path):
+    one = trial(0, 0.5)
+    assert draw_all(tmp_path, result(), SPACE) == []
+    running = draw_all(tmp_path, result(trial(0, None, "running")), SPACE)
+    assert {path.stem for path in running} == {"history", "slice", "parallel_coordinates"}
+    alone = draw_all(tmp_path, result(one, best=one), SPACE)
+    assert {path.stem for path in alone} == {"history", "slice", "parallel_coordinates", "pareto"}
+    every = result(one, trial(1, 0.5), trial(2, None, "failed"), best=one, importance={"str.tokens": 1.0})
+    assert {path.stem for path in draw_all(tmp_path, every, SPACE)} == {
+        "history",
+        "slice",
+        "parallel_coordinates",
+        "pareto",
+        "importance",
+    }

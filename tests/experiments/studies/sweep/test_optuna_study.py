@@ -1,0 +1,342 @@
+import json
+import math
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from ray import cloudpickle
+from ray.tune.schedulers import TrialScheduler
+
+from experiments.recipes import ConfigError, ReportConfig
+from experiments.studies.sweep.optuna_study import Drawn, SweepStudy, SweepTrial
+from experiments.studies.sweep.search_space import space_of
+from experiments.studies.sweep.searcher import StoringScheduler, StudySearcher, value_of
+from experiments.studies.sweep.sweep_result import best_of, pareto_of, words
+
+SPACE = space_of([])
+CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+
+
+def known(values):
+    return Drawn(run=json.dumps(values), cost=float(values["str.tokens"]))
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'optuna.db'}"
+
+
+def open_study(url, mark="a", seed=0, **more):
+    return SweepStudy(url, "s", mark, SPACE, seed, **more)
+
+
+def mean_average_precision(trial):
+    """Stands for training: better with more tokens and little perturbation."""
+    return 0.5 + 0.02 * trial.values["str.tokens"] - trial.values["sfm.perturbation"]
+
+
+def run_to(study, trials, first=None):
+    while len(study.trials()) < trials:
+        trial = study.ask(known, first)
+        study.report(trial.number, 4, mean_average_precision(trial))
+        study.finish(trial.number, mean_average_precision(trial))
+
+
+def test_each_draw_is_a_function_of_seed_number_and_history(url, tmp_path):
+    run_to(open_study(url), 14)
+    # The same sweep by a process a trial; the last four are drawn by TPE, not at random.
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    for trials in range(1, 15):
+        run_to(open_study(other), trials)
+    drawn = [trial.values for trial in open_study(url).trials()]
+    assert [trial.values for trial in open_study(other).trials()] == drawn
+    assert len({json.dumps(values) for values in drawn}) > 10
+    run_to(open_study(f"sqlite:///{tmp_path / 'seed.db'}", seed=1), 3)
+    assert [t.values for t in open_study(f"sqlite:///{tmp_path / 'seed.db'}").trials()] != drawn[:3]
+
+
+def test_later_draws_go_where_it_was_good(url):
+    study = open_study(url)
+    run_to(study, 40)
+    values = [mean_average_precision(trial) for trial in study.trials()]
+    at_random = 0.5 + 0.02 * 8.5
+    assert np.mean(values[20:]) > at_random + 0.05
+    importance = study.importance()
+    assert max(importance, key=importance.get) == "str.tokens"
+    assert sum(importance.values()) == pytest.approx(1)
+
+
+def test_first_trial_is_the_recipe_where_the_space_has_it(url, tmp_path):
+    recipe = {"sfm.perturbation": 0.01, "str.tokens": 4, "sfm.sharing": "per_layer", "seed": 0}
+    study = open_study(url)
+    run_to(study, 2, first=recipe)
+    assert study.trials()[0].values == {
+        name: recipe[name] for name in ("sfm.perturbation", "str.tokens", "sfm.sharing")
+    }
+    outside = open_study(f"sqlite:///{tmp_path / 'outside.db'}")
+    run_to(outside, 1, first=recipe | {"sfm.perturbation": 0.5})
+    assert outside.trials()[0].values["sfm.perturbation"] <= 0.1
+
+
+def test_impossible_draws_are_drawn_again_and_not_stored(url):
+    def describe(values):
+        if values["str.tokens"] % 2:
+            raise ConfigError("odd")
+        return known(values)
+
+    study = open_study(url)
+    for _ in range(5):
+        study.finish(study.ask(describe).number, 0.5)
+    assert all(trial.values["str.tokens"] % 2 == 0 for trial in study.trials())
+
+    def refuse(values):
+        raise ConfigError("never")
+
+    with pytest.raises(ConfigError, match=r"100 draws in a row .*: never"):
+        study.ask(refuse)
+    assert len(study.trials()) == 5
+
+
+def test_states_are_kept_and_read_back(url):
+    study = open_study(url)
+    for _ in range(5):
+        trial = study.ask(known)
+        study.report(trial.number, 4, 0.4)
+    study.finish(0, 0.6)
+    study.prune(1)
+    study.fail(2, "the loss is nan")
+    study.crash(3, "out of memory")
+    trials = open_study(url).trials()
+    assert [trial.state for trial in trials] == ["finished", "pruned", "failed", "crashed", "running"]
+    assert [trial.reason for trial in trials] == [None, None, "the loss is nan", "out of memory", None]
+    assert [trial.value for trial in trials] == [0.6, None, None, None, None]
+    assert all(trial.curve == {4: 0.4} for trial in trials)
+    assert trials[4].run == json.dumps(trials[4].values)
+
+
+def test_study_opens_with_optunas_own_tools(url):
+    run_to(open_study(url), 3)
+    study = optuna.load_study(study_name="s", storage=url)
+    assert study.metric_names == ["validation mAP"]
+    assert study.best_value == max(mean_average_precision(trial) for trial in open_study(url).trials())
+    assert len(study.trials_dataframe()) == 3
+
+
+def test_two_objectives_are_stored_as_two(url):
+    study = open_study(url, two_objectives=True)
+    run_to(study, 12)
+    front = optuna.load_study(study_name="s", storage=url).best_trials
+    assert {trial.number for trial in front} >= {trial.number for trial in pareto_of(study.trials())}
+
+
+def test_name_of_another_sweep_is_refused(url):
+    run_to(open_study(url), 1)
+    with pytest.raises(ConfigError, match=r"is another sweep .* another --name"):
+        open_study(url, mark="b")
+
+
+def test_study_with_other_objectives_is_refused_before_its_first_trial(url):
+    open_study(url, two_objectives=True)
+    with pytest.raises(ConfigError, match=r"is another sweep .* another --name"):
+        open_study(url)
+
+
+def test_who_is_refused_leaves_no_mark(url):
+    open_study(url, owner={"id": "a", "path": "/first/studies/s"})
+    with pytest.raises(ConfigError, match="is run from /first"):
+        open_study(url, mark="b", owner={"id": "b", "path": "/second/studies/s"})
+    run_to(open_study(url, owner={"id": "a", "path": "/first/studies/s"}), 1)
+    assert len(open_study(url, owner={"id": "a", "path": "/first/studies/s"}).trials()) == 1
+
+
+def test_trial_that_was_about_to_be_noted_as_crashed_is_what_it_becomes(url, monkeypatch):
+    study = open_study(url)
+    trial = study.ask(known)
+    with monkeypatch.context() as killed:
+        killed.setattr(study._study, "tell", lambda *given, **more: 1 / 0)
+        for note in (study.crash, study.fail):
+            with pytest.raises(ZeroDivisionError):
+                note(trial.number, "its process ended")
+    (left,) = open_study(url).trials()
+    assert (left.state, left.reason) == ("running", None)
+    study.finish(trial.number, 0.5)
+    (finished,) = open_study(url).trials()
+    assert (finished.state, finished.value, finished.reason) == ("finished", 0.5, None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@h:abc/db",
+        "postgresql://me:sec/secret@[::1/db",
+        "nowhere",
+        "postgres:secret",
+        "mysteriousdb://me:secret@h/db",
+    ],
+)
+def test_storage_that_cannot_be_opened_is_refused_without_its_password(url):
+    with pytest.raises(
+        ConfigError, match=r"--study-storage .* expected a database's URL|needs the driver"
+    ) as error:
+        open_study(url)
+    if "@" in url:
+        assert "secret" not in str(error.value)
+
+
+def test_study_is_run_from_one_folder_also_where_workspaces_share_its_storage(url):
+    study = open_study(url, owner={"id": "a", "path": "/first/studies/s"})
+    run_to(study, 1)
+    with pytest.raises(ConfigError, match=r"is run from /first/studies/s; from /second/.* another --name"):
+        open_study(url, owner={"id": "b", "path": "/second/studies/s"})
+    # Moved, it is the same folder.
+    open_study(url, owner={"id": "a", "path": "/moved/studies/s"})
+
+
+def test_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path):
+    for url in ("postgresql://me:secret@127.0.0.1:9/optuna", f"sqlite:///{tmp_path}/absent/optuna.db"):
+        # Whether or not PostgreSQL's driver is installed.
+        with pytest.raises(ConfigError, match=r"cannot be opened|needs the driver") as refused:
+            open_study(url)
+        assert "secret" not in str(refused.value)
+
+
+def test_what_tune_stores_of_a_study_does_not_open_its_storage(tmp_path):
+    study = open_study(f"sqlite:///{tmp_path / 'secret.db'}")
+    study.url = "without its password"
+    assert b"secret" not in cloudpickle.dumps(study)
+
+
+def trials_of(points):
+    return [
+        SweepTrial(number, "finished" if value is not None else "pruned", {}, "r", cost, {}, value, None)
+        for number, (cost, value) in enumerate(points)
+    ]
+
+
+def test_front_holds_what_no_trial_beats():
+    random = np.random.default_rng(0)
+    points = [(float(cost), float(value)) for cost, value in random.integers(0, 8, (40, 2))] + [(0.0, None)]
+    trials = trials_of(points)
+    front = {trial.number for trial in pareto_of(trials)}
+    for number, (cost, value) in enumerate(points[:-1]):
+        beaten = any(
+            c <= cost and v >= value and ((c, v) != (cost, value) or other < number)
+            for other, (c, v) in enumerate(points[:-1])
+            if other != number
+        )
+        assert (number in front) != beaten
+    assert best_of(trials).value == 7
+    assert best_of(trials_of([(1.0, None)])) is None
+
+
+def test_value_is_that_of_the_epoch_that_the_recipe_reports_and_never_of_test():
+    curve = {4: 0.6, 8: 0.7, 12: 0.65}
+    assert value_of(curve, ReportConfig(epoch="last")) == 0.65
+    assert value_of(curve, ReportConfig(epoch="validation")) == 0.7
+    assert value_of(curve, ReportConfig(epoch="best_on_test")) == 0.7
+
+
+def test_words_of_values_are_short():
+    values = {"sfm.perturbation": 0.0123456, "str.tokens": 4, "sfm.sharing": "per_head"}
+    assert words(values) == "perturbation=0.0123 tokens=4 sharing=per_head"
+
+
+def halving_decisions(study, curves, interrupted):
+    """How Tune's side decides on trials that run one at a time; perhaps by a new process for each."""
+    decisions = []
+    scheduler = StoringScheduler(study, epochs=18, validate_every=2, early_stopping=True)
+    for curve in curves:
+        if interrupted:
+            scheduler = StoringScheduler(study, epochs=18, validate_every=2, early_stopping=True)
+        number = study.ask(known).number
+        trial = SimpleNamespace(trial_id=f"t{number}", config={"number": number})
+        scheduler.on_trial_add(None, trial)
+        for epoch, value in curve.items():
+            result = {"epoch": epoch, "validation_mAP": value}
+            if scheduler.on_trial_result(None, trial, result) == STOP:
+                decisions.append(epoch)
+                study.prune(number)
+                break
+        else:
+            decisions.append(None)
+            study.finish(number, value)
+    return decisions
+
+
+def naive_halving(curves):
+    """Asynchronous successive halving by its definition: rungs at 2 and 6, the first three never stop."""
+    seen, decisions = {2: [], 6: []}, []
+    for number, curve in enumerate(curves):
+        stopped = None
+        for rung, others in seen.items():
+            value = curve[rung]
+            if number >= 3 and value < np.percentile(others, 100 * 2 / 3):
+                stopped = rung
+            others.append(value)
+            if stopped:
+                break
+        decisions.append(stopped)
+    return decisions
+
+
+def test_weak_trials_stop_at_the_rungs_also_where_every_trial_is_run_by_a_new_process(url, tmp_path):
+    random = np.random.default_rng(0)
+    curves = [
+        {
+            epoch: float(base + 0.01 * epoch + noise)
+            for epoch, noise in zip(range(2, 19, 2), random.normal(0, 0.05, 9), strict=True)
+        }
+        for base in random.uniform(0.3, 0.6, 16)
+    ]
+    expected = naive_halving(curves)
+    assert {2, 6, None} == set(expected)
+    assert halving_decisions(open_study(url), curves, interrupted=False) == expected
+    other = open_study(f"sqlite:///{tmp_path / 'other.db'}")
+    assert halving_decisions(other, curves, interrupted=True) == expected
+
+
+def test_last_look_stops_nothing_and_without_early_stopping_no_look_does(url):
+    study = open_study(url)
+    for _ in range(4):
+        study.ask(known)
+    for epochs, early_stopping in product((2, 4), (True, False)):
+        scheduler = StoringScheduler(study, epochs, validate_every=2, early_stopping=early_stopping)
+        for name, number, value in (("good", 0, 0.9), ("early", 1, 0.1), ("weak", 3, 0.1)):
+            trial = SimpleNamespace(trial_id=name, config={"number": number})
+            scheduler.on_trial_add(None, trial)
+            decisions = [
+                scheduler.on_trial_result(None, trial, {"epoch": epoch, "validation_mAP": value})
+                for epoch in range(2, epochs + 1, 2)
+            ]
+            stops = name == "weak" and early_stopping and epochs == 4
+            assert decisions[0] == (STOP if stops else CONTINUE)
+            assert decisions[-1] == CONTINUE
+
+
+def test_searcher_takes_up_what_runs_before_it_draws_and_makes_up_for_crashes(url):
+    study = open_study(url)
+    for _ in range(3):
+        study.ask(known)
+    study.crash(1, "out of memory")
+    config = SimpleNamespace(model_dump=lambda mode: {}, report=ReportConfig())
+    told = []
+    searcher = StudySearcher(study, 4, lambda values: config, known, {}, told.append)
+    numbers = []
+    while (suggestion := searcher.suggest(f"t{len(numbers)}")) != "FINISHED":
+        numbers.append(suggestion["number"])
+    assert numbers == [0, 2, 3, 4]
+    study.report(0, 4, 0.5)
+    searcher.on_trial_complete("t0", {"finished": True})
+    searcher.on_trial_complete("t1", {"epoch": 2})
+    searcher.on_trial_complete("t2", {"stopped": "the loss is nan"})
+    searcher.on_trial_complete("t3", {"failed": "its workers failed"})
+    states = ["finished", "crashed", "pruned", "failed", "crashed", "running"]
+    assert searcher.suggest("t4") == "FINISHED"
+    study.ask(known)
+    searcher.numbers["t5"] = 5
+    searcher.on_trial_complete("t5", error=True)
+    assert [trial.state for trial in study.trials()] == states
+    assert [trial.state for trial in told[-4:]] == ["finished", "pruned", "failed", "crashed"]
+    assert math.isclose(study.trials()[0].value, 0.5)

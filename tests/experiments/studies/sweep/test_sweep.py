@@ -1,0 +1,83 @@
+"""A sweep whose trials are made up: what is left behind by those that crash, or are killed."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import sweep_sfm
+from experiments.studies.study import StudyFolder
+from experiments.studies.sweep import sweep as sweeping
+from experiments.studies.sweep import sweep_result as sweep_results
+from experiments.studies.sweep.search_space import space_of
+from experiments.studies.sweep.sweep_spec import Sweep
+from tests.experiments import small_run
+
+SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
+
+
+class Crash:
+    """Stands for Tune: trials end as they are told to, or crash."""
+
+    def __init__(self, crashing, killed_after=None):
+        self.crashing = crashing
+        self.killed_after = killed_after
+
+    def __call__(self, *given, search_alg, **search):
+        outcomes = []
+        while (drawn := search_alg.suggest(f"t{len(outcomes)}")) != "FINISHED":
+            number, place = drawn["number"], len(outcomes)
+            crashes = number in self.crashing
+            outcomes.append(
+                SimpleNamespace(error="Traceback\nOSError: out of memory" if crashes else None, config=drawn)
+            )
+            if not crashes:
+                search_alg.study.report(number, 3, 0.5)
+            if number == self.killed_after:
+                search_alg.study.finish(number, 0.5)
+                raise KeyboardInterrupt
+            search_alg.on_trial_complete(f"t{place}", None if crashes else {"finished": True}, error=crashes)
+        return outcomes
+
+
+@pytest.fixture
+def swept(ray_session, clip, workspace, tmp_path, monkeypatch):
+    """Runs a sweep whose trials end as a `Crash` says; gives its result."""
+    tables = small_run.configured(clip, workspace)[1]
+    monkeypatch.setattr(sweep_results, "_test", lambda *given: {"epoch": 3, "mAP": 0.5, "rank1": 0.5})
+
+    def run(trials, crash):
+        monkeypatch.setattr(sweeping, "tune_trials", crash)
+        sweep = Sweep("demo", tuple(small_run.settings(clip)), space_of(SPACE), trials, name="s")
+        return sweeping.run_sweep(sweep, tables, tmp_path, "http://127.0.0.1:9")
+
+    return run
+
+
+def noted(tmp_path):
+    events = StudyFolder.of(tmp_path, "s").journal.read()
+    return [(event["number"], event["state"]) for event in events if event["event"] == "trial"]
+
+
+def test_trials_that_crashed_are_noted_counted_and_made_up_for_later(swept, tmp_path):
+    first = swept(3, Crash({1}))
+    assert first["missing"] == 1
+    assert noted(tmp_path) == [(0, "finished"), (2, "finished"), (1, "crashed")]
+    second = swept(3, Crash(set()))
+    assert second["missing"] == 0
+    assert noted(tmp_path)[3:] == [(3, "finished")]
+
+
+def test_end_of_a_trial_that_a_kill_kept_from_the_journal_is_noted_when_the_sweep_goes_on(swept, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        swept(3, Crash(set(), killed_after=1))
+    assert noted(tmp_path) == [(0, "finished")]
+    swept(3, Crash(set()))
+    assert noted(tmp_path) == [(0, "finished"), (1, "finished"), (2, "finished")]
+
+
+@pytest.mark.parametrize(("missing", "status"), [(0, 0), (1, 1)])
+def test_sweep_with_fewer_trials_than_asked_for_exits_with_1(missing, status, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_sfm, "sweep", lambda given: {"missing": missing})
+    assert sweep_sfm.main(["--json"]) == status
+    assert json.loads(capsys.readouterr().out) == {"missing": missing}

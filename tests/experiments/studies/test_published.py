@@ -1,0 +1,167 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.studies.published import (
+    PUBLISHED,
+    PublishedError,
+    in_words,
+    load_published,
+    published,
+    stmi_on,
+)
+
+TABLES = ["table1", "table2", "table3", "table4", "table5"]
+
+
+# Read off the paper, once more and by hand.
+@pytest.mark.parametrize(
+    ("table", "row", "dataset", "values"),
+    [
+        ("table1", "STMI", "rgbnt201", [81.2, 83.4, 90.2, 91.6]),
+        ("table1", "IDEA", "rgbnt201", [80.2, 82.1, 90.0, 93.3]),
+        ("table1", "PFNet", "rgbnt201", [38.5, 38.9, 52.0, 58.4]),
+        ("table1", "UniCat", "rgbnt201", [57.0, 55.7, None, None]),
+        ("table2", "STMI", "rgbnt100", [89.1, 97.1, None, None]),
+        ("table2", "STMI", "msvr310", [64.8, 76.1, None, None]),
+        ("table2", "DeMo", "rgbnt100", [86.2, 97.6, None, None]),
+        ("table2", "PHT", "msvr310", [None] * 4),
+        ("table3", "A", "rgbnt201", [70.3, 72.1, None, None]),
+        ("table3", "B", "rgbnt201", [76.1, 78.1, None, None]),
+        ("table4", "B", "rgbnt201", [78.0, 82.4, 87.3, 90.0]),
+        ("table4", "C", "rgbnt201", [78.4, 81.5, 86.2, 89.2]),
+        ("table5", "A", "rgbnt201", [77.2, 80.9, 86.6, 90.3]),
+        ("table5", "B", "rgbnt201", [73.5, 74.3, 83.9, 87.9]),
+        ("table5", "D", "rgbnt201", [77.1, 79.9, 86.6, 91.0]),
+    ],
+)
+def test_numbers_are_those_of_the_paper(table, row, dataset, values):
+    found = [published(table).value(row, metric, dataset) for metric in ("mAP", "rank1", "rank5", "rank10")]
+    assert found == values
+
+
+def test_tables_have_as_many_rows_and_numbers_as_the_paper():
+    def numbers(table: str) -> int:
+        values = [
+            value for row in published(table).rows for part in row.values.values() for value in part.values()
+        ]
+        return sum(value is not None for value in values)
+
+    assert {table: len(published(table).rows) for table in TABLES} == {
+        "table1": 14,
+        "table2": 18,
+        "table3": 4,
+        "table4": 4,
+        "table5": 5,
+    }
+    # A dash of the paper is no number: 4 in Table 1, 12 in Table 2.
+    assert {table: numbers(table) for table in TABLES} == {
+        "table1": 14 * 4 - 4,
+        "table2": 18 * 4 - 12,
+        "table3": 4 * 2,
+        "table4": 4 * 4,
+        "table5": 5 * 4,
+    }
+
+
+def test_a_row_that_stands_in_several_tables_has_the_same_numbers_in_each():
+    full = [("table1", "STMI"), ("table3", "D"), ("table4", "D"), ("table5", "E")]
+    without_chi = [("table3", "C"), ("table4", "A")]
+    for places in (full, without_chi):
+        rows = [published(table).row(key).values["rgbnt201"] for table, key in places]
+        for metric in ("mAP", "rank1"):
+            assert len({row[metric] for row in rows}) == 1
+    assert published("table4").row("D").values == published("table5").row("E").values
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_ranks_do_not_fall_as_they_widen(table):
+    for row in published(table).rows:
+        for values in row.values.values():
+            ranks = [values[m] for m in ("rank1", "rank5", "rank10") if values.get(m) is not None]
+            assert ranks == sorted(ranks), row.name
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_says_where_it_stands(table):
+    number = table.removeprefix("table")
+    for row in published(table).rows:
+        assert published(table).source_of(row.name) == f"Table {number}, row {row.index or row.name}"
+        assert row.index or (row.kind and row.cites), "a row of another method says whose it is"
+
+
+def test_a_figure_without_printed_numbers_has_claims_instead():
+    figure = published("figure5")
+    assert figure.rows == ()
+    assert any("K = 4" in claim for claim in figure.claims)
+
+
+def test_unknown_tables_and_rows_are_refused_by_name():
+    with pytest.raises(PublishedError, match="table 'table6' is not known; use one of table1, table2"):
+        published("table6")
+    with pytest.raises(PublishedError, match="row 'F' is not in Table 5 of the paper; its rows are A, B"):
+        published("table5").value("F")
+
+
+def edited(tmp_path: Path, edit) -> Path:
+    content = yaml.safe_load(PUBLISHED.read_text())
+    edit(content["tables"])
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda tables: tables["table3"]["rows"][1]["values"]["rgbnt201"].update(mAP=761),
+            r"tables\.table3\.rows\.1\.values\.rgbnt201\.mAP: .*less than or equal to 100, got 761",
+        ),
+        (
+            lambda tables: tables["table3"]["rows"][1]["values"]["rgbnt201"].update(mAP=-1),
+            r"rgbnt201\.mAP: .*greater than or equal to 0",
+        ),
+        (
+            lambda tables: tables["table1"]["rows"][0]["values"]["rgbnt201"].update(rank20=50.0),
+            r"tables\.table1\.rows\.0\.values\.rgbnt201\.rank20.*'mAP'",
+        ),
+        (lambda tables: tables["table4"].pop("source"), r"tables\.table4\.source: Field required"),
+        (lambda tables: tables["table4"].update(source=""), r"tables\.table4\.source: .*at least 1 char"),
+        (lambda tables: tables["table4"].update(page=7), r"tables\.table4\.page: Extra inputs"),
+        (
+            lambda tables: tables["table5"]["rows"][0].pop("values"),
+            r"table5\.rows\.0\.values: Field required",
+        ),
+        (
+            lambda tables: tables["table5"]["rows"][0].update(index="B"),
+            "table5.*names B stand for more than one",
+        ),
+    ],
+)
+def test_a_malformed_file_is_refused_with_the_field(tmp_path, edit, message):
+    with pytest.raises(PublishedError, match=message):
+        load_published(edited(tmp_path, edit))
+
+
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
+    path = tmp_path / "published.yaml"
+    path.write_text("tables: [")
+    with pytest.raises(PublishedError, match=r"published\.yaml is not YAML"):
+        load_published(path)
+    path.write_text("")
+    with pytest.raises(PublishedError, match=r"published\.yaml: the file: "):
+        load_published(path)
+
+
+def test_stmis_own_numbers_stand_beside_what_is_measured_on_its_data_sets():
+    assert stmi_on("rgbnt201") == {
+        "source": "Table 1, row STMI",
+        "metrics": {"mAP": 0.812, "rank1": 0.834, "rank5": 0.902, "rank10": 0.916},
+    }
+    assert stmi_on("msvr310") == {"source": "Table 2, row STMI", "metrics": {"mAP": 0.648, "rank1": 0.761}}
+    assert stmi_on("synthetic_person") is None
+    assert in_words(stmi_on("rgbnt100")) == (
+        "Table 2, row STMI of the paper, as printed and not measured here: mAP 89.1, rank 1 97.1"
+    )

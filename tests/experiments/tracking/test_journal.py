@@ -1,0 +1,51 @@
+import pytest
+
+from experiments.run.report_callback import JournalCallback
+from experiments.tracking.journal import Journal
+
+
+@pytest.fixture
+def journal(tmp_path) -> Journal:
+    return Journal(tmp_path / "journal.jsonl")
+
+
+def test_events_come_back_in_order(journal):
+    journal.append("started", resumed=False)
+    journal.append("epoch", epoch=1, losses={"total": 2.0})
+    assert [event["event"] for event in journal.read()] == ["started", "epoch"]
+    assert journal.last("epoch")["losses"] == {"total": 2.0}
+    assert journal.last("test") is None
+
+
+def test_epoch_repeated_after_a_crash_counts_once(journal):
+    for epoch, loss in ((1, 3.0), (2, 2.5), (2, 2.0)):
+        journal.append("epoch", epoch=epoch, loss=loss)
+    assert [(event["epoch"], event["loss"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
+
+
+def test_line_cut_off_by_a_crash_costs_only_itself(journal):
+    journal.append("epoch", epoch=1)
+    with journal.path.open("a") as file:
+        file.write('{"event": "epoch", "epo')
+    journal.append("epoch", epoch=2)
+    assert [event["epoch"] for event in journal.epochs()] == [1, 2]
+
+
+def test_numbers_that_are_not_finite_are_refused(journal):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        journal.append("epoch", loss=float("nan"))
+    assert journal.read() == []
+
+
+def test_epochs_that_a_crash_kept_from_the_journal_come_back_with_the_checkpoint(journal):
+    journal.append("untrained", metrics={"mAP": 0.1})
+    journal.append("epoch", epoch=1, losses={"total": 3.0})
+    history = [
+        {"event": "untrained", "metrics": {"mAP": 0.1}},
+        {"event": "epoch", "epoch": 1, "losses": {"total": 3.0}},
+        {"event": "epoch", "epoch": 2, "losses": {"total": 2.0}},
+    ]
+    report = {"event": "resumed", "epoch": 2, "history": history}
+    JournalCallback(journal, "checkpoints").after_report(None, [report], None)
+    assert [(event["epoch"], event["losses"]["total"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
+    assert [event["event"] for event in journal.read()] == ["untrained", "epoch", "epoch", "resumed"]

@@ -1,0 +1,279 @@
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from cluster import services
+from experiments.tracking.journal import Journal
+from experiments.tracking.mlflow_logger import IDENTITY, Mirror, RunFacts, local_store, without_credentials
+from tests.mlflow_server import free_port, serving
+
+FACTS = RunFacts(
+    "demo", "demo sfm=off", {"sfm.perturbation": 0.01, "str.tokens": 4}, {"stmi.run": "r"}, {"view": "ab"}
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """One store for all tests: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    for epoch in (1, 2):
+        journal.append(
+            "epoch", epoch=epoch, losses={"total": 3.0 - epoch}, seconds={"steps": 1.0}, learning_rate=0.1
+        )
+    return tmp_path
+
+
+def stored(workspace, mirror: Mirror):
+    client = mlflow.MlflowClient(local_store(workspace))
+    return client, client.get_run(mirror.run_id)
+
+
+def test_parameters_tags_and_digests_are_flat_and_readable(workspace, folder):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.sync()
+    _, run = stored(workspace, mirror)
+    assert run.data.params == {"sfm.perturbation": "0.01", "str.tokens": "4", "table.view": "ab"}
+    assert run.data.tags["stmi.run"] == "r"
+    assert run.info.run_name == "demo sfm=off"
+
+
+def test_each_event_is_sent_once_also_by_a_later_process(workspace, folder):
+    Mirror(local_store(workspace), folder, workspace, FACTS).sync()
+    Journal(folder / "journal.jsonl").append(
+        "test", epochs=2, metrics={"U": {"mAP": 0.5, "rank1": 0.6, "cmc": [0.6, 0.7]}}
+    )
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.sync()
+    mirror.sync()
+    client, run = stored(workspace, mirror)
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    assert run.data.metrics["test/U/mAP"] == 0.5
+    assert "test/U/cmc" not in run.data.metrics
+
+
+def test_pictures_and_status_are_stored_when_the_run_ends(workspace, folder):
+    picture = folder / "cmc.png"
+    picture.write_bytes(b"png")
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FINISHED", [picture, folder / "journal.jsonl"])
+    client, run = stored(workspace, mirror)
+    assert run.info.status == "FINISHED"
+    paths = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert paths == {"pictures", "journal.jsonl"}
+
+
+def test_dead_server_costs_no_run_and_is_told_later(workspace, folder, caplog):
+    # Nothing listens on the discard port.
+    mirror = Mirror("http://127.0.0.1:9", folder, workspace, FACTS)
+    mirror.sync()
+    mirror.finish("FINISHED", [])
+    assert mirror.behind
+    assert mirror.run_id is None
+    assert sum("cannot be told" in record.message for record in caplog.records) == 1
+    back = Mirror(local_store(workspace), folder, workspace, FACTS)
+    back.finish("FINISHED", [])
+    assert not back.behind
+    assert stored(workspace, back)[1].data.metrics["loss/total"] == 1.0
+
+
+def test_server_that_dies_and_comes_back_is_told_what_it_missed(workspace, tmp_path, folder):
+    store, port = local_store(workspace), free_port()
+    journal = Journal(folder / "journal.jsonl")
+    with serving(store, tmp_path / "server", port) as address:
+        mirror = Mirror(address, folder, tmp_path, FACTS)
+        mirror.sync()
+        assert not mirror.behind
+        run_id = mirror.run_id
+    journal.append("epoch", epoch=3, losses={"total": 0.5}, seconds={"steps": 1.0}, learning_rate=0.1)
+    mirror.sync()
+    assert mirror.behind
+    journal.append("test", epochs=3, metrics={"U": {"mAP": 0.5}})
+    with serving(store, tmp_path / "server", port):
+        mirror.finish("FINISHED", [journal.path])
+        assert not mirror.behind
+        client = mlflow.MlflowClient(address)
+        run = client.get_run(run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["test/U/mAP"] == 0.5
+        history = client.get_metric_history(run_id, "loss/total")
+        assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+        kept = Path(client.download_artifacts(run_id, "journal.jsonl", str(tmp_path)))
+        assert kept.read_bytes() == journal.path.read_bytes()
+        assert sum(found.info.run_id == run_id for found in client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_parameters_that_a_failing_server_missed_are_sent_later(workspace, folder, monkeypatch):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "log_batch", fail)
+        mirror.sync()
+        assert mirror.behind
+    mirror.sync()
+    assert stored(workspace, mirror)[1].data.params["str.tokens"] == "4"
+
+
+def test_failed_run_is_shown_as_running_when_it_is_tried_again(workspace, folder):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FAILED", [])
+    assert stored(workspace, mirror)[1].info.status == "FAILED"
+    again = Mirror(local_store(workspace), folder, workspace, FACTS)
+    again.reopen()
+    assert stored(workspace, again)[1].info.status == "RUNNING"
+    again.finish("FINISHED", [])
+    assert stored(workspace, again)[1].info.status == "FINISHED"
+
+
+def test_file_that_changed_is_sent_again_and_no_other(workspace, folder, monkeypatch):
+    table, picture = folder / "table3.md", folder / "table3.png"
+    table.write_text("not finished")
+    picture.write_bytes(b"png")
+    Mirror(local_store(workspace), folder, workspace, FACTS).finish("FAILED", [table, picture])
+    sent = []
+    log_artifact = mlflow.MlflowClient.log_artifact
+
+    def noted(client, run_id, path, place=None):
+        sent.append(path)
+        log_artifact(client, run_id, path, place)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", noted)
+    table.write_text("81.2")
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FINISHED", [table, picture])
+    mirror.finish("FINISHED", [table, picture])
+    assert sent == [str(table)]
+    client, run = stored(workspace, mirror)
+    assert run.info.status == "FINISHED"
+    assert Path(client.download_artifacts(run.info.run_id, "table3.md")).read_text() == "81.2"
+
+
+def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace, folder, monkeypatch):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FAILED", [])
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "update_run", fail)
+        mirror.reopen()
+    stored(workspace, mirror)[0].update_run(mirror.run_id, status="RUNNING")
+    mirror.finish("FAILED", [])
+    assert stored(workspace, mirror)[1].info.status == "FAILED"
+
+
+def runs_of(workspace, identity):
+    client = mlflow.MlflowClient(local_store(workspace))
+    experiment = client.get_experiment_by_name(FACTS.experiment)
+    return client.search_runs([experiment.experiment_id], f"tags.`{IDENTITY}` = '{identity}'")
+
+
+def test_run_is_one_run_under_every_address_of_its_store(workspace, folder):
+    # A server that was started anew may listen on another port.
+    addresses = [local_store(workspace), f"sqlite:///{workspace}/../{workspace.name}/mlflow.db"]
+    for uri in (*addresses, addresses[0]):
+        mirror = Mirror(uri, folder, workspace, FACTS)
+        mirror.finish("FINISHED", [folder / "journal.jsonl"])
+        assert not mirror.behind
+    (run,) = runs_of(workspace, mirror._state["identity"])
+    client = mlflow.MlflowClient(local_store(workspace))
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+
+
+def test_run_whose_number_was_not_noted_is_found_again(workspace, folder, monkeypatch):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    create = mlflow.MlflowClient.create_run
+
+    def die_afterwards(*given, **more):
+        create(*given, **more)
+        raise ConnectionError("cut off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "create_run", die_afterwards)
+        mirror.sync()
+    assert mirror.behind
+    again = Mirror(local_store(workspace), folder, workspace, FACTS)
+    again.sync()
+    assert [run.info.run_id for run in runs_of(workspace, mirror._state["identity"])] == [again.run_id]
+
+
+def test_run_that_was_deleted_is_told_anew(workspace, folder):
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.sync()
+    client = mlflow.MlflowClient(local_store(workspace))
+    client.delete_run(mirror.run_id)
+    deleted = mirror.run_id
+    Journal(folder / "journal.jsonl").append("untrained", metrics={"mAP": 0.1})
+    # The first time it only finds out.
+    mirror.sync()
+    mirror.sync()
+    assert not mirror.behind
+    assert mirror.run_id != deleted
+    assert client.get_run(mirror.run_id).data.metrics["untrained/mAP"] == 0.1
+
+
+def test_experiment_that_was_deleted_is_restored(workspace, folder, caplog):
+    facts = RunFacts("deleted", "r", {}, {}, {})
+    Mirror(local_store(workspace), folder, workspace, facts).sync()
+    client = mlflow.MlflowClient(local_store(workspace))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    (folder / "mlflow.json").unlink()
+    mirror = Mirror(local_store(workspace), folder, workspace, facts)
+    mirror.sync()
+    assert not mirror.behind
+    assert client.get_experiment_by_name("deleted").lifecycle_stage == "active"
+    assert "experiment deleted was deleted; it is restored" in caplog.text
+
+
+def test_store_that_was_replaced_is_told_everything_anew(workspace, folder):
+    files = [folder / "journal.jsonl"]
+    Mirror(local_store(workspace), folder, workspace, FACTS).finish("FINISHED", files)
+    state = json.loads((folder / "mlflow.json").read_text())
+    (folder / "mlflow.json").write_text(json.dumps(state | {"run_id": "0" * 32}))
+    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    mirror.finish("FINISHED", files)
+    client, run = stored(workspace, mirror)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["str.tokens"] == "4"
+    assert run.data.metrics["loss/total"] == 1.0
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["journal.jsonl"]
+    mirror._state["run_id"] = "1" * 32
+    Journal(files[0]).append("untrained", metrics={"mAP": 0.1})
+    mirror.sync()
+    assert stored(workspace, mirror)[1].data.metrics["untrained/mAP"] == 0.1
+    assert not mirror.behind
+
+
+def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, caplog):
+    mirror = Mirror("http://me:secret@127.0.0.1:9/mlflow", folder, workspace, FACTS)
+    mirror.sync()
+    mirror._remember()
+    assert mirror.public_uri == "http://127.0.0.1:9/mlflow"
+    assert "secret" not in (folder / "mlflow.json").read_text()
+    assert "secret" not in "".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("of", [without_credentials, services.without_credentials])
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/optuna", "postgresql://host:5432/optuna"),
+        ("postgresql://me:s#secret@host/db", "postgresql://host/db"),
+        ("postgresql://me:s/secret@host/db", "postgresql://host/db"),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db"),
+        ("https://me:secret@host/mlflow", "https://host/mlflow"),
+        ("sqlite:////a/b@c.db?timeout=3", "sqlite:////a/b@c.db?timeout=3"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_place_is_shown_without_what_opens_it(of, uri, shown):
+    assert of(uri) == shown
+
+
+def fail(*args, **kwargs):
+    raise ConnectionError("no server")

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.functional import normalize
+
+from stmi.config import AugmentConfig
+from stmi.training import augment
+from stmi.training.augment import Geometry
+from tests.stmi import golden
+from tests.tolerances import ROUNDING_FLOAT32
+
+SIZE = (16, 8)
+KEY = (0, 0, 0)
+
+
+def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.integers(0, 256, (count, 3, 3, *SIZE), dtype=np.uint8))
+    mask = torch.from_numpy(random.integers(0, 256, (count, *SIZE), dtype=np.uint8))
+    return pixels, mask
+
+
+def still(count: int, padding: int) -> Geometry:
+    return Geometry(np.zeros((count, 1), bool), np.full((count, 1, 2), padding), np.zeros((count, 1, 4), int))
+
+
+def test_centred_crop_without_flip_changes_nothing():
+    pixels, mask = batch(3)
+    images, moved = augment.augment(pixels, mask, still(3, 4), 4, slice(0, 3), KEY)
+    assert torch.allclose(images, augment.normalise(pixels))
+    assert torch.equal(moved, mask)
+
+
+def test_pixels_and_mask_move_together():
+    pixels, mask = batch(6)
+    # Each modality's channels carry the mask itself: after any geometry they must still equal it.
+    pixels = mask[:, None, None].expand_as(pixels).contiguous()
+    config = AugmentConfig(flip=0.5, crop_padding=4, erase=0)
+    geometry = augment.draw_geometry(config, 6, SIZE, *KEY)
+    images, moved = augment.augment(pixels, mask, geometry, 4, slice(0, 6), KEY)
+    assert torch.equal(images, augment.normalise(moved[:, None, None].expand_as(images)))
+    assert not torch.equal(moved, mask)
+
+
+def test_flip_and_crop_equal_a_naive_loop():
+    pixels, mask = batch(8)
+    geometry = augment.draw_geometry(AugmentConfig(crop_padding=3, erase=0), 8, SIZE, *KEY)
+    images, _ = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
+    for i in range(8):
+        padded = np.pad(pixels[i].numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)))
+        top, left = geometry.offset[i, 0]
+        expected = padded[..., top : top + 16, left : left + 8]
+        expected = expected[..., ::-1] if geometry.flip[i, 0] else expected
+        assert np.allclose(images[i].numpy(), expected / 127.5 - 1, atol=ROUNDING_FLOAT32)
+
+
+def test_a_workers_rows_are_augmented_as_in_the_global_batch():
+    pixels, mask = batch(8)
+    geometry = augment.draw_geometry(AugmentConfig(crop_padding=3, erase=1), 8, SIZE, *KEY)
+    whole, _ = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
+    part, _ = augment.augment(pixels[4:], mask[4:], geometry, 3, slice(4, 8), KEY)
+    assert torch.equal(whole[4:], part)
+
+
+def test_erasing_fills_its_rectangle_with_noise_and_nothing_else():
+    pixels, mask = torch.zeros(4, 3, 3, *SIZE, dtype=torch.uint8), torch.zeros(4, *SIZE, dtype=torch.uint8)
+    geometry = augment.draw_geometry(AugmentConfig(flip=0, crop_padding=0, erase=1), 4, SIZE, *KEY)
+    images, _ = augment.augment(pixels, mask, geometry, 0, slice(0, 4), KEY)
+    for i, (top, left, tall, wide) in enumerate(geometry.erase[:, 0]):
+        assert 0.01 < tall * wide / (16 * 8) < 0.4
+        inside = torch.zeros(SIZE, dtype=torch.bool)
+        inside[top : top + tall, left : left + wide] = True
+        assert (images[i, ..., ~inside] == -1).all()
+        assert (images[i, ..., inside] != -1).all()
+
+
+def test_rates_of_flip_and_erasing_are_those_asked_for():
+    geometry = augment.draw_geometry(AugmentConfig(flip=0.5, erase=0.3), 4000, (64, 32), *KEY)
+    assert abs(geometry.flip.mean() - 0.5) < 0.03
+    assert abs((geometry.erase[..., 2] > 0).mean() - 0.3) < 0.03
+
+
+def test_aspect_of_erasing_is_drawn_as_it_is_or_by_its_logarithm():
+    tall = {}
+    for aspect in ("uniform", "log_uniform"):
+        config = AugmentConfig(erase=1, erase_aspect=aspect)
+        erase = augment.draw_geometry(config, 8000, (256, 256), *KEY).erase[:, 0]
+        ratios = erase[:, 2] / erase[:, 3]
+        assert 0.28 < ratios.min() < ratios.max() < 3.6
+        tall[aspect] = (ratios > 1).mean()
+    # Of ratios from 0.3 to 1 / 0.3 those over one are 77 %, of their logarithms half.
+    assert abs(tall["uniform"] - (1 / 0.3 - 1) / (1 / 0.3 - 0.3)) < 0.03
+    assert abs(tall["log_uniform"] - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("statistics", ["half", "clip"])
+def test_pixels_are_normalised_as_torchvision_does(statistics):
+    pixels, _ = batch(2)
+    expected = normalize(pixels / 255, *map(list, augment.PIXEL_STATISTICS[statistics]))
+    assert torch.allclose(augment.normalise(pixels, statistics), expected, atol=ROUNDING_FLOAT32)
+    moved, _ = augment.augment(*batch(2), still(2, 0), 0, slice(0, 2), KEY, statistics)
+    assert torch.equal(moved, augment.normalise(pixels, statistics))
+
+
+def test_patch_foreground_is_the_mean_of_the_patch():
+    arrays = golden.load("mask_pooling")
+    mask = arrays["mask"].to(torch.uint8)[None] * 255
+    share = augment.patch_foreground(mask, 16)
+    assert torch.equal((share >= 0.5).view(16, 8), arrays["token_mask"].bool())
+
+
+def test_modalities_that_move_on_their_own_leave_the_mask_behind():
+    pixels, mask = batch(8)
+    config = AugmentConfig(geometry="per_modality", crop_padding=3, erase=0)
+    geometry = augment.draw_geometry(config, 8, SIZE, *KEY)
+    images, unmoved = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
+    assert torch.equal(unmoved, mask)
+    assert (geometry.offset[:, 0] != geometry.offset[:, 1]).any()
+    for i in range(8):
+        for group in range(3):
+            padded = np.pad(pixels[i, group].numpy(), ((0, 0), (3, 3), (3, 3)))
+            top, left = geometry.offset[i, group]
+            expected = padded[:, top : top + 16, left : left + 8]
+            expected = expected[..., ::-1] if geometry.flip[i, group] else expected
+            assert np.allclose(images[i, group].numpy(), expected / 127.5 - 1, atol=ROUNDING_FLOAT32)
+
+
+def test_erasing_each_modality_on_its_own_leaves_the_others():
+    pixels, mask = torch.zeros(6, 3, 3, *SIZE, dtype=torch.uint8), torch.zeros(6, *SIZE, dtype=torch.uint8)
+    config = AugmentConfig(geometry="per_modality", flip=0, crop_padding=0, erase=0.5)
+    geometry = augment.draw_geometry(config, 6, SIZE, *KEY)
+    images, _ = augment.augment(pixels, mask, geometry, 0, slice(0, 6), KEY)
+    touched = (images != -1).flatten(2).any(dim=2).numpy()
+    assert (touched == (geometry.erase[..., 2] > 0)).all()
+    assert 0 < touched.sum() < touched.size

@@ -1,0 +1,109 @@
+import functools
+import math
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from stmi import feature_modulation
+from stmi.config import OptimConfig
+from stmi.training import train_step
+from tests import tiny_clip
+from tests.stmi import golden
+from tests.stmi.training import training
+from tests.tolerances import EXACT_FLOAT64
+
+STEPS = 20
+# Each process would import torch and its compiler anew; forked ones have them.
+PRELOADED = ["tests.stmi.training.training", "torch._dynamo"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+
+
+def in_processes(work, count, *arguments):
+    """Call a function with each rank of a process group, in processes of their own."""
+    multiprocessing.start_processes(work, arguments, nprocs=count, start_method="forkserver")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    tiny_clip.write(folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return training.train(folder / "clip", STEPS)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_any_number_of_workers_trains_the_same_model(folder, alone, world_size):
+    in_processes(training.train_as_rank, world_size, world_size, str(folder), STEPS)
+    spread = torch.load(folder / f"result-{world_size}.pt", weights_only=True)
+    totals, model = alone
+    assert spread["totals"] == pytest.approx(totals, abs=EXACT_FLOAT64)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(spread["model"][name].double(), value.double(), atol=EXACT_FLOAT64), name
+
+
+def test_restart_on_three_workers_ends_with_bit_identical_weights(folder):
+    in_processes(training.train_with_and_without_restart, 3, 3, str(folder), 6)
+    results = torch.load(folder / "restarted.pt", weights_only=True)
+    for name, value in results["undisturbed"].items():
+        assert torch.equal(results["restarted"][name], value), name
+
+
+def test_training_twice_gives_identical_weights(folder, alone):
+    totals, model = training.train(folder / "clip", STEPS)
+    assert totals == alone[0]
+    first = alone[1].state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "in whole expressions"])
+def test_compiled_steps_train_the_same_weights(folder, monkeypatch, fused):
+    # The compiler's own passes, without the minute that machine code takes.
+    whole = functools.partial(torch.compile, backend="aot_eager_decomp_partition")
+    monkeypatch.setattr(torch, "compile", whole)
+    monkeypatch.setattr(feature_modulation, "FUSED_TOKENS", fused)
+    totals, model = training.train(folder / "clip", 3, compiled=True)
+    expected, eager = training.train(folder / "clip", 3)
+    assert totals == pytest.approx(expected, abs=EXACT_FLOAT64)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(value, eager.state_dict()[name], atol=EXACT_FLOAT64), name
+
+
+def test_loss_falls_on_a_batch_seen_again(folder):
+    totals, _ = training.train(folder / "clip", 1)
+    model = training.train(folder / "clip", STEPS)[1]
+    batch, labels = training.global_batch(0)
+    again = train_step.GlobalBatchLoss(model, training.LossConfig(), autocast=False)
+    noise = model.noise(0, 0, 0, training.BATCH, slice(0, training.BATCH))
+    assert again(batch, noise, labels)["total"].item() < totals[0]
+
+
+def test_modulation_has_its_own_rate_and_decay(folder):
+    _, model = training.train(folder / "clip", 0)
+    optimizer = train_step.build_optimizer(
+        model, OptimConfig(modulation_rate_factor=10, modulation_weight_decay=0)
+    )
+    assert optimizer.defaults["fused"]
+    others, strengths = optimizer.param_groups
+    assert [p.shape for p in strengths["params"]] == [(2, 1, 1, 1), (2, 1, 1, 1)]
+    assert (strengths["weight_decay"], strengths["rate_factor"]) == (0.0, 10)
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert others["weight_decay"] == 1e-4
+    assert len(others["params"]) + len(strengths["params"]) == trained
+
+
+def test_rate_warms_up_and_falls_along_a_cosine():
+    config = OptimConfig(learning_rate=1.0, final_learning_rate=0.1, warmup_epochs=2)
+    rates = [train_step.learning_rate(config, epoch, 10) for epoch in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0, 0.5, 1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2, 0.1])
+
+
+@pytest.mark.parametrize("epochs", [50, 20])
+def test_released_schedule_gives_the_released_rates(epochs):
+    config = OptimConfig(schedule="released")
+    rates = [train_step.learning_rate(config, epoch + 0.5, epochs) for epoch in range(epochs)]
+    assert rates == pytest.approx(golden.load("lr_schedule")[f"epochs_{epochs}"].tolist(), rel=1e-6)

@@ -1,0 +1,95 @@
+"""A few training steps of a tiny STMI, in one process or one of several."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from stmi.clip.loading import load_clip
+from stmi.config import FusionConfig, ImageSize, LossConfig, ModelConfig, OptimConfig, SfmConfig, StrConfig
+from stmi.model import STMI, ModelInput
+from stmi.training.batch_plan import rows_of_rank
+from stmi.training.train_step import TrainStep
+
+MODEL = ModelConfig(
+    image=ImageSize(height=32, width=16),
+    sfm=SfmConfig(perturbation=0.2, mask_threshold=0.5),
+    str=StrConfig(tokens=2, heads=2),
+    fusion=FusionConfig(dropout=0.1),
+)
+BATCH, IDENTITIES = 12, 6
+
+
+def global_batch(step: int) -> tuple[ModelInput, torch.Tensor]:
+    random = torch.Generator().manual_seed(step)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(BATCH, *shape, generator=random, dtype=torch.float64)
+
+    labels = torch.arange(BATCH) // 2
+    camera_id = torch.randint(0, 3, (BATCH,), generator=random)
+    return ModelInput(draw(3, 3, 32, 16), draw(8).sigmoid(), draw(16), camera_id), labels
+
+
+def build(clip_folder: Path, dtype: torch.dtype, compiled: bool = False) -> tuple[STMI, TrainStep]:
+    model = STMI(MODEL, load_clip(clip_folder), IDENTITIES, cameras=3, seed=0).to(dtype).train()
+    optim = OptimConfig(learning_rate=1e-3, gradient_clip=1.0, modulation_rate_factor=10)
+    return model, TrainStep(model, LossConfig(), optim, autocast=False, compiled=compiled)
+
+
+def train(
+    clip_folder: Path,
+    steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+    dtype: torch.dtype = torch.float64,
+    restart_before: int | None = None,
+    compiled: bool = False,
+) -> tuple[list[float], STMI]:
+    model, take_step = build(clip_folder, dtype, compiled)
+    rows, totals = rows_of_rank(BATCH, rank, world_size), []
+    for step in range(steps):
+        if step == restart_before:
+            weights, state = model.state_dict(), take_step.optimizer.state_dict()
+            model, take_step = build(clip_folder, dtype)
+            model.load_state_dict(weights)
+            take_step.optimizer.load_state_dict(state)
+        batch, labels = global_batch(step)
+        own = ModelInput(
+            batch.images[rows].to(dtype),
+            batch.foreground[rows],
+            batch.text[rows].to(dtype),
+            batch.camera_id[rows],
+        )
+        noise = model.noise(0, 0, step, BATCH, rows)
+        totals.append(take_step(own, noise, labels[rows], rate=1e-3)["total"].item())
+    return totals, model
+
+
+def train_as_rank(rank: int, world_size: int, folder: str, steps: int) -> None:
+    with _process_group(rank, world_size, folder):
+        totals, model = train(Path(folder) / "clip", steps, rank, world_size)
+        if rank == 0:
+            torch.save({"totals": totals, "model": model.state_dict()}, f"{folder}/result-{world_size}.pt")
+
+
+def train_with_and_without_restart(rank: int, world_size: int, folder: str, steps: int) -> None:
+    """Float32, where another order of summation would show."""
+    with _process_group(rank, world_size, folder):
+        results = {}
+        for name, restart in (("undisturbed", None), ("restarted", steps // 2)):
+            _, model = train(Path(folder) / "clip", steps, rank, world_size, torch.float32, restart)
+            results[name] = model.state_dict()
+        if rank == 0:
+            torch.save(results, f"{folder}/restarted.pt")
+
+
+@contextmanager
+def _process_group(rank: int, world_size: int, folder: str) -> Iterator[None]:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store-{world_size}", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    yield
+    dist.destroy_process_group()
