@@ -1,0 +1,51 @@
+"""Records: immutable models of what is stored and of what a command prints with `--json`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of every model that is stored as JSON or printed as JSON.
+
+    A field whose JSON key is no Python name (`mAP`, `95 %`) has that key as its alias.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
+    def to_json(self, indent: int = 2) -> str:
+        """The record as one JSON document; numbers that are not finite are refused.
+
+        Raises:
+            ValueError: A number is NaN or infinite, which JSON does not have.
+        """
+        return json.dumps(self.model_dump(mode="json"), indent=indent, allow_nan=False)
+
+
+class _PrintSchema(argparse.Action):
+    """Prints a schema and exits, whatever else the command line lacks, as `--help` does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, record: type[BaseModel], help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+        self.record = record
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the schema."""
+        print(json.dumps(self.record.model_json_schema(mode="serialization"), indent=2))  # noqa: T201
+        parser.exit()
+
+
+def add_json_options(parser: argparse.ArgumentParser, record: type[BaseModel]) -> None:
+    """Add `--json` and `--json-schema` to a command.
+
+    Args:
+        parser: The command's parser.
+        record: What the command prints with `--json`.
+    """
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument(
+        "--json-schema", action=_PrintSchema, record=record, help="print the JSON schema of that document"
+    )
