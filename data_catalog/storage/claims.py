@@ -1,14 +1,12 @@
-"""One builder at a time: whoever wants a table that is being built waits for it.
+"""The right to write: one process at a time builds a table, trains a run, or runs a study.
 
-On a local (or shared) disk the lock is that of the operating system on a file in the table's folder. It
-goes with the process that holds it, however that ends, so a builder that was killed blocks nobody.
+On a local or shared disk the right is a lock of the operating system on the file `.lock` in the folder. The
+system releases it when its holder ends, however that happens, so a killed process blocks nobody.
 
-Object storage has no such lock, nor have some shared disks, so there a builder lays a claim: an object of its
-own, which it writes again every few seconds. A claim that does not change any more was left by a builder that
-was killed, and whoever waits removes it.
-
-Should two build at once all the same (the one was suspended for a minute), they write the same shards under
-the same names, each whole, and the same digest into the manifest: whoever is last wins and nothing changes.
+Object storage has no such lock, nor have some shared disks. There the holder writes a claim: an object of
+its own, which it rewrites every few seconds. A claim that is no longer rewritten was left by a killed
+process, and whoever waits removes it. A holder that is suspended for longer than that can lose its claim and
+then go on beside its successor; tables tolerate this, since both write the same bytes to the same names.
 """
 
 import errno
@@ -22,58 +20,76 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pyarrow import fs
 
-from data_catalog.errors import NotWritableError
+from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.storage import filesystems
 
 LOCK = ".lock"
 CLAIM = ".claim-"
-_POLL_SECONDS = 0.5
-_LONGEST_WINDOW_SECONDS = 8.0
-_RENEWAL_SECONDS = 5.0
-_CLAIM_SECONDS = 30.0
-"""How long a claim holds that is not renewed."""
+EXPIRY_SECONDS = 30.0
+_RENEWALS_PER_EXPIRY = 6
+_LOCK_POLL_SECONDS = 0.1
+_CLAIM_POLL_SECONDS = 0.5
+_LONGEST_CLAIM_POLL_SECONDS = 8.0
 
 _LOGGER = logging.getLogger(__name__)
 
 
+class ClaimedError(CatalogError):
+    """Another process holds the right to write."""
+
+
 @contextmanager
-def build_lock(root: str, is_built: Callable[[], bool]) -> Iterator[None]:
-    """Hold the right to build the table in this folder, or find that another process has built it.
+def claim(
+    root: str | Path, *, wait: Callable[[], bool] | None = None, expiry_seconds: float = EXPIRY_SECONDS
+) -> Iterator[None]:
+    """Hold the right to write in a folder.
 
     Args:
-        root: Folder of the table, path or URI.
-        is_built: Called about twice a second for as long as another process builds it; once it says so, the
-            right is not waited for any longer.
+        root: The folder, path or URI; made where it is new.
+        wait: Called every half second or more often while another process holds the right; waiting ends when
+            it returns False. None does not wait.
+        expiry_seconds: How long a claim counts that is not renewed; the same for all who use the folder.
+
+    Raises:
+        ClaimedError: If another process holds the right.
+        NotWritableError: If the folder cannot be written to.
+    """
+    with claim_unless(root, lambda: wait is None or not wait(), expiry_seconds=expiry_seconds) as is_held:
+        if not is_held:
+            raise ClaimedError(
+                f"{filesystems.presentable_uri(str(root))} is being written by another process; wait for it, "
+                "then run the same command again"
+            )
+        yield
+
+
+@contextmanager
+def claim_unless(
+    root: str | Path, is_done: Callable[[], bool], *, expiry_seconds: float = EXPIRY_SECONDS
+) -> Iterator[bool]:
+    """Hold the right to write in a folder, unless another process does what is wanted first.
+
+    Args:
+        root: As in `claim`.
+        is_done: Called every half second or more often while another process holds the right; waiting ends
+            when it returns True.
+        expiry_seconds: As in `claim`.
+
+    Yields:
+        Whether the right is held.
 
     Raises:
         NotWritableError: If the folder cannot be written to.
     """
     filesystem, folder = filesystems.open_root(root)
-    has_locks = isinstance(filesystem, fs.LocalFileSystem) and _has_locks(folder)
-    with _file_lock(folder, is_built) if has_locks else _claim(filesystem, folder, is_built) as is_alone:
-        for name in filesystems.list_files(filesystem, folder) if is_alone else ():
-            if filesystems.is_partial(name):
-                # Left by a builder that was killed.
-                _remove(filesystem, f"{folder}/{name}")
-        yield
-
-
-@contextmanager
-def _file_lock(folder: str, is_built: Callable[[], bool]) -> Iterator[bool]:
-    """Whether the lock is held; it is not where the table is built."""
-    lock = FileLock(Path(folder) / LOCK)
-    try:
-        while not _acquired(lock) and not is_built():
-            pass
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
+    if isinstance(filesystem, fs.LocalFileSystem) and _has_locks(folder):
+        with _locked(folder, is_done) as is_held:
+            yield is_held
+    else:
+        with _claimed(filesystem, folder, is_done, expiry_seconds) as is_held:
+            yield is_held
 
 
 def _has_locks(folder: str) -> bool:
@@ -87,47 +103,62 @@ def _has_locks(folder: str) -> bool:
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             return False
-        raise _not_writable(folder, error) from error
+        raise NotWritableError(
+            f"{folder} cannot be written to ({error.strerror}); correct the rights or make room, and run the "
+            "same command again"
+        ) from error
     return True
 
 
-def _not_writable(folder: str, error: OSError) -> NotWritableError:
-    return NotWritableError(
-        f"{folder} cannot be written to ({error.strerror}); correct the rights or make room, and run the "
-        "same command again"
-    )
+@contextmanager
+def _locked(folder: str, is_done: Callable[[], bool]) -> Iterator[bool]:
+    with (Path(folder) / LOCK).open("a") as file:
+        while not (is_held := _try_lock(file.fileno())) and not is_done():
+            time.sleep(_LOCK_POLL_SECONDS)
+        try:
+            yield is_held
+        finally:
+            # Closing the file is not enough: a child process that was forked meanwhile has it open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _acquired(lock: FileLock) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
-        lock.acquire(timeout=_POLL_SECONDS)
-    except Timeout:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     return True
 
 
 @contextmanager
-def _claim(filesystem: fs.FileSystem, folder: str, is_built: Callable[[], bool]) -> Iterator[bool]:
-    """Whether a claim is held; it is not where the table is built."""
+def _claimed(
+    filesystem: fs.FileSystem, folder: str, is_done: Callable[[], bool], expiry_seconds: float
+) -> Iterator[bool]:
     own = f"{CLAIM}{uuid.uuid4().hex}"
     seen: dict[str, tuple[int, float]] = {}
-    window = _POLL_SECONDS
+    poll_seconds = _CLAIM_POLL_SECONDS
     while True:
-        if _others(filesystem, folder, own, seen):
-            if is_built():
+        if _others(filesystem, folder, own, seen, expiry_seconds):
+            if is_done():
                 yield False
                 return
         else:
             _write(filesystem, f"{folder}/{own}")
-            # Written first, looked second: of two who claim at once, one at least sees the other.
-            if not _others(filesystem, folder, own, seen):
+            # Look only after writing: of two who claim at once, at least one then sees the other.
+            if not _others(filesystem, folder, own, seen, expiry_seconds):
                 break
             _remove(filesystem, f"{folder}/{own}")
-            # The more there are who want it, the wider must they spread.
-            window = min(2 * window, _LONGEST_WINDOW_SECONDS)
-        time.sleep(window * random.uniform(0.5, 1.5))
+            if is_done():
+                yield False
+                return
+            # The more processes compete, the further apart their attempts must be.
+            poll_seconds = min(2 * poll_seconds, _LONGEST_CLAIM_POLL_SECONDS)
+        time.sleep(poll_seconds * random.uniform(0.5, 1.5))
     ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(filesystem, f"{folder}/{own}", ended), daemon=True)
+    interval_seconds = expiry_seconds / _RENEWALS_PER_EXPIRY
+    renewing = threading.Thread(
+        target=_renew, args=(filesystem, f"{folder}/{own}", ended, interval_seconds), daemon=True
+    )
     renewing.start()
     try:
         yield True
@@ -137,23 +168,30 @@ def _claim(filesystem: fs.FileSystem, folder: str, is_built: Callable[[], bool])
         _remove(filesystem, f"{folder}/{own}")
 
 
-def _others(filesystem: fs.FileSystem, folder: str, own: str, seen: dict[str, tuple[int, float]]) -> bool:
-    """Whether others hold a claim.
+def _others(
+    filesystem: fs.FileSystem,
+    folder: str,
+    own: str,
+    seen: dict[str, tuple[int, float]],
+    expiry_seconds: float,
+) -> bool:
+    """Whether others hold a claim; removes those that expired.
 
     Args:
         filesystem: Where the folder is.
-        folder: Folder of the table.
+        folder: The folder.
         own: Name of the claim that does not count.
-        seen: What each claim was when it was last seen to change, and when that was; is kept up to date.
-            Nobody's clock is compared with another's.
+        seen: Of each claim its modification time, and when this process first saw that value; is updated.
+            So no clock is compared with that of another machine.
+        expiry_seconds: How long a claim counts that is not renewed.
     """
     is_held = False
-    for name, changed in filesystems.list_files(filesystem, folder).items():
+    for name, modified in filesystems.list_files(filesystem, folder).items():
         if not name.startswith(CLAIM) or name == own:
             continue
-        if name not in seen or seen[name][0] != changed:
-            seen[name] = changed, time.monotonic()
-        if time.monotonic() - seen[name][1] < _CLAIM_SECONDS:
+        if name not in seen or seen[name][0] != modified:
+            seen[name] = modified, time.monotonic()
+        if time.monotonic() - seen[name][1] < expiry_seconds:
             is_held = True
         else:
             _remove(filesystem, f"{folder}/{name}")
@@ -164,25 +202,25 @@ def _remove(filesystem: fs.FileSystem, path: str) -> None:
     try:
         filesystem.delete_file(path)
     except FileNotFoundError:
-        # Others who wait were quicker, or took it for that of a builder that was killed.
+        # Another waiting process removed it first, or took the claim for an expired one.
         return
     except OSError as error:
-        # What was done under the claim is done; the others find out that it is not renewed.
+        # The work under the claim is complete, and others will notice that the claim expires.
         _LOGGER.warning("%s could not be deleted: %s", path, error)
 
 
-def _renew(filesystem: fs.FileSystem, path: str, ended: threading.Event) -> None:
-    while not ended.wait(_RENEWAL_SECONDS):
+def _renew(filesystem: fs.FileSystem, path: str, ended: threading.Event, interval_seconds: float) -> None:
+    while not ended.wait(interval_seconds):
         try:
             _write(filesystem, path)
         except NotWritableError as error:
-            _LOGGER.warning("others may begin to build the same: %s", error)
+            _LOGGER.warning("another process may take over the claim: %s", error)
 
 
 def _write(filesystem: fs.FileSystem, path: str) -> None:
     try:
         with filesystem.open_output_stream(path) as stream:
-            stream.write(b"a builder is at work\n")
+            stream.write(b"claimed\n")
     except OSError as error:
         raise NotWritableError(
             f"{path} could not be written: {error}. Correct the rights and run the same command again"

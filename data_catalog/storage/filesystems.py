@@ -76,9 +76,11 @@ def join(root: str | Path, *names: str) -> str:
     return "/".join([path.rstrip("/"), *names]) + mark + query
 
 
-def is_partial(name: str) -> bool:
-    """Whether a file of this name is not complete."""
-    return name.startswith(".") and name.endswith(".partial")
+def remove_partial_files(filesystem: fs.FileSystem, folder: str) -> None:
+    """Remove the incomplete files that killed writers left in a folder; call it with the right to write."""
+    for name in list_files(filesystem, folder):
+        if name.startswith(".") and name.endswith(".partial"):
+            filesystem.delete_file(f"{folder}/{name}")
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:

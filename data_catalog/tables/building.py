@@ -4,7 +4,7 @@ A shard is made by one actor from shards of its inputs, mostly the same-numbered
 its final name; what is made sooner than actors start is made by the process that wants it. So the result
 depends neither on the number of actors nor on who finishes first, and a step that was interrupted continues
 with the shards that are missing. Of two processes that want the same table one builds it and the other waits
-(see `build_lock`).
+(see `data_catalog.storage.claims`).
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
-from data_catalog.storage.claims import build_lock
+from data_catalog.storage.claims import claim_unless
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import (
     MANIFEST,
@@ -153,10 +153,12 @@ def build_table(
         _report_files(root, files, progress)
         return open_table(catalog, dataset, kind, key) is not None
 
-    with build_lock(root, is_built):
+    with claim_unless(root, is_built):
         # Another process may have built it in the meantime.
         if (table := open_table(catalog, dataset, kind, key)) is not None:
             return table
+        filesystem, folder = filesystems.open_root(root)
+        filesystems.remove_partial_files(filesystem, folder)
         if before is not None:
             before()
         records = _make_shards(root, files, work, maker, progress)
@@ -180,7 +182,6 @@ def build_table(
             },
             seconds=round(time.monotonic() - start, 3),
         ).sealed()
-        filesystem, folder = filesystems.open_root(root)
         data = manifest.to_bytes()
         filesystems.write_atomically(filesystem, f"{folder}/{MANIFEST}", data)
         # As a later call will read it: a tuple among the settings is a list from here on.

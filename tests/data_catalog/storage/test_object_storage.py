@@ -3,8 +3,6 @@
 import io
 import json
 import socket
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,12 @@ from data_catalog.errors import CatalogError
 from data_catalog.inspect.verification import verify
 from data_catalog.masks.mask_table import make_masks
 from data_catalog.samples.ingestion import IngestSettings, ingest
-from data_catalog.storage import claims as build_locks
 from data_catalog.storage import local_copies
-from data_catalog.storage.claims import CLAIM, build_lock
-from data_catalog.storage.filesystems import join, list_files, open_root
+from data_catalog.storage.filesystems import join, list_files, open_root, remove_partial_files
 from data_catalog.tables.table import Table, list_datasets, list_tables
 from data_catalog.views.training_view import ViewSettings, make_view, open_view
 from tests.data_catalog.conftest import BUCKET, S3_SECRET
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
-from tests.data_catalog.storage.locking import order_of_two
 from tests.data_catalog.tables import slow_build
 
 
@@ -187,38 +182,13 @@ def test_of_two_processes_one_builds_and_both_get_the_table(
     }
 
 
-def test_who_holds_no_claim_waits_until_it_is_given_back(object_storage: Callable[[str], str]) -> None:
-    assert order_of_two(join(object_storage("claims"), "table")) == ["first", "second"]
-
-
-def test_claim_of_a_living_builder_holds_and_that_of_a_killed_one_does_not(
-    object_storage: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build_locks, "_CLAIM_SECONDS", 4.0)
-    monkeypatch.setattr(build_locks, "_RENEWAL_SECONDS", 0.5)
-    root = join(object_storage("claims"), "killed")
-    filesystem, folder = open_root(root)
-    for name in (f"{CLAIM}dead", ".shard-00000.parquet.0123.partial", "shard-00001.parquet"):
+def test_partial_files_of_killed_writers_are_removed(object_storage: Callable[[str], str]) -> None:
+    filesystem, folder = open_root(join(object_storage("partial"), "table"))
+    for name in (".shard-00000.parquet.0123.partial", "shard-00001.parquet"):
         with filesystem.open_output_stream(f"{folder}/{name}") as stream:
             stream.write(b"left")
-    waited: list[float] = []
-    started = time.monotonic()
-    with build_lock(root, lambda: waited.append(time.monotonic() - started)):
-        assert len(waited) > 1
-        assert 4.0 <= time.monotonic() - started < 10
-        left = set(list_files(filesystem, folder))
-        assert {name for name in left if not name.startswith(CLAIM)} == {"shard-00001.parquet"}
-        second = threading.Event()
-
-        def want() -> None:
-            with build_lock(root, lambda: None):
-                second.set()
-
-        wanting = threading.Thread(target=want)
-        wanting.start()
-        assert not second.wait(timeout=8)
-    wanting.join(timeout=10)
-    assert second.is_set()
+    remove_partial_files(filesystem, folder)
+    assert set(list_files(filesystem, folder)) == {"shard-00001.parquet"}
 
 
 def test_server_that_does_not_answer_is_named() -> None:

@@ -1,17 +1,14 @@
 """Builds that are killed, run twice at once, or run out of room: the table is absent or complete."""
 
-import errno
 import json
 import multiprocessing
 import resource
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,15 +18,12 @@ from pyarrow import fs
 
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.inspect.verification import verify
-from data_catalog.storage import claims as build_locks
-from data_catalog.storage.claims import build_lock
 from data_catalog.storage.filesystems import write_atomically
 from data_catalog.tables import building
 from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables
 from tests.data_catalog import steps
-from tests.data_catalog.storage.locking import order_of_two
 from tests.data_catalog.tables import slow_build
 from tests.data_catalog.tables.slow_build import MASK_BYTES, SHARDS
 
@@ -163,82 +157,3 @@ def test_file_that_does_not_fit_is_not_left_in_part(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "a").iterdir()) == []
-
-
-def test_waiting_for_another_builder_is_reported(tmp_path: Path) -> None:
-    assert order_of_two(str(tmp_path)) == ["first", "second"]
-
-
-@pytest.fixture(params=["locks", "claims"])
-def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk with the operating system's locks, or a shared one that was mounted without."""
-    if request.param == "claims":
-
-        def refuse(file: Any, operation: int) -> None:
-            raise OSError(errno.ENOLCK, "No locks available")
-
-        monkeypatch.setattr(build_locks, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4))
-
-
-def test_all_who_wait_get_the_table_as_soon_as_it_is_built(tmp_path: Path, disk: None) -> None:
-    built, through = threading.Event(), []
-
-    def wait() -> None:
-        with build_lock(str(tmp_path), built.is_set):
-            through.append(built.is_set())
-
-    with build_lock(str(tmp_path), _never):
-        waiting = [threading.Thread(target=wait) for _ in range(16)]
-        for thread in waiting:
-            thread.start()
-        time.sleep(1)
-        assert through == []
-        built.set()
-        for thread in waiting:
-            thread.join(timeout=10)
-        # While the builder still holds the right, which nobody needs any more.
-        assert through == [True] * 16
-
-
-def test_of_many_who_want_to_build_one_does_at_a_time(tmp_path: Path, disk: None) -> None:
-    inside, most = [], []
-
-    def build() -> None:
-        with build_lock(str(tmp_path), lambda: False):
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.05)
-            inside.pop()
-
-    builders = [threading.Thread(target=build) for _ in range(4)]
-    for thread in builders:
-        thread.start()
-    for thread in builders:
-        thread.join(timeout=60)
-    assert most == [1] * 4
-
-
-def test_claim_that_others_took_for_a_dead_ones_fails_no_build(tmp_path: Path) -> None:
-    with build_locks._claim(fs.LocalFileSystem(), str(tmp_path), _never) as is_alone:
-        assert is_alone
-        for claim in tmp_path.glob(f"{build_locks.CLAIM}*"):
-            claim.unlink()
-
-
-def test_lock_is_given_back_when_a_build_fails(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(RuntimeError), build_lock(str(tmp_path), _never):
-            raise RuntimeError
-
-
-def _never() -> Any:
-    raise AssertionError("nobody else holds the lock")
-
-
-def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(CatalogError, match=r"file/table cannot be written to \(Not a directory\)"),
-        build_lock(str(tmp_path / "file" / "table"), _never),
-    ):
-        pass
