@@ -1,36 +1,35 @@
-"""Processes that outlive the shell, and how to know them again.
+"""Processes that outlive the shell, and how to recognise them later.
 
-A process number alone proves nothing: the system gives it to another process once the first has ended. So a
-process is remembered by its number and by when it was born, counted from the start of the machine. (The
-time of day would not do: a clock that is set right moves the birth of every process.)
+The system reuses process numbers, so a process is identified by its number and its start time. That is counted
+from the boot of the machine: a correction of the clock shifts the time of day at which every process started.
 """
 
-import contextlib
 import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-Mark = tuple[int, float]
-"""A process: its number, and its birth in seconds after the start of the machine."""
+ProcessKey = tuple[int, float]
+"""A process: its number, and its start in seconds after the boot of the machine."""
 
-_SAME_BIRTH_SECONDS = 2.0
-"""The start of the machine is only known to the second."""
+_START_TOLERANCE_SECONDS = 2.0
+"""The time of the boot is known to the second only."""
 _KILL_SECONDS = 5.0
 
 
-def start(
+def start_process(
     command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path
 ) -> subprocess.Popen[bytes]:
-    """A process that the end of this one, or of its terminal, does not touch.
+    """Start a process that survives the end of this one and of its terminal.
 
     Args:
         command: Program and arguments.
         environment: All of its environment.
-        log: Where its output is appended to.
-        folder: Its working folder.
+        log: File to which its output is appended.
+        folder: Its working directory.
     """
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -44,8 +43,8 @@ def start(
         )
 
 
-def mark(process: psutil.Process) -> Mark:
-    """What to remember a process by.
+def process_key(process: psutil.Process) -> ProcessKey:
+    """The key by which a process is recognised later.
 
     Raises:
         psutil.NoSuchProcess: It has ended.
@@ -53,95 +52,91 @@ def mark(process: psutil.Process) -> Mark:
     return process.pid, round(process.create_time() - psutil.boot_time(), 2)
 
 
-def find(remembered: Mark) -> psutil.Process | None:
-    """The process that is remembered, or None where it has ended, also where another has its number now."""
-    number, birth = remembered
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(number)
-        if abs(mark(process)[1] - birth) < _SAME_BIRTH_SECONDS and process.status() != psutil.STATUS_ZOMBIE:
+def process_keys(processes: Iterable[psutil.Process]) -> list[ProcessKey]:
+    """The keys of those processes that still run."""
+    keys = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            keys.append(process_key(process))
+    return keys
+
+
+def find_process(key: ProcessKey) -> psutil.Process | None:
+    """The process with this key; None where it has ended, also where another process has its number now."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(key[0])
+        same = abs(process_key(process)[1] - key[1]) < _START_TOLERANCE_SECONDS
+        if same and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
 
-def family(remembered: Iterable[Mark]) -> list[psutil.Process]:
-    """The remembered processes that live, and all that descend from them; older ones first."""
-    found: dict[int, psutil.Process] = {}
-    for each in remembered:
-        process = find(each)
-        if process is not None:
-            found[process.pid] = process
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found |= {child.pid: child for child in process.children(recursive=True)}
-    return [process for process in found.values() if process.is_running()]
+def find_family(keys: Iterable[ProcessKey]) -> list[psutil.Process]:
+    """The processes with these keys that still run, and all their descendants."""
+    family: dict[int, psutil.Process] = {}
+    for process in filter(None, map(find_process, keys)):
+        family[process.pid] = process
+        with suppress(psutil.NoSuchProcess):
+            family |= {child.pid: child for child in process.children(recursive=True)}
+    return [process for process in family.values() if process.is_running()]
 
 
-def marks(processes: Iterable[psutil.Process]) -> list[Mark]:
-    """What to remember those of the processes by that live."""
-    result = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            result.append(mark(process))
-    return result
+def end_processes(keys: Sequence[ProcessKey], timeout_seconds: float) -> int:
+    """End processes and all their descendants; returns how many there were.
 
-
-def end(remembered: Sequence[Mark], patience_seconds: float) -> int:
-    """End processes and all that descend from them; gives how many there were.
-
-    The first one is asked, and ends its own; whoever still lives after the patience is killed.
+    The first process gets SIGTERM and ends its children itself; what still runs after the timeout is killed.
 
     Args:
-        remembered: The first is the one that started the others.
-        patience_seconds: Time to end in good order.
+        keys: The first one is of the process that started the others.
+        timeout_seconds: Time to end in good order.
     """
-    members = family(remembered)
-    if not members:
+    family = find_family(keys)
+    if not family:
         return 0
-    first = find(remembered[0])
-    for process in [first] if first is not None else members:
-        with contextlib.suppress(psutil.NoSuchProcess):
+    first = find_process(keys[0])
+    for process in [first] if first is not None else family:
+        with suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(members, timeout=patience_seconds)
-    # Some may have been born while the others ended.
-    leftover = family([*remembered, *marks(alive)])
+    _, alive = psutil.wait_procs(family, timeout=timeout_seconds)
+    # Some may have started while the others ended.
+    leftover = find_family([*keys, *process_keys(alive)])
     for process in leftover:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(leftover, timeout=_KILL_SECONDS)
-    return len({process.pid for process in (*members, *leftover)})
+    return len({process.pid for process in (*family, *leftover)})
 
 
-def is_free(port: int) -> bool:
-    """Whether nothing listens on a TCP port of this machine."""
+def find_free_port(*wanted: int | None, taken: Iterable[int] = ()) -> int:
+    """The first of the wanted ports on which nothing listens, otherwise any free port.
+
+    Args:
+        wanted: Ports; None is skipped.
+        taken: Ports that are promised to others.
+    """
+    refused = set(taken)
+    for port in wanted:
+        if port is not None and port not in refused and _bind(port) is not None:
+            return port
+    while True:
+        found = _bind(0)
+        if found is not None and found not in refused:
+            return found
+
+
+def _bind(port: int) -> int | None:
+    """Bind a TCP port for a moment, 0 for any; returns its number, None where a program listens on it."""
     with socket.socket() as probe:
         # As servers do: a port whose connections were closed just now is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError:
-            return False
-    return True
-
-
-def free_port(*wanted: int | None, taken: Iterable[int] = ()) -> int:
-    """The first of the wanted ports that is free, else any free one.
-
-    Args:
-        wanted: Ports; None is passed over.
-        taken: Ports that are promised to others.
-    """
-    refused = set(taken)
-    for port in wanted:
-        if port is not None and port not in refused and is_free(port):
-            return port
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        if port not in refused:
-            return port
+            return None
+        return int(probe.getsockname()[1])
 
 
 def last_lines(log: Path, count: int = 20) -> str:
-    """The end of a log, indented."""
+    """The last lines of a log, indented."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return "\n".join(f"  | {line}" for line in lines[-count:])

@@ -1,8 +1,8 @@
-"""The two services of a place to submit to: how each is started, and what says that it is well.
+"""The two services of a local cluster: how each is started, and how its health is checked.
 
 A Ray head listens on all interfaces of the machine except for its dashboard, so it runs with token
-authentication: who does not know the token is refused everywhere. MLflow asks nobody who they are, and
-listens on loopback only. No secret stands in a command line, where every user of the machine could read it.
+authentication: a client without the token is refused everywhere. MLflow has no authentication and listens on
+loopback only. No secret appears in a command line, which every user of the machine can read.
 """
 
 import os
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-PORTS = {"ray": {"gcs": 6379, "dashboard": 8265, "client": 10001}, "mlflow": {"http": 5000}}
-"""The ports of each service, and which it gets where that is free: the one that its users know."""
+USUAL_PORTS = {"ray": {"gcs": 6379, "dashboard": 8265, "client": 10001}, "mlflow": {"http": 5000}}
+"""The ports of each service by role. Users know these numbers, so they are used where they are free."""
 _NOT_INHERITED = (
     "RAY_ADDRESS",
     "RAY_API_SERVER_ADDRESS",
@@ -24,82 +24,101 @@ _NOT_INHERITED = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_BACKEND_STORE_URI",
 )
-"""What belongs to whoever uses a cluster, not to the services; the last one holds a password."""
-_ANSWER_SECONDS = 5.0
+"""Variables of the users of a cluster, not of its services; the last one holds a password."""
+_HEALTH_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """What the services of one cluster are started with.
+
+    Attributes:
+        workspace: Where submitted jobs keep their runs.
+        token_file: Holds the token that Ray asks for.
+        sessions: The Ray head's own folder for sessions. In the usual one, which the machine shares, jobs find
+            the cluster that was started last. Its path is short, because sockets lie below it.
+        artifacts: Folder of MLflow's artifacts.
+        ports: Of each service by role, as in `USUAL_PORTS`.
+        backend_store_uri: MLflow's database, with user name and password where it asks for them.
+    """
+
+    workspace: Path
+    token_file: Path
+    sessions: Path
+    artifacts: Path
+    ports: Mapping[str, Mapping[str, int]]
+    backend_store_uri: str
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow server, which submitted jobs use."""
+        return f"http://{LOOPBACK}:{self.ports['mlflow']['http']}"
+
+    @property
+    def dashboard(self) -> str:
+        """The dashboard of Ray, to which jobs are submitted."""
+        return f"http://{LOOPBACK}:{self.ports['ray']['dashboard']}"
 
 
 @dataclass(frozen=True)
 class Service:
-    """How a service is started and looked at.
+    """How a service is started and checked.
 
     Attributes:
-        name: "ray" or "mlflow".
         command: Program and arguments.
         environment: All of its environment.
-        is_well: Asks it; slow, and never raises.
+        is_healthy: Sends it a request; slow, and never raises.
     """
 
-    name: str
     command: tuple[str, ...]
     environment: dict[str, str]
-    is_well: Callable[[], bool]
+    is_healthy: Callable[[], bool]
 
 
-def ray_head(
-    ports: Mapping[str, int], token_file: Path, sessions: Path, workspace: Path, tracking_uri: str
-) -> Service:
-    """A Ray head.
-
-    Args:
-        ports: Its ports by name, as in `PORTS`.
-        token_file: Holds the token that it asks for.
-        sessions: Its own folder for sessions. In the usual one, which the whole machine shares, jobs find
-            whichever cluster was started last. Short: sockets lie below it.
-        workspace: Where submitted jobs keep their runs.
-        tracking_uri: The MLflow server that submitted jobs use.
-    """
+def ray_head(settings: ClusterSettings) -> Service:
+    """A Ray head."""
+    ports = settings.ports["ray"]
     command = (
         *_program("ray"),
-        *("start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={sessions}"),
+        *("start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={settings.sessions}"),
         f"--port={ports['gcs']}",
         *("--include-dashboard=true", f"--dashboard-host={LOOPBACK}"),
         f"--dashboard-port={ports['dashboard']}",
         f"--ray-client-server-port={ports['client']}",
-        # Fixed ones would keep a second cluster off this machine.
+        # Fixed ports would prevent a second cluster on this machine.
         *("--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"),
     )
     environment = _environment() | {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_file),
-        # Where two Rays run on this machine, Ray's own processes would not find theirs.
-        "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{ports['dashboard']}",
+        "RAY_AUTH_TOKEN_PATH": str(settings.token_file),
+        # With two Ray clusters on this machine, Ray's own processes would not find theirs.
+        "RAY_API_SERVER_ADDRESS": settings.dashboard,
         # Jobs inherit these.
-        "MLFLOW_TRACKING_URI": tracking_uri,
-        "STMI_WORKSPACE": str(workspace),
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
+        "STMI_WORKSPACE": str(settings.workspace),
     }
-    url = f"http://{LOOPBACK}:{ports['dashboard']}/api/jobs/"
 
-    def is_well() -> bool:
-        token = token_file.read_text(encoding="ascii") if token_file.exists() else ""
-        return _answers(url, {"Authorization": f"Bearer {token}"})
+    def is_healthy() -> bool:
+        file = settings.token_file
+        token = file.read_text(encoding="ascii") if file.exists() else ""
+        return answers(f"{settings.dashboard}/api/jobs/", {"Authorization": f"Bearer {token}"})
 
-    return Service("ray", command, environment, is_well)
+    return Service(command, environment, is_healthy)
 
 
-def mlflow_server(ports: Mapping[str, int], backend_store_uri: str, artifacts: Path) -> Service:
+def mlflow_server(port: int, backend_store_uri: str, artifacts: Path) -> Service:
     """An MLflow tracking server.
 
     Args:
-        ports: Its ports by name, as in `PORTS`.
+        port: Where it listens.
         backend_store_uri: Database, with user name and password where it asks for them.
         artifacts: Folder of the artifacts.
     """
-    port = ports["http"]
     command = (
         *_program("mlflow"),
         *("server", f"--host={LOOPBACK}", f"--port={port}", "--workers=1"),
         f"--artifacts-destination={artifacts}",
-        # A page of another host that asks through the user's browser is refused.
+        # A request by a page of another host through the user's browser is refused.
         f"--allowed-hosts={LOOPBACK}:{port},localhost:{port}",
     )
     environment = _environment() | {
@@ -108,38 +127,49 @@ def mlflow_server(ports: Mapping[str, int], backend_store_uri: str, artifacts: P
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    url = f"http://{LOOPBACK}:{port}/health"
-    return Service("mlflow", command, environment, lambda: _answers(url, {}))
+    return Service(command, environment, lambda: answers(f"http://{LOOPBACK}:{port}/health", {}))
+
+
+ServiceMaker = Callable[[ClusterSettings], Service]
+
+SERVICES: dict[str, ServiceMaker] = {
+    "ray": ray_head,
+    "mlflow": lambda settings: mlflow_server(
+        settings.ports["mlflow"]["http"], settings.backend_store_uri, settings.artifacts
+    ),
+}
+"""What makes each service, by name."""
 
 
 def without_credentials(uri: str) -> str:
-    """A URI as it may be stored and shown: without user name, password and query, well-formed or not."""
-    scheme, mark, rest = uri.partition("://")
-    if not mark or scheme.startswith(("sqlite", "file")):
+    """A URI that may be stored and shown: without user name, password and query, well-formed or not."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.startswith(("sqlite", "file")):
         return uri
-    # Whatever stands before an @ may be a password, with a / or a # in it.
-    return scheme + mark + rest.rpartition("@")[2].partition("?")[0]
+    # All that comes before an @ may be a password, which may contain / and #.
+    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 
 def _program(name: str) -> tuple[str, ...]:
-    # Of this environment, also where it is not activated.
+    # That of this environment, also where it is not activated.
     return sys.executable, str(Path(sys.executable).parent / name)
 
 
 def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    # `python` in a submitted command is to be that of this environment.
+    # `python` in a submitted command must be that of this environment.
     folder = str(Path(sys.executable).parent)
     path = environment.get("PATH", os.defpath).split(os.pathsep)
     environment["PATH"] = os.pathsep.join([folder, *(part for part in path if part != folder)])
     return environment
 
 
-def _answers(url: str, headers: Mapping[str, str]) -> bool:
-    # A proxy that the environment names would not know this machine's loopback.
+def answers(url: str, headers: Mapping[str, str]) -> bool:
+    """Whether a server answers a GET request with success; never raises."""
+    # A proxy that the environment names does not reach this machine's loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=_ANSWER_SECONDS):
+        with opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=_HEALTH_TIMEOUT_SECONDS):
             return True
     except (urllib.error.URLError, OSError, ValueError):
         return False

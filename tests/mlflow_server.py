@@ -32,13 +32,13 @@ def serving(
         started: Told of its process.
     """
     folder.mkdir(exist_ok=True)
-    service = mlflow_server({"http": port}, store, folder / "artifacts")
+    service = mlflow_server(port, store, folder / "artifacts")
     with (folder / "log").open("a") as log:
         process = subprocess.Popen(service.command, env=service.environment, stdout=log, stderr=log)
     started(process)
     try:
         until = time.monotonic() + STARTS_WITHIN_SECONDS
-        while not service.is_well():
+        while not service.is_healthy():
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.2)

@@ -1,8 +1,8 @@
 """Refuses a working directory that is too large for `ray job submit`, and names its largest files.
 
-Ray would pack and send it first, and then only say that it was too much. `cluster/local.py up` names
-`refuse_too_large` in RAY_JOB_SUBMIT_HOOK, which Ray calls before it packs anything. This folder holds nothing
-else, because it has to stand in the PYTHONPATH of whoever submits.
+Ray itself packs and sends the folder first, and then only says that it was too large. `cluster/local.py up`
+exports RAY_JOB_SUBMIT_HOOK with `refuse_too_large`, which Ray calls before it packs anything. The module has a
+folder of its own, because that folder must be in the PYTHONPATH of the user who submits.
 """
 
 import logging
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_BYTES = 100 * 2**20
-"""What the dashboard takes in one request; Ray packs without compression."""
-_BYTES_PER_ENTRY = 76
-"""What the archive needs for each file besides its bytes and, twice, its name."""
+"""Limit of the dashboard for one request; Ray packs without compression."""
+BYTES_PER_ENTRY = 76
+"""Bytes of the archive for each file besides its content and, twice, its name."""
 _NAMED = 10
 
 
@@ -27,7 +27,7 @@ def files_to_upload(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int
     """Bytes of each file that Ray uploads of a folder, by path in it.
 
     Ray leaves out what `.gitignore` and `.rayignore` files say (in every folder), `.git`, `.venv`, `venv` and
-    `__pycache__`; its own functions are asked, so that the answer is Ray's.
+    `__pycache__`; its own functions apply these rules here too.
 
     Args:
         folder: The working directory.
@@ -57,7 +57,7 @@ def files_to_upload(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int
 
 
 def check_upload(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
-    """The files that Ray uploads of a folder, where that is not too much.
+    """The files that Ray uploads of a folder, after a check of their total size.
 
     Args:
         folder: The working directory.
@@ -67,7 +67,7 @@ def check_upload(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
         UploadTooLargeError: Names the largest files.
     """
     sizes = files_to_upload(folder, excludes)
-    total = sum(size + _BYTES_PER_ENTRY + 2 * len(name.encode()) for name, size in sizes.items())
+    total = sum(size + BYTES_PER_ENTRY + 2 * len(name.encode()) for name, size in sizes.items())
     if total < LIMIT_BYTES:
         return sizes
     largest = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]
@@ -86,13 +86,13 @@ def refuse_too_large(
     working_dir: str | None = None,
     **others: Any,
 ) -> None:
-    """End `ray job submit` before it packs a working directory that is too large.
+    """Exit from `ray job submit` before it packs a working directory that is too large.
 
     Args:
         runtime_env: Path of a YAML file, as given on the command line.
         runtime_env_json: The same as JSON text.
         working_dir: As given on the command line.
-        others: What else Ray tells a hook.
+        others: Further arguments of a hook, not used.
     """
     from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The place to submit to, with a real Ray head and a real MLflow server."""
+"""The local cluster, with a real Ray head and a real MLflow server."""
 
 import json
 import os
@@ -26,8 +26,8 @@ def where():
     import experiments
     return experiments.__file__
 
-for place in (experiments.__file__, ray.get(where.remote())):
-    print("RUNS", open(place).read().strip(), os.path.exists("runs"))
+for file in (experiments.__file__, ray.get(where.remote())):
+    print("RUNS", open(file).read().strip(), os.path.exists("runs"))
 print("WORKSPACE", os.environ["STMI_WORKSPACE"])
 with mlflow.start_run(run_name="from a job"):
     mlflow.log_metric("answer", 42)
@@ -51,11 +51,11 @@ def up(workspace: Path) -> dict:
     return json.loads(done.stdout)
 
 
-def submit(place: dict, folder: Path, *command: str) -> subprocess.CompletedProcess:
+def submit(cluster: dict, folder: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [RAY, "job", "submit", "--address", place["dashboard"], "--working-dir", ".", "--", *command],
+        [RAY, "job", "submit", "--address", cluster["dashboard"], "--working-dir", ".", "--", *command],
         cwd=folder,
-        env=os.environ | place["environment"],
+        env=os.environ | cluster["environment"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -70,14 +70,14 @@ def ask(url: str, method: str = "GET", body: dict | None = None) -> dict:
         return json.loads(answer.read())
 
 
-def without_processes(place: dict) -> dict:
-    services = {name: service | {"process": None} for name, service in place["services"].items()}
-    return place | {"services": services}
+def without_processes(status: dict) -> dict:
+    services = {name: service | {"process": None} for name, service in status["services"].items()}
+    return status | {"services": services}
 
 
-def remembered(place: dict) -> list[int]:
-    state = json.loads((Path(place["folder"]) / "state.json").read_text())
-    return [number for marks in state["processes"].values() for number, _ in marks]
+def known_processes(cluster: dict) -> list[int]:
+    state = json.loads((Path(cluster["folder"]) / "state.json").read_text())
+    return [number for keys in state["processes"].values() for number, _ in keys]
 
 
 @pytest.fixture
@@ -87,19 +87,19 @@ def workspace(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_place_is_started_submitted_to_repaired_and_ended(workspace, tmp_path):
-    place = up(workspace)
-    token_file = Path(place["environment"]["RAY_AUTH_TOKEN_PATH"])
+def test_cluster_is_started_used_repaired_and_ended(workspace, tmp_path):
+    cluster = up(workspace)
+    token_file = Path(cluster["environment"]["RAY_AUTH_TOKEN_PATH"])
     token = token_file.read_text()
     assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(token_file.parent.stat().st_mode) == 0o700
-    logs = [Path(service["log"]).read_text() for service in place["services"].values()]
-    commands = [" ".join(psutil.Process(number).cmdline()) for number in remembered(place)]
-    assert not any(token in text for text in (*logs, *commands, json.dumps(place)))
+    logs = [Path(service["log"]).read_text() for service in cluster["services"].values()]
+    commands = [" ".join(psutil.Process(number).cmdline()) for number in known_processes(cluster)]
+    assert not any(token in text for text in (*logs, *commands, json.dumps(cluster)))
 
-    # Whoever does not know the token is refused.
+    # A client without the token is refused.
     with pytest.raises(urllib.error.HTTPError) as refused:
-        ask(f"{place['dashboard']}/api/jobs/")
+        ask(f"{cluster['dashboard']}/api/jobs/")
     assert refused.value.code == 401
 
     # The submitted tree runs, on driver and workers, although this project is installed; runs reach MLflow.
@@ -110,42 +110,42 @@ def test_place_is_started_submitted_to_repaired_and_ended(workspace, tmp_path):
     (tree / ".gitignore").write_text("runs/\n")
     (tree / "runs").mkdir()
     (tree / "runs" / "data").write_text("stays here")
-    job = submit(place, tree, "python", "job.py")
+    job = submit(cluster, tree, "python", "job.py")
     assert job.returncode == 0, job.stdout + job.stderr
     assert job.stdout.count("RUNS # the submitted tree False") == 2
     assert f"WORKSPACE {workspace}" in job.stdout
-    found = ask(f"{place['mlflow']}/api/2.0/mlflow/runs/search", "POST", {"experiment_ids": ["0"]})
+    found = ask(f"{cluster['mlflow']}/api/2.0/mlflow/runs/search", "POST", {"experiment_ids": ["0"]})
     (run,) = found["runs"]
     assert run["info"]["run_name"] == "from a job"
-    (kept,) = Path(place["folder"]).glob("mlartifacts/**/note.txt")
+    (kept,) = Path(cluster["folder"]).glob("mlartifacts/**/note.txt")
     assert kept.read_text() == "kept"
 
     # A tree that is too large is refused before it is packed.
     (tree / "weights.bin").touch()
     os.truncate(tree / "weights.bin", 101 * 2**20)
-    refusal = submit(place, tree, "python", "job.py")
+    refusal = submit(cluster, tree, "python", "job.py")
     assert refusal.returncode != 0
     assert "101.0 MiB  weights.bin" in refusal.stderr
     assert "Uploading package" not in refusal.stdout + refusal.stderr
 
-    # Asked for twice, nothing is started.
-    assert up(workspace) == place
+    # A second `up` starts nothing.
+    assert up(workspace) == cluster
     assert local("status", workspace).returncode == 0
 
-    # What died is seen, and started again on the same port; the other stays.
-    before = remembered(place)
+    # A service that died is found, and started again on the same port; the other keeps running.
+    before = known_processes(cluster)
     for victim, other in (("mlflow", "ray"), ("ray", "mlflow")):
-        os.kill(place["services"][victim]["process"], signal.SIGKILL)
+        os.kill(cluster["services"][victim]["process"], signal.SIGKILL)
         status = local("status", workspace, "--json")
         assert status.returncode == 1
         seen = json.loads(status.stdout)
         assert (seen["state"], seen["services"][victim]["state"]) == ("partly up", "died")
         repaired = up(workspace)
-        assert without_processes(repaired) == without_processes(place)
-        assert repaired["services"][other] == place["services"][other]
-        assert repaired["services"][victim]["process"] != place["services"][victim]["process"]
-        place = repaired
-    before += remembered(place)
+        assert without_processes(repaired) == without_processes(cluster)
+        assert repaired["services"][other] == cluster["services"][other]
+        assert repaired["services"][victim]["process"] != cluster["services"][victim]["process"]
+        cluster = repaired
+    before += known_processes(cluster)
 
     ended = json.loads(local("down", workspace, "--json").stdout)["ended"]
     assert min(ended.values()) > 0
@@ -155,7 +155,7 @@ def test_place_is_started_submitted_to_repaired_and_ended(workspace, tmp_path):
     ]
     assert left == []
     assert not token_file.exists()
-    assert list(Path(place["folder"]).glob("logs/session_*/*.log"))
+    assert list(Path(cluster["folder"]).glob("logs/session_*/*.log"))
     status = local("status", workspace, "--json")
     assert (status.returncode, json.loads(status.stdout)["state"]) == (1, "down")
     assert json.loads(local("down", workspace, "--json").stdout)["ended"] == {"ray": 0, "mlflow": 0}

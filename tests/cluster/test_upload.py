@@ -52,12 +52,12 @@ def test_the_projects_own_upload_is_small(capsys):
     assert json.loads(capsys.readouterr().out)["bytes"] < 20 * 2**20
 
 
-def test_limit_is_that_of_ray_and_counts_what_the_archive_adds(folder, tmp_path):
+def test_limit_is_that_of_ray_and_includes_the_archives_own_bytes(folder, tmp_path):
     assert stmi_upload.LIMIT_BYTES == DASHBOARD_CLIENT_MAX_SIZE
     for number in range(2000):
         (folder / f"a_file_with_a_rather_long_name_{number}").touch()
     sizes = stmi_upload.files_to_upload(folder)
-    counted = sum(size + stmi_upload._BYTES_PER_ENTRY + 2 * len(name) for name, size in sizes.items())
+    counted = sum(size + stmi_upload.BYTES_PER_ENTRY + 2 * len(name) for name, size in sizes.items())
     create_package(
         str(folder), tmp_path / "p.zip", include_gitignore=True, excludes=[".git", ".venv", "__pycache__"]
     )
@@ -76,7 +76,7 @@ def test_folder_too_large_is_refused_with_its_largest_files_first(folder, capsys
     assert "huge" not in message
 
 
-def test_hook_ends_a_submission_and_knows_every_way_to_name_the_folder(folder, tmp_path):
+def test_hook_refuses_a_submission_however_the_folder_is_named(folder, tmp_path):
     sparse(folder / "big", 101 * 2**20)
     excluded = {"working_dir": str(folder), "excludes": ["big"]}
     (tmp_path / "env.yaml").write_text(json.dumps({"working_dir": str(folder)}))
@@ -95,6 +95,6 @@ def test_hook_ends_a_submission_and_knows_every_way_to_name_the_folder(folder, t
         stmi_upload.refuse_too_large(**given)
 
 
-def test_folder_that_is_none_is_refused(tmp_path, capsys):
+def test_missing_folder_is_refused(tmp_path, capsys):
     assert local.main(["check-upload", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err

@@ -1,0 +1,343 @@
+"""A Ray head and an MLflow server on this machine, to which jobs are submitted.
+
+The folder WORKSPACE/cluster, which only its owner can open, holds the state, the token, the logs, and the
+database and artifacts of MLflow.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from cluster.cluster_state import ClusterError, ClusterState
+from cluster.processes import (
+    end_processes,
+    find_family,
+    find_free_port,
+    find_process,
+    last_lines,
+    process_key,
+    process_keys,
+    start_process,
+)
+from cluster.services import (
+    LOOPBACK,
+    SERVICES,
+    USUAL_PORTS,
+    ClusterSettings,
+    Service,
+    ServiceMaker,
+    without_credentials,
+)
+from data_catalog.records import Record
+
+HOOKS = Path(__file__).resolve().parent / "submit_hook"
+_POLL_SECONDS = 0.25
+_END_TIMEOUT_SECONDS = 15.0
+"""Time to end in good order: Ray takes some seconds to end its processes."""
+
+
+class ServiceStatus(Record):
+    """One service of a cluster."""
+
+    state: Literal["well", "not answering", "died", "not started"]
+    process: int | None
+    """Number of its first process; None where that does not run."""
+    log: str
+    """Its log file."""
+
+
+class ClusterStatus(Record):
+    """A cluster: its services, and where something was started what a user needs to reach them."""
+
+    state: Literal["up", "partly up", "down"]
+    services: dict[str, ServiceStatus]
+    """By name: `ray` and `mlflow`."""
+    folder: str
+    """Folder of the cluster."""
+
+
+class StartedCluster(ClusterStatus):
+    """A cluster of which something was started."""
+
+    ray_address: str
+    dashboard: str
+    """Address of Ray's dashboard, to which jobs are submitted."""
+    mlflow: str
+    """Address of the MLflow server."""
+    backend: str
+    """MLflow's database, without credentials."""
+    environment: dict[str, str]
+    """What a user exports; it contains no secret."""
+
+
+class EndedProcesses(Record):
+    """What `down` ended."""
+
+    ended: dict[str, int]
+    """Number of processes, by service."""
+
+
+class LocalCluster:
+    """A Ray head and an MLflow server on this machine.
+
+    Args:
+        workspace: Folder of runs.
+        timeout_seconds: Time that a service has to answer.
+        services: What makes each service, by name.
+        usual_ports: The ports to use where they are free, by service and role.
+    """
+
+    def __init__(
+        self,
+        workspace: Path,
+        timeout_seconds: float = 120.0,
+        services: Mapping[str, ServiceMaker] = SERVICES,
+        usual_ports: Mapping[str, Mapping[str, int]] = USUAL_PORTS,
+    ) -> None:
+        self.workspace = workspace.resolve()
+        self.folder = self.workspace / "cluster"
+        self.timeout_seconds = timeout_seconds
+        self.token_file = self.folder / "token"
+        self._makers = services
+        self._usual_ports = usual_ports
+        self._state_file = self.folder / "state.json"
+        self._state: ClusterState
+        name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
+        # Not in the folder itself, whose path may be too long for the sockets below it.
+        self._private = Path("/tmp") / f"stmi-ray-{os.getuid()}-{name}"
+        # Ray makes its own folder readable to everybody.
+        self._sessions = self._private / "ray"
+
+    def up(self, backend_store_uri: str | None = None) -> ClusterStatus:
+        """Start the services that do not run.
+
+        Args:
+            backend_store_uri: MLflow's database; None for the one that it has, or a SQLite file.
+
+        Raises:
+            ClusterError: A service does not answer (with the end of its log), or the request cannot be met.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        with self._locked():
+            healthy = {name for name in self._makers if self._is_healthy(name)}
+            missing = [name for name in self._makers if name not in healthy]
+            backend = self._choose_backend(backend_store_uri, "mlflow" in healthy)
+            for name in missing:
+                # What a crash left may hold the port.
+                end_processes(self._keys(name), _END_TIMEOUT_SECONDS)
+            self._state.ports = self._choose_ports(healthy)
+            self._state.backend = without_credentials(backend)
+            if "ray" in missing:
+                self._make_token()
+                make_private_folder(self._private)
+            services = {name: self._service(name, backend) for name in missing}
+            children = {name: self._start(name, service) for name, service in services.items()}
+            for name, service in services.items():
+                self._wait(name, service, children[name], backend)
+            for name in self._makers:
+                self._list_processes(name)
+            return self._describe()
+
+    def status(self) -> ClusterStatus:
+        """The state of the cluster, also where nothing was started.
+
+        Raises:
+            ClusterError: The state file is damaged, or belongs to another machine.
+        """
+        self._state = ClusterState.load(self._state_file)
+        return self._describe()
+
+    def down(self) -> EndedProcesses:
+        """End what `up` started, and nothing else. Logs, and MLflow's database and artifacts, stay.
+
+        Raises:
+            ClusterError: The state file is damaged, or belongs to another machine; or a process does not end.
+        """
+        if not self.folder.is_dir():
+            return EndedProcesses(ended=dict.fromkeys(self._makers, 0))
+        with self._locked():
+            ended = {name: end_processes(self._keys(name), _END_TIMEOUT_SECONDS) for name in self._makers}
+            left = [process.pid for name in self._makers for process in find_family(self._keys(name))]
+            if left:
+                raise ClusterError(f"processes {left} do not end, even when killed; see what they wait for")
+            for session in self._sessions.glob("session_2*"):
+                target = self.folder / "logs" / session.name
+                if (session / "logs").is_dir() and not target.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.move(session / "logs", target)
+            shutil.rmtree(self._private, ignore_errors=True)
+            self.token_file.unlink(missing_ok=True)
+            self._state_file.unlink(missing_ok=True)
+            return EndedProcesses(ended=ended)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other commands away from this cluster, and load its state."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                self._state = ClusterState.load(self._state_file)
+                yield
+        except Timeout:
+            raise ClusterError(
+                f"another command works on {self.folder} at this moment; wait until it has finished"
+            ) from None
+
+    def _describe(self) -> ClusterStatus:
+        services = {name: self._describe_service(name) for name in self._makers}
+        healthy = [service.state == "well" for service in services.values()]
+        status = ClusterStatus(
+            state="up" if all(healthy) else "partly up" if any(healthy) else "down",
+            services=services,
+            folder=str(self.folder),
+        )
+        if not self._state.ports:
+            return status
+        settings = self._settings()
+        address = f"{LOOPBACK}:{settings.ports['ray']['gcs']}"
+        python_path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+        environment = {
+            "RAY_ADDRESS": address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+            "RAY_JOB_SUBMIT_HOOK": "stmi_upload.refuse_too_large",
+            "MLFLOW_TRACKING_URI": settings.tracking_uri,
+            "PYTHONPATH": os.pathsep.join([str(HOOKS), *(p for p in python_path if p != str(HOOKS))]),
+        }
+        return StartedCluster(
+            **dict(status),
+            ray_address=address,
+            dashboard=settings.dashboard,
+            mlflow=settings.tracking_uri,
+            backend=self._state.backend,
+            environment=environment,
+        )
+
+    def _describe_service(self, name: str) -> ServiceStatus:
+        state: Literal["well", "not answering", "died", "not started"]
+        runs = self._runs(name)
+        if not self._keys(name):
+            state = "not started"
+        elif not runs:
+            state = "died"
+        else:
+            state = "well" if self._is_healthy(name) else "not answering"
+        process = self._keys(name)[0][0] if runs else None
+        return ServiceStatus(state=state, process=process, log=str(self._log(name)))
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _keys(self, name: str) -> list[tuple[int, float]]:
+        return self._state.processes.get(name, [])
+
+    def _runs(self, name: str) -> bool:
+        """Whether the first process of a service runs."""
+        return any(find_process(key) is not None for key in self._keys(name)[:1])
+
+    def _is_healthy(self, name: str) -> bool:
+        # Where a service died, another program may answer at its port.
+        return self._runs(name) and self._service(name).is_healthy()
+
+    def _service(self, name: str, backend: str = "") -> Service:
+        return self._makers[name](self._settings(backend))
+
+    def _settings(self, backend: str = "") -> ClusterSettings:
+        artifacts = self.folder / "mlartifacts"
+        return ClusterSettings(
+            self.workspace, self.token_file, self._sessions, artifacts, self._state.ports, backend
+        )
+
+    def _choose_backend(self, asked: str | None, healthy: bool) -> str:
+        """MLflow's database, with its password where MLflow must be started."""
+        usual = f"sqlite:///{self.folder / 'mlflow.db'}"
+        current = self._state.backend or usual
+        if asked is not None and healthy and without_credentials(asked) != current:
+            raise ClusterError(
+                f"--backend-store-uri={without_credentials(asked)}, but the MLflow server runs on {current}; "
+                "run `down` first"
+            )
+        if asked is None and not healthy and current != usual:
+            raise ClusterError(
+                f"the MLflow server ran on {current}, whose password is not kept: give --backend-store-uri "
+                "(or $MLFLOW_BACKEND_STORE_URI) again, or run `down` first to go on with a SQLite file"
+            )
+        return asked or current
+
+    def _choose_ports(self, healthy: set[str]) -> dict[str, dict[str, int]]:
+        """The ports of the healthy services; for the others the ports they had, where they are free."""
+        before = self._state.ports
+        ports = {name: before[name] for name in self._makers if name in healthy}
+        for name in self._makers:
+            for role, usual in () if name in healthy else self._usual_ports[name].items():
+                previous = before.get(name, {}).get(role)
+                taken = [port for roles in ports.values() for port in roles.values()]
+                ports.setdefault(name, {})[role] = find_free_port(previous, usual, taken=taken)
+        if "ray" in healthy and ports["mlflow"] != before["mlflow"]:
+            raise ClusterError(
+                f"port {before['mlflow']['http']} is taken by another program, and the jobs of the Ray head "
+                "send their runs there: end that program, or run `down` and `up` for other ports"
+            )
+        return ports
+
+    def _make_token(self) -> None:
+        self.token_file.unlink(missing_ok=True)
+        with os.fdopen(os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+
+    def _start(self, name: str, service: Service) -> subprocess.Popen[bytes]:
+        child = start_process(service.command, service.environment, self._log(name), self.folder)
+        self._state.processes[name] = [process_key(psutil.Process(child.pid))]
+        self._state.save(self._state_file)
+        return child
+
+    def _list_processes(self, name: str) -> None:
+        """Save the processes that a service has now: if the first one crashes, the others may go on."""
+        first, *_ = known = self._keys(name)
+        current = process_keys(find_family(known))
+        self._state.processes[name] = [first, *(key for key in current if key[0] != first[0])]
+        self._state.save(self._state_file)
+
+    def _wait(self, name: str, service: Service, child: subprocess.Popen[bytes], backend: str) -> None:
+        """Wait until a service answers.
+
+        Raises:
+            ClusterError: It ended, or took too long and was ended; with the end of its log.
+        """
+        deadline = time.monotonic() + self.timeout_seconds
+        while not service.is_healthy():
+            ended = child.poll() is not None
+            if ended or time.monotonic() > deadline:
+                self._list_processes(name)
+                end_processes(self._keys(name), _END_TIMEOUT_SECONDS)
+                late = f"did not answer within {self.timeout_seconds:.0f} s"
+                what = f"ended with status {child.returncode}" if ended else late
+                log = last_lines(self._log(name)).replace(backend, without_credentials(backend))
+                raise ClusterError(
+                    f"{name} {what}; {self._log(name)} ends with\n{log}\n"
+                    "What else was started stays; `up` tries again, `down` ends it"
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder below /tmp that only its owner can open.
+
+    Raises:
+        ClusterError: It exists already and belongs to another user, or others can open it.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    facts = folder.lstat()
+    if folder.is_symlink() or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise ClusterError(f"{folder} must be a folder of yours that nobody else can open; remove it")
