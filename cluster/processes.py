@@ -1,7 +1,7 @@
 """Processes that outlive the shell, and how to recognise them later.
 
-The system reuses process numbers, so a process is identified by its number and its start time. That is counted
-from the boot of the machine: a correction of the clock shifts the time of day at which every process started.
+The system reuses process numbers, so a process is identified by its number and its start time. That is
+counted from the boot of the machine: a correction of the clock shifts the time of day of every start.
 """
 
 import socket

@@ -35,8 +35,8 @@ class ClusterSettings:
     Attributes:
         workspace: Where submitted jobs keep their runs.
         token_file: Holds the token that Ray asks for.
-        sessions: The Ray head's own folder for sessions. In the usual one, which the machine shares, jobs find
-            the cluster that was started last. Its path is short, because sockets lie below it.
+        sessions: The Ray head's own folder for sessions. In the usual one, which the machine shares, jobs
+            find the cluster that was started last. Its path is short, because sockets lie below it.
         artifacts: Folder of MLflow's artifacts.
         ports: Of each service by role, as in `USUAL_PORTS`.
         backend_store_uri: MLflow's database, with user name and password where it asks for them.

@@ -1,8 +1,8 @@
 """Refuses a working directory that is too large for `ray job submit`, and names its largest files.
 
 Ray itself packs and sends the folder first, and then only says that it was too large. `cluster/local.py up`
-exports RAY_JOB_SUBMIT_HOOK with `refuse_too_large`, which Ray calls before it packs anything. The module has a
-folder of its own, because that folder must be in the PYTHONPATH of the user who submits.
+exports RAY_JOB_SUBMIT_HOOK with `refuse_too_large`, which Ray calls before it packs anything. The module has
+a folder of its own, because that folder must be in the PYTHONPATH of the user who submits.
 """
 
 import logging

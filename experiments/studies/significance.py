@@ -1,11 +1,11 @@
-"""What an ablation table may claim: spread over seeds, paired differences, and what of them is real.
+"""Statistics of an ablation table: spread over seeds, paired differences, and which of them are significant.
 
-Two things make one row's mAP beat another's by chance: the seeds that were trained, and the queries that
-were asked. The first is judged by a paired t-test over seeds, the second by a bootstrap over queries (or
-identities) of the difference of their average precision. A difference is called real where both say so,
-after Holm's correction for the number of differences that the table shows.
+One row's mAP may exceed another's by chance for two reasons: the seeds that were trained, and the queries of
+the test split. A paired t-test over seeds covers the first, a bootstrap of the difference of average
+precision over queries (or identities) the second. A difference is called real where both find it, after Holm's
+correction for the number of differences in the table.
 
-Values may be fractions or percent: what comes out is in the unit of what goes in.
+Values may be fractions or percent: results have the unit of the arguments.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from scipy import stats
 
 RESAMPLES = 10_000
 BLOCK_ELEMENTS = 4 * 2**20
-"""Drawn units held at a time."""
+"""Number of resampled units in memory at a time."""
 
 
 class SignificanceError(ValueError):
@@ -25,7 +25,7 @@ class SignificanceError(ValueError):
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """One row of a table over its seeds.
+    """The values of one row over its seeds.
 
     Attributes:
         mean: Over seeds.
@@ -42,13 +42,13 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a row beats its reference.
+    """The difference between a row and its reference.
 
     Attributes:
-        difference: Mean of row less reference; positive where the row is higher.
-        interval: Confidence interval of the difference; None where there is but one unit.
-        p_value: Two-sided, of no difference; None where there is but one unit.
-        units: Independent units that it rests on: seeds, or queries or identities with a match.
+        difference: Mean of row minus reference; positive where the row is higher.
+        interval: Confidence interval of the difference; None with one unit.
+        p_value: Two-sided, for no difference; None with one unit.
+        units: Number of independent units: seeds, or queries or identities with a match.
     """
 
     difference: float
@@ -59,12 +59,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of one difference among several.
+    """Whether one of several differences is significant.
 
     Attributes:
-        p_value: The larger of the two tests; None where either could not be made.
+        p_value: The larger one of the two tests; None where one of them is not possible.
         adjusted: The same, corrected for the number of differences; None likewise.
-        real: Whether the corrected value is below the level; None where that cannot be said.
+        real: Whether the corrected value is below the level; None likewise.
     """
 
     p_value: float | None
@@ -79,8 +79,9 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> SeedSummary:
         SignificanceError: There is no value, or one is not finite.
     """
     sample = _finite("values", values)
-    mean, std, interval = _t_interval(sample, confidence)
-    return SeedSummary(mean, std, interval, len(sample))
+    found = _t_test(sample, confidence)
+    std = None if len(sample) == 1 else float(sample.std(ddof=1)) if np.ptp(sample) else 0.0
+    return SeedSummary(found.difference, std, found.interval, found.units)
 
 
 def paired_over_seeds(
@@ -88,7 +89,7 @@ def paired_over_seeds(
 ) -> Difference:
     """Paired t-test over seeds: t = m / (s / sqrt(n)) of the differences, with n - 1 degrees of freedom.
 
-    With one seed there is a difference, but neither interval nor p-value.
+    One seed gives a difference, but neither an interval nor a p-value.
 
     Args:
         row: Seed to value.
@@ -103,18 +104,10 @@ def paired_over_seeds(
             f"row has seeds {sorted(row)} and reference seeds {sorted(reference)}; a paired difference "
             "needs the same seeds in both: train the missing ones, or leave them out"
         )
-    seeds = sorted(row)
-    differences = _finite("row", [row[s] for s in seeds]) - _finite(
-        "reference", [reference[s] for s in seeds]
-    )
-    mean, std, interval = _t_interval(differences, confidence)
-    if std is None:
-        return Difference(mean, None, None, 1)
-    if std == 0:
-        # The limit of the formula: equal rows, or one and the same gain with every seed.
-        return Difference(mean, interval, 1.0 if mean == 0 else 0.0, len(seeds))
-    t = mean / (std / np.sqrt(len(seeds)))
-    return Difference(mean, interval, float(2 * stats.t.sf(abs(t), len(seeds) - 1)), len(seeds))
+    values = [
+        _finite(name, [of[seed] for seed in row]) for name, of in (("row", row), ("reference", reference))
+    ]
+    return _t_test(values[0] - values[1], confidence)
 
 
 def bootstrap_over_queries(
@@ -125,24 +118,24 @@ def bootstrap_over_queries(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Paired bootstrap of the difference of mAP, for these trained models and other queries.
+    """Paired bootstrap of the difference of mAP: these trained models, other queries.
 
-    Average precision is averaged over seeds, then subtracted query by query; resamples of the queries
-    give the distribution of the mean. Queries of one identity are alike, so with `identity` whole
-    identities are resampled, which is more honest: the interval is then wider.
+    Average precision is averaged over seeds, then subtracted for each query; resamples of the queries
+    give the distribution of the mean. Queries of one identity are correlated, so with `identity` whole
+    identities are resampled; the interval is then wider.
 
     The percentile interval is too narrow for few units; its tails are therefore taken at
     Phi(-sqrt(n / (n - 1)) t(alpha / 2, n - 1)) in place of alpha / 2, n the number of units (the expanded
     percentile interval of Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). The p-value
-    is the alpha at which that interval touches zero, so the two agree.
+    is the alpha at which that interval touches zero, so that the two agree.
 
     Args:
         row: Average precision `(seeds, queries)` or `(queries,)`; NaN for a query without a match.
-        reference: The same of the same queries; it may have other seeds.
+        reference: The same for the same queries; it may have other seeds.
         identity: Of each query, `(queries,)`; None to resample single queries.
         confidence: Of the interval.
-        resamples: How many.
-        seed: Of the generator: the same seed, the same result.
+        resamples: Number of resamples.
+        seed: Of the generator: the same seed gives the same result.
 
     Raises:
         SignificanceError: Shapes or unmatched queries differ, or no query has a match.
@@ -161,7 +154,7 @@ def bootstrap_over_queries(
     means = _resampled_means(sums, counts, resamples, np.random.default_rng(seed))
     tail = float(stats.norm.cdf(_expansion(units) * stats.t.ppf(_tail(confidence), units - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
-    # One is added on either side: no number of resamples makes a p-value of zero.
+    # One more on either side: no number of resamples can show that the p-value is zero.
     beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0)) + 1
     z = stats.norm.ppf(beyond / (resamples + 1))
     p_value = min(1.0, 2 * float(stats.t.cdf(z / _expansion(units), units - 1)))
@@ -171,8 +164,8 @@ def bootstrap_over_queries(
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number: in ascending order p_(i) (m - i + 1), made monotone, at most 1.
 
-    The chance that any of the true null hypotheses is rejected stays below the level, whatever the
-    dependence between the tests (Holm 1979).
+    The probability that any true null hypothesis is rejected stays below the level, whatever the
+    dependence between the tests (Holm 1979). SciPy has no function for it.
 
     Raises:
         SignificanceError: A value is not between 0 and 1.
@@ -192,31 +185,29 @@ def judge(
 ) -> dict[str, Verdict]:
     """Which of a table's differences are real: over seeds AND over queries, corrected for their number.
 
-    The larger of the two p-values tests that both hold; Holm's correction runs over the differences
-    that have one.
+    The larger one of the two p-values tests that both hold; Holm's correction covers the differences that
+    have one.
 
     Args:
         differences: Name to the difference over seeds and the one over queries.
-        level: Chance to call any difference real where there is none.
+        level: Probability to call any difference real where there is none.
     """
-    larger = {
-        name: None
-        if seeds.p_value is None or queries.p_value is None
-        else max(seeds.p_value, queries.p_value)
+    tested = {
+        name: max(seeds.p_value, queries.p_value)
         for name, (seeds, queries) in differences.items()
+        if seeds.p_value is not None and queries.p_value is not None
     }
-    tested = {name: p for name, p in larger.items() if p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {
-        name: Verdict(p, adjusted[name], adjusted[name] < level)
-        if p is not None
+        name: Verdict(tested[name], adjusted[name], adjusted[name] < level)
+        if name in tested
         else Verdict(None, None, None)
-        for name, p in larger.items()
+        for name in differences
     }
 
 
 def _tail(confidence: float) -> float:
-    """Chance beyond either end of an interval."""
+    """Probability beyond either end of an interval."""
     if not 0 < confidence < 1:
         raise SignificanceError(f"confidence={confidence}: expected a fraction between 0 and 1, as 0.95")
     return (1 - confidence) / 2
@@ -229,21 +220,24 @@ def _finite(name: str, values: Sequence[float]) -> np.ndarray:
     return sample
 
 
-def _t_interval(
-    sample: np.ndarray, confidence: float
-) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Mean, standard deviation and interval; the latter two are None for a single value."""
+def _t_test(sample: np.ndarray, confidence: float) -> Difference:
+    """T-test of a mean of zero; without interval and p-value for a single value."""
     mean, count, tail = float(sample.mean()), len(sample), _tail(confidence)
     if count == 1:
-        return mean, None, None
-    # Equal values have no spread; their rounded mean would give them one.
-    std = 0.0 if np.ptp(sample) == 0 else float(sample.std(ddof=1))
-    half = float(stats.t.isf(tail, count - 1)) * std / np.sqrt(count)
-    return mean, std, (float(mean - half), float(mean + half))
+        return Difference(mean, None, None, 1)
+    if np.ptp(sample) == 0:
+        # The limit of the formula: equal rows, or the same gain with every seed.
+        return Difference(mean, (mean, mean), 1.0 if mean == 0 else 0.0, count)
+    # Not `stats.ttest_1samp`, which warns of values that are equal up to rounding.
+    error = float(stats.sem(sample))
+    half = float(stats.t.isf(tail, count - 1)) * error
+    return Difference(
+        mean, (mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, count - 1)), count
+    )
 
 
 def _gain_by_query(row: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row less reference, averaged over seeds, and which queries have a match; each `(queries,)`."""
+    """Row minus reference, averaged over seeds, and which queries have a match; each `(queries,)`."""
     first, second = np.atleast_2d(row), np.atleast_2d(reference)
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise SignificanceError(
@@ -263,7 +257,7 @@ def _gain_by_query(row: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _expansion(units: int) -> float:
-    """By how much a bootstrap of n units falls short in standard deviation: sqrt(n / (n - 1))."""
+    """Factor by which a bootstrap of n units underestimates the standard deviation: sqrt(n / (n - 1))."""
     return float(np.sqrt(units / (units - 1)))
 
 
@@ -276,6 +270,6 @@ def _resampled_means(
     block = max(1, BLOCK_ELEMENTS // units)
     for start in range(0, resamples, block):
         stop = min(start + block, resamples)
-        drawn = generator.integers(units, size=(stop - start, units))
-        means[start:stop] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        sampled = generator.integers(units, size=(stop - start, units))
+        means[start:stop] = sums[sampled].sum(axis=1) / counts[sampled].sum(axis=1)
     return means

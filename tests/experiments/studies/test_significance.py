@@ -29,7 +29,7 @@ def close(value):
 
 @pytest.mark.parametrize("count", [2, 3, 10])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_summary_over_seeds_is_that_of_scipy(count, confidence):
+def test_summary_over_seeds_equals_scipys(count, confidence):
     values = np.random.default_rng(count).normal(66, 2, count)
     summary = summarise(values.tolist(), confidence)
     assert (summary.mean, summary.std, summary.seeds) == (
@@ -41,7 +41,7 @@ def test_summary_over_seeds_is_that_of_scipy(count, confidence):
     assert summary.interval == close(expected)
 
 
-def test_interval_of_three_seeds_is_that_of_the_table_of_t():
+def test_interval_of_three_seeds_uses_t_as_tables_print_it():
     # t(0.975, 2) = 4.3027, as printed in any table; std 1, n 3.
     assert summarise([65, 66, 67]).interval == pytest.approx(
         (66 - 4.3027 / 3**0.5, 66 + 4.3027 / 3**0.5), abs=1e-4
@@ -54,7 +54,7 @@ def test_one_seed_has_a_mean_and_no_spread():
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_paired_difference_over_seeds_is_that_of_scipy(count):
+def test_paired_difference_over_seeds_equals_scipys(count):
     random = np.random.default_rng(count)
     reference = random.normal(60, 5, count)
     row = reference + random.normal(2, 1, count)
@@ -66,7 +66,7 @@ def test_paired_difference_over_seeds_is_that_of_scipy(count):
     assert found.units == count
 
 
-def test_seeds_are_paired_by_name_not_by_place():
+def test_values_are_paired_by_seed_not_by_position():
     found = paired_over_seeds({1: 10.0, 2: 20.0, 3: 30.5}, {3: 29.0, 1: 9.0, 2: 18.0})
     assert found.p_value == close(stats.ttest_rel([10, 20, 30.5], [9, 18, 29]).pvalue)
 
@@ -92,7 +92,7 @@ def average_precision(
     return hard + shared + gain + noise[0], hard + noise[1]
 
 
-def test_bootstrap_is_that_of_a_naive_loop():
+def test_bootstrap_equals_a_naive_loop():
     random = np.random.default_rng(0)
     identity = random.integers(0, 12, 60)
     row, reference = average_precision(random, 3, identity, 0.03)
@@ -113,7 +113,7 @@ def test_bootstrap_is_that_of_a_naive_loop():
     assert found.interval == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
 
 
-def test_p_value_of_few_units_is_that_of_all_their_resamples():
+def test_p_value_of_few_units_equals_that_of_all_their_resamples():
     gain = np.array([0.30, -0.05, 0.02, 0.15, -0.12, 0.10])
     means = gain[np.array(list(itertools.product(range(6), repeat=6)))].mean(axis=1)
     share = np.mean(means <= 0)
@@ -151,13 +151,13 @@ def test_same_seed_gives_the_same_bootstrap_and_another_seed_another():
     assert bootstrap_over_queries(*rows, seed=5) != bootstrap_over_queries(*rows, seed=6)
 
 
-def test_rows_that_answer_alike_do_not_differ():
+def test_equal_rows_have_no_difference_over_queries():
     row = np.random.default_rng(4).uniform(0, 1, (2, 40))
     found = bootstrap_over_queries(row, row)
     assert (found.difference, found.interval, found.p_value) == (0, (0, 0), 1)
 
 
-def test_no_number_of_resamples_makes_a_p_value_of_zero():
+def test_bootstrap_p_value_is_never_zero():
     row = np.random.default_rng(5).uniform(0.5, 1, 40)
     assert 0 < bootstrap_over_queries(row, row - 0.4).p_value < 0.001
 
@@ -179,26 +179,26 @@ def rejections(gain: float, clustered: bool) -> int:
     )
 
 
-def test_identities_that_answer_alike_by_chance_are_called_different_one_time_in_twenty():
+def test_false_positive_rate_over_identities_is_five_percent():
     assert 10 <= rejections(0.0, clustered=True) <= 34
 
 
-def test_single_queries_as_units_would_claim_too_much():
+def test_resampling_single_queries_gives_too_many_false_positives():
     assert rejections(0.0, clustered=False) > 60
 
 
-def test_a_gain_larger_than_the_spread_of_identities_is_found():
+def test_gain_larger_than_the_spread_of_identities_is_found():
     assert rejections(0.08, clustered=True) > 0.95 * TRIALS
 
 
-def test_paired_seeds_that_differ_by_chance_are_called_different_one_time_in_twenty():
+def test_false_positive_rate_over_seeds_is_five_percent():
     random = np.random.default_rng(7)
     values = random.normal(60, 1, (TRIALS, 2, 3))
     count = sum(paired_over_seeds(by_seed(a), by_seed(b)).p_value < 0.05 for a, b in values)
     assert 10 <= count <= 34
 
 
-def test_holm_is_that_of_a_worked_case():
+def test_holm_gives_the_values_of_a_worked_example():
     # In ascending order: 4 * 0.005, 3 * 0.01, 2 * 0.03, and 0.04, which may not fall below 0.06.
     assert holm([0.01, 0.04, 0.03, 0.005]) == close([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1, 1]
@@ -222,7 +222,7 @@ def with_p(p_value) -> Difference:
     return Difference(1.0, None, p_value, 3)
 
 
-def test_a_difference_is_real_only_where_seeds_and_queries_both_say_so():
+def test_difference_is_real_only_if_seeds_and_queries_both_show_it():
     verdicts = judge(
         {
             "both": (with_p(0.001), with_p(0.01)),
@@ -238,13 +238,13 @@ def test_a_difference_is_real_only_where_seeds_and_queries_both_say_so():
     assert (verdicts["both"].p_value, verdicts["both"].adjusted) == (0.01, close(0.03))
 
 
-def test_more_differences_ask_for_more():
+def test_more_differences_need_smaller_p_values():
     assert judge({"a": (with_p(0.03), with_p(0.03))})["a"].real
     three = judge({name: (with_p(0.03), with_p(0.03)) for name in "abc"})
     assert not any(verdict.real for verdict in three.values())
 
 
-def test_a_difference_that_cannot_be_tested_is_neither_real_nor_not_and_costs_the_others_nothing():
+def test_difference_without_a_test_has_no_verdict_and_is_not_counted():
     verdicts = judge(
         {
             "one seed": (with_p(None), with_p(0.001)),
@@ -256,7 +256,7 @@ def test_a_difference_that_cannot_be_tested_is_neither_real_nor_not_and_costs_th
     assert verdicts["three"].real
 
 
-def test_judging_tables_without_any_gain_calls_few_real():
+def test_tables_without_any_gain_have_few_real_differences():
     random = np.random.default_rng(9)
     tables = 300
     wrong = 0
