@@ -2,8 +2,8 @@
 
 One row's mAP may exceed another's by chance for two reasons: the seeds that were trained, and the queries of
 the test split. A paired t-test over seeds covers the first, a bootstrap of the difference of average
-precision over queries (or identities) the second. A difference is called real where both find it, after Holm's
-correction for the number of differences in the table.
+precision over queries (or identities) the second. A difference is called real where both find it, after
+Holm's correction for the number of differences in the table.
 
 Values may be fractions or percent: results have the unit of the arguments.
 """
