@@ -1,8 +1,8 @@
-"""Samples to the `captions` table: one sentence per sample, from attribute readings.
+"""Samples to the `captions` table: one sentence per sample, from predicted attributes.
 
 The paper's confidence-aware filling: every modality alone knows little (a face at night, a colour in
 infrared), so for each attribute the most confident source is believed, and a template writes the sentence.
-Here the readings lie in files; `data_catalog.captions.llm.captioner` asks a model for them, and
+Here the predictions are read from files; `data_catalog.captions.llm.captioner` asks a model for them, and
 `data_catalog.captions.imported_captions` takes captions that somebody wrote already.
 """
 
@@ -15,7 +15,14 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from data_catalog.captions.attributes import SOURCES, Filled, Reading, Readings, fill, load_readings
+from data_catalog.captions.predicted_attributes import (
+    SOURCES,
+    AttributePrediction,
+    FilledAttribute,
+    Predictions,
+    fill,
+    load_predictions,
+)
 from data_catalog.captions.redaction import REDACTION_VERSION, redact
 from data_catalog.captions.sentences import TEMPLATES, write_caption
 from data_catalog.cards import load_card
@@ -33,7 +40,7 @@ class CaptionSettings(BaseModel):
     """How captions are made.
 
     Attributes:
-        captioner: Readings from files.
+        captioner: Predicted attributes from files (`readings`).
         card: Card whose attributes may be read and whose template writes the sentence.
         redact: Whether values that hold personal text (a licence plate) are left out.
     """
@@ -47,7 +54,7 @@ class CaptionSettings(BaseModel):
 
 def make_captions(
     samples: Table,
-    readings: str | Path,
+    predictions: str | Path,
     settings: CaptionSettings | None = None,
     progress: Progress | None = None,
 ) -> Table:
@@ -55,29 +62,29 @@ def make_captions(
 
     Args:
         samples: What to caption.
-        readings: Folder of attribute readings, see `data_catalog.captions.attributes`.
+        predictions: Folder of predicted attributes, see `data_catalog.captions.predicted_attributes`.
         settings: Captioner and card.
         progress: Called as shards complete.
 
     Returns:
         The table; `statistics` holds `unknown` (share of the card's attributes that are not known from each
-        source alone, and after filling as `filled`), `missing` (samples without readings), `empty` (empty
-        captions), `redactions` (with `redact`) and `unused` (readings without a sample).
+        source alone, and after filling as `filled`), `missing` (samples without predictions), `empty` (empty
+        captions), `redactions` (with `redact`) and `unused` (predictions without a sample).
 
     Raises:
-        CatalogError: If a readings file is missing or malformed; names file and line.
+        CatalogError: If a file of predictions is missing or malformed; names file and line.
     """
     settings = settings or CaptionSettings()
     card = load_card(settings.card)
     source_format = FORMATS[samples.manifest.settings["format"]]
-    folder = load_readings(
-        Path(readings), source_format.split_folders, splits_on_disk(samples), card.attributes
+    files = load_predictions(
+        Path(predictions), source_format.split_folders, splits_on_disk(samples), card.attributes
     )
     work: list[dict[str, Any]] = []
     used = 0
     for number in range(len(samples.manifest.shards)):
         ids = samples.read_shard(number, ["sample_id"])["sample_id"].to_pylist()
-        of_shard = {sample_id: folder.samples[sample_id] for sample_id in ids if sample_id in folder.samples}
+        of_shard = {sample_id: files.samples[sample_id] for sample_id in ids if sample_id in files.samples}
         used += len(of_shard)
         work.append({"shard": number, "readings": of_shard})
     return build_table(
@@ -87,11 +94,11 @@ def make_captions(
         settings=settings.model_dump(exclude={"redact"})
         | {"template": TEMPLATE_VERSION}
         | redaction_settings(settings.redact),
-        inputs={"samples": samples.digest, "readings": folder.digest},
+        inputs={"samples": samples.digest, "readings": files.digest},
         work=work,
         maker=_CaptionsMaker(samples, CaptionWriter(tuple(card.attributes), card.kind, settings.redact)),
         summarise=lambda shards: (
-            summarise_captions(shards, settings.redact) | {"unused": len(folder.samples) - used}
+            summarise_captions(shards, settings.redact) | {"unused": len(files.samples) - used}
         ),
         progress=progress,
     )
@@ -117,24 +124,27 @@ class CaptionWriter:
     redact: bool = False
 
     def write(
-        self, keys: pa.Table, readings: Sequence[Readings], filled: Sequence[Mapping[str, Filled]]
+        self,
+        keys: pa.Table,
+        predictions: Sequence[Predictions],
+        filled: Sequence[Mapping[str, FilledAttribute]],
     ) -> tuple[pa.Table, dict[str, Any]]:
         """Rows of a shard and what to tell of them.
 
         Args:
             keys: Columns `sample_index` and `sample_id`.
-            readings: What each sample's sources said.
+            predictions: What each sample's sources show.
             filled: What is known of each sample.
         """
         unknown = dict.fromkeys((*SOURCES, "filled"), 0)
         redactions: Counter[str] = Counter()
         captions: list[str] = []
         attributes: list[list[dict[str, Any]]] = []
-        for read, known in zip(readings, filled, strict=True):
+        for predicted, known in zip(predictions, filled, strict=True):
             told = self._without_personal_text(known, redactions) if self.redact else known
             for source in SOURCES:
                 unknown[source] += len(self.attributes) - sum(
-                    reading.known for reading in read.get(source, {}).values()
+                    found.is_known for found in predicted.get(source, {}).values()
                 )
             unknown["filled"] += len(self.attributes) - len(told)
             captions.append(
@@ -150,14 +160,14 @@ class CaptionWriter:
             "samples": keys.num_rows,
             "attributes": len(self.attributes),
             "unknown": unknown,
-            "missing": sum(not read for read in readings),
+            "missing": sum(not predicted for predicted in predictions),
             "empty": captions.count(""),
             "redactions": dict(redactions),
         }
 
     def _without_personal_text(
-        self, known: Mapping[str, Filled], redactions: Counter[str]
-    ) -> dict[str, Filled]:
+        self, known: Mapping[str, FilledAttribute], redactions: Counter[str]
+    ) -> dict[str, FilledAttribute]:
         told = {}
         for name, value in known.items():
             found = redact(value.value).counts
@@ -195,13 +205,15 @@ class _CaptionsMaker(ShardMaker):
 
     def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
-        readings = [
+        predictions = [
             {
-                source: {name: Reading(**reading) for name, reading in found.items()}
+                source: {name: AttributePrediction(**values) for name, values in found.items()}
                 for source, found in work["readings"].get(sample_id, {}).items()
             }
             for sample_id in keys["sample_id"].to_pylist()
         ]
-        rows, statistics = self.writer.write(keys, readings, [fill(read) for read in readings])
+        rows, statistics = self.writer.write(
+            keys, predictions, [fill(predicted) for predicted in predictions]
+        )
         # A line may say nothing of its sample, which is then not missing.
         return rows, statistics | {"missing": keys.num_rows - len(work["readings"])}

@@ -8,7 +8,7 @@ identity: a model that takes one olive coat for a brown one does it again.
 from collections.abc import Mapping
 from typing import TypedDict
 
-from data_catalog.captions.attributes import UNKNOWN
+from data_catalog.captions.predicted_attributes import UNKNOWN
 from data_catalog.synthetic.attributes import CLOTH_COLOURS, attributes_of
 from data_catalog.synthetic.draws import Draws
 from data_catalog.synthetic.rendering import RenderedSample

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_catalog.captions.attributes import SOURCES, Filled, Readings, fill
 from data_catalog.captions.caption_table import (
     TEMPLATE_VERSION,
     CaptionWriter,
@@ -24,7 +23,8 @@ from data_catalog.captions.llm.answers import Answer, AnswerStore
 from data_catalog.captions.llm.client import ClientSettings, check_endpoint
 from data_catalog.captions.llm.job import AnswerJob
 from data_catalog.captions.llm.question_images import ROW_COLUMNS
-from data_catalog.captions.llm.questions import PROMPTS_VERSION, Model, Question, Questions, as_readings
+from data_catalog.captions.llm.questions import PROMPTS_VERSION, Model, Question, Questions, as_predictions
+from data_catalog.captions.predicted_attributes import SOURCES, FilledAttribute, Predictions, fill
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError
 from data_catalog.tables.building import Progress, ShardMaker, build_table
@@ -42,13 +42,13 @@ class LlmCaptionSettings(BaseModel):
         captioner: The language model.
         model: Its name, as the endpoint knows it.
         card: Card whose attributes are asked for and whose template writes the sentence.
-        filling: Who decides between readings that differ: the model (step two), or the rule that the most
-            confident reading wins. The rule also decides where the model's choice is of no use.
+        filling: Who decides between predictions that differ: the model (step two), or the rule that the most
+            confident prediction wins. The rule also decides where the model's choice is of no use.
         redact: Whether the model is told to read no text in the images.
         temperature: Sampling temperature; None leaves it to the endpoint.
         max_answer_tokens: Length at which an answer is cut.
         failed: What becomes of a question that the endpoint did not answer: `stop` refuses the table,
-            `unknown` leaves the reading out.
+            `unknown` leaves the prediction out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -141,25 +141,25 @@ def make_llm_captions(
 
 
 def choose(
-    readings: Readings, choice: Mapping[str, str] | None, counts: dict[str, int] | None = None
-) -> dict[str, Filled]:
+    predictions: Predictions, choice: Mapping[str, str] | None, counts: dict[str, int] | None = None
+) -> dict[str, FilledAttribute]:
     """What is known of a sample after step two.
 
     Args:
-        readings: What the sources said.
+        predictions: What the sources said.
         choice: Attribute to the value that the model chose among those on offer; None where it was not asked.
         counts: Where to count who decided.
 
     Returns:
-        The rule's filling (`readings.fill`), with the model's value wherever it chose one. Confidence and
-        source are those of the most confident reading that offered the value.
+        The rule's filling (`fill`), with the model's value wherever it chose one. Confidence and
+        source are those of the most confident prediction that offered the value.
     """
-    filled = fill(readings)
+    filled = fill(predictions)
     for name, ruled in filled.items():
         offers = {
-            reading.value.strip()
+            found.value.strip()
             for source in SOURCES
-            if (reading := readings.get(source, {}).get(name)) is not None and reading.known
+            if (found := predictions.get(source, {}).get(name)) is not None and found.is_known
         }
         who = "rules" if len(offers) > 1 else "one"
         value = (choice or {}).get(name)
@@ -167,10 +167,10 @@ def choose(
             who = "llm"
             if value != ruled.value:
                 narrowed = {
-                    source: {name: reading}
+                    source: {name: found}
                     for source in SOURCES
-                    if (reading := readings.get(source, {}).get(name)) is not None
-                    and reading.value.strip() == value
+                    if (found := predictions.get(source, {}).get(name)) is not None
+                    and found.value.strip() == value
                 }
                 filled[name] = fill(narrowed)[name]
         if counts is not None:
@@ -206,24 +206,26 @@ class _LlmCaptionsMaker(ShardMaker):
                 for name, key in (("faults", answer.fault), ("models", answer.model)):
                     if key:
                         counts[name][key] = counts[name].get(key, 0) + 1
-        filled = [choose(readings, choice, counts["choices"]) for readings, choice, _ in samples]
-        table, statistics = self.writer.write(keys, [readings for readings, _, _ in samples], filled)
+        filled = [choose(predictions, choice, counts["choices"]) for predictions, choice, _ in samples]
+        table, statistics = self.writer.write(keys, [predictions for predictions, _, _ in samples], filled)
         unanswered = sum(answers.count(None) for _, _, answers in samples)
         return table, statistics | counts | {"unanswered": unanswered}
 
-    def _sample(self, row: Mapping[str, Any]) -> tuple[Readings, dict[str, str] | None, list[Answer | None]]:
+    def _sample(
+        self, row: Mapping[str, Any]
+    ) -> tuple[Predictions, dict[str, str] | None, list[Answer | None]]:
         """Readings of a sample, what the model chose among them, and every answer; None for one not given."""
         answers: list[Answer | None] = []
-        readings: dict[str, Any] = {}
+        predictions: dict[str, Any] = {}
         for source, question in self.questions.about(row).items():
             answers.append(answer := self._answer(question, row))
             if answer is not None:
-                readings[source] = as_readings(answer.values)
-        question_two = self.questions.choice(readings) if self.has_choice else None
+                predictions[source] = as_predictions(answer.values)
+        question_two = self.questions.choice(predictions) if self.has_choice else None
         if question_two is None:
-            return readings, None, answers
+            return predictions, None, answers
         answers.append(chosen := self._answer(question_two, row))
-        return readings, None if chosen is None else chosen.values, answers
+        return predictions, None if chosen is None else chosen.values, answers
 
     def _answer(self, question: Question, row: Mapping[str, Any]) -> Answer | None:
         answer = self.store.read(question.digest)

@@ -12,7 +12,7 @@ from data_catalog.captions.llm.answers import Answer, AnswerStore
 from data_catalog.captions.llm.asker import Asker
 from data_catalog.captions.llm.client import ClientSettings, LlmClient, RequestCounts
 from data_catalog.captions.llm.question_images import ROW_COLUMNS
-from data_catalog.captions.llm.questions import Question, Questions, as_readings
+from data_catalog.captions.llm.questions import Question, Questions, as_predictions
 from data_catalog.captions.llm.responses import RequestFailedError
 from data_catalog.captions.llm.spending import Spending, Usage
 from data_catalog.errors import CatalogError
@@ -125,16 +125,16 @@ class AnswerJob:
     def _look_up_sample(self, row: Mapping[str, Any]) -> tuple[dict[str, Answer], bool]:
         """The kept answers about a sample, by digest, and whether these are all."""
         answers: dict[str, Answer] = {}
-        readings: dict[str, Any] = {}
+        predictions: dict[str, Any] = {}
         is_complete = True
         for source, question in self.questions.about(row).items():
             if (answer := self._look_up(question)) is None:
                 is_complete = False
             else:
                 answers[question.digest] = answer
-                readings[source] = as_readings(answer.values)
+                predictions[source] = as_predictions(answer.values)
         # Also where step one is incomplete: what was paid then is paid.
-        choice = self.questions.choice(readings) if self.has_choice else None
+        choice = self.questions.choice(predictions) if self.has_choice else None
         if choice is not None:
             if (answer := self._look_up(choice)) is None:
                 is_complete = False
@@ -187,14 +187,14 @@ class AnswerJob:
         for answer in found:
             if isinstance(answer, BaseException):
                 raise answer
-        readings = {
-            source: as_readings(answer.values)
+        predictions = {
+            source: as_predictions(answer.values)
             for source, answer in zip(questions, found, strict=True)
             if isinstance(answer, Answer)
         }
-        if len(readings) < len(questions) and self.stops_at_failure:
+        if len(predictions) < len(questions) and self.stops_at_failure:
             return
-        if self.has_choice and (choice := self.questions.choice(readings)) is not None:
+        if self.has_choice and (choice := self.questions.choice(predictions)) is not None:
             await self._ask(asker, choice, row)
 
     async def _ask(self, asker: Asker, question: Question, row: Mapping[str, Any]) -> Answer | None:

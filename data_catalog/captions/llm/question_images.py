@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_catalog.captions.attributes import JOINT
+from data_catalog.captions.predicted_attributes import JOINT
 from data_catalog.samples.images import IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN, decode_image
 from stmi.modality import MODALITIES
 
@@ -52,7 +52,7 @@ class Picture:
 
 
 def pictures_of(row: Mapping[str, Any]) -> dict[str, Picture]:
-    """Source of readings to the picture it looks at; the one that shows most comes first.
+    """Source of predictions to the picture it looks at; the one that shows most comes first.
 
     Args:
         row: The sample, with ROW_COLUMNS.

@@ -13,8 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from data_catalog.captions.attributes import JOINT, SOURCES, UNKNOWN, Reading, Readings
 from data_catalog.captions.llm.question_images import Picture, pictures_of
+from data_catalog.captions.predicted_attributes import (
+    JOINT,
+    SOURCES,
+    UNKNOWN,
+    AttributePrediction,
+    Predictions,
+)
 from data_catalog.captions.sentences import ABSENT, TEMPLATES
 from data_catalog.cards import Card
 from data_catalog.tables.table import json_digest
@@ -66,7 +72,7 @@ class Question:
     """A question to a model.
 
     Attributes:
-        source: Which source of readings it asks, or `choice` for step two.
+        source: Which source it asks about, or `choice` for step two.
         model: Who is asked.
         instructions: The system's message.
         text: The user's message.
@@ -136,7 +142,7 @@ class Questions:
     @property
     def schema_digest(self) -> str:
         """SHA-256 over both steps' schemas; another one asks for other captions."""
-        return json_digest([self._reading_schema, self._choice_schema])
+        return json_digest([self._prediction_schema, self._choice_schema])
 
     def about(self, row: Mapping[str, Any]) -> dict[str, Question]:
         """Step one: source to question.
@@ -151,24 +157,24 @@ class Questions:
                 model=self.model,
                 instructions=instructions,
                 text=f"This is {_SHOWN[source]}.\n{self._task}",
-                schema=self._reading_schema,
-                check=self._check_readings,
+                schema=self._prediction_schema,
+                check=self._check_predictions,
                 picture=picture,
             )
             for source, picture in pictures_of(row).items()
         }
 
-    def choice(self, readings: Readings) -> Question | None:
+    def choice(self, predictions: Predictions) -> Question | None:
         """Step two, or None where nothing is to choose: no attribute with two values on offer."""
-        offers = offered(readings)
+        offers = offered(predictions)
         if all(len(values) < 2 for values in offers.values()):
             return None
         triplets = [
             f"- {name}: "
             + "; ".join(
-                f"{source} {reading.value} {float(reading.confidence):.2f}"
+                f"{source} {found.value} {float(found.confidence):.2f}"
                 for source in SOURCES
-                if (reading := readings.get(source, {}).get(name)) is not None
+                if (found := predictions.get(source, {}).get(name)) is not None
             )
             for name in self.card.attributes
             if name in offers
@@ -202,7 +208,7 @@ class Questions:
         )
 
     @cached_property
-    def _reading_schema(self) -> dict[str, Any]:
+    def _prediction_schema(self) -> dict[str, Any]:
         return _object(
             {
                 name: _object(
@@ -225,7 +231,7 @@ class Questions:
             }
         )
 
-    def _check_readings(self, value: Mapping[str, Any]) -> tuple[Values, list[str]]:
+    def _check_predictions(self, value: Mapping[str, Any]) -> tuple[Values, list[str]]:
         usable: Values = {}
         wrong = [
             f"attribute {name!r} was not asked for" for name in value if name not in self.card.attributes
@@ -247,19 +253,19 @@ class Questions:
         return usable, wrong
 
 
-def offered(readings: Readings) -> dict[str, tuple[str, ...]]:
+def offered(predictions: Predictions) -> dict[str, tuple[str, ...]]:
     """Attribute to the distinct values that some source read, unknown left out, in the order of SOURCES."""
     offers: dict[str, dict[str, None]] = {}
     for source in SOURCES:
-        for name, reading in readings.get(source, {}).items():
-            if reading.known:
-                offers.setdefault(name, {})[reading.value.strip()] = None
+        for name, found in predictions.get(source, {}).items():
+            if found.is_known:
+                offers.setdefault(name, {})[found.value.strip()] = None
     return {name: tuple(values) for name, values in offers.items()}
 
 
-def as_readings(values: Mapping[str, Any]) -> dict[str, Reading]:
-    """The readings in an answer to a question of step one."""
-    return {name: Reading.model_validate(reading) for name, reading in values.items()}
+def as_predictions(values: Mapping[str, Any]) -> dict[str, AttributePrediction]:
+    """The predictions in an answer to a question of step one."""
+    return {name: AttributePrediction.model_validate(found) for name, found in values.items()}
 
 
 def _check_choice(

@@ -5,8 +5,8 @@ from typing import Any
 import open_clip
 import pytest
 
-from data_catalog.captions.attributes import SOURCES, Reading, fill
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
+from data_catalog.captions.predicted_attributes import SOURCES, AttributePrediction, fill
 from data_catalog.captions.sentences import PERSON, TEMPLATES, VEHICLE, write_caption
 from data_catalog.cards import card_names, load_card
 from data_catalog.errors import CatalogError
@@ -14,10 +14,11 @@ from data_catalog.synthetic import attributes_of
 from tests.data_catalog.folders import sample_ids
 
 
-def readings(**sources: dict[str, tuple[str, float]]) -> dict[str, dict[str, Reading]]:
+def predictions(**sources: dict[str, tuple[str, float]]) -> dict[str, dict[str, AttributePrediction]]:
     return {
         source: {
-            name: Reading(value=value, confidence=confidence) for name, (value, confidence) in found.items()
+            name: AttributePrediction(value=value, confidence=confidence)
+            for name, (value, confidence) in found.items()
         }
         for source, found in sources.items()
     }
@@ -38,23 +39,23 @@ def naive_fill(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, tuple[s
 
 def test_most_confident_source_wins() -> None:
     filled = fill(
-        readings(RGB={"hair": ("long", 0.6)}, NIR={"hair": ("bun", 0.7)}, JOINT={"hair": ("short", 0.5)})
+        predictions(RGB={"hair": ("long", 0.6)}, NIR={"hair": ("bun", 0.7)}, JOINT={"hair": ("short", 0.5)})
     )
     assert (filled["hair"].value, filled["hair"].confidence, filled["hair"].source) == ("bun", 0.7, "NIR")
 
 
 def test_unknown_never_beats_a_value() -> None:
     filled = fill(
-        readings(JOINT={"hair": ("Unknown", 1.0)}, RGB={"hair": (" ", 1.0)}, TIR={"hair": ("bun", 0.0)})
+        predictions(JOINT={"hair": ("Unknown", 1.0)}, RGB={"hair": (" ", 1.0)}, TIR={"hair": ("bun", 0.0)})
     )
     assert filled["hair"].value == "bun"
-    assert fill(readings(JOINT={"hair": ("unknown", 1.0)})) == {}
+    assert fill(predictions(JOINT={"hair": ("unknown", 1.0)})) == {}
 
 
 @pytest.mark.parametrize("position", range(len(SOURCES) - 1))
 def test_of_equal_confidences_the_earlier_source_wins(position: int) -> None:
     earlier, later = SOURCES[position], SOURCES[position + 1]
-    filled = fill(readings(**{later: {"hair": ("bun", 0.5)}, earlier: {"hair": ("long", 0.5)}}))
+    filled = fill(predictions(**{later: {"hair": ("bun", 0.5)}, earlier: {"hair": ("long", 0.5)}}))
     assert filled["hair"].source == earlier
 
 
@@ -152,7 +153,7 @@ def test_card_of_the_benchmark_lists_what_the_benchmark_draws(kind: str) -> None
     assert load_card(f"synthetic_{kind}").attributes == attributes_of(kind)
 
 
-def test_sample_without_readings_has_an_empty_caption(built: Any, own_source: Path) -> None:
+def test_sample_without_predictions_has_an_empty_caption(built: Any, own_source: Path) -> None:
     path = own_source / "readings" / "val.jsonl"
     lines = path.read_text().splitlines()
     elsewhere = json.dumps({"item": "000099_cam1_0_00.jpg", "readings": {}})
@@ -217,7 +218,9 @@ def test_value_that_holds_personal_text_is_left_out(built: Any, own_source: Path
         ('{"item": "000011_cam1_0_00.jpg", "readings": {}}', "was read before"),
     ],
 )
-def test_malformed_reading_names_file_and_line(built: Any, own_source: Path, line: str, message: str) -> None:
+def test_malformed_prediction_names_file_and_line(
+    built: Any, own_source: Path, line: str, message: str
+) -> None:
     path = own_source / "readings" / "val.jsonl"
     path.write_text(path.read_text() + line)
     with pytest.raises(CatalogError, match=r"val\.jsonl line 9") as error:
@@ -225,7 +228,7 @@ def test_malformed_reading_names_file_and_line(built: Any, own_source: Path, lin
     assert message in str(error.value)
 
 
-def test_missing_readings_and_unknown_card_are_named(built: Any, own_source: Path) -> None:
+def test_missing_predictions_and_unknown_card_are_named(built: Any, own_source: Path) -> None:
     (own_source / "readings" / "test.jsonl").unlink()
     with pytest.raises(CatalogError, match=r"holds no test\.jsonl"):
         make_captions(built.samples, own_source / "readings")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from data_catalog.captions.attributes import UNKNOWN
+from data_catalog.captions.predicted_attributes import UNKNOWN
 from data_catalog.synthetic import (
     SOURCES,
     SPLITS,

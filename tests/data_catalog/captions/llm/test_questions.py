@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_catalog.captions.attributes import Reading
 from data_catalog.captions.llm.answers import Answer, AnswerStore
 from data_catalog.captions.llm.asker import Asker, request_of
 from data_catalog.captions.llm.captioner import choose
@@ -19,6 +18,7 @@ from data_catalog.captions.llm.prompt_sizes import prompt_size
 from data_catalog.captions.llm.question_images import pictures_of
 from data_catalog.captions.llm.questions import Model, Question, Questions
 from data_catalog.captions.llm.spending import Spending
+from data_catalog.captions.predicted_attributes import AttributePrediction
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError
 from tests.data_catalog.captions.llm.chat_server import (
@@ -50,16 +50,17 @@ def row(seed: int = 0, **changed: Any) -> dict[str, Any]:
     return {"sample_id": "train/a", **images, "side_by_side": None, **changed}
 
 
-def readings(**sources: dict[str, tuple[str, float]]) -> dict[str, dict[str, Reading]]:
+def predictions(**sources: dict[str, tuple[str, float]]) -> dict[str, dict[str, AttributePrediction]]:
     return {
         source: {
-            name: Reading(value=value, confidence=confidence) for name, (value, confidence) in of.items()
+            name: AttributePrediction(value=value, confidence=confidence)
+            for name, (value, confidence) in of.items()
         }
         for source, of in sources.items()
     }
 
 
-DOUBT = readings(
+DOUBT = predictions(
     RGB={"type": ("van", 0.9), "colour": ("red", 0.4), "lamps": ("unknown", 1.0)},
     NIR={"type": ("pickup", 0.3), "lamps": ("round", 0.2)},
     JOINT={"type": ("van", 0.5), "colour": ("blue", 0.6)},
@@ -200,7 +201,7 @@ def test_choice_offers_what_was_read_and_takes_nothing_else() -> None:
 
 
 def test_nothing_is_asked_where_nothing_is_to_choose() -> None:
-    agreed = readings(RGB={"type": ("van", 0.9)}, NIR={"type": ("van", 0.1), "lamps": ("unknown", 1.0)})
+    agreed = predictions(RGB={"type": ("van", 0.9)}, NIR={"type": ("van", 0.1), "lamps": ("unknown", 1.0)})
     assert QUESTIONS.choice(agreed) is None
     assert QUESTIONS.choice({}) is None
 

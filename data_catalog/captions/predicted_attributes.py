@@ -1,7 +1,7 @@
-"""Attribute readings: what a multi-modal LLM says of a sample, from each modality and from all three at once.
+"""Predicted attributes: what a multi-modal language model says of a sample, from each modality and from all.
 
 A folder holds one file per split, named after the split or its folder (`train.jsonl`, `train_171.jsonl`).
-A line is one sample:
+A line holds the predictions of one sample, under the key `readings`:
 
     {"item": "000028_cam1_0_02.jpg",
      "readings": {"RGB": {"hair": {"value": "long", "confidence": 0.9}},
@@ -15,42 +15,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record
 from stmi.modality import MODALITIES
 
 JOINT = "JOINT"
-"""The source that saw the three images side by side."""
+"""The source that shows the three images side by side."""
 
 SOURCES: tuple[str, ...] = (JOINT, *(modality.value for modality in MODALITIES))
-"""Where readings come from; of equal confidences the earlier one wins, since JOINT has seen the most."""
+"""What a prediction can be made from; of equal confidences the earlier source wins: JOINT shows the most."""
 
 UNKNOWN = "unknown"
-"""The value of a reading that could not be made."""
+"""The value of an attribute that a source does not show."""
 
 
-class Reading(BaseModel):
-    """One attribute as one source reads it, with the source's confidence, 0 to 1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AttributePrediction(Record):
+    """The value of one attribute as predicted from one source."""
 
     value: str
     confidence: StrictFloat | StrictInt = Field(ge=0, le=1, allow_inf_nan=False)
+    """The model's own confidence, 0 to 1."""
 
     @property
-    def known(self) -> bool:
-        """Whether it says anything."""
+    def is_known(self) -> bool:
+        """Whether there is a value."""
         return self.value.strip().lower() not in ("", UNKNOWN)
 
 
-Readings = Mapping[str, Mapping[str, Reading]]
-"""Source to attribute to reading."""
+Predictions = Mapping[str, Mapping[str, AttributePrediction]]
+"""Source to attribute to prediction, of one sample."""
 
 
 @dataclass(frozen=True)
-class Filled:
-    """The value of an attribute after filling, and where it came from."""
+class FilledAttribute:
+    """The value of an attribute after filling, and the source and confidence that it comes with."""
 
     value: str
     confidence: float
@@ -61,32 +61,29 @@ class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     item: str
-    readings: dict[str, dict[str, Reading]]
+    readings: dict[str, dict[str, AttributePrediction]]
 
 
-_LINE = TypeAdapter(_Line)
-
-
-def fill(readings: Readings) -> dict[str, Filled]:
-    """What is known of a sample: for each attribute the most confident reading over all sources.
+def fill(predictions: Predictions) -> dict[str, FilledAttribute]:
+    """The most confident prediction of each attribute, over all sources of a sample.
 
     "unknown" never beats a value, however confident; of equal confidences the earlier of SOURCES wins. An
-    attribute that no source knows is absent. Attributes come in the order in which they were first read.
+    attribute that no source knows is absent. Attributes come in the order in which SOURCES name them first.
     """
-    filled: dict[str, Filled] = {}
+    filled: dict[str, FilledAttribute] = {}
     for source in SOURCES:
-        for name, reading in readings.get(source, {}).items():
-            if reading.known and (name not in filled or reading.confidence > filled[name].confidence):
-                filled[name] = Filled(reading.value.strip(), float(reading.confidence), source)
+        for name, found in predictions.get(source, {}).items():
+            if found.is_known and (name not in filled or found.confidence > filled[name].confidence):
+                filled[name] = FilledAttribute(found.value.strip(), float(found.confidence), source)
     return filled
 
 
 @dataclass(frozen=True)
-class ReadingsFolder:
-    """The readings of a data set.
+class PredictionFiles:
+    """The predictions of a data set.
 
     Attributes:
-        samples: Sample id to its readings, as JSON values.
+        samples: Sample id to its predictions, as JSON values.
         digest: SHA-256 over splits and the files' bytes.
     """
 
@@ -94,16 +91,16 @@ class ReadingsFolder:
     digest: str
 
 
-def load_readings(
+def load_predictions(
     folder: Path, split_folders: Mapping[str, str], splits: Iterable[str], attributes: Iterable[str]
-) -> ReadingsFolder:
-    """Every line of the folder's files, checked.
+) -> PredictionFiles:
+    """Read and check every line of the folder's files.
 
     Args:
         folder: The folder.
         split_folders: Split to its folder's name, by which the file may be named as well.
         splits: Splits whose file must be there.
-        attributes: Attributes that a reading may name.
+        attributes: Attributes that a prediction may name.
 
     Raises:
         CatalogError: If a file is missing or a line malformed; names file and line.
@@ -122,38 +119,40 @@ def load_readings(
         for number, line in enumerate(data.splitlines(), start=1):
             if not line.strip():
                 continue
-            where = f"{path} line {number}"
-            item, readings = _parse(line, where, frozenset(attributes))
+            position = f"{path} line {number}"
+            item, predictions = _parse(line, position, frozenset(attributes))
             sample_id = f"{split}/{Path(item).stem}"
             if sample_id in samples:
-                raise CatalogError(f"{where}: item {item!r} was read before; keep one line per item")
-            samples[sample_id] = readings
-    return ReadingsFolder(samples, sha256.hexdigest())
+                raise CatalogError(f"{position}: item {item!r} was read before; keep one line per item")
+            samples[sample_id] = predictions
+    return PredictionFiles(samples, sha256.hexdigest())
 
 
-def _parse(line: bytes, where: str, attributes: frozenset[str]) -> tuple[str, Any]:
+def _parse(line: bytes, position: str, attributes: frozenset[str]) -> tuple[str, Any]:
     try:
         value = json.loads(line)
-        # JSON can write half a character, which no table can hold.
+        # JSON can hold half of a surrogate pair, which no table can store.
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise CatalogError(f"{where} is not JSON in UTF-8 ({error}); write one JSON object a line") from None
+        raise CatalogError(
+            f"{position} is not JSON in UTF-8 ({error}); write one JSON object a line"
+        ) from None
     try:
-        parsed = _LINE.validate_python(value)
+        parsed = _Line.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the line"
         raise CatalogError(
-            f"{where}: {field}: {first['msg']}; expected "
+            f"{position}: {field}: {first['msg']}; expected "
             '{"item": name, "readings": {source: {attribute: {"value": text, "confidence": 0 to 1}}}}'
         ) from None
-    for source, readings in parsed.readings.items():
+    for source, predictions in parsed.readings.items():
         if source not in SOURCES:
-            raise CatalogError(f"{where}: source {source!r} is not known; use {', '.join(SOURCES)}")
-        for name in readings:
+            raise CatalogError(f"{position}: source {source!r} is not known; use {', '.join(SOURCES)}")
+        for name in predictions:
             if name not in attributes:
                 raise CatalogError(
-                    f"{where}: attribute {name!r} is not on the card; use {', '.join(sorted(attributes))}, "
-                    "or choose another card (--card)"
+                    f"{position}: attribute {name!r} is not on the card; use "
+                    f"{', '.join(sorted(attributes))}, or choose another card (--card)"
                 )
     return parsed.item, value["readings"]
