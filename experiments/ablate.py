@@ -14,7 +14,6 @@ rows stand the text alone, G alone and the full model without text: captions can
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,6 +25,7 @@ from experiments.command_line import add_workers, run_command, storage_of, train
 from experiments.recipes import ConfigError
 from experiments.run import run_data
 from experiments.studies.ablation.ablation import plan_ablation, run_ablation
+from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.ablation.table_text import HEADER, cells
 from experiments.studies.tuning import start_ray
@@ -39,7 +39,9 @@ FIGURES = {"5": ("figure5", "figure5_tokens")}
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = training_options(__doc__, "change a setting of every row, for example train.epochs=10")
+    options = training_options(
+        __doc__, "change a setting of every row, for example train.epochs=10", AblationResult
+    )
     options.add_argument(
         "--table",
         nargs="+",
@@ -54,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def ablate(given: argparse.Namespace) -> dict[str, Any]:
+def ablate(given: argparse.Namespace) -> AblationResult:
     """Do what the command line asks for; returns the result.
 
     Raises:
@@ -81,38 +83,32 @@ def ablate(given: argparse.Namespace) -> dict[str, Any]:
     return run_ablation(plan, tables, workspace, tracking_uri, place, given.gpus_per_worker)
 
 
-def print_ablation(result: dict[str, Any], console: Console | None = None) -> None:
+def print_ablation(result: AblationResult, console: Console | None = None) -> None:
     """The finished tables, for a terminal."""
     console = console or Console()
-    for key in result["tables"]:
-        table = RichTable(title=f"{result['titles'][key]}: %, on the test identities", title_justify="left")
-        for place in SHOWN:
-            table.add_column(HEADER[place], justify="right" if place else "left")
-        for row in result["rows"]:
-            if row["table"] == key:
-                texts = cells(row)
-                table.add_row(*(texts[place] for place in SHOWN))
+    for key in result.tables:
+        table = RichTable(title=f"{result.titles[key]}: %, on the test identities", title_justify="left")
+        for column in SHOWN:
+            table.add_column(HEADER[column], justify="right" if column else "left")
+        for row in result.rows_of(key):
+            texts = cells(row)
+            table.add_row(*(texts[column] for column in SHOWN))
         console.print(table)
-    for note in result["notes"]:
+    for note in result.notes:
         console.print(f"- {note}", highlight=False)
-    for run, reason in result["wrong"].items():
+    for run, reason in result.wrong.items():
         console.print(f"[red]not finished[/red] {run}: {reason}", highlight=False)
-    for name, path in result["files"].items():
+    for name, path in result.files.items():
         console.print(f"{name:22} {path}", soft_wrap=True, highlight=False)
-    console.print(f"report: python experiments/report.py --study {result['study']}", highlight=False)
+    console.print(f"report: python experiments/report.py --study {result.study}", highlight=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where a run could not be finished."""
     given = parser().parse_args(arguments)
-    results: list[dict[str, Any]] = []
-
-    def work() -> dict[str, Any]:
-        results.append(ablate(given))
-        return results[0]
-
-    status = run_command(work, given.json, print_ablation)
-    return status or int(bool(results and results[0]["wrong"]))
+    return run_command(
+        lambda: ablate(given), given.json, print_ablation, lambda result: int(bool(result.wrong))
+    )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
@@ -17,16 +18,22 @@ from experiments.run.run_result import RunError
 from stmi.clip.loading import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
 
+Result = TypeVar("Result", bound="Record | dict[str, Any]")
+"""What a command gives; a dictionary as long as it has no record of its own."""
+
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
 
 
-def training_options(description: str | None, setting_help: str) -> argparse.ArgumentParser:
+def training_options(
+    description: str | None, setting_help: str, record: type[Record]
+) -> argparse.ArgumentParser:
     """A parser with what every script that trains asks: which recipe, which settings, where things lie.
 
     Args:
         description: The script's docstring.
         setting_help: What `--set` does there.
+        record: What it prints with `--json`.
     """
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,7 +47,7 @@ def training_options(description: str | None, setting_help: str) -> argparse.Arg
         dest="settings",
         help=f"{setting_help}; may be repeated",
     )
-    options.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    add_json_options(options, record)
     places = options.add_argument_group("where it runs, and where things lie")
     places.add_argument(
         "--workspace",
@@ -58,7 +65,7 @@ def training_options(description: str | None, setting_help: str) -> argparse.Arg
     places.add_argument(
         "--gpus-per-worker",
         type=_share,
-        help="may be a fraction; 0 trains on processors (default: 1 where the cluster has GPUs)",
+        help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
     )
     return options
 
@@ -106,19 +113,23 @@ def with_workers(given: argparse.Namespace) -> list[str]:
 
 
 def run_command(
-    work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None]
+    command: Callable[[], Result],
+    as_json: bool,
+    show: Callable[[Result], None],
+    status: Callable[[Result], int] = lambda result: 0,
 ) -> int:
-    """Do a script's work and print its result; returns the exit status.
+    """Run a script's command and print its result; returns the exit status.
 
     Args:
-        work: Gives the result, JSON values only.
+        command: Gives the result.
         as_json: Print it as one JSON document, and nothing else on standard output.
         show: Print it for a person.
+        status: Exit status of a result.
     """
     try:
         # What a library prints must not get between the reader and the one JSON document.
         with contextlib.redirect_stdout(sys.stderr):
-            result = work()
+            result = command()
     except (
         ConfigError,
         CatalogError,
@@ -137,7 +148,7 @@ def run_command(
         )
         return INTERRUPTED_STATUS
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(result.to_json() if isinstance(result, Record) else json.dumps(result, indent=2))
     else:
         show(result)
-    return 0
+    return status(result)

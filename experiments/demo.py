@@ -12,14 +12,13 @@ is shown. Every option of experiments/train.py is taken as well.
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments import train
 from experiments.command_line import run_command
-from experiments.report import print_report
+from experiments.report import RunReport, print_report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,24 +34,25 @@ def main(arguments: list[str] | None = None) -> int:
     def narrate(step: str, result: str) -> None:
         print(f"[{time.perf_counter() - start:5.1f} s] {step:14} {result}", file=sys.stderr)
 
-    def work() -> dict[str, Any]:
+    def train_demo() -> RunReport:
         result = train.train(given, narrate)
-        narrate("train", f"mAP {result['metrics']['U']['mAP']:.1%}, {_how(result)}")
-        reached.append(result["metrics"]["U"]["mAP"])
+        narrate("train", f"mAP {result.metrics['U'].mean_average_precision:.1%}, {_how(result)}")
         return result
 
-    reached: list[float] = []
-    status = run_command(work, given.json, print_report)
-    if status == 0 and reached[0] < given.floor:
-        print(f"error: mAP {reached[0]:.4f} of U is under the floor {given.floor}", file=sys.stderr)
+    def status(result: RunReport) -> int:
+        reached = result.metrics["U"].mean_average_precision
+        if reached >= given.floor:
+            return 0
+        print(f"error: mAP {reached:.4f} of U is under the floor {given.floor}", file=sys.stderr)
         return 1
-    return status
+
+    return run_command(train_demo, given.json, print_report, status)
 
 
-def _how(result: dict[str, Any]) -> str:
-    if result["reused"]:
+def _how(result: RunReport) -> str:
+    if result.reused:
         return "finished before"
-    return "continued from a checkpoint" if result["resumed"] else "trained now"
+    return "continued from a checkpoint" if result.resumed else "trained now"
 
 
 if __name__ == "__main__":

@@ -25,29 +25,34 @@ from experiments.command_line import run_command
 from experiments.recipes import WORKSPACE
 from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.run.run_result import METRICS, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import in_words, stmi_on
-from experiments.tracking.mlflow_logger import tracking_of
+from experiments.tracking.mlflow_logger import MlflowRun, tracking_of
 
 
-def print_report(result: dict[str, Any], console: Console | None = None) -> None:
+class RunReport(LoggedRunResult):
+    """A finished run, beside what the paper prints for its data set."""
+
+    paper: dict[str, Any] | None = None
+
+
+def print_report(result: RunReport, console: Console | None = None) -> None:
     """The metrics table, the time table and the places of a finished run, for a terminal."""
     console = console or Console()
-    table = RichTable(title=f"{result['run']}: retrieval on the test identities, %", title_justify="left")
+    table = RichTable(title=f"{result.run}: retrieval on the test identities, %", title_justify="left")
     table.add_column("feature")
     for column in ("mAP", "rank 1", "rank 5", "rank 10"):
         table.add_column(column, justify="right")
     # A run that an older version finished has fewer features, and the last epoch only.
-    rows = {
-        label: result["metrics"][name] for name, label in FEATURE_NAMES.items() if name in result["metrics"]
-    }
-    for label, metrics in {**rows, "U before training": result["untrained"]}.items():
-        table.add_row(label, *(f"{100 * metrics[name]:.1f}" for name in ("mAP", "rank1", "rank5", "rank10")))
+    rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
+    for label, metrics in {**rows, "U before training": result.untrained}.items():
+        table.add_row(label, *(f"{100 * metrics.value(name):.1f}" for name in METRICS))
     console.print(table)
-    if "choices" in result:
-        _print_choices(console, result["choices"], result["reported"])
-    if result["paper"] is not None:
-        console.print(in_words(result["paper"]), highlight=False)
-    seconds = result["seconds"]
+    if result.choices is not None and result.reported is not None:
+        _print_choices(console, result.choices, result.reported)
+    if result.paper is not None:
+        console.print(in_words(result.paper), highlight=False)
+    seconds = result.seconds
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds[name]:.1f}"
         for name in ("start_workers", "setup", "steps", "evaluation", "checkpoint", "report", "other")
@@ -56,36 +61,35 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     console.print(
         f"seconds  {parts} ({seconds['share_in_steps_and_evaluation']:.0%} in steps and evaluation)"
     )
-    folder = Path(result["folder"])
+    folder = Path(result.folder)
     drawn = ", ".join(sorted(path.name for path in (folder / "pictures").glob("*.png")))
-    mlflow = result["mlflow"]
     places = {
         "run": _shown(folder),
         "pictures": f"{_shown(folder / 'pictures')}: {drawn}",
         "journal": _shown(folder / "journal.jsonl"),
-        "MLflow": _mlflow(mlflow),
+        "MLflow": _mlflow(result.mlflow),
     }
     for name, place in places.items():
         console.print(f"{name:8} {place}", soft_wrap=True, highlight=False)
 
 
-def _print_choices(console: Console, choices: dict[str, Any], reported: dict[str, Any]) -> None:
+def _print_choices(console: Console, choices: EpochChoices, reported: ReportedEpoch) -> None:
     """The headline feature at each epoch that one may report, and which of them this run reports."""
-    feature = reported["feature"]
+    feature = reported.feature
     labels = {"last": "last", "validation": "chosen on validation", "best_on_test": "best on test (flatters)"}
     parts = [
-        f"{labels[name]} {choice['metrics'][feature]['mAP']:.1%} (epoch {choice['epoch']})"
-        for name, choice in choices.items()
-        if choice is not None
+        f"{label} {choice.metrics[feature].mean_average_precision:.1%} (epoch {choice.epoch})"
+        for name, label in labels.items()
+        if (choice := choices.get(name)) is not None
     ]
-    console.print(f"mAP of {feature}  {'; '.join(parts)}; reported: {labels[reported['chosen_by']]}")
+    console.print(f"mAP of {feature}  {'; '.join(parts)}; reported: {labels[reported.chosen_by]}")
 
 
-def _mlflow(place: dict[str, Any] | None) -> str:
+def _mlflow(run: MlflowRun | None) -> str:
     """How to look at a run in MLflow's UI."""
-    if place is None or place["run_id"] is None:
-        return "was not told; the journal keeps it, and the same command tells it when the server answers"
-    uri, run_id, experiment_id = place["uri"], place["run_id"], place["experiment_id"]
+    if run is None or run.run_id is None:
+        return "has nothing yet; the journal keeps it, and the same command logs it when the server answers"
+    uri, run_id, experiment_id = run.uri, run.run_id, run.experiment_id
     if not uri.startswith("sqlite:///"):
         return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}"
     store = _shown(Path(uri.removeprefix("sqlite:///")))
@@ -162,15 +166,15 @@ def main(arguments: list[str] | None = None) -> int:
     if given.study:
         return run_command(lambda: _study_report(given), given.json, print_study_report)
 
-    def work() -> dict[str, Any]:
+    def show_run() -> RunReport:
         folder = RunFolder.open(given.run) if given.run else newest_run(given.workspace)
         result = folder.result
         if result is None:
             raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
         draw_all(folder, result)
-        return result | {"mlflow": folder.mlflow, "paper": stmi_on(folder.config.data.dataset)}
+        return RunReport(**dict(result), mlflow=folder.mlflow, paper=stmi_on(folder.config.data.dataset))
 
-    return run_command(work, given.json, print_report)
+    return run_command(show_run, given.json, print_report)
 
 
 if __name__ == "__main__":

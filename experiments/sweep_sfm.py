@@ -19,7 +19,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -39,7 +38,7 @@ from experiments.studies.sweep.search_space import (
     space_of,
 )
 from experiments.studies.sweep.sweep import run_sweep
-from experiments.studies.sweep.sweep_result import words
+from experiments.studies.sweep.sweep_result import SweepResult, words
 from experiments.studies.sweep.sweep_spec import Sweep
 from experiments.studies.tuning import start_ray
 from experiments.tracking.mlflow_logger import tracking_of
@@ -52,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         "change a setting of every trial, for example train.epochs=10; of one that is searched, the "
         "first trial's",
+        SweepResult,
     )
     options.add_argument("--trials", type=int, default=20, help="how many in all (default: 20)")
     options.add_argument(
@@ -129,7 +129,7 @@ def planned(given: argparse.Namespace) -> Sweep:
     )
 
 
-def sweep(given: argparse.Namespace) -> dict[str, Any]:
+def sweep(given: argparse.Namespace) -> SweepResult:
     """Do what the command line asks for; returns the result.
 
     Raises:
@@ -167,56 +167,51 @@ def sweep(given: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def print_sweep(result: dict[str, Any], console: Console | None = None) -> None:
+def print_sweep(result: SweepResult, console: Console | None = None) -> None:
     """The trials, for a terminal."""
     console = console or Console()
-    names = list(dict.fromkeys(name for trial in result["trials"] for name in trial["config"]))
-    table = RichTable(title=f"{result['study']}: mAP of {result['feature']}, validation identities, %")
+    names = list(dict.fromkeys(name for trial in result.trials for name in trial.values))
+    table = RichTable(title=f"{result.study}: mAP of {result.feature}, validation identities, %")
     short = [name.rpartition(".")[2] for name in names]
     for column in ("trial", "mAP", "state", "epochs", "TFLOP", *short):
         table.add_column(column, justify="left" if column in ("state", *short) else "right", overflow="fold")
-    best = result["best"]
-    for trial in sorted(result["trials"], key=lambda t: (t["value"] is None, -(t["value"] or 0))):
-        value = "" if trial["value"] is None else f"{100 * trial['value']:.2f}"
-        shown = [words({name: trial["config"][name]}).partition("=")[2] for name in names]
-        cells = [str(trial["number"]), value, trial["state"], str(trial["epochs"]), f"{trial['cost']:.3g}"]
-        table.add_row(*cells, *shown, style="bold" if trial["number"] == best["number"] else None)
+    best = result.best
+    # `run_sweep` raises where no trial is finished.
+    assert best is not None
+    for trial in sorted(result.trials, key=lambda t: (t.value is None, -(t.value or 0))):
+        value = "" if trial.value is None else f"{100 * trial.value:.2f}"
+        shown = [words({name: trial.values[name]}).partition("=")[2] for name in names]
+        cells = [str(trial.number), value, trial.state, str(trial.epochs), f"{trial.cost:.3g}"]
+        table.add_row(*cells, *shown, style="bold" if trial.number == best.number else None)
     console.print(table)
     console.print(
-        f"best: trial {best['number']}, {words(best['config'])}; on the test identities, which had no say, "
-        f"mAP {best['test']['mAP']:.1%} at epoch {best['test']['epoch']}. Train it with other seeds before "
-        "it is compared.",
+        f"best: trial {best.number}, {words(best.values)}; on the test identities, which had no say, "
+        f"mAP {best.test.mean_average_precision:.1%} at epoch {best.test.epoch}. Train it with other seeds "
+        "before it is compared.",
         highlight=False,
     )
-    front = ", ".join(
-        f"trial {t['number']} ({t['value']:.1%}, {t['cost']:.3g} TFLOP)" for t in result["pareto"]
-    )
+    front = ", ".join(f"trial {t.number} ({t.value:.1%}, {t.cost:.3g} TFLOP)" for t in result.pareto)
     console.print(f"Pareto front of mAP and training cost: {front}", highlight=False)
-    for trial in result["trials"]:
-        if trial["reason"]:
-            console.print(f"{trial['state']}: trial {trial['number']}: {trial['reason']}", highlight=False)
-    if result["missing"]:
+    for trial in result.trials:
+        if trial.reason:
+            console.print(f"{trial.state}: trial {trial.number}: {trial.reason}", highlight=False)
+    if result.missing:
         console.print(
-            f"[red]not finished[/red] {result['missing']} of the trials; the same command makes up for them",
+            f"[red]not finished[/red] {result.missing} of the trials; the same command makes up for them",
             highlight=False,
         )
-    for name, path in result["files"].items():
+    for name, path in result.files.items():
         console.print(f"{name:22} {path}", soft_wrap=True, highlight=False)
-    console.print(f"study: optuna studies --storage {result['storage']}", soft_wrap=True, highlight=False)
-    console.print(f"report: python experiments/report.py --study {result['study']}", highlight=False)
+    console.print(f"study: optuna studies --storage {result.storage}", soft_wrap=True, highlight=False)
+    console.print(f"report: python experiments/report.py --study {result.study}", highlight=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where trials are missing because they crashed."""
     given = parser().parse_args(arguments)
-    results: list[dict[str, Any]] = []
-
-    def work() -> dict[str, Any]:
-        results.append(sweep(given))
-        return results[0]
-
-    status = run_command(work, given.json, print_sweep)
-    return status or int(bool(results and results[0]["missing"]))
+    return run_command(
+        lambda: sweep(given), given.json, print_sweep, lambda result: int(bool(result.missing))
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
 from experiments.planning.printout import print_plan
 from experiments.planning.run_plan import plan
 from experiments.recipes import ExperimentConfig
-from experiments.report import print_report
+from experiments.report import RunReport, print_report
 from experiments.run import lifecycle, run_data
 from experiments.run.run_folder import RunFolder
 from experiments.studies.published import stmi_on
@@ -34,7 +34,9 @@ from stmi.clip.loading import load_clip
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = training_options(__doc__, "change a setting, for example model.sfm=off or model.str.tokens=2")
+    options = training_options(
+        __doc__, "change a setting, for example model.sfm=off or model.str.tokens=2", RunReport
+    )
     options.add_argument("--seed", type=int, help="shorthand for --set seed=N")
     options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
     options.add_argument(
@@ -73,7 +75,7 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
     return recipes.resolve(given.recipe, settings)
 
 
-def train(given: argparse.Namespace, narrate: run_data.Narrate = lambda step, result: None) -> dict[str, Any]:
+def train(given: argparse.Namespace, narrate: run_data.Narrate = lambda step, result: None) -> RunReport:
     """Do what the command line asks for; returns the result."""
     config, place = configure(given), storage_of(given)
     workspace, catalog = run_data.places(given.workspace, given.catalog)
@@ -87,7 +89,7 @@ def train(given: argparse.Namespace, narrate: run_data.Narrate = lambda step, re
     if given.resume:
         RunFolder.begun(workspace, config, tables)
     result = lifecycle.run(config, tables, workspace, tracking_uri, place, given.gpus_per_worker)
-    return result | {"paper": stmi_on(config.data.dataset)}
+    return RunReport(**dict(result), paper=stmi_on(config.data.dataset))
 
 
 def make_plan(given: argparse.Namespace) -> dict[str, Any]:

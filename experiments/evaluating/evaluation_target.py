@@ -76,8 +76,10 @@ def of_run(
         raise RunFolderError(f"{path} is not finished; run the command that started it again")
     clip = load_clip(run_data.clip_source(folder.config))
     model = STMI(folder.config.model, clip, untrained["identities"], untrained["cameras"], folder.config.seed)
-    number = (result["reported"] if epoch == "reported" else result["choices"]["last"])["epoch"]
-    with checkpoints.fetched(result["checkpoint"]) as checkpoint:
+    if result.reported is None or result.choices is None:
+        raise RunFolderError(f"{path} was finished by an older version; move it away and train it anew")
+    number = result.reported.epoch if epoch == "reported" else result.choices.last.epoch
+    with checkpoints.fetched(result.checkpoint) as checkpoint:
         if not checkpoints.load_epoch(checkpoint, model, number):
             raise RunFolderError(
                 f"{path} reports epoch {number}, whose weights were not kept; evaluate its last one with "

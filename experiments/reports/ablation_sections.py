@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from experiments.reports import study_figures as study_pictures
 from experiments.reports.page import Line, PageTable, Picture, Section, as_png, as_svg, section, stored_png
 from experiments.reports.study_records import RecordedStudy, StudyRun
 from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.studies.ablation.ablation_result import TableRow
 from experiments.studies.ablation.ablation_table import EPOCHS
 from experiments.studies.ablation.table_text import HEADER, cells
 from experiments.studies.published import published
@@ -29,18 +29,18 @@ class Arm:
 
     Attributes:
         label: Letter and name.
-        row: As the study's result has it.
+        row: As it was measured.
         runs: Seed to run.
     """
 
     label: str
-    row: Mapping[str, Any]
+    row: TableRow
     runs: Mapping[int, StudyRun]
 
     @property
     def of_paper(self) -> bool:
         """Whether the paper has this row."""
-        return self.row["index"] is not None
+        return self.row.index is not None
 
     def folders(self) -> dict[int, RunFolder]:
         """Seed to the run's folder.
@@ -63,22 +63,20 @@ def opened(run: StudyRun) -> RunFolder:
             "where it is"
         )
     folder = RunFolder.open(run.folder)
-    if folder.result is None:
+    if not folder.is_finished:
         raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
     return folder
 
 
 def arms_of(study: RecordedStudy, table: str) -> list[Arm]:
     """The rows of a table that have runs of their own, not those that show another feature of such runs."""
-    rows = [row for row in study.result["rows"] if row["table"] == table]
     shown: dict[tuple[str, ...], Arm] = {}
-    for row in rows:
-        known = {int(seed): study.run_called(name) for seed, name in row["runs"].items()}
+    for row in study.ablation.rows_of(table):
+        known = {seed: study.run_called(name) for seed, name in row.runs.items()}
         runs = {seed: run for seed, run in known.items() if run is not None}
         names = tuple(run.run for run in runs.values())
         if runs and names not in shown:
-            label = " ".join(filter(None, [row["index"], row["name"]]))
-            shown[names] = Arm(label, row, runs)
+            shown[names] = Arm(row.label, row, runs)
     return list(shown.values())
 
 
@@ -86,10 +84,10 @@ def ablation_sections(study: RecordedStudy) -> list[Section]:
     """Pictures of an ablation's tables and figures."""
     made: list[Section] = []
     epoch = _last_epoch(study)
-    for table in study.result["tables"]:
+    for table in study.ablation.tables:
         arms = arms_of(study, table)
-        title = study.result["titles"][table].removesuffix(f", {study.result['recipe']}")
-        rows = [row for row in study.result["rows"] if row["table"] == table]
+        title = study.ablation.titles[table].removesuffix(f", {study.result.recipe}")
+        rows = study.ablation.rows_of(table)
         made.append(_numbers(study, table, title, rows))
         if not arms:
             continue
@@ -100,17 +98,17 @@ def ablation_sections(study: RecordedStudy) -> list[Section]:
             made.append(_ranks(table, title, lettered, epoch))
         with_sfm = partial(_folders_of, [arm for arm in arms if _has_sfm(arm)])
         made.append(strengths_section(table, title, with_sfm, epoch))
-    modulated = [arm for arm in arms_of(study, study.result["tables"][0]) if _has_sfm(arm)]
+    modulated = [arm for arm in arms_of(study, study.ablation.tables[0]) if _has_sfm(arm)]
     if not modulated:
         return made
     # The full model is the row that changes least in the recipe.
-    full = min(modulated, key=lambda arm: len(arm.row["config"]))
+    full = min(modulated, key=lambda arm: len(arm.row.config))
     return [*made, attention_section(full.label, full.runs[min(full.runs)], epoch)]
 
 
 def _last_epoch(study: RecordedStudy) -> str:
     """Of which epoch pictures of weights and embeddings are, which only the last one keeps, and the table."""
-    reported = study.result["epoch"]
+    reported = study.ablation.epoch
     if reported == "last":
         return "After the last epoch, as the table."
     return f"After the last epoch; the table's numbers are of {EPOCHS[reported]}."
@@ -120,7 +118,7 @@ def _has_sfm(arm: Arm) -> bool:
     return all(run.parameters["sfm.enabled"] == "True" for run in arm.runs.values())
 
 
-def _numbers(study: RecordedStudy, table: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Section:
+def _numbers(study: RecordedStudy, table: str, title: str, rows: Sequence[TableRow]) -> Section:
     """The study's own picture of a table, and its differences."""
 
     def draw() -> Iterator[Picture]:
@@ -159,7 +157,7 @@ def _maps(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
         runs = {label: of_seed[seed] for label, of_seed in folders.items()}
         identity = open_view(next(iter(runs.values())).view("test")).identity
         rows = identity_maps.shown_rows(identity)
-        feature = arms[0].row["feature"]
+        feature = arms[0].row.feature
         embeddings = {label: rank_differences.embedding_of(run, feature)[rows] for label, run in runs.items()}
         caption = (
             f"t-SNE of feature {feature}, the same {len(np.unique(identity[rows]))} test identities in each "
@@ -176,7 +174,7 @@ def _maps(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
 
 
 def _ranks(table: str, title: str, arms: Sequence[Arm], epoch: str) -> Section:
-    feature = arms[0].row["feature"]
+    feature = arms[0].row.feature
     neighbours = list(itertools.pairwise(arms))
     whole = (arms[0], arms[-1])
     pairs = neighbours if whole in neighbours else [*neighbours, whole]
@@ -274,29 +272,30 @@ def attention_section(label: str, run: StudyRun, epoch: str) -> Section:
 def ablation_tables(study: RecordedStudy) -> list[PageTable]:
     """The tables of an ablation, as in its own Markdown."""
     tables = []
-    for key in study.result["tables"]:
-        rows = [row for row in study.result["rows"] if row["table"] == key]
+    for key in study.ablation.tables:
+        rows = study.ablation.rows_of(key)
         lines = tuple(
             Line(
                 f"{key}-{number}",
                 tuple(cells(row)),
-                row["index"] is None and row["x"] is None,
-                tuple(row["runs"].values()),
+                row.index is None and row.x is None,
+                tuple(row.runs.values()),
             )
             for number, row in enumerate(rows)
         )
-        tables.append(PageTable(key, study.result["titles"][key], HEADER, lines, verdict(rows)))
+        tables.append(PageTable(key, study.ablation.titles[key], HEADER, lines, verdict(rows)))
     return tables
 
 
-def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+def verdict(rows: Sequence[TableRow]) -> str:
     """Which differences of a table are real, in words."""
     sentences = []
     for real, opening in ((True, "Real"), (False, "Not shown to be real"), (None, "Cannot be said")):
         named = [
-            f"{row['name']} less {row['mAP']['against']} ({100 * row['mAP']['difference']:+.1f} points)"
+            f"{row.name} less {row.mean_average_precision.against} ({100 * difference:+.1f} points)"
             for row in rows
-            if row["mAP"]["difference"] is not None and row["mAP"]["real"] is real
+            if (difference := row.mean_average_precision.difference) is not None
+            and row.mean_average_precision.real is real
         ]
         if named:
             sentences.append(f"{opening}: {'; '.join(named)}.")

@@ -216,7 +216,7 @@ def learned_strengths(run: RunFolder) -> tuple[np.ndarray, np.ndarray]:
     """Alpha and beta of a finished run's last epoch, each `(layers, heads or 1)`, NaN where not modulated."""
     result = run.result
     assert result is not None
-    with fetched(result["checkpoint"]) as folder, safe_open(folder / MODEL_FILE, "np") as weights:
+    with fetched(result.checkpoint) as folder, safe_open(folder / MODEL_FILE, "np") as weights:
         pairs = [
             weights.get_tensor(f"image_tower.modulation.{name}")[..., 0, 0] for name in ("alpha", "beta")
         ]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from experiments.reports.study_records import RecordedStudy, StudyRun
+from experiments.studies.ablation.ablation_result import AblationResult, EpochSpread, TableRow
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Provenance:
 
 def provenance(study: RecordedStudy) -> Provenance:
     """Everything that MLflow knows of how a study's numbers came about."""
+    rows = study.result.rows if isinstance(study.result, AblationResult) else ()
     facts = {run.run: _facts(run) for run in study.runs}
     shared_facts = _shared(facts.values())
     shared_settings = _shared(run.parameters for run in study.runs)
@@ -52,7 +53,7 @@ def provenance(study: RecordedStudy) -> Provenance:
         RunProvenance(
             run=run,
             link=_link(study.uri, run.experiment_id, run.run_id),
-            numbers=tuple(_numbers(run.run, study.result.get("rows", ()))),
+            numbers=tuple(_numbers(run.run, rows)),
             settings=_others(run.parameters, shared_settings),
             facts=_others(facts[run.run], shared_facts),
         )
@@ -82,24 +83,24 @@ def _others(mine: Mapping[str, str], shared: Mapping[str, str]) -> dict[str, str
     return {name: value for name, value in sorted(mine.items()) if name not in shared}
 
 
-def _numbers(run: str, rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+def _numbers(run: str, rows: Sequence[TableRow]) -> Iterable[str]:
     for row in rows:
-        for seed, name in row["runs"].items():
+        for seed, name in row.runs.items():
             if name == run:
-                label = " ".join(filter(None, [row["table"], row["index"], row["name"]]))
                 measured = ", ".join(
-                    f"{metric} {100 * row[metric]['values'][seed]:.2f}" for metric in ("mAP", "rank1")
+                    f"{name} {100 * metric.values[seed]:.2f}"
+                    for name, metric in (("mAP", row.mean_average_precision), ("rank1", row.rank1))
                 )
-                yield f"{label}: {measured}" + "".join(_other_epochs(row["epochs"], seed))
+                epochs = "".join(_other_epochs(row.epochs or {}, seed))
+                yield f"{row.table} {row.label}: {measured}{epochs}"
 
 
-def _other_epochs(epochs: Mapping[str, Any], seed: str) -> Iterable[str]:
+def _other_epochs(epochs: Mapping[str, EpochSpread], seed: int) -> Iterable[str]:
     """The mAP of each choice of epoch, and which epoch it was."""
-    for choice, of_choice in epochs.items():
-        if seed in of_choice["values"]:
-            value, number = of_choice["values"][seed], of_choice.get("epoch", {}).get(seed)
-            which = "" if number is None else f", epoch {number}"
-            yield f"; {choice.replace('_', ' ')}{which}: mAP {100 * value:.2f}"
+    for choice, spread in epochs.items():
+        if seed in spread.values:
+            which = f", epoch {spread.epoch[seed]}" if seed in spread.epoch else ""
+            yield f"; {choice.replace('_', ' ')}{which}: mAP {100 * spread.values[seed]:.2f}"
 
 
 def _link(uri: str, experiment_id: str, run_id: str) -> str | None:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.reports.study_records import StudyRun
+from experiments.studies.ablation.ablation_result import ComparedMetric, TableRow
 
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#999999")
 """Colours that the colour-blind tell apart (Okabe and Ito 2008), for arms from the first on."""
@@ -16,7 +17,7 @@ MARKERS = "osD^vPX*"
 REAL, NOT_SHOWN, PAPER = "#0072b2", "#56b4e9", "#d55e00"
 
 
-def differences(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+def differences(rows: Sequence[TableRow]) -> Figure | None:
     """Forest plot of the differences of a table with both their intervals, the paper's in a panel of its own.
 
     Args:
@@ -25,20 +26,24 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     Returns:
         None where no row is compared with another.
     """
-    compared = [row for row in rows if row["mAP"]["difference"] is not None]
+    compared = [row for row in rows if row.mean_average_precision.difference is not None]
     if not compared:
         return None
-    printed = any(row["mAP"]["paper_difference"] is not None for row in compared)
+    printed = any(row.mean_average_precision.paper_difference is not None for row in compared)
     figure = Figure(figsize=(9.5 if printed else 7, 0.55 * len(compared) + 1.5), layout="constrained")
     panels = figure.subplots(1, 1 + printed, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + printed])[
         0
     ]
     for place, row in enumerate(compared):
-        _difference(panels[0], place, row["mAP"])
-        if printed and row["mAP"]["paper_difference"] is not None:
-            panels[1].plot(100 * row["mAP"]["paper_difference"], place, "D", color=PAPER, markersize=6)
+        _difference(panels[0], place, row.mean_average_precision)
+        if printed and row.mean_average_precision.paper_difference is not None:
+            panels[1].plot(
+                100 * row.mean_average_precision.paper_difference, place, "D", color=PAPER, markersize=6
+            )
     panels[0].set_yticks(
-        range(len(compared)), [f"{row['name']}\nless {row['mAP']['against']}" for row in compared], fontsize=8
+        range(len(compared)),
+        [f"{row.name}\nless {row.mean_average_precision.against}" for row in compared],
+        fontsize=8,
     )
     panels[0].set(xlabel="measured difference of mAP, percentage points")
     if printed:
@@ -52,17 +57,18 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def _difference(axes: Axes, place: int, precision: Mapping[str, Any]) -> None:
+def _difference(axes: Axes, place: int, precision: ComparedMetric) -> None:
     """One difference: the interval over seeds above, over queries below, filled where it is real."""
-    colour = REAL if precision["real"] else NOT_SHOWN
+    colour = REAL if precision.real else NOT_SHOWN
     for interval, offset, width in (
-        (precision["difference_interval"], -0.1, 2.5),
-        (precision["query_interval"], 0.1, 1.0),
+        (precision.difference_interval, -0.1, 2.5),
+        (precision.query_interval, 0.1, 1.0),
     ):
         if interval is not None:
             axes.plot([100 * end for end in interval], [place + offset] * 2, color=colour, linewidth=width)
-    face = colour if precision["real"] else "white"
-    axes.plot(100 * precision["difference"], place, "o", color=colour, markerfacecolor=face, markersize=7)
+    face = colour if precision.real else "white"
+    assert precision.difference is not None
+    axes.plot(100 * precision.difference, place, "o", color=colour, markerfacecolor=face, markersize=7)
 
 
 def _explain(axes: Axes) -> None:

@@ -1,24 +1,29 @@
 """A study as MLflow has it: the parent run with its result and pictures, and a child for each of its runs."""
 
-import json
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from pydantic import Field, TypeAdapter
 
 from experiments.recipes import ConfigError
 from experiments.run.run_result import RunError
+from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE, without_credentials
 
 RESULT_FILE = "result.json"
 PICTURES = "pictures"
+_RESULT: TypeAdapter[AblationResult | SweepResult] = TypeAdapter(
+    Annotated[AblationResult | SweepResult, Field(discriminator="kind")]
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class RecordedStudy:
         run_id: Of the parent run.
         experiment_id: Of its experiment.
         tags: Of the parent run.
-        result: What the study came to (`result.json`).
+        result: The study's (`result.json`).
         pictures: File name to PNG, of the parent run.
         runs: Its children, by name.
     """
@@ -75,14 +80,26 @@ class RecordedStudy:
     run_id: str
     experiment_id: str
     tags: Mapping[str, str]
-    result: Mapping[str, Any]
+    result: AblationResult | SweepResult
     pictures: Mapping[str, bytes]
     runs: tuple[StudyRun, ...]
 
     @property
     def kind(self) -> str:
         """What made it: "ablation" or "sweep"."""
-        return self.result["kind"]
+        return self.result.kind
+
+    @property
+    def ablation(self) -> AblationResult:
+        """The result of an ablation."""
+        assert isinstance(self.result, AblationResult)
+        return self.result
+
+    @property
+    def sweep(self) -> SweepResult:
+        """The result of a sweep."""
+        assert isinstance(self.result, SweepResult)
+        return self.result
 
     def run_called(self, name: str) -> StudyRun | None:
         """The run with this folder name, or None where MLflow was not told of it."""
@@ -129,7 +146,7 @@ def _read(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
     parent = finished[0]
     with tempfile.TemporaryDirectory() as folder:
         path = client.download_artifacts(parent.info.run_id, RESULT_FILE, folder)
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = _RESULT.validate_json(Path(path).read_bytes())
         pictures = {
             Path(artifact).name: Path(
                 client.download_artifacts(parent.info.run_id, artifact, folder)

@@ -10,6 +10,7 @@ from experiments.reports.page import render
 from experiments.reports.study_records import RecordedStudy
 from experiments.reports.sweep_sections import sweep_sections, sweep_table
 from experiments.studies.published import PUBLISHED, load_published
+from experiments.studies.sweep.sweep_result import SweepResult
 
 
 def write_report(study: RecordedStudy, page: Path) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def write_report(study: RecordedStudy, page: Path) -> dict[str, Any]:
         JSON values only: `study`, `kind`, `page`, `markdown`, `pictures` (paths), `missing` (section to the
         reason why it could not be drawn), `mlflow`.
     """
-    if study.kind == "sweep":
+    if isinstance(study.result, SweepResult):
         tables, sections = [sweep_table(study)], sweep_sections(study)
     else:
         tables, sections = ablation_tables(study), ablation_sections(study)
@@ -37,7 +38,7 @@ def write_report(study: RecordedStudy, page: Path) -> dict[str, Any]:
         "tables": tables,
         "sections": sections,
         "provenance": provenance(study),
-        "notes": study.result.get("notes", ()),
+        "notes": () if isinstance(study.result, SweepResult) else study.result.notes,
         "paper": load_published(PUBLISHED).paper,
         "folder": folder.name,
     }

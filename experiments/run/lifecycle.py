@@ -16,11 +16,12 @@ from data_catalog.storage import filesystems
 from experiments.recipes import RECIPES, ROOT, ExperimentConfig, differences
 from experiments.run import checkpoints, run_figures
 from experiments.run.code_version import code_version, environment
+from experiments.run.conclusion import conclude
 from experiments.run.run_data import RunTables, clip_source
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import RunError, conclude
+from experiments.run.run_result import LoggedRunResult, RunError
 from experiments.tracking.journal import Journal
-from experiments.tracking.mlflow_logger import Mirror, RunFacts, tracking_of
+from experiments.tracking.mlflow_logger import LoggedRun, Mirror, RunFacts, tracking_of
 from experiments.tracking.polling import watching
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(
     tracking_uri: str | None = None,
     storage_uri: str | None = None,
     gpus_per_worker: float | None = None,
-) -> dict[str, Any]:
+) -> LoggedRunResult:
     """Train and evaluate on Ray Train, or continue, or show what was finished before.
 
     Args:
@@ -62,16 +63,12 @@ def run(
         storage_uri: Folder or URI for checkpoints; None for the run's own folder.
         gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
 
-    Returns:
-        The result as in `result.conclude`, and `mlflow`: where the run is found there, and whether that is
-        `behind`.
-
     Raises:
         RunError: The workers failed more often than a run survives, or another process trains this run.
     """
     folder = RunFolder.of(workspace, config, tables)
     with only_one(folder):
-        done, trained = folder.result, folder.trained
+        done, trained = folder.is_finished, folder.trained
         _warn_of_other_code(folder)
         if not trained:
             begin(folder, tables)
@@ -81,7 +78,7 @@ def run(
                 mirror.reopen()
                 with _watched(folder, mirror, config.train.epochs):
                     fit(config, tables, folder, storage_uri, gpus_per_worker)
-            if done is None:
+            if not done:
                 conclude(folder)
         except BaseException as error:
             mirror.finish("FAILED" if isinstance(error, RunError) else "KILLED", folder.files)
@@ -90,7 +87,8 @@ def run(
         assert result is not None
         files = sorted(folder.pictures.glob("*.png")) or run_figures.draw_all(folder, result)
         mirror.finish("FINISHED", [*files, *folder.files])
-        return result | {"reused": done is not None, "mlflow": mirror.place | {"behind": mirror.behind}}
+        logged = LoggedRun(**dict(mirror.place), behind=mirror.behind)
+        return LoggedRunResult(**dict(result) | {"reused": done, "mlflow": logged})
 
 
 def begin(folder: RunFolder, tables: RunTables) -> None:
@@ -106,7 +104,7 @@ def begin(folder: RunFolder, tables: RunTables) -> None:
 def _warn_of_other_code(folder: RunFolder) -> None:
     """Say where the code changed since the run was started."""
     if others := other_digests(folder):
-        what = "was finished" if folder.result else "was begun"
+        what = "was finished" if folder.is_finished else "was begun"
         logger.warning(
             "run %s %s by other code (digest %s, now %s); move its folder away to train it anew",
             *(folder.name, what, ", ".join(others), code_version()["code.digest"]),

@@ -13,6 +13,7 @@ from data_catalog.views.training_view import View, open_view
 from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched
 from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import FeatureMetrics, RunResult
 from experiments.tracking.journal import Journal
 from stmi.modality import MODALITIES
 from stmi.retrieval import metrics as retrieval_metrics
@@ -35,12 +36,12 @@ HIT, MISS = "#009e73", "#d55e00"
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "font.size": 9})
 
 
-def draw_all(folder: RunFolder, result: dict[str, Any]) -> list[Path]:
+def draw_all(folder: RunFolder, result: RunResult) -> list[Path]:
     """Draw every picture of a finished run into its folder; returns the files."""
     folder.pictures.mkdir(exist_ok=True)
     drawn = {
         "training_curves": training_curves(folder.journal),
-        "cmc": cmc_curves(result["metrics"], result["untrained"]),
+        "cmc": cmc_curves(result.metrics, result.untrained),
         "rank_lists": rank_lists(
             open_view(folder.view("test")), embeddings_of(result), folder.config.data.junk
         ),
@@ -52,9 +53,9 @@ def draw_all(folder: RunFolder, result: dict[str, Any]) -> list[Path]:
     return files
 
 
-def embeddings_of(result: dict[str, Any]) -> dict[str, np.ndarray]:
+def embeddings_of(result: RunResult) -> dict[str, np.ndarray]:
     """The test embeddings of a finished run, `(rows, width)` by feature, in the order of the test view."""
-    with fetched(result["checkpoint"]) as checkpoint:
+    with fetched(result.checkpoint) as checkpoint:
         return load_file(checkpoint / EMBEDDINGS_FILE)
 
 
@@ -81,7 +82,7 @@ def training_curves(journal: Journal) -> Figure:
     return figure
 
 
-def cmc_curves(metrics: dict[str, Any], untrained: dict[str, Any]) -> Figure:
+def cmc_curves(metrics: dict[str, FeatureMetrics], untrained: FeatureMetrics) -> Figure:
     """Share of queries with a match among the first k, for every feature and for U before training."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -94,9 +95,14 @@ def cmc_curves(metrics: dict[str, Any], untrained: dict[str, Any]) -> Figure:
     return figure
 
 
-def _cmc(axes: Axes, metrics: dict[str, Any], label: str, **style: Any) -> None:
-    shares = 100 * np.array(metrics["cmc"])
-    axes.plot(np.arange(1, len(shares) + 1), shares, label=f"{label}: mAP {metrics['mAP']:.1%}", **style)
+def _cmc(axes: Axes, metrics: FeatureMetrics, label: str, **style: Any) -> None:
+    shares = 100 * np.array(metrics.cmc)
+    axes.plot(
+        np.arange(1, len(shares) + 1),
+        shares,
+        label=f"{label}: mAP {metrics.mean_average_precision:.1%}",
+        **style,
+    )
 
 
 def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) -> Figure:

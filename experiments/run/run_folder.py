@@ -6,12 +6,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from data_catalog.errors import CatalogError
 from data_catalog.storage import filesystems
 from data_catalog.tables.table import Table, TableKind, json_digest, open_table
 from experiments.recipes import ExperimentConfig, parse
 from experiments.run.run_data import RunTables
+from experiments.run.run_result import RunResult
 from experiments.tracking.journal import Journal
+from experiments.tracking.mlflow_logger import MlflowState
 
 
 class RunFolderError(RuntimeError):
@@ -145,7 +149,7 @@ class RunFolder:
     def trained(self) -> bool:
         """Whether at most the result is missing: the last test was reported, and its checkpoint is there."""
         place = (self.journal.last("test") or {}).get("checkpoint")
-        return self.result is not None or (place is not None and place == self.last_checkpoint)
+        return self.is_finished or (place is not None and place == self.last_checkpoint)
 
     @cached_property
     def config(self) -> ExperimentConfig:
@@ -172,22 +176,34 @@ class RunFolder:
         return table
 
     @property
-    def result(self) -> dict[str, Any] | None:
-        """The finished run's result, or None."""
-        if not self._result_file.exists():
-            return None
-        return json.loads(self._result_file.read_text(encoding="utf-8"))
+    def is_finished(self) -> bool:
+        """Whether the run has its result."""
+        return self._result_file.exists()
 
     @property
-    def mlflow(self) -> dict[str, Any] | None:
-        """Where MLflow has the run: `uri`, `run_id`, `experiment_id`; None where it was never told."""
+    def result(self) -> RunResult | None:
+        """The finished run's result, or None.
+
+        Raises:
+            RunFolderError: The file is damaged.
+        """
+        if not self.is_finished:
+            return None
+        try:
+            return RunResult.model_validate_json(self._result_file.read_bytes())
+        except ValidationError as error:
+            raise RunFolderError(f"{self._result_file} is damaged, move it away: {error}") from error
+
+    @property
+    def mlflow(self) -> MlflowState | None:
+        """Where MLflow has the run; None where nothing was logged yet."""
         if not (state := self.path / "mlflow.json").exists():
             return None
-        return json.loads(state.read_text(encoding="utf-8"))
+        return MlflowState.model_validate_json(state.read_bytes())
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Store the result; from then on the run is finished."""
-        self._write(self._result_file, result)
+        self._write(self._result_file, result.model_dump(mode="json"))
 
     @property
     def _config_file(self) -> Path:

@@ -19,6 +19,7 @@ from experiments.run.code_version import code_version, environment
 from experiments.run.lifecycle import facts, other_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
+from experiments.studies.study_result import StudyResult
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import Mirror, RunFacts
 from experiments.tracking.polling import watching
@@ -55,12 +56,6 @@ class StudyFolder:
     def journal(self) -> Journal:
         """What happened."""
         return Journal(self.path / "journal.jsonl")
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """The result of a study that was finished, or None."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     @contextmanager
     def only_one(self) -> Iterator[None]:
@@ -111,9 +106,9 @@ class StudyFolder:
         filesystems.write_atomically(*filesystems.open_root(path), text.encode())
         return path
 
-    def write_result(self, result: dict[str, Any]) -> Path:
+    def write_result(self, result: StudyResult) -> Path:
         """Store the result."""
-        return self.write("result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+        return self.write("result.json", result.to_json() + "\n")
 
 
 @dataclass(frozen=True)
@@ -181,7 +176,7 @@ class StudyMirror:
     def close(self, members: Sequence[Member]) -> None:
         """Close the children whose runs are finished, while others go on."""
         for member in members:
-            if member.folder.result is not None and member.folder.name not in self._closed:
+            if member.folder.is_finished and member.folder.name not in self._closed:
                 child = None if self.parent.behind else self._child(member)
                 if child is not None:
                     child.finish("FINISHED", member.folder.files)
@@ -194,7 +189,7 @@ class StudyMirror:
         try:
             yield
         except BaseException:
-            status = {m.folder.name: "FINISHED" if m.folder.result else "KILLED" for m in members}
+            status = {m.folder.name: "FINISHED" if m.folder.is_finished else "KILLED" for m in members}
             self.finish(list(members), status, [], complete=False)
             raise
 
@@ -277,7 +272,7 @@ class EpochProgress:
         for member in self.members:
             if self.done.get(member.folder.name, 0) < member.config.train.epochs:
                 self.done[member.folder.name] = len(member.folder.journal.epochs())
-        finished = sum(member.folder.result is not None for member in self.members)
+        finished = sum(member.folder.is_finished for member in self.members)
         bar.set_postfix_str(f"{finished}/{len(self.members)} runs", refresh=False)
         bar.update(sum(self.done.values()) - bar.n)
 

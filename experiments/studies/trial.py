@@ -11,10 +11,11 @@ import torch
 from ray import tune
 
 from experiments.recipes import ExperimentConfig, parse
+from experiments.run.conclusion import conclude
 from experiments.run.lifecycle import LOOK_SECONDS, BusyError, begin, fit, gpus_of_each, only_one, work_of
 from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import RunError, StoppedError, conclude
+from experiments.run.run_result import RunError, StoppedError
 from experiments.run.session import OwnProcessSession
 from experiments.run.training_loop import train
 from experiments.tracking.journal import Journal
@@ -124,7 +125,7 @@ def train_run(
             else:
                 with _telling(folder.journal, tell):
                     fit(config, tables, folder, storage_uri, gpus_per_worker)
-        if folder.result is None:
+        if not folder.is_finished:
             conclude(folder)
     return folder
 

@@ -56,7 +56,7 @@ def train_members(
     Returns:
         What went wrong, by the name of the run; runs that are not in it are finished.
     """
-    waiting = [member for member in members if member.folder.result is None]
+    waiting = [member for member in members if not member.folder.is_finished]
     if not waiting:
         return {}
     from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment

@@ -6,7 +6,6 @@ import mlflow.
 """
 
 import hashlib
-import json
 import logging
 import os
 import uuid
@@ -15,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from experiments.recipes import ConfigError
 from experiments.tracking.journal import Journal
@@ -80,6 +82,38 @@ class RunFacts:
     tables: dict[str, str]
 
 
+class MlflowRun(Record):
+    """Where MLflow has a run or a study."""
+
+    uri: str
+    """Tracking URI, without user name and password."""
+    run_id: str | None = None
+    """None as long as MLflow did not answer."""
+    experiment_id: str | None = None
+
+
+class LoggedRun(MlflowRun):
+    """Where MLflow has a run that has just ended."""
+
+    behind: bool
+    """Whether MLflow could not be reached at the end; the journal keeps what it lacks."""
+
+
+class MlflowState(MlflowRun):
+    """What was logged of a run so far (`mlflow.json`)."""
+
+    described: bool = False
+    """Whether parameters and tags were logged."""
+    sent: int = 0
+    """How many events of the journal were logged."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """File name to the digest of what was logged."""
+    status: str = ""
+    """With which the run was closed; empty while it goes on."""
+    uuid: str | None = Field(default=None, alias="identity")
+    """Identifies the run in any store; stored under a key from before the name."""
+
+
 class Mirror:
     """Tells MLflow what a run's journal says.
 
@@ -104,35 +138,34 @@ class Mirror:
         self.behind = False
         self._found = False
         self._state_file = folder / state
-        self._state = self._untold() | {"identity": uuid.uuid4().hex}
+        self._state = MlflowState(uri=self.public_uri, uuid=uuid.uuid4().hex)
         if self._state_file.exists():
-            stored = json.loads(self._state_file.read_text(encoding="utf-8"))
-            if stored["uri"] == self.public_uri:
-                self._state |= stored
-            elif "identity" in stored:
-                # The same store may have another address now.
-                self._state["identity"] = stored["identity"]
+            stored = MlflowState.model_validate_json(self._state_file.read_bytes())
+            own = stored.uuid or self._state.uuid
+            # The same store may have another address now.
+            known = stored if stored.uri == self.public_uri else self._state
+            self._state = known.model_copy(update={"uuid": own})
 
     @property
     def run_id(self) -> str | None:
         """The run's number in MLflow, once it is known there."""
-        return self._state["run_id"]
+        return self._state.run_id
 
     @property
     def experiment_id(self) -> str | None:
         """The experiment's number in MLflow, once it is known there."""
-        return self._state["experiment_id"]
+        return self._state.experiment_id
 
     @property
-    def place(self) -> dict[str, Any]:
-        """Where the run is found in MLflow: `uri`, `run_id`, `experiment_id`."""
-        return {"uri": self.public_uri, "run_id": self.run_id, "experiment_id": self.experiment_id}
+    def place(self) -> MlflowRun:
+        """Where MLflow has the run."""
+        return MlflowRun(uri=self.public_uri, run_id=self.run_id, experiment_id=self.experiment_id)
 
     def reopen(self) -> None:
         """Show a run that had ended before, and goes on, as running."""
 
         def send() -> None:
-            if self._state["status"]:
+            if self._state.status:
                 # First, for it is to be closed again at its end also where MLflow does not hear of this.
                 self._remember(status="")
                 self._client().update_run(self.run_id, status="RUNNING")
@@ -150,25 +183,13 @@ class Mirror:
             self._sync()
             for path in artifacts:
                 self._send_file(path)
-            if self._state["status"] == status:
+            if self._state.status == status:
                 return
             ended = [int(event["time"] * 1000) for event in self.journal.read()[-1:]]
             self._client().set_terminated(self.run_id, status, *ended)
             self._remember(status=status)
 
         self._attempt(send)
-
-    def _untold(self) -> dict[str, Any]:
-        """State of a run that MLflow was told nothing of."""
-        return {
-            "uri": self.public_uri,
-            "run_id": None,
-            "experiment_id": None,
-            "described": False,
-            "sent": 0,
-            "files": {},
-            "status": "",
-        }
 
     def _attempt(self, send: Callable[[], None]) -> None:
         try:
@@ -179,7 +200,7 @@ class Mirror:
                 if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 # Another store has taken the place of the one that had the run, and is told all of it.
-                self._remember(**self._untold())
+                self._forget()
                 send()
             self.behind = False
         except Exception as error:
@@ -198,7 +219,7 @@ class Mirror:
         if self.run_id is not None and not self._found:
             run = self._client().get_run(self.run_id)
             if run.info.lifecycle_stage == "deleted":
-                self._remember(**self._untold())
+                self._forget()
         self._found = True
 
     def _client(self) -> Any:
@@ -211,10 +232,10 @@ class Mirror:
     def _sync(self) -> None:
         if self.run_id is None:
             self._start()
-        if not self._state["described"]:
+        if not self._state.described:
             self._describe()
         events = self.journal.read()
-        metrics = [entry for event in events[self._state["sent"] :] for entry in _metrics_of(event)]
+        metrics = [entry for event in events[self._state.sent :] for entry in _metrics_of(event)]
         client = self._client() if metrics else None
         for start in range(0, len(metrics), 10 * _BATCH):
             from mlflow.entities import Metric  # noqa: PLC0415
@@ -222,16 +243,16 @@ class Mirror:
             assert client is not None
             batch = [Metric(*entry) for entry in metrics[start : start + 10 * _BATCH]]
             client.log_batch(self.run_id, metrics=batch)
-        if len(events) > self._state["sent"]:
+        if len(events) > self._state.sent:
             self._remember(sent=len(events))
 
     def _send_file(self, path: Path) -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self._state["files"].get(path.name) == digest:
+        if self._state.files.get(path.name) == digest:
             return
         folder = "pictures" if path.suffix == ".png" else None
         self._client().log_artifact(self.run_id, str(path), folder)
-        self._remember(files=self._state["files"] | {path.name: digest})
+        self._remember(files=self._state.files | {path.name: digest})
 
     def _start(self) -> None:
         client = self._client()
@@ -248,14 +269,14 @@ class Mirror:
                 logger.warning("MLflow: experiment %s was deleted; it is restored", self.facts.experiment)
                 client.restore_experiment(experiment_id)
         # Where it was told before, from another address or by a process that was killed before it noted it.
-        mine = f"tags.`{IDENTITY}` = '{self._state['identity']}'"
+        mine = f"tags.`{IDENTITY}` = '{self._state.uuid}'"
         known = client.search_runs([experiment_id], mine, max_results=1)
         if known:
             self._remember(run_id=known[0].info.run_id, experiment_id=experiment_id)
             return
         self._remember()
         began = [int(event["time"] * 1000) for event in self.journal.read()[:1]]
-        tags = {IDENTITY: self._state["identity"]}
+        tags = {IDENTITY: self._state.uuid}
         run = client.create_run(experiment_id, *began, tags=tags, run_name=self.facts.name)
         self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
 
@@ -270,9 +291,14 @@ class Mirror:
         client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in self.facts.tags.items()])
         self._remember(described=True)
 
+    def _forget(self) -> None:
+        """Begin anew with a run that the store does not have, or does not have any more."""
+        self._state = MlflowState(uri=self.public_uri, uuid=self._state.uuid)
+        self._remember()
+
     def _remember(self, **changes: Any) -> None:
-        self._state |= changes
-        text = json.dumps(self._state, indent=2) + "\n"
+        self._state = self._state.model_copy(update=changes)
+        text = self._state.to_json() + "\n"
         filesystems.write_atomically(*filesystems.open_root(self._state_file), text.encode())
 
 

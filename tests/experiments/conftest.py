@@ -30,7 +30,7 @@ def trained(ray_session, capsys, clip, workspace):
 def study(ray_session, clip, workspace):
     """The result of the ablation that the tests share: Tables 3 and 4 with two seeds of the small run."""
     asked = ["--table", "3", "4", "--seeds", "2", *small_run.options(clip), "--workspace", str(workspace)]
-    return ablate.ablate(ablate.parser().parse_args(asked))
+    return json.loads(ablate.ablate(ablate.parser().parse_args(asked)).to_json())
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def figure(ray_session, clip, workspace):
     """Figure 5 with one seed of one epoch."""
     asked = ["--figure", "5", "--seeds", "1", "--set", "train.epochs=1", "--workspace", str(workspace)]
     options = small_run.options(clip, without="model.sfm.perturbation")
-    return ablate.ablate(ablate.parser().parse_args([*asked, *options]))
+    return json.loads(ablate.ablate(ablate.parser().parse_args([*asked, *options])).to_json())
 
 
 def test_points_of_figure_5_stand_at_their_p_and_k_and_the_full_model_is_trained_once(figure):
@@ -172,10 +172,10 @@ def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
     client = mlflow.MlflowClient(local_store(tmp_path))
     for failed, status in ((1, "FAILED"), (0, "FINISHED")):
         result = finish_all_but(failed)
-        parent = client.get_run(result["mlflow"]["run_id"])
+        parent = client.get_run(result.mlflow.run_id)
         assert parent.info.status == status
         table = Path(client.download_artifacts(parent.info.run_id, "table4.md")).read_text()
-        assert table == Path(result["table"]).read_text()
+        assert table == Path(result.table).read_text()
         assert ("not finished" in table) == bool(failed)
     assert len(client.search_runs([parent.info.experiment_id], "tags.`stmi.kind` = 'ablation'")) == 1
 

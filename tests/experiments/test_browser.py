@@ -145,7 +145,7 @@ def test_compare_page_of_mlflow_names_the_rows_and_shows_what_differs(browser, s
     of_g = values[4 * names.index("test/G/mAP") :][:4]
     results = [RunFolder.open(workspace / "train" / run).result for run in rows.values()]
     assert [float(value) for value in of_g] == pytest.approx(
-        [result["metrics"]["G"]["mAP"] for result in results], abs=1e-3
+        [result.metrics["G"].mean_average_precision for result in results], abs=1e-3
     )
     assert [url for url in asked if not url.startswith((server, "data:", "blob:"))] == []
     page.close()

@@ -65,7 +65,7 @@ def best_on_test(ray_session, clip, workspace, tmp_path_factory):
 
 
 def test_run_is_evaluated_with_the_weights_of_the_epoch_that_it_reports(best_on_test, capsys):
-    choices = best_on_test.result["choices"]
+    choices = best_on_test.result.choices.model_dump(mode="json")
     assert choices["best_on_test"]["epoch"] < choices["last"]["epoch"] == 3
     for arguments, choice in (((), "best_on_test"), (("--epoch", "last"), "last")):
         result = evaluated(capsys, "--run", str(best_on_test.path), *arguments)

@@ -40,7 +40,8 @@ def arguments(clip, workspace, *extra):
 
 
 def swept_by(clip, workspace, *extra):
-    return sweep_sfm.sweep(sweep_sfm.parser().parse_args(arguments(clip, workspace, *extra)))
+    result = sweep_sfm.sweep(sweep_sfm.parser().parse_args(arguments(clip, workspace, *extra)))
+    return json.loads(result.to_json())
 
 
 def run_folder(workspace, trial):

@@ -10,6 +10,7 @@ from data_catalog.tables.table import json_digest
 from experiments.recipes import ConfigError, ExperimentConfig, differences, resolve
 from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
+from experiments.studies.ablation.ablation_result import AblationResult, TableRow
 from experiments.studies.ablation.ablation_table import EPOCHS, Measured, table_rows
 from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.ablation.table_figure import draw
@@ -26,6 +27,7 @@ from experiments.studies.study import (
     watched,
 )
 from experiments.studies.tuning import train_members
+from experiments.tracking.mlflow_logger import MlflowRun
 
 NO_TEXT = Row("no text", ("model.text=off",))
 
@@ -178,7 +180,7 @@ def run_ablation(
     tracking_uri: str,
     storage_uri: str | None,
     gpus_per_worker: float | None = None,
-) -> dict[str, Any]:
+) -> AblationResult:
     """Train what is missing of a plan, and write its tables.
 
     Args:
@@ -188,11 +190,6 @@ def run_ablation(
         tracking_uri: MLflow's.
         storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
         gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
-
-    Returns:
-        JSON values only: `study`, `kind`, `recipe`, `settings`, `tables` (their keys), `titles`, `seeds`,
-        `unit`, `feature`, `epoch`, `rows` (as `table_rows` gives them), `notes`, `table` (path of the first
-        as Markdown), `files` (name to path), `wrong` (run to reason, of those not finished), `mlflow`.
 
     Raises:
         RunError: Another process runs this study.
@@ -206,21 +203,21 @@ def run_ablation(
         mirror = StudyMirror(
             tracking_uri, workspace, study, plan.recipe, parameters, {"stmi.kind": "ablation"}
         )
-        if any(member.folder.result is None for member in members):
+        if any(not member.folder.is_finished for member in members):
             mirror.reopen()
         warn_of_other_code(members)
         begin_study(study)
         epochs = sum(member.config.train.epochs for member in members)
         with watched(members, mirror, EpochProgress(members), epochs, "epoch"):
             wrong = train_members(members, tables, workspace, study, storage_uri, gpus_per_worker)
-        result = _result(plan, study, members, wrong)
-        for row in result["rows"]:
-            study.journal.append("row", **row)
+        result = _result(plan, study, members, wrong, mirror.parent.place)
+        for row in result.rows:
+            study.journal.append("row", **row.model_dump(mode="json"))
         # Before MLflow is told of it, which may take its time, or fail.
-        study.write_result(result | {"mlflow": mirror.parent.place})
+        study.write_result(result)
         mirror.sync(members)
-        result["mlflow"] = mirror.parent.place
-        files = [study.write_result(result), *(Path(path) for path in result["files"].values())]
+        result = result.model_copy(update={"mlflow": mirror.parent.place})
+        files = [study.write_result(result), *(Path(path) for path in result.files.values())]
         status = {m.folder.name: "FAILED" if m.folder.name in wrong else "FINISHED" for m in members}
         mirror.finish(members, status, files, complete=not wrong)
         return result
@@ -237,12 +234,12 @@ def _member(plan: Plan, config: ExperimentConfig, tables: RunTables, workspace: 
 
 
 def _result(
-    plan: Plan, study: StudyFolder, members: Sequence[Member], wrong: Mapping[str, str]
-) -> dict[str, Any]:
+    plan: Plan, study: StudyFolder, members: Sequence[Member], wrong: Mapping[str, str], mlflow: MlflowRun
+) -> AblationResult:
     full = plan.rows[0][1][0].configs[plan.seeds[0]]
     runs = {member.config.model_dump_json(): member.folder for member in members}
     notes = [*_notes(full, plan), *other_code(members)]
-    rows: list[dict[str, Any]] = []
+    rows: list[TableRow] = []
     files: dict[str, str] = {}
     titles = {}
     for ablation, planned in plan.rows:
@@ -254,28 +251,28 @@ def _result(
         texts = {
             "md": as_markdown(title, table, notes),
             "csv": as_csv(table),
-            "json": json.dumps(table, indent=2, allow_nan=False) + "\n",
+            "json": json.dumps([row.model_dump(mode="json") for row in table], indent=2, allow_nan=False)
+            + "\n",
         }
         for kind, text in texts.items():
             files[f"{ablation.key}.{kind}"] = str(study.write(f"{ablation.key}.{kind}", text))
         files[f"{ablation.key}.png"] = str(draw(ablation, title, table, study.path / f"{ablation.key}.png"))
-    return {
-        "study": study.name,
-        "kind": "ablation",
-        "recipe": plan.recipe,
-        "settings": list(plan.settings),
-        "tables": [ablation.key for ablation, _ in plan.rows],
-        "titles": titles,
-        "seeds": list(plan.seeds),
-        "unit": "fraction",
-        "feature": full.report.feature,
-        "epoch": full.report.epoch,
-        "rows": rows,
-        "notes": notes,
-        "table": files[f"{plan.rows[0][0].key}.md"],
-        "files": files,
-        "wrong": dict(wrong),
-    }
+    return AblationResult(
+        study=study.name,
+        recipe=plan.recipe,
+        settings=plan.settings,
+        tables=tuple(ablation.key for ablation, _ in plan.rows),
+        titles=titles,
+        seeds=plan.seeds,
+        feature=full.report.feature,
+        epoch=full.report.epoch,
+        rows=tuple(rows),
+        notes=tuple(notes),
+        table=files[f"{plan.rows[0][0].key}.md"],
+        files=files,
+        wrong=dict(wrong),
+        mlflow=mlflow,
+    )
 
 
 def _measured(planned: PlannedRow, runs: Mapping[str, RunFolder]) -> Measured:
@@ -284,7 +281,7 @@ def _measured(planned: PlannedRow, runs: Mapping[str, RunFolder]) -> Measured:
     finished = {
         seed: run
         for seed, config in planned.configs.items()
-        if (run := runs[config.model_dump_json()]).result is not None
+        if (run := runs[config.model_dump_json()]).is_finished
     }
     return Measured(
         planned.row,

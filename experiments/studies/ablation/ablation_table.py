@@ -1,14 +1,22 @@
 """An ablation's rows: spread over seeds, the paper's numbers beside them, and which differences are real."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pyarrow import compute, parquet
 
+from experiments.run.conclusion import choices_of
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import choices_of
+from experiments.run.run_result import METRICS, EpochChoices, MetricName, ReportedEpoch
+from experiments.studies.ablation.ablation_result import (
+    ComparedMetric,
+    EpochSpread,
+    RowMetric,
+    SeedSpread,
+    TableRow,
+)
 from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.published import published
 from experiments.studies.significance import (
@@ -20,7 +28,6 @@ from experiments.studies.significance import (
     summarise,
 )
 
-METRICS = ("mAP", "rank1", "rank5", "rank10")
 EPOCHS = {
     "last": "the last epoch",
     "validation": "the epoch chosen on validation identities",
@@ -47,20 +54,24 @@ class Measured:
     against: str | None
     changed: Mapping[str, Any]
 
-    def values(self, metric: str) -> dict[int, float]:
+    def values(self, metric: MetricName) -> dict[int, float]:
         """Seed to a metric of the epoch that the run reports."""
-        chosen = {seed: _result(run)["reported"]["chosen_by"] for seed, run in self.runs.items()}
+        chosen = {seed: _reported(run).chosen_by for seed, run in self.runs.items()}
         return {seed: self.values_at(metric, choice)[seed] for seed, choice in chosen.items()}
 
-    def values_at(self, metric: str, choice: str) -> dict[int, float]:
+    def values_at(self, metric: MetricName, choice: str) -> dict[int, float]:
         """Seed to a metric of a choice of epoch, as in `EPOCHS`; runs without validation lack that choice."""
-        choices = {seed: self._choices(run)[choice] for seed, run in self.runs.items()}
-        return {seed: c["metrics"][self.feature][metric] for seed, c in choices.items() if c is not None}
+        choices = {seed: self._choices(run).get(choice) for seed, run in self.runs.items()}
+        return {
+            seed: chosen.metrics[self.feature].value(metric)
+            for seed, chosen in choices.items()
+            if chosen is not None
+        }
 
-    def epochs_at(self, choice: str) -> dict[str, int]:
-        """Seed, as a word, to the epoch that a choice came to."""
-        choices = {str(seed): self._choices(run)[choice] for seed, run in sorted(self.runs.items())}
-        return {seed: c["epoch"] for seed, c in choices.items() if c is not None}
+    def epochs_at(self, choice: str) -> dict[int, int]:
+        """Seed to the epoch of a choice."""
+        choices = {seed: self._choices(run).get(choice) for seed, run in sorted(self.runs.items())}
+        return {seed: chosen.epoch for seed, chosen in choices.items() if chosen is not None}
 
     def precision(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Average precision `(seeds, queries)`, NaN without a match, and identities `(queries,)`."""
@@ -68,25 +79,28 @@ class Measured:
         values = [table["average_precision"].to_numpy(zero_copy_only=False) for table in tables]
         return np.stack(values).astype(float), tables[0]["identity"].to_numpy()
 
-    def _choices(self, run: RunFolder) -> dict[str, Any]:
+    def _choices(self, run: RunFolder) -> EpochChoices:
         """The epochs of a run that may be reported, as the shown feature chooses them."""
-        if _result(run)["reported"]["feature"] == self.feature:
-            return _result(run)["choices"]
+        result = run.result
+        if result is not None and result.choices is not None and _reported(run).feature == self.feature:
+            return result.choices
         return choices_of(run, self.feature)
 
     def _queries(self, run: RunFolder) -> Any:
         table = parquet.read_table(run.queries)
-        epoch = self._choices(run)[_result(run)["reported"]["chosen_by"]]["epoch"]
+        chosen_epoch = self._choices(run).get(_reported(run).chosen_by)
+        assert chosen_epoch is not None
         chosen = compute.and_(
-            compute.equal(table["feature"], self.feature), compute.equal(table["epoch"], epoch)
+            compute.equal(table["feature"], self.feature), compute.equal(table["epoch"], chosen_epoch.epoch)
         )
         return table.filter(chosen).sort_by("sample_index")
 
 
-def _result(run: RunFolder) -> dict[str, Any]:
+def _reported(run: RunFolder) -> ReportedEpoch:
     result = run.result
     assert result is not None
-    return result
+    assert result.reported is not None
+    return result.reported
 
 
 @dataclass(frozen=True)
@@ -97,23 +111,14 @@ class _Compared:
     queries: Difference
 
 
-def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -> list[dict[str, Any]]:
-    """The finished table, JSON values only; every number is a fraction.
+def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -> list[TableRow]:
+    """The finished table.
 
     Args:
         ablation: Which table.
-        measured: Its rows from top to bottom; one without a finished run has null for what it lacks.
-        dataset: Whose numbers of the paper stand beside it; where it prints none for it, those of RGBNT201.
-
-    Returns:
-        For each row `table`, `index`, `name`, `x`, `config` (what it changes in the recipe), `feature`,
-        `seeds`, `runs` (seed to run), and for each metric `mean`, `std`, `interval` (95 % over seeds),
-        `values` (by seed) and `paper`. `mAP` also has the `difference` from the row that it is compared
-        `against`, with `difference_interval` (over seeds) and `query_interval` (over other queries),
-        the paper's own `paper_difference`, `p_value` (the larger of both tests), `p_adjusted` (for the
-        number of differences that the table shows) and `real`. `epochs` has the mAP of each choice of epoch
-        in `EPOCHS`, side by side, null where no run has it, and which `epoch` that was by seed: the feature's
-        own choice, where it is another than the one that the runs report.
+        measured: Its rows from top to bottom.
+        dataset: The data set whose numbers of the paper are shown beside it; where the paper prints none for
+            it, those of RGBNT201.
     """
     by_name = {one.row.name: one for one in measured}
     compared = {
@@ -126,31 +131,34 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
     rows = []
     for one in measured:
         name = one.row.name
-        metrics = {
-            metric: _summary(one.values(metric)) | {"paper": paper[name].get(metric)} for metric in METRICS
-        }
         ours, theirs = paper[name].get("mAP"), paper.get(one.against or "", {}).get("mAP")
-        metrics["mAP"] |= {
-            "against": one.against,
-            **_judged(compared.get(name), verdicts.get(name)),
-            "paper_difference": None if ours is None or theirs is None else round(ours - theirs, 6),
+        metrics = {
+            metric: RowMetric(**_spread(one.values(metric)), paper=paper[name].get(metric))
+            for metric in METRICS
         }
+        mean_average_precision = ComparedMetric(
+            **dict(metrics.pop("mAP")),
+            against=one.against,
+            **_judged(compared.get(name), verdicts.get(name)),
+            paper_difference=None if ours is None or theirs is None else round(ours - theirs, 6),
+        )
         rows.append(
-            {
-                "table": ablation.key,
-                "index": one.row.index,
-                "name": name,
-                "x": one.row.x,
-                "config": dict(one.changed),
-                "feature": one.feature,
-                "seeds": sorted(one.runs),
-                "runs": {str(seed): run.name for seed, run in sorted(one.runs.items())},
+            TableRow(
+                table=ablation.key,
+                index=one.row.index,
+                name=name,
+                x=one.row.x,
+                config=dict(one.changed),
+                feature=one.feature,
+                seeds=tuple(sorted(one.runs)),
+                runs={seed: run.name for seed, run in sorted(one.runs.items())},
+                mean_average_precision=mean_average_precision,
                 **metrics,
-                "epochs": {
-                    choice: _summary(one.values_at("mAP", choice)) | {"epoch": one.epochs_at(choice)}
+                epochs={
+                    choice: EpochSpread(**_spread(one.values_at("mAP", choice)), epoch=one.epochs_at(choice))
                     for choice in EPOCHS
                 },
-            }
+            )
         )
     return rows
 
@@ -169,8 +177,7 @@ def _compare(one: Measured, other: Measured) -> _Compared:
 
 def _judged(compared: _Compared | None, verdict: Verdict | None) -> dict[str, Any]:
     if compared is None or verdict is None:
-        names = ("difference", "difference_interval", "query_interval", "p_value", "p_adjusted", "real")
-        return dict.fromkeys(names)
+        return {}
     return {
         "difference": compared.seeds.difference,
         "difference_interval": compared.seeds.interval,
@@ -181,12 +188,17 @@ def _judged(compared: _Compared | None, verdict: Verdict | None) -> dict[str, An
     }
 
 
-def _summary(values: Mapping[int, float]) -> dict[str, Any]:
+def _spread(values: Mapping[int, float]) -> dict[str, Any]:
     if not values:
-        return {"mean": None, "std": None, "interval": None, "values": {}}
-    summary = asdict(summarise([values[seed] for seed in sorted(values)]))
-    del summary["seeds"]
-    return summary | {"values": {str(seed): values[seed] for seed in sorted(values)}}
+        return dict(SeedSpread())
+    summary = summarise([values[seed] for seed in sorted(values)])
+    spread = SeedSpread(
+        mean=summary.mean,
+        std=summary.std,
+        interval=summary.interval,
+        values={seed: values[seed] for seed in sorted(values)},
+    )
+    return dict(spread)
 
 
 def _paper(table: str, row: Row, dataset: str) -> dict[str, float]:

@@ -2,42 +2,43 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.studies.ablation.ablation_result import TableRow
 from experiments.studies.ablation.rows import Ablation
 
 MEASURED, PAPER, BESIDE = "#0072b2", "#d55e00", "#7f7f7f"
 
 
-def draw(ablation: Ablation, title: str, rows: Sequence[dict[str, Any]], path: Path) -> Path:
+def draw(ablation: Ablation, title: str, rows: Sequence[TableRow], path: Path) -> Path:
     """Draw a finished table or figure into a file; returns its path."""
-    finished = [row for row in rows if row["mAP"]["mean"] is not None]
+    finished = [row for row in rows if row.mean_average_precision.mean is not None]
     figure = (_curve if ablation.rows[0].x is not None else _points)(finished)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     return path
 
 
-def _points(rows: Sequence[dict[str, Any]]) -> Figure:
+def _points(rows: Sequence[TableRow]) -> Figure:
     """Each row's mean with its interval and seeds; what the paper prints in a panel of its own."""
     figure = Figure(figsize=(9.5, 0.42 * len(rows) + 1.3), layout="constrained")
     measured, paper = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    for place, row in enumerate(rows):
-        colour = MEASURED if row["index"] else BESIDE
-        precision = row["mAP"]
-        if precision["interval"] is not None:
+    for position, row in enumerate(rows):
+        colour = MEASURED if row.index else BESIDE
+        precision = row.mean_average_precision
+        if precision.interval is not None:
             measured.plot(
-                [100 * end for end in precision["interval"]], [place] * 2, color=colour, linewidth=1.5
+                [100 * end for end in precision.interval], [position] * 2, color=colour, linewidth=1.5
             )
-        values = [100 * value for value in precision["values"].values()]
-        measured.plot(values, [place] * len(values), "|", color=colour, markersize=8)
-        measured.plot(100 * precision["mean"], place, "o", color=colour, markersize=6)
-        if precision["paper"] is not None:
-            paper.plot(100 * precision["paper"], place, "D", color=PAPER, markersize=6)
-    measured.set_yticks(range(len(rows)), [" ".join(filter(None, [r["index"], r["name"]])) for r in rows])
+        values = [100 * value for value in precision.values.values()]
+        measured.plot(values, [position] * len(values), "|", color=colour, markersize=8)
+        if precision.mean is not None:
+            measured.plot(100 * precision.mean, position, "o", color=colour, markersize=6)
+        if precision.paper is not None:
+            paper.plot(100 * precision.paper, position, "D", color=PAPER, markersize=6)
+    measured.set_yticks(range(len(rows)), [row.label for row in rows])
     measured.invert_yaxis()
     measured.set(xlabel="measured mAP, %: mean, 95 % interval over seeds, each seed")
     paper.set(xlabel="paper's mAP on RGBNT201, % (its own scale)")
@@ -47,22 +48,28 @@ def _points(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _curve(rows: Sequence[dict[str, Any]]) -> Figure:
+def _curve(rows: Sequence[TableRow]) -> Figure:
     """Draw mAP over a hyper-parameter, its values evenly spaced, with the interval over seeds as a band."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axes: Axes = figure.subplots()
-    places = range(len(rows))
+    positions = range(len(rows))
     axes.plot(
-        places, [100 * row["mAP"]["mean"] for row in rows], "o-", color=MEASURED, label="mean over seeds"
+        positions,
+        [100 * mean for row in rows if (mean := row.mean_average_precision.mean) is not None],
+        "o-",
+        color=MEASURED,
+        label="mean over seeds",
     )
-    intervals = [row["mAP"]["interval"] for row in rows]
-    if all(interval is not None for interval in intervals):
+    intervals = [i for row in rows if (i := row.mean_average_precision.interval) is not None]
+    if len(intervals) == len(rows):
         low, high = ([100 * interval[end] for interval in intervals] for end in (0, 1))
-        axes.fill_between(places, low, high, color=MEASURED, alpha=0.2, label="95 % over seeds", linewidth=0)
-    for place, row in zip(places, rows, strict=True):
-        values = [100 * value for value in row["mAP"]["values"].values()]
-        axes.plot([place] * len(values), values, "_", color=MEASURED, markersize=7)
-    axes.set_xticks(places, [row["name"] for row in rows])
+        axes.fill_between(
+            positions, low, high, color=MEASURED, alpha=0.2, label="95 % over seeds", linewidth=0
+        )
+    for position, row in zip(positions, rows, strict=True):
+        values = [100 * value for value in row.mean_average_precision.values.values()]
+        axes.plot([position] * len(values), values, "_", color=MEASURED, markersize=7)
+    axes.set_xticks(positions, [row.name for row in rows])
     axes.set(ylabel="mAP, % (test identities)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

@@ -2,10 +2,11 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from experiments.studies.ablation.ablation_table import EPOCHS, METRICS
+from experiments.run.run_result import METRICS
+from experiments.studies.ablation.ablation_result import SeedSpread, TableRow
+from experiments.studies.ablation.ablation_table import EPOCHS
 
 HEADER = (
     "row",
@@ -25,14 +26,14 @@ HEADER = (
 )
 
 
-def as_markdown(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
+def as_markdown(title: str, rows: Sequence[TableRow], notes: Sequence[str]) -> str:
     """The table for a README; numbers in percent."""
     lines = [f"**{title}**", "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
-def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+def as_csv(rows: Sequence[TableRow]) -> str:
     """The table for a spreadsheet: fractions, one column a number, empty where there is none."""
     out = io.StringIO()
     columns = [
@@ -45,16 +46,17 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        precision = row["mAP"]
+        precision = row.mean_average_precision
+        epochs = [(row.epochs or {}).get(choice, SeedSpread()) for choice in EPOCHS]
         writer.writerow(
             [
-                *(row["table"], row["index"], row["name"], row["feature"], len(row["seeds"])),
-                *(precision["mean"], precision["std"], *_ends(precision["interval"]), precision["paper"]),
-                *(precision["against"], precision["difference"], *_ends(precision["difference_interval"])),
-                *(*_ends(precision["query_interval"]), precision["p_value"], precision["p_adjusted"]),
-                *(precision["real"], precision["paper_difference"]),
-                *(row["epochs"][choice][part] for choice in EPOCHS for part in ("mean", "std")),
-                *(row[metric]["mean"] for metric in METRICS[1:]),
+                *(row.table, row.index, row.name, row.feature, len(row.seeds)),
+                *(precision.mean, precision.std, *_ends(precision.interval), precision.paper),
+                *(precision.against, precision.difference, *_ends(precision.difference_interval)),
+                *(*_ends(precision.query_interval), precision.p_value, precision.p_adjusted),
+                *(precision.real, precision.paper_difference),
+                *(number for spread in epochs for number in (spread.mean, spread.std)),
+                *(row.metric(metric).mean for metric in METRICS[1:]),
             ]
         )
     return out.getvalue()
@@ -64,33 +66,32 @@ def _ends(interval: Sequence[float] | None) -> tuple[float | None, float | None]
     return (None, None) if interval is None else (interval[0], interval[1])
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: TableRow) -> list[str]:
     """A row's cells as text, in percent, in the order of `HEADER`."""
-    precision = row["mAP"]
-    name = f"{row['index']} {row['name']}" if row["index"] else row["name"]
-    against = precision["against"]
+    precision = row.mean_average_precision
+    real = {True: "yes", False: "no", None: "unsaid"}[precision.real]
     return [
-        name,
+        row.label,
         _spread(precision),
-        _interval(precision["interval"]),
-        _percent(precision["paper"]),
-        _signed(precision["difference"]),
-        _interval(precision["difference_interval"], signed=True),
-        _interval(precision["query_interval"], signed=True),
-        "" if precision["p_adjusted"] is None else f"{precision['p_adjusted']:.3f}",
-        "" if against is None else {True: "yes", False: "no", None: "unsaid"}[precision["real"]],
-        _signed(precision["paper_difference"]),
+        _interval(precision.interval),
+        _percent(precision.paper),
+        _signed(precision.difference),
+        _interval(precision.difference_interval, signed=True),
+        _interval(precision.query_interval, signed=True),
+        "" if precision.p_adjusted is None else f"{precision.p_adjusted:.3f}",
+        "" if precision.against is None else real,
+        _signed(precision.paper_difference),
         # Studies that older versions recorded have the reported epoch only.
-        *(_spread(row["epochs"][choice], missing="") if "epochs" in row else "" for choice in EPOCHS),
-        _spread(row["rank1"]),
+        *("" if row.epochs is None else _spread(row.epochs[choice], missing="") for choice in EPOCHS),
+        _spread(row.rank1),
     ]
 
 
-def _spread(summary: Mapping[str, Any], missing: str = "not finished") -> str:
-    if summary["mean"] is None:
+def _spread(spread: SeedSpread, missing: str = "not finished") -> str:
+    if spread.mean is None:
         return missing
-    spread = "" if summary["std"] is None else f" ± {100 * summary['std']:.1f}"
-    return f"{100 * summary['mean']:.1f}{spread}"
+    deviation = "" if spread.std is None else f" ± {100 * spread.std:.1f}"
+    return f"{100 * spread.mean:.1f}{deviation}"
 
 
 def _percent(value: float | None) -> str:

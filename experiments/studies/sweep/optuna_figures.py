@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,19 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.studies.sweep.search_space import Dimension, Space
+from experiments.studies.sweep.sweep_result import SweepResult, SweepTrial
 
 FINISHED, BEST, PRUNED, FAILED = "#0072b2", "#d55e00", "#999999", "#cc79a7"
 LOG_DECADES_OF_ZERO = 0.6
 """How far under the least value of a log scale its zero stands, in decades."""
 
-Trial = Mapping[str, Any]
-"""A trial of `run_sweep`'s result."""
 
-
-def draw_all(folder: Path, result: Mapping[str, Any], space: Space) -> list[Path]:
+def draw_all(folder: Path, result: SweepResult, space: Space) -> list[Path]:
     """Draw every picture that the trials so far give into a folder; returns the files."""
-    trials, best = result["trials"], result["best"]
-    looked = [trial for trial in trials if trial["curve"]]
+    trials, best = result.trials, result.best
+    looked = [trial for trial in trials if trial.curve]
     if not looked:
         return []
     drawn = {
@@ -33,11 +30,11 @@ def draw_all(folder: Path, result: Mapping[str, Any], space: Space) -> list[Path
         "slice": slices(looked, best, space),
         "parallel_coordinates": parallel_coordinates(looked, best, space),
     }
-    if result["importance"]:
-        finished = sum(trial["value"] is not None for trial in trials)
-        drawn["importance"] = importance(result["importance"], finished)
+    if result.importance:
+        finished = sum(trial.value is not None for trial in trials)
+        drawn["importance"] = importance(result.importance, finished)
     if best is not None:
-        drawn["pareto"] = pareto(looked, result["pareto"])
+        drawn["pareto"] = pareto(looked, result.pareto)
     files = []
     for name, figure in drawn.items():
         files.append(folder / f"{name}.png")
@@ -45,22 +42,21 @@ def draw_all(folder: Path, result: Mapping[str, Any], space: Space) -> list[Path
     return files
 
 
-def reached(trial: Trial) -> float:
+def reached(trial: SweepTrial) -> float:
     """Validation mAP in percent: what counts of a finished trial, the last look at another one."""
-    value = trial["value"]
-    return 100 * (trial["curve"][str(trial["epochs"])] if value is None else value)
+    return 100 * (trial.curve[trial.epochs] if trial.value is None else trial.value)
 
 
-def history(trials: Sequence[Trial], looked: Sequence[Trial]) -> Figure:
+def history(trials: Sequence[SweepTrial], looked: Sequence[SweepTrial]) -> Figure:
     """Every trial by its number, and the best so far."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    _points(axes, [trial["number"] for trial in looked], looked)
-    finished = [(trial["number"], reached(trial)) for trial in looked if trial["value"] is not None]
+    _points(axes, [trial.number for trial in looked], looked)
+    finished = [(trial.number, reached(trial)) for trial in looked if trial.value is not None]
     if finished:
         numbers, values = zip(*finished, strict=True)
         best = np.maximum.accumulate(values)
-        ends = [*numbers, max(trial["number"] for trial in trials)]
+        ends = [*numbers, max(trial.number for trial in trials)]
         axes.step(ends, [*best, best[-1]], where="post", color=BEST, linewidth=1.5, label="best so far")
     axes.set(xlabel="trial", ylabel="validation mAP, %", title="History")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -69,7 +65,7 @@ def history(trials: Sequence[Trial], looked: Sequence[Trial]) -> Figure:
     return figure
 
 
-def slices(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
+def slices(looked: Sequence[SweepTrial], best: SweepTrial | None, space: Space) -> Figure:
     """A panel for each setting: its value and what the trial reached."""
     names = space.dimensions
     columns = min(3, len(names))
@@ -96,7 +92,7 @@ def slices(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
     return figure
 
 
-def parallel_coordinates(looked: Sequence[Trial], best: Trial | None, space: Space) -> Figure:
+def parallel_coordinates(looked: Sequence[SweepTrial], best: SweepTrial | None, space: Space) -> Figure:
     """A line for each trial through its settings to what it reached, coloured by that."""
     scales = [Scale(dimension) for dimension in space.dimensions]
     figure = Figure(figsize=(2.1 * (len(scales) + 1) + 1, 4), layout="constrained")
@@ -107,13 +103,13 @@ def parallel_coordinates(looked: Sequence[Trial], best: Trial | None, space: Spa
     order = np.argsort(values)
     for number in order:
         trial = looked[number]
-        chosen = best is not None and trial["number"] == best["number"]
+        chosen = best is not None and trial.number == best.number
         heights = [*(scale.height(trial) for scale in scales), (values[number] - low) / (high - low)]
         axes.plot(
             range(len(heights)),
             heights,
             color=colours(norm(values[number])),
-            linestyle="-" if trial["value"] is not None else ":",
+            linestyle="-" if trial.value is not None else ":",
             linewidth=3 if chosen else 1.2,
             alpha=1 if chosen else 0.65,
         )
@@ -159,18 +155,18 @@ def importance(shares: Mapping[str, float], finished: int) -> Figure:
     return figure
 
 
-def pareto(looked: Sequence[Trial], front: Sequence[Trial]) -> Figure:
+def pareto(looked: Sequence[SweepTrial], front: Sequence[SweepTrial]) -> Figure:
     """Validation mAP over training cost, and the front of trials that none beats in both."""
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
-    _points(axes, [trial["cost"] for trial in looked], looked)
-    costs, values = [trial["cost"] for trial in front], [reached(trial) for trial in front]
+    _points(axes, [trial.cost for trial in looked], looked)
+    costs, values = [trial.cost for trial in front], [reached(trial) for trial in front]
     axes.plot(costs, values, "o", color=BEST, markersize=7)
     axes.step(costs, values, where="post", color=BEST, linewidth=1.5, label="Pareto front")
     for trial in front:
         axes.annotate(
-            str(trial["number"]),
-            (trial["cost"], reached(trial)),
+            str(trial.number),
+            (trial.cost, reached(trial)),
             (4, 4),
             textcoords="offset points",
             fontsize=8,
@@ -183,7 +179,7 @@ def pareto(looked: Sequence[Trial], front: Sequence[Trial]) -> Figure:
     return figure
 
 
-def _points(axes: Axes, places: Sequence[float], trials: Sequence[Trial]) -> None:
+def _points(axes: Axes, places: Sequence[float], trials: Sequence[SweepTrial]) -> None:
     """Trials as points, by how they ended."""
     for state, colour, marker, label in (
         ("finished", FINISHED, "o", "finished"),
@@ -192,7 +188,7 @@ def _points(axes: Axes, places: Sequence[float], trials: Sequence[Trial]) -> Non
         ("crashed", FAILED, "+", "crashed, its last look"),
         ("running", PRUNED, ".", "running"),
     ):
-        chosen = [(x, reached(t)) for x, t in zip(places, trials, strict=True) if t["state"] == state]
+        chosen = [(x, reached(t)) for x, t in zip(places, trials, strict=True) if t.state == state]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), marker, color=colour, markersize=6, alpha=0.85, label=label)
 
@@ -225,16 +221,16 @@ class Scale:
         self.limits = (self.ticks[0] - margin, self.ticks[-1] + margin)
         self.wordy = max(map(len, self.labels)) > 6
 
-    def place(self, trial: Trial) -> float:
+    def place(self, trial: SweepTrial) -> float:
         """Of a trial's value."""
-        value = trial["config"][self.dimension.name]
+        value = trial.values[self.dimension.name]
         if self.dimension.kind == "choice":
             return self.dimension.choices.index(value)
         if self.dimension.kind == "zero-or-log" and value == 0:
             return self.ticks[0]
         return self._on_axis(value)
 
-    def height(self, trial: Trial) -> float:
+    def height(self, trial: SweepTrial) -> float:
         """Of a trial's value, from 0 to 1."""
         return (self.place(trial) - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
@@ -20,10 +20,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from experiments.recipes import ConfigError
 from experiments.studies.sweep.search_space import Space
+from experiments.studies.sweep.sweep_result import State, SweepTrial
 from experiments.tracking.mlflow_logger import without_credentials
 from stmi import keyed_random
-
-State = Literal["running", "finished", "pruned", "failed", "crashed"]
 
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What it means that the storage does not answer."""
@@ -34,32 +33,6 @@ OWNER = "stmi.folder"
 DRAWS = 100
 """Draws in a row that may give impossible settings."""
 METRIC_NAMES = ("validation mAP", "cost")
-
-
-@dataclass(frozen=True)
-class SweepTrial:
-    """A trial.
-
-    Attributes:
-        number: From 0, in the order in which they were drawn.
-        state: "pruned" was stopped early; "failed" stopped itself and would again; "crashed" did so too
-            often, and another trial makes up for it when the sweep goes on.
-        values: The settings that were drawn, by flat name.
-        run: Name of its run's folder.
-        cost: As the sweep counts it.
-        curve: Validation mAP by epoch.
-        value: What the sweep maximises, where the trial is finished.
-        reason: Why it failed or crashed.
-    """
-
-    number: int
-    state: State
-    values: Mapping[str, Any]
-    run: str
-    cost: float
-    curve: Mapping[int, float]
-    value: float | None
-    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -263,6 +236,7 @@ class SweepStudy:
             values=self.space.draw(stored),
             run=stored.user_attrs["run"],
             cost=stored.user_attrs["cost"],
+            epochs=max(stored.intermediate_values, default=0),
             curve=dict(sorted(stored.intermediate_values.items())),
             value=stored.values[0] if stored.state == TrialState.COMPLETE else None,
             reason=reason,

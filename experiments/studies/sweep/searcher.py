@@ -9,7 +9,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from experiments.recipes import ExperimentConfig, ReportConfig
-from experiments.studies.sweep.optuna_study import Drawn, SweepStudy, SweepTrial
+from experiments.studies.sweep.optuna_study import Drawn, SweepStudy
+from experiments.studies.sweep.sweep_result import SweepTrial
 from experiments.studies.sweep.sweep_spec import chosen_by
 
 REDUCTION = 3

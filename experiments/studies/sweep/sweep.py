@@ -9,10 +9,10 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.planning.training_cost import TrainingCost
-from experiments.recipes import ConfigError
+from experiments.recipes import ConfigError, ReportConfig
 from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import RunError
+from experiments.run.run_result import RunError, RunResult
 from experiments.studies.study import (
     Member,
     StudyFolder,
@@ -21,11 +21,20 @@ from experiments.studies.study import (
     warn_of_other_code,
     watched,
 )
-from experiments.studies.sweep import optuna_figures as sweep_pictures
-from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, Drawn, SweepStudy, SweepTrial
-from experiments.studies.sweep.sweep_result import best_of, missing, sweep_result, words
-from experiments.studies.sweep.sweep_spec import Sweep
+from experiments.studies.sweep import optuna_figures
+from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, Drawn, SweepStudy
+from experiments.studies.sweep.sweep_result import (
+    BestTrial,
+    SweepResult,
+    SweepTrial,
+    TestMetrics,
+    best_of,
+    pareto_of,
+    words,
+)
+from experiments.studies.sweep.sweep_spec import Sweep, chosen_by
 from experiments.studies.tuning import reason_of, tune_trials
+from experiments.tracking.mlflow_logger import MlflowRun
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +67,7 @@ def run_sweep(
     gpus_per_worker: float | None = None,
     concurrent: int | None = None,
     resume: bool = False,
-) -> dict[str, Any]:
+) -> SweepResult:
     """Run what is missing of a sweep, and write what came of it.
 
     Args:
@@ -71,13 +80,6 @@ def run_sweep(
         gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
         concurrent: Trials at once; None for as many as there is room for.
         resume: Refuse to begin a new study.
-
-    Returns:
-        JSON values only: `study`, `kind`, `recipe`, `settings`, `seed`, `space`, `objectives`, `feature`,
-        `unit`, `trials` (each `number`, `state`, `config`, `value`, `cost`, `epochs`, `curve`, `run`,
-        `reason`), `best` (such a trial, with its `test` metrics), `pareto` (such trials), `importance`,
-        `missing` (how many trials less than asked for came to an end), `resumed`, `storage`, `files` (name to
-        path), `mlflow`.
 
     Raises:
         ConfigError: The name or the storage is that of another sweep.
@@ -131,23 +133,22 @@ def run_sweep(
                         f"sweep {folder.name}, study in {study.url}, cannot go on ({reason}); what was "
                         "measured is kept, so run the same command again once the cause is removed"
                     ) from error
-        result = sweep_result(sweep, study, tables, workspace, resumed=bool(before))
-        result["files"] = {
-            path.stem: str(path) for path in sweep_pictures.draw_all(folder.path, result, sweep.space)
-        }
+        result = _result(sweep, study, tables, workspace, bool(before), mirror.parent.place)
+        drawn = optuna_figures.draw_all(folder.path, result, sweep.space)
+        result = result.model_copy(update={"files": {path.stem: str(path) for path in drawn}})
         members = _members(sweep, study.trials(), tables, workspace)
         warn_of_other_code(members)
         # Before MLflow is told of it, which may take its time, or fail.
-        folder.write_result(result | {"mlflow": mirror.parent.place})
+        folder.write_result(result)
         mirror.sync(members)
-        result["mlflow"] = mirror.parent.place
-        files = [folder.write_result(result), *(Path(path) for path in result["files"].values())]
+        result = result.model_copy(update={"mlflow": mirror.parent.place})
+        files = [folder.write_result(result), *drawn]
         status = {trial.run: STATUS[trial.state] for trial in study.trials() if trial.state in STATUS}
         # A run that a trial trained to its end is finished, though another trial drew it too and was stopped.
-        status |= {m.folder.name: STATUS["finished"] for m in members if m.folder.result is not None}
-        mirror.finish(members, status, files, complete=not result["missing"])
-    if result["best"] is None:
-        reasons = {trial["reason"] or "was stopped early" for trial in result["trials"]}
+        status |= {m.folder.name: STATUS["finished"] for m in members if m.folder.is_finished}
+        mirror.finish(members, status, files, complete=not result.missing)
+    if result.best is None:
+        reasons = {trial.reason or "was stopped early" for trial in result.trials}
         raise RunError(f"no trial of sweep {folder.name} could be finished: {'; '.join(sorted(reasons))}")
     return result
 
@@ -243,3 +244,55 @@ def _member(sweep: Sweep, trial: SweepTrial, tables: RunTables, workspace: Path)
     name = f"trial {trial.number:02d}: {words(trial.values)}"
     tags = {"stmi.arm": name, "stmi.trial": str(trial.number), "stmi.seed": str(config.seed)}
     return Member(RunFolder.of(workspace, config, tables), config, name, tags)
+
+
+def missing(sweep: Sweep, trials: Sequence[SweepTrial]) -> int:
+    """How many trials are left to run; those that crashed are made up for when the sweep goes on."""
+    return max(0, sweep.trials - sum(trial.state in ("finished", "pruned", "failed") for trial in trials))
+
+
+def _result(
+    sweep: Sweep, study: SweepStudy, tables: RunTables, workspace: Path, resumed: bool, mlflow: MlflowRun
+) -> SweepResult:
+    """All that a sweep has come to so far."""
+    trials = study.trials()
+    best = best_of(trials)
+    return SweepResult(
+        study=study.name,
+        recipe=sweep.recipe,
+        settings=sweep.settings,
+        seed=sweep.base.seed,
+        space=tuple(dimension.text for dimension in sweep.space.dimensions),
+        objectives=("mAP", "cost") if sweep.two_objectives else ("mAP",),
+        feature=sweep.base.report.feature,
+        unit={"value": "fraction: mAP on the validation identities", "cost": "TFLOP of training"},
+        trials=tuple(trials),
+        best=None if best is None else _best(sweep, best, tables, workspace),
+        pareto=tuple(pareto_of(trials)),
+        importance=study.importance(),
+        missing=missing(sweep, trials),
+        resumed=resumed,
+        storage=study.url,
+        files={},
+        mlflow=mlflow,
+    )
+
+
+def _best(sweep: Sweep, trial: SweepTrial, tables: RunTables, workspace: Path) -> BestTrial:
+    """The chosen trial with its metrics on the test identities, which had no say."""
+    result = RunFolder.of(workspace, sweep.config(trial.values), tables).result
+    if result is None:
+        raise RunError(
+            f"run {trial.run} of trial {trial.number} has no result any more; its folder was changed"
+        )
+    return BestTrial(**dict(trial), test=measured_on_test(result, sweep.base.report))
+
+
+def measured_on_test(result: RunResult, report: ReportConfig) -> TestMetrics:
+    """Test metrics of a trial's run at the epoch that gave its value."""
+    choice = None if result.choices is None else result.choices.get(chosen_by(report))
+    assert choice is not None
+    metrics = choice.metrics[report.feature]
+    return TestMetrics(
+        epoch=choice.epoch, mean_average_precision=metrics.mean_average_precision, rank1=metrics.rank1
+    )

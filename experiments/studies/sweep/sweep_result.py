@@ -1,14 +1,83 @@
-"""What came of a sweep: its trials, the best one, and the front of mAP and cost."""
+"""The result of a sweep: its trials, the best one, and the Pareto front of mAP and cost."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from experiments.run.run_data import RunTables
-from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import RunError
-from experiments.studies.sweep.optuna_study import SweepStudy, SweepTrial
-from experiments.studies.sweep.sweep_spec import Sweep, chosen_by
+from pydantic import Field
+
+from data_catalog.records import Record
+from experiments.studies.study_result import StudyResult
+
+State = Literal["running", "finished", "pruned", "failed", "crashed"]
+
+
+class SweepTrial(Record):
+    """A trial of a sweep."""
+
+    number: int
+    """From 0, in the order in which the trials were sampled."""
+    state: State
+    """"pruned" was stopped early; "failed" stopped itself and would again; "crashed" did so too often, and
+    another trial makes up for it when the sweep goes on."""
+    values: dict[str, Any] = Field(alias="config")
+    """The sampled settings, by flat name."""
+    value: float | None
+    """What the sweep maximises: mAP on the validation identities, a fraction. None unless finished."""
+    cost: float
+    """Of training, in TFLOP."""
+    epochs: int
+    """The last epoch that was validated; 0 for none."""
+    curve: dict[int, float]
+    """Validation mAP by epoch."""
+    run: str
+    """Name of its run's folder."""
+    reason: str | None
+    """Why it failed or crashed."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is expected of it."""
+        return self.state != "running"
+
+
+class TestMetrics(Record):
+    """Metrics of the best trial on the test identities, at the epoch that gave its value."""
+
+    epoch: int
+    mean_average_precision: float = Field(alias="mAP")
+    rank1: float
+
+
+class BestTrial(SweepTrial):
+    """The finished trial with the highest value."""
+
+    value: float
+    test: TestMetrics
+
+
+class SweepResult(StudyResult):
+    """The result of a sweep."""
+
+    kind: Literal["sweep"] = "sweep"
+    seed: int
+    space: tuple[str, ...]
+    """The searched settings, as `--search` takes them."""
+    objectives: tuple[str, ...]
+    unit: dict[str, str]
+    """Of a trial's `value` and `cost`."""
+    trials: tuple[SweepTrial, ...]
+    best: BestTrial | None
+    """None where no trial is finished."""
+    pareto: tuple[SweepTrial, ...]
+    """The finished trials that no other one beats in value without costing more."""
+    importance: dict[str, float]
+    """Share of each setting in what sets the best trials apart (PED-ANOVA), largest first."""
+    missing: int
+    """How many trials less than asked for came to an end."""
+    resumed: bool
+    """Whether there were trials before this command."""
+    storage: str
+    """URL of the Optuna study, without its password."""
 
 
 def best_of(trials: Sequence[SweepTrial]) -> SweepTrial | None:
@@ -18,7 +87,7 @@ def best_of(trials: Sequence[SweepTrial]) -> SweepTrial | None:
 
 
 def pareto_of(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
-    """The finished trials that no other one beats in value without costing more, from cheap to dear."""
+    """The finished trials that no other one beats in value without costing more, from cheap to expensive."""
     front = []
     highest = float("-inf")
     finished = [(trial.cost, -trial.value, trial.number) for trial in trials if trial.value is not None]
@@ -29,11 +98,6 @@ def pareto_of(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     return [trials[number] for number in front]
 
 
-def missing(sweep: Sweep, trials: Sequence[SweepTrial]) -> int:
-    """How many trials are left to run; those that crashed are made up for when the sweep goes on."""
-    return max(0, sweep.trials - sum(trial.state in ("finished", "pruned", "failed") for trial in trials))
-
-
 def words(values: Mapping[str, Any]) -> str:
     """A trial's values in a few words: `perturbation=0.012 tokens=4`."""
     parts = {name.rpartition(".")[2]: value for name, value in values.items()}
@@ -41,58 +105,3 @@ def words(values: Mapping[str, Any]) -> str:
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in parts.items()
     )
-
-
-def trial_facts(trial: SweepTrial) -> dict[str, Any]:
-    """A trial as JSON values."""
-    return {
-        "number": trial.number,
-        "state": trial.state,
-        "config": dict(trial.values),
-        "value": trial.value,
-        "cost": trial.cost,
-        "epochs": max(trial.curve, default=0),
-        "curve": {str(epoch): value for epoch, value in trial.curve.items()},
-        "run": trial.run,
-        "reason": trial.reason,
-    }
-
-
-def sweep_result(
-    sweep: Sweep, study: SweepStudy, tables: RunTables, workspace: Path, resumed: bool
-) -> dict[str, Any]:
-    """All that a sweep has come to so far, JSON values only; see `run_sweep`."""
-    trials = study.trials()
-    best = best_of(trials)
-    base = sweep.base
-    return {
-        "study": study.name,
-        "kind": "sweep",
-        "recipe": sweep.recipe,
-        "settings": list(sweep.settings),
-        "seed": base.seed,
-        "space": [dimension.text for dimension in sweep.space.dimensions],
-        "objectives": ["mAP", "cost"] if sweep.two_objectives else ["mAP"],
-        "feature": base.report.feature,
-        "unit": {"value": "fraction: mAP on the validation identities", "cost": "TFLOP of training"},
-        "trials": [trial_facts(trial) for trial in trials],
-        "best": None if best is None else trial_facts(best) | {"test": _test(sweep, best, tables, workspace)},
-        "pareto": [trial_facts(trial) for trial in pareto_of(trials)],
-        "importance": study.importance(),
-        "missing": missing(sweep, trials),
-        "resumed": resumed,
-        "storage": study.url,
-    }
-
-
-def _test(sweep: Sweep, trial: SweepTrial, tables: RunTables, workspace: Path) -> dict[str, Any]:
-    """The chosen trial on the test identities, which had no say, at the epoch that gave its value."""
-    result = RunFolder.of(workspace, sweep.config(trial.values), tables).result
-    if result is None:
-        raise RunError(
-            f"run {trial.run} of trial {trial.number} has no result any more; its folder was changed"
-        )
-    report = sweep.base.report
-    choice = result["choices"][chosen_by(report)]
-    metrics = choice["metrics"][report.feature]
-    return {"epoch": choice["epoch"]} | {name: metrics[name] for name in ("mAP", "rank1")}

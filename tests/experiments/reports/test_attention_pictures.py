@@ -99,7 +99,7 @@ def test_map_shows_every_image_mask_and_layer(run):
 
 def test_learned_strengths_stand_at_the_layers_that_have_them(run):
     alpha, beta = learned_strengths(run)
-    weights = load_file(f"{run.result['checkpoint']}/model.safetensors")
+    weights = load_file(f"{run.result.checkpoint}/model.safetensors")
     assert alpha[0] == pytest.approx(weights["image_tower.modulation.alpha"].ravel())
     assert beta[0] == pytest.approx(weights["image_tower.modulation.beta"].ravel())
     assert np.isnan(alpha[1]).all()

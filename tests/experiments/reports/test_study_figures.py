@@ -6,21 +6,22 @@ from matplotlib.colors import to_hex
 
 from experiments.reports import study_figures as study_pictures
 from experiments.reports.study_records import StudyRun
+from tests.experiments import made_up
 
 
 def row(name, difference, real, paper=None, against="baseline"):
     low, high = (None, None) if difference is None else (difference - 0.02, difference + 0.02)
-    return {
-        "name": name,
-        "mAP": {
-            "against": against if difference is not None else None,
-            "difference": difference,
-            "difference_interval": None if difference is None else [low, high],
-            "query_interval": None if difference is None else [low / 2, high / 2],
-            "paper_difference": paper,
-            "real": real,
-        },
-    }
+    if difference is None:
+        return made_up.table_row(name, paper_difference=paper)
+    return made_up.table_row(
+        name,
+        against=against,
+        difference=difference,
+        difference_interval=(low, high),
+        query_interval=(low / 2, high / 2),
+        paper_difference=paper,
+        real=real,
+    )
 
 
 def run(seed, validation, loss=(3.0, 2.0), split="validation"):

@@ -62,7 +62,8 @@ def test_table_shows_the_mean_of_the_runs_and_the_papers_number_in_a_column_of_i
         cells = page.rows[f"table3-{number}"]
         names = study["rows"][number]["runs"].values()
         measured = [
-            RunFolder.open(workspace / "train" / name).result["metrics"]["U"]["mAP"] for name in names
+            RunFolder.open(workspace / "train" / name).result.metrics["U"].mean_average_precision
+            for name in names
         ]
         assert cells[0][1].startswith(letter)
         assert cells[1][1].startswith(f"{100 * sum(measured) / len(measured):.1f} ±")
@@ -127,8 +128,8 @@ def test_where_folders_are_out_of_reach_the_page_says_so_and_shows_the_rest(reco
 
 def test_rows_without_a_seed_in_common_are_in_no_picture_together(recorded, tmp_path):
     # As where the first row's second run failed, and the last row's first one.
-    first, last = (recorded.result["rows"][place]["runs"] for place in (0, 3))
-    left = tuple(run for run in recorded.runs if run.run not in (first["1"], last["0"]))
+    first, last = (recorded.result.rows[place].runs for place in (0, 3))
+    left = tuple(run for run in recorded.runs if run.run not in (first[1], last[0]))
     written = write_report(replace(recorded, runs=left), tmp_path / "report.html")
     missing = {title for title, reason in written["missing"].items() if "no seed in common" in reason}
     assert {title.rpartition(": ")[2] for title in missing} == {"identities"}
@@ -151,7 +152,7 @@ def test_run_that_mlflow_was_not_yet_told_of_is_left_out(recorded, study, worksp
 @pytest.mark.parametrize(("reported", "table"), [("last", "as the table"), ("best_on_test", "best on test")])
 def test_pictures_of_the_last_epoch_say_which_epoch_the_table_is_of(recorded, reported, table):
     away = tuple(replace(run, folder=Path("/elsewhere") / run.run) for run in recorded.runs)
-    result = recorded.result | {"epoch": reported}
+    result = recorded.result.model_copy(update={"epoch": reported})
     sections = ablation_sections(replace(recorded, runs=away, result=result))
     texts = {part.key: part.text for part in sections}
     for key in ("table3-identities", "table3-ranks", "table3-strengths", "attention"):

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,19 +8,11 @@ from matplotlib.figure import Figure
 from experiments.reports.study_records import RecordedStudy, StudyRun
 from experiments.reports.study_report import write_report
 from experiments.reports.sweep_sections import sweep_table
+from tests.experiments import made_up
 
 
-def trial(number, state, value, run=None, **config):
-    return {
-        "number": number,
-        "state": state,
-        "config": config,
-        "value": value,
-        "cost": 1.5e9 + number,
-        "epochs": 3,
-        "run": run or f"run{number}",
-        "reason": None,
-    }
+def trial(number, state, value, **values):
+    return made_up.trial(number, state, value, values=values, cost=1.5e9 + number)
 
 
 @pytest.fixture
@@ -31,15 +24,15 @@ def sweep():
     ]
     runs = tuple(
         StudyRun(
-            run_id=f"mlflow{one['number']}",
+            run_id=f"mlflow{one.number}",
             experiment_id="1",
-            name=f"trial {one['number']}",
-            run=one["run"],
-            arm=f"trial {one['number']}",
+            name=f"trial {one.number}",
+            run=one.run,
+            arm=f"trial {one.number}",
             seed=0,
-            folder=Path("/elsewhere") / one["run"],
+            folder=Path("/elsewhere") / one.run,
             status="FINISHED",
-            parameters={"seed": "0", "str.tokens": str(one["config"]["str.tokens"])},
+            parameters={"seed": "0", "str.tokens": str(one.values["str.tokens"])},
             digests={"view/test": "abc"},
             tags={"code.digest": "c0de"},
             curves={"validation": {1: 0.1, 2: 0.2}, "loss": {1: 3.0, 2: 2.0}},
@@ -48,14 +41,8 @@ def sweep():
     )
     picture = io.BytesIO()
     Figure(figsize=(3, 2)).savefig(picture, format="png", dpi=100)
-    result = {
-        "study": "demo-sweep-1",
-        "kind": "sweep",
-        "recipe": "demo",
-        "trials": trials,
-        "best": trials[2] | {"test": {"epoch": 3, "mAP": 0.44, "rank1": 0.6}},
-        "pareto": trials[:1],
-    }
+    best = made_up.best_trial(trials[2], mean_average_precision=0.44)
+    result = made_up.sweep_result(*trials, best=best, pareto=trials[:1])
     return RecordedStudy(
         "demo-sweep-1",
         "http://mlflow:5000",
@@ -83,8 +70,8 @@ def test_best_trial_comes_first_and_stopped_ones_last(sweep):
 
 
 def test_sweep_without_a_finished_trial_says_so(sweep):
-    sweep.result["best"] = None
-    assert sweep_table(sweep).verdict == "No trial could be finished."
+    unfinished = sweep.result.model_copy(update={"best": None})
+    assert sweep_table(replace(sweep, result=unfinished)).verdict == "No trial could be finished."
 
 
 def test_page_shows_the_sweeps_own_pictures_and_leads_to_mlflow(sweep, tmp_path):
@@ -100,7 +87,7 @@ def test_page_shows_the_sweeps_own_pictures_and_leads_to_mlflow(sweep, tmp_path)
 
 
 def test_what_a_run_is_called_is_shown_as_it_is(sweep, tmp_path):
-    sweep.result["trials"][0]["config"]["clip.source"] = "<script>alert(1)</script>"
+    sweep.result.trials[0].values["clip.source"] = "<script>alert(1)</script>"
     page = Path(write_report(sweep, tmp_path / "report.html")["page"]).read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;" in page

@@ -85,17 +85,17 @@ def test_one_worker_has_the_same_batches_under_both_placements(train_view, clip)
 def test_workers_with_identities_of_their_own_train_together(ran):
     tables, result = ran
     assert len(tables.views["train"].manifest.shards) == 3
-    assert (result["status"], len(result["losses"])) == ("finished", 1)
-    assert np.isfinite(result["losses"][0]["total"])
+    assert (result.status, len(result.losses)) == ("finished", 1)
+    assert np.isfinite(result.losses[0]["total"])
 
 
 def test_warnings_of_the_checks_are_logged_with_the_run(ran):
     tables, result = ran
     assert [finding.check for finding in tables.warnings] == ["few_samples"]
     [finding] = tables.warnings
-    logged = Journal(Path(result["folder"]) / "journal.jsonl").last("checks")["warnings"]
+    logged = Journal(Path(result.folder) / "journal.jsonl").last("checks")["warnings"]
     assert logged == [{"check": "few_samples", "message": finding.message, "samples": 24}]
-    run = mlflow.MlflowClient(result["mlflow"]["uri"]).get_run(result["mlflow"]["run_id"])
+    run = mlflow.MlflowClient(result.mlflow.uri).get_run(result.mlflow.run_id)
     assert run.data.tags["stmi.warnings"] == "few_samples"
 
 

@@ -2,6 +2,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.run import run_figures
+from experiments.run.run_result import FeatureMetrics
 from experiments.tracking.journal import Journal
 
 
@@ -20,8 +21,12 @@ def test_curves_show_every_loss_and_every_look_at_validation(tmp_path):
 
 
 def test_cmc_curves_carry_the_map_of_every_feature():
-    metrics = {name: {"mAP": 0.25, "cmc": [0.1, 0.2]} for name in run_figures.FEATURE_NAMES}
-    figure = run_figures.cmc_curves(metrics, {"mAP": 0.05, "cmc": [0.0, 0.1]})
+    low, high = (
+        FeatureMetrics(mean_average_precision=value, rank1=0.1, rank5=0.2, rank10=0.2, cmc=(0.1, 0.2))
+        for value in (0.05, 0.25)
+    )
+    metrics = dict.fromkeys(run_figures.FEATURE_NAMES, high)
+    figure = run_figures.cmc_curves(metrics, low)
     assert isinstance(figure, Figure)
     labels = [line.get_label() for line in figure.axes[0].lines]
     assert "U, fused: mAP 25.0%" in labels

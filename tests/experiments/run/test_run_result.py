@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from experiments.recipes import resolve
-from experiments.run import run_result
-from experiments.run.run_folder import RunFolder
+from experiments.report import RunReport
+from experiments.run import conclusion
+from experiments.run.run_folder import RunFolder, RunFolderError
 from experiments.run.session import OwnProcessSession
+from tests import json_samples
+from tests.experiments import made_up
 
 
 def looked_at(epoch, **precision):
-    metrics = {name: {"mAP": value, "rank1": value} for name, value in precision.items()}
+    metrics = {name: made_up.metrics(value) for name, value in precision.items()}
     return {"epoch": epoch, "losses": {}, "seconds": {}, "validation": metrics, "test": metrics}
 
 
@@ -30,8 +33,8 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("feature", "epoch"), [("U", 2), ("G", 1)])
 def test_every_feature_chooses_its_own_epochs(folder, feature, epoch):
-    choices = run_result.choices_of(folder, feature)
-    assert {choice: of["epoch"] for choice, of in choices.items()} == {
+    choices = conclusion.choices_of(folder, feature)
+    assert {choice: epoch_metrics.epoch for choice, epoch_metrics in choices} == {
         "last": 3,
         "validation": epoch,
         "best_on_test": epoch,
@@ -44,7 +47,7 @@ def test_clock_of_the_workers_may_be_behind():
         {"event": "untrained", "time": 95.0, "began": 90.0, "seconds": {"evaluation": 2.0}},
         {"event": "epoch", "time": 99.0, "began": 90.0, "seconds": {"steps": 3.0}},
     ]
-    seconds = run_result._seconds(events)
+    seconds = conclusion.seconds_by_part(events)
     assert (seconds["workers"], seconds["steps"]) == (9.0, 3.0)
     assert seconds["share_in_steps_and_evaluation"] == pytest.approx(5 / 9)
 
@@ -61,3 +64,28 @@ def test_checkpoint_that_was_lost_and_made_again_is_kept_as_a_new_one(folder, tm
         session.report({"event": "epoch", "step": step}, tmp_path / "new")
         assert folder.last_checkpoint == place(step)
     assert len(list(tmp_path.glob("checkpoint_*"))) == 2
+
+
+@pytest.mark.parametrize("name", ["train", "report"])
+def test_printed_result_keeps_its_keys(name):
+    json_samples.check(name, RunReport)
+
+
+def test_result_of_an_older_version_is_read(tmp_path):
+    sample = json.loads((json_samples.FOLDER / "train.json").read_text())
+    later = ("choices", "reported", "mlflow", "paper")
+    (tmp_path / "result.json").write_text(
+        json.dumps({name: value for name, value in sample.items() if name not in later})
+    )
+    result = RunFolder(tmp_path).result
+    assert (result.run, result.choices, result.reported) == (sample["run"], None, None)
+
+
+def test_stored_result_is_read_back_as_it_was(tmp_path):
+    result = made_up.run_result()
+    folder = RunFolder(tmp_path)
+    folder.write_result(result)
+    assert folder.result == result
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"result\.json is damaged"):
+        _ = folder.result

@@ -34,9 +34,9 @@ def alone(ray_session, clip, workspace, tmp_path_factory):
 
 
 def test_run_in_its_own_process_gives_the_losses_and_metrics_of_two_ray_train_workers(alone, trained):
-    for one, two in zip(alone.result["losses"], trained["losses"], strict=True):
+    for one, two in zip(alone.result.losses, trained["losses"], strict=True):
         assert one == pytest.approx(two, rel=ROUNDING_FLOAT32)
-    assert set(alone.result["metrics"]) == set(trained["metrics"])
+    assert set(alone.result.metrics) == set(trained["metrics"])
 
 
 def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone, clip, workspace, tmp_path):
@@ -51,9 +51,9 @@ def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone,
         with pytest.raises(KilledError):
             small_run.alone(clip, workspace, runs=tmp_path, tell=die_after(epoch))
     resumed = small_run.alone(clip, workspace, runs=tmp_path)
-    assert resumed.result["resumed"]
-    assert resumed.result["losses"] == alone.result["losses"]
-    assert resumed.result["metrics"] == alone.result["metrics"]
+    assert resumed.result.resumed
+    assert resumed.result.losses == alone.result.losses
+    assert resumed.result.metrics == alone.result.metrics
     assert parquet.read_table(resumed.queries).equals(parquet.read_table(alone.queries))
     assert len(list(resumed.path.glob("checkpoint_*"))) == 2
 
@@ -70,7 +70,7 @@ def test_killed_between_its_last_test_and_its_result_it_is_not_tested_again(
     with monkeypatch.context() as patched:
         patched.setattr(trial, "train", lambda *given: pytest.fail("it was trained or tested again"))
         concluded = small_run.alone(clip, workspace, runs=tmp_path)
-    assert concluded.result["metrics"] == alone.result["metrics"]
+    assert concluded.result.metrics == alone.result.metrics
     assert parquet.read_table(concluded.queries).equals(parquet.read_table(alone.queries))
 
 
@@ -84,7 +84,7 @@ def test_last_test_that_is_repeated_from_its_own_checkpoint_counts_once(
     journal.write_text(journal.read_text().replace(str(alone.path), str(path)))
     monkeypatch.setattr(RunFolder, "trained", False)
     repeated = small_run.alone(clip, workspace, runs=tmp_path)
-    assert repeated.result["metrics"] == alone.result["metrics"]
+    assert repeated.result.metrics == alone.result.metrics
     assert parquet.read_table(repeated.queries).equals(parquet.read_table(alone.queries))
 
 
@@ -92,7 +92,7 @@ def test_checkpoint_that_is_cut_off_is_not_taken_for_one(alone, tmp_path, monkey
     run = RunFolder(tmp_path)
     session = OwnProcessSession(run, str(tmp_path), 1, torch.device("cpu"), lambda facts: None)
     stored = tmp_path / "checkpoint_epoch_00000003"
-    session.report({"event": "epoch", "step": 3}, Path(alone.result["checkpoint"]))
+    session.report({"event": "epoch", "step": 3}, Path(alone.result.checkpoint))
     complete = sorted(path.name for path in stored.iterdir())
 
     def copy_one_file(source, target, **others):
@@ -103,11 +103,11 @@ def test_checkpoint_that_is_cut_off_is_not_taken_for_one(alone, tmp_path, monkey
         patched.setattr(fs, "copy_files", copy_one_file)
         for step in (3, 6):
             with pytest.raises(KilledError):
-                session.report({"event": "epoch", "step": step}, Path(alone.result["checkpoint"]))
+                session.report({"event": "epoch", "step": step}, Path(alone.result.checkpoint))
     assert sorted(path.name for path in stored.iterdir()) == complete
     assert (stored / "model.safetensors").stat().st_size > 4
     assert not (tmp_path / "checkpoint_epoch_00000006").exists()
-    session.report({"event": "epoch", "step": 6}, Path(alone.result["checkpoint"]))
+    session.report({"event": "epoch", "step": 6}, Path(alone.result.checkpoint))
     again = tmp_path / "checkpoint_epoch_00000006"
     assert sorted(path.name for path in again.iterdir()) == complete
 
@@ -123,7 +123,7 @@ def test_checkpoints_can_lie_elsewhere(alone, clip, workspace, tmp_path):
     folder = small_run.alone(clip, workspace, runs=tmp_path / "runs", storage=place.as_uri())
     assert not list(folder.path.glob("checkpoint_*"))
     assert len(list((place / folder.name).glob("checkpoint_*"))) == 2
-    assert folder.result["metrics"] == alone.result["metrics"]
+    assert folder.result.metrics == alone.result.metrics
 
 
 def test_how_every_query_fared_is_kept_and_its_mean_is_the_map(alone):
@@ -132,8 +132,8 @@ def test_how_every_query_fared_is_kept_and_its_mean_is_the_map(alone):
     rows = table.to_pandas().groupby(["epoch", "feature"])["average_precision"].mean()
     assert set(rows.index.get_level_values("epoch")) == {0, 2, 3}
     for feature in FEATURES:
-        assert rows[3, feature] == pytest.approx(alone.result["metrics"][feature]["mAP"])
-    assert rows[0, "U"] == pytest.approx(alone.result["untrained"]["mAP"])
+        assert rows[3, feature] == pytest.approx(alone.result.metrics[feature].mean_average_precision)
+    assert rows[0, "U"] == pytest.approx(alone.result.untrained.mean_average_precision)
 
 
 def test_diverging_run_stops_at_once_and_says_why(ray_session, clip, workspace):
@@ -146,7 +146,9 @@ def test_text_tower_is_trained_when_asked_for(ray_session, capsys, clip, workspa
     capsys.readouterr()
     assert evaluate.main(["--run", str(tuned.path), "--json"]) == 0
     (setting,) = json.loads(capsys.readouterr().out)["settings"]
-    assert setting["metrics"]["T"]["mAP"] == pytest.approx(tuned.result["metrics"]["T"]["mAP"], abs=0.02)
+    assert setting["metrics"]["T"]["mAP"] == pytest.approx(
+        tuned.result.metrics["T"].mean_average_precision, abs=0.02
+    )
 
 
 def test_trial_of_one_worker_holds_a_processor_and_one_of_several_holds_none(ray_session):

@@ -165,10 +165,11 @@ def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace,
     assert stored(workspace, mirror)[1].info.status == "FAILED"
 
 
-def runs_of(workspace, identity):
+def runs_of(workspace, folder):
+    uuid = json.loads((folder / "mlflow.json").read_text())["identity"]
     client = mlflow.MlflowClient(local_store(workspace))
     experiment = client.get_experiment_by_name(FACTS.experiment)
-    return client.search_runs([experiment.experiment_id], f"tags.`{IDENTITY}` = '{identity}'")
+    return client.search_runs([experiment.experiment_id], f"tags.`{IDENTITY}` = '{uuid}'")
 
 
 def test_run_is_one_run_under_every_address_of_its_store(workspace, folder):
@@ -178,7 +179,7 @@ def test_run_is_one_run_under_every_address_of_its_store(workspace, folder):
         mirror = Mirror(uri, folder, workspace, FACTS)
         mirror.finish("FINISHED", [folder / "journal.jsonl"])
         assert not mirror.behind
-    (run,) = runs_of(workspace, mirror._state["identity"])
+    (run,) = runs_of(workspace, folder)
     client = mlflow.MlflowClient(local_store(workspace))
     history = client.get_metric_history(run.info.run_id, "loss/total")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
@@ -198,7 +199,7 @@ def test_run_whose_number_was_not_noted_is_found_again(workspace, folder, monkey
     assert mirror.behind
     again = Mirror(local_store(workspace), folder, workspace, FACTS)
     again.sync()
-    assert [run.info.run_id for run in runs_of(workspace, mirror._state["identity"])] == [again.run_id]
+    assert [run.info.run_id for run in runs_of(workspace, folder)] == [again.run_id]
 
 
 def test_run_that_was_deleted_is_told_anew(workspace, folder):
@@ -241,7 +242,7 @@ def test_store_that_was_replaced_is_told_everything_anew(workspace, folder):
     assert run.data.params["str.tokens"] == "4"
     assert run.data.metrics["loss/total"] == 1.0
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["journal.jsonl"]
-    mirror._state["run_id"] = "1" * 32
+    mirror._remember(run_id="1" * 32)
     Journal(files[0]).append("untrained", metrics={"mAP": 0.1})
     mirror.sync()
     assert stored(workspace, mirror)[1].data.metrics["untrained/mAP"] == 0.1

@@ -9,10 +9,13 @@ from pyarrow import parquet
 
 from experiments.recipes import resolve
 from experiments.run.run_folder import RunFolder
+from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.ablation_table import Measured, table_rows
 from experiments.studies.ablation.rows import ABLATIONS, Row
 from experiments.studies.ablation.table_text import HEADER, as_csv, as_markdown, cells
 from experiments.studies.significance import bootstrap_over_queries, holm, paired_over_seeds
+from tests import json_samples
+from tests.experiments import made_up
 
 TABLE = ABLATIONS["table3"]
 IDENTITY = np.repeat(np.arange(12), 3)
@@ -36,23 +39,21 @@ def finished_run(path, precision, epoch=3):
     run = RunFolder(path)
     parquet.write_table(pa.concat_tables(queries), run.queries)
     metrics = {
-        feature: dict.fromkeys(
-            ("mAP", "rank1", "rank5", "rank10"), float(np.clip(precision + shift, 0, 1).mean())
-        )
+        feature: made_up.metrics(float(np.clip(precision + shift, 0, 1).mean()))
         for feature, shift in (("U", 0.0), ("G", -0.1))
     }
-    best = {name: dict.fromkeys(values, 0.9) for name, values in metrics.items()}
+    best = {name: made_up.metrics(0.9) for name in metrics}
     chosen = {
         "last": {"epoch": epoch, "metrics": metrics},
         "validation": None,
         "best_on_test": {"epoch": 1, "metrics": best},
     }
-    reported = {"feature": "U", "chosen_by": "last", "epoch": epoch}
+    reported = {"feature": "U", "chosen_by": "last", "epoch": epoch, "metrics": metrics["U"]}
     run.journal.append("epoch", epoch=1, losses={}, seconds={}, test=best)
     run.journal.append("test", epochs=epoch, metrics=metrics)
     config = {"config": resolve("demo").model_dump(mode="json"), "tables": {}}
     (path / "config.json").write_text(json.dumps(config))
-    (path / "result.json").write_text(json.dumps({"choices": chosen, "reported": reported}))
+    run.write_result(made_up.run_result(choices=chosen, reported=reported))
     return run
 
 
@@ -78,18 +79,19 @@ def measured(tmp_path):
 
 
 def test_difference_interval_and_p_are_those_of_the_tests_on_the_runs_values(measured):
-    rows = {row["name"]: row for row in table_rows(TABLE, measured, "rgbnt201")}
+    rows = {row.name: row for row in table_rows(TABLE, measured, "rgbnt201")}
     baseline, sfm = measured[:2]
-    values = rows["SFM"]["mAP"]
+    values = rows["SFM"].mean_average_precision
     seeds = paired_over_seeds(sfm.values("mAP"), baseline.values("mAP"))
-    assert (values["difference"], values["difference_interval"]) == (seeds.difference, seeds.interval)
+    assert (values.difference, values.difference_interval) == (seeds.difference, seeds.interval)
     precision, identity = sfm.precision([0, 1, 2])
     queries = bootstrap_over_queries(precision, baseline.precision([0, 1, 2])[0], identity)
-    assert values["query_interval"] == queries.interval
-    assert values["p_value"] == max(seeds.p_value, queries.p_value)
-    compared = [row["mAP"]["p_value"] for row in rows.values() if row["mAP"]["against"]]
-    corrected = [row["mAP"]["p_adjusted"] for row in rows.values() if row["mAP"]["against"]]
-    assert corrected == holm(compared)
+    assert values.query_interval == queries.interval
+    assert values.p_value == max(seeds.p_value, queries.p_value)
+    compared = [row.mean_average_precision for row in rows.values()]
+    p_values = [row.p_value for row in compared if row.against]
+    corrected = [row.p_adjusted for row in compared if row.against]
+    assert corrected == holm(p_values)
 
 
 def test_queries_are_read_at_the_reported_epoch_in_the_order_of_the_samples(measured):
@@ -100,27 +102,27 @@ def test_queries_are_read_at_the_reported_epoch_in_the_order_of_the_samples(meas
 
 
 def test_great_difference_is_real_and_none_is_not(measured):
-    rows = {row["name"]: row["mAP"] for row in table_rows(TABLE, measured, "rgbnt201")}
-    assert rows["baseline"]["real"] is None
-    assert rows["SFM"]["real"]
-    assert not rows["SFM + STR"]["real"]
-    assert rows["G alone"]["difference"] == pytest.approx(-0.1, abs=0.001)
+    rows = {row.name: row.mean_average_precision for row in table_rows(TABLE, measured, "rgbnt201")}
+    assert rows["baseline"].real is None
+    assert rows["SFM"].real
+    assert not rows["SFM + STR"].real
+    assert rows["G alone"].difference == pytest.approx(-0.1, abs=0.001)
 
 
 def test_papers_numbers_stand_beside_the_measured_ones_in_the_same_unit(measured):
     rows = table_rows(TABLE, measured, "synthetic_person")
-    assert [row["mAP"]["paper"] for row in rows] == [0.703, 0.761, 0.781, 0.812, None]
-    assert [row["mAP"]["paper_difference"] for row in rows] == [None, 0.058, 0.02, 0.031, None]
-    assert rows[3]["rank1"]["paper"] == 0.834
+    assert [row.mean_average_precision.paper for row in rows] == [0.703, 0.761, 0.781, 0.812, None]
+    assert [row.mean_average_precision.paper_difference for row in rows] == [None, 0.058, 0.02, 0.031, None]
+    assert rows[3].rank1.paper == 0.834
 
 
 def test_row_without_a_finished_run_is_shown_as_that_and_compared_with_none(measured):
     broken = measured[1]
     measured[1] = Measured(broken.row, "U", {}, broken.against, broken.changed)
     rows = table_rows(TABLE, measured, "rgbnt201")
-    assert rows[1]["mAP"]["mean"] is None
-    assert rows[1]["mAP"]["real"] is None
-    assert rows[2]["mAP"]["difference"] is None
+    assert rows[1].mean_average_precision.mean is None
+    assert rows[1].mean_average_precision.real is None
+    assert rows[2].mean_average_precision.difference is None
     assert "not finished" in as_markdown("t", rows, [])
 
 
@@ -130,16 +132,16 @@ def test_rows_with_other_seeds_are_compared_over_those_that_both_have(measured):
     rows = table_rows(TABLE, measured, "rgbnt201")
     both = {s: measured[0].values("mAP")[s] for s in (0, 2)}
     expected = paired_over_seeds(measured[1].values("mAP"), both)
-    assert rows[1]["mAP"]["difference"] == expected.difference
-    assert rows[1]["seeds"] == [0, 2]
+    assert rows[1].mean_average_precision.difference == expected.difference
+    assert rows[1].seeds == (0, 2)
 
 
 def test_every_choice_of_epoch_stands_side_by_side_and_says_which_it_is(measured):
     rows = table_rows(TABLE, measured, "rgbnt201")
     for row in rows:
-        assert row["epochs"]["last"]["values"] == row["mAP"]["values"]
-        assert row["epochs"]["validation"]["mean"] is None
-        assert row["epochs"]["best_on_test"]["mean"] == pytest.approx(0.9)
+        assert row.epochs["last"].values == row.mean_average_precision.values
+        assert row.epochs["validation"].mean is None
+        assert row.epochs["best_on_test"].mean == pytest.approx(0.9)
         shown = dict(zip(HEADER, cells(row), strict=True))
         assert shown["mAP, last epoch"] == shown["mAP, mean ± std"]
         assert shown["mAP, epoch by validation"] == ""
@@ -158,7 +160,11 @@ def test_markdown_and_csv_hold_every_row(measured):
     assert all(line.count(" | ") == len(HEADER) - 1 for line in body)
     assert "70.3" in body[1]
     read = list(csv.DictReader(io.StringIO(as_csv(rows))))
-    assert [float(row["mAP"]) for row in read] == [row["mAP"]["mean"] for row in rows]
+    assert [float(row["mAP"]) for row in read] == [row.mean_average_precision.mean for row in rows]
     assert read[0]["difference"] == ""
     assert float(read[1]["paper_difference"]) == 0.058
     assert len(cells(rows[0])) == len(HEADER)
+
+
+def test_printed_ablation_keeps_its_keys():
+    json_samples.check("ablate", AblationResult)

@@ -2,6 +2,7 @@ import pytest
 
 from experiments.studies.sweep.optuna_figures import Scale, draw_all, reached
 from experiments.studies.sweep.search_space import parse_dimension, space_of
+from tests.experiments import made_up
 
 SPACE = space_of(["optim.learning_rate=log:1e-6:3e-3"])
 
@@ -13,19 +14,20 @@ def trial(number, value, state="finished", **values):
         "sfm.sharing": "per_head",
         "optim.learning_rate": 1e-4,
     }
-    return {
-        "number": number,
-        "state": state,
-        "config": config | values,
-        "value": value,
-        "cost": 1.0 + number,
-        "epochs": 8,
-        "curve": {"4": 0.3, "8": 0.4},
-    }
+    return made_up.trial(
+        number,
+        state,
+        value,
+        values=config | values,
+        cost=1.0 + number,
+        epochs=8,
+        curve={4: 0.3, 8: 0.4},
+    )
 
 
 def result(*trials, best=None, importance=None):
-    return {"trials": trials, "best": best, "pareto": [best] if best else [], "importance": importance or {}}
+    chosen = None if best is None else made_up.best_trial(best)
+    return made_up.sweep_result(*trials, best=chosen, importance=importance or {})
 
 
 @pytest.mark.parametrize(

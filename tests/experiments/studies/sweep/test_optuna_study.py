@@ -10,10 +10,11 @@ from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from experiments.recipes import ConfigError, ReportConfig
-from experiments.studies.sweep.optuna_study import Drawn, SweepStudy, SweepTrial
+from experiments.studies.sweep.optuna_study import Drawn, SweepStudy
 from experiments.studies.sweep.search_space import space_of
 from experiments.studies.sweep.searcher import StoringScheduler, StudySearcher, value_of
 from experiments.studies.sweep.sweep_result import best_of, pareto_of, words
+from tests.experiments import made_up
 
 SPACE = space_of([])
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -210,7 +211,7 @@ def test_what_tune_stores_of_a_study_does_not_open_its_storage(tmp_path):
 
 def trials_of(points):
     return [
-        SweepTrial(number, "finished" if value is not None else "pruned", {}, "r", cost, {}, value, None)
+        made_up.trial(number, "finished" if value is not None else "pruned", value, cost=cost)
         for number, (cost, value) in enumerate(points)
     ]
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import sweep_sfm
+from experiments.recipes import ReportConfig
 from experiments.studies.study import StudyFolder
 from experiments.studies.sweep import sweep as sweeping
-from experiments.studies.sweep import sweep_result as sweep_results
 from experiments.studies.sweep.search_space import space_of
 from experiments.studies.sweep.sweep_spec import Sweep
-from tests.experiments import small_run
+from tests.experiments import made_up, small_run
 
 SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
 
@@ -44,7 +44,7 @@ class Crash:
 def swept(ray_session, clip, workspace, tmp_path, monkeypatch):
     """Runs a sweep whose trials end as a `Crash` says; gives its result."""
     tables = small_run.configured(clip, workspace)[1]
-    monkeypatch.setattr(sweep_results, "_test", lambda *given: {"epoch": 3, "mAP": 0.5, "rank1": 0.5})
+    monkeypatch.setattr(sweeping, "_best", lambda sweep, best, *given: made_up.best_trial(best))
 
     def run(trials, crash):
         monkeypatch.setattr(sweeping, "tune_trials", crash)
@@ -61,10 +61,10 @@ def noted(tmp_path):
 
 def test_trials_that_crashed_are_noted_counted_and_made_up_for_later(swept, tmp_path):
     first = swept(3, Crash({1}))
-    assert first["missing"] == 1
+    assert first.missing == 1
     assert noted(tmp_path) == [(0, "finished"), (2, "finished"), (1, "crashed")]
     second = swept(3, Crash(set()))
-    assert second["missing"] == 0
+    assert second.missing == 0
     assert noted(tmp_path)[3:] == [(3, "finished")]
 
 
@@ -78,6 +78,18 @@ def test_end_of_a_trial_that_a_kill_kept_from_the_journal_is_noted_when_the_swee
 
 @pytest.mark.parametrize(("missing", "status"), [(0, 0), (1, 1)])
 def test_sweep_with_fewer_trials_than_asked_for_exits_with_1(missing, status, monkeypatch, capsys):
-    monkeypatch.setattr(sweep_sfm, "sweep", lambda given: {"missing": missing})
+    result = made_up.sweep_result(missing=missing)
+    monkeypatch.setattr(sweep_sfm, "sweep", lambda given: result)
     assert sweep_sfm.main(["--json"]) == status
-    assert json.loads(capsys.readouterr().out) == {"missing": missing}
+    assert json.loads(capsys.readouterr().out)["missing"] == missing
+
+
+@pytest.mark.parametrize(("reported", "epoch"), [("last", 4), ("validation", 2), ("best_on_test", 2)])
+def test_test_metrics_are_of_the_epoch_that_gave_the_value(reported, epoch):
+    """And never of one that was chosen on test."""
+    choices = {
+        choice: {"epoch": number, "metrics": {"U": made_up.metrics(0.1 * number)}}
+        for choice, number in (("last", 4), ("validation", 2), ("best_on_test", 3))
+    }
+    found = sweeping.measured_on_test(made_up.run_result(choices=choices), ReportConfig(epoch=reported))
+    assert (found.epoch, found.mean_average_precision) == (epoch, pytest.approx(0.1 * epoch))

@@ -1,0 +1,125 @@
+"""How a run ends: its journal becomes its result, with metrics of each choice of epoch, losses and times."""
+
+from typing import Any
+
+from data_catalog.storage import filesystems
+from experiments.recipes import ReportConfig
+from experiments.run import checkpoints
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import EpochChoices, EpochMetrics, ReportedEpoch, RunResult, StoppedError
+
+
+def conclude(folder: RunFolder) -> RunResult:
+    """Make the result of a run whose training has ended, and store it: from then on the run is finished.
+
+    Raises:
+        StoppedError: The run stopped itself.
+    """
+    result = _result(folder)
+    assert result.reported is not None
+    reported = result.reported.model_dump(mode="json")
+    folder.journal.append(
+        "finished", seconds=result.seconds, epoch=reported["epoch"], metrics=reported["metrics"]
+    )
+    with checkpoints.fetched(result.checkpoint) as checkpoint:
+        queries = (checkpoint / checkpoints.QUERIES_FILE).read_bytes()
+    filesystems.write_atomically(*filesystems.open_root(folder.queries), queries)
+    folder.write_result(result)
+    return result
+
+
+def _result(folder: RunFolder) -> RunResult:
+    journal = folder.journal
+    events = journal.read()
+    start = max(i for i, event in enumerate(events) if event["event"] == "started")
+    for event in events[start:]:
+        if event["event"] == "stopped":
+            raise StoppedError(f"run {folder.name} stopped: {event['error']}")
+    test, untrained, epochs = journal.last("test"), journal.last("untrained"), journal.epochs()
+    assert test is not None
+    assert untrained is not None
+    validation = [event for event in epochs if "validation" in event]
+    choices = choices_of(folder, folder.config.report.feature)
+    return RunResult(
+        run=folder.name,
+        resumed=any(event["event"] == "resumed" for event in events),
+        folder=str(folder.path),
+        checkpoint=test["checkpoint"],
+        config=folder.config.model_dump(mode="json"),
+        metrics=test["metrics"],
+        untrained=untrained["metrics"],
+        validation=validation[-1]["validation"] if validation else None,
+        choices=choices,
+        reported=_reported(folder.config.report, choices),
+        losses=tuple({"epoch": event["epoch"], **event["losses"]} for event in epochs),
+        seconds=seconds_by_part(events[start:]),
+        tables=folder.digests,
+    )
+
+
+def choices_of(folder: RunFolder, feature: str) -> EpochChoices:
+    """The test metrics of the last epoch, of the one chosen on validation, and of the one best on test.
+
+    Only epochs that were evaluated count (`train.validate_every`). Where the data set has no validation
+    identities, no epoch is chosen on them.
+
+    Args:
+        folder: A run whose training has ended.
+        feature: The feature that chooses; a run's own result has the choices of the feature that it reports.
+    """
+    epochs, test = folder.journal.epochs(), folder.journal.last("test")
+    assert test is not None
+    last = EpochMetrics(epoch=test["epochs"], metrics=test["metrics"])
+    tested = [EpochMetrics(epoch=e["epoch"], metrics=e["test"]) for e in epochs if "test" in e] + [last]
+    validated = {e["epoch"]: e["validation"][feature]["mAP"] for e in epochs if "validation" in e}
+    return EpochChoices(
+        last=last,
+        validation=max(
+            (one for one in tested if one.epoch in validated),
+            key=lambda one: validated[one.epoch],
+            default=None,
+        ),
+        best_on_test=max(tested, key=lambda one: one.metrics[feature].mean_average_precision),
+    )
+
+
+def _reported(report: ReportConfig, choices: EpochChoices) -> ReportedEpoch:
+    wanted = choices.get(report.epoch)
+    chosen = wanted or choices.last
+    return ReportedEpoch(
+        feature=report.feature,
+        chosen_by=report.epoch if wanted else "last",
+        epoch=chosen.epoch,
+        metrics=chosen.metrics[report.feature],
+    )
+
+
+def seconds_by_part(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Where the time of one start of a run went, and the share that was training and evaluation.
+
+    Args:
+        events: From the "started" event on.
+    """
+    started = events[0]["time"]
+    reports = [event for event in events if event.get("began", 0) > started]
+    if not reports:
+        # The clock of the workers' machine is behind this one's.
+        began = [event["began"] for event in events if "began" in event][-1]
+        reports = [event for event in events if event.get("began") == began]
+    # Workers that crash come back; what they did before is lost time, the rest is counted by part.
+    last = [event for event in reports if event["began"] == reports[-1]["began"]]
+    parts: dict[str, float] = {}
+    for event in last:
+        for name, value in event["seconds"].items():
+            parts[name] = parts.get(name, 0.0) + value
+    began, ended = last[0]["began"], last[-1]["time"]
+    working = parts.get("steps", 0.0) + parts.get("evaluation", 0.0)
+    return {
+        "start_workers": max(0.0, reports[0]["began"] - started),
+        "failed_attempts": began - reports[0]["began"],
+        **parts,
+        "other": ended - began - sum(parts.values()),
+        "workers": ended - began,
+        "share_in_steps_and_evaluation": working / (ended - reports[0]["began"]),
+        "total": ended - started,
+    }

@@ -1,0 +1,118 @@
+"""The result of an ablation: the measured rows of its tables, and which differences are real."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from data_catalog.records import Record
+from experiments.run.run_result import MetricName
+from experiments.studies.study_result import StudyResult
+
+Interval = tuple[float, float]
+
+
+class SeedSpread(Record):
+    """A metric over the seeds of a row; all numbers are fractions, None without a finished run."""
+
+    mean: float | None = None
+    std: float | None = None
+    """None for one seed."""
+    interval: Interval | None = None
+    """95 % over seeds."""
+    values: dict[int, float] = Field(default_factory=dict)
+    """By seed."""
+
+
+class RowMetric(SeedSpread):
+    """A metric of a row, and what the paper prints for it."""
+
+    paper: float | None
+    """None where the paper prints nothing."""
+
+
+class ComparedMetric(RowMetric):
+    """A metric of a row, and how much it differs from that of the row it is compared with."""
+
+    against: str | None
+    """Name of that row; None for the first of a table."""
+    difference: float | None = None
+    """Mean over the seeds of both rows."""
+    difference_interval: Interval | None = None
+    """95 % over seeds."""
+    query_interval: Interval | None = None
+    """95 % over other queries."""
+    p_value: float | None = None
+    """The larger one of both tests."""
+    p_adjusted: float | None = None
+    """Corrected for the number of differences that the table shows (Holm)."""
+    real: bool | None = None
+    """None where that cannot be said, as with one seed."""
+    paper_difference: float | None
+
+
+class EpochSpread(SeedSpread):
+    """The mAP of a row at a choice of epoch."""
+
+    epoch: dict[int, int] = Field(default_factory=dict)
+    """By seed. Empty in studies of older versions."""
+
+
+class TableRow(Record):
+    """A measured row of a table, or a point of a figure."""
+
+    table: str
+    """Key of the table."""
+    index: str | None
+    """Letter of the paper's row; None where the paper has no such row."""
+    name: str
+    x: int | float | None
+    """Position on the axis, in a figure."""
+    config: dict[str, Any]
+    """Settings that differ from the recipe, by flat name."""
+    feature: str
+    """The retrieval feature that the row shows."""
+    seeds: tuple[int, ...]
+    """Of the finished runs."""
+    runs: dict[int, str]
+    """Seed to the name of the finished run."""
+    mean_average_precision: ComparedMetric = Field(alias="mAP")
+    rank1: RowMetric
+    rank5: RowMetric
+    rank10: RowMetric
+    epochs: dict[str, EpochSpread] | None = None
+    """The mAP of each choice of epoch in `EPOCHS`, as the shown feature chooses it. None in studies of older
+    versions."""
+
+    @property
+    def label(self) -> str:
+        """Letter and name."""
+        return " ".join(filter(None, [self.index, self.name]))
+
+    def metric(self, name: MetricName) -> RowMetric:
+        """The metric with this name in JSON."""
+        return self.mean_average_precision if name == "mAP" else getattr(self, name)
+
+
+class AblationResult(StudyResult):
+    """The result of an ablation."""
+
+    kind: Literal["ablation"] = "ablation"
+    tables: tuple[str, ...]
+    """Keys of the tables and figures."""
+    titles: dict[str, str]
+    """By key."""
+    seeds: tuple[int, ...]
+    unit: Literal["fraction"] = "fraction"
+    epoch: str
+    """The choice of epoch that the recipe reports."""
+    rows: tuple[TableRow, ...]
+    """Of all tables."""
+    notes: tuple[str, ...] = ()
+    table: str
+    """Path of the first table as Markdown."""
+    wrong: dict[str, str]
+    """Run to the reason why it could not be finished."""
+
+    def rows_of(self, table: str) -> list[TableRow]:
+        """The rows of one table, from top to bottom."""
+        return [row for row in self.rows if row.table == table]

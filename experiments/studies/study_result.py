@@ -1,0 +1,20 @@
+"""What every study comes to, whatever its kind."""
+
+from data_catalog.records import Record
+from experiments.tracking.mlflow_logger import MlflowRun
+
+
+class StudyResult(Record):
+    """The result of a study (`result.json` in its folder)."""
+
+    study: str
+    """The study's name."""
+    kind: str
+    recipe: str
+    settings: tuple[str, ...]
+    """Changes of every run, as `dotted.name=value`."""
+    feature: str
+    """The retrieval feature that is measured."""
+    files: dict[str, str]
+    """Name to path, of tables and figures."""
+    mlflow: MlflowRun
