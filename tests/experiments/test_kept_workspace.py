@@ -1,0 +1,94 @@
+"""What an older version stored is found and used as it is (see `tests.kept_workspace`)."""
+
+import json
+
+import pytest
+
+from experiments import ablate, evaluate, sweep_sfm, train
+from tests import json_samples, kept_workspace
+from tests.experiments import small_run
+from tests.tolerances import GOLDEN_VALUE
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return kept_workspace.unpack(tmp_path_factory.mktemp("kept"))
+
+
+def printed(name):
+    return json.loads((json_samples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def command(ray_session, capsys, kept):
+    """Runs a script in the kept workspace and gives what it prints."""
+
+    def call(main, *arguments):
+        capsys.readouterr()
+        status = main([*map(str, arguments), "--json"])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return json.loads(captured.out)
+
+    return call
+
+
+@pytest.fixture
+def options(kept):
+    return [*small_run.options(kept_workspace.CLIP), "--workspace", kept]
+
+
+@pytest.fixture
+def untouched(kept):
+    """Fails the test if a run was trained, begun or removed."""
+
+    def journals():
+        return {path: path.stat().st_size for path in kept.glob("train/*/journal.jsonl")}
+
+    before = journals()
+    yield
+    assert journals() == before
+
+
+def test_tables_of_older_code_are_found(kept):
+    config, tables = small_run.configured(kept_workspace.CLIP, kept)
+    assert config.data.dataset == "synthetic_person"
+    assert all(view.reused for view in tables.views.values())
+    assert tables.digests == printed("train")["tables"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_run_of_older_code_is_found_with_its_result(command, options):
+    found, then = command(train.main, *options, "--workers", 1), printed("train")
+    assert found["reused"]
+    for name in ("run", "metrics", "choices", "reported", "untrained", "validation", "losses", "seconds"):
+        assert found[name] == then[name]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_an_ablation_of_older_code_is_found_with_its_rows(command, options):
+    found, then = command(ablate.main, *options, "--table", 4, "--seeds", 2), printed("ablate")
+    assert found["study"] == then["study"]
+    assert found["rows"] == then["rows"]
+    assert found["wrong"] == {}
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_sweep_of_older_code_is_found_with_its_trials(command, options):
+    found, then = command(sweep_sfm.main, *options, "--trials", 3), printed("sweep")
+    assert found["resumed"]
+    for name in ("study", "trials", "best", "pareto", "missing"):
+        assert found[name] == then[name]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_weights_of_older_code_give_the_same_metrics(command, kept):
+    then, run = printed("evaluate"), kept / "train" / printed("train")["run"]
+    found = command(evaluate.main, "--run", run, "--missing", "all", "--rerank")
+    assert len(found["settings"]) == len(then["settings"])
+    for ours, theirs in zip(found["settings"], then["settings"], strict=True):
+        assert (ours["missing"], ours["reranked"]) == (theirs["missing"], theirs["reranked"])
+        for feature, metrics in theirs["metrics"].items():
+            assert ours["metrics"][feature] == {
+                name: pytest.approx(value, abs=GOLDEN_VALUE) for name, value in metrics.items()
+            }
