@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from data_catalog.commands import COMMANDS
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record, add_json_options
 from data_catalog.synthetic import SynthesisConflictError
 
 UNSOUND_STATUS = 1
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     command = args.command_run
     try:
-        # What a library prints must not get between the reader and the one JSON document.
+        # Standard output holds the JSON document alone; what libraries print goes to standard error.
         with contextlib.redirect_stdout(sys.stderr):
             result = command.run(args)
     except (CatalogError, SynthesisConflictError) as error:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return INTERRUPTED_STATUS
     if args.json:
-        print(json.dumps(result, indent=1))
+        print(result.to_json() if isinstance(result, Record) else json.dumps(result, indent=2))
     else:
         command.show(result)
     return 0 if command.succeeded(result) else UNSOUND_STATUS
@@ -70,18 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        of_command = parsers.add_parser(
+        subparser = parsers.add_parser(
             command.name,
             help=command.summary,
             description=command.summary,
             epilog=f"example:\n  python -m data_catalog {command.name} {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_options(of_command)
-        of_command.add_argument(
-            "--json", action="store_true", help="print one JSON document and nothing else"
-        )
-        of_command.set_defaults(command_run=command)
+        command.add_options(subparser)
+        add_json_options(subparser, command.result or Record)
+        subparser.set_defaults(command_run=command)
     return parser
 
 

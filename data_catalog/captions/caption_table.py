@@ -27,8 +27,9 @@ from data_catalog.captions.redaction import REDACTION_VERSION, redact
 from data_catalog.captions.sentences import TEMPLATES, write_caption
 from data_catalog.cards import load_card
 from data_catalog.formats import FORMATS
+from data_catalog.progress import Progress
 from data_catalog.samples.held_out import splits_on_disk
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
 from data_catalog.tables.table import Table
 

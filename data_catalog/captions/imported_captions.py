@@ -13,7 +13,8 @@ from data_catalog.captions.caption_files import Choice, ReadCaptions, find_capti
 from data_catalog.captions.caption_table import redaction_settings
 from data_catalog.captions.redaction import redact
 from data_catalog.errors import CatalogError
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.progress import Progress
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
 from data_catalog.tables.table import Table
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.progress import Progress
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import TableKind, text_features_schema
 from data_catalog.tables.table import Table
 

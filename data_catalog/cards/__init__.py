@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record
 
 _FOLDER = Path(__file__).parent
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Counts(_Strict):
+class Counts(Record):
     """Published size of a split; what the publication does not say is None."""
 
     samples: int
@@ -25,7 +22,7 @@ class Counts(_Strict):
     gallery: int | None = None
 
 
-class Protocol(_Strict):
+class Protocol(Record):
     """How retrieval is measured.
 
     Attributes:
@@ -39,7 +36,7 @@ class Protocol(_Strict):
     junk: Literal["camera", "scene"]
 
 
-class Card(_Strict):
+class Card(Record):
     """A data set's card.
 
     Attributes:
@@ -66,7 +63,7 @@ class Card(_Strict):
     kind: Literal["person", "vehicle"]
     image_size: tuple[int, int]
     cameras: int | None = None
-    counts: dict[str, Counts] = {}
+    counts: dict[str, Counts] = Field({})
     protocol: Protocol
     attributes: dict[str, tuple[str, ...]]
 

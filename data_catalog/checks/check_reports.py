@@ -5,31 +5,33 @@ settings of the checks, with what the card says in the place of what they leave 
 """
 
 import logging
-from dataclasses import replace
-from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from data_catalog.checks.artifacts import Artifacts
 from data_catalog.checks.data_checks import CheckReport, CheckSettings, Finding, junk_rule, run_checks
 from data_catalog.errors import NotWritableError
+from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.storage import filesystems
-from data_catalog.tables.building import Progress
 from data_catalog.tables.table import json_digest
 
 FOLDER = "checks"
 CHECKS_VERSION = 3
 """Raised whenever the same data would be reported of otherwise."""
 
-_REPORT = TypeAdapter(CheckReport)
 _LOGGER = logging.getLogger(__name__)
 
 
-class _Sealed(BaseModel):
-    """A report as it is kept, with the digest by which a change is found."""
+class _Sealed(Record):
+    """A report as it is stored, with the digest that shows a change."""
 
-    report: dict[str, Any]
+    report: CheckReport
     seal: str
+
+    @classmethod
+    def of(cls, report: CheckReport) -> "_Sealed":
+        return cls(report=report, seal=json_digest(report.model_dump(mode="json")))
 
 
 def checked(
@@ -66,9 +68,8 @@ def checked(
     except NotWritableError as error:
         return _without_images(artifacts, settings, error)
     try:
-        told = _REPORT.dump_python(report, mode="json")
-        sealed = _Sealed(report=told, seal=json_digest(told))
-        filesystems.write_atomically(filesystem, path, sealed.model_dump_json(indent=1).encode() + b"\n")
+        sealed = _Sealed.of(report).model_dump_json(indent=1)
+        filesystems.write_atomically(filesystem, path, sealed.encode() + b"\n")
     except NotWritableError as error:
         _LOGGER.warning("the report of the checks is not kept, so every run makes its own: %s", error)
     return report
@@ -78,16 +79,16 @@ def _read(data: bytes) -> CheckReport | None:
     """The report in a file; None where it is none, or not as it was written."""
     try:
         stored = _Sealed.model_validate_json(data)
-        report = _REPORT.validate_python(stored.report)
     except ValidationError:
         return None
-    return report if stored.seal == json_digest(stored.report) else None
+    return stored.report if stored == _Sealed.of(stored.report) else None
 
 
 def _without_images(artifacts: Artifacts, settings: CheckSettings, error: NotWritableError) -> CheckReport:
     report = run_checks(artifacts, settings.model_copy(update={"images": False}))
     left_out = Finding(
-        "duplicates_not_checked",
-        f"duplicate images were not looked for, since the hashes of the images cannot be kept: {error}",
+        check="duplicates_not_checked",
+        message="duplicate images were not looked for, since the hashes of the images cannot be stored: "
+        f"{error}",
     )
-    return replace(report, warnings=(*report.warnings, left_out))
+    return report.model_copy(update={"warnings": (*report.warnings, left_out)})

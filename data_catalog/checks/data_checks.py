@@ -21,7 +21,8 @@ from data_catalog.checks.image_hashes import (
     make_image_hashes,
     read_hashes,
 )
-from data_catalog.tables.building import Progress
+from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 
@@ -49,27 +50,24 @@ class CheckSettings(BaseModel):
     """Of the 256 bits of an image's perceptual hash, in how many a copy of it may differ."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A check that does not hold.
-
-    Attributes:
-        check: Name of the check.
-        message: What was found and what to do.
-        rows: Ids of the samples that break it; none where it is about no sample.
-    """
+class Finding(Record):
+    """A check that does not hold."""
 
     check: str
+    """Name of the check."""
     message: str
+    """What was found and what to do."""
     rows: tuple[str, ...] = ()
+    """Ids of the samples that break it; none where it is not about samples."""
 
 
-@dataclass(frozen=True)
-class CheckReport:
-    """What the checks found; `errors` stop a run, `warnings` are logged with it."""
+class CheckReport(Record):
+    """What the checks found."""
 
     errors: tuple[Finding, ...]
+    """These stop a run."""
     warnings: tuple[Finding, ...]
+    """These are logged with a run."""
 
 
 @dataclass
@@ -96,10 +94,10 @@ class _Findings:
     warnings: list[Finding] = field(default_factory=list)
 
     def error(self, check: str, message: str, rows: Iterable[str] = ()) -> None:
-        self.errors.append(Finding(check, message, tuple(map(str, rows))))
+        self.errors.append(Finding(check=check, message=message, rows=tuple(map(str, rows))))
 
     def warn(self, check: str, message: str, rows: Iterable[str] = ()) -> None:
-        self.warnings.append(Finding(check, message, tuple(map(str, rows))))
+        self.warnings.append(Finding(check=check, message=message, rows=tuple(map(str, rows))))
 
 
 def run_checks(
@@ -133,7 +131,7 @@ def run_checks(
     if settings.images:
         hashes = read_hashes(make_image_hashes(artifacts.samples, progress))
         _check_duplicates(labels, hashes, settings.duplicate_bits, findings)
-    return CheckReport(tuple(findings.errors), tuple(findings.warnings))
+    return CheckReport(errors=tuple(findings.errors), warnings=tuple(findings.warnings))
 
 
 def junk_rule(samples: Table, settings: CheckSettings) -> Literal["camera", "scene"]:

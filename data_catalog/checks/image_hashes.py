@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from data_catalog.progress import Progress
 from data_catalog.samples.images import decode_triplets
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import IMAGE_HASHES_SCHEMA, TableKind
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES

@@ -13,8 +13,7 @@ from data_catalog.commands.arguments import add_samples, find_samples
 from data_catalog.commands.command import Command, Result, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
-from data_catalog.progress import progress_bar
-from data_catalog.tables.building import Progress
+from data_catalog.progress import Progress, progress_bar
 from data_catalog.tables.table import Table
 
 _PRINTED = 5

@@ -3,12 +3,18 @@
 import argparse
 
 from data_catalog.checks.artifacts import find_artifacts
-from data_catalog.checks.data_checks import CheckSettings, run_checks
+from data_catalog.checks.data_checks import CheckReport, CheckSettings, run_checks
 from data_catalog.checks.image_hashes import HASH_BITS
 from data_catalog.commands.arguments import add_catalog, check_dataset
-from data_catalog.commands.command import Command, Result
+from data_catalog.commands.command import Command
 from data_catalog.commands.printing import print_findings
 from data_catalog.progress import progress_bar
+
+
+class ChecksResult(CheckReport):
+    """What the checks found in a data set."""
+
+    dataset: str
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +54,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-images", action="store_true", help="do not look for duplicate images")
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> ChecksResult:
     settings = CheckSettings(
         samples_per_identity=args.samples_per_identity,
         junk=args.junk,
@@ -61,11 +67,7 @@ def _run(args: argparse.Namespace) -> Result:
     artifacts = find_artifacts(args.catalog, args.name, args.samples_key)
     with progress_bar("hash images", "shard") as progress:
         report = run_checks(artifacts, settings, progress)
-    return {
-        "dataset": args.name,
-        "errors": [vars(finding) for finding in report.errors],
-        "warnings": [vars(finding) for finding in report.warnings],
-    }
+    return ChecksResult(dataset=args.name, errors=report.errors, warnings=report.warnings)
 
 
 COMMAND = Command(
@@ -74,6 +76,7 @@ COMMAND = Command(
     example="benchmark --catalog runs/catalog --samples-per-identity 8",
     add_options=_add_options,
     run=_run,
+    result=ChecksResult,
     show=print_findings,
-    succeeded=lambda result: not result["errors"],
+    succeeded=lambda result: not result.errors,
 )

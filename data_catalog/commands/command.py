@@ -1,53 +1,83 @@
-"""What a command of the command line is, and what there is to tell of a table that one built."""
+"""What a command of the command line is, and what it prints of a table that it built."""
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 from data_catalog.commands.printing import print_result
-from data_catalog.progress import progress_bar
-from data_catalog.tables.building import Progress
+from data_catalog.progress import Progress, progress_bar
+from data_catalog.records import Record
 from data_catalog.tables.table import Table
 
 Result = dict[str, Any]
-"""What a command tells: JSON values only."""
+"""What a command without a result model gives."""
+
+R = TypeVar("R")
 
 
-def _succeeds(result: Mapping[str, Any]) -> bool:
-    return True
+class BuiltTable(Record):
+    """A table that a command built or found; a subclass adds the statistics of its kind."""
+
+    dataset: str
+    table: str
+    """Kind of the table."""
+    key: str
+    digest: str
+    rows: int
+    reused: bool
+    """Whether the table was there before."""
+    path: str
+    """Folder or URI of the table."""
+    seconds: float
+    """Time that the command took."""
+
+
+T = TypeVar("T", bound=BuiltTable)
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Generic[R]):
     """One command of the command line.
 
     Attributes:
-        name: What it is called by.
+        name: What the user types.
         summary: What it does, in one line.
-        example: Arguments to show how it is used.
+        example: Arguments that show its use.
         add_options: Declares its arguments.
-        run: Does it; raises CatalogError where the user must put something right.
-        show: Prints the result for a person to read.
-        succeeded: Whether the result is a good one; decides between exit status 0 and 1.
+        run: Does the work; raises CatalogError where the user must correct something.
+        result: Model of what `run` returns, which `--json` prints and whose schema `--json-schema` prints.
+        show: Prints the result as text.
+        succeeded: Whether the exit status for this result is 0 and not 1.
     """
 
     name: str
     summary: str
     example: str
     add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], Result]
-    show: Callable[[Mapping[str, Any]], None] = print_result
-    succeeded: Callable[[Mapping[str, Any]], bool] = _succeeds
+    run: Callable[[argparse.Namespace], R]
+    result: type[R] | None = None
+    show: Callable[[Any], None] = print_result
+    succeeded: Callable[[R], bool] = lambda result: True
 
 
-def build(title: str, make: Callable[[Progress], Table]) -> Result:
-    """Make a table under a progress bar, and what there is to tell of it."""
+@overload
+def build(title: str, make: Callable[[Progress], Table], result: type[T]) -> T: ...
+@overload
+def build(title: str, make: Callable[[Progress], Table]) -> Result: ...
+def build(title: str, make: Callable[[Progress], Table], result: type[T] | None = None) -> T | Result:
+    """Make a table under a progress bar.
+
+    Args:
+        title: What the bar says.
+        make: Makes the table.
+        result: Model of the table's facts and statistics.
+    """
     start = time.monotonic()
     with progress_bar(title, "shard") as progress:
         table = make(progress)
-    return {
+    facts = {
         "dataset": table.manifest.dataset,
         "table": table.kind.value,
         "key": table.manifest.key,
@@ -58,3 +88,4 @@ def build(title: str, make: Callable[[Progress], Table]) -> Result:
         "seconds": round(time.monotonic() - start, 3),
         **table.statistics,
     }
+    return facts if result is None else result.model_validate(facts)

@@ -3,10 +3,19 @@
 import argparse
 from pathlib import Path
 
+from pydantic import Field
+
 from data_catalog.commands.arguments import add_catalog, image_size
-from data_catalog.commands.command import Command, Result, build
+from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.formats import FORMATS
-from data_catalog.samples.ingestion import IngestSettings, ingest
+from data_catalog.samples.ingestion import IngestSettings, SamplesStatistics, ingest
+
+
+class IngestResult(SamplesStatistics, BuiltTable):
+    """The samples table of an image folder."""
+
+    samples: int = Field(default_factory=lambda values: values["rows"])
+    """As `rows`."""
 
 
 def _size_or_any(text: str) -> tuple[int, int] | str:
@@ -35,7 +44,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples-per-shard", type=int, default=512, metavar="N", help="default: 512")
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> IngestResult:
     settings = IngestSettings(
         format=args.format,
         size=args.size or "most common",
@@ -43,8 +52,11 @@ def _run(args: argparse.Namespace) -> Result:
         validation_identities=args.validation_identities,
     )
     dataset = args.dataset or args.format
-    result = build("ingest", lambda progress: ingest(args.source, args.catalog, dataset, settings, progress))
-    return result | {"samples": result["rows"]}
+    return build(
+        "ingest",
+        lambda progress: ingest(args.source, args.catalog, dataset, settings, progress),
+        IngestResult,
+    )
 
 
 COMMAND = Command(
@@ -53,4 +65,5 @@ COMMAND = Command(
     example="--source runs/benchmark/RGBNT201 --catalog runs/catalog --dataset benchmark",
     add_options=_add_options,
     run=_run,
+    result=IngestResult,
 )

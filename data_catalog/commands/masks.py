@@ -12,7 +12,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.masks.mask_table import list_below_gate, make_masks
 from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS
-from data_catalog.tables.building import Progress
+from data_catalog.progress import Progress
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 

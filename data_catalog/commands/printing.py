@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data_catalog.checks.data_checks import NAMED
+from pydantic import BaseModel
+
+from data_catalog.checks.data_checks import NAMED, CheckReport
 
 
-def print_result(result: Mapping[str, Any], indent: str = "") -> None:
-    """Print a result, one name and value a line, what lies within indented."""
-    width = max((len(str(name)) for name in result), default=0)
-    for name, value in result.items():
+def print_result(result: BaseModel | Mapping[str, Any], indent: str = "") -> None:
+    """Print a result, one name and value per line, nested values indented."""
+    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+    width = max((len(str(name)) for name in values), default=0)
+    for name, value in values.items():
         if isinstance(value, Mapping) and "digest" in value:
             print(
                 f"{indent}{name:<{width}}  {value['digest'][:12]}  {value['rows']:>8} rows  {value['path']}"
@@ -20,31 +23,19 @@ def print_result(result: Mapping[str, Any], indent: str = "") -> None:
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             print(f"{indent}{name}")
             for entry in value:
-                _print_entry(entry, indent + "  ")
+                print(f"{indent}  " + "  ".join(map(str, entry.values())))
         else:
             text = f"{value:.4f}" if isinstance(value, float) else value
             print(f"{indent}{name:<{width}}  {text if text not in ({}, []) else '-'}")
 
 
-def print_findings(result: Mapping[str, Any]) -> None:
-    """Print the `errors` and `warnings` of a result, one a line, or that there are none."""
-    for kind in ("errors", "warnings"):
-        for finding in result[kind]:
-            print(f"{kind.removesuffix('s'):<8}{finding['check']}: {finding['message']}")
-    is_short = any(
-        len(finding["rows"]) > NAMED for kind in ("errors", "warnings") for finding in result[kind]
-    )
+def print_findings(report: CheckReport) -> None:
+    """Print errors and warnings, one per line, and how many there are."""
+    for kind, findings in (("error", report.errors), ("warning", report.warnings)):
+        for finding in findings:
+            print(f"{kind:<8}{finding.check}: {finding.message}")
+    is_short = any(len(finding.rows) > NAMED for finding in (*report.errors, *report.warnings))
     print(
-        f"{len(result['errors'])} errors, {len(result['warnings'])} warnings"
+        f"{len(report.errors)} errors, {len(report.warnings)} warnings"
         + ("; --json names every row" if is_short else "")
     )
-
-
-def _print_entry(entry: Mapping[str, Any], indent: str) -> None:
-    if "digest" in entry:
-        made_from = ", ".join(f"{name} {digest[:12]}" for name, digest in entry["inputs"].items()) or "files"
-        print(
-            f"{indent}{entry['table']:<14}{entry['digest'][:12]}  {entry['rows']:>8} rows  from {made_from}"
-        )
-    else:
-        print(indent + "  ".join(str(value) for value in entry.values()))

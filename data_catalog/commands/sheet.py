@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from data_catalog.commands.arguments import add_catalog, check_dataset, find_made_from, image_size
-from data_catalog.commands.command import Command, Result
+from data_catalog.commands.command import Command
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
-from data_catalog.inspect.contact_sheet import MAX_SAMPLES, SheetSettings, draw_sheet
+from data_catalog.inspect.contact_sheet import MAX_SAMPLES, Sheet, SheetSettings, draw_sheet
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table, list_tables
 
@@ -38,7 +38,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> Sheet:
     check_dataset(args.catalog, args.name)
     if args.lowest_score is not None and args.count is not None:
         raise CatalogError("--lowest-score and --count both say how many; give one of them")
@@ -67,16 +67,7 @@ def _run(args: argparse.Namespace) -> Result:
     )
     masks = _newest(samples, TableKind.MASKS, args.masks_key)
     captions = _newest(samples, TableKind.CAPTIONS, args.captions_key)
-    sheet = draw_sheet(samples, masks, captions, args.out, settings)
-    return {
-        "dataset": args.name,
-        "out": sheet.out,
-        "height": sheet.size[0],
-        "width": sheet.size[1],
-        "masks": masks.manifest.key if masks else None,
-        "captions": captions.manifest.key if captions else None,
-        "samples": list(sheet.sample_ids),
-    }
+    return draw_sheet(samples, masks, captions, args.out, settings)
 
 
 def _newest(samples: Table, kind: TableKind, key: str | None) -> Table | None:
@@ -93,4 +84,5 @@ COMMAND = Command(
     example="benchmark --catalog runs/catalog --out sheet.png --patch-size 8",
     add_options=_add_options,
     run=_run,
+    result=Sheet,
 )

@@ -1,17 +1,51 @@
 """`show`: card and found side by side, what differs, and what was made from what."""
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from data_catalog.commands.arguments import add_catalog, check_dataset
-from data_catalog.commands.command import Command, Result
-from data_catalog.commands.printing import print_findings, print_result
-from data_catalog.inspect.lineage import draw_tree, trace
-from data_catalog.inspect.summary import describe
-from data_catalog.tables.table import list_tables
+from data_catalog.commands.command import Command
+from data_catalog.commands.printing import print_findings
+from data_catalog.inspect.lineage import TableOrigin, draw_tree, trace
+from data_catalog.inspect.summary import SplitCounts, Summary, describe
+from data_catalog.records import Record
+from data_catalog.tables.table import Table, list_tables
 
-_ROWS = ("samples", "identities", "cameras", "queries", "gallery")
+
+class TableFacts(Record):
+    """The manifest of a table, without its shards."""
+
+    table: str
+    """Its kind."""
+    key: str
+    schema_version: int
+    rows: int
+    digest: str
+    inputs: dict[str, str]
+    """Name to digest of what the table was made from."""
+    settings: dict[str, Any]
+    statistics: dict[str, Any]
+    created: dict[str, Any]
+    """When, from where and with which library versions."""
+    seconds: float
+    """Time that it took to make."""
+    path: str
+    """Folder or URI."""
+
+    @classmethod
+    def of(cls, table: Table) -> "TableFacts":
+        """The facts of a table."""
+        facts = table.manifest.model_dump(mode="json", exclude={"dataset", "shards", "seal"})
+        return cls(**facts, path=table.path)
+
+
+class ShowResult(Summary):
+    """What there is of a data set, and all of its tables."""
+
+    dataset: str
+    tables: tuple[TableFacts, ...]
+    lineage: tuple[TableOrigin, ...] | None = None
+    """What was made from what, with `--lineage`."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,52 +55,54 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lineage", action="store_true", help="draw what was made from what")
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> ShowResult:
     check_dataset(args.catalog, args.name)
-    result = {
-        "dataset": args.name,
-        **describe(args.catalog, args.name, args.samples_key),
-        "tables": [
-            table.manifest.model_dump(mode="json", exclude={"dataset", "shards", "seal"})
-            | {"path": table.path}
-            for table in list_tables(args.catalog, args.name)
-        ],
-    }
-    return result | {"lineage": trace(args.catalog, args.name)} if args.lineage else result
+    summary = describe(args.catalog, args.name, args.samples_key)
+    return ShowResult(
+        **dict(summary),
+        dataset=args.name,
+        tables=tuple(map(TableFacts.of, list_tables(args.catalog, args.name))),
+        lineage=tuple(trace(args.catalog, args.name)) if args.lineage else None,
+    )
 
 
-def _show(result: Mapping[str, Any]) -> None:
-    card, found = result["card"], result["found"]
-    print(f"{result['dataset']}: {card['title'] if card else 'no card'}")
+def _show(result: ShowResult) -> None:
+    card, found = result.card, result.found
+    print(f"{result.dataset}: {card.title if card else 'no card'}")
     if card:
         for name in ("source", "citation", "licence"):
-            print(f"  {name:<10}{card[name] or '-'}")
+            print(f"  {name:<10}{getattr(card, name) or '-'}")
     print(f"\n  {'split':<8}{'':<12}{'card':>9}{'found':>9}")
-    different = {(entry["split"], entry["what"]): entry for entry in result["differences"]}
-    counts = card["counts"] if card else {}
+    different = {(entry.split, entry.what): entry for entry in result.differences}
+    counts = card.counts if card else {}
     for split in dict.fromkeys([*counts, *found]):
-        for what in _ROWS:
-            expected = counts.get(split, {}).get(what)
-            mark = "  differs" if different.pop((split, what), None) else ""
+        for what in SplitCounts.model_fields:
+            expected = getattr(counts.get(split), what, None)
+            note = "  differs" if different.pop((split, what), None) else ""
             print(
                 f"  {split:<8}{what:<12}{'-' if expected is None else expected:>9}"
-                f"{found.get(split, {}).get(what, 0):>9}{mark}"
+                f"{getattr(found.get(split), what, 0):>9}{note}"
             )
     for entry in different.values():
-        print(f"  {entry['what']} differs: {entry['card']} on the card, {entry['found']} found")
+        print(f"  {entry.what} differs: {entry.card} on the card, {entry.found} found")
     print()
-    for name, entry in result["artifacts"].items():
+    for name, artifact in result.artifacts.items():
         print(
-            f"  {name:<14}{entry['digest'][:12]}  {entry['rows']:>8} rows  covers {entry['coverage']:.1%}  "
-            f"{entry['path']}"
+            f"  {name:<14}{artifact.digest[:12]}  {artifact.rows:>8} rows  covers {artifact.coverage:.1%}  "
+            f"{artifact.path}"
         )
     print()
-    if "lineage" in result:
-        for line in draw_tree(result["lineage"]):
+    if result.lineage is not None:
+        for line in draw_tree(result.lineage):
             print(f"  {line}")
         print()
     else:
-        print_result({"tables": result["tables"]}, "  ")
+        print("  tables")
+        for table in result.tables:
+            made_from = ", ".join(f"{name} {digest[:12]}" for name, digest in table.inputs.items())
+            print(
+                f"    {table.table:<14}{table.digest[:12]}  {table.rows:>8} rows  from {made_from or 'files'}"
+            )
     print_findings(result)
 
 
@@ -76,5 +112,6 @@ COMMAND = Command(
     example="benchmark --catalog runs/catalog --lineage",
     add_options=_add_options,
     run=_run,
+    result=ShowResult,
     show=_show,
 )

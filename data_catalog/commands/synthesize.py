@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.commands.arguments import image_size
-from data_catalog.commands.command import Command, Result
+from data_catalog.commands.command import Command
 from data_catalog.errors import CatalogError
 from data_catalog.progress import progress_bar
-from data_catalog.synthetic import SyntheticSettings, synthesize
+from data_catalog.synthetic import SynthesisReport, SyntheticSettings, synthesize
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> SynthesisReport:
     values: dict[str, Any] = {}
     for assignment in args.set:
         name, equals, value = assignment.partition("=")
@@ -39,14 +39,7 @@ def _run(args: argparse.Namespace) -> Result:
         values["height"], values["width"] = args.size
     settings = SyntheticSettings(**values)
     with progress_bar("synthesize", "sample") as progress:
-        report = synthesize(settings, args.out, progress)
-    return {
-        "out": str(report.out),
-        "samples": report.samples,
-        "identities": report.identities,
-        "reused": report.reused,
-        "seconds": round(report.seconds, 3),
-    }
+        return synthesize(settings, args.out, progress)
 
 
 COMMAND = Command(
@@ -55,4 +48,5 @@ COMMAND = Command(
     example="--out runs/benchmark --seed 0",
     add_options=_add_options,
     run=_run,
+    result=SynthesisReport,
 )

@@ -1,15 +1,26 @@
 """`view`: the memory-mapped training view of a split."""
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 
 from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
-from data_catalog.commands.command import Command, Result, build
+from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.formats import SPLITS
-from data_catalog.tables.building import Progress
+from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import Table
-from data_catalog.views.training_view import ViewSettings, make_view
+from data_catalog.views.training_view import ViewSettings, ViewStatistics, make_view
+
+
+class BuiltView(ViewStatistics, BuiltTable):
+    """The training view of a split."""
+
+
+class ViewResult(Record):
+    """The views that were made or found."""
+
+    dataset: str
+    views: dict[str, BuiltView]
+    """Split to its view."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +37,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> ViewResult:
     samples = find_samples(args)
     masks = None if args.no_masks else find_made_from(samples, TableKind.MASKS, args.masks_key)
     features = (
@@ -43,14 +54,10 @@ def _run(args: argparse.Namespace) -> Result:
             text_dim=args.text_dim,
             samples_per_shard=args.samples_per_shard,
         )
-        views[split] = build(f"view {split}", _maker(samples, masks, features, settings))
-    return {"dataset": samples.manifest.dataset, "views": views}
-
-
-def _maker(
-    samples: Table, masks: Table | None, features: Table | None, settings: ViewSettings
-) -> Callable[[Progress], Table]:
-    return lambda progress: make_view(samples, masks, features, settings, progress)
+        views[split] = build(
+            f"view {split}", partial(make_view, samples, masks, features, settings), BuiltView
+        )
+    return ViewResult(dataset=samples.manifest.dataset, views=views)
 
 
 COMMAND = Command(
@@ -59,4 +66,5 @@ COMMAND = Command(
     example="--catalog runs/catalog --split all --size 64x32",
     add_options=_add_options,
     run=_run,
+    result=ViewResult,
 )

@@ -5,7 +5,6 @@ the mean of the modalities (visible light alone is dark at night), and the capti
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell, encode_png
+from data_catalog.records import Record
 from data_catalog.samples.images import Mask, decode_mask, decode_triplets, foreground_share
 from data_catalog.storage.filesystems import open_root, write_atomically
 from data_catalog.tables.table import Table
@@ -46,19 +46,21 @@ class SheetSettings(BaseModel):
     """Share of a patch that makes its token foreground; 0 means any overlap."""
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """What was drawn.
+class Sheet(Record):
+    """A contact sheet that was written."""
 
-    Attributes:
-        out: The PNG file.
-        sample_ids: The samples, in the order of the sheet.
-        size: Height and width of the picture, pixels.
-    """
-
+    dataset: str
     out: str
-    sample_ids: tuple[str, ...]
-    size: tuple[int, int]
+    """The PNG file."""
+    height: int
+    """Of the picture, pixels."""
+    width: int
+    masks: str | None
+    """Key of the masks that are shown."""
+    captions: str | None
+    """Key of the captions that are shown."""
+    samples: tuple[str, ...]
+    """Ids of the samples, in the order of the sheet."""
 
 
 def draw_sheet(
@@ -87,8 +89,15 @@ def draw_sheet(
     picture = arrange(cells, _title(samples, masks, captions, settings, len(rows)))
     filesystem, path = open_root(Path(out))
     write_atomically(filesystem, path, encode_png(picture))
-    ids = tuple(row["sample_id"] for row in rows)
-    return Sheet(path, ids, (picture.height, picture.width))
+    return Sheet(
+        dataset=samples.manifest.dataset,
+        out=path,
+        height=picture.height,
+        width=picture.width,
+        masks=masks.manifest.key if masks else None,
+        captions=captions.manifest.key if captions else None,
+        samples=tuple(row["sample_id"] for row in rows),
+    )
 
 
 def token_grid(mask: Mask, size: tuple[int, int], patch_size: int, threshold: float) -> Mask:

@@ -7,26 +7,63 @@ import numpy as np
 
 from data_catalog.cards import Card
 from data_catalog.checks.artifacts import Artifacts, card_of, find_artifacts
-from data_catalog.checks.data_checks import CheckSettings, run_checks
+from data_catalog.checks.data_checks import CheckReport, CheckSettings, Finding, run_checks
+from data_catalog.records import Record
 from data_catalog.tables.table import Table
 
 _COUNTED = ("samples", "identities", "queries", "gallery")
 
 
-def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) -> dict[str, Any]:
-    """What there is to tell of a data set, as JSON values.
+class SplitCounts(Record):
+    """What a split holds."""
+
+    samples: int
+    identities: int
+    cameras: int
+    queries: int
+    gallery: int
+
+
+class Difference(Record):
+    """What the card says otherwise than what was found."""
+
+    split: str
+    """Empty where it is about the whole data set."""
+    what: str
+    """What was compared: `samples`, `image_size`, ..."""
+    card: int | str | tuple[int, ...]
+    found: int | str | tuple[int, ...]
+
+
+class Artifact(Record):
+    """A table that was made of the samples."""
+
+    digest: str
+    coverage: float
+    """Share of the samples that have a row with content, 0 to 1."""
+    rows: int
+    key: str
+    path: str
+
+
+class Summary(CheckReport):
+    """What there is of a data set."""
+
+    card: Card | None
+    found: dict[str, SplitCounts]
+    """Split to what it holds."""
+    differences: tuple[Difference, ...]
+    artifacts: dict[str, Artifact]
+    """Name to table; the name of a view is `view <split>`."""
+
+
+def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) -> Summary:
+    """Summarise a data set; the checks are those that need no image.
 
     Args:
         catalog: Root of the catalog, folder or URI.
         dataset: Name of the data set.
         samples_key: Key of the samples table, where it is not the newest that is wanted.
-
-    Returns:
-        `card` (None without one); `found`: split to `samples`, `identities`, `cameras`, `queries` and
-        `gallery`, each a number; `differences`: what the card says otherwise (`split`, `what`, `card`,
-        `found`); `artifacts`: name to `digest`, `coverage` (share of the samples, 0 to 1), `rows`, `key` and
-        `path`; `warnings` and `errors`: those of the checks that need no image, each with `check`, `message`
-        and `rows`.
 
     Raises:
         CatalogError: If there is no samples table.
@@ -35,80 +72,74 @@ def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) 
     card = card_of(artifacts.samples)
     found = count(artifacts.samples)
     report = run_checks(artifacts, CheckSettings(images=False))
-    warnings = [vars(finding) for finding in report.warnings]
+    warnings = list(report.warnings)
     if quarantined := artifacts.samples.statistics["quarantined"]:
         first = quarantined[0]
-        warnings.append(
-            {
-                "check": "quarantined",
-                "message": f"{len(quarantined)} files were left out by ingest "
-                f"(first: {first['file']} {first['reason']})",
-                "rows": [],
-            }
+        message = (
+            f"{len(quarantined)} files were left out by ingest (first: {first['file']} {first['reason']})"
         )
-    return {
-        "card": None if card is None else card.model_dump(mode="json"),
-        "found": found,
-        "differences": [] if card is None else differences(card, artifacts.samples, found),
-        "artifacts": _artifacts(artifacts, found),
-        "warnings": warnings,
-        "errors": [vars(finding) for finding in report.errors],
-    }
+        warnings.append(Finding(check="quarantined", message=message))
+    return Summary(
+        card=card,
+        found=found,
+        differences=() if card is None else tuple(differences(card, artifacts.samples, found)),
+        artifacts=_artifacts(artifacts, found),
+        warnings=tuple(warnings),
+        errors=report.errors,
+    )
 
 
-def count(samples: Table) -> dict[str, dict[str, int]]:
-    """Split to how many samples, identities, cameras, queries and gallery samples it holds."""
+def count(samples: Table) -> dict[str, SplitCounts]:
+    """Split to what it holds."""
     rows = samples.read(["split", "identity", "camera_id", "is_query", "is_gallery"])
     split = np.array(rows["split"].to_pylist())
     columns = {name: rows[name].to_numpy() for name in rows.column_names[1:]}
     found = {}
     for name in map(str, np.unique(split)):
-        of_split = split == name
-        found[name] = {
-            "samples": int(of_split.sum()),
-            "identities": len(np.unique(columns["identity"][of_split])),
-            "cameras": len(np.unique(columns["camera_id"][of_split])),
-            "queries": int(columns["is_query"][of_split].sum()),
-            "gallery": int(columns["is_gallery"][of_split].sum()),
-        }
+        in_split = split == name
+        found[name] = SplitCounts(
+            samples=int(in_split.sum()),
+            identities=len(np.unique(columns["identity"][in_split])),
+            cameras=len(np.unique(columns["camera_id"][in_split])),
+            queries=int(columns["is_query"][in_split].sum()),
+            gallery=int(columns["is_gallery"][in_split].sum()),
+        )
     return found
 
 
-def differences(card: Card, samples: Table, found: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+def differences(card: Card, samples: Table, found: dict[str, SplitCounts]) -> list[Difference]:
     """Where a card and what was found disagree; what the card does not say is no difference."""
-    different: list[dict[str, Any]] = []
+    different: list[Difference] = []
 
     def compare(split: str, what: str, expected: Any, actual: Any) -> None:
         if expected is not None and expected != actual:
-            different.append({"split": split, "what": what, "card": expected, "found": actual})
+            different.append(Difference(split=split, what=what, card=expected, found=actual))
 
-    source_format = samples.manifest.settings["format"]
-    compare("", "format", card.format, source_format)
-    size = samples.manifest.settings["size"]
-    compare("", "image_size", list(card.image_size), size if size == "any" else list(size))
+    settings = samples.manifest.settings
+    compare("", "format", card.format, settings["format"])
+    size = settings["size"]
+    compare("", "image_size", card.image_size, size if size == "any" else tuple(size))
     compare("", "cameras", card.cameras, len(samples.statistics["cameras"]))
     for split, counts in card.counts.items():
         for what in _COUNTED:
-            compare(split, what, getattr(counts, what), found.get(split, {}).get(what, 0))
-    if card.counts:
-        for split in found.keys() - card.counts.keys():
-            different.append({"split": split, "what": "samples", "card": 0, "found": found[split]["samples"]})
+            compare(split, what, getattr(counts, what), getattr(found.get(split), what, 0))
+    for split in found.keys() - card.counts.keys() if card.counts else ():
+        compare(split, "samples", 0, found[split].samples)
     return different
 
 
-def _artifacts(artifacts: Artifacts, found: dict[str, dict[str, int]]) -> dict[str, dict[str, Any]]:
+def _artifacts(artifacts: Artifacts, found: dict[str, SplitCounts]) -> dict[str, Artifact]:
     described = {}
     for name, table in artifacts.named.items():
         split = table.manifest.settings.get("split")
-        of_split = name.startswith("view ")
-        wanted = found[str(split)]["samples"] if of_split else len(artifacts.samples)
-        described[name] = {
-            "digest": table.digest,
-            "coverage": round(_useful_rows(name, table) / wanted, 6) if wanted else 1.0,
-            "rows": len(table),
-            "key": table.manifest.key,
-            "path": table.path,
-        }
+        wanted = found[str(split)].samples if name.startswith("view ") else len(artifacts.samples)
+        described[name] = Artifact(
+            digest=table.digest,
+            coverage=round(_useful_rows(name, table) / wanted, 6) if wanted else 1.0,
+            rows=len(table),
+            key=table.manifest.key,
+            path=table.path,
+        )
     return described
 
 

@@ -8,13 +8,14 @@ the checks, which are made anew when they are deleted.
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from data_catalog.errors import CatalogError
+from data_catalog.progress import Progress, no_progress
+from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import (
@@ -31,39 +32,30 @@ _CHUNK_BYTES = 8 * 2**20
 _THREADS = 4
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something that is not as it was made.
-
-    Attributes:
-        table: Kind and key of the table: `samples/0123456789abcdef`.
-        shard: File of the shard; empty where the manifest itself is meant.
-        message: What is wrong and what to do.
-    """
+class Fault(Record):
+    """Something that differs from what was written when the table was made."""
 
     table: str
+    """Kind and key of the table: `samples/0123456789abcdef`."""
     shard: str
+    """File of the shard; empty where the fault is in the manifest."""
     message: str
+    """What is wrong and what to do."""
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What was looked at and what was found.
+class Verification(Record):
+    """What was verified and what was found."""
 
-    Attributes:
-        tables: Kind and key of every table that was looked at, to the number of its shards.
-        unfinished: Kind and key of what has no manifest, and so is no table (yet).
-        errors: Every fault, in the order of the tables and their shards.
-    """
-
+    dataset: str
     tables: dict[str, int]
+    """Kind and key of every table that was verified, to the number of its shards."""
     unfinished: tuple[str, ...]
+    """Kind and key of every folder without a manifest, which is no table (yet)."""
     errors: tuple[Fault, ...]
+    """Every fault, in the order of the tables and their shards."""
 
 
-def verify(
-    catalog: str | Path, dataset: str, progress: Callable[[int, int], None] | None = None
-) -> Verification:
+def verify(catalog: str | Path, dataset: str, progress: Progress | None = None) -> Verification:
     """Read every shard of every table of a data set and compare with the manifests.
 
     Three digests must agree: that of a shard's bytes, that of the rows in it, and that of the table, which
@@ -81,13 +73,17 @@ def verify(
     tables: dict[str, Table] = {}
     unfinished: list[str] = []
     faults: list[Fault] = []
+
+    def report_fault(table: str, shard: str, message: str) -> None:
+        faults.append(Fault(table=table, shard=shard, message=message))
+
     for kind in TableKind:
         for key in list_keys(catalog, dataset, kind):
             name = f"{kind.value}/{key}"
             try:
                 table = open_table(catalog, dataset, kind, key)
             except CatalogError as error:
-                faults.append(Fault(name, "", str(error)))
+                report_fault(name, "", str(error))
                 continue
             if table is None:
                 unfinished.append(name)
@@ -95,18 +91,19 @@ def verify(
                 tables[name] = table
     shards = {name: len(table.manifest.shards) for name, table in tables.items()}
     done, total = 0, sum(shards.values())
-    report = progress or (lambda done, total: None)
+    report = progress or no_progress
     report(done, total)
     # Reading and hashing let other threads run, so a few of them keep disk and cores busy.
     with ThreadPoolExecutor(_THREADS) as threads:
         for name, table in tables.items():
-            faults += [Fault(name, "", message) for message in _manifest_faults(table)]
+            if fault := _manifest_fault(table):
+                report_fault(name, "", fault)
             for found in threads.map(_shard_checker(table), range(shards[name])):
                 if found is not None:
-                    faults.append(Fault(name, *found))
+                    report_fault(name, *found)
                 done += 1
                 report(done, total)
-    return Verification(shards, tuple(unfinished), tuple(faults))
+    return Verification(dataset=dataset, tables=shards, unfinished=tuple(unfinished), errors=tuple(faults))
 
 
 def _shard_checker(table: Table) -> Callable[[int], tuple[str, str] | None]:
@@ -140,7 +137,8 @@ def _file_digest(filesystem: fs.FileSystem, path: str) -> str:
     return sha256.hexdigest()
 
 
-def _manifest_faults(table: Table) -> list[str]:
+def _manifest_fault(table: Table) -> str:
+    """What is wrong with the manifest; empty where nothing is."""
     manifest = table.manifest
     again = f"delete the folder {table.path} and run its step again"
     contents = [shard.content for shard in manifest.shards]
@@ -148,12 +146,12 @@ def _manifest_faults(table: Table) -> list[str]:
         manifest.table, contents, manifest.inputs, manifest.settings, manifest.schema_version
     )
     if digest != manifest.digest:
-        return [f"its digest is {digest[:12]}, the manifest says {manifest.digest[:12]}; {again}"]
+        return f"its digest is {digest[:12]}, the manifest says {manifest.digest[:12]}; {again}"
     if not manifest.seal:
-        return [f"its manifest has no seal: it was removed, or an old version made the table; {again}"]
+        return f"its manifest has no seal: it was removed, or an old version made the table; {again}"
     if manifest.seal != manifest.sealed().seal:
-        return [f"its manifest changed since it was made; {again}"]
+        return f"its manifest changed since it was made; {again}"
     filesystem, folder = filesystems.open_root(table.path)
     if filesystems.read_buffer(filesystem, f"{folder}/{MANIFEST}").to_pybytes() != manifest.to_bytes():
-        return [f"the bytes of its manifest changed since it was made, though no value did; {again}"]
-    return []
+        return f"the bytes of its manifest changed since it was made, though no value did; {again}"
+    return ""

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from data_catalog.formats import FORMATS
 from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
+from data_catalog.progress import Progress
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
 from data_catalog.tables.table import Table
 

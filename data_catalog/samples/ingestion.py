@@ -25,10 +25,12 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
-from data_catalog.formats import FORMATS, SIDE_BY_SIDE, Listing, SourceSample
+from data_catalog.formats import FORMATS, SIDE_BY_SIDE, Listing, Rejected, SourceSample
 from data_catalog.formats.rgbnt201 import SYNTHESIS_MANIFEST
+from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.samples.held_out import hold_out
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import SAMPLES_SCHEMA, TableKind
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES, Modality
@@ -49,6 +51,29 @@ _READABLE = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
+
+
+class SplitSize(Record):
+    """How much a split holds."""
+
+    samples: int
+    identities: int
+
+
+class QuarantinedFile(Record):
+    """A file that was left out, with its sample."""
+
+    file: str
+    """Path below the source folder."""
+    reason: str
+
+
+class SamplesStatistics(Record):
+    """Statistics of a `samples` table."""
+
+    splits: dict[str, SplitSize]
+    cameras: tuple[int, ...]
+    quarantined: tuple[QuarantinedFile, ...]
 
 
 class IngestSettings(BaseModel):
@@ -82,8 +107,7 @@ def ingest(
         progress: Called as shards complete.
 
     Returns:
-        The table; `statistics` holds `splits` (name to samples and identities), `cameras`, `size` and
-        `quarantined` (a list of file and reason).
+        The table; its `statistics` are `SamplesStatistics`.
 
     Raises:
         CatalogError: If the folder is not of the layout, or no good sample is left in one of its splits.
@@ -98,20 +122,19 @@ def ingest(
     listing = replace(listing, samples=hold_out(listing.samples, settings.validation_identities))
     listed = Counter(sample.split for sample in listing.samples)
     size = _most_common_size(listing) if settings.size == "most common" else settings.size
-    rejected = [asdict(file) for file in listing.rejected]
 
     def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
-        statistics = _summarise(shards, rejected)
+        statistics = _summarise(shards, listing.rejected)
         for split in listed:
-            if split not in statistics["splits"]:
+            if split not in statistics.splits:
                 own = {file for s in listing.samples if s.split == split for file in s.files.values()}
-                faults = statistics["quarantined"]
-                first = next((fault for fault in faults if fault["file"] in own), faults[0])
+                faults = statistics.quarantined
+                first = next((fault for fault in faults if fault.file in own), faults[0])
                 raise CatalogError(
                     f"source {source}: none of the {listed[split]} samples of split {split!r} can be used "
-                    f"(first: {first['file']}: {first['reason']}); correct the files and run ingest again"
+                    f"(first: {first.file}: {first.reason}); correct the files and run ingest again"
                 )
-        return statistics
+        return statistics.model_dump(mode="json")
 
     return build_table(
         catalog=catalog,
@@ -365,21 +388,22 @@ def _width_of_one(width: int) -> int:
     return width // len(MODALITIES)
 
 
-def _summarise(shards: Iterable[Mapping[str, Any]], rejected: list[dict[str, str]]) -> dict[str, Any]:
+def _summarise(shards: Iterable[Mapping[str, Any]], rejected: Iterable[Rejected]) -> SamplesStatistics:
     samples: Counter[str] = Counter()
     identities: dict[str, set[int]] = {}
     cameras: set[int] = set()
-    quarantined = list(rejected)
+    quarantined = [QuarantinedFile(**asdict(file)) for file in rejected]
     for shard in shards:
         samples.update(shard["samples"])
         cameras.update(shard["cameras"])
-        quarantined += shard["quarantined"]
+        quarantined += [QuarantinedFile(**fault) for fault in shard["quarantined"]]
         for split, ids in shard["identities"].items():
             identities.setdefault(split, set()).update(ids)
-    return {
-        "splits": {
-            split: {"samples": samples[split], "identities": len(identities[split])} for split in samples
+    return SamplesStatistics(
+        splits={
+            split: SplitSize(samples=count, identities=len(identities[split]))
+            for split, count in samples.items()
         },
-        "cameras": sorted(cameras),
-        "quarantined": sorted(quarantined, key=lambda fault: (fault["file"], fault["reason"])),
-    }
+        cameras=tuple(sorted(cameras)),
+        quarantined=tuple(sorted(quarantined, key=lambda fault: (fault.file, fault.reason))),
+    )

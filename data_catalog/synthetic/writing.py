@@ -8,8 +8,7 @@ out/synthesis.json                                                   settings, v
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from PIL import Image
 
 from data_catalog.errors import CatalogError
 from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS, SYNTHESIS_MANIFEST
+from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.synthetic.attribute_predictions import read_attributes
 from data_catalog.synthetic.attributes import attributes_of
 from data_catalog.synthetic.rendering import RenderedSample, draw_sample
@@ -33,28 +34,22 @@ class SynthesisConflictError(CatalogError):
     """The folder holds something else than what the settings ask for."""
 
 
-@dataclass(frozen=True)
-class SynthesisReport:
-    """What `synthesize` did.
-
-    Attributes:
-        out: Folder of the data set.
-        samples: Number of samples in each split.
-        identities: Number of identities in each split.
-        seconds: Time taken.
-        reused: Whether the data set was there already.
-    """
+class SynthesisReport(Record):
+    """What `synthesize` did."""
 
     out: Path
+    """Folder of the data set."""
     samples: dict[Split, int]
+    """Number of samples in each split."""
     identities: dict[Split, int]
-    seconds: float
+    """Number of identities in each split."""
     reused: bool
+    """Whether the data set was there already."""
+    seconds: float
+    """Time taken."""
 
 
-def synthesize(
-    settings: SyntheticSettings, out: Path, progress: Callable[[int, int], None] | None = None
-) -> SynthesisReport:
+def synthesize(settings: SyntheticSettings, out: Path, progress: Progress | None = None) -> SynthesisReport:
     """Write the data set that the settings describe, unless it is there already.
 
     An interrupted call leaves no `synthesis.json`; the next one writes the same bytes again.
@@ -80,7 +75,13 @@ def synthesize(
                 _write(settings, out, manifest, sum(samples.values()), progress)
     except OSError as error:
         raise SynthesisConflictError(f"{out} cannot be written: {error}; choose another folder.") from error
-    return SynthesisReport(out, samples, identities, time.monotonic() - started, reused)
+    return SynthesisReport(
+        out=out,
+        samples=samples,
+        identities=identities,
+        reused=reused,
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def _write(
@@ -88,7 +89,7 @@ def _write(
     out: Path,
     manifest: Mapping[str, Any],
     total: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / UNFINISHED).write_text(_as_text(manifest), encoding="utf-8")

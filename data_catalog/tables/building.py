@@ -28,6 +28,7 @@ from pyarrow import fs
 from threadpoolctl import threadpool_limits
 
 from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.progress import Progress, no_progress
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
@@ -44,9 +45,6 @@ from data_catalog.tables.table import (
     table_digest,
     table_path,
 )
-
-Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
 
 _LOGGER = logging.getLogger(__name__)
 _METADATA = b"data_catalog"
@@ -219,7 +217,7 @@ def _make_shards(
         if (complete := _complete_shard(filesystem, f"{folder}/{name}")) is not None
         and maker.is_final(complete[1])
     }
-    report = progress or (lambda done, total: None)
+    report = progress or no_progress
     report(len(done), len(files))
     missing = [number for number in range(len(files)) if number not in done]
     if missing:

@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.storage.local_copies import local_copy
 from data_catalog.tables.schemas import TableKind
@@ -31,11 +32,7 @@ from data_catalog.tables.schemas import TableKind
 MANIFEST = "manifest.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShardRecord(_Record):
+class ShardRecord(Record):
     """One shard: its file, the SHA-256 of the file's bytes, and the digest of the rows in it."""
 
     file: str
@@ -44,7 +41,7 @@ class ShardRecord(_Record):
     content: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """All there is to know of a table without opening a shard."""
 
     table: TableKind

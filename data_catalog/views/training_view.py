@@ -19,8 +19,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
+from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.samples.images import decode_mask, decode_triplets, foreground_share
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import TableKind, view_schema
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import count_identities, cut_by_identity
@@ -40,6 +42,14 @@ class ViewSettings(BaseModel):
     """Width of the zeros that stand for text features where there are none; not used otherwise."""
     samples_per_shard: int = Field(128, ge=1)
     """Samples that a shard may hold; one that is larger holds one identity."""
+
+
+class ViewStatistics(Record):
+    """Statistics of a `view` table."""
+
+    identities: tuple[tuple[tuple[int, int], ...], ...]
+    """Of each shard, its identities with their numbers of samples."""
+    cameras: tuple[int, ...]
 
 
 def make_view(

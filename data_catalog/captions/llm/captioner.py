@@ -27,7 +27,8 @@ from data_catalog.captions.llm.questions import PROMPTS_VERSION, Model, Question
 from data_catalog.captions.predicted_attributes import SOURCES, FilledAttribute, Predictions, fill
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError
-from data_catalog.tables.building import Progress, ShardMaker, build_table
+from data_catalog.progress import Progress
+from data_catalog.tables.building import ShardMaker, build_table
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 

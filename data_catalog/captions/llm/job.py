@@ -16,7 +16,7 @@ from data_catalog.captions.llm.questions import Question, Questions, as_predicti
 from data_catalog.captions.llm.responses import RequestFailedError
 from data_catalog.captions.llm.spending import Spending, Usage
 from data_catalog.errors import CatalogError
-from data_catalog.tables.building import Progress
+from data_catalog.progress import Progress
 from data_catalog.tables.table import Table, json_digest
 
 _READERS = 16

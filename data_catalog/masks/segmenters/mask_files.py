@@ -27,8 +27,8 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import FORMATS, SourceFormat
 from data_catalog.masks.mask_statistics import describe_table, file_facts
 from data_catalog.masks.mask_table import MaskFinder, build_masks
+from data_catalog.progress import Progress
 from data_catalog.samples.images import Mask, Segmentation
-from data_catalog.tables.building import Progress
 from data_catalog.tables.table import Table
 
 MAX_PIXELS = 16 * 2**20

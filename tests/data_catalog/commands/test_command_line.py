@@ -11,6 +11,7 @@ import ray
 
 from data_catalog import commands
 from data_catalog.__main__ import main
+from tests import json_samples
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
 
 COMMANDS = tuple(command.name for command in commands.COMMANDS)
@@ -120,6 +121,17 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"example:\n  python -m data_catalog {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [command for command in commands.COMMANDS if command.result])
+def test_documents_that_commands_print_keep_their_keys(
+    command: commands.Command[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_samples.check(command.name.replace("-", "_"), command.result)
+    with pytest.raises(SystemExit) as stop:
+        main([command.name, "--json-schema"])
+    assert stop.value.code == 0
+    assert json.loads(capsys.readouterr().out)["title"] == command.result.__name__
 
 
 @pytest.mark.parametrize("size", ["64", "64x", "0x32", "axb", "-1x2"])

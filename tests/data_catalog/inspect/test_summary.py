@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from data_catalog.__main__ import main
-from data_catalog.inspect.lineage import draw_tree, trace
-from data_catalog.inspect.summary import describe
+from data_catalog.cards import Counts
+from data_catalog.inspect.lineage import Input, TableOrigin, draw_tree, trace
+from data_catalog.inspect.summary import Difference, SplitCounts, describe
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.synthetic import SyntheticSettings, synthesize
 from data_catalog.views.training_view import ViewSettings, make_view
@@ -24,20 +25,15 @@ def cars(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
 
 def test_found_counts_what_is_there_and_differences_what_the_card_says_otherwise(cars: Path) -> None:
     shown = describe(cars, "msvr310")
-    assert shown["found"] == {
-        "test": {"samples": 5, "identities": 2, "cameras": 4, "queries": 3, "gallery": 4},
-        "train": {"samples": 4, "identities": 2, "cameras": 4, "queries": 0, "gallery": 0},
+    assert shown.found == {
+        "test": SplitCounts(samples=5, identities=2, cameras=4, queries=3, gallery=4),
+        "train": SplitCounts(samples=4, identities=2, cameras=4, queries=0, gallery=0),
     }
-    assert shown["card"]["counts"]["test"] == {
-        "samples": 1055,
-        "identities": 155,
-        "queries": 591,
-        "gallery": 1055,
-    }
-    assert shown["differences"] == [
-        {"split": "", "what": "image_size", "card": [128, 256], "found": [16, 32]},
+    assert shown.card.counts["test"] == Counts(samples=1055, identities=155, queries=591, gallery=1055)
+    assert shown.differences == (
+        Difference(split="", what="image_size", card=(128, 256), found=(16, 32)),
         *(
-            {"split": split, "what": what, "card": expected, "found": found}
+            Difference(split=split, what=what, card=expected, found=found)
             for split, what, expected, found in (
                 ("train", "samples", 1032, 4),
                 ("train", "identities", 155, 2),
@@ -47,9 +43,9 @@ def test_found_counts_what_is_there_and_differences_what_the_card_says_otherwise
                 ("test", "gallery", 1055, 4),
             )
         ),
-    ]
+    )
     # Each of the queries has a match in another scene only where the gallery says so.
-    warnings = {finding["check"]: finding["rows"] for finding in shown["warnings"]}
+    warnings = {finding.check: finding.rows for finding in shown.warnings}
     scenes = {(name[:4], name[6:9]) for name in MSVR310["bounding_box_test"]}
     alone = [
         f"test/{name}"
@@ -57,31 +53,28 @@ def test_found_counts_what_is_there_and_differences_what_the_card_says_otherwise
         if not any(vehicle == name[:4] and scene != name[6:9] for vehicle, scene in scenes)
     ]
     assert list(warnings.get("query_without_match", ())) == alone
-    assert "missing_artifact" in {finding["check"] for finding in shown["errors"]}
+    assert "missing_artifact" in {finding.check for finding in shown.errors}
 
 
 def test_artifacts_are_those_of_the_samples_with_their_coverage(built: Any) -> None:
     shown = describe(built.catalog, "small")
     tables = {name: built.__dict__[name] for name in ("samples", "masks", "text_features")}
     for name, table in tables.items():
-        assert shown["artifacts"][name]["digest"] == table.digest
-        assert shown["artifacts"][name]["coverage"] == 1.0
-    assert shown["artifacts"]["view train"]["digest"] == built.view.digest
-    assert shown["artifacts"]["view train"]["coverage"] == 1.0
+        assert shown.artifacts[name].digest == table.digest
+        assert shown.artifacts[name].coverage == 1.0
+    assert shown.artifacts["view train"].digest == built.view.digest
+    assert shown.artifacts["view train"].coverage == 1.0
     captions = built.captions.read(["caption"])["caption"].to_pylist()
-    assert shown["artifacts"]["captions"]["coverage"] == round(sum(map(bool, captions)) / 28, 6)
+    assert shown.artifacts["captions"].coverage == round(sum(map(bool, captions)) / 28, 6)
 
 
 def test_quarantine_is_a_warning(own_source: Path, tmp_path: Path, ray_session: None) -> None:
     broken = next((own_source / "RGBNT201" / "test" / "TI").iterdir())
     broken.write_bytes(b"")
     ingest(own_source, tmp_path / "catalog", "small")
-    [warning] = [
-        warning
-        for warning in describe(tmp_path / "catalog", "small")["warnings"]
-        if warning["check"] == "quarantined"
-    ]
-    assert f"test/TI/{broken.name} is empty (zero bytes)" in warning["message"]
+    warnings = describe(tmp_path / "catalog", "small").warnings
+    [message] = [warning.message for warning in warnings if warning.check == "quarantined"]
+    assert f"test/TI/{broken.name} is empty (zero bytes)" in message
 
 
 def test_benchmark_has_the_card_of_what_it_draws(tmp_path: Path, ray_session: None) -> None:
@@ -90,16 +83,15 @@ def test_benchmark_has_the_card_of_what_it_draws(tmp_path: Path, ray_session: No
     synthesize(settings, tmp_path / "drawn")
     ingest(tmp_path / "drawn" / "RGBNT201", tmp_path / "catalog", "bench")
     shown = describe(tmp_path / "catalog", "bench")
-    assert shown["card"]["name"] == "synthetic_vehicle"
-    assert shown["differences"] == [{"split": "", "what": "image_size", "card": [32, 64], "found": [16, 32]}]
+    assert shown.card.name == "synthetic_vehicle"
+    [different] = shown.differences
+    assert different == Difference(split="", what="image_size", card=(32, 64), found=(16, 32))
 
 
 def test_lineage_names_what_each_table_was_made_from(built: Any) -> None:
     make_view(built.samples, None, None, ViewSettings(split="train", height=HEIGHT, width=WIDTH))
     nodes = trace(built.catalog, "small")
-    made_by = {
-        node["digest"]: {name: entry["made_by"] for name, entry in node["inputs"].items()} for node in nodes
-    }
+    made_by = {node.digest: {name: entry.made_by for name, entry in node.inputs.items()} for node in nodes}
     samples, masks, captions, features = (
         f"{table.kind.value}/{table.manifest.key}"
         for table in (built.samples, built.masks, built.captions, built.text_features)
@@ -123,15 +115,17 @@ def test_lineage_names_what_each_table_was_made_from(built: Any) -> None:
 
 
 def test_tree_of_tables_is_drawn_with_branches() -> None:
-    def node(name: str, **inputs: str | None) -> dict[str, Any]:
-        return {
-            "name": name,
-            "table": name,
-            "digest": name * 12,
-            "rows": 1,
-            "settings": {},
-            "inputs": {key: {"digest": key * 12, "made_by": made_by} for key, made_by in inputs.items()},
-        }
+    def node(name: str, **inputs: str | None) -> TableOrigin:
+        return TableOrigin(
+            name=name,
+            table=name,
+            key="0",
+            digest=name * 12,
+            rows=1,
+            settings={},
+            time="",
+            inputs={key: Input(digest=key * 12, made_by=made_by) for key, made_by in inputs.items()},
+        )
 
     nodes = [node("a"), node("b", a="a"), node("c", a="a", masks=None), node("d", a="a", b="b"), node("e")]
     assert draw_tree(nodes) == [
