@@ -20,9 +20,9 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from experiments import recipes
 from experiments.command_line import run_command, storage_of, training_options, with_workers
-from experiments.planning.hardware import SHOWN_BY_DEFAULT, known_hardware
-from experiments.planning.printout import print_plan
-from experiments.planning.run_plan import plan
+from experiments.planning import run_plan
+from experiments.planning.expected_time import SHOWN_BY_DEFAULT, known_hardware
+from experiments.planning.plan_printout import print_plan
 from experiments.recipes import ExperimentConfig
 from experiments.report import RunReport, print_report
 from experiments.run import lifecycle, run_data
@@ -92,11 +92,13 @@ def train(given: argparse.Namespace, narrate: run_data.Narrate = lambda step, re
     return RunReport(**dict(result), paper=stmi_on(config.data.dataset))
 
 
-def make_plan(given: argparse.Namespace) -> dict[str, Any]:
-    """What a run of this command line would do and take."""
+def make_plan(given: argparse.Namespace) -> run_plan.RunPlan:
+    """What a run of this command line would do."""
     workspace, catalog = run_data.places(given.workspace, given.catalog)
     hardware = given.hardware or SHOWN_BY_DEFAULT
-    return plan(configure(given), workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
+    return run_plan.make_plan(
+        configure(given), workspace, catalog, hardware, given.calibrate, given.gpus_per_worker
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,5 @@
-"""The tables that a run would read, found without making any, and how much work they are."""
+"""The tables that a run would read, found without making any, and how many samples it would process."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ import numpy as np
 from data_catalog.cards import card_names, load_card
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
+from data_catalog.records import Record
 from data_catalog.storage import filesystems
-from data_catalog.synthetic import SPLITS as DRAWN_SPLITS
+from data_catalog.synthetic import SPLITS as SYNTHETIC_SPLITS
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables
 from experiments.recipes import ConfigError, ExperimentConfig
@@ -20,37 +20,46 @@ from stmi.training import batch_plan
 from stmi.training.batch_plan import BatchPlanError
 
 Tables = dict[str, Table | None]
-"""The tables of a run by name, each with None where it is missing."""
+"""The tables of a run by name; None where a table is missing."""
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How large a data set is, and how much of it a run goes through.
-
-    Attributes:
-        source: What the numbers were read from.
-        identities: Of the training split.
-        cameras: Of the data set.
-        samples: Of each split.
-        steps: Optimisation steps of the whole run.
-        embedded: Samples that evaluation embeds in the whole run.
-    """
+class Extent(Record):
+    """The size of a data set, and how many samples of it a run processes."""
 
     source: str
+    """Where the numbers come from."""
     identities: int
+    """Of the training split."""
     cameras: int
+    """Of the data set."""
     samples: dict[str, int]
+    """Of each split."""
     steps: int
+    """Optimisation steps of the whole run."""
     embedded: int
+    """Samples that evaluation embeds in the whole run."""
+
+
+class ExpectedTable(Record):
+    """A table that a run would read."""
+
+    name: str
+    key: str | None
+    """None where the table is missing, as are the next three."""
+    digest: str | None
+    rows: int | None
+    bytes: int | None
+    command: str | None
+    """The command that makes the table; None where it exists."""
 
 
 def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Path, catalog: str) -> Tables:
-    """The tables that a run finds in the catalog now: `samples`, `masks`, ..., and a `view/SPLIT` each.
+    """The tables that a run would find in the catalog: `samples`, `masks`, ..., and a `view/SPLIT` per split.
 
     Args:
         config: The run.
-        clip_digest: Digest of its CLIP; None where its weights are not at hand, and its name must do.
-        workspace: Folder of the embedded benchmark's images.
+        clip_digest: Digest of its CLIP; None where the weights are not available, so its name must suffice.
+        workspace: Folder of the images of the embedded benchmark.
         catalog: Root of the catalog.
 
     Raises:
@@ -60,7 +69,7 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
         table
         for table in list_tables(catalog, config.data.dataset)
         if table.manifest.schema_version == table.kind.schema_version
-        and _is_of_run(table, config, clip_digest, workspace)
+        and _fits_run(table, config, clip_digest, workspace)
     ]
 
     def newest(kind: TableKind, made_from: dict[str, Table | None], **settings: Any) -> Table | None:
@@ -75,7 +84,7 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
         return fitting[-1] if fitting else None
 
     def input_of(table: Table | None, kind: TableKind) -> Table | None:
-        """What a table was made from; where there is no such table yet, what it would be made from."""
+        """The input of a table; where there is no such table yet, the input that it would have."""
         if table is None:
             return newest(kind, {"samples": samples})
         return next((t for t in tables if t.digest == table.manifest.inputs.get(kind.value)), None)
@@ -96,11 +105,11 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
     }
 
 
-def _is_of_run(table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Path) -> bool:
-    """Whether a table is neither of other drawings of the benchmark, nor of another CLIP."""
+def _fits_run(table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Path) -> bool:
+    """Whether a table comes from the run's own rendering of the benchmark, and from its own CLIP."""
     if table.kind is TableKind.SAMPLES and config.data.synthetic is not None:
-        drawn = run_data.drawing_folder(config, workspace) / "RGBNT201"
-        return bool(table.manifest.created["source"] == str(drawn))
+        rendered = run_data.drawing_folder(config, workspace) / "RGBNT201"
+        return bool(table.manifest.created["source"] == str(rendered))
     if table.kind is TableKind.TEXT_FEATURES:
         if clip_digest is None:
             source = run_data.clip_source(config)
@@ -115,37 +124,33 @@ def _splits(config: ExperimentConfig, samples: Table | None) -> list[str]:
     return [split for split in SPLITS if split in samples.statistics["splits"]]
 
 
-def describe_tables(config: ExperimentConfig, tables: Tables, catalog: str) -> list[dict[str, Any]]:
-    """Tables as JSON values.
-
-    Returns:
-        Of each `name`, `key`, `digest`, `rows`, `bytes` (None where it is missing) and `command` (what makes
-        it; None where it is there).
-    """
+def describe_tables(config: ExperimentConfig, tables: Tables, catalog: str) -> list[ExpectedTable]:
+    """A description of each table, with the command that makes it where it is missing."""
     described = []
     for name, table in tables.items():
-        facts: dict[str, Any] = {"name": name}
         if table is None:
-            nothing = dict.fromkeys(("key", "digest", "rows", "bytes"))
-            described.append(facts | nothing | {"command": _command(config, name, catalog)})
+            command = _command(config, name, catalog)
+            described.append(
+                ExpectedTable(name=name, key=None, digest=None, rows=None, bytes=None, command=command)
+            )
             continue
         filesystem, folder = filesystems.open_root(table.path)
         paths = [f"{folder}/{shard.file}" for shard in table.manifest.shards]
         described.append(
-            facts
-            | {
-                "key": table.manifest.key,
-                "digest": table.digest,
-                "rows": len(table),
-                "bytes": sum(info.size or 0 for info in filesystem.get_file_info(paths)),
-                "command": None,
-            }
+            ExpectedTable(
+                name=name,
+                key=table.manifest.key,
+                digest=table.digest,
+                rows=len(table),
+                bytes=sum(info.size or 0 for info in filesystem.get_file_info(paths)),
+                command=None,
+            )
         )
     return described
 
 
 def _command(config: ExperimentConfig, name: str, catalog: str) -> str:
-    """What makes a table that is missing."""
+    """The command that makes a missing table."""
     if config.data.synthetic is not None:
         return "the run itself makes it"
     dataset, size = config.data.dataset, config.model.image
@@ -159,10 +164,9 @@ def _command(config: ExperimentConfig, name: str, catalog: str) -> str:
 
 
 def measure_extent(config: ExperimentConfig, tables: Tables) -> Extent:
-    """How much a run goes through: by its training view, else by the best that is known of the data set.
+    """How much a run processes: from its training view, otherwise from the best known facts of the data set.
 
-    Without a view, and without the samples that it is made of, identities are taken to have equally many
-    samples.
+    Without a view and a samples table, all identities are assumed to have equally many samples.
 
     Raises:
         CatalogError: Nothing is known of the data set.
@@ -178,7 +182,7 @@ def measure_extent(config: ExperimentConfig, tables: Tables) -> Extent:
     elif settings is not None:
         source = "the benchmark's settings"
         cameras, each = settings.cameras, settings.cameras * settings.shots
-        counts = {str(split): each * len(settings.identities(split)) for split in DRAWN_SPLITS}
+        counts = {str(split): each * len(settings.identities(split)) for split in SYNTHETIC_SPLITS}
         identity = np.arange(counts["train"]) % len(settings.identities("train"))
     elif config.data.dataset in card_names():
         source, card = f"the card of {config.data.dataset}", load_card(config.data.dataset)
@@ -186,26 +190,32 @@ def measure_extent(config: ExperimentConfig, tables: Tables) -> Extent:
         identity = np.arange(counts["train"]) % card.counts["train"].identities
     else:
         raise CatalogError(
-            f"data set {config.data.dataset!r} has neither a samples table nor a card, so that nothing is "
-            f"known of its size; make the table first: {_command(config, 'samples', 'CATALOG')}"
+            f"data set {config.data.dataset!r} has neither a samples table nor a card, so its size is "
+            f"unknown; make the table first: {_command(config, 'samples', 'CATALOG')}"
         )
     try:
         if train is not None:
             schedule = BatchSchedule(train, config)
-            steps = [len(schedule.rows(0, epoch)) for epoch in range(config.train.epochs)]
+            steps = sum(len(schedule.rows(0, epoch)) for epoch in range(config.train.epochs))
         else:
-            steps = [
+            steps = sum(
                 len(batch_plan.plan(identity, config.batch, config.seed, epoch))
                 for epoch in range(config.train.epochs)
-            ]
+            )
     except BatchPlanError as error:
         raise ConfigError(str(error)) from None
-    identities = len(np.unique(identity))
-    return Extent(source, identities, cameras, counts, sum(steps), _embedded(config, counts))
+    return Extent(
+        source=source,
+        identities=len(np.unique(identity)),
+        cameras=cameras,
+        samples=counts,
+        steps=steps,
+        embedded=_count_embedded(config, counts),
+    )
 
 
-def _embedded(config: ExperimentConfig, samples: dict[str, int]) -> int:
-    """Samples that are embedded in a whole run: test before the first epoch, both splits at every look."""
+def _count_embedded(config: ExperimentConfig, samples: dict[str, int]) -> int:
+    """Samples embedded in a whole run: test before the first epoch, both splits at every evaluation."""
     epochs, every = config.train.epochs, config.train.validate_every
-    looks = epochs // every + (epochs % every > 0)
-    return samples.get("val", 0) * looks + samples["test"] * (looks + 1)
+    evaluations = epochs // every + (epochs % every > 0)
+    return samples.get("val", 0) * evaluations + samples["test"] * (evaluations + 1)

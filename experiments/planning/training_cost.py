@@ -1,4 +1,4 @@
-"""What it takes to train a config, counted so that trials of a sweep can be compared on any machine."""
+"""The training cost of a config in FLOPs, by which trials of a sweep are compared on any machine."""
 
 from data_catalog.views.training_view import open_view
 from experiments.planning.cost import step_flops
@@ -8,10 +8,10 @@ from experiments.run.run_data import RunTables
 
 
 class TrainingCost:
-    """Counts what it takes to train a config: TFLOPs of all its steps, the same on any machine.
+    """Counts the TFLOPs of all training steps of a config.
 
     Args:
-        tables: What the runs read.
+        tables: The tables that the runs read.
     """
 
     def __init__(self, tables: RunTables) -> None:
@@ -20,9 +20,9 @@ class TrainingCost:
         self._flops: dict[str, int] = {}
 
     def __call__(self, config: ExperimentConfig) -> float:
-        """TFLOPs, 10^12 floating-point operations, of the training steps."""
+        """The training cost of a config, in 10^12 floating-point operations."""
         schedule = BatchSchedule(self.view, config)
-        # How often tokens flip changes no shape.
+        # The perturbation probability changes no shape.
         sfm = config.model.sfm.model_copy(update={"perturbation": 0.0})
         key = config.model.model_copy(update={"sfm": sfm}).model_dump_json() + config.train.precision
         if key not in self._flops:

@@ -8,13 +8,15 @@ import torch
 from experiments import train
 from experiments.planning import calibration
 from experiments.planning.expected_tables import find_tables, measure_extent
-from experiments.planning.hardware import HARDWARE, Work, expect, known_hardware
+from experiments.planning.expected_time import HARDWARE, Workload, expect_time, known_hardware
+from experiments.planning.run_plan import RunPlan
 from experiments.recipes import ConfigError, resolve
 from experiments.tracking.journal import Journal
 from stmi.clip.loading import load_clip
+from tests import json_samples
 from tests.experiments import small_run
 
-WORK = Work(
+WORKLOAD = Workload(
     steps=100,
     batch=10,
     step_flops=3_000_000_000,
@@ -32,6 +34,10 @@ def plan(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+def test_json_of_a_plan_has_the_keys_it_always_had():
+    json_samples.check("plan", RunPlan)
+
+
 def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
     settings = ["train.workers=36", "train.evaluation_batch=2"]
     planned = plan(
@@ -40,7 +46,7 @@ def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
         *(part for setting in settings for part in ("--set", setting)),
         *("--hardware", "T4", "--hardware", "Xeon-2-cores"),
     )
-    # 72 samples a batch; the card of RGBNT201 has 3951 and 836 samples, looked at every five of 50 epochs.
+    # 72 samples a batch; the card of RGBNT201 has 3951 and 836 samples, evaluated every five of 50 epochs.
     extent = planned["extent"]
     assert extent["source"] == "the card of rgbnt201"
     assert 50 * (3951 // 72 - 20) < extent["steps"] <= 50 * (3951 // 72)
@@ -61,7 +67,7 @@ def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
-def test_plan_finds_the_tables_that_the_run_read_and_counts_its_steps(trained, clip, workspace):
+def test_plan_finds_the_tables_of_the_run_and_counts_its_steps(trained, clip, workspace):
     config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
     tables = find_tables(config, load_clip(clip).digest, workspace, str(workspace / "catalog"))
     digests = {name: table.digest for name, table in tables.items()}
@@ -69,17 +75,17 @@ def test_plan_finds_the_tables_that_the_run_read_and_counts_its_steps(trained, c
     extent = measure_extent(config, tables)
     last = Journal(Path(trained["folder"]) / "journal.jsonl").epochs()[-1]
     assert (extent.source, extent.steps) == ("the training view", last["step"])
-    # Looked at after epochs 2 and 3; test also before the first.
+    # Evaluated after epochs 2 and 3; test also before the first.
     assert extent.embedded == 2 * extent.samples["val"] + 3 * extent.samples["test"]
     other = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "data.synthetic.cameras=3"])
     assert not any(find_tables(other, None, workspace, str(workspace / "catalog")).values())
 
 
-def test_plan_before_the_first_run_takes_the_size_from_the_settings(trained, clip, workspace, tmp_path):
+def test_plan_before_the_first_run_gets_the_size_from_the_settings(trained, clip, workspace, tmp_path):
     config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
     before, after = (
-        measure_extent(config, find_tables(config, load_clip(clip).digest, place, str(place / "catalog")))
-        for place in (tmp_path, workspace)
+        measure_extent(config, find_tables(config, load_clip(clip).digest, folder, str(folder / "catalog")))
+        for folder in (tmp_path, workspace)
     )
     assert before.source == "the benchmark's settings"
     assert (before.identities, before.cameras, before.samples) == (
@@ -100,47 +106,48 @@ def test_calibration_times_the_step_of_one_worker(clip, tmp_path, capsys):
     step_flops = planned["flops"]["training_step"]["total"]
     assert measured["achieved_flops"] == pytest.approx(4 * step_flops / measured["step_seconds"])
     steps = extent["steps"] * measured["step_seconds"]
-    looks = extent["embedded"] * measured["embedding_seconds"] / 2
-    assert measured["seconds"] == pytest.approx(steps + looks)
+    evaluation = extent["embedded"] * measured["embedding_seconds"] / 2
+    assert measured["seconds"] == pytest.approx(steps + evaluation)
     assert [entry["name"] for entry in planned["hardware"]] == ["T4"]
 
 
-def test_calibration_is_refused_where_the_memory_does_not_suffice():
-    work = Work(**vars(WORK) | {"peak_bytes": 2**60})
+def test_calibration_without_enough_memory_is_refused():
+    workload = replace(WORKLOAD, peak_bytes=2**60)
     with pytest.raises(ConfigError, match=r"a step of one worker needs 1073741824\.0 GiB"):
-        calibration.calibrate(resolve("demo"), work, identities=60, cameras=4)
+        calibration.calibrate(resolve("demo"), workload, identities=60, cameras=4)
 
 
-def test_expected_time_is_work_over_the_assumed_rate():
-    gpu = expect(WORK, "A100-80GB")
-    rate = 4 * 312e12 * gpu["utilisation"]
-    assert gpu["step_seconds"] == pytest.approx(10 * 3e9 / rate)
-    assert gpu["seconds"] == pytest.approx((100 * 10 * 3e9 + 1000 * 1e9) / rate)
-    assert gpu["gpu_hours"] == pytest.approx(4 * gpu["seconds"] / 3600)
-    assert gpu["fits"]
+def test_expected_time_is_the_work_divided_by_the_assumed_rate():
+    gpu = expect_time(WORKLOAD, "A100-80GB")
+    rate = 4 * 312e12 * gpu.utilisation
+    assert gpu.step_seconds == pytest.approx(10 * 3e9 / rate)
+    assert gpu.seconds == pytest.approx((100 * 10 * 3e9 + 1000 * 1e9) / rate)
+    assert gpu.gpu_hours == pytest.approx(4 * gpu.seconds / 3600)
+    assert gpu.fits
 
 
-def test_workers_share_one_processor_and_its_memory():
-    alone = expect(Work(**vars(WORK) | {"workers": 1}), "Xeon-2-cores")
-    shared = expect(WORK, "Xeon-2-cores")
-    assert shared["seconds"] == alone["seconds"]
-    assert (alone["needed_bytes"], shared["needed_bytes"]) == (10 * 2**30, 40 * 2**30)
-    assert (alone["fits"], shared["fits"]) == (True, False)
-    assert shared["gpu_hours"] == 0
+def test_workers_share_the_cpus_of_a_machine_and_its_memory():
+    alone = expect_time(replace(WORKLOAD, workers=1), "Xeon-2-cores")
+    shared = expect_time(WORKLOAD, "Xeon-2-cores")
+    assert shared.seconds == alone.seconds
+    assert (alone.needed_bytes, shared.needed_bytes) == (10 * 2**30, 40 * 2**30)
+    assert (alone.fits, shared.fits) == (True, False)
+    assert shared.gpu_hours == 0
 
 
 def test_workers_that_share_a_gpu_share_its_speed_and_its_memory():
-    work = Work(100, 64, 10**9, 1000, 10**8, 4, "bfloat16", 10**9)
-    whole, shared = expect(work, "T4"), expect(replace(work, gpus_per_worker=0.5), "T4")
-    assert shared["seconds"] == pytest.approx(2 * whole["seconds"])
-    assert shared["gpu_hours"] == pytest.approx(whole["gpu_hours"])
-    assert (whole["needed_bytes"], shared["needed_bytes"]) == (10**9, 2 * 10**9)
-    held = expect(replace(work, gpus_per_worker=2), "T4")
-    assert held["seconds"] == whole["seconds"]
-    assert held["gpu_hours"] == pytest.approx(2 * whole["gpu_hours"])
+    workload = Workload(100, 64, 10**9, 1000, 10**8, 4, "bfloat16", 10**9)
+    whole = expect_time(workload, "T4")
+    shared = expect_time(replace(workload, gpus_per_worker=0.5), "T4")
+    assert shared.seconds == pytest.approx(2 * whole.seconds)
+    assert shared.gpu_hours == pytest.approx(whole.gpu_hours)
+    assert (whole.needed_bytes, shared.needed_bytes) == (10**9, 2 * 10**9)
+    double = expect_time(replace(workload, gpus_per_worker=2), "T4")
+    assert double.seconds == whole.seconds
+    assert double.gpu_hours == pytest.approx(2 * whole.gpu_hours)
 
 
-def test_every_hardware_says_what_it_assumes_and_where_the_rest_is_from():
+def test_every_hardware_names_its_assumptions_and_its_source():
     text = HARDWARE.read_text()
     assert "ASSUMED" in text
     for name, hardware in known_hardware().items():
@@ -163,12 +170,12 @@ def test_every_hardware_says_what_it_assumes_and_where_the_rest_is_from():
         (["--plan", "--set", "batch.size=400"], "batch.size=400 with batch.samples_per_identity=4 needs 100"),
     ],
 )
-def test_plan_that_cannot_be_made_says_why(arguments, message, tmp_path, capsys):
+def test_impossible_plan_names_the_reason(arguments, message, tmp_path, capsys):
     assert train.main([*arguments, "--workspace", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_options_of_a_plan_are_refused_without_it(capsys):
+def test_options_of_a_plan_are_refused_without_plan(capsys):
     with pytest.raises(SystemExit):
         train.main(["--calibrate"])
     assert "--hardware and --calibrate belong to --plan" in capsys.readouterr().err

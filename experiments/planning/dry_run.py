@@ -1,10 +1,12 @@
-"""One worker's share of a run with fresh weights and random pixels: what a plan counts, and what it times."""
+"""One worker's share of a run with random weights and random pixels: a plan counts and times its step."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.recipes import ExperimentConfig
+from experiments.run import run_data
+from stmi.clip.loading import LoadedClip, build_clip
 from stmi.modality import MODALITIES
 from stmi.model import STMI, Features, ModelInput, ModelNoise
 from stmi.training import augment
@@ -12,15 +14,28 @@ from stmi.training.batch_plan import rows_of_rank
 from stmi.training.train_step import TrainStep
 
 
-class Rehearsal:
-    """The run's own training step on the batch share of its first worker.
+def untrained_clip(config: ExperimentConfig) -> LoadedClip:
+    """The run's CLIP with random weights; reads no weights and downloads nothing.
 
-    Of a model made inside a `FakeTensorMode` there are shapes only: no memory is taken, nothing is computed.
+    Returns:
+        The towers, without digest and tokenizer.
+
+    Raises:
+        ClipFileError: The architecture is unknown, as in `stmi.clip.loading.build_clip`.
+    """
+    source = run_data.clip_source(config)
+    return LoadedClip(build_clip(source).eval().requires_grad_(False), None, source, digest="")
+
+
+class DryRun:
+    """The run's own training step on the share of its first worker.
+
+    Inside a `FakeTensorMode`, tensors have shapes only: nothing is computed and no memory is used.
 
     Args:
         config: The run.
         model: Its model, with any weights, on its device.
-        context_length: Token numbers of a caption.
+        context_length: Tokens of a caption.
         compiled: Compile the network.
 
     Attributes:
@@ -40,7 +55,7 @@ class Rehearsal:
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, compiled)
 
     def batch(self, step: int = 0) -> tuple[ModelInput, ModelNoise, Tensor]:
-        """A step's input, augmented as in training, its draws and its labels."""
+        """A step's input, augmented as in training, its random numbers and its labels."""
         config, size = self.config, (self.config.model.image.height, self.config.model.image.width)
         pixels, mask = self._random_pixels(self.share)
         geometry = augment.draw_geometry(config.augment, config.batch.size, size, config.seed, 0, step)
@@ -68,8 +83,8 @@ class Rehearsal:
     def _random_pixels(self, samples: int) -> tuple[Tensor, Tensor]:
         image = self.config.model.image
         shape = (samples, len(MODALITIES) * 3 + 1, image.height, image.width)
-        drawn = torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
-        return drawn[:, :-1].unflatten(1, (len(MODALITIES), 3)), drawn[:, -1]
+        values = torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
+        return values[:, :-1].unflatten(1, (len(MODALITIES), 3)), values[:, -1]
 
     def _input(self, images: Tensor, mask: Tensor) -> ModelInput:
         samples, width = len(images), self.model.image_tower.proj.shape[1]

@@ -1,0 +1,168 @@
+"""A plan for a terminal: one table for each of its parts, with units."""
+
+from datetime import timedelta
+
+from matplotlib.ticker import EngFormatter
+from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
+from rich.table import Table as RichTable
+
+from experiments.planning.calibration import Calibration
+from experiments.planning.cost import Memory, ParameterCount
+from experiments.planning.expected_tables import ExpectedTable
+from experiments.planning.run_plan import RunPlan
+
+_PART_NAMES = {
+    "image_tower": "image tower",
+    "text_tower": "text tower",
+    "str": "STR",
+    "chi": "CHI",
+    "fusion": "fusion",
+    "heads": "identity heads",
+    "losses": "losses",
+}
+_MEMORY_NAMES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimiser state",
+    "batch": "batch",
+    "activations": "activations kept for the backward pass",
+    "training_peak": "peak in training",
+    "evaluation_peak": "peak in evaluation",
+}
+
+
+def print_plan(plan: RunPlan, console: Console | None = None) -> None:
+    """Print a plan for a terminal."""
+    console = console or Console()
+    _print_settings(console, plan)
+    _print_cost(console, plan)
+    _print_memory(console, plan.memory, plan.config["train.workers"])
+    _print_tables(console, plan.tables)
+    _print_time(console, plan)
+    if plan.calibration is not None:
+        _print_calibration(console, plan.calibration)
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def _table(title: str, *columns: str, left: int = 1) -> RichTable:
+    """An empty table whose first columns are text, and the others numbers."""
+    table = RichTable(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    return table
+
+
+def _print_settings(console: Console, plan: RunPlan) -> None:
+    settings = _table(f"{plan.recipe}: settings", "setting", "value", "changed from", left=3)
+    for name, value in plan.config.items():
+        changed = plan.changed.get(name)
+        settings.add_row(name, str(value), str(changed.recipe) if changed else "")
+    console.print(settings)
+    if plan.counterpart is None:
+        return
+    names = (plan.recipe, plan.counterpart)
+    table = _table(f"differences between {names[0]} and {names[1]}", "setting", *names, left=3)
+    for name, different in plan.differences.items():
+        table.add_row(name, str(different.here), str(different.there))
+    console.print(table)
+
+
+def _print_cost(console: Console, plan: RunPlan) -> None:
+    parameters, forward, step = plan.parameters, plan.flops.forward, plan.flops.training_step
+    title = "parameters, and FLOPs of one sample (three images)"
+    table = _table(title, "part", "parameters", "trained", "forward", "step")
+
+    def add_row(label: str, count: ParameterCount | None, forward_flops: int, step_flops: int) -> None:
+        counts = (0, 0) if count is None else (count.total, count.trained)
+        flops = (_short(forward_flops, "FLOP"), _short(step_flops, "FLOP"))
+        table.add_row(label, *map(_short, counts), *flops)
+
+    for part, flops in forward.by_part.items():
+        add_row(_PART_NAMES[part], parameters.by_part.get(part), flops, step.by_part[part])
+    add_row("total", parameters, forward.total, step.total)
+    console.print(table)
+    if parameters.by_part["text_tower"].trained == 0:
+        caption = _short(plan.flops.caption, "FLOP")
+        console.print(f"The text tower is frozen and not part of training: {caption} per caption, once.")
+
+
+def _print_memory(console: Console, memory: Memory, workers: int) -> None:
+    table = _table(
+        f"memory of a worker ({memory.samples} samples of a batch, 1 of {workers})", "what", "bytes"
+    )
+    for name, label in _MEMORY_NAMES.items():
+        table.add_row(label, _bytes(getattr(memory, name)))
+    console.print(table)
+    console.print("Its process (about 1 GiB), and the waste of its allocator, are not included.")
+
+
+def _print_tables(console: Console, tables: list[ExpectedTable]) -> None:
+    shown = _table("tables it reads", "table", "key", "digest", "rows", "size", left=3)
+    for table in tables:
+        if table.command is None:
+            digest = (table.digest or "")[:12]
+            shown.add_row(table.name, table.key, digest, str(table.rows), _bytes(table.bytes or 0))
+        else:
+            shown.add_row(table.name, "missing")
+    console.print(shown)
+    for table in tables:
+        if table.command is not None:
+            console.print(f"missing {table.name}: {table.command}", highlight=False, soft_wrap=True)
+
+
+def _print_time(console: Console, plan: RunPlan) -> None:
+    extent = plan.extent
+    console.print(
+        f"{extent.steps} steps in {plan.config['train.epochs']} epochs of {extent.samples['train']} samples, "
+        f"{extent.embedded} samples embedded for evaluation, according to {extent.source}"
+    )
+    peak = f"peak, {plan.config['train.precision']}"
+    columns = ("hardware", peak, "assumed share", "step", "run", "GPU-hours", "memory")
+    table = _table("expected time", *columns)
+    for entry in plan.hardware:
+        table.add_row(
+            entry.name,
+            _short(entry.peak_flops, "FLOP/s"),
+            f"{entry.utilisation:.0%}",
+            _short(entry.step_seconds, "s"),
+            _duration(entry.seconds),
+            f"{entry.gpu_hours:.2g}" if entry.kind == "gpu" else "-",
+            f"{_bytes(entry.needed_bytes)} of {_bytes(entry.memory_bytes)}",
+        )
+    console.print(table)
+    console.print(
+        "The share of the peak is an assumption, not a measurement (experiments/planning/hardware.yaml); "
+        "--calibrate measures this machine. The start of workers, the exchange of gradients, checkpoints and "
+        "ranking are not included.",
+        soft_wrap=True,
+    )
+
+
+def _print_calibration(console: Console, measured: Calibration) -> None:
+    threads = f", {measured.threads} of its threads" if measured.threads else ""
+    hours = f", {measured.gpu_hours:.2g} GPU-hours" if measured.gpu_hours else ""
+    console.print(
+        f"measured here ({measured.device}{threads}): {_short(measured.step_seconds, 's')} for a step of "
+        f"{measured.samples} samples (median of {measured.steps}), "
+        f"{_short(measured.achieved_flops, 'FLOP/s')} per worker; the run would take "
+        f"{_duration(measured.seconds)}{hours}. The time that workers wait for each other is not included.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _short(value: float, unit: str = "") -> str:
+    """About three digits, with a prefix of the unit."""
+    return EngFormatter(unit, places=1)(value)
+
+
+def _bytes(count: int) -> str:
+    unit, suffix = pick_unit_and_suffix(count, ["B", "KiB", "MiB", "GiB", "TiB"], 1024)
+    return f"{count / unit:.1f} {suffix}"
+
+
+def _duration(seconds: float) -> str:
+    """As hours:minutes:seconds."""
+    return str(timedelta(seconds=round(seconds)))
