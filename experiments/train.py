@@ -13,7 +13,6 @@ RAY_ADDRESS set, or submitted with `ray job submit`, the workers run on that clu
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
