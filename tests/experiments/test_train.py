@@ -182,6 +182,8 @@ def test_floor_fails_a_demo_that_is_worse(trained, clip, workspace, capsys):
     assert demo.main([*arguments, "0.01"]) == 0
     assert demo.main([*arguments, "1.01"]) == 1
     assert "is under the floor 1.01" in capsys.readouterr().err
+    assert demo.main(arguments) == 1
+    assert f"is under the floor {demo.FLOOR}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
