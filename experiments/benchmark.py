@@ -32,10 +32,10 @@ from experiments.benchmarks.measuring import compare, measure, measure_in_turns
 from experiments.benchmarks.sweep_benchmark import sweep
 from stmi.clip.loading import LoadedClip
 from stmi.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
-from stmi.feature_modulation import attend_modulated
-from stmi.kernels.capabilities import processor_multiplies_bfloat16
+from stmi.feature_modulation import modulated_attention
+from stmi.kernels import forms
+from stmi.kernels.capabilities import cpu_multiplies_bfloat16
 from stmi.kernels.host_memory import keep_freed_memory
-from stmi.kernels.modulated_attention import modulated_attention
 from stmi.model import STMI, ModelInput
 from stmi.retrieval import metrics as retrieval_metrics
 from stmi.retrieval.metrics import RetrievalSet
@@ -46,7 +46,7 @@ SIZE = (256, 128)
 HEADS, HEAD_WIDTH = 12, 64
 """Of ViT-B/16, as `SIZE` of its published images."""
 THREADS = 2
-PRECISION = torch.bfloat16 if processor_multiplies_bfloat16() else torch.float32
+PRECISION = torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
 DTYPE = str(PRECISION).removeprefix("torch.")
 
 
@@ -139,8 +139,13 @@ def attention(repeats: int) -> dict[str, Any]:
     Once with its own backward pass, as it runs by default, and once compiled, as with `train.compile`. Memory
     is what the forward pass keeps for the backward pass, in `kept_bytes`, and `kept_ratio` to the plain one.
     """
+
+    def attend(projected: torch.Tensor, *others: Any) -> torch.Tensor:
+        form = forms.choose(forms.MODULATED_ATTENTION, modulated_attention, projected)
+        return form(projected, *others)
+
     results = []
-    fused = torch.compile(attend_modulated, fullgraph=True, dynamic=False)
+    fused = torch.compile(attend, fullgraph=True, dynamic=False)
     for tokens, images in ((129, 24), (513, 6), (1025, 3)):
         # As a layer projects them: SDPA takes views of it, so neither pays for a layout of its own.
         projected, gradient = _randoms(
@@ -155,7 +160,7 @@ def attention(repeats: int) -> dict[str, Any]:
             return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
         def modulated() -> torch.Tensor:
-            return modulated_attention(projected, foreground, alpha, beta, 1 / 8)  # noqa: B023
+            return attend(projected, foreground, alpha, beta, 1 / 8)  # noqa: B023
 
         def compiled() -> torch.Tensor:
             return fused(projected, foreground, alpha, beta, 1 / 8)  # noqa: B023

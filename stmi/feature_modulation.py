@@ -1,32 +1,26 @@
-"""SFM, segmentation-guided feature modulation: attention that leans towards the foreground.
+"""SFM, segmentation-guided feature modulation: attention that prefers the foreground.
 
-Equations 2-8 of the paper. For tokens i, j with foreground m, and R = m m^T,
+For tokens i, j with foreground m, and R = m m^T,
 
-    S = alpha * R * (max_row(A) - A) - beta * (1 - R) * (A - min_row(A))        (7)
-    attention = softmax((A + S) / sqrt(D))                                      (8)
+    A = Q K^T
+    S = alpha * R * (max_row(A) - A) - beta * (1 - R) * (A - min_row(A))
+    attention = softmax((A + S) / sqrt(D))
 
-where A = Q K^T. A + S is a linear interpolation of A: towards its row's maximum with weight alpha
-where both tokens are foreground, towards its row's minimum with weight beta elsewhere. The scale
-1 / sqrt(D) commutes with that, so the queries are scaled first.
+A + S is a linear interpolation of A: towards the maximum of its row with weight alpha where both tokens are
+foreground, and towards the minimum of its row with weight beta elsewhere. `modulate` and
+`modulated_attention` are these lines. Training runs faster forms of them, chosen in `stmi.kernels.forms`.
 """
 
 import torch
 from torch import Tensor, nn
 
 from stmi.config import SfmConfig
-from stmi.kernels.capabilities import compiles_for_gpu
-from stmi.kernels.compiled_attention import compiled_attention
-from stmi.kernels.linear import linear
-from stmi.kernels.modulated_attention import modulated_attention
-from stmi.kernels.plain_attention import attend
+from stmi.kernels import forms
 from stmi.modality import MODALITIES
-
-FUSED_TOKENS = 256
-"""Up to so many tokens what the compiler makes of whole expressions is the faster way on a processor."""
 
 
 def token_mask(foreground: Tensor, threshold: float) -> Tensor:
-    """Which patches are foreground, eq. 2 (without the class token).
+    """Which patches are foreground: equation 2, without the class token.
 
     Args:
         foreground: Share of each patch that the mask covers, in [0, 1], `(batch, patches)`.
@@ -39,39 +33,37 @@ def token_mask(foreground: Tensor, threshold: float) -> Tensor:
 
 
 def perturbation_probability(config: SfmConfig, layers: int) -> Tensor:
-    """The p of every layer and modality.
+    """The probability p for every layer and modality.
 
     Args:
-        config: p as it is set.
+        config: The setting of p.
         layers: Transformer layers of the image tower.
 
     Returns:
-        float32 `(layers or 1, 1, modalities or 1, 1)`, on the processor.
+        float32 `(layers or 1, 1, modalities or 1, 1)`, on the CPU.
 
     Raises:
-        ValueError: There is a list that has not one number for each layer.
+        ValueError: A list does not have one number for each layer.
     """
     given = config.perturbation
-    of_modalities = [given[name] for name in MODALITIES] if isinstance(given, dict) else [given]
-    for one in of_modalities:
-        if isinstance(one, tuple) and len(one) != layers:
+    per_modality = [given[name] for name in MODALITIES] if isinstance(given, dict) else [given]
+    for p in per_modality:
+        if isinstance(p, tuple) and len(p) != layers:
             raise ValueError(
-                f"model.sfm.perturbation has a list of {len(one)} numbers, expected {layers}, one for each "
+                f"model.sfm.perturbation has a list of {len(p)} numbers, expected {layers}, one for each "
                 "layer of the image tower"
             )
-    columns = [
-        torch.tensor(one, dtype=torch.float32, device="cpu").reshape(-1, 1, 1) for one in of_modalities
-    ]
+    columns = [torch.tensor(p, dtype=torch.float32, device="cpu").reshape(-1, 1, 1) for p in per_modality]
     return torch.stack(torch.broadcast_tensors(*columns), dim=2)
 
 
 def perturb(mask: Tensor, probability: Tensor | float, uniforms: Tensor) -> Tensor:
-    """Take some background tokens for foreground; foreground tokens stay (text below eq. 6).
+    """Turn some background tokens into foreground; foreground tokens stay (the paper's mask perturbation).
 
     Args:
         mask: Boolean, `(..., patches)`.
-        probability: p, the chance that one background token flips.
-        uniforms: Draws from [0, 1), of a shape that broadcasts with the mask's and p's.
+        probability: p, the probability that a background token flips.
+        uniforms: Uniform random numbers from [0, 1), of a shape that broadcasts with those of the mask and p.
 
     Returns:
         Boolean tensor of the common shape.
@@ -80,32 +72,45 @@ def perturb(mask: Tensor, probability: Tensor | float, uniforms: Tensor) -> Tens
 
 
 def modulate(logits: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """Attention logits after modulation: A + S of equations 4-7.
+    """The modulated logits A + S: equations 4-7.
 
     Args:
         logits: A, `(batch, heads, tokens, tokens)`.
-        foreground: Boolean with the class token first (always True), `(batch, tokens)`.
+        foreground: m, boolean with the class token first (always True), `(batch, tokens)`.
         alpha: Strength of the enhancement, broadcastable to `(heads, 1, 1)`.
         beta: Strength of the suppression, likewise.
     """
-    both = (foreground[:, :, None] & foreground[:, None, :])[:, None]
-    highest = logits.amax(dim=-1, keepdim=True)
-    lowest = logits.amin(dim=-1, keepdim=True)
-    return torch.where(both, logits + alpha * (highest - logits), logits - beta * (logits - lowest))
+    m_pos = logits.amax(dim=-1, keepdim=True) - logits  # (4)
+    m_neg = logits - logits.amin(dim=-1, keepdim=True)  # (5)
+    m = foreground[:, None, :, None]
+    r = m & m.mT  # (6)
+    s = torch.where(r, alpha * m_pos, -beta * m_neg)  # (7)
+    return logits + s
 
 
-def attend_modulated(
+def modulated_attention(
     projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
-    """Equation 8 in the fastest way; arguments and result as of `modulated_attention`."""
-    is_short = projected.shape[1] <= FUSED_TOKENS
-    if compiles_for_gpu(projected) or (torch.compiler.is_compiling() and is_short):
-        return compiled_attention(projected, foreground, alpha, beta, scale)
-    return modulated_attention(projected, foreground, alpha, beta, scale)
+    """Attention with modulated logits: equations 3 and 8, as written.
+
+    Args:
+        projected: Queries, keys and values, `(batch, tokens, 3, heads, head width)`.
+        foreground: m, boolean with the class token first, `(batch, tokens)`.
+        alpha: Strength of the enhancement, `(heads or 1, 1, 1)`.
+        beta: Strength of the suppression, likewise.
+        scale: 1 / sqrt(D).
+
+    Returns:
+        `(batch, tokens, heads, head width)`.
+    """
+    query, key, value = projected.permute(2, 0, 3, 1, 4)
+    logits = query @ key.mT  # (3)
+    attention = (modulate(logits, foreground, alpha, beta) * scale).softmax(dim=-1)  # (8)
+    return (attention.to(value.dtype) @ value).transpose(1, 2)
 
 
 class ModulationStrength(nn.Module):
-    """The learnable alpha and beta of every layer, shared as Table 5 asks.
+    """The learnable alpha and beta of every layer, shared as in Table 5.
 
     Args:
         config: The sharing and the initial values.
@@ -128,7 +133,7 @@ class ModulationStrength(nn.Module):
         self.alpha = nn.Parameter(config.initial_strength + config.initial_strength_std * torch.randn(shape))
         self.beta = nn.Parameter(config.initial_strength + config.initial_strength_std * torch.randn(shape))
 
-    def of_layer(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def for_layer(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Alpha and beta of a layer, each `(heads or 1, 1, 1)`, or None where it is not modulated."""
         pair = self.pair_of_layer.get(layer)
         return None if pair is None else (self.alpha[pair], self.beta[pair])
@@ -167,11 +172,12 @@ class ModulatedAttention(nn.Module):
             `(batch, tokens, width)`.
         """
         batch, count, width = tokens.shape
-        projected = linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        projected = forms.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         projected = projected.view(batch, count, 3, self.heads, -1)
         if foreground is None or strength is None:
             query, key, value = projected.permute(2, 0, 3, 1, 4)
-            mixed = attend(query, key, value, self.scale).transpose(1, 2)
+            attended = forms.attention(query, key, value, self.scale).transpose(1, 2)
         else:
-            mixed = attend_modulated(projected, foreground, *strength, self.scale)
-        return linear(mixed.reshape(batch, count, width), self.out_proj.weight, self.out_proj.bias)
+            attend = forms.choose(forms.MODULATED_ATTENTION, modulated_attention, projected)
+            attended = attend(projected, foreground, *strength, self.scale)
+        return forms.linear(attended.reshape(batch, count, width), self.out_proj.weight, self.out_proj.bias)

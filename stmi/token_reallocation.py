@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import StrConfig
-from stmi.kernels.plain_attention import attend
+from stmi.kernels.forms import attention
 
 
 class CrossAttention(nn.Module):
@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
         batch, count, width = queries.shape
         query = self.q(queries).view(batch, count, self.heads, -1).transpose(1, 2)
         key, value = self.kv(patches).view(batch, patches.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(query, key, value).transpose(1, 2).reshape(batch, count, width))
+        return self.proj(attention(query, key, value).transpose(1, 2).reshape(batch, count, width))
 
 
 class ReallocationBlock(nn.Module):

@@ -1,12 +1,10 @@
 """CLIP's pre-norm transformer block, with attention that SFM can modulate."""
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from stmi.feature_modulation import ModulatedAttention
-from stmi.kernels.capabilities import compiles_for_gpu
-from stmi.kernels.quick_gelu import QuickGELU, quick_gelu_mlp
+from stmi.kernels import forms
+from stmi.kernels.quick_gelu import QuickGELU
 
 
 class TransformerBlock(nn.Module):
@@ -41,7 +39,10 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """One layer, `(batch, tokens, width)` to the same; arguments as in `ModulatedAttention`."""
         tokens = tokens + self.attn(self.ln_1(tokens), foreground, strength)
-        normed, hidden, out = self.ln_2(tokens), self.mlp["c_fc"], self.mlp["c_proj"]
-        if isinstance(self.mlp["gelu"], QuickGELU) and not compiles_for_gpu(tokens):
-            return tokens + quick_gelu_mlp(normed, cast(nn.Linear, hidden), cast(nn.Linear, out))
-        return tokens + out(self.mlp["gelu"](hidden(normed)))
+        normed = self.ln_2(tokens)
+        table = forms.QUICK_GELU_MLP if isinstance(self.mlp["gelu"], QuickGELU) else ()
+        mlp = forms.choose(table, self._plain_mlp, normed)
+        return tokens + mlp(normed, self.mlp["c_fc"], self.mlp["c_proj"])
+
+    def _plain_mlp(self, x: Tensor, hidden: nn.Linear, out: nn.Linear) -> Tensor:
+        return out(self.mlp["gelu"](hidden(x)))

@@ -26,7 +26,7 @@ from experiments.recipes import ROOT, ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from stmi.clip.loading import LoadedClip, clip_folder
 from stmi.feature_modulation import perturbation_probability
-from stmi.kernels.capabilities import processor_multiplies_bfloat16
+from stmi.kernels.capabilities import cpu_multiplies_bfloat16
 from stmi.model import token_grid
 from stmi.training import batch_plan
 from stmi.training.batch_plan import BatchPlanError
@@ -174,7 +174,7 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
         )
     # Of the machines of a cluster nothing is known here.
     on_processors = not torch.cuda.is_available() and os.environ.get("RAY_ADDRESS", "local") == "local"
-    if config.train.precision == "bfloat16" and on_processors and not processor_multiplies_bfloat16():
+    if config.train.precision == "bfloat16" and on_processors and not cpu_multiplies_bfloat16():
         logger.warning(
             "train.precision=bfloat16: this processor has no instructions for it and is some hundred times "
             "slower than in float32; set train.precision=float32"

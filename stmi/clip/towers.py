@@ -94,7 +94,7 @@ class ImageTower(nn.Module):
         if foreground is not None:
             foreground = functional.pad(foreground, (1, 0), value=True).expand(len(self.blocks), -1, -1)
         for layer, block in enumerate(self.blocks):
-            strength = None if self.modulation is None else self.modulation.of_layer(layer)
+            strength = None if self.modulation is None else self.modulation.for_layer(layer)
             mask = None if foreground is None else foreground[layer]
             tokens = block(tokens, mask, strength)
         return self.ln_post(tokens) @ self.proj

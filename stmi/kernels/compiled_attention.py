@@ -1,9 +1,8 @@
-"""The attention of SFM for the compiler: equation 8 and its backward pass in whole expressions.
+"""Modulated attention for the compiler: forward and backward pass as whole expressions, which it fuses.
 
-The mathematics is that of `stmi.kernels.modulated_attention`. There it is done part by part and in place, by
-PyTorch's operators; here without either, so that the compiler fuses what stands between two matrix products.
-Of equation 7 as it is written it makes twice as many passes over memory for the backward pass, most of them
-to find out which columns share a row's maximum.
+The mathematics is that of `stmi.kernels.partwise_attention`, without parts and without in-place operations.
+From the equations as written, the compiler makes a backward pass with twice as many passes over memory, most
+of them to find the columns that share a row's maximum.
 """
 
 from typing import Any
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stmi.kernels.modulated_attention import both_foreground
+from stmi.kernels.partwise_attention import both_foreground, strength_gradients
 
 
 def compiled_attention(
     projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
-    """Arguments and result as of `stmi.kernels.modulated_attention.modulated_attention`."""
+    """Arguments and result as of `stmi.feature_modulation.modulated_attention`."""
     return _CompiledAttention.apply(projected, foreground, alpha, beta, scale)
 
 
@@ -39,50 +38,48 @@ class _CompiledAttention(torch.autograd.Function):
                 logits - beta * (logits - lowest),
             )
             attention = modulated.softmax(dim=-1).to(logits.dtype)
-            mixed = (attention @ value).transpose(1, 2)
+            output = (attention @ value).transpose(1, 2)
         ctx.scale = scale
         rows = highest, at_highest, lowest, at_lowest
         ctx.save_for_backward(query, key, value, foreground, alpha, beta, attention, *rows)
-        return mixed
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mixed: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, foreground, alpha, beta, attention, *rows = ctx.saved_tensors
         highest, at_highest, lowest, at_lowest = rows
-        width, dtype = query.shape[-1], query.dtype
+        dtype = query.dtype
         with torch.autocast(query.device.type, enabled=False):
-            of_mixed = of_mixed.to(dtype).transpose(1, 2).contiguous()
-            of_value = attention.transpose(-2, -1) @ of_mixed
-            of_attention = of_mixed @ value.transpose(-2, -1)
-            of_logits = torch.ops.aten._softmax_backward_data(of_attention, attention, -1, dtype)
+            grad_output = grad_output.to(dtype).transpose(1, 2).contiguous()
+            grad_value = attention.transpose(-2, -1) @ grad_output
+            grad_attention = grad_output @ value.transpose(-2, -1)
+            grad_logits = torch.ops.aten._softmax_backward_data(grad_attention, attention, -1, dtype)
 
-            mark = foreground[:, None, :, None].to(dtype)
-            beside = torch.cat([key, key * mark, mark.expand_as(key[..., :1])], dim=-1)
-            sums = (of_logits @ beside).to(alpha.dtype)
-            everywhere, inside, of_shift = sums.split([width, width, 1], dim=-1)
-            of_shift = of_shift * mark
-            of_inside = (inside * query).sum(dim=-1, keepdim=True) * mark
-            of_everywhere = (everywhere * query).sum(dim=-1, keepdim=True)
-            of_alpha = of_shift * highest - of_inside
-            of_beta = of_inside - of_everywhere - of_shift * lowest
+            m = foreground[:, None, :, None].to(dtype)
+            keys = torch.cat([key, key * m, m.expand_as(key[..., :1])], dim=-1)
+            sums = (grad_logits @ keys).to(alpha.dtype)
+            grad_strength = strength_gradients(sums, query, m, highest, lowest)
 
-            columns = _columns(attention)
-            of_logits = of_logits - torch.where(both_foreground(foreground), alpha, beta) * of_logits
-            of_logits = of_logits + torch.where(columns == at_highest, alpha * of_shift, 0.0)
-            of_logits = (of_logits - torch.where(columns == at_lowest, beta * of_shift, 0.0)).to(dtype)
-            of_query = ctx.scale * (of_logits @ key)
-            of_key = of_logits.transpose(-2, -1) @ query
-            of_projected = torch.stack([x.transpose(1, 2) for x in (of_query, of_key, of_value)], dim=2)
-            of_strength = (x.sum_to_size(1, *alpha.shape)[0] for x in (of_alpha, of_beta))
-        return of_projected, None, *of_strength, None
+            columns, grad_shift = _columns(attention), sums[..., -1:] * m
+            grad_logits = grad_logits - torch.where(both_foreground(foreground), alpha, beta) * grad_logits
+            grad_logits = grad_logits + torch.where(columns == at_highest, alpha * grad_shift, 0.0)
+            grad_logits = grad_logits - torch.where(columns == at_lowest, beta * grad_shift, 0.0)
+            grad_logits = grad_logits.to(dtype)
+            grad_query = ctx.scale * (grad_logits @ key)
+            grad_key = grad_logits.transpose(-2, -1) @ query
+            grad_projected = torch.stack(
+                [x.transpose(1, 2) for x in (grad_query, grad_key, grad_value)], dim=2
+            )
+            grad_alpha, grad_beta = (x.sum_to_size(1, *alpha.shape)[0] for x in grad_strength)
+        return grad_projected, None, grad_alpha, grad_beta, None
 
 
 def _columns(like: Tensor) -> Tensor:
-    """Numbers of the columns, in a type in which the compiler finds a maximum many at a time."""
+    """Numbers of the columns, in a type in which the compiler uses vector instructions for a maximum."""
     return torch.arange(like.shape[-1], dtype=torch.float32, device=like.device)
 
 
 def _column_of(extreme: Tensor, logits: Tensor) -> Tensor:
-    """Where in each row its extreme is; -1 where the logits are not numbers."""
+    """The column of each row's extreme; -1 where the logits are NaN."""
     return torch.where(logits == extreme, _columns(logits), -1.0).amax(dim=-1, keepdim=True)

@@ -1,7 +1,8 @@
-"""Linear layers whose gradients are computed in the forms that are fast in bfloat16 on a processor.
+"""Linear layers whose gradients are computed in the forms that are fast in bfloat16 on a CPU.
 
-PyTorch's product G^T X for the weight takes twice as long there as one whose left operand lies in memory row
-by row, unless it is square. To copy the narrower of the two as its transpose takes a tenth of that time.
+PyTorch's product G^T X for the gradient of the weight takes twice as long there as a product whose left
+operand is contiguous in memory, unless it is square. Copying the transpose of the narrower matrix takes a
+tenth of that time.
 """
 
 from typing import Any
@@ -15,49 +16,54 @@ ROWS_AT_ONCE = 1024
 """Rows that are transposed at a time: all at once takes half as long again."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def transposing_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As `torch.nn.functional.linear`, also under autocast: `(..., rows, in)` to `(..., rows, out)`."""
     x = under_autocast(x)
-    # Without autocast PyTorch refuses a weight of another type, and is to do so here.
-    fits = weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
-    return _Linear.apply(x, weight, bias) if _is_slow(x) and fits else functional.linear(x, weight, bias)
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        return functional.linear(x, weight, bias)  # PyTorch refuses it, with its own message
+    return _Linear.apply(x, weight, bias)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which a matrix product of `x` is computed, also under autocast."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def under_autocast(x: Tensor) -> Tensor:
-    """What autocast makes of the input of a product."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
+    """The input of a matrix product in the type that autocast gives it."""
+    return x.to(product_dtype(x))
 
 
-def weight_gradient(of_out: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+def weight_gradient(grad_output: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """G^T X, the gradient of the weight of x W^T, `(out, in)`.
 
     Args:
-        of_out: G, `(rows, out)`.
+        grad_output: G, `(rows, out)`.
         x: X, `(rows, in)`.
         dtype: Type of the result.
     """
-    if not _is_slow(of_out) or of_out.shape[1] == x.shape[1]:
-        # Square ones are fast already: at 768 the product takes 2.8 ms, with a copied transpose 5.9.
-        return (of_out.T @ x).to(dtype)
-    if of_out.shape[1] < x.shape[1]:
-        return (_transpose(of_out) @ x).to(dtype)
-    product = _transpose(x) @ of_out
+    if not _is_slow(grad_output) or grad_output.shape[1] == x.shape[1]:
+        # Square products are fast already: at 768 one takes 2.8 ms, with a copied transpose 5.9.
+        return (grad_output.T @ x).to(dtype)
+    if grad_output.shape[1] < x.shape[1]:
+        return (_transpose(grad_output) @ x).to(dtype)
+    product = _transpose(x) @ grad_output
     return product.new_empty(product.shape[::-1], dtype=dtype).copy_(product.T)
 
 
-def bias_gradient(of_out: Tensor, dtype: torch.dtype) -> Tensor:
+def bias_gradient(grad_output: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums of the columns of `(rows, out)`, `(out,)`."""
-    if _is_slow(of_out) and not torch.compiler.is_compiling():
-        # Eight times as fast as a sum, and the product adds up in float32 inside. The compiler adds up where
-        # it writes the rows.
-        return (of_out.new_ones(1, len(of_out)) @ of_out)[0].to(dtype)
-    return of_out.sum(dim=0, dtype=dtype)
+    if _is_slow(grad_output) and not torch.compiler.is_compiling():
+        # Eight times as fast as a sum, and the product accumulates in float32. The compiler instead fuses the
+        # sum with the expression that writes the rows.
+        return (grad_output.new_ones(1, len(grad_output)) @ grad_output)[0].to(dtype)
+    return grad_output.sum(dim=0, dtype=dtype)
 
 
 def _is_slow(x: Tensor) -> bool:
-    """Whether this is where PyTorch's own forms are the slow ones."""
+    """Whether PyTorch's own forms are slow for this type on this device."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
@@ -69,20 +75,20 @@ def _transpose(x: Tensor) -> Tensor:
     return transposed
 
 
-def _products_of_gradients(of_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _input_and_weight_gradients(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the input, `(rows, in)`, and of the weight."""
     with torch.autocast(x.device.type, enabled=False):
-        return of_out @ weight.to(x.dtype), weight_gradient(of_out, x, weight.dtype)
+        return grad_output @ weight.to(x.dtype), weight_gradient(grad_output, x, weight.dtype)
 
 
-# The same as an operator, which the compiler takes as it is: for a copy it would take a view of the source.
+# As an operator, because the compiler would replace the copy by a view of its source.
 _operator = torch.library.custom_op(
-    "stmi::products_of_linear_gradients", _products_of_gradients, mutates_args=()
+    "stmi::products_of_linear_gradients", _input_and_weight_gradients, mutates_args=()
 )
 
 
 @_operator.register_fake
-def _(of_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
@@ -92,16 +98,16 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-            # A product with a bias begins as copies of it; the compiler adds it where it reads the product.
+            # A product with a bias begins with copies of it; the compiler adds it where it reads the product.
             if torch.compiler.is_compiling():
                 return x @ weight.T + bias
             return functional.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        rows = of_out.to(x.dtype).flatten(0, -2)
-        multiply = _operator if torch.compiler.is_compiling() else _products_of_gradients
-        of_x, of_weight = multiply(rows, x.flatten(0, -2), weight)
-        return of_x.view(x.shape), of_weight, bias_gradient(rows, weight.dtype)
+        rows = grad_output.to(x.dtype).flatten(0, -2)
+        multiply = _operator if torch.compiler.is_compiling() else _input_and_weight_gradients
+        grad_x, grad_weight = multiply(rows, x.flatten(0, -2), weight)
+        return grad_x.view(x.shape), grad_weight, bias_gradient(rows, weight.dtype)

@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 import torch
 
-from stmi import feature_modulation
 from stmi.config import (
     ChiConfig,
     FusionConfig,
@@ -23,14 +22,15 @@ SMALL_STR = StrConfig(tokens=2, heads=2)
 
 
 def build(clip, seed=0, **sections) -> STMI:
-    return STMI(ModelConfig(image=SIZE, **({"str": SMALL_STR} | sections)), clip, 5, 4, seed).eval()
+    config = ModelConfig(**({"image": SIZE, "str": SMALL_STR} | sections))
+    return STMI(config, clip, 5, 4, seed).eval()
 
 
-def batch(count=3) -> ModelInput:
+def batch(count=3, size=SIZE) -> ModelInput:
     random = torch.Generator().manual_seed(0)
     return ModelInput(
-        torch.randn(count, 3, 3, 32, 16, generator=random),
-        torch.rand(count, 8, generator=random).round(),
+        torch.randn(count, 3, 3, size.height, size.width, generator=random),
+        torch.rand(count, size.height * size.width // 64, generator=random).round(),
         torch.randn(count, 16, generator=random),
         torch.arange(count),
     )
@@ -279,43 +279,44 @@ def test_gradients_of_the_whole_model_agree_with_finite_differences(clip, sectio
     assert gradients_agree(Heads(model), *given, fast=True)
 
 
-@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "in whole expressions"])
+# The attention is compiled as expressions up to 256 tokens, and beyond as an operator.
+@pytest.mark.parametrize("size", [SIZE, ImageSize(height=128, width=128)], ids=["9 tokens", "257 tokens"])
 @pytest.mark.parametrize(
     "sections",
     [{"sfm": SfmConfig(perturbation=0.5)}, RELEASED, TRAINED_TEXT],
     ids=["paper", "released", "trained text"],
 )
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_the_compiler_takes_a_training_step_whole_and_once(clip, monkeypatch, sections, fused, autocast):
-    monkeypatch.setattr(feature_modulation, "FUSED_TOKENS", fused)
+def test_training_step_compiles_whole_and_once_with_the_same_gradients(clip, sections, size, autocast):
     captions = clip.tokenize(["a man in a red jacket", "a woman", "a man"])
 
-    def features_of(model: STMI, step: int):
-        inputs = dataclasses.replace(batch(), images=batch().images + step, caption=captions)
+    def run(model: STMI, step: int) -> torch.Tensor:
+        inputs = dataclasses.replace(batch(size=size), caption=captions)
+        inputs = dataclasses.replace(inputs, images=inputs.images + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return model(inputs, model.noise(0, 0, step, 3, slice(0, 3)))
+            return model(inputs, model.noise(0, 0, step, 3, slice(0, 3))).U
 
-    model = build(clip, **sections).train()
+    model = build(clip, image=size, **sections).train()
     torch.compiler.reset()
     model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
     for step in range(3):
         with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
-            compiled = features_of(model, step).U
+            compiled = run(model, step)
         model.zero_grad()
         compiled.square().mean().backward()
-    other = build(clip, **sections).train()
-    eager = features_of(other, 2).U
+    other = build(clip, image=size, **sections).train()
+    eager = run(other, 2)
     eager.square().mean().backward()
     if not autocast:
         assert torch.allclose(compiled, eager, atol=ROUNDING_FLOAT32)
     assert (compiled - eager).norm() < 0.02 * eager.norm()
     tolerance = 0.1 if autocast else 1e-3
-    of_other = {name: x.grad for name, x in other.named_parameters() if x.grad is not None}
-    of_model = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
-    assert of_model.keys() == of_other.keys()
-    # The bias of a key moves no softmax: its gradient is rounding alone.
-    for name in of_model.keys() - {"fusion.key.bias"}:
-        assert (of_model[name] - of_other[name]).norm() <= tolerance * of_other[name].norm(), name
+    expected = {name: x.grad for name, x in other.named_parameters() if x.grad is not None}
+    gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+    assert gradients.keys() == expected.keys()
+    # The bias of a key does not change a softmax: its gradient is rounding alone.
+    for name in gradients.keys() - {"fusion.key.bias"}:
+        assert (gradients[name] - expected[name]).norm() <= tolerance * expected[name].norm(), name
 
 
 def test_image_that_is_not_whole_patches_is_refused(clip):

@@ -125,7 +125,7 @@ def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, wor
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_precision_that_the_processor_is_slow_in_is_warned_of(fast, clip, monkeypatch, caplog):
-    monkeypatch.setattr(run_data, "processor_multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(run_data, "cpu_multiplies_bfloat16", lambda: fast)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(run_data.torch.cuda, "is_available", lambda: False)
     said = []

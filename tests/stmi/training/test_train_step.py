@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from stmi import feature_modulation
 from stmi.config import OptimConfig
 from stmi.training import train_step
 from tests import tiny_clip
@@ -60,12 +59,10 @@ def test_training_twice_gives_identical_weights(folder, alone):
     assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("fused", [0, 256], ids=["by operator", "in whole expressions"])
-def test_compiled_steps_train_the_same_weights(folder, monkeypatch, fused):
+def test_compiled_steps_train_the_same_weights(folder, monkeypatch):
     # The compiler's own passes, without the minute that machine code takes.
     whole = functools.partial(torch.compile, backend="aot_eager_decomp_partition")
     monkeypatch.setattr(torch, "compile", whole)
-    monkeypatch.setattr(feature_modulation, "FUSED_TOKENS", fused)
     totals, model = training.train(folder / "clip", 3, compiled=True)
     expected, eager = training.train(folder / "clip", 3)
     assert totals == pytest.approx(expected, abs=EXACT_FLOAT64)
