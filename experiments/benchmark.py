@@ -36,7 +36,8 @@ from stmi.feature_modulation import modulated_attention
 from stmi.kernels import forms
 from stmi.kernels.capabilities import cpu_multiplies_bfloat16
 from stmi.kernels.host_memory import keep_freed_memory
-from stmi.model import STMI, ModelInput
+from stmi.model import STMI
+from stmi.model_input import ModelInput
 from stmi.retrieval import metrics as retrieval_metrics
 from stmi.retrieval.metrics import RetrievalSet
 from stmi.training import augment
@@ -81,7 +82,7 @@ def train_step(repeats: int) -> dict[str, Any]:
     images, foreground, text = _randoms(*shapes)
     batch = ModelInput(images, foreground, text, torch.arange(samples) % 4)
     labels = torch.arange(samples) // 4
-    noise = model.noise(0, 0, 0, samples, slice(0, samples))
+    draws = model.random_draws(0, 0, 0, samples, slice(0, samples))
 
     # The optimiser's state is kept once for both, or that of the other would count as memory of a step.
     optimizer = build_optimizer(model, OptimConfig())
@@ -91,7 +92,7 @@ def train_step(repeats: int) -> dict[str, Any]:
             model, LossConfig(), OptimConfig(), autocast=torch.bfloat16 == PRECISION, compiled=compiled
         )
         take_step.optimizer = optimizer
-        return lambda: take_step(batch, noise, labels, 1e-6)
+        return lambda: take_step(batch, draws, labels, 1e-6)
 
     def floor() -> Callable[[], Any]:
         # The step could do without what the modulated attention multiplies for alpha and beta alone: the

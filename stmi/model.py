@@ -3,8 +3,7 @@
 Shapes below: B batch, M = 3 modalities, N patch tokens, K queries of STR, D embedding width.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,52 +13,13 @@ from stmi.clip.loading import LoadedClip
 from stmi.clip.towers import ImageTower, TextTower
 from stmi.config import ModelConfig
 from stmi.hypergraph import ClassTokenFusion, build_interaction, incidence_of
-from stmi.modality import MODALITIES, Modality
+from stmi.modality import MODALITIES
+from stmi.model_input import ModelInput, RandomDraws
 from stmi.token_reallocation import TokenReallocation
 
 FEATURES = ("U", "G", "T", *MODALITIES, "GTTT")
 """Every retrieval feature: fused, concatenated class tokens, text, each modality's class token, and what the
 released code compares vehicles by, [RGB, NIR, TIR class tokens, T, T, T]; without text neither T nor GTTT."""
-
-
-@dataclass(frozen=True)
-class ModelInput:
-    """A batch, augmented and on its device.
-
-    Attributes:
-        images: Normalised pixels, `(B, M, 3, height, width)`.
-        foreground: Share of each patch that the mask covers, in [0, 1], `(B, N)`.
-        text: T, the frozen text features, `(B, D)`.
-        camera_id: `(B,)`, int64.
-        caption: Token numbers of the captions, `(B, context)`, where the model trains its text tower.
-    """
-
-    images: Tensor
-    foreground: Tensor
-    text: Tensor
-    camera_id: Tensor
-    caption: Tensor | None = None
-
-    def without(self, missing: Collection[Modality]) -> "ModelInput":
-        """The same with the images of some modalities replaced by zeros, as the paper measures it."""
-        if not missing:
-            return self
-        kept = torch.tensor([modality not in missing for modality in MODALITIES], device=self.images.device)
-        return replace(self, images=self.images * kept[:, None, None, None])
-
-
-@dataclass(frozen=True)
-class ModelNoise:
-    """Uniform draws of a training step; evaluation passes none.
-
-    Attributes:
-        perturbation: `(1, B, 1, N)`, or `(layers, B, M, N)` where every layer and modality draws anew;
-            None without perturbation.
-        fusion: For the fusion's dropout, `(B, M, nodes + D)`; None without dropout.
-    """
-
-    perturbation: Tensor | None
-    fusion: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -180,18 +140,18 @@ class STMI(nn.Module):
         names += map(str, MODALITIES) if self.config.separate_modality_heads else ["G"]
         return [*names, "T"] if self.config.text.enabled else names
 
-    def noise(self, seed: int, epoch: int, step: int, batch: int, rows: slice) -> ModelNoise:
-        """The draws of a training step for some rows of the global batch.
+    def random_draws(self, seed: int, epoch: int, step: int, batch: int, rows: slice) -> RandomDraws:
+        """The random numbers of a training step for some rows of the global batch.
 
         Args:
             seed: The run's seed.
             epoch: Epoch number.
             step: Step within the epoch.
             batch: Size of the global batch.
-            rows: The rows wanted; the draws of a row do not depend on which others are.
+            rows: The wanted rows. The draws of a row do not depend on which other rows are wanted.
         """
-        anew = self.config.sfm.perturbation_draw == "layer_and_modality"
-        layers, modalities = (len(self.image_tower.blocks), len(MODALITIES)) if anew else (1, 1)
+        is_per_layer = self.config.sfm.perturbation_draw == "layer_and_modality"
+        layers, modalities = (len(self.image_tower.blocks), len(MODALITIES)) if is_per_layer else (1, 1)
         shape = (batch, layers, modalities, self.grid[0] * self.grid[1])
         device = self.image_tower.proj.device
 
@@ -201,20 +161,20 @@ class STMI(nn.Module):
 
         drops = self.fusion is not None and self.config.fusion.dropout > 0
         fusion = (batch, len(MODALITIES), self.nodes + self.image_tower.proj.shape[1])
-        return ModelNoise(
+        return RandomDraws(
             perturbation=draw("perturbation", shape).transpose(0, 1) if self.perturbs else None,
             fusion=draw("fusion_dropout", fusion) if drops else None,
         )
 
-    def forward(self, batch: ModelInput, noise: ModelNoise | None = None) -> Features:
-        """Features of a batch; `noise` is given in training only."""
+    def forward(self, batch: ModelInput, draws: RandomDraws | None = None) -> Features:
+        """Features of a batch; `draws` are given in training only."""
         count, modalities = batch.images.shape[:2]
         foreground = None
         if self.config.sfm.enabled:
             mask = feature_modulation.token_mask(batch.foreground, self.config.sfm.mask_threshold)
             foreground = mask[None, :, None]
-            if noise is not None and noise.perturbation is not None:
-                foreground = feature_modulation.perturb(foreground, self.perturbation, noise.perturbation)
+            if draws is not None and draws.perturbation is not None:
+                foreground = feature_modulation.perturb(foreground, self.perturbation, draws.perturbation)
             foreground = foreground.expand(-1, -1, modalities, -1).flatten(1, 2)
         # The modalities share the tower, so they go through it as one batch.
         camera_id = batch.camera_id.repeat_interleave(modalities)
@@ -222,7 +182,7 @@ class STMI(nn.Module):
         tokens = tokens.unflatten(0, (count, modalities))
         class_tokens = tokens[:, :, 0]
         text = self._text(batch)
-        fused, density = self._fuse(class_tokens, tokens[:, :, 1:], text, noise)
+        fused, density = self._fuse(class_tokens, tokens[:, :, 1:], text, draws)
         return Features(
             U=_at_least_float32(fused.flatten(1)),
             G=_at_least_float32(class_tokens.flatten(1)),
@@ -247,7 +207,7 @@ class STMI(nn.Module):
         return self.text_tower(batch.caption)
 
     def _fuse(
-        self, class_tokens: Tensor, patches: Tensor, text: Tensor | None, noise: ModelNoise | None
+        self, class_tokens: Tensor, patches: Tensor, text: Tensor | None, draws: RandomDraws | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.fusion is None:
             return class_tokens, None
@@ -264,7 +224,7 @@ class STMI(nn.Module):
             nodes = self.interaction(nodes, incidence)
         elif self.interaction is not None:
             nodes = self.interaction(nodes)
-        return self.fusion(class_tokens, nodes, None if noise is None else noise.fusion), density
+        return self.fusion(class_tokens, nodes, None if draws is None else draws.fusion), density
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from experiments.recipes import ExperimentConfig
 from experiments.run import run_data
 from stmi.clip.loading import LoadedClip, build_clip
 from stmi.modality import MODALITIES
-from stmi.model import STMI, Features, ModelInput, ModelNoise
+from stmi.model import STMI, Features
+from stmi.model_input import ModelInput, RandomDraws
 from stmi.training import augment
 from stmi.training.batch_plan import rows_of_rank
 from stmi.training.train_step import TrainStep
@@ -54,7 +55,7 @@ class DryRun:
         self.share = self.rows.stop - self.rows.start
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, compiled)
 
-    def batch(self, step: int = 0) -> tuple[ModelInput, ModelNoise, Tensor]:
+    def batch(self, step: int = 0) -> tuple[ModelInput, RandomDraws, Tensor]:
         """A step's input, augmented as in training, its random numbers and its labels."""
         config, size = self.config, (self.config.model.image.height, self.config.model.image.width)
         pixels, mask = self._random_pixels(self.share)
@@ -63,8 +64,8 @@ class DryRun:
             pixels, mask, geometry, config.augment.crop_padding, self.rows, (config.seed, 0, step)
         )
         labels = np.arange(config.batch.size) // config.batch.samples_per_identity
-        noise = self.model.noise(config.seed, 0, step, config.batch.size, self.rows)
-        return self._input(images, mask), noise, torch.from_numpy(labels[self.rows]).to(self.device)
+        draws = self.model.random_draws(config.seed, 0, step, config.batch.size, self.rows)
+        return self._input(images, mask), draws, torch.from_numpy(labels[self.rows]).to(self.device)
 
     def train(self, step: int = 0) -> None:
         """Take one optimisation step."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data_catalog.views.training_view import View
 from stmi.modality import MODALITIES, Modality
-from stmi.model import STMI, Features, ModelInput
+from stmi.model import STMI, Features
+from stmi.model_input import ModelInput
 from stmi.retrieval import metrics as retrieval_metrics
 from stmi.retrieval.metrics import JunkRule, RetrievalMetrics, RetrievalSet
 from stmi.retrieval.reranking import rerank

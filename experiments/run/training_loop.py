@@ -25,11 +25,13 @@ from experiments.run.session import Session
 from experiments.run.worker import Work
 from stmi.clip.loading import LoadedClip, load_clip
 from stmi.kernels.host_memory import keep_freed_memory
-from stmi.model import STMI, ModelInput
+from stmi.model import STMI
+from stmi.model_input import ModelInput
 from stmi.retrieval.metrics import RetrievalError, RetrievalMetrics
 from stmi.training import augment
 from stmi.training.batch_plan import rows_of_rank
-from stmi.training.train_step import TrainStep, learning_rate
+from stmi.training.schedule import learning_rate
+from stmi.training.train_step import TrainStep
 
 
 @dataclass
@@ -206,8 +208,8 @@ class _Run:
             # The rate of the middle of the step: neither the first nor the last is zero.
             rate = learning_rate(config.optim, epoch + (step + 0.5) / len(plan), config.train.epochs)
             batch, labels = self._augmented(rows, epoch, step)
-            noise = self.model.noise(config.seed, epoch, step, config.batch.size, self.rows)
-            for name, value in self.take_step(batch, noise, labels, rate).items():
+            draws = self.model.random_draws(config.seed, epoch, step, config.batch.size, self.rows)
+            for name, value in self.take_step(batch, draws, labels, rate).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         losses = {name: (total / len(plan)).item() for name, total in sums.items()}
         if not math.isfinite(losses["total"]):

@@ -5,19 +5,17 @@ the whole batch, with ordinary batch norms. So the loss, and with it the trained
 depend on how many workers there are. They start from the same weights, which are keyed by the seed.
 """
 
-import math
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from stmi.config import LossConfig, OptimConfig
 from stmi.feature_modulation import ModulationStrength
-from stmi.model import STMI, ModelInput, ModelNoise
+from stmi.model import STMI
+from stmi.model_input import ModelInput, RandomDraws
 from stmi.training import losses
 
 
@@ -84,13 +82,13 @@ class GlobalBatchLoss(nn.Module):
         if compiled:
             self.run_model = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
-    def forward(self, batch: ModelInput, noise: ModelNoise, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: ModelInput, draws: RandomDraws, labels: Tensor) -> dict[str, Tensor]:
         """Loss and its parts of the global batch, of which `batch` and `labels` are this worker's rows.
 
         With a hypergraph, `incidence_density` is among the parts.
         """
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
-            features = self.run_model(batch, noise)
+            features = self.run_model(batch, draws)
         trained = features.retrieval()
         gathered = {name: gather_rows(trained[name]) for name in self.model.heads}
         parts = losses.objective(self.config, gathered, self.model.logits(gathered), gather_rows(labels))
@@ -118,13 +116,13 @@ class TrainStep:
         self.optimizer = build_optimizer(model, optim)
 
     def __call__(
-        self, batch: ModelInput, noise: ModelNoise, labels: Tensor, rate: float
+        self, batch: ModelInput, draws: RandomDraws, labels: Tensor, rate: float
     ) -> dict[str, Tensor]:
         """Take one step at a learning rate; returns the losses before it, detached scalars."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.module(batch, noise, labels)
+        parts = self.module(batch, draws, labels)
         parts["total"].backward()
         average_gradients(self.module.parameters())
         if self.config.gradient_clip:
@@ -154,51 +152,3 @@ def build_optimizer(model: STMI, config: OptimConfig) -> torch.optim.Optimizer:
         weight_decay=config.weight_decay,
         fused=True,
     )
-
-
-def learning_rate(config: OptimConfig, epoch: float, epochs: int) -> float:
-    """The rate at a moment of the run.
-
-    The cosine schedule warms up from zero along a line, then falls to the final rate. The released one
-    changes by epoch, see `released_rates`.
-
-    Args:
-        config: Rates and warm-up.
-        epoch: Epochs done, with the fraction of the current one.
-        epochs: Epochs of the run.
-    """
-    if config.schedule == "released":
-        rates = released_rates(config.learning_rate, config.final_learning_rate, epochs)
-        return rates[min(int(epoch), epochs - 1)]
-    if epoch < config.warmup_epochs:
-        return config.learning_rate * epoch / config.warmup_epochs
-    progress = (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9)
-    falling = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * falling
-
-
-@cache
-def released_rates(rate: float, final_rate: float, epochs: int) -> tuple[float, ...]:
-    """The released code's rate in each epoch.
-
-    A cosine by epoch whose ten warm-up epochs start at ten times the rate and descend, with seeded noise:
-    timm's scheduler with the arguments that code gives it.
-    """
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=epochs,
-        lr_min=final_rate,
-        warmup_t=10,
-        warmup_lr_init=10 * rate,
-        cycle_limit=1,
-        noise_range_t=(0, epochs),
-        noise_pct=0.67,
-        noise_std=1.0,
-        noise_seed=42,
-    )
-    rates = []
-    for epoch in range(1, epochs + 1):
-        scheduler.step(epoch)
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-    return tuple(rates)

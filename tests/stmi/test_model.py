@@ -13,7 +13,8 @@ from stmi.config import (
     TextConfig,
 )
 from stmi.modality import Modality
-from stmi.model import FEATURES, STMI, IdentityHead, ModelInput
+from stmi.model import FEATURES, STMI, IdentityHead
+from stmi.model_input import ModelInput
 from tests.stmi.gradients import gradients_agree
 from tests.tolerances import ROUNDING_FLOAT32
 
@@ -84,24 +85,24 @@ def test_initial_weights_are_a_function_of_the_seed_and_not_of_other_modules(cli
 
 def test_noise_of_a_row_does_not_depend_on_the_rows_asked_for(clip):
     model = build(clip)
-    whole = model.noise(0, 1, 2, 8, slice(0, 8)).perturbation
-    part = model.noise(0, 1, 2, 8, slice(4, 8)).perturbation
+    whole = model.random_draws(0, 1, 2, 8, slice(0, 8)).perturbation
+    part = model.random_draws(0, 1, 2, 8, slice(4, 8)).perturbation
     assert whole.shape == (1, 8, 1, 8)
     assert torch.equal(whole[:, 4:], part)
 
 
 def test_perturbation_can_be_drawn_anew_in_every_layer_and_modality(clip):
     model = build(clip, sfm=SfmConfig(perturbation=0.5, perturbation_draw="layer_and_modality"))
-    noise = model.noise(0, 0, 0, 3, slice(0, 3))
-    assert noise.perturbation.shape == (2, 3, 3, 8)
-    assert not torch.allclose(model(batch(), noise).U, model(batch()).U, atol=1e-4)
+    draws = model.random_draws(0, 0, 0, 3, slice(0, 3))
+    assert draws.perturbation.shape == (2, 3, 3, 8)
+    assert not torch.allclose(model(batch(), draws).U, model(batch()).U, atol=1e-4)
 
 
 def test_certain_perturbation_equals_an_all_foreground_mask(clip):
     model = build(clip, sfm=SfmConfig(perturbation=1.0))
     inputs = batch()
     full = ModelInput(inputs.images, torch.ones_like(inputs.foreground), inputs.text, inputs.camera_id)
-    noisy = model(inputs, model.noise(0, 0, 0, 3, slice(0, 3)))
+    noisy = model(inputs, model.random_draws(0, 0, 0, 3, slice(0, 3)))
     assert torch.allclose(noisy.U, model(full).U, atol=ROUNDING_FLOAT32)
 
 
@@ -109,7 +110,7 @@ def masks_of(model, inputs) -> torch.Tensor:
     """Boolean `(layers, batch, modalities, patches)`, as the image tower sees them in a training step."""
     seen = []
     model.image_tower.register_forward_pre_hook(lambda tower, arguments: seen.append(arguments[1]))
-    model(inputs, model.noise(0, 0, 0, 3, slice(0, 3)))
+    model(inputs, model.random_draws(0, 0, 0, 3, slice(0, 3)))
     return seen[0].expand(2, -1, -1).unflatten(1, (3, 3))
 
 
@@ -294,7 +295,7 @@ def test_training_step_compiles_whole_and_once_with_the_same_gradients(clip, sec
         inputs = dataclasses.replace(batch(size=size), caption=captions)
         inputs = dataclasses.replace(inputs, images=inputs.images + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return model(inputs, model.noise(0, 0, step, 3, slice(0, 3))).U
+            return model(inputs, model.random_draws(0, 0, step, 3, slice(0, 3))).U
 
     model = build(clip, image=size, **sections).train()
     torch.compiler.reset()

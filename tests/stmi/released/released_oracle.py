@@ -144,7 +144,7 @@ def features(
 ) -> dict[str, Tensor]:
     """U in the released order, G, T, and the share of true incidences, of a batch.
 
-    Args are those of `stmi.model.ModelInput`, but the foreground has its own row for every sample.
+    Args are those of `stmi.model_input.ModelInput`, but the foreground has its own row for every sample.
     """
     rows: dict[str, list[Tensor]] = {"U": [], "G": [], "T": list(text), "density": []}
     for sample, camera, t, mask in zip(images, camera_id.tolist(), text, foreground, strict=True):

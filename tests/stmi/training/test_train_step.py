@@ -1,5 +1,4 @@
 import functools
-import math
 
 import pytest
 import torch
@@ -8,7 +7,6 @@ from torch import multiprocessing
 from stmi.config import OptimConfig
 from stmi.training import train_step
 from tests import tiny_clip
-from tests.stmi import golden
 from tests.stmi.training import training
 from tests.tolerances import EXACT_FLOAT64
 
@@ -75,8 +73,8 @@ def test_loss_falls_on_a_batch_seen_again(folder):
     model = training.train(folder / "clip", STEPS)[1]
     batch, labels = training.global_batch(0)
     again = train_step.GlobalBatchLoss(model, training.LossConfig(), autocast=False)
-    noise = model.noise(0, 0, 0, training.BATCH, slice(0, training.BATCH))
-    assert again(batch, noise, labels)["total"].item() < totals[0]
+    draws = model.random_draws(0, 0, 0, training.BATCH, slice(0, training.BATCH))
+    assert again(batch, draws, labels)["total"].item() < totals[0]
 
 
 def test_modulation_has_its_own_rate_and_decay(folder):
@@ -91,16 +89,3 @@ def test_modulation_has_its_own_rate_and_decay(folder):
     trained = sum(p.requires_grad for p in model.parameters())
     assert others["weight_decay"] == 1e-4
     assert len(others["params"]) + len(strengths["params"]) == trained
-
-
-def test_rate_warms_up_and_falls_along_a_cosine():
-    config = OptimConfig(learning_rate=1.0, final_learning_rate=0.1, warmup_epochs=2)
-    rates = [train_step.learning_rate(config, epoch, 10) for epoch in (0, 1, 2, 6, 10)]
-    assert rates == pytest.approx([0, 0.5, 1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2, 0.1])
-
-
-@pytest.mark.parametrize("epochs", [50, 20])
-def test_released_schedule_gives_the_released_rates(epochs):
-    config = OptimConfig(schedule="released")
-    rates = [train_step.learning_rate(config, epoch + 0.5, epochs) for epoch in range(epochs)]
-    assert rates == pytest.approx(golden.load("lr_schedule")[f"epochs_{epochs}"].tolist(), rel=1e-6)

@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from stmi.clip.loading import load_clip
 from stmi.config import FusionConfig, ImageSize, LossConfig, ModelConfig, OptimConfig, SfmConfig, StrConfig
-from stmi.model import STMI, ModelInput
+from stmi.model import STMI
+from stmi.model_input import ModelInput
 from stmi.training.batch_plan import rows_of_rank
 from stmi.training.train_step import TrainStep
 
@@ -63,8 +64,8 @@ def train(
             batch.text[rows].to(dtype),
             batch.camera_id[rows],
         )
-        noise = model.noise(0, 0, step, BATCH, rows)
-        totals.append(take_step(own, noise, labels[rows], rate=1e-3)["total"].item())
+        draws = model.random_draws(0, 0, step, BATCH, rows)
+        totals.append(take_step(own, draws, labels[rows], rate=1e-3)["total"].item())
     return totals, model
 
 

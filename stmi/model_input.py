@@ -1,0 +1,52 @@
+"""What the model reads: a batch, and the random numbers of a training step.
+
+Shapes below: B batch, M = 3 modalities, N patch tokens, D embedding width.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stmi.modality import MODALITIES, Modality
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A batch, augmented and on its device.
+
+    Attributes:
+        images: Normalised pixels, `(B, M, 3, height, width)`.
+        foreground: Share of each patch that the mask covers, in [0, 1], `(B, N)`.
+        text: T, the frozen text features, `(B, D)`.
+        camera_id: `(B,)`, int64.
+        caption: Token numbers of the captions, `(B, context)`; needed if the model trains its text tower.
+    """
+
+    images: Tensor
+    foreground: Tensor
+    text: Tensor
+    camera_id: Tensor
+    caption: Tensor | None = None
+
+    def without(self, missing: Collection[Modality]) -> "ModelInput":
+        """The same input with the images of the missing modalities replaced by zeros, as in the paper."""
+        if not missing:
+            return self
+        kept = torch.tensor([modality not in missing for modality in MODALITIES], device=self.images.device)
+        return replace(self, images=self.images * kept[:, None, None, None])
+
+
+@dataclass(frozen=True)
+class RandomDraws:
+    """Uniform random numbers from [0, 1) of a training step; evaluation has none.
+
+    Attributes:
+        perturbation: For the mask perturbation, `(1, B, 1, N)`, or `(layers, B, M, N)` with new draws for
+            every layer and modality; None without perturbation.
+        fusion: For the fusion's dropout, `(B, M, nodes + D)`; None without dropout.
+    """
+
+    perturbation: Tensor | None
+    fusion: Tensor | None
