@@ -15,7 +15,7 @@ from data_catalog.storage import filesystems
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_result import RunError
-from stmi.clip.loading import ClipFileError
+from stmi.clip.weights import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
 
 Result = TypeVar("Result", bound="Record | dict[str, Any]")

@@ -34,7 +34,7 @@ from data_catalog.captions.sentences import PERSON, write_caption
 from data_catalog.synthetic import SyntheticSettings, draw_sample, true_attributes
 from experiments.command_line import run_command
 from stmi import keyed_random
-from stmi.clip import loading
+from stmi.clip import architecture, loading
 from stmi.config import AugmentConfig
 from stmi.modality import MODALITIES
 from stmi.training import augment
@@ -154,11 +154,11 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     """Train and write the CLIP folder; returns what was measured."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    vocabulary = loading.write_merges(out / loading.MERGES_FILE, MERGES)
+    vocabulary = architecture.write_merges(out / architecture.MERGES_FILE, MERGES)
     config = {"model_cfg": model_config(vocabulary), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (out / loading.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    (out / architecture.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     with keyed_random.seeded_construction(seed, "pretraining_weights"):
-        model, tokenizer = loading.build_clip(out), loading.build_tokenizer(out)
+        model, tokenizer = architecture.build_clip(out), architecture.build_tokenizer(out)
     pairs = draw_pairs(people, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     loss_of = open_clip.ClipLoss()
@@ -179,16 +179,16 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
             model.logit_scale.clamp_(0, math.log(100))
         progress.set_postfix(loss=f"{loss.item():.3f}")
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    partial = out / f".{loading.WEIGHTS_FILE}.partial"
+    partial = out / f".{architecture.WEIGHTS_FILE}.partial"
     save_file(weights, partial)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    (out / loading.DIGEST_FILE).write_text(f"{digest}  {loading.WEIGHTS_FILE}\n")
-    partial.replace(out / loading.WEIGHTS_FILE)
+    (out / architecture.DIGEST_FILE).write_text(f"{digest}  {architecture.WEIGHTS_FILE}\n")
+    partial.replace(out / architecture.WEIGHTS_FILE)
     loaded = loading.load_clip(out)
     return {
         "folder": str(out),
         "sha256": digest,
-        "bytes": (out / loading.WEIGHTS_FILE).stat().st_size,
+        "bytes": (out / architecture.WEIGHTS_FILE).stat().st_size,
         "parameters": sum(value.numel() for value in weights.values()),
         "held_out_accuracy": held_out_accuracy(loaded.model, tokenizer, pairs),
         "chance": 1 / HELD_OUT,

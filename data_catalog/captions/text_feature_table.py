@@ -58,7 +58,8 @@ def load_text_tower(source: str) -> TextTower:
     Raises:
         CatalogError: If there is none.
     """
-    from stmi.clip.loading import ClipFileError, load_clip  # noqa: PLC0415 - open_clip takes seconds to import
+    from stmi.clip.loading import load_clip  # noqa: PLC0415 - open_clip takes seconds to import
+    from stmi.clip.weights import ClipFileError  # noqa: PLC0415
 
     try:
         return load_clip(source)

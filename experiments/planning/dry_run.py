@@ -6,7 +6,8 @@ from torch import Tensor
 
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_data
-from stmi.clip.loading import LoadedClip, build_clip
+from stmi.clip.architecture import build_clip
+from stmi.clip.loading import LoadedClip
 from stmi.modality import MODALITIES
 from stmi.model import STMI, Features
 from stmi.model_input import ModelInput, RandomDraws
@@ -22,7 +23,7 @@ def untrained_clip(config: ExperimentConfig) -> LoadedClip:
         The towers, without digest and tokenizer.
 
     Raises:
-        ClipFileError: The architecture is unknown, as in `stmi.clip.loading.build_clip`.
+        ClipFileError: The architecture is unknown, as in `stmi.clip.architecture.build_clip`.
     """
     source = run_data.clip_source(config)
     return LoadedClip(build_clip(source).eval().requires_grad_(False), None, source, digest="")

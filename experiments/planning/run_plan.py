@@ -24,7 +24,8 @@ from experiments.planning.expected_time import (
 )
 from experiments.recipes import RECIPES, ExperimentConfig, differences, resolve
 from experiments.run import run_data
-from stmi.clip.loading import WEIGHTS_FILE, load_clip
+from stmi.clip.architecture import WEIGHTS_FILE
+from stmi.clip.loading import load_clip
 
 
 class ChangedSetting(Record):

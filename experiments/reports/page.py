@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_catalog.errors import CatalogError
 from experiments.run.run_folder import RunFolderError
-from stmi.clip.loading import ClipFileError
+from stmi.clip.weights import ClipFileError
 
 KINDS = {"svg": "image/svg+xml", "png": "image/png"}
 PAGE_DPI = 96

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_catalog.storage import filesystems
-from stmi.clip.loading import load_strictly
+from stmi.clip.weights import load_strictly
 from stmi.model import STMI
 
 KEPT = 2
@@ -91,7 +91,7 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
     """Put a checkpoint's weights, and the optimiser's state where one is given, back.
 
     Raises:
-        stmi.clip.loading.ClipFileError: The weights are not those of this model; names which.
+        stmi.clip.weights.ClipFileError: The weights are not those of this model; names which.
     """
     device = next(model.parameters()).device
     load_strictly(model, load_file(folder / MODEL_FILE, device=str(device)), folder / MODEL_FILE)
@@ -105,7 +105,7 @@ def load_epoch(folder: Path, model: STMI, epoch: int) -> bool:
     """Put the weights of an epoch back; returns whether the checkpoint has them.
 
     Raises:
-        stmi.clip.loading.ClipFileError: The weights are not those of this model; names which.
+        stmi.clip.weights.ClipFileError: The weights are not those of this model; names which.
     """
     best = load_best(folder)
     if best is not None and best.epoch == epoch and best.weights is not None:

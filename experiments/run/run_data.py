@@ -24,7 +24,8 @@ from data_catalog.tables.table import Table, TableKind, find_table, json_digest
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments.recipes import ROOT, ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
-from stmi.clip.loading import LoadedClip, clip_folder
+from stmi.clip.architecture import clip_folder
+from stmi.clip.loading import LoadedClip
 from stmi.feature_modulation import perturbation_probability
 from stmi.kernels.capabilities import cpu_multiplies_bfloat16
 from stmi.model import token_grid

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stmi.clip import loading
-from stmi.clip.loading import ClipFileError
+from stmi.clip import architecture, loading
 from stmi.clip.torchscript_weights import TorchScriptError, read_tensors
+from stmi.clip.weights import ClipFileError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEAD_WIDTH = 64
@@ -78,15 +78,15 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
         folder = Path(parent) / out.name
         folder.mkdir()
-        described = folder / loading.CONFIG_FILE
+        described = folder / architecture.CONFIG_FILE
         described.write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
-        path = folder / loading.WEIGHTS_FILE
+        path = folder / architecture.WEIGHTS_FILE
         save_file(weights, path)
         # safetensors lets only the owner read; a folder of weights is often shared.
         path.chmod(described.stat().st_mode)
         with path.open("rb") as written:
             written_digest = hashlib.file_digest(written, "sha256").hexdigest()
-        (folder / loading.DIGEST_FILE).write_text(f"{written_digest}  {loading.WEIGHTS_FILE}\n")
+        (folder / architecture.DIGEST_FILE).write_text(f"{written_digest}  {architecture.WEIGHTS_FILE}\n")
         try:
             loaded = loading.load_clip(folder)
         except ClipFileError as error:

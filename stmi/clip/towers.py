@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stmi.clip.loading import LoadedClip, load_strictly
+from stmi.clip.loading import LoadedClip
+from stmi.clip.weights import load_strictly
 from stmi.config import ClipConfig, SfmConfig
 from stmi.feature_modulation import ModulationStrength
 from stmi.kernels.quick_gelu import QuickGELU

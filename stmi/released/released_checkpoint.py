@@ -19,7 +19,8 @@ import open_clip
 import torch
 from torch import Tensor
 
-from stmi.clip.loading import LoadedClip, misfits
+from stmi.clip.loading import LoadedClip
+from stmi.clip.weights import misfits
 from stmi.config import ChiConfig, FusionConfig, ImageSize, ModelConfig, SfmConfig, StrConfig
 from stmi.model import STMI
 from stmi.released import parameter_names

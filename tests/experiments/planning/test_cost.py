@@ -8,7 +8,8 @@ from experiments.planning.cost import PARTS, measure_cost, step_flops
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.recipes import ConfigError, resolve
 from experiments.run import run_data
-from stmi.clip.loading import ClipFileError, load_clip
+from stmi.clip.loading import load_clip
+from stmi.clip.weights import ClipFileError
 from stmi.model import STMI
 
 IDENTITIES, CAMERAS = 60, 4

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stmi.clip import loading as clip_module
-from stmi.clip.loading import ClipFileError, load_clip
+from stmi.clip import architecture
+from stmi.clip.loading import load_clip
 from stmi.clip.towers import ImageTower, TextTower, resize_position_embedding
+from stmi.clip.weights import ClipFileError
 from stmi.config import ClipConfig, SfmConfig
 from tests import tiny_clip
 from tests.stmi import golden
@@ -109,10 +110,10 @@ def test_digest_knows_weights_config_and_vocabulary_and_not_the_place(clip, tmp_
     digests = {clip.digest, load_clip(tiny_clip.write(tmp_path / "same")).digest}
     assert len(digests) == 1
     digests.add(load_clip(tiny_clip.write(tmp_path / "weights", seed=1)).digest)
-    config = tiny_clip.write(tmp_path / "config") / clip_module.CONFIG_FILE
+    config = tiny_clip.write(tmp_path / "config") / architecture.CONFIG_FILE
     config.write_text(config.read_text().replace('"quick_gelu": true', '"quick_gelu": false'))
     digests.add(load_clip(config.parent).digest)
-    merges = tiny_clip.write(tmp_path / "merges") / clip_module.MERGES_FILE
+    merges = tiny_clip.write(tmp_path / "merges") / architecture.MERGES_FILE
     merges.write_bytes(gzip.compress(gzip.decompress(merges.read_bytes()) + b"\n"))
     digests.add(load_clip(merges.parent).digest)
     assert len(digests) == 4
@@ -133,12 +134,12 @@ def publish(monkeypatch, path: Path, **vision: object) -> str:
 def write_with_all_merges(folder: Path) -> Path:
     """A folder with the tokenizer that open_clip gives a model by name."""
     tiny_clip.write(folder)
-    (folder / clip_module.MERGES_FILE).unlink()
-    config = folder / clip_module.CONFIG_FILE
+    (folder / architecture.MERGES_FILE).unlink()
+    config = folder / architecture.CONFIG_FILE
     settings = json.loads(config.read_text())
     settings["model_cfg"]["text_cfg"]["vocab_size"] = 49408
     config.write_text(json.dumps(settings))
-    save_file(clip_module.build_clip(folder).state_dict(), folder / clip_module.WEIGHTS_FILE)
+    save_file(architecture.build_clip(folder).state_dict(), folder / architecture.WEIGHTS_FILE)
     return folder
 
 
@@ -155,25 +156,25 @@ def test_image_tower_that_would_be_rebuilt_otherwise_is_refused(tmp_path, monkey
     with pytest.raises(ClipFileError, match=message):
         load_clip(publish(monkeypatch, tmp_path / "none.safetensors", **vision))
     folder = tiny_clip.write(tmp_path / "clip")
-    config = json.loads((folder / clip_module.CONFIG_FILE).read_text())
+    config = json.loads((folder / architecture.CONFIG_FILE).read_text())
     config["model_cfg"]["vision_cfg"] |= vision
-    (folder / clip_module.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / architecture.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(ClipFileError, match=message):
         load_clip(folder)
 
 
 def test_options_that_are_spelled_out_as_they_are_anyway_are_taken(clip, tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    config = json.loads((folder / clip_module.CONFIG_FILE).read_text())
+    config = json.loads((folder / architecture.CONFIG_FILE).read_text())
     config["model_cfg"]["vision_cfg"] |= {"pool_type": "tok", "mlp_ratio": 4.0}
-    (folder / clip_module.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / architecture.CONFIG_FILE).write_text(json.dumps(config))
     weights, others = clip.model.state_dict(), load_clip(folder).model.state_dict()
     assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
 def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(tmp_path, monkeypatch):
     clip = load_clip(write_with_all_merges(tmp_path / "clip"))
-    path = tmp_path / "clip" / clip_module.WEIGHTS_FILE
+    path = tmp_path / "clip" / architecture.WEIGHTS_FILE
     source = publish(monkeypatch, path)
     named = load_clip(source)
     tokens = clip.tokenize(["a man in a red jacket"])
@@ -186,7 +187,7 @@ def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(tmp_p
 
 
 def test_weights_by_name_that_do_not_fit_are_all_named_and_never_resized(tmp_path, monkeypatch):
-    path = write_with_all_merges(tmp_path / "clip") / clip_module.WEIGHTS_FILE
+    path = write_with_all_merges(tmp_path / "clip") / architecture.WEIGHTS_FILE
     weights = load_file(path)
     del weights["visual.proj"]
     others = {"logit_bias": (1,), "visual.positional_embedding": (5, 16), "positional_embedding": (32, 16)}
@@ -204,7 +205,7 @@ def test_weights_by_name_that_do_not_fit_are_all_named_and_never_resized(tmp_pat
 
 
 def test_weights_saved_by_training_code_are_read_by_name(tmp_path, monkeypatch):
-    path = write_with_all_merges(tmp_path / "clip") / clip_module.WEIGHTS_FILE
+    path = write_with_all_merges(tmp_path / "clip") / architecture.WEIGHTS_FILE
     weights = load_file(path)
     saved = {f"module.{name}": value for name, value in weights.items()}
     saved["module.logit_scale"] = saved["module.logit_scale"].reshape(1)
@@ -240,7 +241,7 @@ def test_weights_that_cannot_be_fetched_are_said_to_be_so(monkeypatch):
 
 def test_file_of_weights_is_taken_for_its_folder(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    assert load_clip(folder / clip_module.WEIGHTS_FILE).digest == load_clip(folder).digest
+    assert load_clip(folder / architecture.WEIGHTS_FILE).digest == load_clip(folder).digest
 
 
 @pytest.mark.parametrize(
@@ -258,9 +259,9 @@ def test_weights_that_open_clip_would_only_warn_of_are_refused(source, message):
 
 
 def test_square_image_size_may_be_one_number(tmp_path):
-    config = tiny_clip.write(tmp_path / "clip") / clip_module.CONFIG_FILE
+    config = tiny_clip.write(tmp_path / "clip") / architecture.CONFIG_FILE
     config.write_text(config.read_text().replace('"image_size": [32, 16]', '"image_size": 16'))
-    model = clip_module.build_clip(config.parent)
+    model = architecture.build_clip(config.parent)
     assert model.visual.grid_size == (2, 2)
 
 
@@ -276,7 +277,7 @@ def test_square_image_size_may_be_one_number(tmp_path):
     ],
 )
 def test_config_that_makes_no_model_is_refused_by_file(tmp_path, old, new):
-    config = tiny_clip.write(tmp_path / "clip") / clip_module.CONFIG_FILE
+    config = tiny_clip.write(tmp_path / "clip") / architecture.CONFIG_FILE
     new = new if isinstance(new, bytes) else new.encode()
     config.write_bytes(config.read_bytes().replace(old.encode(), new, 1))
     with pytest.raises(ClipFileError, match=r"open_clip_config\.json: not a model config of open_clip"):
@@ -285,7 +286,7 @@ def test_config_that_makes_no_model_is_refused_by_file(tmp_path, old, new):
 
 def test_damaged_weights_are_refused_by_file(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    path = folder / clip_module.WEIGHTS_FILE
+    path = folder / architecture.WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors cannot be read as weights"):
         load_clip(folder)
@@ -293,7 +294,7 @@ def test_damaged_weights_are_refused_by_file(tmp_path):
 
 def test_weights_that_do_not_fit_are_all_named(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    path = folder / clip_module.WEIGHTS_FILE
+    path = folder / architecture.WEIGHTS_FILE
     weights = load_file(path)
     del weights["visual.proj"]
     weights["visual.extra"] = torch.zeros(1)
@@ -316,18 +317,18 @@ def test_missing_files_and_unknown_names_are_refused(tmp_path):
     with pytest.raises(ClipFileError, match=r"open_clip_config\.json is missing"):
         load_clip(tmp_path / "empty")
     folder = tiny_clip.write(tmp_path / "clip")
-    (folder / clip_module.WEIGHTS_FILE).unlink()
+    (folder / architecture.WEIGHTS_FILE).unlink()
     with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors is missing"):
         load_clip(folder)
-    (folder / clip_module.CONFIG_FILE).write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
+    (folder / architecture.CONFIG_FILE).write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
     with pytest.raises(ClipFileError, match="not a model config"):
         load_clip(folder)
 
 
 def test_weights_that_differ_from_the_promised_digest_are_refused(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    digest = hashlib.sha256((folder / clip_module.WEIGHTS_FILE).read_bytes()).hexdigest()
-    (folder / clip_module.DIGEST_FILE).write_text(f"{digest}  {clip_module.WEIGHTS_FILE}\n")
+    digest = hashlib.sha256((folder / architecture.WEIGHTS_FILE).read_bytes()).hexdigest()
+    (folder / architecture.DIGEST_FILE).write_text(f"{digest}  {architecture.WEIGHTS_FILE}\n")
     load_clip(folder)
     tiny_clip.write(folder, seed=1)
     with pytest.raises(ClipFileError, match=r"not the one in .*SHA256SUMS; restore the file"):
@@ -335,9 +336,9 @@ def test_weights_that_differ_from_the_promised_digest_are_refused(tmp_path):
 
 
 def test_shipped_clip_is_small_and_the_one_that_its_digest_names():
-    folder = Path(clip_module.__file__).parents[1] / "demo_clip"
-    assert (folder / clip_module.DIGEST_FILE).is_file()
-    assert (folder / clip_module.WEIGHTS_FILE).stat().st_size <= 4_000_000
+    folder = Path(architecture.__file__).parents[1] / "demo_clip"
+    assert (folder / architecture.DIGEST_FILE).is_file()
+    assert (folder / architecture.WEIGHTS_FILE).stat().st_size <= 4_000_000
     shipped = load_clip(folder)
     assert shipped.model.visual.grid_size == (8, 4)
     captions = ["A photo of a man, wearing a red coat.", "A photo of a man, wearing a blue coat."]
