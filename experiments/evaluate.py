@@ -6,8 +6,8 @@
     python experiments/evaluate.py --run runs/train/demo-seed0-1a2b3c4d --embeddings test.parquet --json
     python experiments/evaluate.py --released-checkpoint STMI_best.pth --recipe rgbnt201-released
 
-Images are embedded by Ray Data on all nodes of the cluster at $RAY_ADDRESS, or on this machine. Every
-retrieval feature is measured from one pass over the images, once for each set of missing modalities.
+Ray Data embeds the images on all nodes of the cluster at $RAY_ADDRESS, or on this machine. One pass over the
+images gives the metrics of every retrieval feature; each set of missing modalities needs a pass of its own.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,101 +22,133 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.training_view import View, open_view
 from experiments import recipes
 from experiments.command_line import run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster
-from experiments.evaluating.evaluation_target import Subject, of_released_checkpoint, of_run
+from experiments.evaluating.evaluation_target import EvaluationTarget, load_released_checkpoint, load_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
 from experiments.recipes import WORKSPACE, ConfigError
 from experiments.run import evaluation, run_data
 from experiments.run.run_figures import FEATURE_NAMES
-from experiments.studies.published import in_words, stmi_on
+from experiments.run.run_result import METRICS, FeatureMetrics
+from experiments.studies.published import PublishedResult, find_stmi_result
 from stmi.modality import MODALITIES, Modality
+from stmi.retrieval.metrics import JunkRule
 
 PROPER_SUBSETS = [
     subset for size in range(1, len(MODALITIES)) for subset in itertools.combinations(MODALITIES, size)
 ]
-"""Each single modality, then each pair: what the paper measures without."""
+"""Each single modality, then each pair: the paper evaluates without each of these sets."""
+
+
+class EvaluationSetting(Record):
+    """Metrics in one setting."""
+
+    missing: tuple[str, ...]
+    """Modalities whose images are replaced by zeros."""
+    reranked: bool
+    """With k-reciprocal re-ranking (Zhong et al. 2017)."""
+    metrics: dict[str, FeatureMetrics]
+    """By feature."""
+
+
+class Evaluation(Record):
+    """A model's metrics on a test view."""
+
+    target: str = Field(alias="subject")
+    """Name of the run, or of the checkpoint's file."""
+    epoch: int | None
+    """The run's epoch whose weights were used; None for a released checkpoint."""
+    dataset: str
+    table: str
+    """Digest of the view."""
+    samples: int
+    junk: JunkRule
+    settings: tuple[EvaluationSetting, ...]
+    paper: PublishedResult | None
+    """What the paper prints for the data set."""
 
 
 def evaluate(
-    subject: Subject,
+    target: EvaluationTarget,
     missing: Sequence[tuple[Modality, ...]],
     rerank: bool = False,
     workers: int | None = None,
     embeddings: str | None = None,
     queries: str | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Metrics of every feature, for each set of missing modalities.
 
     Args:
-        subject: What to evaluate.
+        target: Model and view.
         missing: Sets of modalities whose images are replaced by zeros; the empty set for none.
         rerank: Also rank by k-reciprocal re-ranking (Zhong et al. 2017).
-        workers: Ray actors that embed; 0 for this process alone, None for as many as the cluster holds.
-        embeddings: Parquet file or URI to write the features of the first set to.
-        queries: Parquet file or URI to write each query's average precision to, for every setting.
-
-    Returns:
-        JSON values only: `subject`, `epoch` (of a run), `dataset`, `table`, `samples`, `junk` (the rule),
-        `settings`, a list of `missing`, `reranked` and `metrics` by feature, and `paper`, what the paper
-        prints of the data set.
+        workers: Number of Ray actors; 0 for this process alone, None for as many as the cluster can run.
+        embeddings: Parquet file or URI for the features of the first set.
+        queries: Parquet file or URI for the average precision of each query, in every setting.
     """
-    view = open_view(subject.table)
+    view = open_view(target.table)
     embedded = (
-        embed_here(subject, view, missing) if workers == 0 else embed_on_cluster(subject, missing, workers)
+        embed_here(target, view, missing) if workers == 0 else embed_on_cluster(target, missing, workers)
     )
     settings, query_tables = [], []
     for number, (absent, features) in enumerate(zip(missing, embedded, strict=True)):
         if number == 0 and embeddings is not None:
             write_parquet(embeddings, embedding_parts(view, features))
         for reranked in (False, True) if rerank else (False,):
-            scored = evaluation.score_each(view, features, subject.junk, reranked)
-            setting = {"missing": list(map(str, absent)), "reranked": reranked}
-            settings.append(setting | {"metrics": evaluation.summarise(scored)})
-            query_tables.append(of_setting(evaluation.query_table(view, scored), setting))
+            scored = evaluation.score_each(view, features, target.junk, reranked)
+            metrics = {
+                name: FeatureMetrics.model_validate(values)
+                for name, values in evaluation.summarise(scored).items()
+            }
+            setting = EvaluationSetting(missing=tuple(absent), reranked=reranked, metrics=metrics)
+            settings.append(setting)
+            query_tables.append(add_setting(evaluation.query_table(view, scored), setting))
     if queries is not None:
         write_parquet(queries, query_tables)
-    return {
-        "subject": subject.name,
-        "epoch": subject.epoch,
-        "dataset": subject.table.manifest.dataset,
-        "table": subject.table.digest,
-        "samples": len(view),
-        "junk": subject.junk,
-        "settings": settings,
-        "paper": stmi_on(subject.table.manifest.dataset),
-    }
+    dataset = target.table.manifest.dataset
+    return Evaluation(
+        target=target.name,
+        epoch=target.epoch,
+        dataset=dataset,
+        table=target.table.digest,
+        samples=len(view),
+        junk=target.junk,
+        settings=tuple(settings),
+        paper=find_stmi_result(dataset),
+    )
 
 
 def embed_here(
-    subject: Subject, view: View, missing: Sequence[tuple[Modality, ...]]
+    target: EvaluationTarget, view: View, missing: Sequence[tuple[Modality, ...]]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What `embed_on_cluster` gives, from this process."""
-    model = subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    """The same as `embed_on_cluster`, in this process."""
+    model = target.model.to("cuda" if torch.cuda.is_available() else "cpu")
     for absent in missing:
-        batch = subject.config.train.evaluation_batch
-        yield evaluation.embed(model, view, batch, subject.autocast, subject.captions, absent)
+        batch = target.config.train.evaluation_batch
+        yield evaluation.embed(model, view, batch, target.autocast, target.captions, absent)
 
 
-def of_setting(table: pa.Table, setting: dict[str, Any]) -> pa.Table:
-    """A table with two columns more: `missing` (modalities joined by +, or nothing) and `reranked`."""
-    values = {"missing": "+".join(setting["missing"]), "reranked": setting["reranked"]}
+def add_setting(table: pa.Table, setting: EvaluationSetting) -> pa.Table:
+    """A table with two more columns: `missing` (modalities joined by +, or nothing) and `reranked`."""
+    values = {"missing": "+".join(setting.missing), "reranked": setting.reranked}
     for name, value in values.items():
         table = table.append_column(name, pa.repeat(value, len(table)))
     return table
 
 
 def parse_missing(text: str) -> list[tuple[Modality, ...]]:
-    """What `--missing` asks for: `all`, or modalities joined by `+`.
+    """The sets of modalities that `--missing` names: `all`, or modalities joined by `+`.
 
     Raises:
-        ConfigError: A name is no modality, or all three are missing.
+        ConfigError: A name is not a modality, or all three are missing.
     """
     if text == "all":
         return list(PROPER_SUBSETS)
@@ -134,9 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, metavar="DIR", help="a finished run's folder")
-    what.add_argument(
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--run", type=Path, metavar="DIR", help="a finished run's folder")
+    target.add_argument(
         "--released-checkpoint", type=Path, metavar="FILE", help="a checkpoint of the authors' released code"
     )
     parser.add_argument("--recipe", help="the recipe that a released checkpoint belongs to")
@@ -144,10 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--epoch",
         choices=("reported", "last"),
-        help="of a run: the epoch that it reports, or its last one (default: reported)",
+        help="epoch of a run: the one that it reports, or its last one (default: reported)",
     )
     parser.add_argument(
-        "--dataset", metavar="NAME", help="evaluate a run on this data set of the catalog, not on its own"
+        "--dataset", metavar="NAME", help="evaluate a run on this data set of the catalog instead of its own"
     )
     parser.add_argument("--workspace", default=str(WORKSPACE), help="folder of runs (default: runs)")
     parser.add_argument(
@@ -157,8 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--workers",
         type=int,
         metavar="N",
-        help="Ray actors that embed, each with a GPU where there are any (default: as many as the cluster "
-        "holds); 0 for this process alone, which is quickest for a small set",
+        help="number of Ray actors, each with a GPU if the cluster has any (default: as many as the cluster "
+        "can run); 0 for this process alone, which is fastest for a small data set",
     )
     parser.add_argument(
         "--missing",
@@ -166,33 +197,35 @@ def main(arguments: list[str] | None = None) -> int:
         default=[],
         metavar="M[+M]",
         help="also without these modalities, such as RGB or NIR+TIR; all for each one and each pair. As in "
-        "the paper their images become zeros, while mask and caption, made with all three, stay",
+        "the paper their images become zeros; mask and caption, which need all three, do not change",
     )
     parser.add_argument("--rerank", action="store_true", help="also with k-reciprocal re-ranking")
     parser.add_argument(
         "--embeddings", metavar="FILE", help="write the features as Parquet, to a file or URI"
     )
-    parser.add_argument("--queries", metavar="FILE", help="write each query's average precision likewise")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument(
+        "--queries", metavar="FILE", help="write the average precision of each query in the same way"
+    )
+    add_json_options(parser, Evaluation)
     given = parser.parse_args(arguments)
 
-    def work() -> dict[str, Any]:
+    def command() -> Evaluation:
         missing = [(), *(subset for text in given.missing for subset in parse_missing(text))]
         if given.workers is not None and given.workers < 0:
             raise ConfigError(f"--workers={given.workers}: expected a number of actors, or 0")
-        for place in filter(None, (given.embeddings, given.queries)):
-            filesystems.open_root(place)  # a place of no known kind is refused before the work, not after it
-        subject = chosen_subject(given)
-        return evaluate(subject, missing, given.rerank, given.workers, given.embeddings, given.queries)
+        for location in filter(None, (given.embeddings, given.queries)):
+            filesystems.open_root(location)  # an unknown kind of URI is refused before anything is computed
+        target = load_target(given)
+        return evaluate(target, missing, given.rerank, given.workers, given.embeddings, given.queries)
 
-    return run_command(work, given.json, show)
+    return run_command(command, given.json, show)
 
 
-def chosen_subject(given: argparse.Namespace) -> Subject:
-    """What the command line asks to evaluate.
+def load_target(given: argparse.Namespace) -> EvaluationTarget:
+    """The evaluation target of the command line.
 
     Raises:
-        ConfigError: Options that do not go together.
+        ConfigError: Options do not fit together.
     """
     _, catalog = run_data.places(given.workspace, given.catalog)
     if given.run is not None:
@@ -200,7 +233,9 @@ def chosen_subject(given: argparse.Namespace) -> Subject:
             raise ConfigError("--recipe and --set go with --released-checkpoint; a run has its own settings")
         if given.catalog and given.dataset is None:
             raise ConfigError("--catalog goes with --dataset; a run finds its own data set where it was")
-        return of_run(given.run, given.dataset, catalog if given.catalog else None, given.epoch or "reported")
+        return load_run(
+            given.run, given.dataset, catalog if given.catalog else None, given.epoch or "reported"
+        )
     if given.epoch is not None:
         raise ConfigError("--epoch goes with --run; a released checkpoint is of one epoch")
     if given.recipe is None:
@@ -210,29 +245,26 @@ def chosen_subject(given: argparse.Namespace) -> Subject:
             f"--dataset goes with --run; for a released checkpoint use --set data.dataset={given.dataset}"
         )
     config = recipes.resolve(given.recipe, given.settings)
-    return of_released_checkpoint(given.released_checkpoint, config, catalog)
+    return load_released_checkpoint(given.released_checkpoint, config, catalog)
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Evaluation) -> None:
     """Print one table for each setting."""
     console = Console()
-    for setting in result["settings"]:
-        absent = f", without {' and '.join(setting['missing'])}" if setting["missing"] else ""
-        reranked = ", re-ranked" if setting["reranked"] else ""
-        epoch = "" if result["epoch"] is None else f", epoch {result['epoch']}"
-        title = f"{result['subject']}{epoch} on {result['dataset']}{absent}{reranked}, %"
+    for setting in result.settings:
+        absent = f", without {' and '.join(setting.missing)}" if setting.missing else ""
+        reranked = ", re-ranked" if setting.reranked else ""
+        epoch = "" if result.epoch is None else f", epoch {result.epoch}"
+        title = f"{result.target}{epoch} on {result.dataset}{absent}{reranked}, %"
         table = RichTable(title=title, title_justify="left")
         table.add_column("feature")
         for column in ("mAP", "rank 1", "rank 5", "rank 10"):
             table.add_column(column, justify="right")
-        for name, metrics in setting["metrics"].items():
-            table.add_row(
-                FEATURE_NAMES[name],
-                *(f"{100 * metrics[key]:.1f}" for key in ("mAP", "rank1", "rank5", "rank10")),
-            )
+        for name, metrics in setting.metrics.items():
+            table.add_row(FEATURE_NAMES[name], *(f"{100 * metrics.value(key):.1f}" for key in METRICS))
         console.print(table)
-    if result["paper"] is not None:
-        console.print(in_words(result["paper"]), highlight=False)
+    if result.paper is not None:
+        console.print(result.paper.describe(), highlight=False)
 
 
 if __name__ == "__main__":

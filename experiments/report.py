@@ -26,14 +26,14 @@ from experiments.recipes import WORKSPACE
 from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
 from experiments.run.run_result import METRICS, EpochChoices, LoggedRunResult, ReportedEpoch
-from experiments.studies.published import in_words, stmi_on
+from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.tracking.mlflow_logger import MlflowRun, tracking_of
 
 
 class RunReport(LoggedRunResult):
     """A finished run, beside what the paper prints for its data set."""
 
-    paper: dict[str, Any] | None = None
+    paper: PublishedResult | None = None
 
 
 def print_report(result: RunReport, console: Console | None = None) -> None:
@@ -51,7 +51,7 @@ def print_report(result: RunReport, console: Console | None = None) -> None:
     if result.choices is not None and result.reported is not None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
-        console.print(in_words(result.paper), highlight=False)
+        console.print(result.paper.describe(), highlight=False)
     seconds = result.seconds
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds[name]:.1f}"
@@ -172,7 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
         if result is None:
             raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
         draw_all(folder, result)
-        return RunReport(**dict(result), mlflow=folder.mlflow, paper=stmi_on(folder.config.data.dataset))
+        return RunReport(
+            **dict(result), mlflow=folder.mlflow, paper=find_stmi_result(folder.config.data.dataset)
+        )
 
     return run_command(show_run, given.json, print_report)
 

@@ -26,7 +26,7 @@ from experiments.recipes import ExperimentConfig
 from experiments.report import RunReport, print_report
 from experiments.run import lifecycle, run_data
 from experiments.run.run_folder import RunFolder
-from experiments.studies.published import stmi_on
+from experiments.studies.published import find_stmi_result
 from experiments.tracking.mlflow_logger import tracking_of
 from stmi.clip.loading import load_clip
 
@@ -88,7 +88,7 @@ def train(given: argparse.Namespace, narrate: run_data.Narrate = lambda step, re
     if given.resume:
         RunFolder.begun(workspace, config, tables)
     result = lifecycle.run(config, tables, workspace, tracking_uri, place, given.gpus_per_worker)
-    return RunReport(**dict(result), paper=stmi_on(config.data.dataset))
+    return RunReport(**dict(result), paper=find_stmi_result(config.data.dataset))
 
 
 def make_plan(given: argparse.Namespace) -> run_plan.RunPlan:

@@ -1,1 +1,1 @@
-"""A trained model on a test view: what is evaluated, over all nodes of a cluster, and the files of it."""
+"""Evaluation of a trained model on a test view over all nodes of a cluster, and the files it writes."""

@@ -1,4 +1,4 @@
-"""What is evaluated and on what: a finished run, or a checkpoint of the authors' released code."""
+"""An evaluation target: a finished run, or a checkpoint of the authors' released code, with its test view."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,22 +26,22 @@ EpochChoice = Literal["reported", "last"]
 
 TEXTS_COMPARED = 16
 SAME_TEXT = 0.99
-"""Cosine similarity of one caption's features by the same tower, half precision allowed for."""
+"""Least cosine similarity of two encodings of a caption by the same tower; one may be in half precision."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated, and on what; all that a worker needs, so it can be sent to one.
+class EvaluationTarget:
+    """A model and the view on which it is evaluated; complete, so that it can be sent to an actor.
 
     Attributes:
-        name: The run, or the checkpoint's file.
+        name: Name of the run, or of the checkpoint's file.
         model: The network, in evaluation mode.
         config: Its settings.
         table: The test view.
-        junk: What a gallery sample of the query's identity shares with it to be junk.
+        junk: A gallery sample of the query's identity is junk if it has the query's camera, or its scene.
         autocast: Whether the network runs under bfloat16 autocast.
-        captions: Token numbers of the view's captions, where the model has a text tower of its own.
-        epoch: Of a run, whose weights these are.
+        captions: Token ids of the view's captions, where the model has a text tower of its own.
+        epoch: The run's epoch whose weights these are; None for a checkpoint.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Subject:
     epoch: int | None = None
 
 
-def of_run(
+def load_run(
     path: Path, dataset: str | None = None, catalog: str | None = None, epoch: EpochChoice = "reported"
-) -> Subject:
+) -> EvaluationTarget:
     """A finished run, with the weights of the epoch that it reports, or of its last one.
 
     Args:
-        path: Its folder.
-        dataset: Another data set than its own, whose newest test view of the same image size is taken.
-        catalog: Where that is; None for the catalog that the run read from.
-        epoch: Which.
+        path: Folder of the run.
+        dataset: Another data set, whose newest test view of the same image size is used; None for its own.
+        catalog: Catalog of that data set; None for the catalog of the run.
+        epoch: Whose weights are loaded.
 
     Raises:
         RunFolderError: The run is not finished, or the weights of that epoch were not kept.
@@ -87,27 +87,27 @@ def of_run(
             )
     table, junk, tokens = folder.view("test"), folder.config.data.junk, None
     if dataset is not None:
-        table = _other_view(folder, catalog or table.catalog, dataset)
+        table = _find_view(folder, catalog or table.catalog, dataset)
         if dataset != folder.config.data.dataset:
             view = open_view(table)
-            junk = own_rule(view)
+            junk = junk_rule(view)
             forget_cameras(model, int(view.camera_id.max()) + 1)
     if folder.config.model.text.fine_tune:
-        tokens = caption_tokens(clip, captions_of(table), {"test": open_view(table)})["test"]
+        tokens = caption_tokens(clip, find_captions(table), {"test": open_view(table)})["test"]
     autocast = folder.config.train.precision == "bfloat16"
-    return Subject(folder.name, model.eval(), folder.config, table, junk, autocast, tokens, number)
+    return EvaluationTarget(folder.name, model.eval(), folder.config, table, junk, autocast, tokens, number)
 
 
-def captions_of(view: Table) -> Table:
-    """The captions that the text features of a view were made from."""
+def find_captions(view: Table) -> Table:
+    """The captions from which the text features of a view were made."""
     catalog, dataset = view.catalog, view.manifest.dataset
     digest = view.manifest.inputs["text_features"]
     text_features = find_table(catalog, dataset, TableKind.TEXT_FEATURES, digest=digest)
     return find_table(catalog, dataset, TableKind.CAPTIONS, digest=text_features.manifest.inputs["captions"])
 
 
-def _other_view(folder: RunFolder, catalog: str, dataset: str) -> Table:
-    """The newest test view of a data set that a run's model can read."""
+def _find_view(folder: RunFolder, catalog: str, dataset: str) -> Table:
+    """The newest test view of a data set that fits a run's model."""
     config, made_from = folder.config.model, {}
     if config.text.enabled:
         text_features = find_table(
@@ -124,7 +124,7 @@ def _other_view(folder: RunFolder, catalog: str, dataset: str) -> Table:
     return table
 
 
-def own_rule(view: View) -> JunkRule:
+def junk_rule(view: View) -> JunkRule:
     """A data set's own junk rule: by scene where its samples have scenes (MSVR310), else by camera."""
     return "scene" if view.scene_id.min() >= 0 else "camera"
 
@@ -137,7 +137,7 @@ def forget_cameras(model: STMI, cameras: int) -> None:
         tower.camera_embedding = nn.Parameter(mean.repeat(cameras, 1))
 
 
-def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -> Subject:
+def load_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -> EvaluationTarget:
     """A checkpoint of the authors' code, on the newest test view of the recipe's data set and image size.
 
     Raises:
@@ -166,7 +166,7 @@ def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -
     except released_checkpoint.ReleasedCheckpointError as error:
         raise ConfigError(f"--released-checkpoint={path}: {error}") from None
     unused = released_checkpoint.unused_names(weights)
-    print(f"{path.name}: left out {len(unused)} weights that are never used: {', '.join(unused)}")
+    print(f"{path.name}: omitted {len(unused)} weights that are never used: {', '.join(unused)}")
     view = open_view(table)
     if view.text_dim != model.image_tower.proj.shape[1]:
         raise ConfigError(
@@ -180,20 +180,20 @@ def of_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -
         raise ConfigError(
             f"view {table.path} has camera {view.camera_id.max() + 1}, the checkpoint knows {len(cameras)}"
         )
-    # The authors train in mixed precision and evaluate in float32; bfloat16 would change who is near whom.
-    return Subject(path.name, model, config, table, config.data.junk, autocast=False)
+    # The authors train in mixed precision and evaluate in float32; bfloat16 would change the ranking.
+    return EvaluationTarget(path.name, model, config, table, config.data.junk, autocast=False)
 
 
 def _check_recipe(config: ExperimentConfig, model: STMI) -> None:
-    """Refuse settings that the checkpoint's model does not have: they would be without effect."""
-    # Weights come from the checkpoint and p is for training; the image size was used to load it.
+    """Refuse settings that differ from the checkpoint's model: they would have no effect."""
+    # Weights come from the checkpoint, p is for training only, and the image size was used to load it.
     same_p = model.config.sfm.model_copy(update={"perturbation": config.model.sfm.perturbation})
     free = {"sfm": same_p, "clip": config.model.clip, "image": config.model.image}
     own = config.model_copy(update={"model": model.config.model_copy(update=free)})
-    apart = [f"{name}={given} (it has {is_})" for name, (given, is_) in differences(config, own).items()]
-    if apart:
+    different = [f"{name}={given} (it has {is_})" for name, (given, is_) in differences(config, own).items()]
+    if different:
         raise ConfigError(
-            f"--recipe {config.recipe}: the checkpoint's model differs in {', '.join(apart)}; name the "
+            f"--recipe {config.recipe}: the checkpoint's model differs in {', '.join(different)}; name the "
             "released recipe that it belongs to, and set nothing of the model but model.image"
         )
 
@@ -206,7 +206,7 @@ def _check_inputs(table: Table, view: View, weights: Mapping[str, torch.Tensor])
                 f"view {table.path} was made without {name}, which the released model needs; run `python -m "
                 f"data_catalog {step}`, then `view`"
             )
-    rows = captions_of(table).read(["sample_index", "caption"])
+    rows = find_captions(table).read(["sample_index", "caption"])
     captions = dict(zip(rows["sample_index"].to_pylist(), rows["caption"].to_pylist(), strict=True))
     batch = view.batch(np.linspace(0, len(view) - 1, min(len(view), TEXTS_COMPARED)).astype(np.int64))
     given = torch.from_numpy(batch.text_feature)

@@ -1,4 +1,4 @@
-"""What an evaluation writes beside its result, as Parquet in a folder or at a URI: embeddings and queries."""
+"""Parquet files of an evaluation, in a folder or at a URI: embeddings and queries."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,25 +10,25 @@ from data_catalog.storage import filesystems
 from data_catalog.views.training_view import View
 
 ROWS_PER_GROUP = 8192
-"""Rows that are turned into Arrow at a time: all of a large view's would need the memory twice."""
+"""Rows that are converted to Arrow at a time: a whole large view would need twice the memory."""
 
 _LABELS = ("sample_id", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
-def write_parquet(place: str, parts: Iterable[pa.Table]) -> None:
-    """Write tables of one schema one after the other, so that no reader finds half of them.
+def write_parquet(location: str, parts: Iterable[pa.Table]) -> None:
+    """Write tables of one schema to one file, atomically: no reader finds a part of it.
 
     Args:
-        place: File or URI.
+        location: File or URI.
         parts: At least one table.
 
     Raises:
-        data_catalog.errors.CatalogError: The place cannot be written to.
+        data_catalog.errors.CatalogError: The location cannot be written to.
     """
     parts = iter(parts)
     first = next(parts)
     with (
-        filesystems.written_atomically(*filesystems.open_root(place)) as stream,
+        filesystems.written_atomically(*filesystems.open_root(location)) as stream,
         pq.ParquetWriter(stream, first.schema) as writer,
     ):
         writer.write_table(first)
@@ -36,15 +36,18 @@ def write_parquet(place: str, parts: Iterable[pa.Table]) -> None:
             writer.write_table(part)
 
 
-def embedding_parts(view: View, features: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-    """A view's labels and features, one row a sample, some rows at a time.
+def embedding_parts(
+    view: View, features: dict[str, np.ndarray], rows_per_group: int = ROWS_PER_GROUP
+) -> Iterator[pa.Table]:
+    """Labels and features of a view, one row per sample, in parts.
 
     Args:
-        view: What was embedded.
+        view: The view that was embedded.
         features: float32 `(rows, width)` by name.
+        rows_per_group: Rows of a part.
     """
-    for first in range(0, len(view), ROWS_PER_GROUP):
-        rows = slice(first, first + ROWS_PER_GROUP)
+    for first in range(0, len(view), rows_per_group):
+        rows = slice(first, first + rows_per_group)
         columns = {name: pa.array(getattr(view, name)[rows]) for name in _LABELS}
         for name, values in features.items():
             flat = pa.array(np.ascontiguousarray(values[rows]).reshape(-1))

@@ -249,7 +249,7 @@ def attention_section(label: str, run: StudyRun, epoch: str) -> Section:
 
     def draw() -> Iterator[Picture]:
         opened(run)
-        trained = evaluation_target.of_run(run.folder, epoch="last")
+        trained = evaluation_target.load_run(run.folder, epoch="last")
         view = open_view(trained.table)
         for number, row in enumerate(attention_pictures.shown_samples(view, ATTENTION_SAMPLES)):
             figure = attention_pictures.attention_maps(trained, view, row)

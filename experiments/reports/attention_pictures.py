@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_catalog.views.training_view import View
-from experiments.evaluating.evaluation_target import Subject
+from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run import evaluation
 from experiments.run.checkpoints import MODEL_FILE, fetched
 from experiments.run.run_folder import RunFolder
@@ -50,21 +50,21 @@ class ClassAttention:
 
 
 @torch.no_grad()
-def class_attention(subject: Subject, view: View, rows: np.ndarray) -> ClassAttention:
+def class_attention(target: EvaluationTarget, view: View, rows: np.ndarray) -> ClassAttention:
     """Attention of the class token in every layer, eq. 8 with and without S.
 
     Args:
-        subject: A run with SFM.
+        target: A run with SFM.
         view: Where the samples are.
         rows: Which.
     """
-    model = subject.model
-    config = subject.config.model.sfm
+    model = target.model
+    config = target.config.model.sfm
     parts, masks = [], []
     for start in range(0, len(rows), BATCH):
         chosen = rows[start : start + BATCH]
-        inputs = evaluation.model_input(model, view, chosen, model.image_tower.proj.device, subject.captions)
-        with _watched(subject) as seen:
+        inputs = evaluation.model_input(model, view, chosen, model.image_tower.proj.device, target.captions)
+        with _watched(target) as seen:
             model(inputs)
         both = torch.stack([torch.stack(layer) for layer in seen]).mean(dim=3)[..., 1:]
         parts.append(both.unflatten(2, (len(chosen), len(MODALITIES))).cpu().numpy())
@@ -74,14 +74,14 @@ def class_attention(subject: Subject, view: View, rows: np.ndarray) -> ClassAtte
 
 
 @contextmanager
-def _watched(subject: Subject) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _watched(target: EvaluationTarget) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Meanwhile keep what `class_rows` gives of each layer that the image tower runs."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def look(attention: ModulatedAttention, given: tuple[Any, ...], mixed: Tensor) -> None:
         seen.append(class_rows(attention, *given))
 
-    layers = [part for part in subject.model.image_tower.modules() if isinstance(part, ModulatedAttention)]
+    layers = [part for part in target.model.image_tower.modules() if isinstance(part, ModulatedAttention)]
     hooks = [layer.register_forward_hook(look) for layer in layers]
     try:
         yield seen
@@ -120,15 +120,15 @@ def shown_samples(view: View, count: int) -> np.ndarray:
     return queries[np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)]
 
 
-def attention_maps(subject: Subject, view: View, row: int) -> Figure:
+def attention_maps(target: EvaluationTarget, view: View, row: int) -> Figure:
     """A sample in its modalities, its masks, and its class token's attention by layer before and after.
 
     Both maps of a layer and modality have one scale, from nothing to the larger maximum of the two; above
     each stands the part of the attention to patches that goes to the foreground.
     """
-    found = class_attention(subject, view, np.array([row]))
+    found = class_attention(target, view, np.array([row]))
     batch = view.batch([row])
-    grid = subject.model.grid
+    grid = target.model.grid
     height, width = view.image_size
     layers = np.linspace(0, len(found.after) - 1, min(LAYERS, len(found.after))).astype(int)
     columns = 2 * len(MODALITIES)
@@ -172,16 +172,16 @@ def _bare(axes: Axes, title: str) -> None:
         spine.set(visible=True, color="#bbbbbb", linewidth=0.5)
 
 
-def foreground_shares(subject: Subject, view: View, count: int) -> Figure:
+def foreground_shares(target: EvaluationTarget, view: View, count: int) -> Figure:
     """How much of the class token's attention to patches goes to the foreground, by layer, mean over samples.
 
     Args:
-        subject: A run with SFM.
+        target: A run with SFM.
         view: Where the samples are.
         count: Of samples, queries spread evenly over the view.
     """
     rows = shown_samples(view, count)
-    found = class_attention(subject, view, rows)
+    found = class_attention(target, view, rows)
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
     axes = figure.subplots()
     layers = np.arange(1, len(found.after) + 1)

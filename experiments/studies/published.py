@@ -1,12 +1,13 @@
-"""The paper's numbers, Tables 1 to 5, each with its place in the paper: shown beside what is measured."""
+"""The numbers of the paper, Tables 1 to 5, each with its source: shown beside the measured ones."""
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_catalog.records import Record
 
 PUBLISHED = Path(__file__).with_suffix(".yaml")
 
@@ -15,7 +16,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class PublishedError(ValueError):
-    """A number that the paper does not print, or a file that does not hold what it should."""
+    """A number that the paper does not print, or a file that is not as expected."""
 
 
 class _Strict(BaseModel):
@@ -28,8 +29,8 @@ class PublishedRow(_Strict):
     Attributes:
         name: As printed.
         index: Letter of an ablation's row; None in a comparison of methods.
-        kind: What a method of Tables 1 and 2 is built on; None in an ablation.
-        cites: The paper a method is from; None in an ablation.
+        kind: Backbone of a method of Tables 1 and 2; None in an ablation.
+        cites: The paper of a method; None in an ablation.
         values: Data set to metric to percent; None where the paper prints a dash.
     """
 
@@ -46,7 +47,7 @@ class PublishedTable(_Strict):
     Attributes:
         source: Its name in the paper.
         title: Its caption.
-        claims: What the paper says of it in words, where it prints no numbers.
+        claims: Statements of the paper about it, where it prints no numbers.
         rows: From top to bottom.
     """
 
@@ -56,7 +57,7 @@ class PublishedTable(_Strict):
     rows: tuple[PublishedRow, ...]
 
     @model_validator(mode="after")
-    def _rows_are_told_apart(self) -> "PublishedTable":
+    def _check_names(self) -> "PublishedTable":
         keys = [key for row in self.rows for key in (row.name, row.index) if key is not None]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
@@ -84,7 +85,7 @@ class PublishedTable(_Strict):
         return self.row(key).values.get(dataset, {}).get(metric)
 
     def source_of(self, key: str) -> str:
-        """Where a row stands: `Table 3, row D`.
+        """The source of a row: `Table 3, row D`.
 
         Raises:
             PublishedError: There is no such row.
@@ -99,7 +100,7 @@ class _File(_Strict):
 
 
 def published(table: str) -> PublishedTable:
-    """What the paper prints in `table1` to `table5`, or says of `figure5`.
+    """The numbers of `table1` to `table5`, or the claims about `figure5`.
 
     Raises:
         PublishedError: There is no such table.
@@ -110,28 +111,32 @@ def published(table: str) -> PublishedTable:
     return tables[table]
 
 
-def stmi_on(dataset: str) -> dict[str, Any] | None:
-    """What the paper prints of STMI itself on a data set, in Tables 1 and 2.
+class PublishedResult(Record):
+    """What the paper prints for STMI on one data set."""
 
-    Returns:
-        `source` (`Table 1, row STMI`) and `metrics` (name to fraction); None for another data set.
-    """
+    source: str
+    """Such as `Table 1, row STMI`."""
+    metrics: dict[Metric, float]
+    """Fractions."""
+
+    def describe(self) -> str:
+        """The numbers in percent, in one sentence."""
+        metrics = ", ".join(
+            f"{name.replace('rank', 'rank ')} {100 * value:.1f}" for name, value in self.metrics.items()
+        )
+        return f"{self.source} of the paper, as printed and not measured here: {metrics}"
+
+
+def find_stmi_result(dataset: str) -> PublishedResult | None:
+    """What Tables 1 and 2 of the paper print for STMI on a data set; None for another data set."""
     for table in (published("table1"), published("table2")):
         printed = table.row("STMI").values.get(dataset)
         if printed is not None:
             metrics = {
                 name: round(percent / 100, 6) for name, percent in printed.items() if percent is not None
             }
-            return {"source": table.source_of("STMI"), "metrics": metrics}
+            return PublishedResult(source=table.source_of("STMI"), metrics=metrics)
     return None
-
-
-def in_words(paper: Mapping[str, Any]) -> str:
-    """What `stmi_on` gives, for a terminal."""
-    metrics = ", ".join(
-        f"{name.replace('rank', 'rank ')} {100 * value:.1f}" for name, value in paper["metrics"].items()
-    )
-    return f"{paper['source']} of the paper, as printed and not measured here: {metrics}"
 
 
 @cache

@@ -20,6 +20,7 @@ from experiments.run import checkpoints, evaluation
 from stmi.clip import architecture
 from stmi.modality import Modality
 from stmi.released import released_checkpoint
+from tests import json_samples
 from tests.experiments import small_run
 from tests.stmi.released import released_oracle
 
@@ -39,6 +40,10 @@ def evaluated(capsys, *arguments: str, workers: str = "0") -> dict:
 
 def summary(metrics: dict) -> dict:
     return {name: value for name, value in metrics.items() if name != "cmc"}
+
+
+def test_json_of_an_evaluation_has_the_keys_it_always_had():
+    json_samples.check("evaluate", evaluate.Evaluation)
 
 
 def test_finished_run_is_evaluated_to_the_same_metrics(trained, capsys):
@@ -94,7 +99,7 @@ def test_missing_modalities_and_reranking_are_measured_side_by_side(trained, cap
     complete = plain[0]["metrics"]
     for setting in plain[1:]:
         for name in ("RGB", "NIR", "TIR"):
-            # A modality that is there is found by itself as before.
+            # A modality that is present gives the same features.
             same = setting["metrics"][name] == complete[name]
             assert same == (name not in setting["missing"])
         assert setting["metrics"]["T"] == complete["T"]
@@ -135,7 +140,7 @@ def test_run_is_evaluated_on_another_data_set(trained, other_data_set, capsys):
     own = evaluated(capsys, "--run", trained["folder"])
     other = evaluated(capsys, "--run", trained["folder"], "--dataset", "other")
     assert (other["dataset"], other["junk"]) == ("other", "camera")
-    # This model knows no cameras, so the same images are found as well under another name.
+    # This model has no camera embedding, so the same images give the same metrics under another name.
     assert other["settings"] == own["settings"]
 
 
@@ -157,8 +162,8 @@ def test_every_camera_of_another_data_set_is_the_mean_camera():
 
 
 @pytest.mark.parametrize(("scenes", "rule"), [([0, 3, 1], "scene"), ([-1, -1, -1], "camera")])
-def test_another_data_set_is_judged_by_its_own_junk_rule(scenes, rule):
-    assert evaluation_target.own_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
+def test_another_data_set_has_its_own_junk_rule(scenes, rule):
+    assert evaluation_target.junk_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
 
 
 VOCABULARY = 49408
@@ -248,7 +253,7 @@ def test_checkpoint_of_the_released_code_is_evaluated(view_with, weights, capsys
         ({"weights": "own"}, ["--recipe=rgbnt201-paper"], r"chi.convolution=paper (it has released)"),
     ],
 )
-def test_what_a_released_checkpoint_was_not_trained_with_is_refused(
+def test_view_or_recipe_that_does_not_fit_a_released_checkpoint_is_refused(
     made_with, settings, message, view_with, weights, capsys, workspace, tmp_path
 ):
     view_with(**made_with)
@@ -296,7 +301,7 @@ def test_impossible_missing_modalities_are_refused(text):
 
 
 def test_plan_names_the_differences_between_the_two_recipes_of_a_data_set(capsys):
-    # A worker's share of two samples: whole batches are counted through for most of a minute.
+    # A worker's share of two samples: the count of whole batches takes most of a minute.
     shared = ["--set", "train.workers=64", "--set", "train.evaluation_batch=2"]
     assert train.main(["--recipe", "rgbnt100-released", "--plan", "--json", *shared]) == 0
     planned = json.loads(capsys.readouterr().out)

@@ -9,7 +9,7 @@ import pytest
 
 from data_catalog.views.training_view import open_view
 from experiments.evaluating.embedding_actors import embed_on_cluster, in_order, share_cluster
-from experiments.evaluating.evaluation_target import of_run
+from experiments.evaluating.evaluation_target import load_run
 from experiments.run import evaluation
 from experiments.run.run_result import RunError
 from stmi.modality import Modality
@@ -19,28 +19,28 @@ MISSING = [(), (Modality.RGB,)]
 
 
 @pytest.fixture
-def subject(trained):
+def target(trained):
     """The trained run in float32, in batches of five: the last one is not full."""
-    subject = of_run(Path(trained["folder"]))
-    settings = subject.config.train.model_copy(update={"evaluation_batch": 5, "precision": "float32"})
-    assert len(subject.table) % 5
-    return replace(subject, config=subject.config.model_copy(update={"train": settings}))
+    target = load_run(Path(trained["folder"]))
+    settings = target.config.train.model_copy(update={"evaluation_batch": 5, "precision": "float32"})
+    assert len(target.table) % 5
+    return replace(target, config=target.config.model_copy(update={"train": settings}))
 
 
-def embedded_here(subject) -> list[dict[str, np.ndarray]]:
-    view = open_view(subject.table)
-    return [evaluation.embed(subject.model, view, 5, autocast=False, missing=absent) for absent in MISSING]
+def embedded_here(target) -> list[dict[str, np.ndarray]]:
+    view = open_view(target.table)
+    return [evaluation.embed(target.model, view, 5, autocast=False, missing=absent) for absent in MISSING]
 
 
 @pytest.mark.parametrize(
     ("actors", "lost"),
     [pytest.param(1, 0, id="one actor"), pytest.param(3, 1, id="three, of which one is lost")],
 )
-def test_embeddings_are_those_of_one_process_on_any_number_of_actors(subject, actors, lost, tmp_path):
-    expected = embedded_here(subject)
+def test_any_number_of_actors_gives_the_embeddings_of_one_process(target, actors, lost, tmp_path):
+    expected = embedded_here(target)
     if lost:
-        subject.model.register_forward_pre_hook(partial(_die_once, tmp_path / "died"))
-    for features, here in zip(embed_on_cluster(subject, MISSING, actors), expected, strict=True):
+        target.model.register_forward_pre_hook(partial(_die_once, tmp_path / "died"))
+    for features, here in zip(embed_on_cluster(target, MISSING, actors), expected, strict=True):
         assert features.keys() == here.keys()
         for name, values in here.items():
             assert features[name].shape == values.shape
@@ -48,26 +48,26 @@ def test_embeddings_are_those_of_one_process_on_any_number_of_actors(subject, ac
     assert len(list(tmp_path.iterdir())) == lost
 
 
-def _die_once(mark: Path, *_) -> None:
+def _die_once(died: Path, *_) -> None:
     try:
-        mark.touch(exist_ok=False)
+        died.touch(exist_ok=False)
     except FileExistsError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_failure_of_an_actor_is_told_in_its_own_words(subject):
-    subject.model.register_forward_pre_hook(_refuse)
+def test_failure_of_an_actor_keeps_its_own_message(target):
+    target.model.register_forward_pre_hook(_refuse)
     with pytest.raises(RunError, match=r"could not be embedded: the images are upside down$"):
-        list(embed_on_cluster(subject, MISSING, actors=1))
+        list(embed_on_cluster(target, MISSING, actors=1))
 
 
 def _refuse(*_) -> None:
     raise ValueError("the images are upside down")
 
 
-def blocks(*places: list[int]) -> list[dict[str, np.ndarray]]:
-    return [{"place": np.array(rows), "U": np.array(rows) * 10.0} for rows in places]
+def blocks(*positions: list[int]) -> list[dict[str, np.ndarray]]:
+    return [{"position": np.array(rows), "U": np.array(rows) * 10.0} for rows in positions]
 
 
 def test_blocks_in_order_are_passed_on():
@@ -77,19 +77,19 @@ def test_blocks_in_order_are_passed_on():
 
 
 @pytest.mark.parametrize(
-    "places",
+    "positions",
     [
         pytest.param(([0, 1], [4, 5]), id="a block is missing"),
         pytest.param(([0, 1], [2, 3]), id="the last block is missing"),
         pytest.param(([0, 1], [0, 1], [2, 3], [4, 5]), id="a block comes twice"),
-        pytest.param(([2, 3], [0, 1], [4, 5]), id="blocks change places"),
+        pytest.param(([2, 3], [0, 1], [4, 5]), id="blocks are swapped"),
         pytest.param(([0, 1], [2, 2], [3, 4, 5]), id="a row comes twice"),
         pytest.param(([0, 1], [2, 3], [4, 5, 6]), id="a row too many"),
     ],
 )
-def test_rows_that_are_missing_or_come_twice_are_refused(places):
+def test_rows_that_are_missing_or_come_twice_are_refused(positions):
     with pytest.raises(RunError, match="Ray Data gave"):
-        list(in_order(blocks(*places), 6))
+        list(in_order(blocks(*positions), 6))
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.evaluating import parquet_files
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
 
 
-def test_embeddings_are_written_a_part_at_a_time_to_a_uri(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_files, "ROWS_PER_GROUP", 4)
+def test_embeddings_are_written_in_parts_to_a_uri(tmp_path):
     labels = {name: np.arange(10) for name in ("identity", "camera_id", "scene_id")}
     view = SimpleNamespace(
         **labels,
@@ -21,7 +19,7 @@ def test_embeddings_are_written_a_part_at_a_time_to_a_uri(tmp_path, monkeypatch)
     view = type("View", (SimpleNamespace,), {"__len__": lambda self: 10})(**vars(view))
     wide = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
     features = {"U": wide[:, :5], "G": wide[:, 5:]}
-    write_parquet(f"file://{tmp_path}/new/test.parquet", embedding_parts(view, features))
+    write_parquet(f"file://{tmp_path}/new/test.parquet", embedding_parts(view, features, rows_per_group=4))
     file = pq.ParquetFile(tmp_path / "new" / "test.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
     rows = file.read()
@@ -31,7 +29,7 @@ def test_embeddings_are_written_a_part_at_a_time_to_a_uri(tmp_path, monkeypatch)
         assert np.array_equal(np.stack(rows[name].to_numpy()), values)
 
 
-def test_file_that_is_not_complete_is_not_there(tmp_path):
+def test_incomplete_file_does_not_appear(tmp_path):
     def parts():
         yield pa.table({"a": [1]})
         raise RuntimeError("the cluster is gone")

@@ -73,7 +73,7 @@ def test_share_of_uniform_attention_on_the_foreground_is_its_area():
 
 
 def test_layers_that_are_not_modulated_attend_as_before(run):
-    trained = evaluation_target.of_run(run.path)
+    trained = evaluation_target.load_run(run.path)
     view = open_view(trained.table)
     rows = shown_samples(view, 5)
     assert view.is_query[rows].all()
@@ -86,7 +86,7 @@ def test_layers_that_are_not_modulated_attend_as_before(run):
 
 
 def test_map_shows_every_image_mask_and_layer(run):
-    trained = evaluation_target.of_run(run.path)
+    trained = evaluation_target.load_run(run.path)
     view = open_view(trained.table)
     axes = np.array(attention_maps(trained, view, 0).axes).reshape(3, 6)
     assert [one.get_title() for one in axes[0]] == ["RGB", "NIR", "TIR", "mask", "token\nmask", ""]

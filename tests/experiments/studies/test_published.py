@@ -6,16 +6,15 @@ import yaml
 from experiments.studies.published import (
     PUBLISHED,
     PublishedError,
-    in_words,
+    find_stmi_result,
     load_published,
     published,
-    stmi_on,
 )
 
 TABLES = ["table1", "table2", "table3", "table4", "table5"]
 
 
-# Read off the paper, once more and by hand.
+# Copied from the paper a second time, by hand.
 @pytest.mark.parametrize(
     ("table", "row", "dataset", "values"),
     [
@@ -36,7 +35,7 @@ TABLES = ["table1", "table2", "table3", "table4", "table5"]
         ("table5", "D", "rgbnt201", [77.1, 79.9, 86.6, 91.0]),
     ],
 )
-def test_numbers_are_those_of_the_paper(table, row, dataset, values):
+def test_numbers_equal_those_of_the_paper(table, row, dataset, values):
     found = [published(table).value(row, metric, dataset) for metric in ("mAP", "rank1", "rank5", "rank10")]
     assert found == values
 
@@ -65,7 +64,7 @@ def test_tables_have_as_many_rows_and_numbers_as_the_paper():
     }
 
 
-def test_a_row_that_stands_in_several_tables_has_the_same_numbers_in_each():
+def test_row_of_several_tables_has_the_same_numbers_in_each():
     full = [("table1", "STMI"), ("table3", "D"), ("table4", "D"), ("table5", "E")]
     without_chi = [("table3", "C"), ("table4", "A")]
     for places in (full, without_chi):
@@ -76,7 +75,7 @@ def test_a_row_that_stands_in_several_tables_has_the_same_numbers_in_each():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_ranks_do_not_fall_as_they_widen(table):
+def test_cmc_does_not_fall_with_the_rank(table):
     for row in published(table).rows:
         for values in row.values.values():
             ranks = [values[m] for m in ("rank1", "rank5", "rank10") if values.get(m) is not None]
@@ -84,14 +83,14 @@ def test_ranks_do_not_fall_as_they_widen(table):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_row_says_where_it_stands(table):
+def test_every_row_names_its_source(table):
     number = table.removeprefix("table")
     for row in published(table).rows:
         assert published(table).source_of(row.name) == f"Table {number}, row {row.index or row.name}"
         assert row.index or (row.kind and row.cites), "a row of another method says whose it is"
 
 
-def test_a_figure_without_printed_numbers_has_claims_instead():
+def test_figure_without_printed_numbers_has_claims_instead():
     figure = published("figure5")
     assert figure.rows == ()
     assert any("K = 4" in claim for claim in figure.claims)
@@ -140,12 +139,12 @@ def edited(tmp_path: Path, edit) -> Path:
         ),
     ],
 )
-def test_a_malformed_file_is_refused_with_the_field(tmp_path, edit, message):
+def test_malformed_file_is_refused_with_the_field(tmp_path, edit, message):
     with pytest.raises(PublishedError, match=message):
         load_published(edited(tmp_path, edit))
 
 
-def test_a_file_that_is_not_yaml_is_refused(tmp_path):
+def test_file_that_is_not_yaml_is_refused(tmp_path):
     path = tmp_path / "published.yaml"
     path.write_text("tables: [")
     with pytest.raises(PublishedError, match=r"published\.yaml is not YAML"):
@@ -155,13 +154,12 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
         load_published(path)
 
 
-def test_stmis_own_numbers_stand_beside_what_is_measured_on_its_data_sets():
-    assert stmi_on("rgbnt201") == {
-        "source": "Table 1, row STMI",
-        "metrics": {"mAP": 0.812, "rank1": 0.834, "rank5": 0.902, "rank10": 0.916},
-    }
-    assert stmi_on("msvr310") == {"source": "Table 2, row STMI", "metrics": {"mAP": 0.648, "rank1": 0.761}}
-    assert stmi_on("synthetic_person") is None
-    assert in_words(stmi_on("rgbnt100")) == (
+def test_papers_numbers_of_stmi_are_found_by_data_set():
+    found = find_stmi_result("rgbnt201")
+    assert found.source == "Table 1, row STMI"
+    assert found.metrics == {"mAP": 0.812, "rank1": 0.834, "rank5": 0.902, "rank10": 0.916}
+    assert find_stmi_result("msvr310").metrics == {"mAP": 0.648, "rank1": 0.761}
+    assert find_stmi_result("synthetic_person") is None
+    assert find_stmi_result("rgbnt100").describe() == (
         "Table 2, row STMI of the paper, as printed and not measured here: mAP 89.1, rank 1 97.1"
     )
