@@ -181,18 +181,23 @@ class CaptionWriter:
 def summarise_captions(shards: Sequence[Mapping[str, Any]], is_redacted: bool) -> dict[str, Any]:
     """Statistics of a table whose shards a `CaptionWriter` wrote."""
     total = sum(shard["samples"] * shard["attributes"] for shard in shards)
-    redactions: Counter[str] = Counter()
-    for shard in shards:
-        redactions.update(shard["redactions"])
+    unknown = total_counts(shards, "unknown")
     return {
         "unknown": {
-            source: sum(shard["unknown"][source] for shard in shards) / total if total else None
-            for source in (*SOURCES, "filled")
+            source: unknown.get(source, 0) / total if total else None for source in (*SOURCES, "filled")
         },
         "missing": sum(shard["missing"] for shard in shards),
         "empty": sum(shard["empty"] for shard in shards),
-        **({"redactions": dict(sorted(redactions.items()))} if is_redacted else {}),
+        **({"redactions": total_counts(shards, "redactions")} if is_redacted else {}),
     }
+
+
+def total_counts(shards: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:
+    """Counts that every shard has under a name, over all of them, sorted."""
+    total: Counter[str] = Counter()
+    for shard in shards:
+        total.update(shard[name])
+    return dict(sorted(total.items()))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from data_catalog.captions.caption_files import Choice, ReadCaptions, find_caption_files, read_caption_files
-from data_catalog.captions.caption_table import redaction_settings
+from data_catalog.captions.caption_table import redaction_settings, total_counts
 from data_catalog.captions.redaction import redact
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
@@ -176,12 +176,9 @@ def _summarise(shards: Sequence[Mapping[str, Any]], read: ReadCaptions, is_redac
     found = {name: [id_ for shard in shards for id_ in shard["listed"][name]] for name in names}
     found |= {"absent": read.absent, "duplicates": read.duplicates}
     total = sum(shard["samples"] for shard in shards)
-    redactions: Counter[str] = Counter()
-    for shard in shards:
-        redactions.update(shard["redactions"])
     return {
         "captioned": sum(shard["captioned"] for shard in shards) / total if total else None,
         **{name: len(items) for name, items in found.items()},
-        **({"redactions": dict(sorted(redactions.items()))} if is_redacted else {}),
+        **({"redactions": total_counts(shards, "redactions")} if is_redacted else {}),
         "listed": {name: items[:LISTED] for name, items in found.items() if items},
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
 from data_catalog.captions.imported_captions import CaptionFileSettings, import_captions
+from data_catalog.captions.llm.settings import ClientSettings, LlmCaptionSettings, Prices
 from data_catalog.cards import card_names
 from data_catalog.checks.artifacts import card_of
 from data_catalog.commands.arguments import add_samples, find_samples
@@ -131,9 +132,7 @@ def _run(args: argparse.Namespace) -> Result:
 
 def _ask(args: argparse.Namespace, samples: Table, card: str, progress: Progress) -> Table:
     # Its client library takes a second to import, which `show` and `--help` need not pay.
-    from data_catalog.captions.llm.captioner import LlmCaptionSettings, make_llm_captions  # noqa: PLC0415
-    from data_catalog.captions.llm.client import ClientSettings  # noqa: PLC0415
-    from data_catalog.captions.llm.spending import Prices  # noqa: PLC0415
+    from data_catalog.captions.llm.captioner import make_llm_captions  # noqa: PLC0415
 
     prices = (args.usd_per_million_input, args.usd_per_million_output)
     if (prices[0] is None) != (prices[1] is None):

@@ -10,45 +10,47 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from data_catalog.captions.llm.prompt_sizes import ImageSize
-from data_catalog.captions.llm.spending import Usage
+from data_catalog.captions.llm.budget import NO_USAGE, ImageSize, Usage
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record
 from data_catalog.storage import filesystems
 
 FOLDER = "answers"
-_LOST = ".lost"
-_USAGE = TypeAdapter(Usage)
 
 
-class Answer(BaseModel):
-    """What a question came to.
-
-    Attributes:
-        values: Attribute to what was said of it, checked; an attribute without a usable answer is absent.
-        fault: Why attributes are absent that were asked for (`refused`, `malformed`, `cut`, `empty`), though
-            the question was put again; "" where none is.
-        requests: Requests that it took.
-        prompt_tokens: Tokens sent, over all of them.
-        completion_tokens: Tokens that came back.
-        images: Size of each image that was shown: what a later job tells the tokens of others by.
-        model: The model that answered, by the endpoint's account.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Answer(Record):
+    """What a question came to."""
 
     values: dict[str, Any]
+    """Attribute to what was said of it, checked; an attribute without a usable answer is absent."""
     fault: str = ""
+    """Why attributes are absent that were asked for (`refused`, `malformed`, `cut`, `empty`), though the
+    question was asked again; "" where none is."""
     requests: int = Field(ge=1)
+    """Requests that it took."""
     prompt_tokens: int = Field(ge=0)
+    """Tokens sent, over all of them."""
     completion_tokens: int = Field(ge=0)
+    """Tokens received."""
     images: tuple[ImageSize, ...] = ()
+    """Size of each image that was shown; a later job estimates the tokens of others from it."""
     model: str = ""
+    """The model that answered, as the endpoint reports it."""
+
+    @property
+    def usage(self) -> Usage:
+        """Its tokens."""
+        return Usage(self.prompt_tokens, self.completion_tokens)
+
+
+_Stored = TypeVar("_Stored")
+_ANSWER, _USAGE = TypeAdapter(Answer), TypeAdapter(Usage)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class AnswerStore:
     root: str
 
     @classmethod
-    def of(cls, catalog: str, dataset: str) -> "AnswerStore":
+    def of_dataset(cls, catalog: str, dataset: str) -> "AnswerStore":
         """The answers that a catalog keeps for a data set."""
         # Actors run in other folders, so a relative catalog would be another one there.
         root = catalog if "://" in catalog else str(Path(catalog).resolve())
@@ -71,9 +73,6 @@ class AnswerStore:
     @cached_property
     def _location(self) -> tuple[fs.FileSystem, str]:
         return filesystems.open_root(self.root)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root}
 
     def digests(self) -> set[str]:
         """Digests of all questions that are answered."""
@@ -87,22 +86,11 @@ class AnswerStore:
         Raises:
             CatalogError: If the file holds no answer.
         """
-        filesystem, _ = self._location
-        path = self._path(digest)
-        try:
-            with filesystem.open_input_stream(path, compression=None) as stream:
-                text = stream.read()
-        except FileNotFoundError:
-            return None
-        try:
-            return Answer.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise CatalogError(
-                f"{path} holds no answer ({where}: {first['msg']}); delete the file, so that the question is "
-                "asked again"
-            ) from None
+        return self._read(
+            f"{digest[:2]}/{digest}.json",
+            _ANSWER,
+            "holds no answer ({}); delete the file, so that the question is asked again",
+        )
 
     def write(self, digest: str, answer: Answer) -> None:
         """Keep an answer.
@@ -110,9 +98,7 @@ class AnswerStore:
         Raises:
             CatalogError: If it cannot be written.
         """
-        filesystems.write_atomically(
-            self._location[0], self._path(digest), (answer.model_dump_json() + "\n").encode()
-        )
+        self._write(f"{digest[:2]}/{digest}.json", answer.model_dump_json().encode())
 
     def read_lost(self, job: str) -> Usage:
         """Tokens that a job may have paid for without an answer, over all times that it ran.
@@ -120,17 +106,15 @@ class AnswerStore:
         Raises:
             CatalogError: If the file does not hold them.
         """
-        filesystem, folder = self._location
-        path = f"{folder}/{job}{_LOST}"
-        if not filesystems.exists(filesystem, path):
-            return Usage()
-        try:
-            return _USAGE.validate_json(filesystems.read_buffer(filesystem, path).to_pybytes())
-        except ValidationError:
-            raise CatalogError(
-                f"{path} does not hold the tokens of lost answers; delete the file, and give that much less "
-                "with --budget-usd"
-            ) from None
+        return (
+            self._read(
+                f"{job}.lost",
+                _USAGE,
+                "does not hold the tokens of lost answers ({}); delete the file, and give that much less "
+                "with --budget-usd",
+            )
+            or NO_USAGE
+        )
 
     def write_lost(self, job: str, usage: Usage) -> None:
         """Keep what `read_lost` gives.
@@ -138,11 +122,10 @@ class AnswerStore:
         Raises:
             CatalogError: If it cannot be written.
         """
-        filesystem, folder = self._location
-        filesystems.write_atomically(filesystem, f"{folder}/{job}{_LOST}", _USAGE.dump_json(usage) + b"\n")
+        self._write(f"{job}.lost", _USAGE.dump_json(usage))
 
     @contextmanager
-    def only_user(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Wait until no other job of this machine adds answers, so that two do not pay for the same one.
 
         On object storage nobody waits: there two jobs at the same time may ask the same question.
@@ -155,5 +138,20 @@ class AnswerStore:
         with FileLock(Path(folder) / ".lock"):
             yield
 
-    def _path(self, digest: str) -> str:
-        return f"{self._location[1]}/{digest[:2]}/{digest}.json"
+    def _read(self, name: str, form: TypeAdapter[_Stored], fault: str) -> _Stored | None:
+        filesystem, folder = self._location
+        try:
+            with filesystem.open_input_stream(f"{folder}/{name}", compression=None) as stream:
+                text = stream.read()
+        except FileNotFoundError:
+            return None
+        try:
+            return form.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the file"
+            raise CatalogError(f"{folder}/{name} {fault.format(field + ': ' + first['msg'])}") from None
+
+    def _write(self, name: str, data: bytes) -> None:
+        filesystem, folder = self._location
+        filesystems.write_atomically(filesystem, f"{folder}/{name}", data + b"\n")

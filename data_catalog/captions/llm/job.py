@@ -2,25 +2,88 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from data_catalog.captions.llm.answers import Answer, AnswerStore
-from data_catalog.captions.llm.asker import Asker
-from data_catalog.captions.llm.client import ClientSettings, LlmClient, RequestCounts
-from data_catalog.captions.llm.question_images import ROW_COLUMNS
-from data_catalog.captions.llm.questions import Question, Questions, as_predictions
+from data_catalog.captions.llm.asking import Asker
+from data_catalog.captions.llm.budget import Budget
+from data_catalog.captions.llm.client import LlmClient
+from data_catalog.captions.llm.prompt_images import ROW_COLUMNS
+from data_catalog.captions.llm.questions import Question, Questions, Values, as_predictions
 from data_catalog.captions.llm.responses import RequestFailedError
-from data_catalog.captions.llm.spending import Spending, Usage
+from data_catalog.captions.llm.settings import ClientSettings
+from data_catalog.captions.predicted_attributes import Predictions
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.tables.table import Table, json_digest
 
-_READERS = 16
-_FAILURES_TOLD = 3
+READERS = 16
+"""Answers that are read at the same time; on object storage each takes a while."""
+
+_NAMED_FAILURES = 3
+
+
+class JobStatistics(Record):
+    """What a job came to."""
+
+    requests: int
+    """Requests that were sent."""
+    retries: int
+    """Requests that were sent again after a fault of endpoint or network."""
+    rate_limited: int
+    """Requests that a rate limit rejected."""
+    reasked: dict[str, int]
+    """Why questions were asked again (`refused`, `malformed`, `cut`, `empty`), to how often."""
+    answers_kept_from_before: int
+    """Answers of earlier jobs that were used."""
+    failed: int
+    """Questions that stayed unanswered."""
+    prompt_tokens: int
+    """Tokens sent, those of earlier jobs' answers included."""
+    completion_tokens: int
+    """Tokens received, likewise."""
+    cost_usd: float | None
+    """Cost of all answers, with those that were lost on the way; None without prices."""
+
+
+@dataclass(frozen=True)
+class SampleAnswers:
+    """What is kept about a sample.
+
+    Attributes:
+        answers: The questions about it, each with its answer or None; step two as soon as it can be asked.
+        predictions: Source to what its answer says.
+        choice: What step two chose; None where it is not answered.
+    """
+
+    answers: Sequence[tuple[Question, Answer | None]]
+    predictions: Predictions
+    choice: Values | None = None
+
+
+def read_sample(
+    row: Mapping[str, Any], questions: Questions, read: Callable[[Question], Answer | None]
+) -> SampleAnswers:
+    """What is kept about a sample.
+
+    Args:
+        row: The sample, with ROW_COLUMNS.
+        questions: Makes the questions.
+        read: From a question to its kept answer.
+    """
+    step_one = [(question, read(question)) for question in questions.about(row).values()]
+    predictions = {question.source: as_predictions(answer.values) for question, answer in step_one if answer}
+    # Also where step one is incomplete: what was paid then is paid.
+    choice = questions.choice(predictions)
+    if choice is None:
+        return SampleAnswers(step_one, predictions)
+    answer = read(choice)
+    return SampleAnswers([*step_one, (choice, answer)], predictions, answer.values if answer else None)
 
 
 @dataclass
@@ -36,26 +99,21 @@ class AnswerJob:
         questions: What is asked.
         store: Where answers are kept.
         client: How the endpoint is asked.
-        has_choice: Whether step two is asked as well.
-        stops_at_failure: Whether questions that stay unanswered are an error.
     """
 
     samples: Table
     questions: Questions
     store: AnswerStore
     client: ClientSettings
-    has_choice: bool
-    stops_at_failure: bool
-    spending: Spending = field(init=False)
-    counts: RequestCounts = field(init=False, default_factory=RequestCounts)
-    reasked: Counter[str] = field(init=False, default_factory=Counter)
-    failures: list[str] = field(init=False, default_factory=list)
-    kept: set[str] = field(init=False, default_factory=set)
-    known: set[str] = field(init=False, default_factory=set)
+    _budget: Budget = field(init=False)
+    _counts: Counter[str] = field(init=False, default_factory=Counter)
+    _reasked: dict[str, int] = field(init=False, default_factory=dict)
+    _failures: list[str] = field(init=False, default_factory=list)
+    _kept: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
-        self.spending = Spending(
-            self.client.prices, self.client.budget_usd, self.questions.model.max_answer_tokens
+        self._budget = Budget(
+            self.client.prices, self.client.budget_usd, self.questions.settings.max_answer_tokens
         )
 
     def run(self, progress: Progress | None = None) -> None:
@@ -67,91 +125,72 @@ class AnswerJob:
         Raises:
             CatalogError: If the job must end early, or questions stay unanswered.
         """
-        with self.store.only_user():
+        with self.store.lock():
             # Two models are two jobs: what one lost is no part of what the other costs.
-            job = json_digest([vars(self.questions.model), self.questions.schema_digest])[:16]
-            self.spending.lost = self.store.read_lost(job)
-            self.spending.note_lost = partial(self.store.write_lost, job)
-            self.known = self.store.digests()
-            missing = self._survey()
+            job = json_digest([self.questions.settings.sampling, self.questions.schema_digest])[:16]
+            self._budget.lost = self.store.read_lost(job)
+            self._budget.note_lost = partial(self.store.write_lost, job)
+            known = self.store.digests()
+            missing = self._find_missing(known)
             report = progress or (lambda done, total: None)
-            total = len(self.samples)
-            done = total - sum(len(rows) for rows in missing.values())
-            report(done, total)
+            done = len(self.samples) - sum(map(len, missing.values()))
+            report(done, len(self.samples))
             if missing:
-                asyncio.run(self._ask_all(missing, done, report))
-        if self.failures and self.stops_at_failure:
+                asyncio.run(self._ask_all(missing, known, done, report))
+        if self._failures and self.questions.settings.failed == "stop":
             raise CatalogError(
-                f"{len(self.failures)} questions got no answer (first: "
-                f"{'; '.join(self.failures[:_FAILURES_TOLD])}); run the same command again to ask them once "
-                "more, what is answered is kept, or give --failed unknown to caption without them"
+                f"{len(self._failures)} questions got no answer (first: "
+                f"{'; '.join(self._failures[:_NAMED_FAILURES])}); run the same command again to ask them "
+                "once more, what is answered is kept, or give --failed unknown to caption without them"
             )
 
-    def report(self) -> dict[str, Any]:
-        """What the job came to; JSON values."""
-        tokens = self.spending.earlier + self.spending.now
-        return {
-            **asdict(self.counts),
-            "reasked": dict(sorted(self.reasked.items())),
-            "answers_kept_from_before": len(self.kept),
-            "failed": len(self.failures),
-            **asdict(tokens),
-            "cost_usd": self.spending.cost_usd,
-        }
+    def statistics(self) -> JobStatistics:
+        """What the job came to."""
+        return JobStatistics(
+            requests=self._counts["requests"],
+            retries=self._counts["retries"],
+            rate_limited=self._counts["rate_limited"],
+            reasked=dict(sorted(self._reasked.items())),
+            answers_kept_from_before=len(self._kept),
+            failed=len(self._failures),
+            **vars(self._budget.earlier + self._budget.now),
+            cost_usd=self._budget.cost_usd,
+        )
 
-    def _survey(self) -> dict[int, list[int]]:
-        """Shard to the rows about which not everything is answered."""
-        if not self.known:
-            shards = enumerate(self.samples.manifest.shards)
-            return {number: list(range(shard.rows)) for number, shard in shards if shard.rows}
-        missing = {}
-        with ThreadPoolExecutor(_READERS) as readers:
-            for number in range(len(self.samples.manifest.shards)):
-                rows = self.samples.read_shard(number, ROW_COLUMNS).to_pylist()
-                found = list(readers.map(self._look_up_sample, rows))
-                for answers, _ in found:
-                    for digest, answer in answers.items():
-                        self._count_kept(digest, answer)
-                if unanswered := [row for row, (_, is_complete) in enumerate(found) if not is_complete]:
-                    missing[number] = unanswered
-        return missing
+    def _find_missing(self, known: set[str]) -> dict[int, list[int]]:
+        """Shard to the rows about which not everything is answered; what is answered is counted."""
 
-    def _count_kept(self, digest: str, answer: Answer) -> None:
-        if digest not in self.kept:
-            self.kept.add(digest)
-            usage = Usage(answer.prompt_tokens, answer.completion_tokens)
-            self.spending.count_earlier(usage, answer.requests, answer.images)
+        def read(question: Question) -> Answer | None:
+            return self.store.read(question.digest) if question.digest in known else None
 
-    def _look_up_sample(self, row: Mapping[str, Any]) -> tuple[dict[str, Answer], bool]:
-        """The kept answers about a sample, by digest, and whether these are all."""
-        answers: dict[str, Answer] = {}
-        predictions: dict[str, Any] = {}
-        is_complete = True
-        for source, question in self.questions.about(row).items():
-            if (answer := self._look_up(question)) is None:
-                is_complete = False
-            else:
-                answers[question.digest] = answer
-                predictions[source] = as_predictions(answer.values)
-        # Also where step one is incomplete: what was paid then is paid.
-        choice = self.questions.choice(predictions) if self.has_choice else None
-        if choice is not None:
-            if (answer := self._look_up(choice)) is None:
-                is_complete = False
-            else:
-                answers[choice.digest] = answer
-        return answers, is_complete
+        missing: dict[int, list[int]] = {}
+        with ThreadPoolExecutor(READERS) as readers:
+            for number, shard in enumerate(self.samples.manifest.shards):
+                missing[number] = list(range(shard.rows))
+                if known:
+                    rows = self.samples.read_shard(number, ROW_COLUMNS).to_pylist()
+                    found = list(readers.map(lambda row: read_sample(row, self.questions, read), rows))
+                    for question, answer in (entry for sample in found for entry in sample.answers):
+                        if answer is not None and question.digest not in self._kept:
+                            self._kept.add(question.digest)
+                            self._budget.count_earlier(answer.usage, answer.requests, answer.images)
+                    missing[number] = [
+                        row
+                        for row, sample in enumerate(found)
+                        if any(answer is None for _, answer in sample.answers)
+                    ]
+        return {number: rows for number, rows in missing.items() if rows}
 
-    def _look_up(self, question: Question) -> Answer | None:
-        return self.store.read(question.digest) if question.digest in self.known else None
-
-    async def _ask_all(self, missing: Mapping[int, list[int]], done: int, report: Progress) -> None:
-        client = LlmClient(self.client, self.spending, self.counts, was_answered_before=bool(self.kept))
-        asker = Asker(client, self.store, self.known, self.reasked)
+    async def _ask_all(
+        self, missing: Mapping[int, list[int]], known: set[str], done: int, report: Progress
+    ) -> None:
+        client = LlmClient(self.client, self._budget, self._counts, was_answered_before=bool(self._kept))
+        asker = Asker(client, self.store, known)
+        self._reasked = asker.faults
         rows = self._rows(missing)
         turn = asyncio.Lock()
 
-        async def work() -> None:
+        async def ask_about_rows() -> None:
             nonlocal done
             while not client.stopped_by:
                 # A generator runs in one thread at a time.
@@ -162,14 +201,14 @@ class AnswerJob:
                 try:
                     await self._ask_about(asker, row)
                 except CatalogError as error:
-                    # Others finish what they have sent: it is paid for.
+                    # The other requests in flight are still answered: they are paid for.
                     client.stop(error)
                 else:
                     done += 1
                     report(done, len(self.samples))
 
         try:
-            await asyncio.gather(*(work() for _ in range(self.client.concurrency)))
+            await asyncio.gather(*(ask_about_rows() for _ in range(self.client.concurrency)))
         finally:
             await client.close()
         if client.stopped_by:
@@ -180,26 +219,22 @@ class AnswerJob:
             yield from self.samples.read_shard(number, ROW_COLUMNS).take(wanted).to_pylist()
 
     async def _ask_about(self, asker: Asker, row: Mapping[str, Any]) -> None:
-        questions = self.questions.about(row)
-        found = await asyncio.gather(
-            *(self._ask(asker, question, row) for question in questions.values()), return_exceptions=True
-        )
-        for answer in found:
+        async def ask(question: Question) -> Answer | None:
+            try:
+                return await asker.ask(question)
+            except RequestFailedError as error:
+                self._failures.append(f"sample {row['sample_id']}, {question.source}: {error}")
+                return None
+
+        step_one = self.questions.about(row)
+        found = await asyncio.gather(*map(ask, step_one.values()), return_exceptions=True)
+        predictions = {}
+        for source, answer in zip(step_one, found, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
-        predictions = {
-            source: as_predictions(answer.values)
-            for source, answer in zip(questions, found, strict=True)
-            if isinstance(answer, Answer)
-        }
-        if len(predictions) < len(questions) and self.stops_at_failure:
+            if answer is not None:
+                predictions[source] = as_predictions(answer.values)
+        if len(predictions) < len(step_one) and self.questions.settings.failed == "stop":
             return
-        if self.has_choice and (choice := self.questions.choice(predictions)) is not None:
-            await self._ask(asker, choice, row)
-
-    async def _ask(self, asker: Asker, question: Question, row: Mapping[str, Any]) -> Answer | None:
-        try:
-            return await asker.ask(question)
-        except RequestFailedError as error:
-            self.failures.append(f"sample {row['sample_id']}, {question.source}: {error}")
-            return None
+        if (choice := self.questions.choice(predictions)) is not None:
+            await ask(choice)

@@ -1,19 +1,21 @@
-"""What a multi-modal language model is asked of a sample, and what of its answers is usable.
+"""What a multi-modal language model is asked about a sample, and what of its answers is usable.
 
-Step one, four questions: each modality's image, and the three side by side, to an attribute-value-confidence
-triplet per attribute of the card. Step two, one question, without images: given all those triplets and the
-template of the sentence, which value to believe of each attribute. A value that no source offered is not
-accepted. The sentence itself is written from the chosen values by `data_catalog.captions.sentences`: what a
-model wrote freely could not be checked.
+Step one, four questions: each modality's image, and the three side by side, to a value and a confidence per
+attribute of the card. Step two, one question without images: given all those predictions and the template of
+the sentence, which value to believe of each attribute. A value that no source offered is not accepted. The
+sentence itself is written from the chosen values by `data_catalog.captions.sentences`: what a model wrote
+freely could not be checked.
 """
 
+import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from data_catalog.captions.llm.question_images import Picture, pictures_of
+from data_catalog.captions.llm.prompt_images import PromptImage, prompt_images
+from data_catalog.captions.llm.settings import LlmCaptionSettings
 from data_catalog.captions.predicted_attributes import (
     JOINT,
     SOURCES,
@@ -28,6 +30,7 @@ from data_catalog.tables.table import json_digest
 PROMPTS_VERSION = 1
 """Raised when the words of a question change, so that captions are written anew."""
 
+# The words of the prompts enter the digests of kept answers.
 _SHOWN = {
     "RGB": "a visible-light image",
     "NIR": "a near-infrared image; it shows no colours",
@@ -53,72 +56,72 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Model:
-    """Which model is asked, and how it draws its answer.
-
-    Attributes:
-        name: The name by which the endpoint knows it.
-        temperature: Sampling temperature; None leaves it to the endpoint, as some models demand.
-        max_answer_tokens: Length at which an answer is cut.
-    """
-
-    name: str
-    temperature: float | None
-    max_answer_tokens: int
-
-
-@dataclass(frozen=True)
 class Question:
     """A question to a model.
 
     Attributes:
         source: Which source it asks about, or `choice` for step two.
-        model: Who is asked.
+        settings: Which model is asked, and how it samples its answer.
         instructions: The system's message.
         text: The user's message.
         schema: JSON schema of the answer.
         check: From the answer's JSON object to the usable values, and a list of what is wrong with it.
-        picture: The image that goes with it, where one does.
+        image: The image that goes with it, where one does.
     """
 
     source: str
-    model: Model
+    settings: LlmCaptionSettings
     instructions: str
     text: str
     schema: Mapping[str, Any]
     check: Callable[[Mapping[str, Any]], tuple[Values, list[str]]] = field(compare=False, repr=False)
-    picture: Picture | None = None
+    image: PromptImage | None = None
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over model, prompt, schema and image bytes."""
         return json_digest(
             {
-                "model": vars(self.model),
+                "model": self.settings.sampling,
                 "instructions": self.instructions,
                 "text": self.text,
                 "schema": self.schema,
-                "picture": None if self.picture is None else self.picture.digest,
+                "picture": None if self.image is None else self.image.digest,
             }
         )
 
+    def request(self) -> dict[str, Any]:
+        """The question as the arguments of `chat.completions.create`."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
+        if self.image is not None:
+            data = base64.b64encode(self.image.jpeg()).decode()
+            content.insert(0, {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}})
+        temperature = self.settings.temperature
+        return {
+            "model": self.settings.model,
+            "messages": [
+                {"role": "system", "content": self.instructions},
+                {"role": "user", "content": content},
+            ],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "attributes", "strict": True, "schema": self.schema},
+            },
+            "max_completion_tokens": self.settings.max_answer_tokens,
+            **({} if temperature is None else {"temperature": temperature}),
+        }
+
     def read(self, text: str) -> tuple[Values, list[str]]:
         """The usable values of an answer, and what is wrong with it."""
+        # Endpoints that do not know the response format answer in a Markdown fence.
+        lines = text.strip().splitlines()
+        if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
+            text = "\n".join(lines[1:-1])
         try:
-            value = json.loads(_without_fence(text), parse_constant=_refuse_constant)
+            value = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             return {}, ["it is not JSON"]
-        if not isinstance(value, dict):
-            return {}, ["it is not a JSON object"]
-        return self.check(value)
-
-
-def _without_fence(text: str) -> str:
-    """Endpoints that do not know the response format answer in a Markdown fence."""
-    lines = text.strip().splitlines()
-    if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
-        return "\n".join(lines[1:-1])
-    return text
+        return self.check(value) if isinstance(value, dict) else ({}, ["it is not a JSON object"])
 
 
 def _refuse_constant(name: str) -> None:
@@ -127,17 +130,15 @@ def _refuse_constant(name: str) -> None:
 
 @dataclass(frozen=True)
 class Questions:
-    """Puts the questions about samples of a data set.
+    """Makes the questions about samples of a data set.
 
     Attributes:
         card: Its attributes and their values.
-        model: Who is asked.
-        redact: Whether to ask that no text in the image is read.
+        settings: Which model is asked, for which steps, and whether it may read text in the images.
     """
 
     card: Card
-    model: Model
-    redact: bool
+    settings: LlmCaptionSettings
 
     @property
     def schema_digest(self) -> str:
@@ -150,24 +151,24 @@ class Questions:
         Args:
             row: The sample, with ROW_COLUMNS.
         """
-        instructions = _READER.format(kind=self.card.kind) + (_DISCREET if self.redact else "")
+        instructions = _READER.format(kind=self.card.kind) + (_DISCREET if self.settings.redact else "")
         return {
             source: Question(
                 source=source,
-                model=self.model,
+                settings=self.settings,
                 instructions=instructions,
                 text=f"This is {_SHOWN[source]}.\n{self._task}",
                 schema=self._prediction_schema,
                 check=self._check_predictions,
-                picture=picture,
+                image=image,
             )
-            for source, picture in pictures_of(row).items()
+            for source, image in prompt_images(row).items()
         }
 
     def choice(self, predictions: Predictions) -> Question | None:
-        """Step two, or None where nothing is to choose: no attribute with two values on offer."""
+        """Step two, or None where it is not asked: by the settings, or since no attribute has two values."""
         offers = offered(predictions)
-        if all(len(values) < 2 for values in offers.values()):
+        if self.settings.filling == "rules" or all(len(values) < 2 for values in offers.values()):
             return None
         triplets = [
             f"- {name}: "
@@ -183,7 +184,7 @@ class Questions:
         phrases = [template.subject, *(" ".join((word, *said)) for word, said in template.clauses)]
         return Question(
             source="choice",
-            model=self.model,
+            settings=self.settings,
             instructions=_CHOOSER.format(kind=self.card.kind),
             text=(
                 "What they saw (attribute: reader value confidence; ...):\n"
@@ -209,16 +210,10 @@ class Questions:
 
     @cached_property
     def _prediction_schema(self) -> dict[str, Any]:
+        confidence = {"type": "number", "minimum": 0, "maximum": 1}
+        values = self._choice_schema["properties"]
         return _object(
-            {
-                name: _object(
-                    {
-                        "value": {"type": "string", "enum": [*values, UNKNOWN]},
-                        "confidence": {"type": "number", "minimum": 0, "maximum": 1},
-                    }
-                )
-                for name, values in self.card.attributes.items()
-            }
+            {name: _object({"value": value, "confidence": confidence}) for name, value in values.items()}
         )
 
     @cached_property
@@ -231,30 +226,30 @@ class Questions:
             }
         )
 
-    def _check_predictions(self, value: Mapping[str, Any]) -> tuple[Values, list[str]]:
+    def _check_predictions(self, answer: Mapping[str, Any]) -> tuple[Values, list[str]]:
         usable: Values = {}
         wrong = [
-            f"attribute {name!r} was not asked for" for name in value if name not in self.card.attributes
+            f"attribute {name!r} was not asked for" for name in answer if name not in self.card.attributes
         ]
         for name, values in self.card.attributes.items():
-            reading = value.get(name)
-            if not isinstance(reading, dict) or reading.keys() != {"value", "confidence"}:
+            found = answer.get(name)
+            if not isinstance(found, dict) or found.keys() != {"value", "confidence"}:
                 wrong.append(f"{name} is not an object of value and confidence")
                 continue
-            said, confidence = _matching(reading["value"], (*values, UNKNOWN)), reading["confidence"]
-            if said is None:
-                wrong.append(f"{name}: {reading['value']!r} is not among its values")
+            value, confidence = _matching(found["value"], (*values, UNKNOWN)), found["confidence"]
+            if value is None:
+                wrong.append(f"{name}: {found['value']!r} is not among its values")
             elif isinstance(confidence, bool) or not isinstance(confidence, int | float):
                 wrong.append(f"{name}: confidence {confidence!r} is not a number")
             elif not 0 <= confidence <= 1:
                 wrong.append(f"{name}: confidence {confidence!r} is not from 0 to 1")
             else:
-                usable[name] = {"value": said, "confidence": confidence}
+                usable[name] = {"value": value, "confidence": confidence}
         return usable, wrong
 
 
 def offered(predictions: Predictions) -> dict[str, tuple[str, ...]]:
-    """Attribute to the distinct values that some source read, unknown left out, in the order of SOURCES."""
+    """Attribute to the distinct known values of all sources, in the order of SOURCES."""
     offers: dict[str, dict[str, None]] = {}
     for source in SOURCES:
         for name, found in predictions.get(source, {}).items():
@@ -263,30 +258,27 @@ def offered(predictions: Predictions) -> dict[str, tuple[str, ...]]:
     return {name: tuple(values) for name, values in offers.items()}
 
 
-def as_predictions(values: Mapping[str, Any]) -> dict[str, AttributePrediction]:
+def as_predictions(values: Values) -> dict[str, AttributePrediction]:
     """The predictions in an answer to a question of step one."""
     return {name: AttributePrediction.model_validate(found) for name, found in values.items()}
 
 
 def _check_choice(
-    value: Mapping[str, Any], offers: Mapping[str, tuple[str, ...]]
+    answer: Mapping[str, Any], offers: Mapping[str, tuple[str, ...]]
 ) -> tuple[Values, list[str]]:
-    usable: Values = {}
-    wrong: list[str] = []
-    for name, values in offers.items():
-        chosen = _matching(value.get(name), values)
-        if chosen is None:
-            wrong.append(f"{name}: {value.get(name)!r} was offered by no reader")
-        else:
-            usable[name] = chosen
+    chosen = {name: _matching(answer.get(name), values) for name, values in offers.items()}
+    usable = {name: value for name, value in chosen.items() if value is not None}
+    wrong = [
+        f"{name}: {answer.get(name)!r} was offered by no reader" for name in offers if name not in usable
+    ]
     return usable, wrong
 
 
-def _matching(said: Any, values: tuple[str, ...]) -> str | None:
+def _matching(value: Any, values: tuple[str, ...]) -> str | None:
     """The value that was meant, whatever its case."""
-    if not isinstance(said, str):
+    if not isinstance(value, str):
         return None
-    return next((value for value in values if value.lower() == said.strip().lower()), None)
+    return next((known for known in values if known.lower() == value.strip().lower()), None)
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:

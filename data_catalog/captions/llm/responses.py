@@ -6,35 +6,17 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
-from data_catalog.captions.llm.spending import Usage
+from data_catalog.captions.llm.budget import Usage
+from data_catalog.captions.llm.settings import KEY_VARIABLE
 from data_catalog.errors import CatalogError
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 _REFUSAL_CODES = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 _MESSAGE_LENGTH = 300
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What the model said.
-
-    Attributes:
-        text: The answer; None where there is none.
-        usage: Tokens; None where the endpoint does not tell.
-        refusal: Why the model or the endpoint's filter gave no answer; None where it did.
-        is_cut: Whether the answer ends because it grew too long.
-        model: The model that answered, by the endpoint's account.
-    """
-
-    text: str | None
-    usage: Usage | None = None
-    refusal: str | None = None
-    is_cut: bool = False
-    model: str = ""
 
 
 class EndpointError(CatalogError):
@@ -45,52 +27,47 @@ class RequestFailedError(CatalogError):
     """One request got no answer, however often it was sent."""
 
 
+@dataclass(eq=False)
 class FaultError(Exception):
-    """A request that may be sent again.
+    """A request failed in a way that may pass.
 
     Attributes:
+        message: What happened.
         is_refused: Whether there was not even a connection.
+        is_rate_limit: Whether the endpoint wants fewer requests.
         may_be_charged: Whether an answer may have been made and lost.
         wait_seconds: How long the endpoint asks to wait; None where it does not.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        is_refused: bool = False,
-        may_be_charged: bool = False,
-        wait_seconds: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.is_refused = is_refused
-        self.may_be_charged = may_be_charged
-        self.wait_seconds = wait_seconds
+    message: str
+    is_refused: bool = False
+    is_rate_limit: bool = False
+    may_be_charged: bool = False
+    wait_seconds: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
-class RateLimitError(FaultError):
-    """The endpoint wants fewer requests; sent again as long as others get through."""
+class Completion(BaseModel):
+    """What the model said, from the JSON of a chat completion.
 
+    The openai client does not validate what it receives, and its own models want more than endpoints send.
+    """
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
+    model_config = ConfigDict(frozen=True, validate_by_name=True)
 
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(0, ge=0)
-
-
-class _Body(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+    message: Mapping[str, Any] = Field(validation_alias=AliasPath("choices", 0, "message"), repr=False)
+    text: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "content"))
+    """The answer; None where there is none."""
+    refusal: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "refusal"))
+    """Why the model or the endpoint's filter gave no answer; None where it did."""
+    finish_reason: str | None = Field(None, validation_alias=AliasPath("choices", 0, "finish_reason"))
+    """`length` where the answer was cut, `content_filter` where a filter withheld it."""
+    usage: Usage | None = None
+    """Tokens; None where the endpoint does not report them."""
     model: str | None = None
+    """The model that answered, as the endpoint reports it."""
 
 
 def api_key() -> str:
@@ -120,27 +97,19 @@ def read_completion(content: bytes) -> Completion:
         FaultError: If the body is none: cut off, not JSON, or of another protocol.
     """
     try:
-        body = _Body.model_validate_json(content)
+        completion = Completion.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
+        field = ".".join(map(str, first["loc"])) or "the body"
         raise FaultError(
-            f"the answer is no chat completion ({where}: {presentable(first['msg'])})", may_be_charged=True
+            f"the answer is no chat completion ({field}: {presentable(first['msg'])})", may_be_charged=True
         ) from None
-    choice, used = body.choices[0], body.usage
-    refusal = choice.message.refusal
-    if refusal is None and choice.finish_reason == "content_filter":
-        refusal = "the endpoint's filter withheld the answer"
-    return Completion(
-        text=choice.message.content,
-        usage=None if used is None else Usage(used.prompt_tokens, used.completion_tokens),
-        refusal=refusal,
-        is_cut=choice.finish_reason == "length",
-        model=body.model or "",
-    )
+    if completion.refusal is None and completion.finish_reason == "content_filter":
+        return completion.model_copy(update={"refusal": "the endpoint's filter withheld the answer"})
+    return completion
 
 
-def read_connection_error(error: openai.APIConnectionError) -> FaultError:
+def connection_fault(error: openai.APIConnectionError) -> FaultError:
     """What it means that there is no whole response."""
     cause = error.__cause__ or error
     is_refused = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
@@ -152,7 +121,7 @@ def read_connection_error(error: openai.APIConnectionError) -> FaultError:
 
 
 def read_status(error: openai.APIStatusError, endpoint: str, *, is_trial: bool) -> Completion:
-    """What a status from 400 on means: a completion that refuses, where a filter did.
+    """What a status from 400 on means; a filter's refusal is a completion.
 
     Args:
         error: The status and what came with it.
@@ -161,53 +130,52 @@ def read_status(error: openai.APIStatusError, endpoint: str, *, is_trial: bool) 
 
     Raises:
         EndpointError: If no request can be answered.
-        RateLimitError: If there were too many.
         FaultError: If it may pass.
-        RequestFailedError: If the endpoint will not have this request.
+        RequestFailedError: If the endpoint refuses this request.
     """
     body = error.body if isinstance(error.body, Mapping) else {}
-    said = presentable(body.get("message") or error.message)
-    status, wait = error.status_code, retry_after_seconds(error.response.headers)
+    message, status = presentable(body.get("message") or error.message), error.status_code
     if status in (401, 403):
         missing = "" if api_key() else " (it is not set)"
         raise EndpointError(
-            f"endpoint {endpoint} does not accept the key ({status}: {said}); set {KEY_VARIABLE} to a key "
+            f"endpoint {endpoint} does not accept the key ({status}: {message}); set {KEY_VARIABLE} to a key "
             f"for it{missing}"
         )
     if status == 404:
         raise EndpointError(
-            f"endpoint {endpoint} does not know the model or the path ({status}: {said}); check --model, and "
-            "that --endpoint is the base URL (as a rule it ends in /v1)"
+            f"endpoint {endpoint} does not know the model or the path ({status}: {message}); check --model, "
+            "and that --endpoint is the base URL (as a rule it ends in /v1)"
         )
     if status == 429 and error.code == "insufficient_quota":
         raise EndpointError(
-            f"endpoint {endpoint}: the account has no money left ({said}); top it up and run the same "
+            f"endpoint {endpoint}: the account has no money left ({message}); top it up and run the same "
             "command again, what is answered is kept"
         )
-    if status == 429:
-        raise RateLimitError(f"too many requests ({status}: {said})", wait_seconds=wait)
-    if status in (408, 409) or status >= 500:
-        raise FaultError(f"the endpoint failed ({status}: {said})", wait_seconds=wait)
+    if status in (408, 409, 429) or status >= 500:
+        raise FaultError(
+            f"{'too many requests' if status == 429 else 'the endpoint failed'} ({status}: {message})",
+            is_rate_limit=status == 429,
+            wait_seconds=retry_after_seconds(error.response.headers),
+        )
     if error.code in _REFUSAL_CODES:
-        return Completion(None, refusal=f"the endpoint's filter refused the request ({said})")
+        return Completion(message={}, refusal=f"the endpoint's filter refused the request ({message})")
     if is_trial:
         raise EndpointError(
-            f"endpoint {endpoint} refuses the request ({status}: {said}); the model must take images and a "
-            "JSON schema as response format"
+            f"endpoint {endpoint} refuses the request ({status}: {message}); the model must take images "
+            "and a JSON schema as response format"
         )
-    raise RequestFailedError(f"the endpoint refuses the request ({status}: {said})")
+    raise RequestFailedError(f"the endpoint refuses the request ({status}: {message})")
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """What Retry-After asks for, as seconds or as a date; None where it is absent, malformed or past."""
-    value = headers.get("retry-after")
+    value, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms", "")
     seconds: float | None = None
-    for text, unit in ((headers.get("retry-after-ms"), 1000.0), (value, 1.0)):
-        if text is not None and seconds is None:
-            with suppress(ValueError):
-                seconds = float(text) / unit
-    if seconds is None and value is not None:
-        with suppress(ValueError):
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    with suppress(ValueError):
+        seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    with suppress(ValueError):
+        seconds = float(value)
+    with suppress(ValueError):
+        seconds = float(milliseconds) / 1000
     # The comparison also leaves out "nan".
     return seconds if seconds is not None and seconds > 0 else None

@@ -3,9 +3,10 @@
 import asyncio
 from typing import Any
 
-from data_catalog.captions.llm.client import ClientSettings, LlmClient
+from data_catalog.captions.llm.budget import Budget
+from data_catalog.captions.llm.client import LlmClient
 from data_catalog.captions.llm.responses import Completion
-from data_catalog.captions.llm.spending import Prices, Spending
+from data_catalog.captions.llm.settings import ClientSettings, Prices
 from tests.data_catalog.captions.llm.chat_server import COMPLETION_TOKENS, PROMPT_TOKENS, ChatServer, Reply
 
 KEY = "sk-secret-0123456789"
@@ -24,7 +25,7 @@ def request(number: int) -> dict[str, Any]:
 
 
 def ask(
-    server: ChatServer | str, count: int = 1, spending: Spending | None = None, **settings: Any
+    server: ChatServer | str, count: int = 1, budget: Budget | None = None, **settings: Any
 ) -> tuple[list[Completion | BaseException], LlmClient]:
     """What requests come to that are all put at once, and the client that sent them."""
     url = server if isinstance(server, str) else server.url
@@ -33,7 +34,7 @@ def ask(
 
     async def run() -> tuple[list[Completion | BaseException], LlmClient]:
         of_client = ClientSettings(endpoint=url, **merged)
-        counted = spending or Spending(of_client.prices, of_client.budget_usd, 200)
+        counted = budget or Budget(of_client.prices, of_client.budget_usd, 200)
         client = LlmClient(of_client, counted, was_answered_before=before)
         try:
             return (

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from data_catalog.captions.llm.client import ClientSettings, check_endpoint
+from data_catalog.captions.llm.budget import Usage
 from data_catalog.captions.llm.responses import (
     Completion,
     EndpointError,
     RequestFailedError,
     retry_after_seconds,
 )
-from data_catalog.captions.llm.spending import Usage
+from data_catalog.captions.llm.settings import ClientSettings, check_endpoint
 from data_catalog.errors import CatalogError
 from tests.data_catalog.captions.llm.asking import KEY, ask, failing
 from tests.data_catalog.captions.llm.chat_server import (
@@ -33,7 +33,7 @@ def test_answer_and_tokens_come_back() -> None:
     assert json.loads(completion.text or "") == {
         "a0": {"value": "x", "confidence": pytest.approx(0.5, abs=0.5)}
     }
-    assert completion.usage == client.spending.now == Usage(PROMPT_TOKENS, COMPLETION_TOKENS)
+    assert completion.usage == client.budget.now == Usage(PROMPT_TOKENS, COMPLETION_TOKENS)
     assert completion.model == "tiny-2024-08-06"
     assert server.keys == {f"Bearer {KEY}"}
 
@@ -56,8 +56,8 @@ def test_passing_fault_is_asked_again(reply: Reply) -> None:
         [completion], client = ask(server)
     assert isinstance(completion, Completion)
     assert len(server.requests) == 3
-    assert client.counts.retries == 2
-    assert client.spending.now == Usage(PROMPT_TOKENS, COMPLETION_TOKENS)
+    assert client.counts["retries"] == 2
+    assert client.budget.now == Usage(PROMPT_TOKENS, COMPLETION_TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_slow_answer_within_the_limit_is_waited_for() -> None:
         [completion], client = ask(server, timeout_seconds=5)
     assert isinstance(completion, Completion)
     assert completion.text == "late"
-    assert client.counts.retries == 0
+    assert client.counts["retries"] == 0
 
 
 def test_request_that_keeps_failing_ends_without_ending_the_others() -> None:
@@ -105,15 +105,15 @@ def test_everybody_waits_as_long_as_retry_after_says() -> None:
         found, client = ask(server, 8, concurrency=1)
     assert all(isinstance(completion, Completion) for completion in found)
     assert server.times[2] - server.times[1] >= 0.5
-    assert client.counts.rate_limited == 1
-    assert client.counts.retries == 0
+    assert client.counts["rate_limited"] == 1
+    assert client.counts["retries"] == 0
 
 
 def test_rate_limits_do_not_use_up_retries() -> None:
     with chat_server(failing(error(429, "slow down", retry_after="0.01"), *range(1, 20))) as server:
         found, client = ask(server, 2, retries=0)
     assert all(isinstance(completion, Completion) for completion in found)
-    assert client.counts.rate_limited == 19
+    assert client.counts["rate_limited"] == 19
 
 
 def test_patience_ends_where_nothing_is_answered() -> None:

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from data_catalog.captions.llm.answers import AnswerStore
-from data_catalog.captions.llm.spending import Usage
+from data_catalog.captions.llm.budget import Usage
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.verification import verify
 from data_catalog.storage.filesystems import open_root
@@ -94,7 +94,7 @@ def test_lost_answers_stay_spent_when_the_job_goes_on(samples: Table) -> None:
         table = caption(samples, server, prices=PRICES, budget_usd=500 * COST)
         assert server.answered.total() == QUESTIONS
     cost = table.statistics["llm"]["cost_usd"]
-    assert cost > QUESTIONS * COST + 2 * PRICES.cost_usd(Usage(PROMPT_TOKENS, 1500))
+    assert cost > QUESTIONS * COST + 2 * Usage(PROMPT_TOKENS, 1500).cost_usd(PRICES)
     # Another model has lost nothing.
     with chat_server() as server:
         other = caption(samples, server, model="other", prices=PRICES, budget_usd=500 * COST)
@@ -127,14 +127,14 @@ def test_interrupted_table_does_not_keep_gaps_that_a_later_run_has_filled(
 
 
 def test_kept_answers_need_no_endpoint(samples: Table, undisturbed: Table) -> None:
-    answers = Path(AnswerStore.of(undisturbed.catalog, "small").root)
-    shutil.copytree(answers, AnswerStore.of(samples.catalog, "small").root)
+    answers = Path(AnswerStore.of_dataset(undisturbed.catalog, "small").root)
+    shutil.copytree(answers, AnswerStore.of_dataset(samples.catalog, "small").root)
     with chat_server() as server:
         table = caption(samples, server)
         assert server.requests == []
     assert table.digest == undisturbed.digest
     # Nor does a table that exists need the answers.
-    shutil.rmtree(AnswerStore.of(samples.catalog, "small").root)
+    shutil.rmtree(AnswerStore.of_dataset(samples.catalog, "small").root)
     with chat_server() as server:
         assert caption(samples, server).reused
         assert server.requests == []
@@ -162,7 +162,7 @@ def test_killed_job_goes_on_without_paying_twice(
         asked = {**request, "messages": request["messages"][:2]}
         return (early | late | unusable).get(number) or Reply(fitting_answer(asked), delay_seconds=0.03)
 
-    store = AnswerStore.of(samples.catalog, "small")
+    store = AnswerStore.of_dataset(samples.catalog, "small")
     with chat_server(misbehave) as server:
         process = subprocess.Popen(
             [sys.executable, "-m", "data_catalog", *command(samples, server.url)],

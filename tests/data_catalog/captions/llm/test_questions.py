@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from data_catalog.captions.llm.answers import Answer, AnswerStore
-from data_catalog.captions.llm.asker import Asker, request_of
+from data_catalog.captions.llm.asking import Asker
+from data_catalog.captions.llm.budget import Budget, prompt_size
 from data_catalog.captions.llm.captioner import choose
-from data_catalog.captions.llm.client import ClientSettings, LlmClient
-from data_catalog.captions.llm.prompt_sizes import prompt_size
-from data_catalog.captions.llm.question_images import pictures_of
-from data_catalog.captions.llm.questions import Model, Question, Questions
-from data_catalog.captions.llm.spending import Spending
+from data_catalog.captions.llm.client import LlmClient
+from data_catalog.captions.llm.prompt_images import prompt_images
+from data_catalog.captions.llm.questions import Question, Questions
+from data_catalog.captions.llm.settings import ClientSettings, LlmCaptionSettings
 from data_catalog.captions.predicted_attributes import AttributePrediction
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError
@@ -30,8 +30,8 @@ from tests.data_catalog.captions.llm.chat_server import (
 )
 
 CARD = load_card("synthetic_vehicle")
-MODEL = Model("tiny", 0.0, 300)
-QUESTIONS = Questions(CARD, MODEL, redact=False)
+SETTINGS = LlmCaptionSettings(model="tiny", max_answer_tokens=300)
+QUESTIONS = Questions(CARD, SETTINGS)
 SOUND = {name: {"value": values[0], "confidence": 0.5} for name, values in CARD.attributes.items()}
 
 
@@ -76,7 +76,7 @@ def decoded(request: dict[str, Any]) -> np.ndarray:
 
 def test_each_modality_is_shown_alone_and_all_side_by_side() -> None:
     sample = row()
-    shown = {source: request_of(question) for source, question in QUESTIONS.about(sample).items()}
+    shown = {source: question.request() for source, question in QUESTIONS.about(sample).items()}
     assert set(shown) == {"JOINT", "RGB", "NIR", "TIR"}
     alone = [np.asarray(Image.open(io.BytesIO(sample[name]))) for name in ("rgb", "nir", "tir")]
     for source, pixels in zip(("RGB", "NIR", "TIR"), alone, strict=True):
@@ -90,16 +90,16 @@ def test_file_that_holds_three_images_is_cut_for_each() -> None:
     sample = row()
     alone = [np.asarray(Image.open(io.BytesIO(sample[name]))) for name in ("rgb", "nir", "tir")]
     joined = jpeg(np.concatenate(alone, axis=1))
-    pictures = pictures_of(row(rgb=None, nir=None, tir=None, side_by_side=joined))
-    assert pictures["JOINT"].jpeg() == joined
+    images = prompt_images(row(rgb=None, nir=None, tir=None, side_by_side=joined))
+    assert images["JOINT"].jpeg() == joined
     for source, pixels in zip(("RGB", "NIR", "TIR"), alone, strict=True):
-        cut = np.asarray(Image.open(io.BytesIO(pictures[source].jpeg())))
+        cut = np.asarray(Image.open(io.BytesIO(images[source].jpeg())))
         np.testing.assert_allclose(cut, pixels, atol=12)
-    assert len({picture.digest for picture in pictures.values()}) == 4
+    assert len({image.digest for image in images.values()}) == 4
 
 
 def test_schema_holds_the_cards_values_and_unknown() -> None:
-    request = request_of(QUESTIONS.about(row())["RGB"])
+    request = QUESTIONS.about(row())["RGB"].request()
     form = request["response_format"]
     assert form["type"] == "json_schema"
     assert form["json_schema"]["strict"] is True
@@ -119,22 +119,22 @@ def test_schema_holds_the_cards_values_and_unknown() -> None:
 
 def test_prompt_forbids_to_read_text_where_it_is_redacted() -> None:
     plain = QUESTIONS.about(row())["RGB"]
-    discreet = Questions(CARD, MODEL, redact=True).about(row())["RGB"]
+    discreet = Questions(CARD, SETTINGS.model_copy(update={"redact": True})).about(row())["RGB"]
     assert "licence plates" not in plain.instructions
     assert "Never read, use or repeat licence plates" in discreet.instructions
     assert plain.digest != discreet.digest
 
 
 def test_digest_is_of_model_prompt_schema_and_image() -> None:
-    def digest(sample: dict[str, Any] | None = None, card: str = "synthetic_vehicle", **model: Any) -> str:
-        asked = Questions(load_card(card), Model(**{**vars(MODEL), **model}), redact=False)
+    def digest(sample: dict[str, Any] | None = None, card: str = "synthetic_vehicle", **changed: Any) -> str:
+        asked = Questions(load_card(card), SETTINGS.model_copy(update=changed))
         return asked.about(sample or row())["RGB"].digest
 
     assert digest() == digest()
     others = [
         digest(row(1)),
         digest(card="synthetic_person"),
-        digest(name="other"),
+        digest(model="other"),
         digest(temperature=None),
         digest(max_answer_tokens=301),
         QUESTIONS.about(row())["NIR"].digest,
@@ -188,7 +188,7 @@ def test_case_and_fence_do_not_matter() -> None:
 def test_choice_offers_what_was_read_and_takes_nothing_else() -> None:
     question = QUESTIONS.choice(DOUBT)
     assert question is not None
-    assert question.picture is None
+    assert question.image is None
     assert "- type: JOINT van 0.50; RGB van 0.90; NIR pickup 0.30" in question.text
     assert "a {colour} {brand} {type|vehicle}" in question.text
     answer = {"type": "pickup", "colour": "green", "lamps": "round", "brand": "Alder"}
@@ -207,7 +207,7 @@ def test_nothing_is_asked_where_nothing_is_to_choose() -> None:
 
 
 def test_models_choice_stands_with_the_confidence_of_its_best_reader() -> None:
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     filled = choose(DOUBT, {"type": "pickup", "lamps": "round"}, counts)
     found = {name: (value.value, value.confidence, value.source) for name, value in filled.items()}
     assert found == {
@@ -221,14 +221,14 @@ def test_models_choice_stands_with_the_confidence_of_its_best_reader() -> None:
     assert choose(DOUBT, None)["type"].value == "van"
 
 
-def put(
+def ask(
     server: ChatServer, store: AnswerStore, *questions: Question, reasks: int = 2
 ) -> tuple[list[Answer], Counter[str]]:
     """The answers to questions that are all put at once, and why some were put again."""
 
     async def run() -> tuple[list[Answer], Counter[str]]:
         settings = ClientSettings(endpoint=server.url, reasks=reasks, first_wait_seconds=0.01)
-        client = LlmClient(settings, Spending(None, None, 300))
+        client = LlmClient(settings, Budget(None, None, 300))
         asker = Asker(client, store, store.digests())
         try:
             return list(await asyncio.gather(*(asker.ask(question) for question in questions))), asker.faults
@@ -257,25 +257,25 @@ def test_unusable_answer_is_asked_for_again_and_then_recorded_as_unknown(
 ) -> None:
     question = QUESTIONS.about(row())["RGB"]
     with chat_server(lambda number, request: reply if number < 2 else None) as server:
-        [answer], faults = put(server, store, question)
+        [answer], faults = ask(server, store, question)
         assert len(server.requests) == 3
         assert faults == {kind: 2}
         assert answer.values.keys() == CARD.attributes.keys()
         assert (answer.fault, answer.requests, answer.prompt_tokens) == ("", 3, 3000)
     with chat_server(lambda number, request: reply) as server:
         other = QUESTIONS.about(row(1))["RGB"]
-        [answer], _ = put(server, store, other, reasks=1)
+        [answer], _ = ask(server, store, other, reasks=1)
         assert len(server.requests) == 2
         assert (answer.values, answer.fault, answer.requests) == ({}, kind, 2)
         # It is not paid for again.
-        assert put(server, store, other, question)[0][0] == answer
+        assert ask(server, store, other, question)[0][0] == answer
         assert len(server.requests) == 2
 
 
 def test_model_is_told_what_was_wrong(store: AnswerStore) -> None:
     wrong = json.dumps({**SOUND, "type": {"value": "tank", "confidence": 0.5}})
     with chat_server(lambda number, request: Reply(wrong) if number == 0 else None) as server:
-        put(server, store, QUESTIONS.about(row())["RGB"])
+        ask(server, store, QUESTIONS.about(row())["RGB"])
     first, second = (request["messages"] for request in server.requests)
     assert second[: len(first)] == first
     assert second[len(first)] == {"role": "assistant", "content": wrong}
@@ -285,7 +285,7 @@ def test_model_is_told_what_was_wrong(store: AnswerStore) -> None:
 def test_usable_part_of_the_best_answer_is_kept(store: AnswerStore) -> None:
     parts = [{"type": SOUND["type"]}, {name: SOUND[name] for name in ("type", "colour")}, {}]
     with chat_server(lambda number, request: Reply(json.dumps(parts[number]))) as server:
-        [answer], _ = put(server, store, QUESTIONS.about(row())["RGB"])
+        [answer], _ = ask(server, store, QUESTIONS.about(row())["RGB"])
     assert answer.values == parts[1]
     assert answer.fault == "malformed"
 
@@ -293,14 +293,14 @@ def test_usable_part_of_the_best_answer_is_kept(store: AnswerStore) -> None:
 def test_same_image_in_two_samples_is_asked_about_once(store: AnswerStore) -> None:
     question, same = QUESTIONS.about(row())["RGB"], QUESTIONS.about(row(1, rgb=row()["rgb"]))["RGB"]
     with chat_server() as server:
-        [first, second], _ = put(server, store, question, same)
+        [first, second], _ = ask(server, store, question, same)
     assert first == second
     assert len(server.requests) == 1
 
 
 def test_answer_is_read_as_the_model_gave_it(store: AnswerStore) -> None:
     with chat_server() as server:
-        [answer], _ = put(server, store, QUESTIONS.about(row())["NIR"])
+        [answer], _ = ask(server, store, QUESTIONS.about(row())["NIR"])
         [request] = server.requests
     assert answer.values == json.loads(fitting_answer(request))
     assert schema_of(request).keys() == answer.values.keys()
@@ -323,6 +323,6 @@ def test_answers_lie_in_the_data_sets_folder_of_any_catalog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert AnswerStore.of("catalog", "d").root == str(tmp_path / "catalog" / "d" / "answers")
+    assert AnswerStore.of_dataset("catalog", "d").root == str(tmp_path / "catalog" / "d" / "answers")
     uri = "s3://bucket/catalog?endpoint_override=127.0.0.1:9&scheme=http"
-    assert AnswerStore.of(uri, "d").root == uri.replace("catalog", "catalog/d/answers")
+    assert AnswerStore.of_dataset(uri, "d").root == uri.replace("catalog", "catalog/d/answers")

@@ -7,10 +7,18 @@ import time
 import pytest
 from PIL import Image
 
-from data_catalog.captions.llm.client import ClientSettings, LlmClient, check_endpoint
-from data_catalog.captions.llm.prompt_sizes import PromptSize, image_tokens, prompt_size
+from data_catalog.captions.llm.budget import (
+    NO_USAGE,
+    Budget,
+    BudgetError,
+    PromptSize,
+    Usage,
+    image_tokens,
+    prompt_size,
+)
+from data_catalog.captions.llm.client import LlmClient
 from data_catalog.captions.llm.responses import Completion
-from data_catalog.captions.llm.spending import BudgetError, Spending, Usage
+from data_catalog.captions.llm.settings import ClientSettings, check_endpoint
 from data_catalog.errors import CatalogError
 from tests.data_catalog.captions.llm.asking import COST, PRICES, ask, failing, request
 from tests.data_catalog.captions.llm.chat_server import (
@@ -22,6 +30,17 @@ from tests.data_catalog.captions.llm.chat_server import (
 )
 
 
+def reserve(budget: Budget, prompt: PromptSize, usage: Usage | None = None, is_lost: bool = False) -> Usage:
+    """What a request reserves that comes to this usage, or is lost."""
+
+    async def run() -> Usage:
+        async with budget.reserve(prompt) as reservation:
+            reservation.usage, reservation.is_lost = usage, is_lost
+        return reservation.most
+
+    return asyncio.run(run())
+
+
 @pytest.mark.parametrize("concurrency", [1, 7])
 def test_budget_is_never_exceeded_and_well_used(concurrency: int) -> None:
     budget = 25.3 * COST
@@ -29,7 +48,7 @@ def test_budget_is_never_exceeded_and_well_used(concurrency: int) -> None:
         found, client = ask(server, 60, concurrency=concurrency, prices=PRICES, budget_usd=budget)
     answered = sum(isinstance(result, Completion) for result in found)
     assert server.answered.total() == answered == len(server.requests)
-    assert client.spending.cost_usd == pytest.approx(answered * COST)
+    assert client.budget.cost_usd == pytest.approx(answered * COST)
     # An answer may be twice as long as these, so the last one is not risked.
     assert answered in (24, 25)
     assert all(isinstance(result, Completion | BudgetError) for result in found)
@@ -39,7 +58,7 @@ def test_budget_is_never_exceeded_and_well_used(concurrency: int) -> None:
 
 @pytest.mark.parametrize("length", [3, 5000])
 def test_budget_below_the_price_of_one_prompt_spends_nothing(length: int) -> None:
-    budget = PRICES.cost_usd(Usage(length, 200))
+    budget = Usage(length, 200).cost_usd(PRICES)
     body = {**request(0), "messages": [{"role": "user", "content": "ж" * (length // 2)}]}
 
     async def run(client: LlmClient) -> None:
@@ -50,24 +69,23 @@ def test_budget_below_the_price_of_one_prompt_spends_nothing(length: int) -> Non
 
     with chat_server() as server:
         settings = ClientSettings(endpoint=server.url, prices=PRICES, budget_usd=budget)
-        client = LlmClient(settings, Spending(PRICES, budget, 200))
+        client = LlmClient(settings, Budget(PRICES, budget, 200))
         with pytest.raises(BudgetError, match=r"spent: 0\.0000; the next may cost 0\.0"):
             asyncio.run(run(client))
         assert server.requests == []
 
 
-def test_answers_that_are_not_kept_are_told_to_the_next_job_and_not_counted_twice() -> None:
-    told: list[Usage] = []
-    spending = Spending(PRICES, 1.0, 200, note_lost=told.append)
+def test_answers_that_are_not_kept_are_noted_to_the_next_job_and_not_counted_twice() -> None:
+    noted: list[Usage] = []
+    budget = Budget(PRICES, 1.0, 200, note_lost=noted.append)
     prompt = PromptSize(10)
-    spending.settle(prompt, asyncio.run(spending.set_aside(prompt)), Usage(100, 20))
-    spending.abandon(Usage(100, 20))
-    spending.abandon(Usage())
-    assert told == [Usage(100, 20)]
-    assert spending.cost_usd == PRICES.cost_usd(Usage(100, 20))
-    most = asyncio.run(spending.set_aside(prompt))
-    spending.settle(prompt, most, lost=True)
-    assert told[1:] == [Usage(100, 20) + most]
+    reserve(budget, prompt, usage=Usage(100, 20))
+    budget.abandon(Usage(100, 20))
+    budget.abandon(NO_USAGE)
+    assert noted == [Usage(100, 20)]
+    assert budget.cost_usd == Usage(100, 20).cost_usd(PRICES)
+    most = reserve(budget, prompt, is_lost=True)
+    assert noted[1:] == [Usage(100, 20) + most]
 
 
 def test_who_waited_for_the_budget_waits_for_the_endpoint_as_well() -> None:
@@ -79,42 +97,41 @@ def test_who_waited_for_the_budget_waits_for_the_endpoint_as_well() -> None:
 
     with chat_server(behaviour) as server:
         # One answer, and room for one request at a time beside it.
-        budget = COST + 1.2 * PRICES.cost_usd(Usage(PROMPT_TOKENS, 200))
+        budget = COST + 1.2 * Usage(PROMPT_TOKENS, 200).cost_usd(PRICES)
         _, client = ask(server, 3, concurrency=3, prices=PRICES, budget_usd=budget)
-    assert client.counts.rate_limited == 1
+    assert client.counts["rate_limited"] == 1
     assert len(arrived) >= 3
     assert min(later - arrived[1] for later in arrived[2:]) >= 0.6
 
 
 def test_longer_prompt_than_any_before_is_set_aside_in_full() -> None:
-    spending = Spending(PRICES, PRICES.cost_usd(Usage(3000, 300)), 200)
-    spending.count_earlier(Usage(1000, 100), 1)
+    budget = Budget(PRICES, Usage(3000, 300).cost_usd(PRICES), 200)
+    budget.count_earlier(Usage(1000, 100), 1)
     with pytest.raises(BudgetError, match="do not cover another request"):
-        asyncio.run(spending.set_aside(PromptSize(2001)))
-    assert asyncio.run(spending.set_aside(PromptSize(2000))) == Usage(2000, 200)
+        reserve(budget, PromptSize(2001))
+    assert reserve(budget, PromptSize(2000)) == Usage(2000, 200)
 
 
 def test_image_is_set_aside_by_the_dearest_rule_until_one_of_its_size_was_answered() -> None:
-    spending = Spending(PRICES, None, 200)
+    budget = Budget(PRICES, None, 200)
     small, large = (PromptSize(500, (size,)) for size in ((32, 64), (64, 64)))
-    most = asyncio.run(spending.set_aside(small))
+    most = reserve(budget, small, usage=Usage(900, 350))
     assert most == Usage(500 + image_tokens((32, 64)), 200)
-    spending.settle(small, most, Usage(900, 350))
     # The next answer may be as long as this one, which the endpoint did not cut.
-    assert asyncio.run(spending.set_aside(small)) == Usage(500 + 900, 350)
-    assert asyncio.run(spending.set_aside(large)) == Usage(500 + image_tokens((64, 64)), 350)
+    assert reserve(budget, small) == Usage(500 + 900, 350)
+    assert reserve(budget, large) == Usage(500 + image_tokens((64, 64)), 350)
 
 
 def test_image_of_a_size_that_an_earlier_job_paid_for_is_known() -> None:
-    spending = Spending(PRICES, None, 200)
+    budget = Budget(PRICES, None, 200)
     size = (32, 64)
     # Two requests of which one did not tell its tokens, and an endpoint that tells none: nothing is learned.
-    spending.count_earlier(Usage(900, 50), 2, [size])
-    spending.count_earlier(Usage(0, 0), 1, [size])
+    budget.count_earlier(Usage(900, 50), 2, [size])
+    budget.count_earlier(Usage(0, 0), 1, [size])
     prompt = PromptSize(500, (size,))
-    assert asyncio.run(spending.set_aside(prompt)) == Usage(500 + image_tokens(size), 200)
-    spending.count_earlier(Usage(900, 50), 1, [size])
-    assert asyncio.run(spending.set_aside(prompt)) == Usage(500 + 900, 200)
+    assert reserve(budget, prompt) == Usage(500 + image_tokens(size), 200)
+    budget.count_earlier(Usage(900, 50), 1, [size])
+    assert reserve(budget, prompt) == Usage(500 + 900, 200)
 
 
 def test_prompt_is_no_longer_than_its_bytes_and_its_images() -> None:
@@ -148,11 +165,11 @@ def test_image_takes_no_more_than_the_dearest_published_rule(size: tuple[int, in
 
 
 def test_earlier_answers_count_towards_the_budget() -> None:
-    spending = Spending(PRICES, 25.3 * COST, 200)
+    budget = Budget(PRICES, 25.3 * COST, 200)
     for _ in range(20):
-        spending.count_earlier(Usage(2 * PROMPT_TOKENS, 2 * COMPLETION_TOKENS), requests=2)
+        budget.count_earlier(Usage(2 * PROMPT_TOKENS, 2 * COMPLETION_TOKENS), requests=2)
     with chat_server() as server:
-        found, _ = ask(server, 10, spending=spending, prices=PRICES, budget_usd=25.3 * COST)
+        found, _ = ask(server, 10, budget=budget, prices=PRICES, budget_usd=25.3 * COST)
     assert server.requests == []
     assert all(isinstance(result, BudgetError) for result in found)
 
@@ -161,9 +178,9 @@ def test_answer_that_was_lost_may_have_been_charged() -> None:
     with chat_server(failing(Reply("lost", is_cut_off=True), 1, 2)) as server:
         found, client = ask(server, 2, concurrency=1, prices=PRICES, budget_usd=1.0)
     assert all(isinstance(completion, Completion) for completion in found)
-    assert client.spending.lost == Usage(2 * PROMPT_TOKENS, 2 * 200)
-    dearest = PRICES.cost_usd(Usage(PROMPT_TOKENS, 200))
-    assert client.spending.cost_usd == pytest.approx(2 * COST + 2 * dearest)
+    assert client.budget.lost == Usage(2 * PROMPT_TOKENS, 2 * 200)
+    dearest = Usage(PROMPT_TOKENS, 200).cost_usd(PRICES)
+    assert client.budget.cost_usd == pytest.approx(2 * COST + 2 * dearest)
     assert len(server.requests) == 4
 
 

@@ -1,4 +1,4 @@
-"""The images that a language model is shown of a sample: each modality's, and the three side by side."""
+"""The images of a prompt: each modality's image of a sample, and the three side by side."""
 
 import hashlib
 import io
@@ -14,11 +14,11 @@ from data_catalog.samples.images import IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN, deco
 from stmi.modality import MODALITIES
 
 ROW_COLUMNS = ("sample_id", *IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN)
-"""Columns of the samples table that `pictures_of` needs, and the sample's name."""
+"""Columns of the samples table that `prompt_images` needs, and the sample's name."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class PromptImage:
     """An image as a question shows it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Picture:
         return sha256.hexdigest()
 
     def jpeg(self) -> bytes:
-        """One JPEG file."""
+        """The image as one JPEG file."""
         if len(self.files) == 1 and self.part is None:
             return self.files[0]
         pixels = np.concatenate([decode_image(data) for data in self.files], axis=1)
@@ -51,8 +51,8 @@ class Picture:
         return sink.getvalue()
 
 
-def pictures_of(row: Mapping[str, Any]) -> dict[str, Picture]:
-    """Source of predictions to the picture it looks at; the one that shows most comes first.
+def prompt_images(row: Mapping[str, Any]) -> dict[str, PromptImage]:
+    """Source of predictions to the image that shows it; the one that shows most comes first.
 
     Args:
         row: The sample, with ROW_COLUMNS.
@@ -60,7 +60,7 @@ def pictures_of(row: Mapping[str, Any]) -> dict[str, Picture]:
     joined = row[SIDE_BY_SIDE_COLUMN]
     files = (joined,) if joined is not None else tuple(row[column] for column in IMAGE_COLUMNS)
     alone = {
-        modality.value: Picture(files, number) if joined is not None else Picture((files[number],))
+        modality.value: PromptImage(files, number) if joined is not None else PromptImage((files[number],))
         for number, modality in enumerate(MODALITIES)
     }
-    return {JOINT: Picture(files), **alone}
+    return {JOINT: PromptImage(files), **alone}
