@@ -5,24 +5,26 @@
     python experiments/report.py --study demo-table3-3seeds-1a2b3c4d
     python experiments/report.py --study demo-sweep-1a2b3c4d --tracking-uri http://mlflow:5000 --out page.html
 
-Of a run: its metrics as a table, where its time went, its pictures, and where everything is. Of a study: one
-HTML page that needs nothing else, and the same as Markdown, from what MLflow has of it. Pictures that need
-weights or embeddings are drawn where the runs' folders can be reached.
+For a run: a table of its metrics, its times, its figures, and the paths of its files. For a study: one HTML
+page that needs no other file, and the same as Markdown, from the data in MLflow. Figures of weights or
+embeddings need access to the folders of the runs.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from pydantic import RootModel
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from data_catalog.records import add_json_options
 from experiments.command_line import run_command
 from experiments.recipes import WORKSPACE
+from experiments.reports.report_page import StudyReport
 from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
 from experiments.run.run_result import METRICS, EpochChoices, LoggedRunResult, ReportedEpoch
@@ -31,19 +33,23 @@ from experiments.tracking.mlflow_logger import MlflowRun, tracking_of
 
 
 class RunReport(LoggedRunResult):
-    """A finished run, beside what the paper prints for its data set."""
+    """A finished run, and what the paper prints for its data set."""
 
     paper: PublishedResult | None = None
 
 
+class PrintedReport(RootModel[RunReport | StudyReport]):
+    """What this script prints: `RunReport` with `--run`, `StudyReport` with `--study`."""
+
+
 def print_report(result: RunReport, console: Console | None = None) -> None:
-    """The metrics table, the time table and the places of a finished run, for a terminal."""
+    """Print the metrics, the times and the paths of a finished run for a terminal."""
     console = console or Console()
     table = RichTable(title=f"{result.run}: retrieval on the test identities, %", title_justify="left")
     table.add_column("feature")
     for column in ("mAP", "rank 1", "rank 5", "rank 10"):
         table.add_column(column, justify="right")
-    # A run that an older version finished has fewer features, and the last epoch only.
+    # A run finished by an older version has fewer features, and only the last epoch.
     rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
     for label, metrics in {**rows, "U before training": result.untrained}.items():
         table.add_row(label, *(f"{100 * metrics.value(name):.1f}" for name in METRICS))
@@ -62,19 +68,19 @@ def print_report(result: RunReport, console: Console | None = None) -> None:
         f"seconds  {parts} ({seconds['share_in_steps_and_evaluation']:.0%} in steps and evaluation)"
     )
     folder = Path(result.folder)
-    drawn = ", ".join(sorted(path.name for path in (folder / "pictures").glob("*.png")))
-    places = {
+    figures = ", ".join(sorted(path.name for path in (folder / "pictures").glob("*.png")))
+    paths = {
         "run": _shown(folder),
-        "pictures": f"{_shown(folder / 'pictures')}: {drawn}",
+        "pictures": f"{_shown(folder / 'pictures')}: {figures}",
         "journal": _shown(folder / "journal.jsonl"),
         "MLflow": _mlflow(result.mlflow),
     }
-    for name, place in places.items():
-        console.print(f"{name:8} {place}", soft_wrap=True, highlight=False)
+    for name, path in paths.items():
+        console.print(f"{name:8} {path}", soft_wrap=True, highlight=False)
 
 
 def _print_choices(console: Console, choices: EpochChoices, reported: ReportedEpoch) -> None:
-    """The headline feature at each epoch that one may report, and which of them this run reports."""
+    """Print the mAP of the reported feature at each choice of epoch, and the choice of this run."""
     feature = reported.feature
     labels = {"last": "last", "validation": "chosen on validation", "best_on_test": "best on test (flatters)"}
     parts = [
@@ -86,7 +92,7 @@ def _print_choices(console: Console, choices: EpochChoices, reported: ReportedEp
 
 
 def _mlflow(run: MlflowRun | None) -> str:
-    """How to look at a run in MLflow's UI."""
+    """How to open a run in MLflow's UI."""
     if run is None or run.run_id is None:
         return "has nothing yet; the journal keeps it, and the same command logs it when the server answers"
     uri, run_id, experiment_id = run.uri, run.run_id, run.experiment_id
@@ -101,16 +107,16 @@ def _mlflow(run: MlflowRun | None) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A path as one would type it here."""
+    """A path relative to the current folder, where possible."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
 
 
-def _study_report(given: argparse.Namespace) -> dict[str, Any]:
-    """Write the page that a command line asks for; returns where, as `study_report.write_report` does."""
-    from experiments.reports.study_records import read_study  # noqa: PLC0415 - MLflow takes seconds to import
+def _study_report(given: argparse.Namespace) -> StudyReport:
+    """Write the report of the study that the command line names."""
+    from experiments.reports.recorded_study import read_study  # noqa: PLC0415 - MLflow takes seconds to import
     from experiments.reports.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
 
     study = read_study(tracking_of(given.tracking_uri, given.workspace), given.study)
@@ -118,18 +124,18 @@ def _study_report(given: argparse.Namespace) -> dict[str, Any]:
     return write_report(study, page.resolve())
 
 
-def print_study_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """Where a study's page is, and what it lacks, for a terminal."""
+def print_study_report(report: StudyReport, console: Console | None = None) -> None:
+    """Print the paths of a study's report, and its missing figures, for a terminal."""
     console = console or Console()
-    for name in ("page", "markdown"):
-        console.print(f"{name:9} {_shown(Path(report[name]))}", soft_wrap=True, highlight=False)
-    console.print(f"pictures  {len(report['pictures'])}", highlight=False)
-    for section, reason in report["missing"].items():
+    for name, path in {"page": report.page, "markdown": report.markdown}.items():
+        console.print(f"{name:9} {_shown(Path(path))}", soft_wrap=True, highlight=False)
+    console.print(f"pictures  {len(report.pictures)}", highlight=False)
+    for section, reason in report.missing.items():
         console.print(f"[yellow]not drawn[/yellow] {section}: {reason}", soft_wrap=True, highlight=False)
 
 
 def newest_run(workspace: Path) -> RunFolder:
-    """The run of a workspace that was finished last.
+    """The run of a workspace that finished last.
 
     Raises:
         RunFolderError: There is none.
@@ -145,12 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
-    what.add_argument("--study", metavar="NAME", help="a study, as ablate.py and sweep_sfm.py name it")
+    reported = parser.add_mutually_exclusive_group()
+    reported.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
+    reported.add_argument(
+        "--study", metavar="NAME", help="a study, by the name that ablate.py or sweep_sfm.py printed"
+    )
     parser.add_argument(
         "--tracking-uri",
-        help="MLflow that has the study (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+        help="MLflow server with the study (default: $MLFLOW_TRACKING_URI, or SQLite in the workspace)",
     )
     parser.add_argument(
         "--out", type=Path, help="the study's page (default: WORKSPACE/studies/NAME/report.html)"
@@ -161,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=WORKSPACE,
         help="folder of all runs (default: $STMI_WORKSPACE, or runs)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    add_json_options(parser, PrintedReport)
     given = parser.parse_args(arguments)
     if given.study:
         return run_command(lambda: _study_report(given), given.json, print_study_report)

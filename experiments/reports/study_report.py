@@ -1,28 +1,26 @@
-"""The report of a study: one HTML page that asks nobody for anything, and the same as Markdown."""
+"""The report of a study: one HTML page that needs no other file, and the same content as Markdown."""
 
 from pathlib import Path
-from typing import Any
 
 from data_catalog.storage import filesystems
-from experiments.reports.ablation_sections import ablation_sections, ablation_tables
-from experiments.reports.number_origins import provenance
-from experiments.reports.page import render
-from experiments.reports.study_records import RecordedStudy
-from experiments.reports.sweep_sections import sweep_sections, sweep_table
+from experiments.reports.ablation_sections import ablation_sections
+from experiments.reports.provenance import find_provenance
+from experiments.reports.recorded_study import RecordedStudy
+from experiments.reports.report_page import StudyReport, render
+from experiments.reports.report_tables import ablation_tables, sweep_table
+from experiments.reports.sweep_sections import sweep_sections
+from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.published import PUBLISHED, load_published
 from experiments.studies.sweep.sweep_result import SweepResult
+from experiments.tracking.mlflow_logger import MlflowRun
 
 
-def write_report(study: RecordedStudy, page: Path) -> dict[str, Any]:
+def write_report(study: RecordedStudy, page: Path) -> StudyReport:
     """Write a study's page, its Markdown and its pictures.
 
     Args:
         study: As MLflow has it.
-        page: The HTML file; the Markdown lies beside it, the pictures in a folder beside it.
-
-    Returns:
-        JSON values only: `study`, `kind`, `page`, `markdown`, `pictures` (paths), `missing` (section to the
-        reason why it could not be drawn), `mlflow`.
+        page: The HTML file; the Markdown and the folder of the pictures are written beside it.
     """
     if isinstance(study.result, SweepResult):
         tables, sections = [sweep_table(study)], sweep_sections(study)
@@ -33,25 +31,24 @@ def write_report(study: RecordedStudy, page: Path) -> dict[str, Any]:
     pictures = [picture for section in sections for picture in section.pictures]
     for picture in pictures:
         (folder / picture.name).write_bytes(picture.data)
-    shown = {
+    parts = {
         "study": study,
         "tables": tables,
         "sections": sections,
-        "provenance": provenance(study),
-        "notes": () if isinstance(study.result, SweepResult) else study.result.notes,
+        "provenance": find_provenance(study),
+        "notes": study.result.notes if isinstance(study.result, AblationResult) else (),
         "paper": load_published(PUBLISHED).paper,
         "folder": folder.name,
     }
     markdown = page.with_suffix(".md")
     for path, template in ((page, "study_report.html.j2"), (markdown, "study_report.md.j2")):
-        text = render(template, shown)
-        filesystems.write_atomically(*filesystems.open_root(path), text.encode())
-    return {
-        "study": study.name,
-        "kind": study.kind,
-        "page": str(page),
-        "markdown": str(markdown),
-        "pictures": [str(folder / picture.name) for picture in pictures],
-        "missing": {section.title: section.missing for section in sections if section.missing is not None},
-        "mlflow": {"uri": study.uri, "run_id": study.run_id, "experiment_id": study.experiment_id},
-    }
+        filesystems.write_atomically(*filesystems.open_root(path), render(template, parts).encode())
+    return StudyReport(
+        study=study.name,
+        kind=study.result.kind,
+        page=str(page),
+        markdown=str(markdown),
+        pictures=tuple(str(folder / picture.name) for picture in pictures),
+        missing={section.title: section.missing for section in sections if section.missing is not None},
+        mlflow=MlflowRun(uri=study.uri, run_id=study.run_id, experiment_id=study.experiment_id),
+    )

@@ -1,7 +1,7 @@
 """MLflow: a mirror of each run's journal, so that runs are compared in its UI.
 
 The journal is the truth. What MLflow cannot be told (a server that is down) costs no run and is told
-later: the mirror remembers how much of the journal it has sent. Only this file and `reports.reading`
+later: the mirror remembers how much of the journal it has sent. Only this file and `reports.recorded_study`
 import mlflow.
 """
 

@@ -1,4 +1,4 @@
-"""What people look at, in a real browser: a study's page from the disk, and an ablation in MLflow's UI."""
+"""A study's page and an ablation in MLflow's UI, in a real browser."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from experiments.reports.study_records import read_study
+from experiments.reports.recorded_study import read_study
 from experiments.run.run_folder import RunFolder
 from experiments.tracking.mlflow_logger import local_store
 from tests.mlflow_server import free_port, serving
@@ -27,7 +27,7 @@ SHOWN_WITHIN_MILLISECONDS = 30_000
 def browser():
     expect.set_options(timeout=SHOWN_WITHIN_MILLISECONDS)
     with sync_playwright() as playwright:
-        # A sandbox of its own needs rights that a container seldom has; it sees no page but ours.
+        # Its sandbox needs rights that containers rarely have; the browser opens our pages only.
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
@@ -35,19 +35,19 @@ def browser():
 
 @pytest.fixture
 def opened(browser, report):
-    """Opens the page at a size; gives it with all that it asked for and complained of."""
+    """Opens the page at a size; returns it with its messages and its requests."""
     contexts = []
 
     def open_at(size, **options):
         contexts.append(browser.new_context(viewport=size, **options))
         page = contexts[-1].new_page()
-        heard: list[str] = []
-        asked: list[str] = []
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        messages: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(Path(report["page"]).as_uri())
-        return page, heard, asked
+        return page, messages, requests
 
     yield open_at
     for context in contexts:
@@ -56,22 +56,22 @@ def opened(browser, report):
 
 @pytest.fixture(scope="module")
 def server(study, workspace, tmp_path_factory):
-    """Address of an MLflow server on the store that the study was told to."""
+    """Address of an MLflow server on the store to which the study was logged."""
     folder = tmp_path_factory.mktemp("server")
     with serving(local_store(workspace), folder, free_port()) as address:
         yield address
 
 
-def test_page_needs_nothing_but_itself(opened, report):
-    page, heard, asked = opened(SCREEN)
-    assert heard == []
-    assert [url for url in asked if not url.startswith("data:")] == [Path(report["page"]).as_uri()]
+def test_page_needs_no_other_file(opened, report):
+    page, messages, requests = opened(SCREEN)
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:")] == [Path(report["page"]).as_uri()]
     widths = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
     assert len(widths) == len(report["pictures"])
     assert all(widths)
 
 
-def test_number_leads_to_the_runs_that_it_comes_from(opened, study):
+def test_number_links_to_its_runs(opened, study):
     page, _, _ = opened(SCREEN)
     full = study["rows"][3]
     number = page.locator("#table3-3 td").nth(1)
@@ -86,13 +86,13 @@ def test_number_leads_to_the_runs_that_it_comes_from(opened, study):
 
 
 def test_page_fits_a_phone_and_wide_parts_scroll_inside_it(opened):
-    page, heard, _ = opened(PHONE, has_touch=True, is_mobile=True)
-    assert heard == []
+    page, messages, _ = opened(PHONE, has_touch=True, is_mobile=True)
+    assert messages == []
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     table = page.locator("#table3 .scroll")
     assert table.evaluate("part => part.scrollWidth > part.clientWidth")
     table.evaluate("part => { part.scrollLeft = part.scrollWidth }")
-    # The last column is reached while the row's name stays in sight, and the one does not cover the other.
+    # After scrolling to the last column, the name of the row is visible and does not cover that column.
     name, last = (
         part.bounding_box()
         for part in (page.locator("#table3-0 td").first, table.get_by_role("columnheader", name="rank 1"))
@@ -104,14 +104,14 @@ def test_page_fits_a_phone_and_wide_parts_scroll_inside_it(opened):
 
 
 @pytest.mark.parametrize(("scheme", "text", "back"), [("light", 27, 255), ("dark", 227, 20)])
-def test_page_follows_the_readers_colours(opened, scheme, text, back):
+def test_page_follows_the_colour_scheme_of_the_reader(opened, scheme, text, back):
     page, _, _ = opened(SCREEN, color_scheme=scheme)
     style = "getComputedStyle(document.body)"
     assert page.evaluate(f"{style}.color").startswith(f"rgb({text},")
     assert page.evaluate(f"{style}.backgroundColor").startswith(f"rgb({back},")
 
 
-def test_page_prints_whole(opened):
+def test_page_is_printed_completely(opened):
     page, _, _ = opened({"width": 760, "height": 1000})
     page.emulate_media(media="print")
     right = "table => table.getBoundingClientRect().right"
@@ -119,13 +119,13 @@ def test_page_prints_whole(opened):
     expect(page.get_by_role("navigation")).to_be_hidden()
 
 
-def test_compare_page_of_mlflow_names_the_rows_and_shows_what_differs(browser, server, study, workspace):
+def test_mlflows_comparison_names_the_rows_and_shows_the_differences(browser, server, study, workspace):
     rows = {f"table3 {row['index']} {row['name']}, seed 0": row["runs"]["0"] for row in study["rows"][:4]}
     recorded = {run.name: run for run in read_study(local_store(workspace), study["study"]).runs}
     chosen, experiments = [recorded[name].run_id for name in rows], [study["mlflow"]["experiment_id"]]
     page = browser.new_page(viewport={"width": 2000, "height": 1000})
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(
         f"{server}/#/compare-runs?runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps(experiments))}"
     )
@@ -140,18 +140,18 @@ def test_compare_page_of_mlflow_names_the_rows_and_shows_what_differs(browser, s
     differing = {name: values for name, *values in shown}
     assert differing["sfm.enabled"] == ["False", "True", "True", "True"]
     assert differing["str.enabled"] == ["False", "False", "True", "True"]
-    # Of the metrics, the UI keeps only those in sight on the page: names in one grid, values in another.
+    # The UI renders only the visible metrics: names in one grid, values in another.
     names, values = (grid.inner_text().split("\n") for grid in page.locator(".ReactVirtualized__Grid").all())
-    of_g = values[4 * names.index("test/G/mAP") :][:4]
+    g_values = values[4 * names.index("test/G/mAP") :][:4]
     results = [RunFolder.open(workspace / "train" / run).result for run in rows.values()]
-    assert [float(value) for value in of_g] == pytest.approx(
+    assert [float(value) for value in g_values] == pytest.approx(
         [result.metrics["G"].mean_average_precision for result in results], abs=1e-3
     )
-    assert [url for url in asked if not url.startswith((server, "data:", "blob:"))] == []
+    assert [url for url in requests if not url.startswith((server, "data:", "blob:"))] == []
     page.close()
 
 
-def test_experiment_page_of_mlflow_shows_the_study_and_its_runs_below_it(browser, server, study):
+def test_mlflows_experiment_page_shows_the_study_and_its_runs(browser, server, study):
     page = browser.new_page(viewport=SCREEN)
     page.goto(f"{server}/#/experiments/{study['mlflow']['experiment_id']}/runs")
     parent = page.get_by_role("row").filter(has_text=study["study"])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from experiments.reports import study_figures as study_pictures
-from experiments.reports.study_records import StudyRun
+from experiments.reports import study_figures
+from experiments.reports.recorded_study import RecordedRun
 from tests.experiments import made_up
 
 
@@ -29,8 +29,8 @@ def run(seed, validation, loss=(3.0, 2.0), split="validation"):
         split: dict(enumerate(validation, start=1)),
         "loss": dict(enumerate(loss, start=1)),
     }
-    return StudyRun(
-        *("id", "1", f"arm, seed {seed}", f"run{seed}", "arm", seed),
+    return RecordedRun(
+        *("id", "1", f"row, seed {seed}", f"run{seed}", seed),
         Path("there"),
         "FINISHED",
         {},
@@ -47,25 +47,25 @@ def line(axes, label):
 
 def test_differences_are_in_points_and_filled_where_real():
     rows = [row("baseline", None, None), row("SFM", 0.05, True, 0.058), row("STR", -0.01, False, 0.02)]
-    measured, paper = study_pictures.differences(rows).axes
-    marks = [one for one in measured.lines if one.get_marker() == "o" and len(one.get_xdata()) == 1]
-    assert [one.get_xdata()[0] for one in marks] == pytest.approx([5, -1])
-    assert [to_hex(one.get_markerfacecolor()) for one in marks] == [study_pictures.REAL, "#ffffff"]
+    measured, paper = study_figures.plot_differences(rows).axes
+    markers = [one for one in measured.lines if one.get_marker() == "o" and len(one.get_xdata()) == 1]
+    assert [one.get_xdata()[0] for one in markers] == pytest.approx([5, -1])
+    assert [to_hex(one.get_markerfacecolor()) for one in markers] == [study_figures.REAL, "#ffffff"]
     ends = [sorted(one.get_xdata()) for one in measured.lines if len(set(one.get_xdata())) == 2]
     assert np.allclose(ends, [[3, 7], [1.5, 3.5], [-3, 1], [-1.5, 0.5]])
     diamonds = [one.get_xdata()[0] for one in paper.lines if one.get_marker() == "D"]
     assert diamonds == pytest.approx([5.8, 2.0])
 
 
-def test_differences_without_the_papers_have_no_panel_for_them():
+def test_differences_without_the_papers_have_one_panel():
     rows = [row("baseline", None, None), row("no text", -0.2, True)]
-    assert len(study_pictures.differences(rows).axes) == 1
-    assert study_pictures.differences(rows[:1]) is None
+    assert len(study_figures.plot_differences(rows).axes) == 1
+    assert study_figures.plot_differences(rows[:1]) is None
 
 
-def test_curve_is_the_mean_and_its_band_goes_from_lowest_to_highest_seed():
-    arms = {"A": [run(0, (0.1, 0.3)), run(1, (0.2, 0.5))]}
-    precision, loss = study_pictures.curves(arms).axes
+def test_curve_is_the_mean_and_its_band_spans_all_seeds():
+    rows = {"A": [run(0, (0.1, 0.3)), run(1, (0.2, 0.5))]}
+    precision, loss = study_figures.plot_curves(rows).axes
     assert np.allclose(line(precision, "A"), [[1, 15], [2, 40]])
     (band,) = precision.collections
     corners = band.get_paths()[0].vertices
@@ -75,19 +75,19 @@ def test_curve_is_the_mean_and_its_band_goes_from_lowest_to_highest_seed():
 
 
 def test_curve_ends_with_the_seed_that_ends_first():
-    arms = {"A": [run(0, (0.1, 0.3)), run(1, (0.2,))]}
-    assert np.allclose(line(study_pictures.curves(arms).axes[0], "A"), [[1, 15]])
+    rows = {"A": [run(0, (0.1, 0.3)), run(1, (0.2,))]}
+    assert np.allclose(line(study_figures.plot_curves(rows).axes[0], "A"), [[1, 15]])
 
 
-def test_curves_without_validation_identities_say_that_they_show_the_test_ones():
-    precision = study_pictures.curves({"A": [run(0, (0.1, 0.3), split="test")]}).axes[0]
+def test_curves_without_validation_show_the_test_identities():
+    precision = study_figures.plot_curves({"A": [run(0, (0.1, 0.3), split="test")]}).axes[0]
     assert precision.get_title() == "Test identities"
     assert np.allclose(line(precision, "A"), [[1, 10], [2, 30]])
 
 
-def test_strengths_leave_out_layers_that_are_not_modulated():
+def test_strengths_omit_layers_without_modulation():
     alpha = np.array([[[0.1], [0.3], [np.nan]], [[0.3], [0.5], [np.nan]]])
-    panels = study_pictures.strengths({"early half": (alpha, alpha + 1)}, initial=0.1).axes
+    panels = study_figures.plot_strengths({"early half": (alpha, alpha + 1)}, initial=0.1).axes
     for axes, shift in zip(panels, (0, 1), strict=True):
         data, _, (bars,) = axes.containers[0].lines
         assert np.allclose(data.get_xydata(), [[1, 0.2 + shift], [2, 0.4 + shift]])
@@ -97,7 +97,7 @@ def test_strengths_leave_out_layers_that_are_not_modulated():
 
 def test_best_trial_is_drawn_over_the_others():
     runs = [run(0, (0.1, 0.3)), run(1, (0.2, 0.5)), run(2, (0.1,))]
-    precision = study_pictures.trial_curves(runs, best="run1").axes[0]
+    precision = study_figures.plot_trial_curves(runs, best="run1").axes[0]
     assert [len(one.get_xdata()) for one in precision.lines] == [2, 1, 2]
-    assert precision.lines[-1].get_color() == study_pictures.REAL
+    assert precision.lines[-1].get_color() == study_figures.REAL
     assert np.allclose(precision.lines[-1].get_ydata(), [20, 50])

@@ -8,12 +8,14 @@ import pytest
 
 from experiments.recipes import ConfigError
 from experiments.reports.ablation_sections import ablation_sections
-from experiments.reports.study_records import read_study
+from experiments.reports.recorded_study import read_study
+from experiments.reports.report_page import StudyReport
 from experiments.reports.study_report import write_report
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
 from experiments.studies.published import published
 from experiments.tracking.mlflow_logger import local_store
+from tests import json_samples
 
 
 class Page(HTMLParser):
@@ -45,6 +47,10 @@ class Page(HTMLParser):
             self.rows[self._row][-1] = (kind, text + data.strip())
 
 
+def test_json_of_a_report_has_the_keys_it_always_had():
+    json_samples.check("report_study", StudyReport)
+
+
 @pytest.fixture(scope="module")
 def page(report):
     return Page(Path(report["page"]).read_text(encoding="utf-8"))
@@ -55,9 +61,7 @@ def recorded(study, workspace):
     return read_study(local_store(workspace), study["study"])
 
 
-def test_table_shows_the_mean_of_the_runs_and_the_papers_number_in_a_column_of_its_own(
-    page, study, workspace
-):
+def test_table_shows_the_mean_of_the_runs_beside_the_papers_number(page, study, workspace):
     for number, letter in enumerate("ABCD"):
         cells = page.rows[f"table3-{number}"]
         names = study["rows"][number]["runs"].values()
@@ -89,7 +93,7 @@ def test_every_picture_of_both_tables_is_drawn(report, page):
     assert sum(name == "src" for name, _ in page.references) == len(report["pictures"])
 
 
-def test_provenance_names_run_folder_code_data_and_versions_of_every_number(report, recorded):
+def test_provenance_names_run_folder_code_data_and_versions(report, recorded):
     for kind in ("page", "markdown"):
         text = Path(report[kind]).read_text(encoding="utf-8")
         for run in recorded.runs:
@@ -100,14 +104,14 @@ def test_provenance_names_run_folder_code_data_and_versions_of_every_number(repo
     assert {f"#run-{run.run}" for run in recorded.runs} <= links
 
 
-def test_markdown_shows_the_pictures_that_lie_beside_it(report):
+def test_markdown_shows_the_pictures_beside_it(report):
     markdown = Path(report["markdown"])
     shown = re.findall(r"!\[.*?\]\((.*?)\)", markdown.read_text(encoding="utf-8"))
     assert [str(markdown.parent / name) for name in shown] == report["pictures"]
     assert all(Path(path).stat().st_size > 0 for path in report["pictures"])
 
 
-def test_curves_are_what_the_journals_say(recorded):
+def test_curves_equal_those_of_the_journals(recorded):
     for run in recorded.runs:
         epochs = RunFolder.open(run.folder).journal.epochs()
         assert run.curves["loss"] == pytest.approx({e["epoch"]: e["losses"]["total"] for e in epochs})
@@ -115,30 +119,30 @@ def test_curves_are_what_the_journals_say(recorded):
         assert run.curves["validation"] == pytest.approx(validated)
 
 
-def test_where_folders_are_out_of_reach_the_page_says_so_and_shows_the_rest(recorded, tmp_path):
+def test_unreachable_folders_are_named_and_the_rest_is_shown(recorded, tmp_path):
     away = tuple(replace(run, folder=Path("/elsewhere") / run.run) for run in recorded.runs)
     written = write_report(replace(recorded, runs=away), tmp_path / "report.html")
-    names = {Path(path).name for path in written["pictures"]}
+    names = {Path(path).name for path in written.pictures}
     assert {"table3.png", "table3_differences.svg", "table3_curves.svg"} <= names
     assert names.isdisjoint({"table3_tsne.svg", "table3_ranks.png", "attention_0.png"})
-    assert len(written["missing"]) == 2 * 3 + 1
-    assert all("/elsewhere/" in reason for reason in written["missing"].values())
-    assert "Not drawn: the folder /elsewhere/" in Path(written["page"]).read_text(encoding="utf-8")
+    assert len(written.missing) == 2 * 3 + 1
+    assert all("/elsewhere/" in reason for reason in written.missing.values())
+    assert "Not drawn: the folder /elsewhere/" in Path(written.page).read_text(encoding="utf-8")
 
 
-def test_rows_without_a_seed_in_common_are_in_no_picture_together(recorded, tmp_path):
-    # As where the first row's second run failed, and the last row's first one.
-    first, last = (recorded.result.rows[place].runs for place in (0, 3))
+def test_rows_without_a_shared_seed_are_in_no_figure_together(recorded, tmp_path):
+    # As if the second run of the first row had failed, and the first run of the last row.
+    first, last = (recorded.result.rows[number].runs for number in (0, 3))
     left = tuple(run for run in recorded.runs if run.run not in (first[1], last[0]))
     written = write_report(replace(recorded, runs=left), tmp_path / "report.html")
-    missing = {title for title, reason in written["missing"].items() if "no seed in common" in reason}
+    missing = {title for title, reason in written.missing.items() if "no seed in common" in reason}
     assert {title.rpartition(": ")[2] for title in missing} == {"identities"}
-    drawn = {Path(path).name for path in written["pictures"]}
+    drawn = {Path(path).name for path in written.pictures}
     # Others of the rows have seeds in common.
     assert drawn >= {"table3.png", "table3_strengths.svg", "table3_ranks.png"}
 
 
-def test_run_that_mlflow_was_not_yet_told_of_is_left_out(recorded, study, workspace):
+def test_run_without_tags_in_mlflow_is_omitted(recorded, study, workspace):
     client = mlflow.MlflowClient(local_store(workspace))
     tags = {"mlflow.parentRunId": study["mlflow"]["run_id"]}
     begun = client.create_run(study["mlflow"]["experiment_id"], tags=tags, run_name="begun")
@@ -150,7 +154,7 @@ def test_run_that_mlflow_was_not_yet_told_of_is_left_out(recorded, study, worksp
 
 
 @pytest.mark.parametrize(("reported", "table"), [("last", "as the table"), ("best_on_test", "best on test")])
-def test_pictures_of_the_last_epoch_say_which_epoch_the_table_is_of(recorded, reported, table):
+def test_figures_of_the_last_epoch_name_the_epoch_of_the_table(recorded, reported, table):
     away = tuple(replace(run, folder=Path("/elsewhere") / run.run) for run in recorded.runs)
     result = recorded.result.model_copy(update={"epoch": reported})
     sections = ablation_sections(replace(recorded, runs=away, result=result))
@@ -160,18 +164,18 @@ def test_pictures_of_the_last_epoch_say_which_epoch_the_table_is_of(recorded, re
         assert table in texts[key]
 
 
-def test_page_lies_in_the_studys_folder_and_names_its_run_in_mlflow(report, study, workspace):
+def test_page_is_in_the_studys_folder_and_names_its_run_in_mlflow(report, study, workspace):
     folder = workspace / "studies" / study["study"]
     assert (report["page"], report["markdown"]) == (str(folder / "report.html"), str(folder / "report.md"))
     assert report["mlflow"] == study["mlflow"]
 
 
-def test_unknown_study_is_refused_with_those_that_there_are(study, workspace):
+def test_unknown_study_is_refused_with_the_known_ones(study, workspace):
     with pytest.raises(ConfigError, match=f"study 'demo-nothing' is not in MLflow.*{study['study']}"):
         read_study(local_store(workspace), "demo-nothing")
 
 
-def test_missing_store_is_refused_and_not_made(tmp_path):
+def test_missing_store_is_refused_and_not_created(tmp_path):
     with pytest.raises(ConfigError, match="there is no MLflow store"):
         read_study(local_store(tmp_path), "demo-table3")
     assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.reports.study_records import RecordedStudy, StudyRun
+from experiments.reports.recorded_study import RecordedRun, RecordedStudy
+from experiments.reports.report_tables import sweep_table
 from experiments.reports.study_report import write_report
-from experiments.reports.sweep_sections import sweep_table
 from tests.experiments import made_up
 
 
@@ -23,12 +23,11 @@ def sweep():
         trial(2, "finished", 0.52, **{"sfm.perturbation": 0.002, "str.tokens": 1}),
     ]
     runs = tuple(
-        StudyRun(
+        RecordedRun(
             run_id=f"mlflow{one.number}",
             experiment_id="1",
             name=f"trial {one.number}",
             run=one.run,
-            arm=f"trial {one.number}",
             seed=0,
             folder=Path("/elsewhere") / one.run,
             status="FINISHED",
@@ -48,7 +47,6 @@ def sweep():
         "http://mlflow:5000",
         "parent",
         "1",
-        {},
         result,
         {"slice.png": picture.getvalue()},
         runs,
@@ -57,13 +55,13 @@ def sweep():
 
 def test_best_trial_comes_first_and_stopped_ones_last(sweep):
     table = sweep_table(sweep)
-    assert [line.cells[0] for line in table.lines] == ["2", "0", "1"]
-    columns = dict(zip(table.header, zip(*(line.cells for line in table.lines), strict=True), strict=True))
+    assert [row.cells[0] for row in table.rows] == ["2", "0", "1"]
+    columns = dict(zip(table.header, zip(*(row.cells for row in table.rows), strict=True), strict=True))
     assert columns["validation mAP, %"] == ("52.00", "41.00", "")
     assert columns["sfm.perturbation"] == ("0.002", "0", "0.03123")
     assert columns["str.tokens"] == ("1", "4", "16")
     assert columns["on the Pareto front"] == ("", "yes", "")
-    assert [line.apart for line in table.lines] == [False, False, True]
+    assert [row.separate for row in table.rows] == [False, False, True]
     assert table.verdict.startswith(
         "Best: trial 2 (sfm.perturbation=0.002, str.tokens=1), 52.00 % validation mAP"
     )
@@ -74,20 +72,20 @@ def test_sweep_without_a_finished_trial_says_so(sweep):
     assert sweep_table(replace(sweep, result=unfinished)).verdict == "No trial could be finished."
 
 
-def test_page_shows_the_sweeps_own_pictures_and_leads_to_mlflow(sweep, tmp_path):
+def test_page_shows_the_sweeps_figures_and_links_to_mlflow(sweep, tmp_path):
     written = write_report(sweep, tmp_path / "report.html")
-    assert [Path(path).name for path in written["pictures"]] == ["slice.png", "trial_curves.svg"]
+    assert [Path(path).name for path in written.pictures] == ["slice.png", "trial_curves.svg"]
     assert (tmp_path / "report_pictures" / "slice.png").read_bytes() == sweep.pictures["slice.png"]
-    assert list(written["missing"]) == ["Best trial: learned alpha and beta", "What SFM did to attention"]
-    page = Path(written["page"]).read_text(encoding="utf-8")
+    assert list(written.missing) == ["Best trial: learned alpha and beta", "What SFM did to attention"]
+    page = Path(written.page).read_text(encoding="utf-8")
     assert "AAAI" not in page
     assert 'width="288"' in page
     for run_id in ("parent", "mlflow0", "mlflow1", "mlflow2"):
         assert f'href="http://mlflow:5000/#/experiments/1/runs/{run_id}"' in page
 
 
-def test_what_a_run_is_called_is_shown_as_it_is(sweep, tmp_path):
+def test_html_in_a_setting_is_escaped(sweep, tmp_path):
     sweep.result.trials[0].values["clip.source"] = "<script>alert(1)</script>"
-    page = Path(write_report(sweep, tmp_path / "report.html")["page"]).read_text(encoding="utf-8")
+    page = Path(write_report(sweep, tmp_path / "report.html").page).read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;" in page

@@ -1,4 +1,4 @@
-"""A study as MLflow has it: the parent run with its result and pictures, and a child for each of its runs."""
+"""A study as MLflow has it: a parent run with the result and the pictures, and a child for each run."""
 
 import logging
 import os
@@ -27,30 +27,28 @@ _RESULT: TypeAdapter[AblationResult | SweepResult] = TypeAdapter(
 
 
 @dataclass(frozen=True)
-class StudyRun:
-    """One run of a study.
+class RecordedRun:
+    """A run of a study, as MLflow has it.
 
     Attributes:
-        run_id: Its number in MLflow.
-        experiment_id: Its experiment's.
-        name: As the UI shows it.
-        run: Name of its folder, which says recipe, seed and fingerprint.
-        arm: Which part of the study it is.
+        run_id: Id of the run in MLflow.
+        experiment_id: Id of its experiment in MLflow.
+        name: As MLflow's UI shows it.
+        run: Name of its folder, with recipe, seed and fingerprint.
         seed: Of its training.
-        folder: Where it was trained; perhaps on another machine.
+        folder: Folder in which it was trained, possibly on another machine.
         status: FINISHED, FAILED, KILLED or RUNNING.
-        parameters: Flat settings.
+        parameters: Settings by flat name.
         digests: Table name to digest.
         tags: Versions, machine and code.
-        curves: `loss`, and mAP of the reported feature on the `validation` and `test` identities, as a
-            fraction; each by epoch, as far as the run has it.
+        curves: `loss`, and mAP of the reported feature on the `validation` and `test` identities (fractions);
+            each by epoch, as far as the run has them.
     """
 
     run_id: str
     experiment_id: str
     name: str
     run: str
-    arm: str
     seed: int
     folder: Path
     status: str
@@ -62,32 +60,25 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class RecordedStudy:
-    """A finished study.
+    """A finished study, as MLflow has it.
 
     Attributes:
-        name: Its own.
-        uri: Where MLflow is, without user name and password.
-        run_id: Of the parent run.
-        experiment_id: Of its experiment.
-        tags: Of the parent run.
-        result: The study's (`result.json`).
+        name: Name of the study.
+        uri: Tracking URI of MLflow, without user name and password.
+        run_id: Id of the parent run.
+        experiment_id: Id of its experiment.
+        result: Result of the study (`result.json`).
         pictures: File name to PNG, of the parent run.
-        runs: Its children, by name.
+        runs: The study's runs, sorted by name.
     """
 
     name: str
     uri: str
     run_id: str
     experiment_id: str
-    tags: Mapping[str, str]
     result: AblationResult | SweepResult
     pictures: Mapping[str, bytes]
-    runs: tuple[StudyRun, ...]
-
-    @property
-    def kind(self) -> str:
-        """What made it: "ablation" or "sweep"."""
-        return self.result.kind
+    runs: tuple[RecordedRun, ...]
 
     @property
     def ablation(self) -> AblationResult:
@@ -101,8 +92,8 @@ class RecordedStudy:
         assert isinstance(self.result, SweepResult)
         return self.result
 
-    def run_called(self, name: str) -> StudyRun | None:
-        """The run with this folder name, or None where MLflow was not told of it."""
+    def find_run(self, name: str) -> RecordedRun | None:
+        """The run with this folder name; None where it was not logged to MLflow."""
         return next((run for run in self.runs if run.run == name), None)
 
 
@@ -111,7 +102,7 @@ def read_study(uri: str, name: str) -> RecordedStudy:
 
     Args:
         uri: Tracking URI.
-        name: The study's.
+        name: Name of the study.
 
     Raises:
         ConfigError: There is no such store or study.
@@ -122,17 +113,17 @@ def read_study(uri: str, name: str) -> RecordedStudy:
         os.environ.setdefault(setting, value)
     for library in ("mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    # SQLite would make a missing file, and an empty store in it.
+    # SQLite would create a missing file, with an empty store.
     if uri.startswith("sqlite:///") and not Path(store := uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"there is no MLflow store {store}; name it with --tracking-uri or --workspace")
     try:
-        return _read(MlflowClient(tracking_uri=uri), without_credentials(uri), name)
+        return _read_study(MlflowClient(tracking_uri=uri), without_credentials(uri), name)
     except MlflowException as error:
         reason = str(error).replace(uri, without_credentials(uri))
         raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be read: {reason}") from None
 
 
-def _read(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
+def _read_study(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     parents = list(_search(client, experiments, "tags.`stmi.kind` != ''"))
     named = [run for run in parents if run.data.tags["stmi.study"] == name]
@@ -142,7 +133,7 @@ def _read(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
     finished = [run for run in named if RESULT_FILE in _artifacts(client, run)]
     if not finished:
         raise RunError(f"study {name} is not finished; run the command that started it again")
-    # The newest first: a study is recorded twice where its folder was moved away meanwhile.
+    # The newest one: a study is logged a second time if its folder was moved.
     parent = finished[0]
     with tempfile.TemporaryDirectory() as folder:
         path = client.download_artifacts(parent.info.run_id, RESULT_FILE, folder)
@@ -154,15 +145,14 @@ def _read(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
             for artifact in _artifacts(client, parent, PICTURES)
         }
     children = _search(client, experiments, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    # A run is created first and described then: a study that goes on may be between the two.
-    described = [child for child in children if {"stmi.run", "stmi.folder"} <= child.data.tags.keys()]
-    runs = sorted((_run(client, child) for child in described), key=lambda run: run.name)
+    # A run of a study that is going on may have been created, but not tagged yet.
+    tagged = [child for child in children if {"stmi.run", "stmi.folder"} <= child.data.tags.keys()]
+    runs = sorted((_read_run(client, child) for child in tagged), key=lambda run: run.name)
     return RecordedStudy(
         name=name,
         uri=uri,
         run_id=parent.info.run_id,
         experiment_id=parent.info.experiment_id,
-        tags=parent.data.tags,
         result=result,
         pictures=pictures,
         runs=tuple(runs),
@@ -183,7 +173,7 @@ def _artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> lis
     return [item.path for item in client.list_artifacts(run.info.run_id, folder) if not item.is_dir]
 
 
-def _run(client: MlflowClient, child: Run) -> StudyRun:
+def _read_run(client: MlflowClient, child: Run) -> RecordedRun:
     tags, settings = child.data.tags, child.data.params
     prefix, feature = "table.", settings["report.feature"]
     curves = {
@@ -191,12 +181,11 @@ def _run(client: MlflowClient, child: Run) -> StudyRun:
         "validation": f"validation/{feature}/mAP",
         "test": f"test/{feature}/mAP",
     }
-    return StudyRun(
+    return RecordedRun(
         run_id=child.info.run_id,
         experiment_id=child.info.experiment_id,
         name=child.info.run_name,
         run=tags["stmi.run"],
-        arm=tags.get("stmi.arm", child.info.run_name),
         seed=int(settings["seed"]),
         folder=Path(tags["stmi.folder"]),
         status=child.info.status,
@@ -214,7 +203,7 @@ def _run(client: MlflowClient, child: Run) -> StudyRun:
 
 
 def _curve(client: MlflowClient, run: Run, metric: str) -> dict[int, float]:
-    """Values by epoch; of an epoch that was told twice, the later one."""
+    """Values by epoch; of an epoch that was logged twice, the later one."""
     points = client.get_metric_history(run.info.run_id, metric)
     return {
         point.step: point.value for point in sorted(points, key=lambda point: (point.step, point.timestamp))

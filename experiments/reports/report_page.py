@@ -1,11 +1,11 @@
-"""The parts of a report's page: tables, and sections of pictures; and the page made of them."""
+"""The parts of a report's page, which are tables and sections with pictures, and how it is rendered."""
 
 import base64
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
@@ -13,15 +13,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record
 from experiments.run.run_folder import RunFolderError
+from experiments.tracking.mlflow_logger import MlflowRun
 from stmi.clip.weights import ClipFileError
 
 KINDS = {"svg": "image/svg+xml", "png": "image/png"}
 PAGE_DPI = 96
 PICTURE_DPI = 130
-"""Of pictures with images in them: more than the page's, for fine screens and print."""
+"""Of pictures that contain images: more than the page's, for screens of high resolution and print."""
 WIDE_INCHES = 7.0
-"""A small screen scrolls what is wider, and shrinks the rest."""
+"""A small screen scrolls wider pictures, and shrinks the others."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Picture:
     """A picture of the page.
 
     Attributes:
-        name: File name; its ending says which format.
-        caption: What is to be seen.
+        name: File name, whose suffix names the format.
+        caption: Description.
         data: PNG or SVG.
-        inches: Its width as it was drawn, so that letters have one size in all pictures.
+        inches: Width of the figure, so that text has the same size in all pictures.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Picture:
 
     @property
     def wide(self) -> bool:
-        """Whether a small screen scrolls it instead of shrinking it."""
+        """Whether a small screen scrolls the picture instead of shrinking it."""
         return self.inches > WIDE_INCHES
 
 
@@ -57,10 +59,10 @@ class Section:
 
     Attributes:
         key: For links.
-        title: Its heading.
-        text: How to read it.
-        pictures: As many as could be drawn.
-        missing: Why there are none; None otherwise.
+        title: Heading.
+        text: How to read the pictures.
+        pictures: May be empty.
+        missing: The reason why there are no pictures; None otherwise.
     """
 
     key: str
@@ -71,19 +73,19 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of a table.
+class PageRow:
+    """A row of a table on the page.
 
     Attributes:
-        key: For links, and of its provenance.
-        cells: Its text.
-        apart: Whether it is set apart from the lines above: no row of the paper.
-        runs: Names of the runs that it rests on.
+        key: For links, also to its provenance.
+        cells: Text.
+        separate: Whether a line separates it from the rows above, because the paper has no such row.
+        runs: Names of the runs that its numbers come from.
     """
 
     key: str
     cells: tuple[str, ...]
-    apart: bool
+    separate: bool
     runs: tuple[str, ...]
 
 
@@ -93,21 +95,39 @@ class PageTable:
 
     Attributes:
         key: For links.
-        title: Its heading.
-        header: Names of the columns; those that begin with `paper` are set off.
-        lines: From top to bottom.
-        verdict: What it shows, in words.
+        title: Heading.
+        header: Names of the columns; those that begin with `paper` have a colour of their own.
+        rows: From top to bottom.
+        verdict: Summary in words.
     """
 
     key: str
     title: str
     header: tuple[str, ...]
-    lines: tuple[Line, ...]
+    rows: tuple[PageRow, ...]
     verdict: str
 
 
-def section(key: str, title: str, text: str, draw: Callable[[], Iterator[Picture]]) -> Section:
-    """A section with its pictures, or with the reason why they could not be drawn."""
+class StudyReport(Record):
+    """The files of a study's report."""
+
+    study: str
+    """Name of the study."""
+    kind: Literal["ablation", "sweep"]
+    page: str
+    """Path of the HTML page."""
+    markdown: str
+    """Path of the Markdown."""
+    pictures: tuple[str, ...]
+    """Paths, in the order of the page."""
+    missing: dict[str, str]
+    """Title of a section to the reason why it has no pictures."""
+    mlflow: MlflowRun
+    """The parent run of the study."""
+
+
+def make_section(key: str, title: str, text: str, draw: Callable[[], Iterator[Picture]]) -> Section:
+    """A section with its pictures, or with the reason why they cannot be drawn."""
     try:
         return Section(key, title, text, tuple(draw()))
     except (RunFolderError, CatalogError, ClipFileError, OSError) as error:
@@ -115,7 +135,7 @@ def section(key: str, title: str, text: str, draw: Callable[[], Iterator[Picture
 
 
 def as_svg(name: str, caption: str, figure: Figure) -> Picture:
-    """A picture of lines and letters, sharp at any size; the same figure gives the same bytes."""
+    """A figure of lines and text as SVG; the same figure gives the same bytes."""
     out = io.BytesIO()
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", metadata={"Date": None})
@@ -123,14 +143,14 @@ def as_svg(name: str, caption: str, figure: Figure) -> Picture:
 
 
 def as_png(name: str, caption: str, figure: Figure) -> Picture:
-    """A picture with images in it."""
+    """A figure that contains images as PNG."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=PICTURE_DPI)
     return Picture(name, caption, out.getvalue(), figure.get_figwidth())
 
 
 def stored_png(name: str, caption: str, data: bytes) -> Picture:
-    """A PNG that was drawn before."""
+    """An existing PNG."""
     image = Image.open(io.BytesIO(data))
     dots_per_inch, _ = image.info.get("dpi", (PICTURE_DPI, PICTURE_DPI))
     return Picture(name, caption, data, image.width / dots_per_inch)
@@ -140,8 +160,8 @@ def render(template: str, parts: dict[str, Any]) -> str:
     """The text of a page.
 
     Args:
-        template: File beside this one; in an `.html.j2`, text is escaped.
-        parts: What it shows.
+        template: File in this folder; text is escaped in an `.html.j2`.
+        parts: Variables of the template.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -155,6 +175,6 @@ def render(template: str, parts: dict[str, Any]) -> str:
 
 
 def data_uri(picture: Picture) -> str:
-    """A picture as an address that holds it."""
+    """A picture as a data URI."""
     kind = KINDS[picture.name.rpartition(".")[2]]
     return f"data:{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"

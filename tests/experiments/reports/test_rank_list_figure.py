@@ -4,7 +4,12 @@ import pytest
 from pyarrow import parquet
 
 from data_catalog.views.training_view import open_view
-from experiments.reports.rank_differences import RANKS, disagreements, embedding_of, rank_differences
+from experiments.reports.rank_list_figure import (
+    RANKS,
+    find_disagreements,
+    load_embeddings,
+    plot_rank_lists,
+)
 from experiments.run.evaluation import QUERY_SCHEMA
 from experiments.run.run_folder import RunFolder, RunFolderError
 
@@ -37,7 +42,7 @@ def run(folder, precisions, epoch=3, feature="U"):
     return RunFolder(folder)
 
 
-def test_queries_that_gain_most_come_first_and_those_that_lose_most_last(tmp_path):
+def test_queries_that_gain_most_come_first_and_losers_last(tmp_path):
     first = {
         0: run(tmp_path / "a0", [0.1, 0.9, 0.5, 0.5, None]),
         1: run(tmp_path / "a1", [0.3, 0.9, 0.5, 0.1, None]),
@@ -47,39 +52,40 @@ def test_queries_that_gain_most_come_first_and_those_that_lose_most_last(tmp_pat
         1: run(tmp_path / "b1", [0.7, 0.4, 0.5, 0.6, None]),
         2: run(tmp_path / "b2", [0.0, 1.0, 0.0, 0.0, None]),
     }
-    found = disagreements(first, second, "U")
+    found = find_disagreements(first, second, "U")
     assert [one.sample_index for one in found] == [40, 43, 41]
     assert [one.gain for one in found] == pytest.approx([0.6, 0.3, -0.6])
-    assert [one.sample_index for one in disagreements(first, second, "U", each_way=1)] == [40, 41]
+    assert [one.sample_index for one in find_disagreements(first, second, "U", each_way=1)] == [40, 41]
 
 
-def test_rows_that_agree_have_no_such_queries(tmp_path):
+def test_equal_rows_have_no_disagreements(tmp_path):
     one = {0: run(tmp_path / "a", [0.1, 0.9])}
-    assert disagreements(one, one, "U") == []
+    assert find_disagreements(one, one, "U") == []
 
 
 def test_rows_without_a_seed_in_common_are_not_compared(tmp_path):
     first, second = run(tmp_path / "a0", [0.1]), run(tmp_path / "b1", [0.2])
     with pytest.raises(RunFolderError, match=r"no seed in common \(finished are 0; 1, 2\)"):
-        disagreements({0: first}, {1: second, 2: second}, "U")
+        find_disagreements({0: first}, {1: second, 2: second}, "U")
 
 
-def test_rank_lists_are_those_of_a_plain_search_without_junk(study, workspace):
-    rows = {row["name"]: row for row in study["rows"] if row["table"] == "table3"}
-    arms = {
+def test_rank_lists_equal_a_plain_search_without_junk(study, workspace):
+    measured = {row["name"]: row for row in study["rows"] if row["table"] == "table3"}
+    rows = {
         name: {
-            int(seed): RunFolder.open(workspace / "train" / run) for seed, run in rows[name]["runs"].items()
+            int(seed): RunFolder.open(workspace / "train" / run)
+            for seed, run in measured[name]["runs"].items()
         }
         for name in ("baseline", "SFM + STR + CHI")
     }
-    found = disagreements(*arms.values(), "U")
+    found = find_disagreements(*rows.values(), "U")
     assert found
-    lines = np.array(rank_differences(arms, "U", found).axes).reshape(-1, 2 + RANKS)
+    lines = np.array(plot_rank_lists(rows, "U", found).axes).reshape(-1, 2 + RANKS)
     assert len(lines) == 2 * len(found)
-    view = open_view(arms["baseline"][0].view("test"))
+    view = open_view(rows["baseline"][0].view("test"))
     for number, line in enumerate(lines):
-        run = list(arms.values())[number % 2][0]
-        embeddings = embedding_of(run, "U")
+        run = list(rows.values())[number % 2][0]
+        embeddings = load_embeddings(run, "U")
         query = view.sample_index.tolist().index(found[number // 2].sample_index)
         cosines = embeddings @ embeddings[query] / np.linalg.norm(embeddings, axis=1)
         same = view.identity == view.identity[query]

@@ -1,4 +1,4 @@
-"""The queries on which two rows of a table disagree most, with both their rank lists."""
+"""Rank lists of two rows of a table, for the queries on which the rows disagree most."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ RANKS = 7
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A query that two rows treat differently.
+    """A query whose average precision differs between two rows.
 
     Attributes:
         sample_index: Of the query.
-        gain: Its average precision with the second row less that with the first, mean over seeds.
+        gain: Average precision of the second row minus that of the first, mean over seeds.
     """
 
     sample_index: int
     gain: float
 
 
-def disagreements(
+def find_disagreements(
     first: Mapping[int, RunFolder], second: Mapping[int, RunFolder], feature: str, each_way: int = EACH_WAY
 ) -> list[Disagreement]:
     """The queries that gain most and that lose most from the first row to the second, in this order.
 
     Args:
         first: Seed to run.
-        second: Seed to run; seeds of both count.
-        feature: What ranks.
-        each_way: How many that gain, and how many that lose.
+        second: Seed to run; only shared seeds are used.
+        feature: The retrieval feature.
+        each_way: Number of queries that gain, and of queries that lose.
 
     Raises:
         RunFolderError: They have no seed in common.
@@ -51,13 +51,13 @@ def disagreements(
     return gained + lost
 
 
-def disagreement(first: Mapping[int, RunFolder], second: Mapping[int, RunFolder], feature: str) -> float:
-    """By how much the average precision of a query differs between two rows, mean over queries.
+def mean_disagreement(first: Mapping[int, RunFolder], second: Mapping[int, RunFolder], feature: str) -> float:
+    """Absolute difference of average precision between two rows, mean over queries.
 
     Args:
         first: Seed to run.
-        second: Seed to run; seeds of both count.
-        feature: What ranks.
+        second: Seed to run; only shared seeds are used.
+        feature: The retrieval feature.
 
     Raises:
         RunFolderError: They have no seed in common.
@@ -66,25 +66,25 @@ def disagreement(first: Mapping[int, RunFolder], second: Mapping[int, RunFolder]
 
 
 def _gains(first: Mapping[int, RunFolder], second: Mapping[int, RunFolder], feature: str) -> dict[int, float]:
-    """Query to its average precision with the second row less that with the first, mean over seeds."""
-    seeds = seeds_in_common([first, second])
-    before = [_precision(first[seed], feature) for seed in seeds]
-    after = [_precision(second[seed], feature) for seed in seeds]
+    """Query to the gain of its average precision from the first row to the second, mean over seeds."""
+    seeds = shared_seeds([first, second])
+    before = [_average_precision(first[seed], feature) for seed in seeds]
+    after = [_average_precision(second[seed], feature) for seed in seeds]
     return {
         query: float(np.mean([b[query] - a[query] for a, b in zip(before, after, strict=True)]))
         for query in before[0]
     }
 
 
-def seeds_in_common(arms: Collection[Mapping[int, RunFolder]]) -> list[int]:
-    """The seeds that every row has a finished run of, in ascending order.
+def shared_seeds(rows: Collection[Mapping[int, RunFolder]]) -> list[int]:
+    """The seeds for which every row has a finished run, in ascending order.
 
     Raises:
         RunFolderError: There is none.
     """
-    shared = set.intersection(*(set(runs) for runs in arms))
+    shared = set.intersection(*(set(runs) for runs in rows))
     if not shared:
-        finished = "; ".join(", ".join(map(str, sorted(runs))) for runs in arms)
+        finished = "; ".join(", ".join(map(str, sorted(runs))) for runs in rows)
         raise RunFolderError(
             f"the rows have no seed in common (finished are {finished}); run the command that made the study "
             "again"
@@ -92,15 +92,15 @@ def seeds_in_common(arms: Collection[Mapping[int, RunFolder]]) -> list[int]:
     return sorted(shared)
 
 
-def embedding_of(run: RunFolder, feature: str) -> np.ndarray:
+def load_embeddings(run: RunFolder, feature: str) -> np.ndarray:
     """One feature of a finished run's test view, `(rows, width)`, after the last epoch."""
     result = run.result
     assert result is not None
     return embeddings_of(result)[feature]
 
 
-def _precision(run: RunFolder, feature: str) -> dict[int, float]:
-    """Average precision of every query with a match, after the last epoch, by `sample_index`."""
+def _average_precision(run: RunFolder, feature: str) -> dict[int, float]:
+    """The average precision after the last epoch of every query with a match, by `sample_index`."""
     table = parquet.read_table(run.queries)
     last = compute.max(table["epoch"])
     chosen = compute.and_(compute.equal(table["feature"], feature), compute.equal(table["epoch"], last))
@@ -108,41 +108,40 @@ def _precision(run: RunFolder, feature: str) -> dict[int, float]:
     return dict(zip(table["sample_index"].to_pylist(), table["average_precision"].to_pylist(), strict=True))
 
 
-def rank_differences(
-    arms: Mapping[str, Mapping[int, RunFolder]], feature: str, found: list[Disagreement]
+def plot_rank_lists(
+    rows: Mapping[str, Mapping[int, RunFolder]], feature: str, queries: list[Disagreement]
 ) -> Figure:
-    """Each query's nearest gallery samples in both rows, of the lowest seed that both have.
+    """The nearest gallery samples of each query in both rows, for the lowest shared seed.
 
     Args:
-        arms: Label to seed to run, of two rows.
-        feature: What ranks.
-        found: Queries.
+        rows: Label to seed to run, of two rows.
+        feature: The retrieval feature.
+        queries: The queries to show.
 
     Raises:
         RunFolderError: They have no seed in common.
     """
-    seed = seeds_in_common(arms.values())[0]
-    runs = {label: of_seed[seed] for label, of_seed in arms.items()}
+    seed = shared_seeds(rows.values())[0]
+    runs = {label: by_seed[seed] for label, by_seed in rows.items()}
     first = next(iter(runs.values()))
     view, junk = open_view(first.view("test")), first.config.data.junk
-    embeddings = {label: embedding_of(run, feature) for label, run in runs.items()}
-    precision = {label: _precision(run, feature) for label, run in runs.items()}
+    embeddings = {label: load_embeddings(run, feature) for label, run in runs.items()}
+    precision = {label: _average_precision(run, feature) for label, run in runs.items()}
     height, width = view.image_size
     cell = 1.35
     row_height = cell * height / (width * len(MODALITIES)) + 0.22
-    lines = len(arms) * len(found)
+    lines = len(rows) * len(queries)
     figure = Figure(figsize=(cell * (RANKS + 2), row_height * lines + 0.4), layout="constrained")
     axes = figure.subplots(lines, RANKS + 2, squeeze=False)
-    row_of = {index: row for row, index in enumerate(view.sample_index.tolist())}
-    for number, one in enumerate(found):
-        for place, label in enumerate(arms):
-            cells = axes[len(arms) * number + place]
-            query = row_of[one.sample_index]
-            share = precision[label][one.sample_index]
-            gain = f"\n\n{100 * one.gain:+.0f} points\nover seeds" if place else ""
-            _describe(cells[0], f"{label}\nAP {share:.0%}{gain}")
-            show_sample(cells[1], view, query, f"query {one.sample_index}", "black")
-            show_nearest(cells[2:], view, embeddings[label], query, junk)
+    view_row = {index: row for row, index in enumerate(view.sample_index.tolist())}
+    for number, query in enumerate(queries):
+        for position, label in enumerate(rows):
+            cells = axes[len(rows) * number + position]
+            row = view_row[query.sample_index]
+            gain = f"\n\n{100 * query.gain:+.0f} points\nover seeds" if position else ""
+            _describe(cells[0], f"{label}\nAP {precision[label][query.sample_index]:.0%}{gain}")
+            show_sample(cells[1], view, row, f"query {query.sample_index}", "black")
+            show_nearest(cells[2:], view, embeddings[label], row, junk)
     figure.suptitle(f"Seed {seed}, each sample in {', '.join(MODALITIES)}", fontsize=10)
     return figure
 

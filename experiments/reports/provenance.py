@@ -1,25 +1,25 @@
-"""Where each number of a study comes from: runs in MLflow, code, settings, data, versions and machine."""
+"""The origin of each number of a study: runs in MLflow, code, settings, data, versions and machine."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.reports.study_records import RecordedStudy, StudyRun
+from experiments.reports.recorded_study import RecordedRun, RecordedStudy
 from experiments.studies.ablation.ablation_result import AblationResult, EpochSpread, TableRow
 
 
 @dataclass(frozen=True)
 class RunProvenance:
-    """What made the numbers of one run.
+    """The origin of the numbers of one run.
 
     Attributes:
-        run: It.
-        link: Its page in MLflow's UI; None for an embedded store, which has none until a server is started.
-        numbers: What it contributes, as `table3 B SFM: mAP 61.2 %`.
-        settings: Those that differ between the study's runs.
+        run: The run.
+        link: Page of the run in MLflow's UI; None for a SQLite file, which has no page without a server.
+        numbers: Its contributions, such as `table3 B SFM: mAP 61.2, rank1 70.0`.
+        settings: Settings that differ between the study's runs.
         facts: Code, data, versions and machine, where they differ between the study's runs.
     """
 
-    run: StudyRun
+    run: RecordedRun
     link: str | None
     numbers: tuple[str, ...]
     settings: Mapping[str, str]
@@ -27,12 +27,12 @@ class RunProvenance:
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """What made the numbers of a study.
+class StudyProvenance:
+    """The origin of the numbers of a study.
 
     Attributes:
-        link: The parent run's page in MLflow's UI, or None.
-        runs: Each of its runs.
+        link: Page of the parent run in MLflow's UI, or None.
+        runs: For each run.
         facts: Code, data, versions and machine that all runs share.
         settings: Settings that all runs share.
     """
@@ -43,8 +43,8 @@ class Provenance:
     settings: Mapping[str, str]
 
 
-def provenance(study: RecordedStudy) -> Provenance:
-    """Everything that MLflow knows of how a study's numbers came about."""
+def find_provenance(study: RecordedStudy) -> StudyProvenance:
+    """All that MLflow knows about the origin of a study's numbers."""
     rows = study.result.rows if isinstance(study.result, AblationResult) else ()
     facts = {run.run: _facts(run) for run in study.runs}
     shared_facts = _shared(facts.values())
@@ -52,25 +52,25 @@ def provenance(study: RecordedStudy) -> Provenance:
     runs = tuple(
         RunProvenance(
             run=run,
-            link=_link(study.uri, run.experiment_id, run.run_id),
+            link=_page_of_run(study.uri, run.experiment_id, run.run_id),
             numbers=tuple(_numbers(run.run, rows)),
-            settings=_others(run.parameters, shared_settings),
-            facts=_others(facts[run.run], shared_facts),
+            settings=_without(run.parameters, shared_settings),
+            facts=_without(facts[run.run], shared_facts),
         )
         for run in study.runs
     )
-    return Provenance(
-        _link(study.uri, study.experiment_id, study.run_id), runs, shared_facts, shared_settings
+    return StudyProvenance(
+        _page_of_run(study.uri, study.experiment_id, study.run_id), runs, shared_facts, shared_settings
     )
 
 
-def _facts(run: StudyRun) -> dict[str, str]:
-    told = {name: value for name, value in run.tags.items() if name.startswith(("code.", "environment."))}
-    return told | {f"data.{name}": digest for name, digest in run.digests.items()}
+def _facts(run: RecordedRun) -> dict[str, str]:
+    logged = {name: value for name, value in run.tags.items() if name.startswith(("code.", "environment."))}
+    return logged | {f"data.{name}": digest for name, digest in run.digests.items()}
 
 
 def _shared(each: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """What is the same in all of them."""
+    """The facts that are equal in all of them."""
     first, *others = each or [{}]
     return {
         name: value
@@ -79,8 +79,8 @@ def _shared(each: Iterable[Mapping[str, str]]) -> dict[str, str]:
     }
 
 
-def _others(mine: Mapping[str, str], shared: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in sorted(mine.items()) if name not in shared}
+def _without(facts: Mapping[str, str], shared: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in sorted(facts.items()) if name not in shared}
 
 
 def _numbers(run: str, rows: Sequence[TableRow]) -> Iterable[str]:
@@ -96,12 +96,12 @@ def _numbers(run: str, rows: Sequence[TableRow]) -> Iterable[str]:
 
 
 def _other_epochs(epochs: Mapping[str, EpochSpread], seed: int) -> Iterable[str]:
-    """The mAP of each choice of epoch, and which epoch it was."""
+    """The mAP of each choice of epoch, with the number of that epoch."""
     for choice, spread in epochs.items():
         if seed in spread.values:
             which = f", epoch {spread.epoch[seed]}" if seed in spread.epoch else ""
             yield f"; {choice.replace('_', ' ')}{which}: mAP {100 * spread.values[seed]:.2f}"
 
 
-def _link(uri: str, experiment_id: str, run_id: str) -> str | None:
+def _page_of_run(uri: str, experiment_id: str, run_id: str) -> str | None:
     return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else None

@@ -1,4 +1,4 @@
-"""What SFM did to the attention of a trained run, before and after modulation; the learned alpha and beta."""
+"""The attention of a trained run before and after modulation by SFM; the learned alpha and beta."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,19 +23,20 @@ from stmi.feature_modulation import ModulatedAttention, ModulationStrength, modu
 from stmi.modality import MODALITIES
 
 LAYERS = 6
-"""Of a deeper tower, this many are shown, spread evenly."""
+"""A deeper tower shows this many layers, spread evenly."""
 BATCH = 16
 COLOURS = ("#d55e00", "#0072b2", "#009e73")
 
 
 @dataclass(frozen=True)
 class ClassAttention:
-    """How the class token shares its attention among the patches, mean over heads.
+    """The class token's attention to the patches, mean over heads.
 
     Attributes:
-        before: Of the same layer without modulation, from the same tokens and weights; less than 1 in all, as
-            the class token's share of itself is left out; `(layers, samples, modalities, patches)`.
-        after: As the layer attends; likewise.
+        before: Of the same layer without modulation, from the same tokens and weights,
+            `(layers, samples, modalities, patches)`. The sum over patches is below 1, because the class
+            token's attention to itself is not included.
+        after: With modulation; the same shape.
         foreground: Token mask, `(samples, patches)`.
     """
 
@@ -43,10 +44,10 @@ class ClassAttention:
     after: np.ndarray
     foreground: np.ndarray
 
-    def on_foreground(self, shares: np.ndarray) -> np.ndarray:
-        """Part of the attention to patches that goes to the foreground; `(layers, samples, modalities)`."""
-        inside = (shares * self.foreground[None, :, None]).sum(axis=-1)
-        return inside / shares.sum(axis=-1)
+    def foreground_share(self, attention: np.ndarray) -> np.ndarray:
+        """The foreground's share of `before` or `after`, `(layers, samples, modalities)`."""
+        inside = (attention * self.foreground[None, :, None]).sum(axis=-1)
+        return inside / attention.sum(axis=-1)
 
 
 @torch.no_grad()
@@ -55,8 +56,8 @@ def class_attention(target: EvaluationTarget, view: View, rows: np.ndarray) -> C
 
     Args:
         target: A run with SFM.
-        view: Where the samples are.
-        rows: Which.
+        view: The view of the samples.
+        rows: Rows of the view.
     """
     model = target.model
     config = target.config.model.sfm
@@ -64,27 +65,27 @@ def class_attention(target: EvaluationTarget, view: View, rows: np.ndarray) -> C
     for start in range(0, len(rows), BATCH):
         chosen = rows[start : start + BATCH]
         inputs = evaluation.model_input(model, view, chosen, model.image_tower.proj.device, target.captions)
-        with _watched(target) as seen:
+        with _recorded(target) as layers:
             model(inputs)
-        both = torch.stack([torch.stack(layer) for layer in seen]).mean(dim=3)[..., 1:]
+        both = torch.stack([torch.stack(layer) for layer in layers]).mean(dim=3)[..., 1:]
         parts.append(both.unflatten(2, (len(chosen), len(MODALITIES))).cpu().numpy())
         masks.append(token_mask(inputs.foreground, config.mask_threshold).cpu().numpy())
-    shares = np.concatenate(parts, axis=2)
-    return ClassAttention(shares[:, 0], shares[:, 1], np.concatenate(masks))
+    attention = np.concatenate(parts, axis=2)
+    return ClassAttention(attention[:, 0], attention[:, 1], np.concatenate(masks))
 
 
 @contextmanager
-def _watched(target: EvaluationTarget) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Meanwhile keep what `class_rows` gives of each layer that the image tower runs."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def _recorded(target: EvaluationTarget) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """While the block runs, record `class_rows` of each layer of the image tower."""
+    recorded: list[tuple[Tensor, Tensor]] = []
 
-    def look(attention: ModulatedAttention, given: tuple[Any, ...], mixed: Tensor) -> None:
-        seen.append(class_rows(attention, *given))
+    def record(attention: ModulatedAttention, inputs: tuple[Any, ...], output: Tensor) -> None:
+        recorded.append(class_rows(attention, *inputs))
 
     layers = [part for part in target.model.image_tower.modules() if isinstance(part, ModulatedAttention)]
-    hooks = [layer.register_forward_hook(look) for layer in layers]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
-        yield seen
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()
@@ -99,10 +100,10 @@ def class_rows(
     """The class token's row of the attention before and after modulation, each `(batch, heads, tokens)`.
 
     Args:
-        attention: A layer's.
-        tokens: As it is called with, like the rest.
-        foreground: Likewise.
-        strength: Likewise; None for a layer that is not modulated, whose rows are equal.
+        attention: The attention of a layer.
+        tokens: Its input, as are the next two.
+        foreground: Token mask.
+        strength: Alpha and beta; None for a layer without modulation, whose two rows are equal.
     """
     batch, count, _ = tokens.shape
     projected = functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
@@ -114,17 +115,17 @@ def class_rows(
     return before, modulate(logits, foreground, *strength)[:, :, 0].softmax(dim=-1)
 
 
-def shown_samples(view: View, count: int) -> np.ndarray:
-    """Rows of some queries, spread evenly over the view."""
+def spread_queries(view: View, count: int) -> np.ndarray:
+    """The rows of some queries, spread evenly over the view."""
     queries = np.flatnonzero(view.is_query)
     return queries[np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)]
 
 
-def attention_maps(target: EvaluationTarget, view: View, row: int) -> Figure:
-    """A sample in its modalities, its masks, and its class token's attention by layer before and after.
+def plot_attention_maps(target: EvaluationTarget, view: View, row: int) -> Figure:
+    """A sample in its modalities, its masks, and its class token's attention by layer, before and after.
 
-    Both maps of a layer and modality have one scale, from nothing to the larger maximum of the two; above
-    each stands the part of the attention to patches that goes to the foreground.
+    Both maps of a layer and modality have one scale, from zero to the larger maximum of the two; the number
+    above a map is the foreground's share of the attention to patches.
     """
     found = class_attention(target, view, np.array([row]))
     batch = view.batch([row])
@@ -132,60 +133,62 @@ def attention_maps(target: EvaluationTarget, view: View, row: int) -> Figure:
     height, width = view.image_size
     layers = np.linspace(0, len(found.after) - 1, min(LAYERS, len(found.after))).astype(int)
     columns = 2 * len(MODALITIES)
-    # Cells keep the image's shape; a map needs room for the number above it.
+    # Cells have the shape of the image, and room for the number above.
     cell = 0.52 if height >= width else 1.0
     line = cell * height / width + 0.2
     figure = Figure(figsize=(cell * columns + 0.6, line * (len(layers) + 1) + 0.6), layout="constrained")
     axes = figure.subplots(len(layers) + 1, columns)
     mask = found.foreground[0].reshape(grid)
     _show_inputs(axes[0], batch.pixels[0], batch.mask[0], mask)
-    shares = [found.on_foreground(values)[:, 0] for values in (found.before, found.after)]
-    for line_of, layer in zip(axes[1:], layers, strict=True):
+    shares = [found.foreground_share(values)[:, 0] for values in (found.before, found.after)]
+    for line_axes, layer in zip(axes[1:], layers, strict=True):
         for modality, name in enumerate(MODALITIES):
             maps = [values[layer, 0, modality].reshape(grid) for values in (found.before, found.after)]
             highest = max(values.max() for values in maps)
             for side, (values, when) in enumerate(zip(maps, ("before", "after"), strict=True)):
-                cell_of = line_of[2 * modality + side]
-                part = f"{shares[side][layer, modality]:.0%}"
-                title = f"{name}\n{when}\n{part}" if layer == layers[0] else part
-                _bare(cell_of, title)
-                cell_of.imshow(values, cmap="viridis", vmin=0, vmax=highest, interpolation="nearest")
-        line_of[0].set_ylabel(f"layer {layer + 1}", fontsize=8)
+                cell_axes = line_axes[2 * modality + side]
+                share = f"{shares[side][layer, modality]:.0%}"
+                title = f"{name}\n{when}\n{share}" if layer == layers[0] else share
+                _format(cell_axes, title)
+                cell_axes.imshow(values, cmap="viridis", vmin=0, vmax=highest, interpolation="nearest")
+        line_axes[0].set_ylabel(f"layer {layer + 1}", fontsize=8)
     return figure
 
 
 def _show_inputs(cells: np.ndarray, pixels: np.ndarray, mask: np.ndarray, tokens: np.ndarray) -> None:
-    """Three images, the mask and the token mask; one cell stays empty."""
+    """Show three images, the mask and the token mask; the last cell stays empty."""
     for cell, image, modality in zip(cells, pixels, MODALITIES, strict=False):
-        _bare(cell, modality)
+        _format(cell, modality)
         cell.imshow(image.transpose(1, 2, 0), interpolation="nearest")
     for cell, values, name in ((cells[3], mask / 255, "mask"), (cells[4], tokens, "token\nmask")):
-        _bare(cell, name)
+        _format(cell, name)
         cell.imshow(values, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     cells[5].set_axis_off()
 
 
-def _bare(axes: Axes, title: str) -> None:
+def _format(axes: Axes, title: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=7, pad=2)
     for spine in axes.spines.values():
         spine.set(visible=True, color="#bbbbbb", linewidth=0.5)
 
 
-def foreground_shares(target: EvaluationTarget, view: View, count: int) -> Figure:
-    """How much of the class token's attention to patches goes to the foreground, by layer, mean over samples.
+def plot_foreground_shares(target: EvaluationTarget, view: View, count: int) -> Figure:
+    """The foreground's share of the class token's attention to patches, by layer, mean over samples.
 
     Args:
         target: A run with SFM.
-        view: Where the samples are.
-        count: Of samples, queries spread evenly over the view.
+        view: The view of the samples.
+        count: Number of samples, which are queries spread evenly over the view.
     """
-    rows = shown_samples(view, count)
+    rows = spread_queries(view, count)
     found = class_attention(target, view, rows)
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
     axes = figure.subplots()
     layers = np.arange(1, len(found.after) + 1)
-    before, after = (100 * found.on_foreground(values).mean(axis=1) for values in (found.before, found.after))
+    before, after = (
+        100 * found.foreground_share(values).mean(axis=1) for values in (found.before, found.after)
+    )
     for modality, (name, colour) in enumerate(zip(MODALITIES, COLOURS, strict=True)):
         axes.plot(layers, after[:, modality], "o-", color=colour, label=f"{name} after", markersize=5)
         axes.plot(
@@ -199,7 +202,7 @@ def foreground_shares(target: EvaluationTarget, view: View, count: int) -> Figur
             linewidth=1,
         )
     area = 100 * found.foreground.mean()
-    axes.axhline(area, color="grey", linewidth=1, linestyle=":", label="foreground's part of the patches")
+    axes.axhline(area, color="grey", linewidth=1, linestyle=":", label="foreground's share of the patches")
     axes.set(
         xlabel="layer of the image tower",
         ylabel="attention on the foreground, %",
@@ -213,15 +216,15 @@ def foreground_shares(target: EvaluationTarget, view: View, count: int) -> Figur
 
 
 def learned_strengths(run: RunFolder) -> tuple[np.ndarray, np.ndarray]:
-    """Alpha and beta of a finished run's last epoch, each `(layers, heads or 1)`, NaN where not modulated."""
+    """Alpha and beta after the last epoch of a run, each `(layers, heads or 1)`; NaN without modulation."""
     result = run.result
     assert result is not None
     with fetched(result.checkpoint) as folder, safe_open(folder / MODEL_FILE, "np") as weights:
         pairs = [
             weights.get_tensor(f"image_tower.modulation.{name}")[..., 0, 0] for name in ("alpha", "beta")
         ]
-        marked = [name for name in weights.keys() if name.startswith("image_tower.blocks.")]  # noqa: SIM118
-    layers = len({name.split(".")[2] for name in marked})
+        blocks = [name for name in weights.keys() if name.startswith("image_tower.blocks.")]  # noqa: SIM118
+    layers = len({name.split(".")[2] for name in blocks})
     heads = pairs[0].shape[1]
     pair_of_layer = ModulationStrength(run.config.model.sfm, layers, heads).pair_of_layer
     alpha, beta = (np.full((layers, heads), np.nan) for _ in pairs)

@@ -6,13 +6,13 @@ from torch.nn import functional
 
 from data_catalog.views.training_view import open_view
 from experiments.evaluating import evaluation_target
-from experiments.reports.attention_pictures import (
+from experiments.reports.attention_figures import (
     ClassAttention,
-    attention_maps,
     class_attention,
     class_rows,
     learned_strengths,
-    shown_samples,
+    plot_attention_maps,
+    spread_queries,
 )
 from stmi.feature_modulation import ModulatedAttention
 from tests.experiments import small_run
@@ -33,7 +33,7 @@ def run(ray_session, clip, workspace):
     return small_run.alone(clip, workspace, "model.sfm.sharing=early_half")
 
 
-def test_rows_are_those_that_the_layer_attends_with(layer):
+def test_rows_equal_the_attention_of_the_layer(layer):
     attention, tokens, foreground = layer
     strength = (torch.full((2, 1, 1), 0.3), torch.tensor([0.2, 0.6]).view(2, 1, 1))
     _, _, value = functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
@@ -58,7 +58,7 @@ def test_before_is_the_softmax_of_the_plain_logits(layer):
     assert not torch.allclose(before, after, atol=1e-3)
 
 
-def test_without_strength_nothing_changes(layer):
+def test_zero_strength_changes_nothing(layer):
     attention, tokens, foreground = layer
     zero = torch.zeros(1, 1, 1)
     before, after = class_rows(attention, tokens, foreground, (zero, zero))
@@ -69,26 +69,28 @@ def test_share_of_uniform_attention_on_the_foreground_is_its_area():
     foreground = np.array([[True, False, False, False], [True, True, True, False]])
     uniform = np.full((2, 2, 3, 4), 0.2)
     found = ClassAttention(uniform, uniform, foreground)
-    assert found.on_foreground(uniform) == pytest.approx(np.broadcast_to([[0.25] * 3, [0.75] * 3], (2, 2, 3)))
+    assert found.foreground_share(uniform) == pytest.approx(
+        np.broadcast_to([[0.25] * 3, [0.75] * 3], (2, 2, 3))
+    )
 
 
-def test_layers_that_are_not_modulated_attend_as_before(run):
+def test_layers_without_modulation_attend_as_before(run):
     trained = evaluation_target.load_run(run.path)
     view = open_view(trained.table)
-    rows = shown_samples(view, 5)
+    rows = spread_queries(view, 5)
     assert view.is_query[rows].all()
     found = class_attention(trained, view, rows)
     patches = trained.model.grid[0] * trained.model.grid[1]
     assert found.before.shape == found.after.shape == (2, 5, 3, patches)
     assert np.array_equal(found.before[1], found.after[1])
     mixed = found.foreground.any(axis=1) & ~found.foreground.all(axis=1)
-    assert (found.on_foreground(found.after)[0] > found.on_foreground(found.before)[0])[mixed].all()
+    assert (found.foreground_share(found.after)[0] > found.foreground_share(found.before)[0])[mixed].all()
 
 
 def test_map_shows_every_image_mask_and_layer(run):
     trained = evaluation_target.load_run(run.path)
     view = open_view(trained.table)
-    axes = np.array(attention_maps(trained, view, 0).axes).reshape(3, 6)
+    axes = np.array(plot_attention_maps(trained, view, 0).axes).reshape(3, 6)
     assert [one.get_title() for one in axes[0]] == ["RGB", "NIR", "TIR", "mask", "token\nmask", ""]
     shown = np.asarray(axes[0, 1].images[0].get_array())
     assert np.array_equal(shown, view.batch([0]).pixels[0, 1].transpose(1, 2, 0))
@@ -97,7 +99,7 @@ def test_map_shows_every_image_mask_and_layer(run):
     assert [one.get_ylabel() for one in axes[1:, 0]] == ["layer 1", "layer 2"]
 
 
-def test_learned_strengths_stand_at_the_layers_that_have_them(run):
+def test_learned_strengths_are_given_for_modulated_layers_only(run):
     alpha, beta = learned_strengths(run)
     weights = load_file(f"{run.result.checkpoint}/model.safetensors")
     assert alpha[0] == pytest.approx(weights["image_tower.modulation.alpha"].ravel())
