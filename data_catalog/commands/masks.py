@@ -6,26 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
-from data_catalog.commands.command import Command, Result, build
+from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
-from data_catalog.masks.mask_table import list_below_gate, make_masks
-from data_catalog.masks.segmenters.mask_files import import_masks
+from data_catalog.masks.mask_table import SegmenterSettings, list_below_gate, make_masks
+from data_catalog.masks.segmenters.grabcut import GrabCutSettings
+from data_catalog.masks.segmenters.mask_files import MaskFileStatistics, import_masks
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS
 from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 
-_OPTIONS_OF = {
+_OPTIONS = {
     "sam2": ("checkpoint", "model", "prompt", "image_size", "precision", "images_per_batch"),
     "files": ("masks", "mask_size", "allow_missing"),
 }
 """Segmenter to the options that it alone reads."""
 
 _NIGHT, _DUSK = 0.1, 0.3
-"""Mean brightness of RGB below which a camera is said to see at night, at dusk."""
+"""Mean brightness of RGB below which a camera counts as one at night, at dusk."""
 
 _SHOWN = 10
+
+
+class QualityGate(Record):
+    """The samples whose mask scores less than the gate."""
+
+    score: float
+    """The gate."""
+    count: int
+    samples: list[str]
+
+
+class MasksResult(MaskFileStatistics, BuiltTable):
+    """The masks of a data set; a statistic that does not apply is null."""
+
+    quality_gate: QualityGate | None = None
+    """With `--quality-gate`."""
 
 
 def _score(text: str) -> float:
@@ -68,23 +86,23 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> Result:
-    given = {name: _given(args, name) for name in _OPTIONS_OF}
+def _run(args: argparse.Namespace) -> MasksResult:
+    given = {name: _given(args, name) for name in _OPTIONS}
     for name, values in given.items():
         if values and name != args.segmenter:
             option = next(iter(values)).replace("_", "-")
             raise CatalogError(f"--{option} is read with --segmenter {name} only; leave it out or add that")
     samples = find_samples(args)
-    result = build("masks", lambda progress: _make(args, samples, given, progress))
-    if args.quality_gate is not None:
-        table = find_made_from(samples, TableKind.MASKS, result["key"])
-        below = list_below_gate(table, args.quality_gate)
-        result["quality_gate"] = {"score": args.quality_gate, "count": len(below), "samples": below}
-    return result
+    result = build("masks", lambda progress: _make(args, samples, given, progress), MasksResult)
+    if args.quality_gate is None:
+        return result
+    below = list_below_gate(find_made_from(samples, TableKind.MASKS, result.key), args.quality_gate)
+    gate = QualityGate(score=args.quality_gate, count=len(below), samples=below)
+    return result.model_copy(update={"quality_gate": gate})
 
 
 def _given(args: argparse.Namespace, segmenter: str) -> dict[str, Any]:
-    options = {name: getattr(args, name) for name in _OPTIONS_OF[segmenter]}
+    options = {name: getattr(args, name) for name in _OPTIONS[segmenter]}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -100,35 +118,35 @@ def _make(
             true_masks=args.true_masks,
             progress=progress,
         )
-    if args.segmenter == "grabcut":
-        return make_masks(samples, true_masks=args.true_masks, progress=progress)
-    if args.checkpoint is None:
-        raise CatalogError(
-            "--segmenter sam2 needs --checkpoint FILE, the weights as SAM2's authors publish them"
-        )
-    # It needs torch, whose import takes seconds that other commands need not pay.
-    from data_catalog.masks.segmenters.sam2 import sam2_settings  # noqa: PLC0415
+    settings: SegmenterSettings = GrabCutSettings()
+    if args.segmenter == "sam2":
+        if args.checkpoint is None:
+            raise CatalogError(
+                "--segmenter sam2 needs --checkpoint FILE, the weights as SAM2's authors publish them"
+            )
+        # It needs torch, whose import takes seconds that other commands need not pay.
+        from data_catalog.masks.segmenters.sam2 import sam2_settings  # noqa: PLC0415
 
-    return make_masks(samples, sam2_settings(**given["sam2"]), args.true_masks, progress)
+        settings = sam2_settings(**given["sam2"])
+    return make_masks(samples, settings, args.true_masks, progress)
 
 
-def _show(result: Mapping[str, Any]) -> None:
-    """Print the result: cameras as a table, and of long lists the beginning."""
-    ious, brightness = result.get("mean_iou_by_camera", {}), result.get("brightness_by_camera", {})
-    told: dict[str, Any] = {}
-    for name, value in result.items():
-        if name in ("mean_iou_by_camera", "brightness_by_camera", "lowest_scores"):
-            continue
+def _show(result: MasksResult) -> None:
+    """Print the result: one line per camera, and of long lists the beginning."""
+    ious, brightness = result.mean_iou_by_camera or {}, result.brightness_by_camera or {}
+    by_camera = {
+        camera: _camera(counts, ious.get(camera), brightness.get(camera))
+        for camera, counts in result.sources_by_camera.items()
+    }
+    shown: dict[str, Any] = {}
+    for name, value in result.model_dump(mode="json", exclude_none=True).items():
         if name == "sources_by_camera":
-            told["by_camera"] = {
-                camera: _camera(counts, ious.get(camera), brightness.get(camera))
-                for camera, counts in value.items()
-            }
+            shown["by_camera"] = by_camera
         elif name == "quality_gate":
-            told[name] = {**value, "samples": _shorten(value["samples"])}
-        else:
-            told[name] = _shorten(value) if isinstance(value, list) else value
-    print_result(told)
+            shown[name] = {**value, "samples": _shorten(value["samples"])}
+        elif name not in ("mean_iou_by_camera", "brightness_by_camera", "lowest_scores"):
+            shown[name] = _shorten(value) if isinstance(value, list) else value
+    print_result(shown)
 
 
 def _camera(counts: Mapping[str, int], iou: float | None, brightness: float | None) -> str:
@@ -152,5 +170,6 @@ COMMAND = Command(
     example="--catalog runs/catalog --segmenter grabcut --true-masks runs/benchmark/true_masks",
     add_options=_add_options,
     run=_run,
+    result=MasksResult,
     show=_show,
 )

@@ -1,6 +1,6 @@
-"""What is told of a masks table: how much is foreground, what was looked at, and the overlap with a truth.
+"""Statistics of a masks table: how much is foreground, which sources were used, the overlap with true masks.
 
-A shard tells sums and counts, so that nothing grows with the data set but the lists of samples to look at.
+A shard has sums and counts, so that nothing grows with the data set but the lists of samples to look at.
 """
 
 import os
@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import UnidentifiedImageError
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record
 from data_catalog.samples.images import (
     Mask,
     Segmentation,
@@ -25,7 +26,7 @@ from data_catalog.samples.images import (
 from stmi.modality import MODALITIES, Modality
 
 STATISTICS_VERSION = 2
-"""Raised when the statistics change, so that shards which tell the old ones are not joined with others."""
+"""Raised when the statistics change, so that shards with the old ones are not joined with others."""
 
 _RGB = MODALITIES.index(Modality.RGB)
 
@@ -58,7 +59,7 @@ class TrueMasks:
             )
 
     def fingerprint(self) -> list[list[Any]]:
-        """A short-cut for their content: names, sizes and times of change."""
+        """Names, sizes and times of change, which stand for the content."""
         folders = sorted(self.split_folders.values())
         files = (file for folder in folders for file in sorted((self.root / folder).glob("*.png")))
         return [file_facts(self.root, file) for file in files]
@@ -92,7 +93,7 @@ def file_facts(root: Path, file: Path) -> list[Any]:
 def describe_shard(
     samples: pa.Table, found: Sequence[Segmentation], truth: TrueMasks | None
 ) -> dict[str, Any]:
-    """What the masks of a shard tell, as JSON values for `describe_table`.
+    """Statistics of the masks of a shard, as JSON values for `describe_table`.
 
     Args:
         samples: Rows of the samples table.
@@ -142,15 +143,44 @@ def _overlaps(
     return overlaps
 
 
-def describe_table(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Statistics of a masks table from those of its shards.
+class SampleScore(Record):
+    """The score of a sample's mask."""
 
-    Returns:
-        `foreground_fraction` and `score` (means); `empty`, `full` (masks that are all background, all
-        foreground) and `empty_samples`, `full_samples` (which ones); `lowest_scores` (the LOWEST samples);
-        `sources_by_camera` (camera to source to samples). With true masks also `mean_iou`, `scored` (samples
-        that have one), `mean_iou_by_camera` and `brightness_by_camera` (of RGB, 0 to 1; a night camera has
-        little).
+    sample_id: str
+    score: float
+
+
+class MaskStatistics(Record):
+    """Statistics of a `masks` table."""
+
+    foreground_fraction: float | None
+    """Mean share of foreground; None without samples."""
+    score: float | None
+    """Mean score, 0 to 1; None without samples."""
+    empty: int
+    """Masks that are all background."""
+    full: int
+    """Masks that are all foreground."""
+    empty_samples: list[str]
+    full_samples: list[str]
+    lowest_scores: list[SampleScore]
+    """The samples of lowest score, at most LOWEST."""
+    sources_by_camera: dict[str, dict[str, int]]
+    """Camera to source to samples."""
+    mean_iou: float | None = None
+    """Mean overlap with the true masks; this and what follows is None where there are none."""
+    mean_iou_by_camera: dict[str, float] | None = None
+    brightness_by_camera: dict[str, float] | None = None
+    """Camera to the mean brightness of RGB, 0 to 1; that of a night camera is low."""
+    scored: int | None = None
+    """Samples that have a true mask."""
+
+
+def describe_table(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics of a masks table from those of its shards: a dump of `MaskStatistics`, without what is None.
+
+    Args:
+        shards: What `describe_shard` gave for each.
     """
     samples = sum(shard["samples"] for shard in shards)
     empty = [name for shard in shards for name in shard["empty"]]
@@ -163,32 +193,31 @@ def describe_table(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             sources.setdefault(camera, Counter()).update(counts)
         for camera, sums in shard["overlaps"].items():
             overlaps.setdefault(camera, Counter()).update(sums)
-    statistics = {
-        "foreground_fraction": _ratio(sum(shard["foreground"] for shard in shards), samples),
-        "score": _ratio(sum(shard["score"] for shard in shards), samples),
-        "empty": len(empty),
-        "full": len(full),
-        "empty_samples": empty,
-        "full_samples": full,
-        "lowest_scores": [{"sample_id": name, "score": score} for score, name in lowest],
-        "sources_by_camera": {
-            camera: dict(sorted(sources[camera].items())) for camera in _by_number(sources)
-        },
-    }
+    statistics = MaskStatistics(
+        foreground_fraction=_mean(sum(shard["foreground"] for shard in shards), samples),
+        score=_mean(sum(shard["score"] for shard in shards), samples),
+        empty=len(empty),
+        full=len(full),
+        empty_samples=empty,
+        full_samples=full,
+        lowest_scores=[SampleScore(sample_id=name, score=score) for score, name in lowest],
+        sources_by_camera={camera: dict(sorted(sources[camera].items())) for camera in _by_number(sources)},
+    ).model_dump(exclude_unset=True)
     if not overlaps:
         return statistics
     total: Counter[str] = Counter()
     for sums in overlaps.values():
         total.update(sums)
+
+    def by_camera(name: str) -> dict[str, float]:
+        return {
+            camera: overlaps[camera][name] / overlaps[camera]["samples"] for camera in _by_number(overlaps)
+        }
+
     return statistics | {
         "mean_iou": total["iou"] / total["samples"],
-        "mean_iou_by_camera": {
-            camera: overlaps[camera]["iou"] / overlaps[camera]["samples"] for camera in _by_number(overlaps)
-        },
-        "brightness_by_camera": {
-            camera: overlaps[camera]["brightness"] / overlaps[camera]["samples"]
-            for camera in _by_number(overlaps)
-        },
+        "mean_iou_by_camera": by_camera("iou"),
+        "brightness_by_camera": by_camera("brightness"),
         "scored": total["samples"],
     }
 
@@ -197,5 +226,5 @@ def _by_number(cameras: Collection[str]) -> list[str]:
     return sorted(cameras, key=int)
 
 
-def _ratio(value: float, count: int) -> float | None:
-    return value / count if count else None
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count else None

@@ -1,12 +1,11 @@
 """Samples to the `masks` table: where the object is, one mask per sample.
 
-A segmenter looks at the three images of a sample and gives one mask; which one it is comes with the
-settings. It lives in a Ray Data actor, so a model is loaded once per actor. Of
-`data_catalog.masks.segmenters`, `grabcut` needs no weights, `sam2` its authors' checkpoint, and `mask_files`
-imports masks that exist already.
+A segmenter finds one mask in the three images of a sample; its settings build it. It lives in a Ray Data
+actor, so a model is loaded once per actor. The segmenters are in `data_catalog.masks.segmenters`, which
+implements the interfaces of this module.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ import pyarrow.compute as pc
 
 from data_catalog.formats import FORMATS
 from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
-from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.progress import Progress
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
 from data_catalog.tables.building import ShardMaker, build_table
@@ -51,6 +49,10 @@ class SegmenterSettings(Protocol):
     def cpus_per_actor(self) -> float:
         """CPUs that one segmenter uses otherwise."""
 
+    @property
+    def is_light(self) -> bool:
+        """Whether it segments a shard in a few seconds at the most."""
+
     def build(self) -> Segmenter:
         """The segmenter; called in the actor that uses it."""
 
@@ -59,21 +61,42 @@ class SegmenterSettings(Protocol):
 
 
 @dataclass
-class MaskFinder(ABC):
-    """Where the masks of a shard come from; sent to the actors."""
+class MaskMaker(ShardMaker):
+    """Makes shards of a masks table; a subclass says where the masks come from.
 
-    gpus_per_actor: float = field(default=0, init=False)
-    cpus_per_actor: float = field(default=1, init=False)
-    is_light: bool = field(default=False, init=False)
+    Attributes:
+        samples: What the masks are of.
+        truth: Masks to score against; set by `build_masks`.
+    """
+
+    samples: Table
+    truth: TrueMasks | None = field(default=None, init=False)
 
     @abstractmethod
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
-        """A mask for each row of the samples table, and what is wrong (file and reason)."""
+        """A mask for each row of the samples table, and what is wrong (sample, file and reason)."""
+
+    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows of the shard, and its statistics: `describe_shard` and `faults`."""
+        samples = self.samples.read_shard(work["shard"])
+        found, faults = self.find(samples)
+        rows = pa.table(
+            [
+                samples["sample_index"],
+                samples["sample_id"],
+                [encode_mask(segmentation.mask) for segmentation in found],
+                pa.array([float(segmentation.mask.mean()) for segmentation in found], pa.float32()),
+                pa.array([segmentation.score for segmentation in found], pa.float32()),
+                [segmentation.source for segmentation in found],
+            ],
+            schema=MASKS_SCHEMA,
+        )
+        return rows, describe_shard(samples, found, self.truth) | {"faults": faults}
 
 
 def make_masks(
     samples: Table,
-    settings: SegmenterSettings | None = None,
+    settings: SegmenterSettings,
     true_masks: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Table:
@@ -81,21 +104,19 @@ def make_masks(
 
     Args:
         samples: What to segment.
-        settings: The segmenter; GrabCut when None.
+        settings: The segmenter.
         true_masks: Folder of true masks, `<split folder>/<name>.png`, to score against. They shape no mask.
         progress: Called as shards complete.
 
     Returns:
-        The table; `statistics` are those of `mask_statistics.describe_table`.
+        The table; `statistics` are `mask_statistics.MaskStatistics`.
 
     Raises:
         CatalogError: If the true masks are not there, one cannot be read or has another size, or the
             segmenter cannot be built.
     """
-    settings = settings or GrabCutSettings()
     return build_masks(
-        samples,
-        _SegmenterFinder(settings),
+        _SegmenterMaker(samples, settings),
         settings=settings.model_dump(),
         summarise=describe_table,
         true_masks=true_masks,
@@ -104,8 +125,7 @@ def make_masks(
 
 
 def build_masks(
-    samples: Table,
-    finder: MaskFinder,
+    maker: MaskMaker,
     *,
     settings: Mapping[str, Any],
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
@@ -114,11 +134,10 @@ def build_masks(
     created: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Table:
-    """The `masks` table of a samples table, from any finder.
+    """The `masks` table of a samples table, from masks of any origin.
 
     Args:
-        samples: What the masks are of.
-        finder: Gives them.
+        maker: Makes the shards.
         settings: What shapes the rows.
         summarise: From the statistics of all shards (`describe_shard`, and `faults`) to those of the table.
         true_masks: As for `make_masks`.
@@ -127,16 +146,16 @@ def build_masks(
         progress: Called as shards complete.
 
     Raises:
-        CatalogError: As for `make_masks`, and whatever finder and `summarise` raise.
+        CatalogError: As for `make_masks`, and whatever maker and `summarise` raise.
     """
-    truth = None
+    samples = maker.samples
     if true_masks is not None:
         split_folders = FORMATS[samples.manifest.settings["format"]].split_folders
-        truth = TrueMasks(Path(true_masks).resolve(), split_folders)
-        truth.check()
-        created = {**(created or {}), "true_masks": str(truth.root)}
+        maker.truth = TrueMasks(Path(true_masks).resolve(), split_folders)
+        maker.truth.check()
+        created = {**(created or {}), "true_masks": str(maker.truth.root)}
     # Masks scored against a truth and masks that are not have the same rows, and other statistics.
-    extra = [STATISTICS_VERSION, key_extra, None if truth is None else truth.fingerprint()]
+    extra = [STATISTICS_VERSION, key_extra, None if maker.truth is None else maker.truth.fingerprint()]
     return build_table(
         catalog=samples.catalog,
         dataset=samples.manifest.dataset,
@@ -144,7 +163,7 @@ def build_masks(
         settings=settings,
         inputs={"samples": samples.digest},
         work=[{"shard": number} for number in range(len(samples.manifest.shards))],
-        maker=_MasksMaker(samples, finder, truth),
+        maker=maker,
         summarise=summarise,
         key_extra=extra,
         created=created,
@@ -167,51 +186,24 @@ def list_below_gate(masks: Table, quality_gate: float) -> list[str]:
 
 
 @dataclass
-class _SegmenterFinder(MaskFinder):
+class _SegmenterMaker(MaskMaker):
     settings: SegmenterSettings
     segmenter: Segmenter | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self.gpus_per_actor = self.settings.gpus_per_actor
-        self.cpus_per_actor = self.settings.cpus_per_actor
-
-    def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
-        if self.segmenter is None:
-            # Not before the first shard, so that what is wrong with the weights is told as an error of it.
-            self.segmenter = self.settings.build()
-        return self.segmenter.segment(decode_triplets(samples)), []
-
-
-@dataclass
-class _MasksMaker(ShardMaker):
-    samples: Table
-    finder: MaskFinder
-    truth: TrueMasks | None
-
     @property
     def gpus_per_actor(self) -> float:
-        return self.finder.gpus_per_actor
+        return self.settings.gpus_per_actor
 
     @property
     def cpus_per_actor(self) -> float:
-        return self.finder.cpus_per_actor
+        return self.settings.cpus_per_actor
 
     @property
     def is_light(self) -> bool:
-        return self.finder.is_light
+        return self.settings.is_light
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        samples = self.samples.read_shard(work["shard"])
-        found, faults = self.finder.find(samples)
-        rows = pa.table(
-            [
-                samples["sample_index"],
-                samples["sample_id"],
-                [encode_mask(segmentation.mask) for segmentation in found],
-                pa.array([float(segmentation.mask.mean()) for segmentation in found], pa.float32()),
-                pa.array([segmentation.score for segmentation in found], pa.float32()),
-                [segmentation.source for segmentation in found],
-            ],
-            schema=MASKS_SCHEMA,
-        )
-        return rows, describe_shard(samples, found, self.truth) | {"faults": faults}
+    def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
+        if self.segmenter is None:
+            # Not before the first shard, so that wrong weights are reported as an error of it.
+            self.segmenter = self.settings.build()
+        return self.segmenter.segment(decode_triplets(samples)), []

@@ -17,6 +17,7 @@ from data_catalog.checks.data_checks import CheckSettings, Finding, run_checks
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.masks.mask_table import make_masks
+from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.progress import progress_bar
 from data_catalog.samples.ingestion import ingest
 from data_catalog.synthetic import synthesize
@@ -236,7 +237,7 @@ def _synthetic_tables(
     quarantined = len(samples.statistics["quarantined"])
     narrate("ingest", f"{len(samples)} samples, {quarantined} quarantined {_again(samples.reused)}")
     with progress_bar("masks", "shard") as report:
-        masks = make_masks(samples, true_masks=folder / "true_masks", progress=report)
+        masks = make_masks(samples, GrabCutSettings(), true_masks=folder / "true_masks", progress=report)
     narrate(
         "masks", f"mean IoU {masks.statistics['mean_iou']:.3f} against the true masks {_again(masks.reused)}"
     )

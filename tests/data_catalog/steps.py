@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pytest
@@ -13,7 +14,8 @@ from pyarrow import fs
 
 from data_catalog.captions.caption_table import make_captions
 from data_catalog.captions.text_feature_table import make_text_features
-from data_catalog.masks import mask_table
+from data_catalog.masks.mask_table import make_masks
+from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.storage import filesystems
 from data_catalog.tables import building
@@ -24,10 +26,16 @@ from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
 STEPS = ("samples", "masks", "captions", "text_features", "view")
 
 
+class LightGrabCutSettings(GrabCutSettings):
+    """GrabCut of images so small that no shard is worth an actor; it makes the same table."""
+
+    is_light: ClassVar[bool] = True
+
+
 def all_steps(source: Path, catalog: Path) -> dict[str, Table]:
     """Every table of the small data set; those that exist are found."""
     samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
-    found = mask_table.make_masks(samples, true_masks=source / "true_masks")
+    found = make_masks(samples, LightGrabCutSettings(), true_masks=source / "true_masks")
     captions = make_captions(samples, source / "readings")
     text_features = make_text_features(captions, "fake", load=load_fake_tower)
     settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
@@ -38,8 +46,6 @@ def all_steps(source: Path, catalog: Path) -> dict[str, Table]:
 def without_actors(patched: pytest.MonkeyPatch) -> None:
     """Let the process that wants a table make it: what it writes is written in a known order."""
     patched.setattr(building, "_ACTORS_START_SECONDS", math.inf)
-    # The other makers are light by themselves.
-    patched.setattr(mask_table._MasksMaker, "is_light", True)
 
 
 def die(source: Path, catalog: Path, files: int) -> None:

@@ -7,7 +7,7 @@ since people and engines are warmer than what is behind them.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -59,15 +59,12 @@ class GrabCutSettings(BaseModel):
     """Grey levels of heat that a place must have more than the centre, per image width of distance."""
     iterations: int = Field(2, ge=1, le=20)
 
-    @property
-    def gpus_per_actor(self) -> float:
-        """None: OpenCV works on the CPU."""
-        return 0
-
-    @property
-    def cpus_per_actor(self) -> float:
-        """One, so that the clusters of the colour models are the same from run to run."""
-        return 1
+    gpus_per_actor: ClassVar[float] = 0
+    """None: OpenCV works on the CPU."""
+    cpus_per_actor: ClassVar[float] = 1
+    """One, so that the clusters of the colour models are the same from run to run."""
+    is_light: ClassVar[bool] = False
+    """A shard takes longer than actors take to start."""
 
     def build(self) -> "GrabCutSegmenter":
         """The segmenter."""

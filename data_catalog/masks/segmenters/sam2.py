@@ -8,7 +8,7 @@ border around it. Visible light is dark at night, so every modality is looked at
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -50,22 +50,17 @@ class Sam2Settings(BaseModel):
     images_per_batch: int = Field(6, ge=1, exclude=True)
     """Images that are encoded at once; decides memory and speed, and masks only within rounding."""
 
+    gpus_per_actor: ClassVar[float] = 1
+    cpus_per_actor: ClassVar[float] = 4
+    """Without a GPU. A model on every CPU would fill a machine's memory."""
+    is_light: ClassVar[bool] = False
+
     @field_validator("model")
     @classmethod
     def _check_model(cls, model: str) -> str:
         if model not in SAM2_MODELS:
             raise ValueError(f"is not known; use one of {', '.join(SAM2_MODELS)}")
         return model
-
-    @property
-    def gpus_per_actor(self) -> float:
-        """GPUs that one segmenter uses where the cluster has any."""
-        return 1
-
-    @property
-    def cpus_per_actor(self) -> float:
-        """CPUs that one segmenter uses otherwise; a model on every CPU would fill a machine's memory."""
-        return 4
 
     def build(self) -> "Sam2Segmenter":
         """The segmenter, on a GPU where the process sees one.

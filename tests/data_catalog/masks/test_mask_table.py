@@ -63,7 +63,7 @@ def test_mean_overlap_is_that_of_the_files(built: Any) -> None:
 
 
 def test_true_masks_score_but_do_not_shape(built: Any) -> None:
-    unscored = make_masks(built.samples)
+    unscored = make_masks(built.samples, GrabCutSettings())
     assert not unscored.reused
     assert unscored.digest == built.masks.digest
     assert "mean_iou" not in unscored.statistics
@@ -73,12 +73,12 @@ def test_true_mask_of_another_size_is_named(built: Any, own_source: Path) -> Non
     path = true_mask_path(own_source, sample_ids()[0])
     Image.new("L", (3, 3)).save(path)
     with pytest.raises(CatalogError, match=rf"{path.name} is \(3, 3\), expected the size of its sample"):
-        make_masks(built.samples, true_masks=own_source / "true_masks")
+        make_masks(built.samples, GrabCutSettings(), true_masks=own_source / "true_masks")
 
 
 def test_folder_without_true_masks_is_refused(built: Any, tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="holds no folder of a split; expected train_171, val, test"):
-        make_masks(built.samples, true_masks=tmp_path)
+        make_masks(built.samples, GrabCutSettings(), true_masks=tmp_path)
 
 
 def jpeg(level: int, size: tuple[int, int] = (4, 8)) -> bytes:

@@ -19,6 +19,7 @@ from data_catalog.captions.text_feature_table import make_text_features
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.verification import verify
 from data_catalog.masks.mask_table import make_masks
+from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.storage import local_copies
 from data_catalog.storage.filesystems import join, list_files, open_root, remove_partial_files
@@ -39,7 +40,7 @@ def catalog(object_storage: Callable[[str], str]) -> str:
 def view(catalog: str, source: Path, ray_session: None) -> Table:
     """The training view, made step by step in object storage."""
     samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=7))
-    masks = make_masks(samples)
+    masks = make_masks(samples, GrabCutSettings())
     captions = make_captions(samples, source / "readings")
     features = make_text_features(captions, "fake", load=load_fake_tower)
     settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
@@ -58,7 +59,7 @@ def test_every_step_gives_what_it_gives_on_a_local_disk(
     view: Table, catalog: str, source: Path, tmp_path: Path, copies: Path
 ) -> None:
     samples = ingest(source, tmp_path / "catalog", "small", IngestSettings(samples_per_shard=7))
-    masks = make_masks(samples)
+    masks = make_masks(samples, GrabCutSettings())
     captions = make_captions(samples, source / "readings")
     features = make_text_features(captions, "fake", load=load_fake_tower)
     settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from data_catalog.errors import CatalogError
-from data_catalog.masks.segmenters.mask_files import MAX_PIXELS, fit_mask, import_masks, read_mask
+from data_catalog.masks.segmenters.mask_files import import_masks
+from data_catalog.masks.segmenters.mask_reading import MAX_PIXELS, fit_mask, read_mask
 from data_catalog.samples.images import decode_mask
 from tests.data_catalog.folders import FOLDERS, HEIGHT, WIDTH, sample_ids, true_mask_path
 
