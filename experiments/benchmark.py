@@ -206,7 +206,7 @@ def augmentation(repeats: int) -> dict[str, Any]:
     mask = torch.from_numpy(random.integers(0, 256, (samples, *SIZE), dtype=np.uint8))
 
     def work() -> None:
-        geometry = augment.draw_geometry(config, samples, SIZE, 0, 0, 0)
+        geometry = augment.sample_geometry(config, samples, SIZE, 0, 0, 0)
         _, moved = augment.augment(pixels, mask, geometry, config.crop_padding, slice(0, samples), (0, 0, 0))
         augment.patch_foreground(moved, 16)
 

@@ -106,7 +106,7 @@ class Pairs:
         hard = random.choice(len(self.cluttered) - HELD_OUT, size - clear, replace=False) + HELD_OUT
         modality = random.integers(0, 3, size - clear)
         pixels = np.concatenate([self.clear[easy, 0], self.cluttered[hard, modality]])[:, None]
-        geometry = augment.draw_geometry(AUGMENT, size, pixels.shape[-2:], seed, 0, step)
+        geometry = augment.sample_geometry(AUGMENT, size, pixels.shape[-2:], seed, 0, step)
         mask = torch.zeros(size, *pixels.shape[-2:], dtype=torch.uint8)
         images, _ = augment.augment(
             torch.from_numpy(pixels), mask, geometry, AUGMENT.crop_padding, slice(0, size), (seed, 0, step)

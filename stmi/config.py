@@ -1,4 +1,4 @@
-"""What can be set of the method: frozen models whose unknown keys and impossible values are refused.
+"""The options of the method: frozen models that refuse unknown keys and impossible values.
 
 Each field is one named option. Where the paper is silent, or the released code differs from it, the
 field says so. `experiments/recipes.py` holds the named sets of values.
@@ -21,10 +21,10 @@ from pydantic import (
 from stmi.modality import Modality
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-OfLayers = Probability | Annotated[tuple[Probability, ...], Field(min_length=1)]
-"""One for all layers of the image tower, or one for each."""
-OfLayersAndModalities = OfLayers | Annotated[dict[Modality, OfLayers], Field(min_length=len(Modality))]
-"""The same for all modalities, or for each its own."""
+PerLayer = Probability | Annotated[tuple[Probability, ...], Field(min_length=1)]
+"""One number for all layers of the image tower, or one for each layer."""
+PerLayerAndModality = PerLayer | Annotated[dict[Modality, PerLayer], Field(min_length=len(Modality))]
+"""The same for all modalities, or one setting for each modality."""
 
 
 class Section(BaseModel):
@@ -33,7 +33,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of every value: equal configs have equal fingerprints, on any machine."""
+        """Hex SHA-256 of all values: equal configs have equal fingerprints, on any machine."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -52,7 +52,7 @@ class ImageSize(Section):
 
 
 class ClipConfig(Section):
-    """Where the pretrained towers come from."""
+    """The source of the pretrained towers."""
 
     source: str = Field(
         "ViT-B-16-quickgelu/openai",
@@ -65,14 +65,14 @@ class ClipConfig(Section):
 
 
 class SfmConfig(Switch):
-    """Segmentation-guided feature modulation, eq. 2-8 and Table 5."""
+    """Segmentation-guided feature modulation (SFM), with the variants of Table 5."""
 
     sharing: Literal["all_layers", "early_half", "late_half", "per_head", "per_layer"] = Field(
         "per_layer",
         description="Which layers are modulated and which share a pair of alpha and beta (Table 5). "
         "per_head has one pair for each head of every layer.",
     )
-    perturbation: OfLayersAndModalities = Field(
+    perturbation: PerLayerAndModality = Field(
         0.01,
         description="Probability p that a background token is taken for foreground: a number, a list with "
         "one for each layer of the image tower, or a mapping of RGB, NIR and TIR to either.",
@@ -100,7 +100,7 @@ class SfmConfig(Switch):
 
     @field_validator("perturbation", mode="wrap")
     @classmethod
-    def _probabilities(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> OfLayersAndModalities:
+    def _probabilities(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> PerLayerAndModality:
         try:
             return validate(value)
         except ValidationError:
@@ -111,7 +111,7 @@ class SfmConfig(Switch):
 
 
 class StrConfig(Switch):
-    """Semantic token reallocation, eq. 9-13."""
+    """Semantic token reallocation (STR)."""
 
     tokens: int = Field(4, ge=1, le=16, description="K: learnable query tokens of each modality.")
     heads: int = Field(8, ge=1, description="Heads of the cross-attention.")
@@ -119,7 +119,7 @@ class StrConfig(Switch):
 
 
 class ChiConfig(Switch):
-    """Cross-modal hypergraph interaction, eq. 14-16, and what Table 4 puts in its place."""
+    """Cross-modal hypergraph interaction (CHI), and its alternatives of Table 4."""
 
     mixer: Literal["hypergraph", "mlp", "self_attention"] = Field(
         "hypergraph", description="What works on the semantic tokens (Table 4 D, B, C); off is Table 4 A."
@@ -142,7 +142,7 @@ class ChiConfig(Switch):
 
 
 class FusionConfig(Section):
-    """Cross-attention from the class tokens to the semantic tokens, eq. 17-18."""
+    """Cross-attention from the class tokens to the semantic tokens."""
 
     without_chi: Literal["cross_attention", "concatenation"] = Field(
         "cross_attention",
@@ -153,7 +153,7 @@ class FusionConfig(Section):
 
 
 class TextConfig(Switch):
-    """The text feature T, a query of STR and a node of CHI; switched off, U is made of the images alone."""
+    """The text feature T, a query of STR and a node of CHI; without it, U depends on the images alone."""
 
     fine_tune: bool = Field(
         False,
@@ -162,7 +162,7 @@ class TextConfig(Switch):
     )
 
     @model_validator(mode="after")
-    def _trains_what_there_is(self) -> Self:
+    def _needs_text_to_train(self) -> Self:
         if self.fine_tune and not self.enabled:
             raise ValueError(
                 "model.text.fine_tune=True trains a text tower, but model.text is off; switch one of them"
@@ -200,7 +200,7 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Eq. 19-20: label-smoothed cross-entropy plus triplet loss, on each of G, U and T."""
+    """The objective: label-smoothed cross-entropy plus triplet loss, on each of G, U and T."""
 
     identity_weight: float = Field(1.0, ge=0, description="Weight of the cross-entropy.")
     triplet_weight: float = Field(1.0, ge=0, description="Weight of the batch-hard triplet loss.")
@@ -214,7 +214,7 @@ class LossConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training augmentation; probabilities and sizes of one sample."""
+    """Training augmentation; probabilities and sizes are per sample."""
 
     geometry: Literal["shared", "per_modality"] = Field(
         "shared",

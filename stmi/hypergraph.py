@@ -1,7 +1,7 @@
 """CHI, cross-modal hypergraph interaction, and the fusion that follows it.
 
-Equations 14-18 of the paper. The semantic tokens of the three modalities are the nodes of one
-hypergraph; every node is the centre of one hyperedge, which holds the nodes similar to it.
+The semantic tokens of the three modalities are the nodes of one hypergraph. Every node is the centre of one
+hyperedge, which contains the nodes similar to it.
 """
 
 from collections.abc import Callable
@@ -21,25 +21,25 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def cosine_incidence(nodes: Tensor, threshold: float) -> Tensor:
-    """Which nodes belong to which hyperedge: `similarity[i, j] >= threshold` (text below eq. 14).
+    """Which nodes belong to which hyperedge, as in the paper: `similarity[i, j] >= threshold`.
 
     Args:
         nodes: `(batch, nodes, width)`.
-        threshold: tau, on the cosine similarity.
+        threshold: tau, a cosine similarity.
 
     Returns:
         Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
     """
-    # Under autocast the product would be bfloat16, and decide otherwise near the threshold.
+    # Under autocast the product would be bfloat16, whose rounding changes decisions near the threshold.
     with torch.autocast(nodes.device.type, enabled=False):
-        unit = functional.normalize(_at_least_float32(nodes.detach()), dim=-1)
+        unit = functional.normalize(at_least_float32(nodes.detach()), dim=-1)
         incidence = unit @ unit.transpose(-2, -1) >= threshold
-    # A node is in its own hyperedge even where rounding puts its similarity to itself under tau = 1.
+    # A node belongs to its own hyperedge, even where rounding puts its similarity to itself below tau = 1.
     return incidence | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
 
 
 def euclidean_incidence(nodes: Tensor, threshold: float) -> Tensor:
-    """Which nodes belong to which hyperedge: `distance[i, j] < threshold`, on tokens as they are.
+    """Which nodes belong to which hyperedge: `distance[i, j] < threshold`, of unnormalised tokens.
 
     Differs from the paper: this is the released code's rule.
 
@@ -50,16 +50,17 @@ def euclidean_incidence(nodes: Tensor, threshold: float) -> Tensor:
     Returns:
         Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
     """
-    nodes = _at_least_float32(nodes.detach())
+    nodes = at_least_float32(nodes.detach())
     return torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist") < threshold
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Float32, or a wider type that `x` already has."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def incidence_of(nodes: Tensor, config: ChiConfig) -> Tensor:
-    """The incidence that a config asks for, boolean `(batch, nodes, hyperedges)`."""
+def build_incidence(nodes: Tensor, config: ChiConfig) -> Tensor:
+    """The incidence by the rule of a config, boolean `(batch, nodes, hyperedges)`."""
     if config.incidence == "cosine":
         return cosine_incidence(nodes, config.similarity_threshold)
     return euclidean_incidence(nodes, config.distance_threshold)
@@ -80,13 +81,13 @@ def hyperedge_means(nodes: Tensor, incidence: Tensor) -> Tensor:
 
 
 class HypergraphInteraction(nn.Module):
-    """Hypergraph convolution with residual, equations 15-16.
+    """Hypergraph convolution with residual: equations 15-16.
 
         h_i' = sigma( sum_{e contains i} w_e h_e + b_i ) + h_i
 
-    where h_e is the mean over the hyperedge of the linearly mapped nodes (Bai et al. 2021), w_e a
-    learnable weight of the hyperedge and b_i a learnable bias of the node. The weights start at
-    1 / nodes, so that the sum starts as an average however many hyperedges meet in a node.
+    where h_e is the mean of the linearly mapped nodes of the hyperedge (Bai et al. 2021), w_e a learnable
+    weight of the hyperedge and b_i a learnable bias of the node. The weights start at 1 / nodes, so that the
+    sum does not grow with the number of hyperedges that contain a node.
 
     Args:
         nodes: Number of nodes, 3 (K + 1).
@@ -103,8 +104,8 @@ class HypergraphInteraction(nn.Module):
         self.node_bias = nn.Parameter(torch.zeros(nodes, width))
 
     def forward(self, nodes: Tensor, incidence: Tensor | None = None) -> Tensor:
-        """H `(batch, nodes, width)` to H' of the same shape; the incidence is the nodes' unless given."""
-        incidence = incidence_of(nodes, self.config) if incidence is None else incidence
+        """H `(batch, nodes, width)` to H' of the same shape; without an incidence it is built from H."""
+        incidence = build_incidence(nodes, self.config) if incidence is None else incidence
         hyperedges = hyperedge_means(self.linear(nodes), incidence)
         weighted = hyperedges * self.hyperedge_weight[:, None]
         gathered = incidence.to(weighted.dtype) @ weighted
@@ -118,8 +119,8 @@ class ReleasedHypergraphInteraction(nn.Module):
 
     where sigma is SiLU in that code, with one norm group over all nodes and channels of a sample.
 
-    Differs from the paper: no hyperedge weight and no node bias (eq. 15), and the residual (eq. 16) comes
-    before norm and activation.
+    Differs from the paper: no hyperedge weight, no node bias, and the residual comes before norm and
+    activation.
 
     Args:
         width: Node width D.
@@ -134,18 +135,19 @@ class ReleasedHypergraphInteraction(nn.Module):
         self.norm = nn.GroupNorm(1, width)
 
     def forward(self, nodes: Tensor, incidence: Tensor | None = None) -> Tensor:
-        """H `(batch, nodes, width)` to H' of the same shape; the incidence is the nodes' unless given."""
-        incidence = incidence_of(nodes, self.config) if incidence is None else incidence
+        """H `(batch, nodes, width)` to H' of the same shape; without an incidence it is built from H."""
+        incidence = build_incidence(nodes, self.config) if incidence is None else incidence
         hyperedges = hyperedge_means(self.linear(nodes), incidence)
         gathered = hyperedge_means(hyperedges, incidence.transpose(-2, -1))
         mixed = gathered + nodes
-        # One group over all nodes and channels is a layer norm: no transposing, which confuses the compiler.
+        # One group over all nodes and channels is a layer norm; this form needs no transposes, which slow the
+        # compiled code.
         normed = functional.layer_norm(mixed, mixed.shape[1:], eps=self.norm.eps)
         return self.activation(normed * self.norm.weight + self.norm.bias)
 
 
 class TokenMlp(nn.Module):
-    """In the place of CHI, Table 4 B: a pre-norm MLP on each token, with residual.
+    """Instead of CHI, Table 4 B: a pre-norm MLP on each token, with residual.
 
     Args:
         width: Token width D; the hidden width is the same.
@@ -163,7 +165,7 @@ class TokenMlp(nn.Module):
 
 
 class TokenSelfAttention(nn.Module):
-    """In the place of CHI, Table 4 C: pre-norm multi-head self-attention over all tokens, with residual.
+    """Instead of CHI, Table 4 C: pre-norm multi-head self-attention over all tokens, with residual.
 
     Args:
         width: Token width D.
@@ -182,7 +184,7 @@ class TokenSelfAttention(nn.Module):
 
 
 def build_interaction(nodes: int, width: int, heads: int, config: ChiConfig) -> nn.Module | None:
-    """What a config puts between STR and the fusion; None for nothing (H' = H)."""
+    """The module of a config between STR and the fusion; None for nothing (H' = H)."""
     if not config.enabled:
         return None
     if config.mixer == "mlp":
@@ -195,7 +197,7 @@ def build_interaction(nodes: int, width: int, heads: int, config: ChiConfig) -> 
 
 
 class ClassTokenFusion(nn.Module):
-    """Cross-attention from the three class tokens to the semantic tokens, equations 17-18.
+    """Cross-attention from the three class tokens to the semantic tokens: equations 17-18.
 
         U = CrossAttn(G, H', H') + G
 
@@ -215,12 +217,13 @@ class ClassTokenFusion(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, class_tokens: Tensor, nodes: Tensor, uniforms: Tensor | None = None) -> Tensor:
-        """Fuse.
+        """Fuse the tokens.
 
         Args:
             class_tokens: G, `(batch, 3, width)`.
             nodes: H', `(batch, nodes, width)`.
-            uniforms: Draws from [0, 1) for dropout, `(batch, 3, nodes + width)`; None drops nothing.
+            uniforms: Uniform random numbers from [0, 1) for dropout, `(batch, 3, nodes + width)`; None for no
+                dropout.
 
         Returns:
             U, `(batch, 3, width)`.

@@ -1,7 +1,7 @@
-"""Random draws as a pure function of what they are for: `(seed, purpose, counters)`.
+"""Random numbers as a pure function of seed, purpose and counters.
 
-No draw depends on how many draws came before it, on the worker that asks, or on the machine. A run
-that is resumed, or spread over another number of workers, therefore sees the same numbers.
+They do not depend on how many numbers were drawn before, on the worker, or on the machine. So a run that is
+resumed, or has another number of workers, gets the same numbers.
 
 The generator is Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), which
 maps a key and a counter to random bits; the key here is a SHA-256 of the purpose and its counters.
@@ -25,7 +25,7 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
     Args:
         seed: The run's seed.
         purpose: What the numbers are for. Two purposes never share numbers.
-        counters: Where in the run they are used, usually epoch and step.
+        counters: The point of the run where they are used, usually epoch and step.
     """
     key = np.frombuffer(_key(seed, purpose, counters)[:16], dtype="<u8")
     return np.random.Generator(np.random.Philox(key=key))
@@ -33,12 +33,12 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
 
 @contextmanager
 def seeded_construction(seed: int, purpose: str, *counters: int | str) -> Iterator[None]:
-    """Make the torch modules built inside draw their initial weights from this key.
+    """Give the torch modules that are built inside initial weights from this key.
 
-    Torch's modules draw from its global CPU generator; it is keyed inside and put back after, so
-    that neither the order of construction nor an earlier draw changes a weight.
+    Torch's modules use its global CPU generator. Here it is seeded by the key, and restored afterwards, so
+    that neither the order of construction nor earlier random numbers change a weight.
     """
-    import torch  # noqa: PLC0415 - takes seconds to import, and who only draws needs none of it
+    import torch  # noqa: PLC0415 - takes seconds to import, and `generator` does not need it
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(_key(seed, purpose, counters)[:7], "little"))

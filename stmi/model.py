@@ -12,26 +12,26 @@ from stmi import feature_modulation, keyed_random
 from stmi.clip.loading import LoadedClip
 from stmi.clip.towers import ImageTower, TextTower
 from stmi.config import ModelConfig
-from stmi.hypergraph import ClassTokenFusion, build_interaction, incidence_of
+from stmi.hypergraph import ClassTokenFusion, at_least_float32, build_incidence, build_interaction
 from stmi.modality import MODALITIES
 from stmi.model_input import ModelInput, RandomDraws
 from stmi.token_reallocation import TokenReallocation
 
 FEATURES = ("U", "G", "T", *MODALITIES, "GTTT")
-"""Every retrieval feature: fused, concatenated class tokens, text, each modality's class token, and what the
-released code compares vehicles by, [RGB, NIR, TIR class tokens, T, T, T]; without text neither T nor GTTT."""
+"""Every retrieval feature: U fused, G class tokens concatenated, T text, the class token of each modality,
+and GTTT, the released code's vehicle feature [RGB, NIR, TIR class tokens, T, T, T]. T and GTTT need text."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What retrieval compares and the losses train.
+    """The features that retrieval compares and the losses train.
 
     Attributes:
-        U: Fused feature of eq. 18, its three rows concatenated, `(B, M D)`.
+        U: Fused feature, its three rows concatenated, `(B, M D)`.
         G: Class tokens of the three modalities concatenated, `(B, M D)`.
         T: Text feature, `(B, D)`; None without text.
         class_tokens: `(B, M, D)`.
-        incidence_density: Share of the pairs of nodes that meet in a hyperedge, `(B,)`; None without one.
+        incidence_density: Share of ones in the incidence matrix, `(B,)`; None without a hypergraph.
     """
 
     U: Tensor
@@ -41,7 +41,7 @@ class Features:
     incidence_density: Tensor | None
 
     def retrieval(self) -> dict[str, Tensor]:
-        """Each feature of `FEATURES` that there is, by name."""
+        """The features by name, those of `FEATURES` that this model has."""
         single = {str(name): self.class_tokens[:, i] for i, name in enumerate(MODALITIES)}
         if self.T is None:
             return {"U": self.U, "G": self.G, **single}
@@ -52,12 +52,12 @@ class Features:
 class IdentityHead(nn.Module):
     """BNNeck (Luo et al. 2019): batch norm with a frozen bias, then a linear classifier without bias.
 
-    The paper names neither; both are the released code's.
+    The paper mentions neither; both come from the released code.
 
     Args:
         width: Width of the feature.
         identities: Training identities.
-        neck: Whether there is a batch norm.
+        neck: Whether to build the batch norm.
     """
 
     def __init__(self, width: int, identities: int, neck: bool = True) -> None:
@@ -77,20 +77,20 @@ class IdentityHead(nn.Module):
 class STMI(nn.Module):
     """The network of figure 3.
 
-    Without STR the nodes of CHI are the patch tokens of the three modalities and T. Without STR and
-    CHI there is nothing to fuse: U is G, the baseline of Table 3. Without CHI, H' of eq. 18 is H.
-    Without text T is no query, no node and no feature: U is made of the images alone.
+    Without STR, the nodes of CHI are the patch tokens of the three modalities and T. Without STR and CHI
+    there is nothing to fuse: U is G, the baseline of Table 3. Without CHI, H' is H. Without text, T is no
+    query, no node and no feature, and U depends on the images alone.
 
     Args:
-        config: Which modules, and how.
-        clip: Pretrained towers; the image tower's weights are copied.
-        identities: Training identities, for the heads.
-        cameras: Cameras of the data set, for the camera embedding.
-        seed: Seed of the initial weights that CLIP does not give.
+        config: Modules and their options.
+        clip: Pretrained towers; the weights of the image tower are copied.
+        identities: Number of training identities, for the heads.
+        cameras: Number of cameras of the data set, for the camera embedding.
+        seed: Seed of the initial weights that do not come from CLIP.
 
     Raises:
-        ValueError: The image does not divide into the tower's patches, heads do not divide the width, or a
-            list of p has another length than the tower has layers.
+        ValueError: The image is not a whole number of patches, the heads do not divide the width, or a list
+            of p does not have one number for each layer.
     """
 
     perturbation: Tensor
@@ -135,7 +135,7 @@ class STMI(nn.Module):
                 self.heads[feature] = IdentityHead(times * width, identities, config.neck == "batch_norm")
 
     def trained_features(self) -> list[str]:
-        """Names of the features that the losses train (eq. 20)."""
+        """Names of the features that the losses train."""
         names = ["U"] if self.fuses else []
         names += map(str, MODALITIES) if self.config.separate_modality_heads else ["G"]
         return [*names, "T"] if self.config.text.enabled else names
@@ -176,7 +176,7 @@ class STMI(nn.Module):
             if draws is not None and draws.perturbation is not None:
                 foreground = feature_modulation.perturb(foreground, self.perturbation, draws.perturbation)
             foreground = foreground.expand(-1, -1, modalities, -1).flatten(1, 2)
-        # The modalities share the tower, so they go through it as one batch.
+        # The modalities share the tower, so they pass it as one batch.
         camera_id = batch.camera_id.repeat_interleave(modalities)
         tokens = self.image_tower(batch.images.flatten(0, 1), foreground, camera_id)
         tokens = tokens.unflatten(0, (count, modalities))
@@ -184,10 +184,10 @@ class STMI(nn.Module):
         text = self._text(batch)
         fused, density = self._fuse(class_tokens, tokens[:, :, 1:], text, draws)
         return Features(
-            U=_at_least_float32(fused.flatten(1)),
-            G=_at_least_float32(class_tokens.flatten(1)),
-            T=None if text is None else _at_least_float32(text),
-            class_tokens=_at_least_float32(class_tokens),
+            U=at_least_float32(fused.flatten(1)),
+            G=at_least_float32(class_tokens.flatten(1)),
+            T=None if text is None else at_least_float32(text),
+            class_tokens=at_least_float32(class_tokens),
             incidence_density=density,
         )
 
@@ -209,6 +209,7 @@ class STMI(nn.Module):
     def _fuse(
         self, class_tokens: Tensor, patches: Tensor, text: Tensor | None, draws: RandomDraws | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Semantic tokens, their concatenation H of equation 14, CHI and fusion: U, and the density."""
         if self.fusion is None:
             return class_tokens, None
         if self.reallocation:
@@ -219,16 +220,12 @@ class STMI(nn.Module):
                 semantic.append(text[:, None].to(patches.dtype))
         nodes, density = torch.cat(semantic, dim=1), None
         if self.interaction is not None and self.config.chi.mixer == "hypergraph":
-            incidence = incidence_of(nodes, self.config.chi)
+            incidence = build_incidence(nodes, self.config.chi)
             density = incidence.float().mean(dim=(1, 2))
             nodes = self.interaction(nodes, incidence)
         elif self.interaction is not None:
             nodes = self.interaction(nodes)
         return self.fusion(class_tokens, nodes, None if draws is None else draws.fusion), density
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def token_grid(config: ModelConfig, patch_size: int) -> tuple[int, int]:

@@ -1,12 +1,12 @@
 """STR, semantic token reallocation: a few learnable queries and the text gather the patch tokens.
 
-Equations 9-13 of the paper, for one modality with patch tokens F (N, D), queries Q (K, D), text T (D):
+For one modality with patch tokens F (N, D), queries Q (K, D) and text T (D):
 
-    Q' = [Q; T]                                   (11)
-    Z  = CrossAttn(Q', F, F) + Q'                 (12)
-    F~ = FFN(Z) + Z                               (13)
+    Q' = [Q; T]
+    Z  = CrossAttn(Q', F, F) + Q'
+    F~ = FFN(Z) + Z
 
-No patch token is dropped: each reaches every semantic token with some weight.
+No patch token is dropped: each contributes to every semantic token with some weight.
 """
 
 import torch
@@ -46,10 +46,10 @@ class CrossAttention(nn.Module):
 
 
 class ReallocationBlock(nn.Module):
-    """Equations 12-13 as a pre-norm block.
+    """Cross-attention and FFN, equations 12-13, as a pre-norm block.
 
-    The paper does not say where it normalises; as in the released code, norms (eps 1e-6) stand before
-    the attention, with the same weights on queries and patches, and before the FFN.
+    The paper does not say where it normalises. As in the released code, there is a norm (eps 1e-6) before the
+    attention, with the same weights for queries and patches, and one before the FFN.
 
     Args:
         width: Token width.
@@ -72,7 +72,7 @@ class ReallocationBlock(nn.Module):
 
 
 class TokenReallocation(nn.Module):
-    """Semantic tokens of one modality.
+    """Semantic tokens of one modality: patch tokens, queries and text of equations 9-11, through the block.
 
     Args:
         width: Token width D.
@@ -85,14 +85,14 @@ class TokenReallocation(nn.Module):
         self.block = ReallocationBlock(width, config.heads, config.mlp_ratio)
 
     def forward(self, patches: Tensor, text: Tensor | None) -> Tensor:
-        """Gather the patches.
+        """Gather the patch tokens.
 
         Args:
             patches: F, `(batch, N, D)`.
-            text: T, `(batch, D)`; None for the learnable queries alone, Q' = Q.
+            text: T, `(batch, D)`; None for only the learnable queries, Q' = Q.
 
         Returns:
-            Semantic tokens F~, the text's last, `(batch, K + 1, D)`, or `(batch, K, D)` without text.
+            Semantic tokens F~, that of the text last, `(batch, K + 1, D)`; `(batch, K, D)` without text.
         """
         queries = self.queries.to(patches.dtype).expand(len(patches), -1, -1)
         if text is not None:

@@ -60,7 +60,7 @@ class DryRun:
         """A step's input, augmented as in training, its random numbers and its labels."""
         config, size = self.config, (self.config.model.image.height, self.config.model.image.width)
         pixels, mask = self._random_pixels(self.share)
-        geometry = augment.draw_geometry(config.augment, config.batch.size, size, config.seed, 0, step)
+        geometry = augment.sample_geometry(config.augment, config.batch.size, size, config.seed, 0, step)
         images, mask = augment.augment(
             pixels, mask, geometry, config.augment.crop_padding, self.rows, (config.seed, 0, step)
         )

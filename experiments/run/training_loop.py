@@ -244,7 +244,7 @@ class _Run:
         config = self.config
         batch, captions = self.views["train"].batch(rows), self.captions["train"]
         size = batch.mask.shape[1:]
-        geometry = augment.draw_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
+        geometry = augment.sample_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
         images, mask = augment.augment(
             torch.from_numpy(batch.pixels).to(self.device),
             torch.from_numpy(batch.mask).to(self.device),

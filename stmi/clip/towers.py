@@ -1,8 +1,8 @@
 """CLIP's two towers as STMI uses them.
 
-The text tower is open_clip's, frozen unless it is to be trained. The image tower is rebuilt here with the
-same parameters, because its attention takes a mask and because retrieval uses every token after the
-projection, not only the class token. Without a mask it gives what open_clip's gives.
+The text tower is open_clip's, frozen unless the config trains it. The image tower is rebuilt here with the
+same parameters, because its attention takes a mask, and because STMI uses every token after the projection,
+not only the class token. Without a mask its output equals that of open_clip's tower.
 """
 
 import copy
@@ -21,14 +21,14 @@ from stmi.transformer_block import TransformerBlock
 
 
 class ImageTower(nn.Module):
-    """CLIP's vision transformer, shared by the three modalities: every token, projected (eq. 1).
+    """CLIP's vision transformer, shared by the three modalities: the tokens F of equation 1, projected.
 
     Args:
         clip: The pretrained CLIP whose weights it starts from.
         config: How to resize the position embedding.
-        grid: Token rows and columns of the images to come.
-        sfm: The modulation; switched off, attention is plain.
-        cameras: Number of cameras with a learnable vector added to the class token; 0 for none.
+        grid: Rows and columns of patch tokens of the images.
+        sfm: The modulation; if it is switched off, attention is plain.
+        cameras: Number of cameras that have a learnable vector, added to the class token; 0 for none.
     """
 
     def __init__(
@@ -66,22 +66,22 @@ class ImageTower(nn.Module):
             weights["positional_embedding"], visual.grid_size, grid, config.position_interpolation
         )
         load_strictly(self, weights, clip.name)
-        # What CLIP does not know comes after its weights are in.
+        # These parameters are not CLIP's, so they are added after its weights are loaded.
         self.modulation = ModulationStrength(sfm, len(blocks), heads) if sfm.enabled else None
         self.camera_embedding = nn.Parameter(torch.empty(cameras, width)) if cameras else None
         if self.camera_embedding is not None:
-            # The released code cuts the normal off at 2, which is a hundred deviations away.
+            # The released code truncates the normal at 2, which is a hundred standard deviations.
             nn.init.normal_(self.camera_embedding, std=0.02)
 
     def forward(
         self, images: Tensor, foreground: Tensor | None = None, camera_id: Tensor | None = None
     ) -> Tensor:
-        """All tokens of a batch of images.
+        """Compute all tokens of a batch of images.
 
         Args:
             images: Normalised pixels, `(batch, 3, height, width)`.
             foreground: Boolean patches, `(layers or 1, batch, patches)`, or None for plain attention.
-            camera_id: `(batch,)`, where the tower has a camera embedding.
+            camera_id: `(batch,)`, needed if the tower has a camera embedding.
 
         Returns:
             Projected tokens, the class token first, `(batch, 1 + patches, embed_dim)`.
@@ -103,7 +103,7 @@ class ImageTower(nn.Module):
     def _embed_patches(self, images: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(images.device.type):
             return self.conv1(images).flatten(2).transpose(1, 2)
-        # As one product: the backward pass of a convolution in bfloat16 is four times slower.
+        # As one product: in bfloat16 the backward pass of a convolution is four times slower.
         size, (rows, columns) = self.patch_size, self.grid
         patches = images.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
         return functional.linear(
@@ -114,12 +114,12 @@ class ImageTower(nn.Module):
 def resize_position_embedding(
     embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], interpolation: str
 ) -> Tensor:
-    """Resize a position embedding to another token grid; the class token's row is kept.
+    """Resize a position embedding to another token grid; the row of the class token stays.
 
     Args:
         embedding: `(1 + rows * columns, width)` of the old grid.
-        old_grid: Rows and columns it was learned for.
-        new_grid: Rows and columns wanted.
+        old_grid: Rows and columns that it was learned for.
+        new_grid: Rows and columns of the result.
         interpolation: "bilinear" or "bicubic", without aligned corners or antialiasing.
     """
     if tuple(old_grid) == tuple(new_grid):
@@ -131,7 +131,7 @@ def resize_position_embedding(
 
 
 class TextTower(nn.Module):
-    """CLIP's text tower with weights of its own, to be trained.
+    """CLIP's text tower with its own copy of the weights, to be trained.
 
     Args:
         clip: The pretrained CLIP whose weights it starts from.
@@ -139,11 +139,11 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: LoadedClip) -> None:
         super().__init__()
-        # Tensors without content (`FakeTensorMode`) can be cloned; copying them deeply corrupts memory.
+        # Tensors without content (`FakeTensorMode`) can be cloned, but `deepcopy` of them corrupts memory.
         copies: dict[int, Any] = {id(x): nn.Parameter(x.detach().clone()) for x in clip.model.parameters()}
         copies |= {id(x): x.clone() for x in clip.model.buffers()}
         self.clip = copy.deepcopy(clip.model, copies)
-        # Of CLIP, only what encodes text stays.
+        # Keep only the parts of CLIP that encode text.
         del self.clip.visual, self.clip.logit_scale
         self.clip.requires_grad_(True)
 

@@ -1,19 +1,19 @@
-"""How a training process asks its system for memory."""
+"""Memory allocation of a training process on the host."""
 
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""glibc's numbers of what `mallopt` sets (malloc.h)."""
+"""Parameters of glibc's `mallopt` (malloc.h)."""
 LARGEST_KEPT = 32 * 2**20
-"""Bytes of the largest block that is kept; larger ones would leave gaps that nothing else fills."""
+"""Size in bytes of the largest block that is kept; larger blocks would leave gaps that stay unused."""
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory it frees, for the next step will ask for as much again.
+    """Make this process keep the memory that it frees, because the next step needs as much again.
 
-    glibc gives much of it back at once, and gets it again page by page, filled with zeros: without this a
-    step of ViT-B/16 on 8 samples meets 200,000 new pages, a tenth of its time. Where the C library is not
-    glibc, nothing changes.
+    By default glibc returns much of it to the system at once, and gets it back page by page, filled with
+    zeros. A step of ViT-B/16 on 8 samples then has 200,000 page faults, a tenth of its time. Where the C
+    library is not glibc, nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

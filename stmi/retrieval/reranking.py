@@ -6,10 +6,10 @@ d the distance of `stmi.retrieval.metrics` (Euclidean, of normalised embeddings)
     N(p, k)     the k samples nearest to p; p itself is the first of them
     R(p, k)     = {q in N(p, k) : p in N(q, k)}
     R*(p, k)    = R(p, k) and every R(q, k/2), q in R(p, k), of which R(p, k) holds at least two thirds
-    V[p, q]     = exp(-d(p, q)) where q in R*(p, k1), else 0                                      (7)
-    V[p]        <- mean of V[q] over q in N(p, k2)                                               (11)
-    d_J(p, g)   = 1 - sum_j min(V[p, j], V[g, j]) / sum_j max(V[p, j], V[g, j])                  (10)
-    d*(p, g)    = (1 - weight) d_J(p, g) + weight d(p, g)                                        (12)
+    V[p, q]     = exp(-d(p, q)) where q in R*(p, k1), else 0
+    V[p]        <- mean of V[q] over q in N(p, k2)
+    d_J(p, g)   = 1 - sum_j min(V[p, j], V[g, j]) / sum_j max(V[p, j], V[g, j])
+    d*(p, g)    = (1 - weight) d_J(p, g) + weight d(p, g)
 
 The neighbours include unlabelled queries: the rank of a query depends on which others are asked with
 it, so re-ranked figures never stand in one column with plain ones.
@@ -141,7 +141,7 @@ def _reciprocal(neighbours: np.ndarray) -> sparse.csr_array:
 
 
 def _encoding(samples: np.ndarray, nearest: np.ndarray) -> sparse.csr_array:
-    """V of eq. 7: exp(-d) on R*(p, k1)."""
+    """V: exp(-d) on R*(p, k1)."""
     near = _reciprocal(nearest)
     half = _reciprocal(nearest[:, : (nearest.shape[1] + 1) // 2])
     # R is symmetric, so the product counts what R(p, k) and R(q, k/2) share, for every p and q.
@@ -171,7 +171,7 @@ def _pair_distances(samples: np.ndarray, first: np.ndarray, second: np.ndarray) 
 
 
 def _expanded(encoding: sparse.csr_array, neighbours: np.ndarray) -> sparse.csr_array:
-    """V of eq. 11: the mean over the k2 nearest."""
+    """V after the local query expansion: the mean over the k2 nearest."""
     expanded = _membership(neighbours) @ encoding
     expanded.data /= np.float32(neighbours.shape[1])
     return expanded
@@ -185,7 +185,7 @@ def _distances(
     weight: float,
     chunk: int | None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """The distances d* of eq. 12, a few queries at a time."""
+    """The distances d*, a few queries at a time."""
     chunk = chunk or max(1, BLOCK_ELEMENTS // max(1, len(gallery)))
     holders = encoding[: len(gallery)].T.tocsr()
     sums = encoding.sum(axis=1)

@@ -1,8 +1,8 @@
 """Training augmentation of whole batches on their device: flip, padded crop, random erasing.
 
-Shared geometry is drawn once per sample and moves the three modalities and the mask together, so that
-the mask still covers what it covered. As in the released code, each modality may instead draw its own,
-and the mask then stays behind. (In a study of the embedded benchmark that lost nearly all that SFM gained.)
+A shared geometry moves the three modalities and the mask of a sample together, so that the mask still covers
+the same pixels. With geometry per modality, as in the released code, the mask does not move. (In a study of
+the embedded benchmark this cost nearly all of SFM's gain.)
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ PIXEL_STATISTICS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
 }
-"""Mean and deviation of each channel of pixels from 0 to 1, by the value of `model.pixels`."""
+"""Mean and standard deviation of each channel of pixels from 0 to 1, by the value of `model.pixels`."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The draws for a global batch, for each sample once or once per modality (`groups` of channels).
+    """Random geometry of a global batch; a group is a whole sample, or one modality of it.
 
     Attributes:
         flip: Whether to mirror, bool `(batch, groups)`.
         offset: Top and left of the crop in the padded image, int `(batch, groups, 2)`.
-        erase: Top, left, height, width of the erased rectangle, zeros for none, int `(batch, groups, 4)`.
+        erase: Top, left, height and width of the erased rectangle, int `(batch, groups, 4)`; zeros for none.
     """
 
     flip: np.ndarray
@@ -42,10 +42,10 @@ class Geometry:
     erase: np.ndarray
 
 
-def draw_geometry(
+def sample_geometry(
     config: AugmentConfig, batch: int, image_size: tuple[int, int], seed: int, epoch: int, step: int
 ) -> Geometry:
-    """Draw flips, crops and erasing rectangles of a global batch."""
+    """Sample flips, crops and erasing rectangles for a global batch."""
     random = keyed_random.generator(seed, "augment", epoch, step)
     shape = (batch, 1 if config.geometry == "shared" else len(MODALITIES))
     flip = random.random(shape) < config.flip
@@ -56,7 +56,7 @@ def draw_geometry(
 def _erase_rectangles(
     random: np.random.Generator, config: AugmentConfig, shape: tuple[int, int], image_size: tuple[int, int]
 ) -> np.ndarray:
-    """Rectangles of Zhong et al. 2020: a share of the area, an aspect ratio, redrawn until one fits."""
+    """Rectangles of Zhong et al. 2020: random area and aspect ratio, the first of some attempts that fits."""
     height, width = image_size
     chosen = random.random(shape) < config.erase
     area = random.uniform(*ERASE_AREA, (*shape, ERASE_ATTEMPTS)) * height * width
@@ -87,25 +87,24 @@ def augment(
     noise_key: tuple[int, int, int],
     statistics: str = "half",
 ) -> tuple[Tensor, Tensor]:
-    """Move, mirror and erase a worker's rows of the global batch.
+    """Crop, flip, normalise and erase a worker's rows of the global batch.
 
     Args:
         pixels: uint8 `(rows, modalities, 3, height, width)`.
-        mask: uint8, 255 where all foreground, `(rows, height, width)`.
-        geometry: Draws for the global batch.
+        mask: uint8, 255 for foreground, `(rows, height, width)`.
+        geometry: That of the global batch.
         padding: Pixels of black (background in the mask) around the image before the crop.
         rows: Which rows of the global batch these are.
         noise_key: Seed, epoch and step of the noise that fills erased rectangles.
         statistics: As in `normalise`.
 
     Returns:
-        Normalised images, float32, and the mask, uint8, moved where the geometry
-        is shared.
+        Normalised images, float32, and the mask, uint8, moved if the geometry is shared.
     """
     flip, offset, erase = geometry.flip[rows], geometry.offset[rows], geometry.erase[rows]
     groups = flip.shape[1]
     if groups == 1:
-        # The mask travels as one more channel: what moves the pixels moves it.
+        # The mask is one more channel, so that it moves with the pixels.
         moved = _move(torch.cat([pixels.flatten(1, 2), mask[:, None]], dim=1)[:, None], flip, offset, padding)
         mask = moved[:, 0, -1]
         images = normalise(moved[:, 0, :-1].unflatten(1, pixels.shape[1:3]), statistics)
@@ -123,7 +122,7 @@ def augment(
 
 
 def _move(stack: Tensor, flip: np.ndarray, offset: np.ndarray, padding: int) -> Tensor:
-    """Pad, crop and mirror each group of channels, `(rows, groups, channels, height, width)`."""
+    """Pad, crop and flip each group, `(rows, groups, channels, height, width)`."""
     height, width = stack.shape[-2:]
     padded = functional.pad(stack, (padding,) * 4)
     moved = torch.empty_like(stack)
@@ -135,19 +134,19 @@ def _move(stack: Tensor, flip: np.ndarray, offset: np.ndarray, padding: int) -> 
 
 
 def normalise(pixels: Tensor, statistics: str = "half") -> Tensor:
-    """Pixels to the model's input: (pixel / 255 - mean) / deviation of its channel.
+    """Convert pixels to the model's input: (pixel / 255 - mean) / deviation of the channel.
 
     Args:
         pixels: uint8 `(..., 3, height, width)`.
         statistics: A name in `PIXEL_STATISTICS`.
 
     Returns:
-        float32 of the same shape; from -1 to 1 for "half".
+        float32 of the same shape; for "half" from -1 to 1.
     """
     mean, deviation = (
         torch.tensor(values, device=pixels.device)[:, None, None] for values in PIXEL_STATISTICS[statistics]
     )
-    # In place: new memory of a batch's size takes as long to come by as the arithmetic takes.
+    # In place: allocating memory for a batch takes as long as the arithmetic.
     scaled = pixels.to(torch.float32, copy=True).mul_(1 / (255 * deviation))
     return scaled.sub_(mean / deviation)
 
@@ -156,8 +155,8 @@ def patch_foreground(mask: Tensor, patch_size: int) -> Tensor:
     """Share of each patch that the mask covers.
 
     Args:
-        mask: uint8, 255 where all foreground, `(batch, height, width)`.
-        patch_size: Side of a patch, pixels.
+        mask: uint8, 255 for foreground, `(batch, height, width)`.
+        patch_size: Side of a patch in pixels.
 
     Returns:
         float32 in [0, 1], patches in row order, `(batch, patches)`.

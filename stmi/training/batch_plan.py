@@ -1,4 +1,4 @@
-"""Which samples make up which batch: identity-balanced batches as a function of (seed, epoch)."""
+"""The samples of each batch: identity-balanced batches as a function of seed and epoch."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from stmi.config import BatchConfig
 
 
 class BatchPlanError(ValueError):
-    """The data set cannot fill the batches that were asked for."""
+    """The data set cannot fill batches of the configured size."""
 
 
 def plan(labels: np.ndarray, config: BatchConfig, seed: int, epoch: int) -> np.ndarray:
     """The batches of an epoch: P identities x K samples each.
 
-    Every identity's samples are shuffled and cut into groups of K (an identity with fewer repeats
-    some; a remainder waits for another epoch's shuffle). A batch takes a group each from P identities
-    drawn among those that have one left; the epoch ends when fewer than P have.
+    The samples of every identity are shuffled and cut into groups of K. An identity with fewer samples
+    repeats some; a remainder is left out in this epoch. A batch takes one group from each of P identities,
+    sampled among those that have groups left. The epoch ends when fewer than P identities have groups left.
 
     Args:
         labels: Identity of each row, `(samples,)`.
@@ -26,7 +26,7 @@ def plan(labels: np.ndarray, config: BatchConfig, seed: int, epoch: int) -> np.n
         epoch: Epoch number.
 
     Returns:
-        Row numbers, int64 `(steps, batch)`, an identity's K rows side by side.
+        Row numbers, int64 `(steps, batch)`; the K rows of an identity are adjacent.
 
     Raises:
         BatchPlanError: There are fewer identities than a batch holds.
@@ -45,25 +45,26 @@ def plan(labels: np.ndarray, config: BatchConfig, seed: int, epoch: int) -> np.n
 def plan_share(
     labels: Sequence[np.ndarray], rank: int, config: BatchConfig, seed: int, epoch: int
 ) -> np.ndarray:
-    """A worker's share of the batches of an epoch, where every worker has identities of its own.
+    """A worker's share of the batches of an epoch, if every worker has identities of its own.
 
     Each worker fills its P / world identities of every batch from its own rows, as `plan` fills a whole
-    batch, so none needs another's pixels. An epoch ends for all when the first worker has too few
-    identities left. So the batches depend on how many workers there are; those of one worker are `plan`'s.
+    batch, so that no worker needs the pixels of another. The epoch ends for all workers when the first one
+    has too few identities left. So the batches depend on the number of workers; those of a single worker are
+    `plan`'s.
 
     Args:
-        labels: Of every worker, by rank, the identity of each of its rows, `(samples of that worker,)`.
-            No identity is with two workers.
-        rank: The worker whose share it is.
+        labels: For each worker, by rank, the identity of each of its rows, `(samples of that worker,)`. No
+            two workers share an identity.
+        rank: The worker.
         config: Size of the global batch and K.
         seed: The run's seed.
         epoch: Epoch number.
 
     Returns:
-        Numbers of that worker's rows, int64 `(steps, batch / world)`, an identity's K rows side by side.
+        Row numbers of that worker, int64 `(steps, batch / world)`; the K rows of an identity are adjacent.
 
     Raises:
-        BatchPlanError: The workers do not divide the identities of a batch, or one has too few.
+        BatchPlanError: The identities of a batch are not a multiple of the workers, or one has too few.
     """
     group, world_size = config.samples_per_identity, len(labels)
     identities = config.size // group
@@ -81,7 +82,7 @@ def plan_share(
                 f"batch.size={config.size} with batch.samples_per_identity={group} needs {share}; use a "
                 "smaller batch or fewer workers"
             )
-    # The first worker draws as `plan` does, so that one worker alone has the batches of `plan`.
+    # The first worker uses the random numbers of `plan`, so that a single worker has its batches.
     plans = [
         _draw(
             own,
@@ -95,7 +96,7 @@ def plan_share(
 
 
 def _draw(labels: np.ndarray, per_batch: int, group: int, random: np.random.Generator) -> np.ndarray:
-    """Batches of `per_batch` identities x `group` rows until too few identities have rows left."""
+    """Batches of `per_batch` identities x `group` rows, until too few identities have groups left."""
     _, samples = np.unique(labels, return_counts=True)
     parts = []
     for own in np.split(np.argsort(labels, kind="stable"), np.cumsum(samples)[:-1]):
@@ -109,20 +110,20 @@ def _draw(labels: np.ndarray, per_batch: int, group: int, random: np.random.Gene
     left = np.arange(len(parts))
     batches = []
     while len(left) >= per_batch:
-        places = random.choice(len(left), per_batch, replace=False)
-        chosen = left[places]
+        positions = random.choice(len(left), per_batch, replace=False)
+        chosen = left[positions]
         waiting[chosen] -= 1
         ends[chosen] -= 1
         batches.append(groups[ends[chosen]].ravel())
-        left = np.delete(left, places[waiting[chosen] == 0])
+        left = np.delete(left, positions[waiting[chosen] == 0])
     return np.stack(batches).astype(np.int64)
 
 
 def rows_of_rank(size: int, rank: int, world_size: int) -> slice:
-    """The part of a global batch of `size` rows that a worker takes.
+    """A worker's part of a global batch of `size` rows.
 
     Raises:
-        BatchPlanError: The workers do not divide the batch.
+        BatchPlanError: The batch size is not a multiple of the number of workers.
     """
     if size % world_size:
         raise BatchPlanError(f"{world_size} workers do not divide batch.size={size}")

@@ -1,7 +1,7 @@
-"""The objective, equations 19-20: on each of G, U and T a cross-entropy and a triplet loss.
+"""The objective: a cross-entropy and a triplet loss on each of G, U and T.
 
-L_g(F) = w_id * CE_smoothed(F) + w_tri * Triplet(F)      (19)
-L = L_g(G) + L_g(U) + L_g(T)                             (20)
+L_g(F) = w_id * CE_smoothed(F) + w_tri * Triplet(F)
+L = L_g(G) + L_g(U) + L_g(T)
 """
 
 import torch
@@ -12,24 +12,24 @@ from stmi.config import LossConfig
 
 
 def pairwise_distances(features: Tensor) -> Tensor:
-    """Euclidean distances between all rows of `(batch, width)`, as `(batch, batch)`."""
+    """Euclidean distances between all rows of `(batch, width)`: `(batch, batch)`."""
     squared = features.square().sum(dim=1)
     squares = squared[:, None] + squared[None, :] - 2 * features @ features.T
-    # Rounding can take a square below zero, and the root has no gradient at zero.
+    # Rounding can make a square negative, and the root has no gradient at zero.
     return squares.clamp(min=1e-12).sqrt()
 
 
 def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
     """Triplet loss with batch-hard mining (Hermans et al. 2017), on features that are not normalised.
 
-    With d = d(anchor, farthest positive) - d(anchor, nearest negative) the mean over anchors of
+    With d = d(anchor, farthest positive) - d(anchor, nearest negative), it is the mean over anchors of
 
         log(1 + exp(d))         soft margin
         max(0, d + margin)      with a margin
 
     Args:
         features: `(batch, width)`.
-        labels: `(batch,)`; each label needs another one beside it for a finite loss.
+        labels: `(batch,)`; the loss is finite only if there are at least two different labels.
         margin: None for the soft margin.
     """
     distances = pairwise_distances(features)
@@ -45,16 +45,16 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = 
 def objective(
     config: LossConfig, features: dict[str, Tensor], logits: dict[str, Tensor], labels: Tensor
 ) -> dict[str, Tensor]:
-    """Eq. 20 and its parts.
+    """The loss of each feature and their sum: equations 19-20.
 
     Args:
         config: Weights and label smoothing.
-        features: Of each name in `logits`, `(batch, width)`.
+        features: `(batch, width)` by feature name; at least the names in `logits`.
         logits: `(batch, identities)` by feature name.
         labels: `(batch,)`, int64.
 
     Returns:
-        Scalars: `total`, and `identity/NAME` and `triplet/NAME` unweighted.
+        Scalars: `total`, and the unweighted parts `identity/NAME` and `triplet/NAME`.
     """
     parts: dict[str, Tensor] = {}
     total = torch.zeros((), device=labels.device)

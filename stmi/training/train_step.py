@@ -1,8 +1,8 @@
 """One optimisation step on a global batch, on any number of workers.
 
-Every worker embeds its rows, the features are gathered, and every worker computes the same loss on
-the whole batch, with ordinary batch norms. So the loss, and with it the trained model, does not
-depend on how many workers there are. They start from the same weights, which are keyed by the seed.
+Every worker embeds its rows, the features are gathered, and every worker computes the same loss on the whole
+batch, with ordinary batch norms. So the loss, and with it the trained model, does not depend on the number of
+workers. All workers start from the same weights, which depend on the seed.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from stmi.training import losses
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all workers, in rank order, with a gradient for the own ones."""
+    """Rows of all workers, in rank order, with a gradient for the worker's own rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -31,15 +31,15 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_rows: Tensor) -> Tensor:
         start = dist.get_rank() * ctx.share
         # All workers compute the same loss, so this worker's gradient of its own rows is complete.
-        # The factor undoes the division by the number of workers when gradients are averaged.
-        return gradients[0][start : start + ctx.share] * ctx.world_size
+        # `average_gradients` divides by the number of workers; the factor cancels that.
+        return grad_rows[start : start + ctx.share] * ctx.world_size
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The global batch of a tensor whose rows are spread over the workers, with gradients."""
+    """Gather a tensor of the global batch, of which each worker has some rows; differentiable."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
     return _GatherRows.apply(rows)
@@ -48,9 +48,9 @@ def gather_rows(rows: Tensor) -> Tensor:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the workers, in one flat exchange.
 
-    `DistributedDataParallel` would overlap the exchange with the backward pass, but it regroups its buckets
-    after the first step of a process, so that a resumed run with three or more workers adds up in another
-    order than an undisturbed one. Here the order is always that of the parameters.
+    `DistributedDataParallel` would overlap the exchange with the backward pass. But it regroups its buckets
+    after the first step of a process, so that a resumed run with three or more workers sums in another order
+    than an uninterrupted one. Here the order is always that of the parameters.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -68,9 +68,9 @@ class GlobalBatchLoss(nn.Module):
     Args:
         model: The network.
         config: The objective's weights.
-        autocast: Whether the network runs under bfloat16 autocast; losses are float32 always.
-        compiled: Whether the network is compiled. Only here: evaluation comes in batches of other sizes, each
-            of which would be compiled for itself.
+        autocast: Whether the network runs under bfloat16 autocast; losses are always float32.
+        compiled: Whether the network is compiled. Evaluation is not: its batches have other sizes, and each
+            size would be compiled anew.
     """
 
     def __init__(self, model: STMI, config: LossConfig, autocast: bool, compiled: bool = False) -> None:
@@ -83,9 +83,9 @@ class GlobalBatchLoss(nn.Module):
             self.run_model = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
     def forward(self, batch: ModelInput, draws: RandomDraws, labels: Tensor) -> dict[str, Tensor]:
-        """Loss and its parts of the global batch, of which `batch` and `labels` are this worker's rows.
+        """The loss of the global batch and its parts; `batch` and `labels` are this worker's rows.
 
-        With a hypergraph, `incidence_density` is among the parts.
+        With a hypergraph, `incidence_density` is one of the parts.
         """
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
             features = self.run_model(batch, draws)
@@ -98,11 +98,11 @@ class GlobalBatchLoss(nn.Module):
 
 
 class TrainStep:
-    """The optimiser and the step.
+    """The optimiser and one step of it.
 
     Args:
         model: The network, on its device.
-        loss: The objective.
+        loss: Weights of the objective.
         optim: The optimiser and its rates.
         autocast: Run the network under bfloat16 autocast.
         compiled: Compile the network.
@@ -118,7 +118,7 @@ class TrainStep:
     def __call__(
         self, batch: ModelInput, draws: RandomDraws, labels: Tensor, rate: float
     ) -> dict[str, Tensor]:
-        """Take one step at a learning rate; returns the losses before it, detached scalars."""
+        """Take one step at a learning rate; returns the losses before the step, as detached scalars."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -132,7 +132,7 @@ class TrainStep:
 
 
 def build_optimizer(model: STMI, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW; alpha and beta of SFM in a group of their own."""
+    """Adam or AdamW, with alpha and beta of SFM as a separate parameter group."""
     strengths = [p for m in model.modules() if isinstance(m, ModulationStrength) for p in m.parameters()]
     apart = {id(parameter) for parameter in strengths}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]

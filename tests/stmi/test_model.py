@@ -161,6 +161,17 @@ def test_class_tokens_can_be_concatenated_where_chi_is_off(clip):
     assert torch.equal(fused(batch()).U, build(clip)(batch()).U)
 
 
+def test_nodes_are_the_semantic_tokens_of_the_modalities_in_order(clip):
+    model, inputs, seen = build(clip), batch(), {}
+    for name, module in (*model.reallocation.items(), ("CHI", model.interaction)):
+        module.register_forward_hook(
+            lambda _, arguments, output, name=name: seen.update({name: (arguments[0], output)})
+        )
+    model(inputs)
+    semantic_tokens = [seen[name][1] for name in ("RGB", "NIR", "TIR")]
+    assert torch.equal(seen["CHI"][0], torch.cat(semantic_tokens, dim=1))
+
+
 @pytest.mark.parametrize("missing", [("RGB",), ("NIR", "TIR")])
 def test_missing_modalities_are_zeros_and_the_others_stay(clip, missing):
     model, inputs = build(clip), batch()

@@ -15,6 +15,18 @@ def test_block_equals_the_released_block():
     assert torch.allclose(block(arrays["queries"], arrays["patches"]), arrays["y"], atol=GOLDEN_VALUE)
 
 
+def test_queries_are_the_learnable_ones_and_the_text_last():
+    torch.manual_seed(0)
+    module = TokenReallocation(8, StrConfig(tokens=2, heads=2))
+    patches, text = torch.randn(3, 5, 8), torch.randn(3, 8)
+    for sample in range(3):
+        queries = torch.stack([*module.queries, text[sample]])
+        expected = module.block(queries[None], patches[sample : sample + 1])[0]
+        assert torch.allclose(module(patches, text)[sample], expected, atol=GOLDEN_VALUE)
+        alone = module.block(module.queries[None], patches[sample : sample + 1])[0]
+        assert torch.allclose(module(patches, None)[sample], alone, atol=GOLDEN_VALUE)
+
+
 def test_block_gradients_agree_with_finite_differences():
     torch.manual_seed(0)
     block = ReallocationBlock(width=4, heads=2)

@@ -36,7 +36,7 @@ def test_pixels_and_mask_move_together():
     # Each modality's channels carry the mask itself: after any geometry they must still equal it.
     pixels = mask[:, None, None].expand_as(pixels).contiguous()
     config = AugmentConfig(flip=0.5, crop_padding=4, erase=0)
-    geometry = augment.draw_geometry(config, 6, SIZE, *KEY)
+    geometry = augment.sample_geometry(config, 6, SIZE, *KEY)
     images, moved = augment.augment(pixels, mask, geometry, 4, slice(0, 6), KEY)
     assert torch.equal(images, augment.normalise(moved[:, None, None].expand_as(images)))
     assert not torch.equal(moved, mask)
@@ -44,7 +44,7 @@ def test_pixels_and_mask_move_together():
 
 def test_flip_and_crop_equal_a_naive_loop():
     pixels, mask = batch(8)
-    geometry = augment.draw_geometry(AugmentConfig(crop_padding=3, erase=0), 8, SIZE, *KEY)
+    geometry = augment.sample_geometry(AugmentConfig(crop_padding=3, erase=0), 8, SIZE, *KEY)
     images, _ = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
     for i in range(8):
         padded = np.pad(pixels[i].numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)))
@@ -56,7 +56,7 @@ def test_flip_and_crop_equal_a_naive_loop():
 
 def test_a_workers_rows_are_augmented_as_in_the_global_batch():
     pixels, mask = batch(8)
-    geometry = augment.draw_geometry(AugmentConfig(crop_padding=3, erase=1), 8, SIZE, *KEY)
+    geometry = augment.sample_geometry(AugmentConfig(crop_padding=3, erase=1), 8, SIZE, *KEY)
     whole, _ = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
     part, _ = augment.augment(pixels[4:], mask[4:], geometry, 3, slice(4, 8), KEY)
     assert torch.equal(whole[4:], part)
@@ -64,7 +64,7 @@ def test_a_workers_rows_are_augmented_as_in_the_global_batch():
 
 def test_erasing_fills_its_rectangle_with_noise_and_nothing_else():
     pixels, mask = torch.zeros(4, 3, 3, *SIZE, dtype=torch.uint8), torch.zeros(4, *SIZE, dtype=torch.uint8)
-    geometry = augment.draw_geometry(AugmentConfig(flip=0, crop_padding=0, erase=1), 4, SIZE, *KEY)
+    geometry = augment.sample_geometry(AugmentConfig(flip=0, crop_padding=0, erase=1), 4, SIZE, *KEY)
     images, _ = augment.augment(pixels, mask, geometry, 0, slice(0, 4), KEY)
     for i, (top, left, tall, wide) in enumerate(geometry.erase[:, 0]):
         assert 0.01 < tall * wide / (16 * 8) < 0.4
@@ -75,7 +75,7 @@ def test_erasing_fills_its_rectangle_with_noise_and_nothing_else():
 
 
 def test_rates_of_flip_and_erasing_are_those_asked_for():
-    geometry = augment.draw_geometry(AugmentConfig(flip=0.5, erase=0.3), 4000, (64, 32), *KEY)
+    geometry = augment.sample_geometry(AugmentConfig(flip=0.5, erase=0.3), 4000, (64, 32), *KEY)
     assert abs(geometry.flip.mean() - 0.5) < 0.03
     assert abs((geometry.erase[..., 2] > 0).mean() - 0.3) < 0.03
 
@@ -84,7 +84,7 @@ def test_aspect_of_erasing_is_drawn_as_it_is_or_by_its_logarithm():
     tall = {}
     for aspect in ("uniform", "log_uniform"):
         config = AugmentConfig(erase=1, erase_aspect=aspect)
-        erase = augment.draw_geometry(config, 8000, (256, 256), *KEY).erase[:, 0]
+        erase = augment.sample_geometry(config, 8000, (256, 256), *KEY).erase[:, 0]
         ratios = erase[:, 2] / erase[:, 3]
         assert 0.28 < ratios.min() < ratios.max() < 3.6
         tall[aspect] = (ratios > 1).mean()
@@ -112,7 +112,7 @@ def test_patch_foreground_is_the_mean_of_the_patch():
 def test_modalities_that_move_on_their_own_leave_the_mask_behind():
     pixels, mask = batch(8)
     config = AugmentConfig(geometry="per_modality", crop_padding=3, erase=0)
-    geometry = augment.draw_geometry(config, 8, SIZE, *KEY)
+    geometry = augment.sample_geometry(config, 8, SIZE, *KEY)
     images, unmoved = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
     assert torch.equal(unmoved, mask)
     assert (geometry.offset[:, 0] != geometry.offset[:, 1]).any()
@@ -128,7 +128,7 @@ def test_modalities_that_move_on_their_own_leave_the_mask_behind():
 def test_erasing_each_modality_on_its_own_leaves_the_others():
     pixels, mask = torch.zeros(6, 3, 3, *SIZE, dtype=torch.uint8), torch.zeros(6, *SIZE, dtype=torch.uint8)
     config = AugmentConfig(geometry="per_modality", flip=0, crop_padding=0, erase=0.5)
-    geometry = augment.draw_geometry(config, 6, SIZE, *KEY)
+    geometry = augment.sample_geometry(config, 6, SIZE, *KEY)
     images, _ = augment.augment(pixels, mask, geometry, 0, slice(0, 6), KEY)
     touched = (images != -1).flatten(2).any(dim=2).numpy()
     assert (touched == (geometry.erase[..., 2] > 0)).all()
