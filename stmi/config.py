@@ -74,19 +74,18 @@ class SfmConfig(Switch):
     )
     perturbation: PerLayerAndModality = Field(
         0.01,
-        description="Probability p that a background token is taken for foreground: a number, a list with "
-        "one for each layer of the image tower, or a mapping of RGB, NIR and TIR to either.",
+        description="Probability p that a background token becomes foreground: a number, a list with one for "
+        "each layer of the image tower, or a mapping of RGB, NIR and TIR to either.",
     )
     perturbation_draw: Literal["sample", "layer_and_modality"] = Field(
         "sample",
-        description="Draw the perturbed mask once for a sample (the paper's single m), or anew in every "
-        "layer and modality (the released code). Where p differs, one draw gives nested masks.",
+        description="Perturb the mask once for a sample (the paper's single m), or with new random numbers in "
+        "every layer and modality (the released code). In the first case different p give nested masks.",
     )
     logit_scale: Literal["head_width", "model_width"] = Field(
         "head_width",
-        description="D under the root of eq. 8: the width of one head, as CLIP was trained and the released "
-        "code has it, or the width of all heads together. With SFM, layers that it does not modulate have "
-        "the same.",
+        description="D in the square root of eq. 8: the width of one head, as in CLIP's training and the "
+        "released code, or the width of all heads together. With SFM it holds for all layers, modulated or not.",
     )
     mask_threshold: float = Field(
         0.0,
@@ -122,13 +121,13 @@ class ChiConfig(Switch):
     """Cross-modal hypergraph interaction (CHI), and its alternatives of Table 4."""
 
     mixer: Literal["hypergraph", "mlp", "self_attention"] = Field(
-        "hypergraph", description="What works on the semantic tokens (Table 4 D, B, C); off is Table 4 A."
+        "hypergraph", description="The module for the semantic tokens (Table 4 D, B, C); off is Table 4 A."
     )
     convolution: Literal["paper", "released"] = Field(
         "paper", description="Equations 15-16, or the released code's mean of means with GroupNorm."
     )
     incidence: Literal["cosine", "euclidean"] = Field(
-        "cosine", description="Nodes share a hyperedge by similarity, or by distance (released code)."
+        "cosine", description="Whether similar nodes share a hyperedge, or near ones (released code)."
     )
     similarity_threshold: float = Field(
         0.5, ge=-1, le=1, description="tau: nodes whose cosine similarity reaches it share a hyperedge."
@@ -146,8 +145,8 @@ class FusionConfig(Section):
 
     without_chi: Literal["cross_attention", "concatenation"] = Field(
         "cross_attention",
-        description="What fuses where CHI is off: eq. 17-18 over the tokens of STR (H' = H), or nothing, the "
-        "class tokens concatenated, as the paper words it; STR then has no effect and is not built.",
+        description="The fusion if CHI is off: eq. 17-18 over the tokens of STR (H' = H), or concatenated class "
+        "tokens, as in the text of the paper; then STR has no effect and is not built.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="On the attention and on its output.")
 
@@ -157,8 +156,8 @@ class TextConfig(Switch):
 
     fine_tune: bool = Field(
         False,
-        description="Train the text tower and encode the captions in every step, instead of reading features "
-        "that the frozen tower gave (the snowflake in figure 3 of the paper).",
+        description="Train the text tower and encode the captions in every step, instead of reading the "
+        "features of the frozen tower (the snowflake in figure 3 of the paper).",
     )
 
     @model_validator(mode="after")
@@ -177,13 +176,13 @@ class ModelConfig(Section):
     clip: ClipConfig = ClipConfig()
     pixels: Literal["half", "clip"] = Field(
         "half",
-        description="Mean and deviation that pixels are normalised by: 0.5 and 0.5 (the released code; the "
+        description="Mean and standard deviation for normalising pixels: 0.5 and 0.5 (the released code; the "
         "paper does not say), or those of the images that CLIP was trained on.",
     )
     neck: Literal["batch_norm", "none"] = Field(
         "batch_norm",
-        description="What stands between a feature and its classifier: a batch norm with a frozen bias (the "
-        "released code; the paper names none), or nothing.",
+        description="The layer between a feature and its classifier: a batch norm with a frozen bias (the "
+        "released code; the paper mentions none), or none.",
     )
     separate_modality_heads: bool = Field(
         False,
@@ -218,16 +217,16 @@ class AugmentConfig(Section):
 
     geometry: Literal["shared", "per_modality"] = Field(
         "shared",
-        description="Draw flip, crop and erasing once for a sample and move its mask along, or for each "
-        "modality on its own with the mask left behind (released code).",
+        description="One random flip, crop and erasing for a sample, which also moves its mask, or one for "
+        "each modality, which does not move the mask (released code).",
     )
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     crop_padding: int = Field(10, ge=0, le=256, description="Pixels padded on each side, then cropped.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of random erasing.")
     erase_aspect: Literal["uniform", "log_uniform"] = Field(
         "uniform",
-        description="How the erased rectangle's height over width is drawn from 0.3 to 3.3: as it is (Zhong "
-        "et al. 2020, whom the paper cites), or its logarithm (timm, whose limits the released code has).",
+        description="Distribution of the erased rectangle's height over width, 0.3 to 3.3: uniform (Zhong et "
+        "al. 2020, whom the paper cites), or with a uniform logarithm (timm, whose limits the released code has).",
     )
 
 

@@ -1,1 +1,1 @@
-"""CLIP: reading its weights from folders, names and archives, and its two towers."""
+"""CLIP: loading it from folders, names and archives, and its two towers."""

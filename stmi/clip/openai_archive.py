@@ -1,7 +1,7 @@
 """Converts a CLIP archive of OpenAI (`ViT-B-16.pt`, `ViT-L-14.pt`, ...) to the folder that `load_clip` reads.
 
-The archive is TorchScript, that is, code with weights. Its SHA-256 is checked before anything in it is looked
-at, and then only its tensors are read: nothing in it is run.
+The archive is TorchScript: code with weights. Its SHA-256 is checked before anything in it is read, and then
+only its tensors are read. Nothing in it is executed.
 """
 
 import hashlib
@@ -23,41 +23,41 @@ from stmi.clip.weights import ClipFileError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEAD_WIDTH = 64
-"""Of every CLIP that OpenAI published; the number of heads cannot be read off a shape."""
+"""Width of a head in every CLIP that OpenAI published; no shape determines the number of heads."""
 _NOT_WEIGHTS = re.compile(r"(.*\.)?(input_resolution|context_length|vocab_size|attn_mask)$")
-"""Tensors of the archive that say how it was traced, which open_clip's config and code know."""
+"""Tensors of the archive that are not weights; open_clip has them in its config and code."""
 
 
 def published_digests() -> dict[str, str]:
-    """OpenAI's own digest of each archive it published, hex SHA-256, to the model's name.
+    """SHA-256 in hex of each archive that OpenAI published, to the name of the model.
 
-    OpenAI names the digest in the address of the archive; open_clip knows the addresses.
+    The digest is a part of the archive's URL, and open_clip has the URLs.
     """
     digests: dict[str, str] = {}
     for name in open_clip.list_openai_models():
-        address = open_clip.get_pretrained_url(name, "openai")
-        for part in address.split("/"):
+        url = open_clip.get_pretrained_url(name, "openai")
+        for part in url.split("/"):
             if _DIGEST.fullmatch(part):
-                # One archive has two names, the second with "-quickgelu".
+                # An archive has two names, the second with "-quickgelu".
                 digests.setdefault(part, name)
     return digests
 
 
 def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, Any]:
-    """Write the CLIP folder of an archive; its weights are float32. All of it is written, or nothing.
+    """Write the CLIP folder of an archive, with float32 weights; all of it or nothing.
 
     Args:
         archive: The file as OpenAI serves it.
-        out: The folder to make; it must not exist.
-        sha256: The digest that the file must have; None for any of those that OpenAI published.
+        out: The new folder; it must not exist.
+        sha256: The digest that the file must have; None for one of those that OpenAI published.
 
     Returns:
         `folder`, `archive_sha256`, `published_as` (None where OpenAI did not publish it), `digest` (as of
         `LoadedClip`), `parameters`, and `model_cfg`.
 
     Raises:
-        ClipFileError: The file cannot be read, its digest is another, it is no archive of a vision
-            transformer's CLIP, or weights are missing, unknown or of another shape.
+        ClipFileError: The file cannot be read, has another digest, is not an archive of a CLIP with a vision
+            transformer, or has weights that are missing, unknown or of another shape.
         OSError: The folder cannot be written.
     """
     if out.exists():
@@ -74,7 +74,7 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
         weights = _weights(archive, file)
     config = model_config(weights, archive)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The folder comes to its place whole, by one rename, after it was read back.
+    # The folder is written elsewhere, read back, and then appears whole by one rename.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
         folder = Path(parent) / out.name
         folder.mkdir()
@@ -82,7 +82,7 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
         described.write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
         path = folder / architecture.WEIGHTS_FILE
         save_file(weights, path)
-        # safetensors lets only the owner read; a folder of weights is often shared.
+        # safetensors makes files that only the owner can read, but folders of weights are often shared.
         path.chmod(described.stat().st_mode)
         with path.open("rb") as written:
             written_digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -103,14 +103,14 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
 
 
 def model_config(weights: dict[str, Tensor], archive: Path | str) -> dict[str, Any]:
-    """The model config of open_clip whose sizes are those of an archive's weights.
+    """The model config of open_clip that fits the weights of an archive.
 
     Args:
         weights: By OpenAI's names, which are open_clip's.
         archive: For the error message.
 
     Raises:
-        ClipFileError: A weight that tells a size is missing or has another number of dimensions.
+        ClipFileError: A weight that determines a size is missing or has another number of dimensions.
     """
     dimensions = {
         "visual.conv1.weight": 4,
@@ -161,7 +161,7 @@ def _layers(weights: dict[str, Tensor], tower: str) -> int:
 
 
 def _check_digest(archive: Path, file: BufferedReader, sha256: str | None) -> str:
-    """The digest of a file that may be used; the file is at its start again after."""
+    """The digest of a file, if it is an expected one; the file is at its start again afterwards."""
     if sha256 is not None and not _DIGEST.fullmatch(sha256.lower()):
         raise ClipFileError(f"sha256={sha256!r} is not a SHA-256 in hex; give its 64 digits")
     published = published_digests()
@@ -178,13 +178,13 @@ def _check_digest(archive: Path, file: BufferedReader, sha256: str | None) -> st
 
 
 def _weights(archive: Path, file: BufferedReader) -> dict[str, Tensor]:
-    """The archive's weights, float32, by OpenAI's names, which are open_clip's."""
+    """The weights of the archive, float32, by OpenAI's names, which are open_clip's."""
     try:
         tensors = read_tensors(file)
     except TorchScriptError as error:
         raise ClipFileError(f"{archive}: {error}; give a .pt file as OpenAI serves it") from error
     return {
-        # A copy: in the archive several tensors may share bytes, which safetensors refuses.
+        # A copy, because tensors of the archive may share memory, which safetensors refuses.
         name: value.to(torch.float32, copy=True).contiguous()
         for name, value in tensors.items()
         if not _NOT_WEIGHTS.match(name)

@@ -1,9 +1,9 @@
-"""The tensors of a TorchScript archive, without running anything in it.
+"""The tensors of a TorchScript archive, without executing anything in it.
 
-Such an archive is a zip of code, of the bytes of tensors, and of a pickle, `data.pkl`, that says which tensor
-is which attribute of which module. `torch.jit.load` would run the code, and
-`torch.load(weights_only=True)` refuses the format. Here the code is not read, and of the pickle's functions
-only the few that describe tensors and modules are known, each replaced by one that does just that.
+Such an archive is a zip file with code, the bytes of tensors, and a pickle, `data.pkl`, that says which
+tensor is which attribute of which module. `torch.jit.load` would execute the code, and
+`torch.load(weights_only=True)` refuses the format. Here the code is not read. Of the functions that a pickle
+can call, only the few that describe tensors and modules are allowed, and each is replaced by a harmless one.
 """
 
 import pickle
@@ -27,17 +27,17 @@ _STORAGES = {
 
 
 class TorchScriptError(ValueError):
-    """A file that is no TorchScript archive of a module, or whose pickle asks for more than tensors."""
+    """A file that is not a TorchScript archive of a module, or whose pickle asks for more than tensors."""
 
 
 def read_tensors(file: BinaryIO) -> dict[str, Tensor]:
-    """Every tensor of the archive's module by its dotted name; beside weights also other attributes.
+    """Every tensor of the archive's module by its dotted name: weights and other attributes.
 
     Args:
-        file: Open for reading bytes, with random access.
+        file: A file opened for reading bytes, with random access.
 
     Raises:
-        TorchScriptError: It is no such archive, or its pickle asks for anything but tensors and modules.
+        TorchScriptError: It is not such an archive, or its pickle asks for more than tensors and modules.
     """
     try:
         with zipfile.ZipFile(file) as entries:
@@ -46,7 +46,7 @@ def read_tensors(file: BinaryIO) -> dict[str, Tensor]:
                 raise pickle.UnpicklingError(f"{len(tables)} entries are called data.pkl, expected 1")
             with entries.open(tables[0]) as table:
                 module = _Unpickler(table, entries, tables[0].removesuffix(".pkl")).load()
-    # What the documentation of pickle says that malformed bytes may raise.
+    # The errors that malformed bytes may raise, by the documentation of pickle.
     except (
         zipfile.BadZipFile,
         pickle.UnpicklingError,
@@ -64,16 +64,16 @@ def read_tensors(file: BinaryIO) -> dict[str, Tensor]:
 
 
 class _ScriptModule:
-    """What a module of the archive becomes: its attributes, and nothing that acts."""
+    """Stands for a module of the archive: attributes without behaviour."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the attributes of a scripted module; whatever else a pickle asks for is refused.
+    """Reads the attributes of a scripted module and refuses everything else that a pickle can ask for.
 
     Args:
-        table: The pickle, at its start.
+        table: The pickle file, at its start.
         entries: The archive, for the bytes of the tensors.
-        root: The folder of those bytes in it.
+        root: The folder of those bytes in the archive.
     """
 
     def __init__(self, table: Any, entries: zipfile.ZipFile, root: str) -> None:
@@ -83,10 +83,10 @@ class _Unpickler(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for.
+        """The object for a name in the pickle.
 
         Raises:
-            pickle.UnpicklingError: It is not one of those that describe a module's attributes.
+            pickle.UnpicklingError: The name is not one of those that describe attributes of a module.
         """
         if module.partition(".")[0] == "__torch__":
             return _ScriptModule
@@ -128,7 +128,7 @@ def _rebuild(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[
 
 
 def _tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Every tensor among a module's attributes, and those of the modules in it, by dotted name."""
+    """Every tensor among the attributes of a module and of its submodules, by dotted name."""
     found: dict[str, Tensor] = {}
     for name, value in vars(module).items():
         if isinstance(value, Tensor):

@@ -1,1 +1,1 @@
-"""Fast forms of attention, linear layers and QuickGELU, and what the hardware can do."""
+"""Fast forms of attention, linear layers and the MLP; hardware capabilities and host memory."""

@@ -1,7 +1,7 @@
-"""How the weights of the authors' released code are named, and where each stands in `STMI`.
+"""Names of the weights in the authors' released code, and the weight of `STMI` that each belongs to.
 
-The names are those of its models for RGBNT201 and MSVR310. The model for RGBNT100 has three heads in the
-place of the one on G, by names not known here.
+The names are those of the models for RGBNT201 and MSVR310. The model for RGBNT100 has three heads instead of
+the one on G; their names are not supported.
 """
 
 import re
@@ -40,7 +40,7 @@ _RELEASED_PREFIX = {
     "heads.U.norm.": "bottleneck_visual.",
     "heads.U.classifier.": "visual_classifier.",
 }
-"""How a name here begins, to how it begins there; the first that fits counts."""
+"""Prefix of a name here, to the prefix of the released name; the first match counts."""
 _UNUSED = re.compile(
     r"STR_CHI\.(inp_block|inp_self_attn|cross_attn|mlp_proj|proj_q|proj_k|proj_v|proj_out)\."
     r"|(textual_classifier|bottleneck_textual)\."
@@ -59,21 +59,21 @@ SIZED_BY = {
     f"{QUERIES}rgb": "(1, K, embedding)",
     "classifier_t.weight": "(identities, embedding)",
 }
-"""The weights whose shapes tell the sizes of all others."""
+"""The weights whose shapes determine the sizes of all others."""
 
 
 def is_unused(name: str) -> bool:
-    """Whether the released code builds this weight and never uses it."""
+    """Whether the released code builds this weight but never uses it."""
     return _UNUSED.match(name) is not None
 
 
 def is_known(name: str) -> bool:
-    """Whether the name begins like one that is read, or is one that is never used."""
+    """Whether the name has the prefix of a weight that is read, or is one of those never used."""
     return name.startswith((*_RELEASED_PREFIX.values(), CLIP)) or is_unused(name)
 
 
 def plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the prefix of `DataParallel`, which stands before all names or none."""
+    """The state dict without the prefix of `DataParallel`, which all names have or none."""
     if all(name.startswith("module.") for name in state_dict):
         return {name.removeprefix("module."): value for name, value in state_dict.items()}
     return dict(state_dict)
@@ -85,13 +85,13 @@ def _released_name(name: str) -> str:
 
 
 def _adapter_names(name: str, layers: int) -> list[str]:
-    """The released names of our alphas, or betas: one parameter in every layer."""
+    """Released names of our alphas or betas: one parameter in every layer."""
     kind = name.rpartition(".")[2]
     return [f"{IMAGE}transformer.resblocks.{layer}.adapter_{kind}" for layer in range(layers)]
 
 
 def released_shapes(ours: Mapping[str, Tensor], layers: int) -> dict[str, tuple[int, ...]]:
-    """What a checkpoint holds for our weights, by released names.
+    """Shapes in a checkpoint, by released names.
 
     Args:
         ours: The state dict of an `STMI`; only its shapes are read.
@@ -110,7 +110,7 @@ def released_shapes(ours: Mapping[str, Tensor], layers: int) -> dict[str, tuple[
 
 
 def value_of(name: str, weights: Mapping[str, Tensor], layers: int) -> Tensor:
-    """The checkpoint's value of one of our weights, in our shape and order.
+    """The value of one of our weights in a checkpoint, in our shape and order.
 
     Args:
         name: As in the state dict of `STMI`.
@@ -131,10 +131,10 @@ def value_of(name: str, weights: Mapping[str, Tensor], layers: int) -> Tensor:
 
 
 def modality_major(embedding: int) -> Tensor:
-    """Where each value of our U stands in the released one.
+    """Positions of the values of our U in the released U.
 
-    Value c of modality m is number `m D + c` here and `3 c + m` there: `u[..., modality_major(D)]` puts a
-    released U, or weights over it, in our order.
+    Value c of modality m has position `m D + c` here and `3 c + m` there: `u[..., modality_major(D)]` puts a
+    released U, or weights for it, in our order.
 
     Returns:
         Positions, int64, `(3 D,)`.

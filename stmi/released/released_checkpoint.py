@@ -1,12 +1,12 @@
-"""Reads a checkpoint of the authors' released code into `STMI`, with the `released` recipe's options.
+"""Reads a checkpoint of the authors' released code into `STMI`, with the options of the `released` recipe.
 
-Its parts go by other names there, some have other shapes, and U is flattened with the modality as the
-fastest axis, where here each modality's values stand together. A checkpoint also holds modules that the
-released code builds and never uses, which are left out, and CLIP's text tower, which STMI does not hold
-because it is frozen: `text_weights` gives it to who encodes captions.
+Its weights have other names and some have other shapes. U is flattened with the modality as the fastest axis
+there; here the values of a modality are adjacent. A checkpoint also holds modules that the released code
+builds but never uses, which are left out, and CLIP's text tower. STMI does not hold that tower, because it is
+frozen; `text_weights` returns it for encoding captions.
 
-The names are those of the models for RGBNT201 and MSVR310. The model for RGBNT100 has three heads in the
-place of the one on G, by names not known here; such a checkpoint is refused with the names that do not fit.
+The names are those of the models for RGBNT201 and MSVR310. The model for RGBNT100 has three heads instead of
+the one on G; their names are not supported, and such a checkpoint is refused with the names that do not fit.
 """
 
 import logging
@@ -29,16 +29,16 @@ from stmi.released.parameter_names import CAMERAS, CLIP, IMAGE, POSITIONS, SIZED
 logger = logging.getLogger(__name__)
 
 HEAD_WIDTH = 64
-"""Of every published CLIP; the number of heads cannot be read off a shape."""
+"""Width of a head in every published CLIP; no shape determines the number of heads."""
 
 
 class ReleasedCheckpointError(ValueError):
-    """A state dict that is no checkpoint of the released code, with the names that do not fit."""
+    """A state dict that is not a checkpoint of the released code; names what does not fit."""
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What the shapes of a checkpoint tell."""
+    """Sizes that follow from the shapes in a checkpoint."""
 
     width: int
     patch: int
@@ -51,15 +51,15 @@ class _Sizes:
 
 
 def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 128)) -> STMI:
-    """The released model with a checkpoint's weights, float32, in evaluation mode.
+    """Load a checkpoint into the released model, float32, in evaluation mode.
 
-    Cameras, identities, K, layers, widths and patch size are read off the shapes; no pretrained CLIP is
-    needed. What `unused_names` names is left out, and logged. The model owns its weights.
+    Cameras, identities, K, layers, widths and patch size follow from the shapes; no pretrained CLIP is
+    needed. The weights in `unused_names` are left out and logged. The model has its own copy of the weights.
 
     Args:
-        state_dict: As the released code saves it, on any device; a `module.` before every name is allowed.
-        image_size: Height and width, pixels, that the checkpoint was trained at. No shape tells 256 x 128
-            (people) from 128 x 256 (vehicles), so give it.
+        state_dict: As the released code saves it, on any device; every name may have the prefix `module.`.
+        image_size: Height and width in pixels that the checkpoint was trained with. The shapes are the same
+            for 256 x 128 (people) and 128 x 256 (vehicles).
 
     Raises:
         ReleasedCheckpointError: Weights are missing, unknown or of another shape, or the position embedding
@@ -93,16 +93,16 @@ def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 1
 
 
 def unused_names(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Names of the weights that the released code builds and never uses, as the state dict has them."""
+    """Names in the state dict of the weights that the released code builds but never uses."""
     plain = parameter_names.plain_names(state_dict)
     return [given for given, name in zip(state_dict, plain, strict=True) if is_unused(name)]
 
 
 def text_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower that T was computed with, by open_clip's names: all of `open_clip.CLIP` but the images.
+    """The text tower that computed T, by open_clip's names: `open_clip.CLIP` without its image tower.
 
-    OpenAI's, since it is frozen; the tokenizer is OpenAI's too. `logit_scale`, which no feature depends
-    on, is left out.
+    The tower is OpenAI's, since it is frozen; so is the tokenizer. `logit_scale` is left out: no feature
+    depends on it.
     """
     return {
         name.removeprefix(CLIP): value
@@ -112,16 +112,16 @@ def text_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def encode_captions(state_dict: Mapping[str, Tensor], captions: list[str]) -> Tensor:
-    """T of captions by a checkpoint's own text tower, float32 `(captions, embedding)`.
+    """Encode captions with a checkpoint's own text tower: T, float32 `(captions, embedding)`.
 
     Args:
-        state_dict: One that `load` takes.
-        captions: Texts; cut at the tower's context length.
+        state_dict: As for `load`.
+        captions: Texts; they are cut at the context length of the tower.
     """
     weights = text_weights(state_dict)
     sizes = _sizes(parameter_names.plain_names(state_dict))
     settings = sizes.text | {"heads": sizes.text["width"] // HEAD_WIDTH}
-    # Of an image tower nothing is asked, so it is as small as can be.
+    # The image tower is not used, so it is as small as possible.
     vision = {"image_size": 1, "patch_size": 1, "layers": 1, "width": 1, "head_width": 1}
     towers = open_clip.CLIP(sizes.embedding, vision, settings, quick_gelu=True).eval()
     towers.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
@@ -138,7 +138,7 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _sizes(weights: Mapping[str, Tensor]) -> _Sizes:
-    # A state dict wrapped in another dict is the usual mistake.
+    # The usual mistake is a state dict inside another dict.
     _refuse(
         [
             f"{name} is a {type(value).__name__}, expected a tensor"
@@ -175,7 +175,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> _Sizes:
             "context_length": context,
             "vocab_size": shapes[f"{CLIP}token_embedding.weight"][0],
             "width": text_width,
-            "heads": 1,  # changes no shape, and the tower built from it encodes nothing
+            "heads": 1,  # changes no shape, and this tower encodes nothing
             "layers": _layers(weights, CLIP),
         },
     )
@@ -187,7 +187,7 @@ def _layers(weights: Mapping[str, Tensor], tower: str) -> int:
 
 
 def _build(sizes: _Sizes, image_size: tuple[int, int]) -> tuple[STMI, dict[str, tuple[int, ...]]]:
-    """The model without storage, and the shapes of the text tower by their released names."""
+    """The model without storage, and the shapes of the text tower by released names."""
     try:
         height, width = map(index, image_size)
     except (TypeError, ValueError):
@@ -202,7 +202,7 @@ def _build(sizes: _Sizes, image_size: tuple[int, int]) -> tuple[STMI, dict[str, 
         "patch_size": sizes.patch,
     }
     try:
-        # The model of `experiments/recipes.py::released`; p, which only training reads, is RGBNT201's.
+        # The model of `experiments/recipes.py::released`. Only training reads p; here it is RGBNT201's.
         config = ModelConfig(
             image=ImageSize(height=height, width=width),
             camera_embedding=True,
@@ -211,7 +211,7 @@ def _build(sizes: _Sizes, image_size: tuple[int, int]) -> tuple[STMI, dict[str, 
             chi=ChiConfig(convolution="released", incidence="euclidean", activation="silu"),
             fusion=FusionConfig(dropout=0.1),
         )
-        # On the meta device nothing is drawn or stored; every weight comes from the checkpoint.
+        # On the meta device nothing is initialised or stored; every weight comes from the checkpoint.
         with torch.device("meta"):
             towers = open_clip.CLIP(sizes.embedding, vision, sizes.text, quick_gelu=True)
             clip = LoadedClip(towers, tokenizer=None, name="released checkpoint", digest="")

@@ -9,9 +9,8 @@ import numpy as np
 JunkRule = Literal["camera", "scene"]
 """A gallery sample of the query's identity is junk if it has the query's camera, or its scene."""
 
-
 CHUNK_ELEMENTS = 4 * 2**20
-"""Distances held at a time; more would only fall out of the processor's cache."""
+"""Distances held at a time; more do not fit the CPU's cache."""
 
 
 class RetrievalError(ValueError):
@@ -75,13 +74,13 @@ def distance_chunks(
     Args:
         query: float32 `(queries, width)`, of any length.
         gallery: float32 `(gallery, width)`, of any length.
-        chunk: Queries at a time; None for as many as make 16 MB of distances, or one.
+        chunk: Queries at a time; None for as many as give 16 MB of distances, at least one.
 
     Yields:
         The rows, and their distances `(rows, gallery)`, 0 to 2.
     """
     for rows, cosines in _opposite_cosines(query, gallery, chunk):
-        # |a - b|^2 = 2 - 2 a.b between rows of length one; a zero row lies at the distance of a right angle.
+        # |a - b|^2 = 2 - 2 a.b for rows of length one; a zero row has the distance of a right angle.
         distances = np.multiply(cosines, 2, out=cosines)
         np.add(distances, 2, out=distances)
         np.maximum(distances, 0, out=distances)
@@ -92,9 +91,9 @@ def distance_chunks(
 def _opposite_cosines(
     query: np.ndarray, gallery: np.ndarray, chunk: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Minus the cosines between rows: they rank as the distances do, and cost fewer passes."""
+    """Minus the cosines between rows: the same ranking as by distance, with fewer passes over memory."""
     chunk = chunk or max(1, CHUNK_ELEMENTS // max(1, len(gallery)))
-    # The products are divided, not the gallery: a normalised copy of it may not fit.
+    # Divide the products, not the gallery: a normalised copy of the gallery may not fit in memory.
     gallery_lengths = _lengths(gallery)
     for start in range(0, len(query), chunk):
         rows = slice(start, min(start + chunk, len(query)))
@@ -118,13 +117,14 @@ def evaluate(query: RetrievalSet, gallery: RetrievalSet, max_rank: int = 50) -> 
     """Search the gallery with every query: mAP and CMC on normalised embeddings.
 
     A gallery sample of the query's identity and group (camera or scene) is junk: neither hit nor miss.
-    A query whose identity has no other sample in the gallery counts in no mean.
+    A query without a match in the gallery does not count in the means.
 
     Raises:
         RetrievalError: An embedding is not finite, or no query has a match.
     """
     for name, samples in (("query", query), ("gallery", gallery)):
-        # A row's sum tells in little memory; large numbers may add up to infinity, so look again.
+        # The sum of a row shows it in little memory. Large finite numbers may also sum to infinity, so check
+        # the rows themselves.
         suspects = np.flatnonzero(~np.isfinite(np.einsum("ij->i", samples.embedding)))
         rows = suspects[~np.isfinite(samples.embedding[suspects]).all(axis=1)]
         if len(rows):
@@ -138,14 +138,14 @@ def score(
     gallery: RetrievalSet,
     max_rank: int = 50,
 ) -> RetrievalMetrics:
-    """MAP and CMC from distances, or whatever ranks alike; rules and errors as in `evaluate`."""
+    """MAP and CMC from distances or numbers with the same ranking; rules and errors as in `evaluate`."""
     precision = np.full(len(query), np.nan)
     first_rank = np.zeros(len(query), dtype=np.int64)
-    of_identity = _rows_of(gallery.identity)
+    rows_by_identity = _rows_by_identity(gallery.identity)
     found = np.arange(1, len(gallery) + 1)
     for rows, distances in chunks:
         for i, row in zip(range(rows.start, rows.stop), distances, strict=True):
-            same = of_identity.get(int(query.identity[i]), _NONE)
+            same = rows_by_identity.get(int(query.identity[i]), _NONE)
             is_junk = gallery.group[same] == query.group[i]
             ranks = _ranks(row, same[~is_junk], same[is_junk])
             if len(ranks) == 0:
@@ -158,7 +158,7 @@ def score(
             f"none of the {len(query)} queries has a match in the gallery of {len(gallery)}; "
             "every query needs its identity under another camera (or scene)"
         )
-    # Of the queries with a match, how many have their first at each rank; those beyond the last fall off.
+    # Number of queries with their first match at each rank, up to the last rank.
     first_hits = np.bincount(first_rank[matched], minlength=max_rank + 1)[1 : max_rank + 1]
     return RetrievalMetrics(
         mean_average_precision=float(np.nanmean(precision)),
@@ -171,7 +171,7 @@ def score(
 _NONE = np.empty(0, dtype=np.int64)
 
 
-def _rows_of(identity: np.ndarray) -> dict[int, np.ndarray]:
+def _rows_by_identity(identity: np.ndarray) -> dict[int, np.ndarray]:
     """Rows of each identity."""
     order = np.argsort(identity, kind="stable")
     names, starts = np.unique(identity[order], return_index=True)
@@ -179,7 +179,7 @@ def _rows_of(identity: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _ranks(row: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """Ranks of the matches from 0, ascending, junk left out: as in `rank_gallery`, the rest unranked.
+    """Ranks of the matches from 0, ascending, junk left out, as in `rank_gallery`; nothing else is ranked.
 
     Args:
         row: Distances of one query, `(gallery,)`.
@@ -197,7 +197,7 @@ def _ranks(row: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray
     junk_near_to_far.sort()
     ranks -= junk_near_to_far.searchsorted(near_to_far)
     for i in tied.nonzero()[0]:
-        # Equal distances keep gallery order, which values alone do not tell.
+        # Equal distances keep gallery order, which does not follow from the values.
         own = matches[order[i]]
         ranks[i] += np.count_nonzero(row[:own] == near_to_far[i])
         ranks[i] -= np.count_nonzero(row[junk[junk < own]] == near_to_far[i])

@@ -1,4 +1,4 @@
-"""K-reciprocal re-ranking: a gallery sample is near where its neighbours are the query's neighbours, too.
+"""K-reciprocal re-ranking: a gallery sample is near if its neighbours are also neighbours of the query.
 
 From Zhong et al. 2017, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR. With
 d the distance of `stmi.retrieval.metrics` (Euclidean, of normalised embeddings), over all samples at once:
@@ -11,12 +11,12 @@ d the distance of `stmi.retrieval.metrics` (Euclidean, of normalised embeddings)
     d_J(p, g)   = 1 - sum_j min(V[p, j], V[g, j]) / sum_j max(V[p, j], V[g, j])
     d*(p, g)    = (1 - weight) d_J(p, g) + weight d(p, g)
 
-The neighbours include unlabelled queries: the rank of a query depends on which others are asked with
-it, so re-ranked figures never stand in one column with plain ones.
+The other queries are neighbours, too: the ranks of a query depend on which queries are evaluated together. So
+re-ranked metrics must not be compared with plain ones.
 
-Differs from the widely used code: that squares d and divides it by its maximum, scales every V[p] to
-sum 1, asks for more than two thirds, and keeps k1 samples beside p itself. Here k1 = 21 makes the
-neighbourhoods, whole and half, that it calls k1 = 20 (k/2 is rounded up).
+Differs from the widely used code, which squares d and divides it by its maximum, scales every V[p] to sum 1,
+requires more than two thirds, and keeps k1 samples beside p itself. Here k1 = 21 gives the neighbourhoods,
+whole and half, that it has for k1 = 20 (k/2 is rounded up).
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from scipy import sparse
 from stmi.retrieval.metrics import RetrievalError, distance_chunks, normalise
 
 BLOCK_ELEMENTS = 8 * 2**20
-"""Distances held at a time in the search for neighbours; each takes some 16 bytes of working memory."""
+"""Distances held at a time in the search for neighbours; each needs about 16 bytes of working memory."""
 
 
 def rerank(
@@ -39,23 +39,23 @@ def rerank(
     gallery_row: np.ndarray | None = None,
     chunk: int | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Distances d* of every query to the gallery, for `retrieval.score`; equal ones keep gallery order.
+    """Distances d* of every query to the gallery, for `metrics.score`.
 
-    Neighbours are searched here, at once; the distances are made as they are asked for.
+    The neighbours are searched at once, the distances are computed as the iterator advances.
 
     Args:
-        query: float32 `(queries, width)`, of any length.
-        gallery: float32 `(gallery, width)`, of any length.
-        k1: Neighbours, with the sample itself, that can be k-reciprocal.
-        k2: Neighbours, with the sample itself, of the local query expansion; 1 for none.
-        weight: Lambda: share of the plain distance, 0 to 1; with 1 the ranking is the plain one.
-        gallery_row: Integer `(queries,)`: which row of the gallery is the very same sample, -1 for none.
-            Without it a query that is also in the gallery counts as two samples, and both fill places
-            among the neighbours of each other.
-        chunk: Samples at a time; None for what fits in the working memory.
+        query: float32 `(queries, width)`, not normalised.
+        gallery: float32 `(gallery, width)`, not normalised.
+        k1: Number of neighbours, with the sample itself, that can be k-reciprocal.
+        k2: Number of neighbours, with the sample itself, of the local query expansion; 1 for none.
+        weight: Lambda, the share of the plain distance, 0 to 1; with 1 the ranking is the plain one.
+        gallery_row: Integer `(queries,)`: the row of the gallery that is the same sample, -1 for none.
+            Without it, a query that is also in the gallery counts as two samples, which are neighbours of
+            each other.
+        chunk: Samples at a time; None for as many as fit in the working memory.
 
     Returns:
-        Chunks: rows of queries, and their distances, float32 `(rows, gallery)`.
+        Chunks: the rows of queries, and their distances, float32 `(rows, gallery)`.
 
     Raises:
         RetrievalError: A setting is out of range, or an embedding is not finite.
@@ -70,7 +70,7 @@ def rerank(
 def _joined(
     query: np.ndarray, gallery: np.ndarray, gallery_row: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each sample once, the gallery first, and the row of every query among them."""
+    """Each sample once, the gallery first, and the row of every query in that array."""
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise RetrievalError(
             f"query embeddings are {query.shape} and gallery embeddings {gallery.shape}; expected "
@@ -113,10 +113,10 @@ def _nearest(samples: np.ndarray, k: int, chunk: int | None) -> np.ndarray:
     chunk = chunk or max(1, BLOCK_ELEMENTS // len(samples))
     columns = np.arange(len(samples), dtype=np.uint64)
     for rows, distances in distance_chunks(samples, samples, chunk):
-        # The sample itself stands first already, even where a twin lies at distance 0 as well.
+        # The sample itself is already the first, even if another one also has distance 0.
         distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf
-        # Floats of no sign are ordered as their bits are: with the row below them no two keys are
-        # equal, and a partition, cheaper than a sort, is as definite as one.
+        # Floats without a sign have the order of their bits. With the row in the lower bits no two keys are
+        # equal, so that a partition, which is cheaper than a sort, has one result.
         keys = np.ascontiguousarray(distances, dtype=np.float32).view(np.uint32).astype(np.uint64)
         keys <<= np.uint64(32)
         keys |= columns
@@ -127,7 +127,7 @@ def _nearest(samples: np.ndarray, k: int, chunk: int | None) -> np.ndarray:
 
 
 def _membership(neighbours: np.ndarray) -> sparse.csr_array:
-    """1 where q is among the neighbours of p, `(samples, samples)`, float32."""
+    """1 where q is a neighbour of p, `(samples, samples)`, float32."""
     count, k = neighbours.shape
     ones = np.ones(count * k, dtype=np.float32)
     bounds = np.arange(0, count * k + 1, k)
@@ -144,7 +144,7 @@ def _encoding(samples: np.ndarray, nearest: np.ndarray) -> sparse.csr_array:
     """V: exp(-d) on R*(p, k1)."""
     near = _reciprocal(nearest)
     half = _reciprocal(nearest[:, : (nearest.shape[1] + 1) // 2])
-    # R is symmetric, so the product counts what R(p, k) and R(q, k/2) share, for every p and q.
+    # R is symmetric, so the product counts the common elements of R(p, k) and R(q, k/2) for all p and q.
     shared = near.multiply(near @ half).tocoo()
     sizes = half.sum(axis=1)
     joins = 3 * shared.data >= 2 * sizes[shared.col]
@@ -157,7 +157,7 @@ def _encoding(samples: np.ndarray, nearest: np.ndarray) -> sparse.csr_array:
 
 
 def _pair_distances(samples: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Distances of the rows `first` from the rows `second`, pair by pair, as `distance_chunks` has it."""
+    """Distances between the rows `first` and `second`, pair by pair, defined as in `distance_chunks`."""
     unit = normalise(samples)
     distances = np.empty(len(first), dtype=np.float32)
     step = max(1, BLOCK_ELEMENTS // samples.shape[1])
@@ -165,7 +165,7 @@ def _pair_distances(samples: np.ndarray, first: np.ndarray, second: np.ndarray) 
         pairs = slice(start, start + step)
         dots = np.einsum("pw,pw->p", unit[first[pairs]], unit[second[pairs]])
         distances[pairs] = np.sqrt(2 * np.maximum(1 - dots, 0))
-    # Also a sample without direction, which is far from all others, is itself.
+    # A zero row is far from all samples but itself.
     distances[first == second] = 0
     return distances
 
@@ -193,7 +193,7 @@ def _distances(
         np.multiply(distances, np.float32(weight), out=distances)
         for own, mixed in zip(row[rows], distances, strict=True):
             smaller = _sum_of_minima(encoding, own, holders)
-            # The larger of two numbers is their sum less the smaller.
+            # The larger of two numbers is their sum minus the smaller.
             larger = sums[own] + sums[: len(gallery)] - smaller
             np.add(mixed, (1 - weight) * (1 - smaller / larger), out=mixed, casting="same_kind")
         yield rows, distances
@@ -205,7 +205,7 @@ def _sum_of_minima(encoding: sparse.csr_array, own: int, holders: sparse.csr_arr
     Args:
         encoding: V, `(samples, samples)`.
         own: The row p.
-        holders: V of the gallery, turned: row j holds the gallery samples that have an entry j.
+        holders: V of the gallery, transposed: row j has the gallery samples with an entry j.
     """
     entries = slice(encoding.indptr[own], encoding.indptr[own + 1])
     part = holders[encoding.indices[entries]]
