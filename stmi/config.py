@@ -79,13 +79,14 @@ class SfmConfig(Switch):
     )
     perturbation_draw: Literal["sample", "layer_and_modality"] = Field(
         "sample",
-        description="Perturb the mask once for a sample (the paper's single m), or with new random numbers in "
-        "every layer and modality (the released code). In the first case different p give nested masks.",
+        description="Perturb the mask once for a sample (the paper's single m), or with new random numbers "
+        "in every layer and modality (the released code). In the first case different p give nested masks.",
     )
     logit_scale: Literal["head_width", "model_width"] = Field(
         "head_width",
         description="D in the square root of eq. 8: the width of one head, as in CLIP's training and the "
-        "released code, or the width of all heads together. With SFM it holds for all layers, modulated or not.",
+        "released code, or the width of all heads together. With SFM it holds for all layers, also for those "
+        "that are not modulated.",
     )
     mask_threshold: float = Field(
         0.0,
@@ -145,8 +146,8 @@ class FusionConfig(Section):
 
     without_chi: Literal["cross_attention", "concatenation"] = Field(
         "cross_attention",
-        description="The fusion if CHI is off: eq. 17-18 over the tokens of STR (H' = H), or concatenated class "
-        "tokens, as in the text of the paper; then STR has no effect and is not built.",
+        description="The fusion if CHI is off: eq. 17-18 over the tokens of STR (H' = H), or concatenated "
+        "class tokens, as in the text of the paper; then STR has no effect and is not built.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="On the attention and on its output.")
 
@@ -226,7 +227,7 @@ class AugmentConfig(Section):
     erase_aspect: Literal["uniform", "log_uniform"] = Field(
         "uniform",
         description="Distribution of the erased rectangle's height over width, 0.3 to 3.3: uniform (Zhong et "
-        "al. 2020, whom the paper cites), or with a uniform logarithm (timm, whose limits the released code has).",
+        "al. 2020, cited by the paper), or with a uniform logarithm (timm, with the released code's limits).",
     )
 
 
