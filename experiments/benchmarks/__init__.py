@@ -1,1 +1,1 @@
-"""Longer measurements of `experiments/benchmark.py`."""
+"""The benchmarks of `experiments/benchmark.py`, and how they measure time and memory."""

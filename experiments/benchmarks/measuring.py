@@ -1,85 +1,201 @@
-"""Seconds and memory of some work: what every benchmark of the models' parts reports."""
+"""Time and memory of a function, as every benchmark measures and reports them."""
 
 import ctypes
 import gc
 import statistics
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 
-def measure(
-    variant: str, work: Callable[[], Any], repeats: int, samples: int = 0, warm_up: bool = True
-) -> dict[str, Any]:
-    """Time some work after one warm-up: median, spread, throughput, and the most memory held meanwhile."""
-    if warm_up:
-        work()
-    _forget_peak_memory()
-    seconds = [_seconds_of(work) for _ in range(repeats)]
-    return _result(variant, seconds, _peak_memory(), samples)
+from data_catalog.records import Record
+
+_POLL_SECONDS = 0.1
 
 
-def measure_in_turns(
-    works: Mapping[str, Callable[[], Callable[[], Any]]], repeats: int, samples: int
-) -> list[dict[str, Any]]:
-    """As `measure`, several works in turns: a machine whose speed drifts is as fast for one as for another.
+class Measurement(Record):
+    """Time and memory of one variant; fields that a benchmark does not measure are None."""
 
-    Each work is made when it is first needed, after the memory of those before it was measured, in a run
-    that does not count for time.
-    """
-    made, peaks = {}, {}
-    for variant, make in works.items():
-        made[variant] = work = make()
-        work()
-        _forget_peak_memory()
-        work()
-        peaks[variant] = _peak_memory()
-    for work in made.values():  # a turn that does not count: what was forgotten is fetched again
-        work()
-    turns = [{variant: _seconds_of(work) for variant, work in made.items()} for _ in range(repeats)]
-    return [_result(variant, [turn[variant] for turn in turns], peaks[variant], samples) for variant in made]
+    variant: str
+    median_seconds: float
+    fastest_seconds: float
+    slowest_seconds: float
+    peak_memory_bytes: int | None
+    """Peak while it ran; None where the system does not report it."""
+    memory_before_bytes: int | None = None
+    """Memory before it ran."""
+    samples_per_second: float | None = None
+    ratio: float | None = None
+    """Of the median time, or of what `ratio_to` names, to that of another variant."""
+    ratio_to: str | None = None
+    """That variant."""
+    kept_bytes: int | None = None
+    """What a forward pass keeps for the backward pass."""
+    kept_ratio: float | None = None
+    """Of `kept_bytes` to those of the plain attention."""
+    runs: int | None = None
+    """Number of runs of a sweep."""
+    median_seconds_in_training: float | None = None
+    """Of a run of a sweep."""
+    seconds_outside_training_per_trial: float | None = None
+    times_faster: float | None = None
+    """1 / `ratio`."""
 
-
-def _seconds_of(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _result(variant: str, seconds: list[float], peak_memory: int | None, samples: int) -> dict[str, Any]:
-    median = statistics.median(seconds)
-    result: dict[str, Any] = {
-        "variant": variant,
-        "median_seconds": median,
-        "fastest_seconds": min(seconds),
-        "slowest_seconds": max(seconds),
-        "peak_memory_bytes": peak_memory,
-    }
-    return result | ({"samples_per_second": samples / median} if samples else {})
+    def compared_with(self, base: "Measurement") -> "Measurement":
+        """The same with the ratio of its median time to that of another variant."""
+        ratio = self.median_seconds / base.median_seconds
+        return self.model_copy(update={"ratio": ratio, "ratio_to": base.variant})
 
 
-def compare(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """A result with the ratio of its median seconds to those of another of the same run."""
-    ratio = result["median_seconds"] / base["median_seconds"]
-    return result | {"ratio": ratio, "ratio_to": base["variant"]}
+class BenchmarkReport(Record):
+    """The result of one benchmark."""
+
+    name: str
+    settings: dict[str, Any]
+    results: tuple[Measurement, ...]
 
 
-def _forget_peak_memory() -> None:
+@dataclass
+class MemoryUse:
+    """Bytes before a block ran, and their peak while it ran; None where the system does not report them."""
+
+    before: int | None = None
+    peak: int | None = None
+
+
+@contextmanager
+def process_memory() -> Iterator[MemoryUse]:
+    """Measure the resident memory of this process while the block runs."""
     gc.collect()
-    # What is free already must not count as held: glibc keeps it until it is asked.
+    # glibc keeps freed memory until it is told to return it; without that it would be counted.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")
+    reset_peak = Path("/proc/self/clear_refs")
+    if reset_peak.exists():
+        reset_peak.write_text("5")
+    memory = MemoryUse(before=_process_status("VmRSS"))
+    yield memory
+    memory.peak = _process_status("VmHWM")
 
 
-def _peak_memory() -> int | None:
-    """Most resident memory since it was last forgotten, bytes; None where the system does not tell."""
+@contextmanager
+def family_memory() -> Iterator[MemoryUse]:
+    """Measure the memory of this process and all its descendants, several times a second, in a thread.
+
+    Pages that processes share count once.
+    """
+    gc.collect()
+    first = _family_bytes()
+    memory, ended = MemoryUse(before=first, peak=first), threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            memory.peak = max(memory.peak or 0, _family_bytes())
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        ended.set()
+        thread.join()
+
+
+def measure(
+    variant: str,
+    function: Callable[[], Any],
+    repeats: int,
+    samples: int = 0,
+    warm_up: bool = True,
+    clean_up: Callable[[Any], None] = lambda result: None,
+    memory: Callable[[], AbstractContextManager[MemoryUse]] = process_memory,
+) -> Measurement:
+    """Measure a function.
+
+    Args:
+        variant: Name of the variant.
+        function: Is called without arguments.
+        repeats: Number of measured calls.
+        samples: Samples of a call; 0 where it has none.
+        warm_up: Call it once more, before.
+        clean_up: Is called with each result, without being measured.
+        memory: Measures the memory.
+    """
+    if warm_up:
+        clean_up(function())
+    seconds = []
+    with memory() as used:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            result = function()
+            seconds.append(time.perf_counter() - start)
+            clean_up(result)
+    return _measurement(variant, seconds, used, samples)
+
+
+def measure_in_turns(
+    variants: Mapping[str, Callable[[], Callable[[], Any]]], repeats: int, samples: int
+) -> list[Measurement]:
+    """Measure several functions in turns, so that a change of the machine's speed affects all of them.
+
+    A function is made when it is first needed, after the memory of those before it was measured, in a call
+    whose time does not count.
+
+    Args:
+        variants: Name to what makes the function.
+        repeats: Number of measured turns.
+        samples: Samples of a call.
+    """
+    functions, used = {}, {}
+    for variant, make in variants.items():
+        functions[variant] = function = make()
+        function()
+        with process_memory() as used[variant]:
+            function()
+    for function in functions.values():  # a turn that does not count: it fills the caches again
+        function()
+    seconds: dict[str, list[float]] = {variant: [] for variant in functions}
+    for _ in range(repeats):
+        for variant, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[variant].append(time.perf_counter() - start)
+    return [_measurement(variant, seconds[variant], used[variant], samples) for variant in functions]
+
+
+def _measurement(variant: str, seconds: list[float], used: MemoryUse, samples: int) -> Measurement:
+    median = statistics.median(seconds)
+    return Measurement(
+        variant=variant,
+        median_seconds=median,
+        fastest_seconds=min(seconds),
+        slowest_seconds=max(seconds),
+        peak_memory_bytes=used.peak,
+        memory_before_bytes=used.before,
+        samples_per_second=samples / median if samples else None,
+    )
+
+
+def _process_status(field: str) -> int | None:
+    """A field of this process's status in bytes; None where the system does not report it."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def _family_bytes() -> int:
+    process, total = psutil.Process(), 0
+    for member in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            full = member.memory_full_info()
+            # Not every system reports the proportional share.
+            total += getattr(full, "pss", full.rss)
+    return total

@@ -1,14 +1,17 @@
 import json
+import time
 
 import pytest
+import torch
 
 from experiments import benchmark
-from experiments.benchmarks.measuring import measure_in_turns
+from experiments.benchmarks.measuring import family_memory, measure, measure_in_turns
+from experiments.benchmarks.training_benchmarks import find_products
 
 FACTS = {"variant", "median_seconds", "fastest_seconds", "slowest_seconds", "peak_memory_bytes"}
 
 
-def test_benchmark_says_what_was_measured_as_one_json_document(capsys):
+def test_benchmark_prints_its_measurements_as_one_json_document(capsys):
     assert benchmark.main(["augment", "--repeats", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["name"] == "augment"
@@ -21,27 +24,45 @@ def test_benchmark_says_what_was_measured_as_one_json_document(capsys):
 
 
 def test_matrix_products_of_a_step_are_recorded_forward_and_backward():
-    layer = benchmark.torch.nn.Linear(4, 5)
-    rows = benchmark.torch.randn(3, 4, requires_grad=True)
-    products = benchmark._products_of(lambda: layer(rows).sum().backward())
+    layer = torch.nn.Linear(4, 5)
+    rows = torch.randn(3, 4, requires_grad=True)
+    products = find_products(lambda: layer(rows).sum().backward())
     assert products == [((3, 4), (4, 5)), ((3, 5), (5, 4)), ((5, 3), (3, 4))]
-    fewer = benchmark._products_of(lambda: layer(rows).sum().backward(), left_out=((3, 5), (5, 4)))
+    fewer = find_products(lambda: layer(rows).sum().backward(), excluded=((3, 5), (5, 4)))
     assert fewer == [products[0], products[2]]
 
 
-def test_works_measured_in_turns_are_made_one_after_the_other_and_then_run_alternately():
+@pytest.mark.parametrize("name", [*benchmark.BENCHMARKS, *benchmark.LONG_BENCHMARKS])
+def test_every_benchmark_is_found(name):
+    assert callable(benchmark.find_benchmark(name))
+
+
+def test_variants_are_made_one_after_the_other_and_measured_in_turns():
     log = []
 
-    def making(name):
+    def make(name):
         log.append(f"make {name}")
         return lambda: log.append(name)
 
-    works = {name: (lambda name=name: making(name)) for name in "ab"}
-    results = measure_in_turns(works, repeats=2, samples=4)
+    variants = {name: (lambda name=name: make(name)) for name in "ab"}
+    results = measure_in_turns(variants, repeats=2, samples=4)
     assert log == ["make a", "a", "a", "make b", "b", "b", *"ababab"]
-    assert [result["variant"] for result in results] == ["a", "b"]
-    assert results[0].keys() == FACTS | {"samples_per_second"}
-    assert results[0]["fastest_seconds"] <= results[0]["median_seconds"] <= results[0]["slowest_seconds"]
+    assert [result.variant for result in results] == ["a", "b"]
+    assert results[0].fastest_seconds <= results[0].median_seconds <= results[0].slowest_seconds
+    assert results[0].samples_per_second == 4 / results[0].median_seconds
+
+
+def test_results_are_cleaned_up_and_memory_of_their_making_is_seen():
+    kept = []
+
+    def fill():
+        kept.append(torch.ones(2**25))
+        time.sleep(0.3)
+        return len(kept)
+
+    result = measure("fill", fill, 1, clean_up=lambda count: kept.clear(), memory=family_memory)
+    assert kept == []
+    assert result.peak_memory_bytes - result.memory_before_bytes > 2**26
 
 
 def test_no_repeats_and_unknown_names_are_refused(capsys):
