@@ -74,7 +74,7 @@ def _start_ray() -> None:
 
 
 def _write_source(folder: Path, samples: int) -> Path:
-    """Half of the samples are for training, half are gallery, a fifth of these also queries; all have masks."""
+    """Half of the samples are for training, half are gallery, and a fifth of these queries; with masks."""
     root = folder / "RGBNT100"
     random = np.random.default_rng(0)
     images = [_render_image(random) for _ in range(_DIFFERENT_IMAGES)]
