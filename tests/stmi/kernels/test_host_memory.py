@@ -14,7 +14,7 @@ def page_faults():
     del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-by_default = [page_faults() for _ in range(6)]
+by_default = [page_faults() for _ in range(2)]
 keep_freed_memory()
 print(json.dumps([by_default, [page_faults() for _ in range(6)]]))
 """
@@ -24,5 +24,6 @@ print(json.dumps([by_default, [page_faults() for _ in range(6)]]))
 def test_freed_memory_is_kept_for_the_next_step():
     result = subprocess.run([sys.executable, "-c", PAGE_FAULTS], check=True, capture_output=True, text=True)
     by_default, kept = json.loads(result.stdout)
-    # A system short of memory takes pages away and so adds page faults; it never saves one.
-    assert 3 * min(kept) < min(by_default)
+    # By default the second step has as many as the first; later ones may have fewer. A system that lacks
+    # memory takes pages away, which adds page faults to some steps but never saves one.
+    assert 3 * min(kept) < by_default[1]
