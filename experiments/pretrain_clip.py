@@ -1,12 +1,12 @@
-"""Train the small CLIP that the demo starts from, on procedural image-caption pairs.
+"""Train the small CLIP from which the demo starts, on procedural image-caption pairs.
 
-Real recipes start from OpenAI's CLIP ViT-B/16. The demo starts from a CLIP of the same kind, small
-enough to ship: open_clip's model and contrastive loss, on people whom the benchmark does not know
-(another seed: other identities, other scenes). A pair is one image of a sample, in one modality, and
-a sentence that tells some of the person's true attributes.
+Real recipes start from OpenAI's CLIP ViT-B/16. The demo starts from a CLIP of the same kind that is small
+enough to ship: open_clip's model and contrastive loss, on people who are not in the benchmark (another seed
+gives other identities and other scenes). A pair is one image of a sample, in one modality, and a sentence
+with some of the person's true attributes.
 
-    python experiments/pretrain_clip.py                      # rewrites stmi/demo_clip
-    python experiments/pretrain_clip.py --out DIR --steps 50 # a quick look
+    python experiments/pretrain_clip.py                      # overwrites stmi/demo_clip
+    python experiments/pretrain_clip.py --out DIR --steps 50 # a short training
 """
 
 import argparse
@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_catalog.captions.sentences import PERSON, write_caption
+from data_catalog.records import Record, add_json_options
 from data_catalog.synthetic import SyntheticSettings, draw_sample, true_attributes
 from experiments.command_line import run_command
 from stmi import keyed_random
@@ -40,15 +40,15 @@ from stmi.modality import MODALITIES
 from stmi.training import augment
 
 SEED_OFFSET = 7_000_000
-"""Added to the seed of the pictures, so that no benchmark seed meets it."""
+"""Added to the seed of the images, so that it never equals a seed of the benchmark."""
 MERGES = 2048
 AUGMENT = AugmentConfig(flip=0.5, crop_padding=4, erase=0.0)
 HELD_OUT = 512
-"""Pairs never trained on, to measure how often an image finds its own sentence."""
+"""Pairs that are not trained on; they measure how often an image retrieves its own sentence."""
 
 
 def model_config(vocabulary: int) -> dict[str, object]:
-    """The small CLIP, as a model config of open_clip."""
+    """The architecture of the small CLIP, as a config of open_clip."""
     return {
         "embed_dim": 128,
         "quick_gelu": True,
@@ -57,37 +57,37 @@ def model_config(vocabulary: int) -> dict[str, object]:
     }
 
 
-def draw_people(
+def render_people(
     first: int, count: int, settings: SyntheticSettings
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """Draw one sample each of the identities from `first` on, and their true attributes.
+    """Render one sample of each identity from `first` on.
 
     Returns:
-        uint8 `(count, modality, 3, height, width)`, and the attributes of each.
+        Pixels, uint8 `(count, modality, 3, height, width)`, and the true attributes of each identity.
     """
     pixels = np.empty((count, 3, 3, settings.height, settings.width), dtype=np.uint8)
     attributes = []
-    for i in tqdm(range(count), desc="drawing people", unit="person"):
+    for i in tqdm(range(count), desc="rendering people", unit="person"):
         sample = draw_sample(settings, identity=first + i, camera=i % settings.cameras, shot=0)
         pixels[i] = sample.pixels.transpose(0, 3, 1, 2)
         attributes.append(true_attributes(settings, first + i))
     return pixels, attributes
 
 
-def sentence(attributes: dict[str, str], random: np.random.Generator, left_out: float) -> str:
-    """A sentence that tells each attribute with probability 1 - left_out."""
-    told = {name: value for name, value in attributes.items() if random.random() >= left_out}
-    return write_caption(told, PERSON)
+def write_sentence(attributes: dict[str, str], random: np.random.Generator, omitted: float) -> str:
+    """A sentence that contains each attribute with probability 1 - `omitted`."""
+    kept = {name: value for name, value in attributes.items() if random.random() >= omitted}
+    return write_caption(kept, PERSON)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """People to train on, in two kinds of pictures.
+    """Images of people for training, of two kinds.
 
     Attributes:
-        clear: Pixels of people by day without clutter, uint8 `(people, modality, 3, height, width)`.
-        cluttered: Pixels of other people as the benchmark shows them.
-        attributes: Of the clear people, then of the cluttered ones.
+        clear: Images by day without clutter, uint8 `(people, modality, 3, height, width)`.
+        cluttered: Images of other people, as in the benchmark.
+        attributes: Of the people in `clear`, then of those in `cluttered`.
     """
 
     clear: np.ndarray
@@ -95,10 +95,10 @@ class Pairs:
     attributes: list[dict[str, str]]
 
     def batch(self, size: int, share_clear: float, seed: int, step: int) -> tuple[Tensor, list[str]]:
-        """Images `(size, 3, height, width)` and sentences: some clear ones in RGB, the rest cluttered.
+        """Images `(size, 3, height, width)` and sentences: some clear ones in RGB, the others cluttered.
 
-        From cluttered images in mixed modalities alone nothing is learned in a thousand steps; from
-        clear ones in visible light first, the words get their meaning in a hundred.
+        A thousand steps on cluttered images of all modalities alone teach nothing; with clear RGB images
+        first, the model learns the words in a hundred steps.
         """
         random = keyed_random.generator(seed, "pretraining_batch", step)
         clear = round(size * share_clear)
@@ -112,23 +112,23 @@ class Pairs:
             torch.from_numpy(pixels), mask, geometry, AUGMENT.crop_padding, slice(0, size), (seed, 0, step)
         )
         people = [*easy, *(hard + len(self.clear))]
-        return images[:, 0], [sentence(self.attributes[i], random, left_out=0.15) for i in people]
+        return images[:, 0], [write_sentence(self.attributes[i], random, omitted=0.15) for i in people]
 
     def held_out(self) -> tuple[np.ndarray, list[dict[str, str]]]:
-        """Cluttered people who are in no batch, and their attributes."""
+        """Cluttered images that are in no batch, and their attributes."""
         first = len(self.clear)
         return self.cluttered[:HELD_OUT], self.attributes[first : first + HELD_OUT]
 
 
-def draw_pairs(people: int, seed: int) -> Pairs:
-    """Draw the people, half of them clear."""
+def render_pairs(people: int, seed: int) -> Pairs:
+    """Render the people, half of them without clutter."""
     cluttered = SyntheticSettings(seed=SEED_OFFSET + seed)
     clear = cluttered.model_copy(
         update={"clutter": 0.3, "bystander": 0.0, "occlusion": 0.0, "darkness": (0.0,)}
     )
     half = people // 2
-    clear_pixels, clear_attributes = draw_people(1, half, clear)
-    pixels, attributes = draw_people(half + 1, people - half, cluttered)
+    clear_pixels, clear_attributes = render_people(1, half, clear)
+    pixels, attributes = render_people(half + 1, people - half, cluttered)
     return Pairs(clear_pixels, pixels, clear_attributes + attributes)
 
 
@@ -136,7 +136,7 @@ def draw_pairs(people: int, seed: int) -> Pairs:
 def held_out_accuracy(
     model: open_clip.CLIP, tokenizer: Callable[[list[str]], Tensor], pairs: Pairs
 ) -> dict[str, float]:
-    """How often a held-out image's own sentence is the nearest of all held-out sentences, by modality."""
+    """Share of held-out images whose own sentence is the nearest held-out sentence, by modality."""
     model.eval()
     pixels, attributes = pairs.held_out()
     text = model.encode_text(
@@ -150,8 +150,24 @@ def held_out_accuracy(
     return accuracy
 
 
-def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: int) -> dict[str, Any]:
-    """Train and write the CLIP folder; returns what was measured."""
+class PretrainedClip(Record):
+    """A trained CLIP and its accuracy."""
+
+    folder: str
+    sha256: str
+    """Of the weights."""
+    bytes: int
+    """Of the weights."""
+    parameters: int
+    held_out_accuracy: dict[str, float]
+    """Share of held-out images that retrieve their own sentence, by modality."""
+    chance: float
+    """Accuracy of a random choice."""
+    seconds: float
+
+
+def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: int) -> PretrainedClip:
+    """Train the CLIP and write its folder."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = architecture.write_merges(out / architecture.MERGES_FILE, MERGES)
@@ -159,18 +175,18 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     (out / architecture.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     with keyed_random.seeded_construction(seed, "pretraining_weights"):
         model, tokenizer = architecture.build_clip(out), architecture.build_tokenizer(out)
-    pairs = draw_pairs(people, seed)
+    pairs = render_pairs(people, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
-    loss_of = open_clip.ClipLoss()
+    clip_loss = open_clip.ClipLoss()
     progress = tqdm(range(steps), desc="pretraining", unit="step")
     for step in progress:
-        falling = (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 100) * falling
+        decay = (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 100) * decay
         share_clear = max(0.25, 1 - step / (0.4 * steps))
         images, texts = pairs.batch(batch, share_clear, seed, step)
         image = model.encode_image(images, normalize=True)
         text = model.encode_text(tokenizer(texts), normalize=True)
-        loss = loss_of(image, text, model.logit_scale.exp())
+        loss = clip_loss(image, text, model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -185,15 +201,15 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     (out / architecture.DIGEST_FILE).write_text(f"{digest}  {architecture.WEIGHTS_FILE}\n")
     partial.replace(out / architecture.WEIGHTS_FILE)
     loaded = loading.load_clip(out)
-    return {
-        "folder": str(out),
-        "sha256": digest,
-        "bytes": (out / architecture.WEIGHTS_FILE).stat().st_size,
-        "parameters": sum(value.numel() for value in weights.values()),
-        "held_out_accuracy": held_out_accuracy(loaded.model, tokenizer, pairs),
-        "chance": 1 / HELD_OUT,
-        "seconds": time.perf_counter() - start,
-    }
+    return PretrainedClip(
+        folder=str(out),
+        sha256=digest,
+        bytes=(out / architecture.WEIGHTS_FILE).stat().st_size,
+        parameters=sum(value.numel() for value in weights.values()),
+        held_out_accuracy=held_out_accuracy(loaded.model, tokenizer, pairs),
+        chance=1 / HELD_OUT,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,12 +219,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     default = Path(__file__).resolve().parents[1] / "stmi" / "demo_clip"
     parser.add_argument("--out", type=Path, default=default, help="folder to write (default: stmi/demo_clip)")
-    parser.add_argument("--people", type=int, default=12_000, help="identities drawn (default: %(default)s)")
+    parser.add_argument(
+        "--people", type=int, default=12_000, help="rendered identities (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=2_400, help="optimisation steps (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="pairs in a batch (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of people, batches and weights")
-    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    add_json_options(parser, PretrainedClip)
     given = parser.parse_args(arguments)
     least = 2 * (HELD_OUT + given.batch)
     if given.people < least:
@@ -216,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: pretrain(given.out, given.people, given.steps, given.batch, given.rate, given.seed),
         given.json,
-        lambda measured: print("\n".join(f"{name:18} {value}" for name, value in measured.items())),
+        lambda result: print("\n".join(f"{name:18} {value}" for name, value in result)),
     )
 
 

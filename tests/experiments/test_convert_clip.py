@@ -13,7 +13,7 @@ def archive(tmp_path_factory):
     return path, torchscript.archive(path, torchscript.tiny_clip())
 
 
-def test_archive_becomes_a_folder_that_recipes_can_start_from(archive, tmp_path, capsys):
+def test_archive_is_converted_to_a_folder_for_recipes(archive, tmp_path, capsys):
     path, digest = archive
     out = tmp_path / "clips" / "tiny"
     command = ["--archive", str(path), "--out", str(out), "--sha256", digest]
@@ -25,14 +25,14 @@ def test_archive_becomes_a_folder_that_recipes_can_start_from(archive, tmp_path,
     assert "exists; name another folder" in capsys.readouterr().err
 
 
-def test_person_is_told_how_to_start_from_it(archive, tmp_path, capsys):
+def test_printed_result_names_the_setting_for_recipes(archive, tmp_path, capsys):
     path, digest = archive
     out = tmp_path / "tiny"
     assert convert_clip.main(["--archive", str(path), "--out", str(out), "--sha256", digest]) == 0
     assert f"--set model.clip.source={out}" in capsys.readouterr().out
 
 
-def test_wrong_or_missing_archive_ends_in_one_line(archive, tmp_path, capsys):
+def test_wrong_or_missing_archive_gives_an_error_of_one_line(archive, tmp_path, capsys):
     path, _ = archive
     missing = f"archive {tmp_path / 'none.pt'} cannot be read (No such file or directory); name the file"
     for given, message in ((path, "expected one of OpenAI's"), (tmp_path / "none.pt", missing)):
