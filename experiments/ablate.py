@@ -21,16 +21,15 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from experiments.command_line import add_workers, run_command, storage_of, training_options, with_workers
+from experiments.command_line import add_workers, run_command, run_options, training_options, with_workers
 from experiments.recipes import ConfigError
-from experiments.run import run_data
-from experiments.studies.ablation.ablation import plan_ablation, run_ablation
+from experiments.run.preflight import Check, preflight
+from experiments.studies.ablation.ablation import AblationStudy
+from experiments.studies.ablation.ablation_plan import plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.ablation.table_text import HEADER, cells
 from experiments.studies.tuning import start_ray
-from experiments.tracking.mlflow_logger import tracking_of
-from stmi.clip.loading import load_clip
 
 SHOWN = (0, 1, 3, 4, 6, 7, 8, 9)
 """Columns that a terminal has room for."""
@@ -57,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def ablate(given: argparse.Namespace) -> AblationResult:
-    """Do what the command line asks for; returns the result.
+    """Run the study that the command line asks for.
 
     Raises:
         ConfigError: Nothing is asked for, or a setting is impossible.
@@ -67,20 +66,17 @@ def ablate(given: argparse.Namespace) -> AblationResult:
         raise ConfigError("name what to train: --table 3, 4 or 5 (or several), or --figure 5")
     if given.seeds < 1:
         raise ConfigError(f"--seeds={given.seeds}: at least one; three give an interval")
-    settings = with_workers(given)
-    plan = plan_ablation([ABLATIONS[key] for key in keys], given.recipe, settings, given.seeds)
-    workspace, catalog = run_data.places(given.workspace, given.catalog)
-    tracking_uri, place = tracking_of(given.tracking_uri, workspace), storage_of(given)
-    first = plan.configs[0]
-    run_data.check_data_set(first, catalog)
-    clip = load_clip(run_data.clip_source(first))
-    for config in plan.configs:
-        run_data.check_settings(config, clip)
-    start_ray(first.train.workers, given.gpus_per_worker)
-    tables = run_data.tables_of(first, clip, workspace, catalog)
-    for config in plan.configs:
-        run_data.check_tables(config, clip, tables)
-    return run_ablation(plan, tables, workspace, tracking_uri, place, given.gpus_per_worker)
+    plan = plan_ablation([ABLATIONS[key] for key in keys], given.recipe, with_workers(given), given.seeds)
+    options, first = run_options(given), plan.configs[0]
+
+    def check_each(check: Check) -> None:
+        for config in plan.configs:
+            check(config)
+
+    tables = preflight(
+        first, options, check_each, lambda: start_ray(first.train.workers, options.gpus_per_worker)
+    )
+    return AblationStudy(plan, tables, options).run()
 
 
 def print_ablation(result: AblationResult, console: Console | None = None) -> None:
@@ -107,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where a run could not be finished."""
     given = parser().parse_args(arguments)
     return run_command(
-        lambda: ablate(given), given.json, print_ablation, lambda result: int(bool(result.wrong))
+        lambda: ablate(given), given.json, print_ablation, lambda result: int(not result.is_complete)
     )
 
 

@@ -6,14 +6,13 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, add_json_options
-from data_catalog.storage import filesystems
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
+from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from stmi.clip.weights import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
@@ -28,7 +27,7 @@ INTERRUPTED_STATUS = 130
 def training_options(
     description: str | None, setting_help: str, record: type[Record]
 ) -> argparse.ArgumentParser:
-    """A parser with what every script that trains asks: which recipe, which settings, where things lie.
+    """A parser with what every script that trains asks: which recipe, which settings, where things are kept.
 
     Args:
         description: The script's docstring.
@@ -48,21 +47,21 @@ def training_options(
         help=f"{setting_help}; may be repeated",
     )
     add_json_options(options, record)
-    places = options.add_argument_group("where it runs, and where things lie")
-    places.add_argument(
+    locations = options.add_argument_group("where it runs, and where things are kept")
+    locations.add_argument(
         "--workspace",
         default=str(WORKSPACE),
         help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
     )
-    places.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
-    places.add_argument(
+    locations.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
+    locations.add_argument(
         "--tracking-uri",
         help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
     )
-    places.add_argument(
+    locations.add_argument(
         "--storage", metavar="URI", help="folder or URI for checkpoints (default: each run's own folder)"
     )
-    places.add_argument(
+    locations.add_argument(
         "--gpus-per-worker",
         type=_share,
         help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
@@ -80,23 +79,21 @@ def _share(text: str) -> float:
     return share
 
 
-def storage_of(given: argparse.Namespace) -> str | None:
-    """Where checkpoints are to go: a folder as every process finds it, or a URI that can be opened.
+def run_options(given: argparse.Namespace) -> RunOptions:
+    """Where the runs of a command line are kept and logged, and what their workers get.
 
     Raises:
-        CatalogError: No filesystem handles the URI, or it holds credentials.
+        ConfigError: A location or a kind of store is impossible.
+        CatalogError: No filesystem handles the storage's URI, or it holds credentials.
     """
-    if given.storage is None:
-        return None
-    filesystems.open_root(given.storage)
-    return given.storage if "://" in given.storage else str(Path(given.storage).resolve())
-
-
-def add_workers(options: argparse.ArgumentParser, of_each: str) -> None:
-    """Add the option that says how many workers each run of a study has."""
-    options.add_argument(
-        "--workers", type=int, help=f"of each {of_each}; one packs a cluster best (default: 1)"
+    return RunOptions.resolve(
+        given.workspace, given.catalog, given.storage, given.tracking_uri, given.gpus_per_worker
     )
+
+
+def add_workers(options: argparse.ArgumentParser, part: str) -> None:
+    """Add the option that says how many workers each run of a study has."""
+    options.add_argument("--workers", type=int, help=f"of each {part}; one packs a cluster best (default: 1)")
 
 
 def with_workers(given: argparse.Namespace) -> list[str]:

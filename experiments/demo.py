@@ -40,12 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = options.parse_args(arguments)
     start = time.perf_counter()
 
-    def narrate(step: str, result: str) -> None:
+    def show_step(step: str, result: str) -> None:
         print(f"[{time.perf_counter() - start:5.1f} s] {step:14} {result}", file=sys.stderr)
 
     def train_demo() -> RunReport:
-        result = train.train(given, narrate)
-        narrate("train", f"mAP {result.metrics['U'].mean_average_precision:.1%}, {_how(result)}")
+        result = train.train(given, show_step)
+        show_step("train", f"mAP {result.metrics['U'].mean_average_precision:.1%}, {_how(result)}")
         return result
 
     def status(result: RunReport) -> int:

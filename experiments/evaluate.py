@@ -35,8 +35,9 @@ from experiments.evaluating.embedding_actors import embed_on_cluster
 from experiments.evaluating.evaluation_target import EvaluationTarget, load_released_checkpoint, load_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
 from experiments.recipes import WORKSPACE, ConfigError
-from experiments.run import evaluation, run_data
+from experiments.run import evaluation
 from experiments.run.run_figures import FEATURE_NAMES
+from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.run.run_result import METRICS, FeatureMetrics
 from experiments.studies.published import PublishedResult, find_stmi_result
 from stmi.modality import MODALITIES, Modality
@@ -227,7 +228,7 @@ def load_target(given: argparse.Namespace) -> EvaluationTarget:
     Raises:
         ConfigError: Options do not fit together.
     """
-    _, catalog = run_data.places(given.workspace, given.catalog)
+    catalog = resolve_catalog(resolve_workspace(given.workspace), given.catalog)
     if given.run is not None:
         if given.recipe or given.settings:
             raise ConfigError("--recipe and --set go with --released-checkpoint; a run has its own settings")

@@ -29,7 +29,7 @@ from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
 from experiments.run.run_result import METRICS, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
-from experiments.tracking.mlflow_logger import MlflowRun, tracking_of
+from experiments.tracking.mlflow_logger import MlflowRun, resolve_tracking_uri
 
 
 class RunReport(LoggedRunResult):
@@ -119,7 +119,7 @@ def _study_report(given: argparse.Namespace) -> StudyReport:
     from experiments.reports.recorded_study import read_study  # noqa: PLC0415 - MLflow takes seconds to import
     from experiments.reports.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
 
-    study = read_study(tracking_of(given.tracking_uri, given.workspace), given.study)
+    study = read_study(resolve_tracking_uri(given.tracking_uri, given.workspace), given.study)
     page = given.out or given.workspace / "studies" / given.study / "report.html"
     return write_report(study, page.resolve())
 

@@ -18,6 +18,7 @@ import argparse
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
@@ -26,9 +27,9 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from experiments.command_line import add_workers, run_command, storage_of, training_options, with_workers
+from experiments.command_line import add_workers, run_command, run_options, training_options, with_workers
 from experiments.recipes import ConfigError
-from experiments.run import run_data
+from experiments.run.preflight import preflight
 from experiments.studies.sweep.optuna_study import check_url
 from experiments.studies.sweep.search_space import (
     DEFAULT_SPACE,
@@ -37,12 +38,10 @@ from experiments.studies.sweep.search_space import (
     setting_name,
     space_of,
 )
-from experiments.studies.sweep.sweep import run_sweep
+from experiments.studies.sweep.sweep import SweepStudy
 from experiments.studies.sweep.sweep_result import SweepResult, words
-from experiments.studies.sweep.sweep_spec import Sweep
+from experiments.studies.sweep.sweep_spec import SweepSpec
 from experiments.studies.tuning import start_ray
-from experiments.tracking.mlflow_logger import tracking_of
-from stmi.clip.loading import load_clip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def planned(given: argparse.Namespace) -> Sweep:
+def specify(given: argparse.Namespace) -> SweepSpec:
     """The sweep that a command line asks for.
 
     Raises:
@@ -124,47 +123,40 @@ def planned(given: argparse.Namespace) -> Sweep:
     check_switches(space, given.recipe, settings)
     if given.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", given.name):
         raise ConfigError(f"--name={given.name}: it names a folder; use letters, digits, '.', '_' and '-'")
-    return Sweep(
+    return SweepSpec(
         given.recipe, tuple(settings), space, given.trials, given.name, two_objectives, early_stopping
     )
 
 
 def sweep(given: argparse.Namespace) -> SweepResult:
-    """Do what the command line asks for; returns the result.
+    """Run the sweep that the command line asks for.
 
     Raises:
         ConfigError: A setting is impossible, or there are no validation identities to choose by.
     """
-    plan = planned(given)
-    base = plan.base
-    workspace, catalog = run_data.places(given.workspace, given.catalog)
-    tracking_uri, place = tracking_of(given.tracking_uri, workspace), storage_of(given)
+    spec, options = specify(given), run_options(given)
+    base = spec.base
     if given.study_storage is not None:
         check_url(given.study_storage)
-    run_data.check_data_set(base, catalog)
-    clip = load_clip(run_data.clip_source(base))
-    check_space(plan.space, plan.recipe, plan.settings, lambda config: run_data.check_settings(config, clip))
-    start_ray(base.train.workers, given.gpus_per_worker)
-    tables = run_data.tables_of(base, clip, workspace, catalog)
+    tables = preflight(
+        base,
+        options,
+        partial(check_space, spec.space, spec.recipe, spec.settings),
+        lambda: start_ray(base.train.workers, options.gpus_per_worker),
+    )
     if "val" not in tables.views:
         raise ConfigError(
             f"data set {base.data.dataset!r} has no val split, and a sweep never chooses on test; ingest it "
             "with --validation-identities N, which holds N training identities out, and make the val view"
         )
-    check_space(
-        plan.space, plan.recipe, plan.settings, lambda config: run_data.check_tables(config, clip, tables)
-    )
-    return run_sweep(
-        plan,
+    return SweepStudy(
+        spec,
         tables,
-        workspace,
-        tracking_uri,
+        options,
         study_storage=given.study_storage,
-        storage_uri=place,
-        gpus_per_worker=given.gpus_per_worker,
         concurrent=given.concurrent,
         resume=given.resume,
-    )
+    ).run()
 
 
 def print_sweep(result: SweepResult, console: Console | None = None) -> None:
@@ -176,7 +168,7 @@ def print_sweep(result: SweepResult, console: Console | None = None) -> None:
     for column in ("trial", "mAP", "state", "epochs", "TFLOP", *short):
         table.add_column(column, justify="left" if column in ("state", *short) else "right", overflow="fold")
     best = result.best
-    # `run_sweep` raises where no trial is finished.
+    # A sweep without a finished trial is an error.
     assert best is not None
     for trial in sorted(result.trials, key=lambda t: (t.value is None, -(t.value or 0))):
         value = "" if trial.value is None else f"{100 * trial.value:.2f}"
@@ -210,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where trials are missing because they crashed."""
     given = parser().parse_args(arguments)
     return run_command(
-        lambda: sweep(given), given.json, print_sweep, lambda result: int(bool(result.missing))
+        lambda: sweep(given), given.json, print_sweep, lambda result: int(not result.is_complete)
     )
 
 

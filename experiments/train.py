@@ -18,17 +18,19 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments import recipes
-from experiments.command_line import run_command, storage_of, training_options, with_workers
+from experiments.command_line import run_command, run_options, training_options, with_workers
 from experiments.planning import run_plan
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, known_hardware
 from experiments.planning.plan_printout import print_plan
 from experiments.recipes import ExperimentConfig
 from experiments.report import RunReport, print_report
-from experiments.run import lifecycle, run_data
+from experiments.run.lifecycle import run
+from experiments.run.preflight import preflight
+from experiments.run.ray_workers import prepare_ray
+from experiments.run.run_data import OnStep
 from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.studies.published import find_stmi_result
-from experiments.tracking.mlflow_logger import tracking_of
-from stmi.clip.loading import load_clip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,27 +76,25 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
     return recipes.resolve(given.recipe, settings)
 
 
-def train(given: argparse.Namespace, narrate: run_data.Narrate = lambda step, result: None) -> RunReport:
-    """Do what the command line asks for; returns the result."""
-    config, place = configure(given), storage_of(given)
-    workspace, catalog = run_data.places(given.workspace, given.catalog)
-    tracking_uri = tracking_of(given.tracking_uri, workspace)
-    run_data.check_data_set(config, catalog)
-    clip = load_clip(run_data.clip_source(config))
-    run_data.check_settings(config, clip)
-    lifecycle.prepare_ray()
-    tables = run_data.tables_of(config, clip, workspace, catalog, narrate)
-    run_data.check_tables(config, clip, tables)
+def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None) -> RunReport:
+    """Run what the command line asks for.
+
+    Args:
+        given: The command line's options.
+        on_step: Called after each step that makes a table.
+    """
+    config, options = configure(given), run_options(given)
+    tables = preflight(config, options, lambda check: check(config), prepare_ray, on_step)
     if given.resume:
-        RunFolder.begun(workspace, config, tables)
-    result = lifecycle.run(config, tables, workspace, tracking_uri, place, given.gpus_per_worker)
+        RunFolder.begun(options.workspace, config, tables)
+    result = run(config, tables, options)
     return RunReport(**dict(result), paper=find_stmi_result(config.data.dataset))
 
 
 def make_plan(given: argparse.Namespace) -> run_plan.RunPlan:
     """What a run of this command line would do."""
-    workspace, catalog = run_data.places(given.workspace, given.catalog)
-    hardware = given.hardware or SHOWN_BY_DEFAULT
+    workspace, hardware = resolve_workspace(given.workspace), given.hardware or SHOWN_BY_DEFAULT
+    catalog = resolve_catalog(workspace, given.catalog)
     return run_plan.make_plan(
         configure(given), workspace, catalog, hardware, given.calibrate, given.gpus_per_worker
     )

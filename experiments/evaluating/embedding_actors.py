@@ -22,7 +22,7 @@ from data_catalog.ray_session import ensure_ray
 from data_catalog.views.training_view import View, open_view
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run.evaluation import embed_rows, retrieval_features
-from experiments.run.lifecycle import prepare_ray
+from experiments.run.ray_workers import prepare_ray
 from experiments.run.run_result import RunError
 from stmi.modality import Modality
 

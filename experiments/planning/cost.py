@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from data_catalog.records import Record
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.recipes import ExperimentConfig
-from experiments.run import run_data
+from experiments.run.preflight import check_settings
 from stmi.clip.loading import LoadedClip
 from stmi.config import BatchConfig
 from stmi.model import STMI
@@ -133,7 +133,7 @@ def measure_cost(config: ExperimentConfig, identities: int, cameras: int) -> Cos
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         clip = untrained_clip(config)
-        run_data.check_settings(config, clip)
+        check_settings(config, clip)
         model = STMI(config.model, clip, identities, cameras, config.seed)
         length = clip.model.context_length
         flops = _count_flops(DryRun(_with_small_batch(config), model, length), clip)

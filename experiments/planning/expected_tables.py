@@ -108,7 +108,7 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
 def _fits_run(table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Path) -> bool:
     """Whether a table comes from the run's own rendering of the benchmark, and from its own CLIP."""
     if table.kind is TableKind.SAMPLES and config.data.synthetic is not None:
-        rendered = run_data.drawing_folder(config, workspace) / "RGBNT201"
+        rendered = run_data.benchmark_folder(config, workspace) / "RGBNT201"
         return bool(table.manifest.created["source"] == str(rendered))
     if table.kind is TableKind.TEXT_FEATURES:
         if clip_digest is None:

@@ -16,19 +16,19 @@ class JournalCallback(UserCallback):
 
     Args:
         journal: Where to write.
-        place: Folder or URI of the run's checkpoints.
+        location: Folder or URI of the run's checkpoints.
     """
 
-    def __init__(self, journal: Journal, place: str) -> None:
+    def __init__(self, journal: Journal, location: str) -> None:
         self.journal = journal
-        self.place = place
+        self.location = location
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """Write the first worker's report; all workers report the same."""
-        place = None if checkpoint is None else filesystems.join(self.place, Path(checkpoint.path).name)
-        self.journal.record(metrics[0], place)
+        stored = None if checkpoint is None else filesystems.join(self.location, Path(checkpoint.path).name)
+        self.journal.record(metrics[0], stored)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note a crash."""

@@ -44,13 +44,13 @@ class RunFolder:
         Raises:
             RunFolderError: The folder holds another run.
         """
-        mark = fingerprint(config, tables)
-        folder = cls._named(workspace, config, mark)
+        own = fingerprint(config, tables)
+        folder = cls._named(workspace, config, own)
         if folder._config_file.exists():
             stored = folder._stored()["fingerprint"]
-            if stored != mark:
+            if stored != own:
                 raise RunFolderError(
-                    f"{folder.path} holds another run (fingerprint {stored[:16]}, expected {mark[:16]}); "
+                    f"{folder.path} holds another run (fingerprint {stored[:16]}, expected {own[:16]}); "
                     "move it away"
                 )
             return folder
@@ -65,7 +65,7 @@ class RunFolder:
         folder._write(
             folder._config_file,
             {
-                "fingerprint": mark,
+                "fingerprint": own,
                 "config": config.model_dump(mode="json"),
                 "tables": tables.digests,
                 "views": views,
@@ -90,8 +90,8 @@ class RunFolder:
         )
 
     @classmethod
-    def _named(cls, workspace: Path, config: ExperimentConfig, mark: str) -> "RunFolder":
-        return cls((workspace / "train" / f"{config.recipe}-seed{config.seed}-{mark[:8]}").resolve())
+    def _named(cls, workspace: Path, config: ExperimentConfig, fingerprint: str) -> "RunFolder":
+        return cls((workspace / "train" / f"{config.recipe}-seed{config.seed}-{fingerprint[:8]}").resolve())
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -127,29 +127,29 @@ class RunFolder:
 
     @property
     def queries(self) -> Path:
-        """How every test query fared at each epoch that was looked at, once the run is finished."""
+        """Average precision of every test query at each epoch that was tested, once the run is finished."""
         return self.path / "queries.parquet"
 
-    def checkpoint_place(self, storage_uri: str | None) -> str:
+    def checkpoint_location(self, storage: str | None) -> str:
         """Where the run's checkpoints go.
 
         Args:
-            storage_uri: Folder or URI that holds those of all runs; None for the run's own folder.
+            storage: Folder or URI that holds those of all runs; None for the run's own folder.
         """
-        return filesystems.join(storage_uri, self.name) if storage_uri else str(self.path)
+        return filesystems.join(storage, self.name) if storage else str(self.path)
 
     @property
     def last_checkpoint(self) -> str | None:
         """Folder or URI of the newest checkpoint that the journal knows, or None."""
-        places = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
-        there = [place for place in places if "://" in place or Path(place).is_dir()]
-        return there[-1] if there else None
+        stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        existing = [location for location in stored if "://" in location or Path(location).is_dir()]
+        return existing[-1] if existing else None
 
     @property
     def trained(self) -> bool:
         """Whether at most the result is missing: the last test was reported, and its checkpoint is there."""
-        place = (self.journal.last("test") or {}).get("checkpoint")
-        return self.is_finished or (place is not None and place == self.last_checkpoint)
+        checkpoint = (self.journal.last("test") or {}).get("checkpoint")
+        return self.is_finished or (checkpoint is not None and checkpoint == self.last_checkpoint)
 
     @cached_property
     def config(self) -> ExperimentConfig:

@@ -1,4 +1,4 @@
-"""A worker's place in a run, and where it says what happened: to Ray Train, or from its own process."""
+"""How a worker takes part in its run: through Ray Train, or alone in its own process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,12 +16,12 @@ from experiments.run.run_folder import RunFolder
 
 
 class Session(Protocol):
-    """A worker's place in its run.
+    """How a worker takes part in its run.
 
     Attributes:
         rank: Number of this worker.
         world_size: How many there are.
-        threads: Processors that it may use.
+        threads: CPUs that it may use.
         device: Where it computes.
     """
 
@@ -35,7 +35,7 @@ class Session(Protocol):
         ...
 
     def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
-        """Say what happened.
+        """Report what happened.
 
         Args:
             facts: `event`, its name, and what belongs to it.
@@ -49,31 +49,31 @@ class RayTrainSession:
     """A worker among those that Ray Train started.
 
     Args:
-        threads: Processors that it may use.
-        begun: Checkpoint that the run was left with before, where Ray Train knows of none.
+        threads: CPUs that it may use.
+        earlier: Folder or URI of the checkpoint of an earlier start, for Ray Train does not know it; or None.
     """
 
-    def __init__(self, threads: int, begun: str | None) -> None:
+    def __init__(self, threads: int, earlier: str | None) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.threads = threads
         self.device = get_device()
-        self.begun = begun
+        self.earlier = earlier
 
     @contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
         """As in `Session`."""
         stored = ray.train.get_checkpoint()
         if stored is None:
-            with checkpoints.fetched(self.begun) if self.begun else nullcontext() as folder:
+            with checkpoints.fetched(self.earlier) if self.earlier else nullcontext() as folder:
                 yield folder
             return
         with stored.as_directory() as name:
             yield Path(name)
 
     def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
-        """As in `Session`; `JournalCallback` writes it down."""
+        """As in `Session`; `JournalCallback` writes it into the journal."""
         stored = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
         ray.train.report(facts, checkpoint=stored)
 
@@ -83,10 +83,10 @@ class OwnProcessSession:
 
     Args:
         folder: The run's.
-        place: Folder or URI of its checkpoints.
-        threads: Processors that it may use.
+        location: Folder or URI of its checkpoints.
+        threads: CPUs that it may use.
         device: Where it computes.
-        tell: Called with each report once it is written down.
+        on_report: Called with each report once the journal has it.
     """
 
     rank = 0
@@ -95,43 +95,43 @@ class OwnProcessSession:
     def __init__(
         self,
         folder: RunFolder,
-        place: str,
+        location: str,
         threads: int,
         device: torch.device,
-        tell: Callable[[dict[str, Any]], None],
+        on_report: Callable[[dict[str, Any]], None],
     ) -> None:
         self.journal = folder.journal
-        self.place = place
+        self.location = location
         self.threads = threads
         self.device = device
-        self.tell = tell
-        self.begun = folder.last_checkpoint
+        self.on_report = on_report
+        self.earlier = folder.last_checkpoint
 
     def checkpoint(self) -> AbstractContextManager[Path | None]:
         """As in `Session`."""
-        return checkpoints.fetched(self.begun) if self.begun else nullcontext()
+        return checkpoints.fetched(self.earlier) if self.earlier else nullcontext()
 
     def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
-        """As in `Session`; here it goes straight into the journal."""
+        """As in `Session`; written into the journal here."""
         kept = None
         if checkpoint is not None:
-            kept = filesystems.join(self.place, f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}")
+            kept = filesystems.join(self.location, f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}")
             _store(checkpoint, kept)
         self.journal.record(facts, kept)
         if kept is not None:
             self._delete_old()
-        self.tell(facts)
+        self.on_report(facts)
 
     def _delete_old(self) -> None:
-        places = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
         # Newest first. One that was lost and made again is as new as it was last written.
-        for place in list(dict.fromkeys(reversed(places)))[checkpoints.KEPT :]:
-            _delete(*filesystems.open_root(place))
+        for location in list(dict.fromkeys(reversed(stored)))[checkpoints.KEPT :]:
+            _delete(*filesystems.open_root(location))
 
 
-def _store(checkpoint: Path, place: str) -> None:
-    """Copy a checkpoint's files to where it is kept; on a disk its folder is there whole or not at all."""
-    filesystem, path = filesystems.open_root(place)
+def _store(checkpoint: Path, location: str) -> None:
+    """Copy a checkpoint's files to where it is kept; on a disk its folder is complete or absent."""
+    filesystem, path = filesystems.open_root(location)
     # Object stores move no folders; there a checkpoint counts once the journal names it.
     written = f"{path}.partial" if isinstance(filesystem, fs.LocalFileSystem) else path
     _delete(filesystem, written)

@@ -22,7 +22,7 @@ from data_catalog.views.training_view import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.session import Session
-from experiments.run.worker import Work
+from experiments.run.training_input import TrainingInput
 from stmi.clip.loading import LoadedClip, load_clip
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
@@ -36,7 +36,7 @@ from stmi.training.train_step import TrainStep
 
 @dataclass
 class Clock:
-    """Seconds spent by part, so that a run can say where its time went."""
+    """Seconds spent by part, so that a run can report where its time went."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -48,7 +48,7 @@ class Clock:
         self.seconds[name] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
-        """What was counted since the last call."""
+        """The seconds counted since the last call."""
         taken = {name: round(value, 4) for name, value in self.seconds.items()}
         self.seconds.clear()
         return taken
@@ -58,13 +58,13 @@ class DivergedError(RuntimeError):
     """The loss is not a finite number any more."""
 
 
-def train(work: Work, session: Session) -> None:
-    """One worker's whole run, from the last checkpoint on; what comes of it is reported."""
+def train(given: TrainingInput, session: Session) -> None:
+    """One worker's whole run, from the last checkpoint on; the results are reported."""
     began, clock = time.time(), Clock()
     with clock.part("setup"):
         torch.set_num_threads(session.threads)
         keep_freed_memory()
-        run = _Run(work, session)
+        run = _Run(given, session)
         progress, history = run.restore()
     reporter = _Reporter(session, clock, began, history)
     try:
@@ -141,31 +141,31 @@ class _Reporter:
 class _Run:
     """The model, its data and its optimiser on one worker."""
 
-    def __init__(self, work: Work, session: Session) -> None:
-        config = work.config
+    def __init__(self, given: TrainingInput, session: Session) -> None:
+        config = given.config
         self.config = config
         self.session = session
         self.rows = rows_of_rank(config.batch.size, session.rank, session.world_size)
         self.device = session.device
         self.autocast = config.train.precision == "bfloat16"
-        self.schedule = BatchSchedule(work.views["train"], config)
+        self.schedule = BatchSchedule(given.views["train"], config)
         self.labels = self.schedule.labels[session.rank]
         self.identities = self.schedule.identities
         own = {"train": self.schedule.shards[session.rank]}
-        self.views = {name: open_view(table, own.get(name)) for name, table in work.views.items()}
+        self.views = {name: open_view(table, own.get(name)) for name, table in given.views.items()}
         self.cameras = max(view.cameras for view in self.views.values())
-        clip = load_clip(work.clip)
+        clip = load_clip(given.clip)
         model = STMI(config.model, clip, self.identities, self.cameras, config.seed)
         self.model = model.to(self.device).train()
         self.captions: dict[str, torch.Tensor | None] = dict.fromkeys(self.views)
         if config.model.text.fine_tune:
-            self.captions |= caption_tokens(clip, work.captions, self.views)
+            self.captions |= caption_tokens(clip, given.captions, self.views)
         self.queries: list[pa.Table] = []
         self.best: checkpoints.Best | None = None
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, config.train.compile)
 
     def restore(self) -> tuple[checkpoints.Progress, list[dict[str, Any]]]:
-        """Continue from the run's last checkpoint, if it has one; how far it is, and what was reported."""
+        """Continue from the run's last checkpoint, if any; returns the progress and what was reported."""
         with self.session.checkpoint() as folder:
             if folder is None:
                 return checkpoints.Progress(), []
@@ -189,10 +189,10 @@ class _Run:
             facts: Its metrics on `validation` and on `test`, as far as they were taken.
         """
         report = self.config.report
-        looked_at = facts.get({"validation": "validation", "best_on_test": "test"}.get(report.epoch, ""))
-        if looked_at is None:
+        chosen = facts.get({"validation": "validation", "best_on_test": "test"}.get(report.epoch, ""))
+        if chosen is None:
             return
-        value = looked_at[report.feature]["mAP"]
+        value = chosen[report.feature]["mAP"]
         if self.best is None or value > self.best.value:
             weights = self.model.state_dict() if self.session.rank == 0 else None
             kept = weights and {name: x.detach().cpu().clone() for name, x in weights.items()}
@@ -224,11 +224,11 @@ class _Run:
         return evaluation.summarise(self._evaluate("val")[1])
 
     def test(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Embeddings of the test view, and the metrics of each feature; how every query fared is kept."""
+        """Embeddings of the test view, and the metrics of each feature; the rank of every query is kept."""
         embeddings, scored = self._evaluate("test")
         queries = evaluation.query_table(self.views["test"], scored)
         epochs = pa.array(np.full(len(queries), epoch), pa.int64())
-        # The last checkpoint holds the last look, which is repeated where its report was lost.
+        # The last checkpoint holds the last test, which is repeated where its report was lost.
         earlier = [table.filter(compute.not_equal(table["epoch"], epoch)) for table in self.queries]
         self.queries = [*earlier, queries.append_column("epoch", epochs)]
         return embeddings, evaluation.summarise(scored)
@@ -268,5 +268,5 @@ def caption_tokens(clip: LoadedClip, captions: Table, views: dict[str, View]) ->
     """Token numbers of the captions of each view's rows, int64 `(rows, context)`."""
     table = captions.read(["sample_index", "caption"])
     tokens = clip.tokenize(table["caption"].to_pylist())
-    place = {index: row for row, index in enumerate(table["sample_index"].to_pylist())}
-    return {split: tokens[[place[i] for i in view.sample_index.tolist()]] for split, view in views.items()}
+    row_of = {index: row for row, index in enumerate(table["sample_index"].to_pylist())}
+    return {split: tokens[[row_of[i] for i in view.sample_index.tolist()]] for split, view in views.items()}

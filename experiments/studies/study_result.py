@@ -1,5 +1,7 @@
 """What every study comes to, whatever its kind."""
 
+from abc import abstractmethod
+
 from data_catalog.records import Record
 from experiments.tracking.mlflow_logger import MlflowRun
 
@@ -18,3 +20,8 @@ class StudyResult(Record):
     files: dict[str, str]
     """Name to path, of tables and figures."""
     mlflow: MlflowRun
+
+    @property
+    @abstractmethod
+    def is_complete(self) -> bool:
+        """Whether the study has all the runs that it was asked for."""

@@ -3,13 +3,14 @@
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_catalog.ray_session import ensure_ray
-from experiments.run.lifecycle import MAX_FAILURES, gpus_of_each, prepare_ray
+from experiments.run.ray_workers import MAX_FAILURES, gpus_of_each, prepare_ray
 from experiments.run.run_data import RunTables
-from experiments.studies.study import Member, StudyFolder
+from experiments.run.run_options import RunOptions
+from experiments.studies.study_folder import StudyFolder
+from experiments.studies.study_logger import StudyRun
 
 if TYPE_CHECKING:
     from ray import tune
@@ -20,7 +21,7 @@ def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
 
     Args:
         workers: Of each trial.
-        gpus_per_worker: None for one each where the cluster has GPUs; 0 trains on processors.
+        gpus_per_worker: As in `RunOptions`.
 
     Raises:
         RunError: The cluster has too few GPUs for a trial.
@@ -35,94 +36,77 @@ def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
     gpus_of_each(workers, gpus_per_worker)
 
 
-def train_members(
-    members: Sequence[Member],
-    tables: RunTables,
-    workspace: Path,
-    study: StudyFolder,
-    storage_uri: str | None,
-    gpus_per_worker: float | None = None,
+def train_runs(
+    runs: Sequence[StudyRun], tables: RunTables, options: RunOptions, study: StudyFolder
 ) -> dict[str, str]:
-    """Train the members of a study as trials of one Tune experiment, as many at once as there is room for.
+    """Train the runs of a study as trials of one Tune experiment.
 
     Args:
-        members: Runs with the same number of workers and the same tables.
+        runs: With the same number of workers and the same tables.
         tables: What they read.
-        workspace: Folder of all runs.
+        options: Where they are kept, and what their workers get.
         study: Folder of the study.
-        storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
-        gpus_per_worker: As in `start_ray`.
 
     Returns:
-        What went wrong, by the name of the run; runs that are not in it are finished.
+        Run to the reason why it could not be finished; all others are finished.
     """
-    waiting = [member for member in members if not member.folder.is_finished]
+    waiting = [run for run in runs if not run.folder.is_finished]
     if not waiting:
         return {}
     from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
 
-    (workers,) = {member.config.train.workers for member in waiting}
-    configs = tune.grid_search([member.config.model_dump(mode="json") for member in waiting])
-    outcomes = tune_trials(
-        tables, workspace, study, storage_uri, workers, gpus_per_worker, param_space={"config": configs}
-    )
+    (workers,) = {run.config.train.workers for run in waiting}
+    configs = tune.grid_search([run.config.model_dump(mode="json") for run in waiting])
+    outcomes = tune_trials(tables, options, study, workers, param_space={"config": configs})
     wrong = {}
-    for place, member in enumerate(waiting):
-        outcome = outcomes[place]
+    for run, outcome in zip(waiting, outcomes, strict=True):
         if outcome.error is not None:
-            wrong[member.folder.name] = reason_of(outcome.error)
+            wrong[run.folder.name] = reason_of(outcome.error)
         elif outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
-            wrong[member.folder.name] = outcome.metrics[ends.pop()]
+            wrong[run.folder.name] = outcome.metrics[ends.pop()]
     return wrong
 
 
 def reason_of(error: Exception) -> str:
-    """What ended a trial: the last line of a traceback says it."""
+    """What ended a trial: the last line of a traceback."""
     return str(error).strip().rpartition("\n")[2]
 
 
 def tune_trials(
     tables: RunTables,
-    workspace: Path,
+    options: RunOptions,
     study: StudyFolder,
-    storage_uri: str | None,
     workers: int,
-    gpus_per_worker: float | None = None,
     *,
     concurrent: int | None = None,
     param_space: dict[str, Any] | None = None,
     **search: Any,
-) -> "tune.ResultGrid":
+) -> "list[tune.Result]":
     """Run the trials of a study as one Tune experiment.
 
     Args:
         tables: What they read.
-        workspace: Folder of all runs.
+        options: Where their runs are kept, and what their workers get.
         study: Folder of the study.
-        storage_uri: Folder or URI of checkpoints; None for the runs' own folders.
         workers: Of each trial.
-        gpus_per_worker: As in `start_ray`.
         concurrent: Trials at once; None for as many as there is room for.
-        param_space: What `train_trial` is given.
+        param_space: The parameters of `train_trial`.
         search: Where trials are not known beforehand, `search_alg` and `scheduler`.
+
+    Returns:
+        The outcome of each trial.
     """
     from ray import tune  # noqa: PLC0415
 
     from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
 
-    trainable = tune.with_parameters(
-        train_trial,
-        tables=tables,
-        workspace=workspace,
-        storage_uri=storage_uri,
-        gpus_per_worker=gpus_per_worker,
-    )
+    trainable = tune.with_parameters(train_trial, tables=tables, options=options.without_tracking())
     tuner = tune.Tuner(
-        tune.with_resources(trainable, trial_resources(workers, gpus_per_worker)),
+        tune.with_resources(trainable, trial_resources(workers, options.gpus_per_worker)),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             num_samples=-1 if search else 1,
-            max_concurrent_trials=concurrent or concurrent_trials(workers, gpus_per_worker),
+            max_concurrent_trials=concurrent or concurrent_trials(workers, options.gpus_per_worker),
             # A process that waits for workers of Ray Train is not free for another trial until they end.
             reuse_actors=workers == 1,
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
@@ -136,4 +120,5 @@ def tune_trials(
             verbose=0,
         ),
     )
-    return tuner.fit()
+    outcomes = tuner.fit()
+    return [outcomes[number] for number in range(len(outcomes))]

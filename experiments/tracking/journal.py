@@ -67,6 +67,11 @@ class Journal:
         found = [entry for entry in self.read() if entry["event"] == event]
         return found[-1] if found else None
 
+    @property
+    def size(self) -> int:
+        """Bytes written so far; grows with every event."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def _ends_whole(self) -> bool:
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)

@@ -1,8 +1,8 @@
-"""MLflow: a mirror of each run's journal, so that runs are compared in its UI.
+"""Logs the journal of each run to MLflow, so that runs can be compared in its UI.
 
-The journal is the truth. What MLflow cannot be told (a server that is down) costs no run and is told
-later: the mirror remembers how much of the journal it has sent. Only this file and `reports.recorded_study`
-import mlflow.
+The journal is complete without MLflow. A server that does not answer stops no run: what it missed is logged
+later, since the state file says how much of the journal was logged. Only this file and
+`reports.recorded_study` import mlflow.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 # A dead server would otherwise block every call for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-IDENTITY = "stmi.identity"
-"""Tag that tells a run, or a study's child, from all others in any store."""
+UUID_TAG = "stmi.identity"
+"""Tag with the uuid of a run, or of a study's child, which is found by it in any store."""
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _BATCH = 100
 """MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
@@ -37,7 +37,7 @@ def local_store(workspace: Path) -> str:
     return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
 
 
-def tracking_of(uri: str | None, workspace: Path) -> str:
+def resolve_tracking_uri(uri: str | None, workspace: Path) -> str:
     """The tracking URI that was asked for, or $MLFLOW_TRACKING_URI, or the workspace's embedded store.
 
     Raises:
@@ -64,8 +64,8 @@ def without_credentials(uri: str) -> str:
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What MLflow is told of a run at its start.
+class Description:
+    """What MLflow is given of a run or a study at its start.
 
     Attributes:
         experiment: Name of the MLflow experiment.
@@ -114,26 +114,26 @@ class MlflowState(MlflowRun):
     """Identifies the run in any store; stored under a key from before the name."""
 
 
-class Mirror:
-    """Tells MLflow what a run's journal says.
+class MlflowLogger:
+    """Logs what the journal of a run or a study says.
 
     Args:
         uri: Tracking URI.
-        folder: The run's folder.
+        folder: The run's or the study's folder.
         workspace: Where the embedded store keeps artifacts.
-        facts: What is told at the start.
-        state: File in the folder that keeps the run's number in MLflow and what was sent.
+        description: What is logged at the start.
+        state: Name of the file in the folder that says what was logged so far.
     """
 
     def __init__(
-        self, uri: str, folder: Path, workspace: Path, facts: RunFacts, state: str = "mlflow.json"
+        self, uri: str, folder: Path, workspace: Path, description: Description, state: str = "mlflow.json"
     ) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in PATIENCE.items()})
         self.uri = uri
         self.public_uri = without_credentials(uri)
         self.folder = folder
         self.workspace = workspace
-        self.facts = facts
+        self.description = description
         self.journal = Journal(folder / "journal.jsonl")
         self.behind = False
         self._found = False
@@ -148,25 +148,30 @@ class Mirror:
 
     @property
     def run_id(self) -> str | None:
-        """The run's number in MLflow, once it is known there."""
+        """Id of the run in MLflow, once it is known there."""
         return self._state.run_id
 
     @property
     def experiment_id(self) -> str | None:
-        """The experiment's number in MLflow, once it is known there."""
+        """Id of the experiment in MLflow, once it is known there."""
         return self._state.experiment_id
 
     @property
-    def place(self) -> MlflowRun:
+    def mlflow_run(self) -> MlflowRun:
         """Where MLflow has the run."""
         return MlflowRun(uri=self.public_uri, run_id=self.run_id, experiment_id=self.experiment_id)
 
+    @property
+    def logged_run(self) -> LoggedRun:
+        """Where MLflow has the run, and whether it lacks something."""
+        return LoggedRun(**dict(self.mlflow_run), behind=self.behind)
+
     def reopen(self) -> None:
-        """Show a run that had ended before, and goes on, as running."""
+        """Show a run as running that had ended before and now goes on."""
 
         def send() -> None:
             if self._state.status:
-                # First, for it is to be closed again at its end also where MLflow does not hear of this.
+                # First, so that the run is closed at its end even if the next line fails.
                 self._remember(status="")
                 self._client().update_run(self.run_id, status="RUNNING")
 
@@ -199,7 +204,7 @@ class Mirror:
             except Exception as error:
                 if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                # Another store has taken the place of the one that had the run, and is told all of it.
+                # Another store has replaced the one that had the run; everything is logged to it.
                 self._forget()
                 send()
             self.behind = False
@@ -208,14 +213,14 @@ class Mirror:
             if not self.behind:
                 reason = str(error).replace(self.uri, self.public_uri)
                 logger.warning(
-                    "MLflow at %s cannot be told (%s); the journal keeps it", self.public_uri, reason
+                    "MLflow at %s cannot be reached (%s); the journal keeps it", self.public_uri, reason
                 )
             self.behind = True
-            # Somebody may have deleted it there.
+            # Somebody may delete the run there meanwhile.
             self._found = False
 
     def _find(self) -> None:
-        """Ask once for a run that an earlier process told of; where nothing is left to send, nobody would."""
+        """Look once for a run that an earlier process logged, even where nothing is left to send."""
         if self.run_id is not None and not self._found:
             run = self._client().get_run(self.run_id)
             if run.info.lifecycle_stage == "deleted":
@@ -256,39 +261,45 @@ class Mirror:
 
     def _start(self) -> None:
         client = self._client()
-        experiment = client.get_experiment_by_name(self.facts.experiment)
+        experiment = client.get_experiment_by_name(self.description.experiment)
         if experiment is None:
             # A server decides itself where artifacts go; the embedded store keeps them beside its file.
-            place = (
+            location = (
                 (self.workspace / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite") else None
             )
-            experiment_id = client.create_experiment(self.facts.experiment, artifact_location=place)
+            experiment_id = client.create_experiment(self.description.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
-                logger.warning("MLflow: experiment %s was deleted; it is restored", self.facts.experiment)
+                logger.warning(
+                    "MLflow: experiment %s was deleted; it is restored", self.description.experiment
+                )
                 client.restore_experiment(experiment_id)
-        # Where it was told before, from another address or by a process that was killed before it noted it.
-        mine = f"tags.`{IDENTITY}` = '{self._state.uuid}'"
+        # It may be there: under another address, or from a process that was killed before it noted the id.
+        mine = f"tags.`{UUID_TAG}` = '{self._state.uuid}'"
         known = client.search_runs([experiment_id], mine, max_results=1)
         if known:
             self._remember(run_id=known[0].info.run_id, experiment_id=experiment_id)
             return
         self._remember()
         began = [int(event["time"] * 1000) for event in self.journal.read()[:1]]
-        tags = {IDENTITY: self._state.uuid}
-        run = client.create_run(experiment_id, *began, tags=tags, run_name=self.facts.name)
+        tags = {UUID_TAG: self._state.uuid}
+        run = client.create_run(experiment_id, *began, tags=tags, run_name=self.description.name)
         self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
 
     def _describe(self) -> None:
         from mlflow.entities import Param, RunTag  # noqa: PLC0415
 
         client = self._client()
-        settings = self.facts.parameters | {f"table.{name}": d for name, d in self.facts.tables.items()}
+        settings = self.description.parameters | {
+            f"table.{name}": d for name, d in self.description.tables.items()
+        }
         parameters = [Param(name, str(value)) for name, value in settings.items()]
         for start in range(0, len(parameters), _BATCH):
             client.log_batch(self.run_id, params=parameters[start : start + _BATCH])
-        client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in self.facts.tags.items()])
+        client.log_batch(
+            self.run_id, tags=[RunTag(name, value) for name, value in self.description.tags.items()]
+        )
         self._remember(described=True)
 
     def _forget(self) -> None:
@@ -315,21 +326,21 @@ def _metrics_of(event: dict[str, Any]) -> list[tuple[str, float, int, int]]:
         }
         values |= {f"seconds/{name}": value for name, value in event["seconds"].items()}
         values["learning_rate"] = event["learning_rate"]
-        values |= _of_features("validation", event.get("validation", {}))
-        values |= _of_features("test", event.get("test", {}))
+        values |= _feature_metrics("validation", event.get("validation", {}))
+        values |= _feature_metrics("test", event.get("test", {}))
     elif event["event"] == "trial":
         step = event["number"]
         values = {f"trial/{name}": event[name] for name in ("value", "best") if name in event}
     elif event["event"] == "test":
         step = event["epochs"]
-        values = _of_features("test", event["metrics"])
+        values = _feature_metrics("test", event["metrics"])
     elif event["event"] == "finished":
         # What the run reports, under names that stand first where runs are compared.
         values = {name: value for name, value in event.get("metrics", {}).items() if name != "cmc"}
     return [(name, float(value), int(event["time"] * 1000), step) for name, value in values.items()]
 
 
-def _of_features(prefix: str, features: dict[str, dict[str, Any]]) -> dict[str, float]:
+def _feature_metrics(prefix: str, features: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {
         f"{prefix}/{feature}/{name}": value
         for feature, metrics in features.items()

@@ -1,4 +1,4 @@
-"""Looks at something again and again from another thread, while this one is busy."""
+"""Calls a function again and again from another thread, while this one is busy."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,24 +6,24 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def watching(look: Callable[[], None], every_seconds: float, *, to_the_end: bool = True) -> Iterator[None]:
-    """Meanwhile call a function: at once, and again after each pause.
+def polling(callback: Callable[[], None], every_seconds: float, *, final_call: bool = True) -> Iterator[None]:
+    """Call a function meanwhile: at once, and again after each pause.
 
     Args:
-        look: What is called; never by two threads at once.
+        callback: The function; never called by two threads at once.
         every_seconds: Length of the pause.
-        to_the_end: Whether it is called once more at the end, so that it misses nothing.
+        final_call: Call it once more at the end, so that it misses nothing.
     """
     stop = threading.Event()
 
-    def watch() -> None:
-        look()
+    def poll() -> None:
+        callback()
         while not stop.wait(every_seconds):
-            look()
-        if to_the_end:
-            look()
+            callback()
+        if final_call:
+            callback()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield

@@ -1,14 +1,16 @@
-"""A run of seconds: a tiny CLIP, a few drawn people at 32 x 16 pixels, three epochs."""
+"""A run of seconds: a tiny CLIP, a few rendered people at 32 x 16 pixels, three epochs."""
 
 import json
+import os
 from pathlib import Path
 
 from experiments import recipes, train
 from experiments.recipes import ExperimentConfig
-from experiments.run import run_data
+from experiments.run import lifecycle, run_data
+from experiments.run.lifecycle import OnReport
 from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
-from experiments.studies.trial import Tell, train_run
+from experiments.run.run_options import RunOptions
 from stmi.clip.loading import load_clip
 
 SETTINGS = [
@@ -57,9 +59,9 @@ def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
 def configured(clip: Path, workspace: Path, *changes: str) -> tuple[ExperimentConfig, RunTables]:
     """The small run with one worker, and its tables."""
     config = recipes.resolve("demo", [*settings(clip), *changes])
-    folder, catalog = run_data.places(str(workspace), None)
+    where = RunOptions.resolve(workspace)
     loaded = load_clip(run_data.clip_source(config))
-    return config, run_data.tables_of(config, loaded, folder, catalog)
+    return config, run_data.prepare_tables(config, loaded, where.workspace, where.catalog)
 
 
 def alone(
@@ -68,7 +70,8 @@ def alone(
     *settings: str,
     runs: Path | None = None,
     storage: str | None = None,
-    tell: Tell = lambda facts: None,
+    on_report: OnReport = lambda facts: None,
+    patience_seconds: float = 900,
 ) -> RunFolder:
     """The small run, trained in this process.
 
@@ -77,8 +80,17 @@ def alone(
         workspace: Where its tables are.
         settings: Changes.
         runs: Another workspace for the run itself: making the tables anew takes seconds.
-        storage: Place of its checkpoints.
-        tell: Called with each report.
+        storage: Folder or URI of its checkpoints.
+        on_report: Called with each report.
+        patience_seconds: How long another process may have the run without progress.
     """
     config, tables = configured(clip, workspace, *settings)
-    return train_run(config, tables, (runs or workspace).resolve(), storage, tell)
+    result = lifecycle.run(
+        config,
+        tables,
+        RunOptions.resolve(runs or workspace, storage=storage).without_tracking(),
+        threads=len(os.sched_getaffinity(0)),
+        on_report=on_report,
+        patience_seconds=patience_seconds,
+    )
+    return RunFolder(Path(result.folder))

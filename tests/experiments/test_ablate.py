@@ -5,16 +5,17 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from filelock import FileLock
 
+from data_catalog.storage.claims import claim
 from experiments import ablate, recipes, report
 from experiments.recipes import ConfigError
+from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.studies.ablation import ablation
-from experiments.studies.ablation.ablation import plan_ablation
+from experiments.studies.ablation.ablation_plan import plan_ablation
 from experiments.studies.ablation.rows import ABLATIONS, Ablation, Row
 from experiments.studies.published import published
-from experiments.studies.study import StudyFolder
+from experiments.studies.study_folder import StudyFolder
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import local_store
 from stmi.config import SfmConfig
@@ -126,8 +127,8 @@ def test_report_of_figure_5_has_both_curves_and_what_the_paper_says_of_them(
     page = out.read_text()
     assert 'id="figure5"' in page
     assert 'id="figure5_tokens"' in page
-    for claim in published("figure5").claims:
-        assert html.escape(claim) in page
+    for sentence in published("figure5").claims:
+        assert html.escape(sentence) in page
 
 
 def test_runs_that_stop_themselves_leave_a_table_that_says_so(ray_session, capsys, clip, workspace):
@@ -158,16 +159,17 @@ def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
     # Runs of the shared study stand for those that are trained: all but one at first.
     plan = plan_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
     tables = small_run.configured(clip, workspace)[1]
+    options = RunOptions.resolve(tmp_path, tracking_uri=local_store(tmp_path))
 
     def finish_all_but(count):
-        def train_members(members, *given):
-            for member in members[count:]:
-                source = workspace / "train" / member.folder.name
-                shutil.copytree(source, member.folder.path, dirs_exist_ok=True)
-            return {member.folder.name: "out of memory" for member in members[:count]}
+        def train_runs(runs, *given):
+            for run in runs[count:]:
+                source = workspace / "train" / run.folder.name
+                shutil.copytree(source, run.folder.path, dirs_exist_ok=True)
+            return {run.folder.name: "out of memory" for run in runs[:count]}
 
-        monkeypatch.setattr(ablation, "train_members", train_members)
-        return ablation.run_ablation(plan, tables, tmp_path, local_store(tmp_path), None)
+        monkeypatch.setattr(ablation, "train_runs", train_runs)
+        return ablation.AblationStudy(plan, tables, options).run()
 
     client = mlflow.MlflowClient(local_store(tmp_path))
     for failed, status in ((1, "FAILED"), (0, "FINISHED")):
@@ -184,17 +186,18 @@ def test_study_that_another_process_runs_is_left_alone(clip, workspace, tmp_path
     plan = plan_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
     tables = small_run.configured(clip, workspace)[1]
     folder = StudyFolder.of(tmp_path, plan.name(tables))
-    with FileLock(folder.path / ".lock"), pytest.raises(RunError, match="is being run by another process"):
-        ablation.run_ablation(plan, tables, tmp_path, local_store(tmp_path), None)
+    study = ablation.AblationStudy(plan, tables, RunOptions.resolve(tmp_path))
+    with claim(folder.path), pytest.raises(RunError, match="is being run by another process"):
+        study.run()
     assert folder.journal.read() == []
 
 
 def test_every_value_of_sharing_is_a_row_of_table_5_and_each_row_differs():
     plan = plan_ablation([ABLATIONS["table5"]], "demo", [], 1)
     paper_rows = plan.rows[0][1][:5]
-    sharing = [row.configs[0].model.sfm.sharing for row in paper_rows]
+    sharing = [plan.config_of[row, 0].model.sfm.sharing for row in paper_rows]
     assert sorted(sharing) == sorted(SfmConfig.model_fields["sharing"].annotation.__args__)
-    assert paper_rows[-1].configs[0] == recipes.resolve("demo", ["seed=0"])
+    assert plan.config_of[paper_rows[-1], 0] == recipes.resolve("demo", ["seed=0"])
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipes.RECIPES if name != "demo"])
@@ -217,7 +220,7 @@ def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
     plan = plan_ablation(
         [ABLATIONS["table3"]], "demo", ["model.chi.mixer=mlp", "model.sfm.sharing=per_head"], 1
     )
-    full = plan.rows[0][1][3].configs[0].model
+    full = plan.config_of[plan.rows[0][1][3], 0].model
     assert (full.chi.mixer, full.sfm.sharing) == ("mlp", "per_head")
 
 

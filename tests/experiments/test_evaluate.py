@@ -65,7 +65,7 @@ def best_on_test(ray_session, clip, workspace, tmp_path_factory):
             raise SystemError
 
     with pytest.raises(SystemError):
-        small_run.alone(clip, workspace, *settings, runs=runs, tell=die)
+        small_run.alone(clip, workspace, *settings, runs=runs, on_report=die)
     return small_run.alone(clip, workspace, *settings, runs=runs)
 
 

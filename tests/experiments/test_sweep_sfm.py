@@ -13,10 +13,10 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from filelock import FileLock
 
+from data_catalog.storage.claims import claim
 from experiments import sweep_sfm
-from experiments.run import run_data
+from experiments.run import preflight
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import local_store
 from tests.experiments import small_run
@@ -254,7 +254,7 @@ def refused(capsys, *given):
 
 
 def test_sweep_that_another_process_runs_is_left_alone(swept, clip, workspace, capsys):
-    with FileLock(workspace / "studies" / swept["study"] / ".lock"):
+    with claim(workspace / "studies" / swept["study"]):
         assert "is being run by another process" in refused(capsys, *arguments(clip, workspace))
 
 
@@ -269,14 +269,14 @@ def test_resume_begins_nothing(swept, clip, workspace, capsys):
 
 
 def test_sweep_without_validation_identities_is_refused(swept, clip, workspace, capsys, monkeypatch):
-    found = run_data.tables_of
+    prepare_tables = preflight.prepare_tables
 
     def without_validation(*given):
-        tables = found(*given)
+        tables = prepare_tables(*given)
         del tables.views["val"]
         return tables
 
-    monkeypatch.setattr(run_data, "tables_of", without_validation)
+    monkeypatch.setattr(preflight, "prepare_tables", without_validation)
     assert "a sweep never chooses on test; ingest it with --validation-identities N" in refused(
         capsys, *arguments(clip, workspace)
     )

@@ -9,11 +9,12 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from filelock import FileLock
 
+from data_catalog.storage.claims import claim
 from data_catalog.tables import building
 from experiments import demo, report, train
-from experiments.run import lifecycle, run_data
+from experiments.run import ray_workers
+from experiments.run.run_options import RunOptions
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import local_store
 from stmi.model import FEATURES
@@ -94,7 +95,7 @@ def test_finished_run_of_other_code_is_shown_with_a_warning(trained, capsys, cli
 
 
 def test_run_that_another_process_trains_is_left_alone(trained, clip, workspace, capsys):
-    with FileLock(Path(trained["folder"]) / ".lock"):
+    with claim(trained["folder"]):
         assert train.main(small_run.arguments(clip, workspace, "--workers", "2")) == 2
     assert "is being trained by another process" in capsys.readouterr().err
 
@@ -150,7 +151,8 @@ def checkpoints_of(events):
 
 def test_relative_workspace_is_the_one_below_this_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_data.places("here", None) == (tmp_path / "here", str(tmp_path / "here" / "catalog"))
+    options = RunOptions.resolve("here")
+    assert (options.workspace, options.catalog) == (tmp_path / "here", str(tmp_path / "here" / "catalog"))
 
 
 def test_resume_goes_on_with_a_run_that_was_begun_and_refuses_a_new_one(trained, capsys, clip, workspace):
@@ -202,7 +204,7 @@ def test_floor_fails_a_demo_that_is_worse(trained, clip, workspace, capsys):
 def test_impossible_settings_are_refused_before_ray_starts(
     setting, message, capsys, clip, tmp_path, monkeypatch
 ):
-    for module in (building, lifecycle):
+    for module in (building, ray_workers):
         monkeypatch.setattr(module, "ensure_ray", lambda: pytest.fail("Ray was asked for"))
     assert train.main([*small_run.arguments(clip, tmp_path), "--set", setting]) == 2
     captured = capsys.readouterr()

@@ -113,6 +113,11 @@ class AblationResult(StudyResult):
     wrong: dict[str, str]
     """Run to the reason why it could not be finished."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every run is finished."""
+        return not self.wrong
+
     def rows_of(self, table: str) -> list[TableRow]:
         """The rows of one table, from top to bottom."""
         return [row for row in self.rows if row.table == table]

@@ -37,21 +37,19 @@ EPOCHS = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A row as it was measured.
+class RowRuns:
+    """The finished runs of a row, and their numbers.
 
     Attributes:
         row: Which.
         feature: The retrieval feature that it shows.
         runs: Seed to the finished run.
-        against: Name of the row that it is compared with; None for the first.
         changed: Settings that differ from the recipe, by flat name.
     """
 
     row: Row
     feature: str
     runs: Mapping[int, RunFolder]
-    against: str | None
     changed: Mapping[str, Any]
 
     def values(self, metric: MetricName) -> dict[int, float]:
@@ -103,15 +101,7 @@ def _reported(run: RunFolder) -> ReportedEpoch:
     return result.reported
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """A row's mAP less that of the row it is compared with."""
-
-    seeds: Difference
-    queries: Difference
-
-
-def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -> list[TableRow]:
+def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) -> list[TableRow]:
     """The finished table.
 
     Args:
@@ -122,23 +112,23 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
     """
     by_name = {one.row.name: one for one in measured}
     compared = {
-        one.row.name: _compare(one, by_name[one.against])
+        one.row.name: _compare(one, by_name[one.row.against])
         for one in measured
-        if one.against is not None and one.runs.keys() & by_name[one.against].runs.keys()
+        if one.row.against is not None and one.runs.keys() & by_name[one.row.against].runs.keys()
     }
-    verdicts = judge({name: (both.seeds, both.queries) for name, both in compared.items()})
+    verdicts = judge(compared)
     paper = {one.row.name: _paper(ablation.key, one.row, dataset) for one in measured}
     rows = []
     for one in measured:
         name = one.row.name
-        ours, theirs = paper[name].get("mAP"), paper.get(one.against or "", {}).get("mAP")
+        ours, theirs = paper[name].get("mAP"), paper.get(one.row.against or "", {}).get("mAP")
         metrics = {
             metric: RowMetric(**_spread(one.values(metric)), paper=paper[name].get(metric))
             for metric in METRICS
         }
         mean_average_precision = ComparedMetric(
             **dict(metrics.pop("mAP")),
-            against=one.against,
+            against=one.row.against,
             **_judged(compared.get(name), verdicts.get(name)),
             paper_difference=None if ours is None or theirs is None else round(ours - theirs, 6),
         )
@@ -163,25 +153,27 @@ def table_rows(ablation: Ablation, measured: Sequence[Measured], dataset: str) -
     return rows
 
 
-def _compare(one: Measured, other: Measured) -> _Compared:
+def _compare(one: RowRuns, other: RowRuns) -> tuple[Difference, Difference]:
+    """A row's mAP less that of the row it is compared with: over seeds, and over queries."""
     seeds = sorted(one.runs.keys() & other.runs.keys())
     ours, theirs = one.values("mAP"), other.values("mAP")
     row, identity = one.precision(seeds)
     reference, _ = other.precision(seeds)
-    return _Compared(
+    return (
         paired_over_seeds({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds}),
-        # Queries of one identity fare alike, so identities are what is drawn again.
+        # Queries of one identity are alike, so whole identities are resampled.
         bootstrap_over_queries(row, reference, identity),
     )
 
 
-def _judged(compared: _Compared | None, verdict: Verdict | None) -> dict[str, Any]:
+def _judged(compared: tuple[Difference, Difference] | None, verdict: Verdict | None) -> dict[str, Any]:
     if compared is None or verdict is None:
         return {}
+    over_seeds, over_queries = compared
     return {
-        "difference": compared.seeds.difference,
-        "difference_interval": compared.seeds.interval,
-        "query_interval": compared.queries.interval,
+        "difference": over_seeds.difference,
+        "difference_interval": over_seeds.interval,
+        "query_interval": over_queries.interval,
         "p_value": verdict.p_value,
         "p_adjusted": verdict.adjusted,
         "real": verdict.real,

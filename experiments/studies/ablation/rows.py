@@ -1,25 +1,29 @@
 """The paper's ablations as settings: every row of Tables 3 to 5 and every point of Figure 5."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SWITCHES = ("model.sfm", "model.str", "model.chi")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table, or a point of a figure.
+    """A row of a table, or a point of a figure, before it is measured.
 
     Attributes:
-        name: What the paper calls it.
+        name: The paper's name for it.
         settings: What it changes in the recipe, as `dotted.name=value`; nothing is the full model.
         index: Letter of the paper's row; None where the paper has no such row.
-        x: Place on the axis, in a figure.
+        x: Position on the axis, in a figure.
+        feature: The retrieval feature that it shows; None for the one that its runs report.
+        against: Name of the row that it is compared with.
     """
 
     name: str
     settings: tuple[str, ...] = ()
     index: str | None = None
     x: float | None = None
+    feature: str | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,40 @@ class Ablation:
     Attributes:
         key: Its name in `published.yaml`.
         title: For a heading.
-        rows: From top to bottom; each is compared with the one above it.
+        rows: From top to bottom.
     """
 
     key: str
     title: str
     rows: tuple[Row, ...]
+
+    @property
+    def is_figure(self) -> bool:
+        """Whether it is a figure of the paper."""
+        return self.key.startswith("figure")
+
+    def all_rows(self, reports_text: bool = False) -> tuple[Row, ...]:
+        """The paper's rows, each compared with the one above it, and those beside them.
+
+        Beside a table's rows are text alone, G alone and the full model without text: captions can make any
+        gain of U.
+
+        Args:
+            reports_text: Whether the recipe reports a feature that needs the text. The row without text then
+                reports G.
+        """
+        above = [None, *(row.name for row in self.rows)]
+        rows = [replace(row, against=name) for row, name in zip(self.rows, above, strict=False)]
+        if self.is_figure:
+            return tuple(rows)
+        full = self.rows[-1]
+        without_text = ("model.text=off", *(("report.feature=G",) if reports_text else ()))
+        return (
+            *rows,
+            Row("T alone", full.settings, feature="T", against=full.name),
+            Row("G alone", full.settings, feature="G", against=full.name),
+            Row("no text", without_text, against=full.name),
+        )
 
 
 def _modules(*on: str) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""The trials of a sweep as an Optuna study: what was drawn, what was measured, what is drawn next.
+"""The trials of a sweep as an Optuna study: what was sampled, what was measured, what is sampled next.
 
-The study in its storage is the sweep's only state, and what a killed sweep goes on from. A sampler's state is
-not stored with it, so each trial's draw is a function of the seed, the trial's number and the trials before
-it. This is the one file that imports optuna.
+The study in its storage is the sweep's only state, and a killed sweep continues from it. The storage does
+not hold the sampler's state, so each trial is sampled as a function of the seed, the trial's number and the
+trials before it. Only this file imports optuna.
 """
 
 import logging
@@ -25,35 +25,40 @@ from experiments.tracking.mlflow_logger import without_credentials
 from stmi import keyed_random
 
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
-"""What it means that the storage does not answer."""
-MARK = "stmi.sweep"
-"""Name of the study's attribute that says which sweep it is."""
+"""Raised where the storage does not answer."""
+FINGERPRINT = "stmi.sweep"
+"""Attribute of the study with the sweep's fingerprint."""
 OWNER = "stmi.folder"
-"""Name of the attribute that says from which folder it is run."""
-DRAWS = 100
-"""Draws in a row that may give impossible settings."""
+"""Attribute of the study with the folder that it is run from."""
+ATTEMPTS = 100
+"""Samples in a row that may be impossible settings."""
 METRIC_NAMES = ("validation mAP", "cost")
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What is known of a trial before it runs: the name of its run's folder, and its cost."""
+class TrialFacts:
+    """What is known of a trial before it runs.
+
+    Attributes:
+        run: Name of its run's folder.
+        cost: Of training, in TFLOP.
+    """
 
     run: str
     cost: float
 
 
-class SweepStudy:
+class OptunaStudy:
     """The study, made where it is new.
 
     Args:
         url: Of the storage, as SQLAlchemy takes it.
         name: Of the study.
-        mark: What tells this sweep from others; a study with another mark is refused.
+        fingerprint: Identifies the sweep; a study with another fingerprint is refused.
         space: What is searched.
-        seed: Of the draws.
+        seed: Of the sampler.
         two_objectives: Search for a low cost as well as for a high mAP.
-        owner: `id` and `path` of the folder whose lock keeps a second process away from the study. Another
+        owner: `id` and `path` of the folder whose claim keeps a second process away from the study. Another
             folder, in a workspace that shares the storage, is refused.
 
     Raises:
@@ -64,7 +69,7 @@ class SweepStudy:
         self,
         url: str,
         name: str,
-        mark: str,
+        fingerprint: str,
         space: Space,
         seed: int,
         two_objectives: bool = False,
@@ -89,25 +94,25 @@ class SweepStudy:
             ) from None
         except (*STORAGE_ERRORS, ValueError) as error:
             reason = str(error).replace(url, self.url)
-            # What a library cannot read of an URL it may quote, and there may be a password in it.
-            told = (
+            # A library may quote a URL that it cannot read, with a password in it.
+            detail = (
                 f": {reason}" if self.url == url or not isinstance(error, ArgumentError | ValueError) else ""
             )
             raise ConfigError(
-                f"--study-storage {self.url} cannot be opened{told}; expected a database's URL such as "
+                f"--study-storage {self.url} cannot be opened{detail}; expected a database's URL such as "
                 "postgresql://user:password@host:5432/optuna"
             ) from None
         if owner is not None:
             self._belong_to(owner)
-        # Nothing is drawn yet in a study that was just made, here or by the same sweep before.
-        is_other = self._study.user_attrs.get(MARK, mark) != mark
+        # A study without trials was just made, here or by the same sweep before.
+        is_other = self._study.user_attrs.get(FINGERPRINT, fingerprint) != fingerprint
         if (is_other and self._study.get_trials(deepcopy=False)) or self._study.directions != self.directions:
             raise ConfigError(
                 f"study {name!r} in {self.url} is another sweep (recipe, settings, data, space, seed or "
                 "objectives differ); give this one another --name"
             )
-        self._study.set_user_attr(MARK, mark)
-        with _experiments_welcome():
+        self._study.set_user_attr(FINGERPRINT, fingerprint)
+        with _without_experimental_warnings():
             self._study.set_metric_names(list(METRIC_NAMES[: len(self.directions)]))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,38 +124,38 @@ class SweepStudy:
         return [self._trial(stored) for stored in self._study.get_trials(deepcopy=False)]
 
     def ask(
-        self, describe: Callable[[Mapping[str, Any]], Drawn], first: Mapping[str, Any] | None = None
+        self, describe: Callable[[Mapping[str, Any]], TrialFacts], first: Mapping[str, Any] | None = None
     ) -> SweepTrial:
-        """Draw a trial and store it as running.
+        """Sample a trial and store it as running.
 
         Args:
             describe: What is known of a trial with these values; raises ConfigError where they are
-                impossible together, and others are drawn.
+                impossible together, and others are sampled.
             first: Values of the first trial, where the space has them.
 
         Raises:
-            ConfigError: `DRAWS` draws in a row were impossible.
+            ConfigError: `ATTEMPTS` samples in a row were impossible.
         """
         trials = self._study.get_trials(deepcopy=False)
         wrong: ConfigError | None = None
-        for attempt in range(DRAWS):
-            drawn = self._draw(trials, attempt, first)
+        for attempt in range(ATTEMPTS):
+            sampled = self._sample(trials, attempt, first)
             try:
-                known = describe(self.space.draw(drawn))
+                known = describe(self.space.draw(sampled))
             except ConfigError as error:
                 wrong = error
                 continue
-            # Drawn on a copy and stored whole: a sweep that is killed here has the trial or has it not.
+            # TrialFacts on a copy and stored whole: a sweep that is killed here has the trial or has it not.
             self._study.add_trial(
                 create_trial(
                     state=TrialState.RUNNING,
-                    params=drawn.params,
-                    distributions=drawn.distributions,
+                    params=sampled.params,
+                    distributions=sampled.distributions,
                     user_attrs={"run": known.run, "cost": known.cost},
                 )
             )
             return self.trials()[-1]
-        raise ConfigError(f"{DRAWS} draws in a row from the space gave impossible settings: {wrong}")
+        raise ConfigError(f"{ATTEMPTS} samples in a row from the space were impossible settings: {wrong}")
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store a trial's validation mAP after an epoch; what is stored already is stored again."""
@@ -168,14 +173,14 @@ class SweepStudy:
     def fail(self, number: int, reason: str) -> None:
         """Note a trial that stopped itself.
 
-        Its settings are to blame, so that others should be drawn. Optuna learns nothing from a failed trial,
-        but takes a pruned one for worse than all finished ones; with two objectives it knows no such order.
+        Its settings caused that, so others should be sampled. Optuna learns nothing from a failed trial, but
+        ranks a pruned one below all finished ones; with two objectives it has no such order.
         """
         self._storage.set_trial_user_attr(self._id(number), "reason", reason)
         self._study.tell(number, state=TrialState.PRUNED if len(self.directions) == 1 else TrialState.FAIL)
 
     def crash(self, number: int, reason: str) -> None:
-        """Note a trial whose process ended too often, which says nothing of its settings."""
+        """Note a trial whose process ended too often, which says nothing about its settings."""
         self._storage.set_trial_user_attr(self._id(number), "reason", reason)
         self._storage.set_trial_user_attr(self._id(number), "crashed", True)
         self._study.tell(number, state=TrialState.FAIL)
@@ -183,7 +188,7 @@ class SweepStudy:
     def importance(self) -> dict[str, float]:
         """Share of each parameter in what sets the best finished trials apart (PED-ANOVA), largest first.
 
-        Empty where fewer than two trials are finished, or all came to the same.
+        Empty where fewer than two trials are finished, or all have the same value.
         """
         values = {trial.value for trial in self.trials() if trial.value is not None}
         if len(values) < 2:
@@ -204,28 +209,28 @@ class SweepStudy:
         # The folder may have been moved.
         self._study.set_user_attr(OWNER, dict(owner))
 
-    def _draw(
+    def _sample(
         self, trials: Sequence[FrozenTrial], attempt: int, first: Mapping[str, Any] | None
     ) -> optuna.Trial:
         number = len(trials)
         seed = int(keyed_random.generator(self.seed, "sweep", number, attempt).integers(2**32))
-        with _experiments_welcome():
-            # Trials that run side by side must not all be drawn at the same place: the liar takes those
-            # that still run for bad ones.
+        with _without_experimental_warnings():
+            # Trials that run side by side must not all be sampled at the same point: the liar counts
+            # those that still run as bad ones.
             sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
             copy = optuna.create_study(directions=self.directions, sampler=sampler)
         copy.add_trials(trials)
         if number == attempt == 0 and first is not None:
-            known = self.space.drawn(first)
-            if known is not None:
-                copy.enqueue_trial(known)
-        drawn = copy.ask()
-        self.space.draw(drawn)
-        return drawn
+            enqueued = self.space.drawn(first)
+            if enqueued is not None:
+                copy.enqueue_trial(enqueued)
+        sampled = copy.ask()
+        self.space.draw(sampled)
+        return sampled
 
     def _trial(self, stored: FrozenTrial) -> SweepTrial:
         state: State = _STATES[stored.state]
-        # Noted before the state is: who is killed in between has a reason, and trains the trial to its end.
+        # The reason is stored before the state: a trial that was killed in between has one, and goes on.
         is_ended = stored.state in (TrialState.FAIL, TrialState.PRUNED)
         reason = stored.user_attrs.get("reason") if is_ended else None
         if reason is not None:
@@ -276,8 +281,8 @@ def _engine_options(url: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _experiments_welcome() -> Iterator[None]:
-    """Do without the warning that an option of Optuna may change: versions are pinned."""
+def _without_experimental_warnings() -> Iterator[None]:
+    """Silence the warning that an option of Optuna may change: versions are pinned."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

@@ -1,4 +1,4 @@
-"""How Ray Tune runs a sweep: it asks the study for trials, tells it what they report, and stops weak ones."""
+"""How Ray Tune runs a sweep: it asks the study for trials, stores what they report, and stops weak ones."""
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -9,14 +9,14 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from experiments.recipes import ExperimentConfig, ReportConfig
-from experiments.studies.sweep.optuna_study import Drawn, SweepStudy
+from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.sweep_result import SweepTrial
 from experiments.studies.sweep.sweep_spec import chosen_by
 
 REDUCTION = 3
 """Of the trials that reach a rung of successive halving, the best one in so many goes on."""
 FIRST_RUNG = 9
-"""The first rung is at the first look after one in so many of the epochs."""
+"""The first rung is at the first validation after one in so many of the epochs."""
 
 Configure = Callable[[Mapping[str, Any]], ExperimentConfig]
 
@@ -35,17 +35,17 @@ class StudySearcher(Searcher):
         configure: The config of a trial's values.
         describe: What is known of a trial before it runs.
         first: Values of the first trial.
-        told: Called with a trial as soon as it runs, and once it has ended.
+        on_trial: Called with a trial as soon as it runs, and once it has ended.
     """
 
     def __init__(
         self,
-        study: SweepStudy,
+        study: OptunaStudy,
         trials: int,
         configure: Configure,
-        describe: Callable[[Mapping[str, Any]], Drawn],
+        describe: Callable[[Mapping[str, Any]], TrialFacts],
         first: Mapping[str, Any],
-        told: Callable[[SweepTrial], None],
+        on_trial: Callable[[SweepTrial], None],
     ) -> None:
         super().__init__()
         known = study.trials()
@@ -55,7 +55,7 @@ class StudySearcher(Searcher):
         self.configure = configure
         self.describe = describe
         self.first = first
-        self.told = told
+        self.on_trial = on_trial
         self.numbers: dict[str, int] = {}
 
     # Ray documents the word FINISHED as an answer, and leaves it out of the annotation.
@@ -69,7 +69,7 @@ class StudySearcher(Searcher):
         else:
             return Searcher.FINISHED
         self.numbers[trial_id] = trial.number
-        self.told(trial)
+        self.on_trial(trial)
         return {"config": self.configure(trial.values).model_dump(mode="json"), "number": trial.number}
 
     def on_trial_complete(
@@ -88,33 +88,33 @@ class StudySearcher(Searcher):
             self.study.finish(number, value_of(trial.curve, self.configure(trial.values).report))
         else:
             self.study.prune(number)
-        self.told(self.study.trials()[number])
+        self.on_trial(self.study.trials()[number])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the state is in the study's storage."""
 
 
 class StoringScheduler(FIFOScheduler):
-    """Stores what trials report before anything is decided by it, and stops weak ones if asked to.
+    """Stores what trials report before a decision depends on it, and stops weak trials if asked to.
 
     Successive halving is Tune's (ASHA, Li et al. 2020, "A System for Massively Parallel Hyperparameter
     Tuning"). Its rungs are filled from the study, so that a sweep that goes on decides as if it had never
     been interrupted. The first trials are never stopped, for among fewer than `REDUCTION` none is the best of
-    so many; and no trial at its last look, for all that is left then is to test it.
+    so many; and no trial at its last validation, since only its test is left then.
 
     Args:
         study: The study.
         epochs: Of each trial.
-        validate_every: Epochs between looks at the validation identities.
+        validate_every: Epochs between validations.
         early_stopping: Stop weak trials.
     """
 
-    def __init__(self, study: SweepStudy, epochs: int, validate_every: int, early_stopping: bool) -> None:
+    def __init__(self, study: OptunaStudy, epochs: int, validate_every: int, early_stopping: bool) -> None:
         super().__init__()
         self.study = study
         self.epochs = epochs
         first = validate_every * -(-epochs // (FIRST_RUNG * validate_every))
-        # Stored trials are handed to it as well, which are none of Tune's.
+        # It is also given stored trials, which are not of Tune's type.
         self.halving: Any = None
         if early_stopping and first < epochs:
             self.halving = ASHAScheduler(

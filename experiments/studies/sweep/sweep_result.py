@@ -79,6 +79,11 @@ class SweepResult(StudyResult):
     storage: str
     """URL of the Optuna study, without its password."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether as many trials as asked for came to an end."""
+        return not self.missing
+
 
 def best_of(trials: Sequence[SweepTrial]) -> SweepTrial | None:
     """The finished trial with the highest value; the first of several."""

@@ -1,4 +1,4 @@
-"""What a sweep is asked for: a recipe, the settings that are searched, and how."""
+"""The specification of a sweep: a recipe, the settings that are searched, and how."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from experiments.studies.sweep.search_space import Space, config_with
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepSpec:
     """What a sweep searches, and how.
 
     Attributes:
@@ -19,7 +19,7 @@ class Sweep:
         settings: Changes of every trial.
         space: What is searched.
         trials: How many; more may be asked for later.
-        name: Of the study; None for one made of the recipe and the sweep's digest.
+        name: Of the study; None for one made of the recipe and the fingerprint.
         two_objectives: Search for a low cost as well as for a high mAP.
         early_stopping: Stop weak trials.
     """
@@ -38,15 +38,15 @@ class Sweep:
         return resolve(self.recipe, list(self.settings))
 
     def config(self, values: Mapping[str, Any]) -> ExperimentConfig:
-        """Of a trial with these values.
+        """The config of a trial with these values.
 
         Raises:
             ConfigError: They are impossible together.
         """
         return config_with(self.recipe, self.settings, values)
 
-    def mark(self, tables: RunTables) -> str:
-        """Digest of all that decides which trials are drawn and how they end, but for how many there are."""
+    def fingerprint(self, tables: RunTables) -> str:
+        """Digest of all that decides which trials are sampled and how they end, except their number."""
         return json_digest(
             {
                 "base": self.base.model_dump(mode="json"),
@@ -57,15 +57,15 @@ class Sweep:
             }
         )
 
-    def named(self, tables: RunTables) -> str:
+    def study_name(self, tables: RunTables) -> str:
         """The study's name."""
-        return self.name or f"{self.recipe}-sweep-{self.mark(tables)[:8]}"
+        return self.name or f"{self.recipe}-sweep-{self.fingerprint(tables)[:8]}"
 
 
 def chosen_by(report: ReportConfig) -> Literal["last", "validation"]:
-    """What says which epoch of a trial counts.
+    """Which epoch of a trial counts.
 
-    Where a recipe reports the epoch that is best on test, the best on validation counts: test identities
+    Where a recipe reports the epoch that is best on test, the one best on validation counts: test identities
     choose nothing here.
     """
     return "last" if report.epoch == "last" else "validation"

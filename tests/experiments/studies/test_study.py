@@ -1,98 +1,166 @@
 import json
+from typing import ClassVar
 
 import mlflow
 import pytest
 
 from experiments.recipes import ConfigError, resolve
 from experiments.run.code_version import code_version, environment
+from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
-from experiments.studies.study import Member, StudyFolder, StudyMirror, watched
-from experiments.tracking.mlflow_logger import Mirror, local_store
+from experiments.run.run_options import RunOptions
+from experiments.studies.study import Progress, Study
+from experiments.studies.study_folder import StudyFolder
+from experiments.studies.study_logger import StudyLogger, StudyRun
+from experiments.studies.study_result import StudyResult
+from experiments.tracking.mlflow_logger import Description, local_store
+
+
+class OneRunResult(StudyResult):
+    is_complete: ClassVar[bool] = True
+
+
+class OneRun(Study[OneRunResult]):
+    """A study whose only run is trained by whatever a test says."""
+
+    kind = "one run"
+    unit = "run"
+    fingerprint = "a"
+    total = 1
+
+    def __init__(self, run, options, train):
+        super().__init__("demo", "s", RunTables({}, None, {}), options)
+        self.run_of_study = run
+        self.train = train
+
+    def parameters(self):
+        return {}
+
+    def runs(self):
+        return [self.run_of_study]
+
+    def is_trained(self):
+        return self.run_of_study.folder.is_finished
+
+    def train(self):
+        raise NotImplementedError
+
+    def progress(self):
+        return Progress(0, "")
+
+    def statuses(self):
+        return {"r": "FINISHED"}
+
+    def summarise(self, mlflow):
+        return OneRunResult(
+            study="s", kind=self.kind, recipe="demo", settings=(), feature="U", files={}, mlflow=mlflow
+        )
 
 
 @pytest.fixture
-def member(tmp_path):
-    """A run that has begun, as far as MLflow is told of it."""
-    run = RunFolder(tmp_path / "train" / "r")
-    run.path.mkdir(parents=True)
+def run(tmp_path):
+    """A run that has begun, as far as MLflow needs it."""
+    folder = RunFolder(tmp_path / "train" / "r")
+    folder.path.mkdir(parents=True)
     config = resolve("demo")
-    (run.path / "config.json").write_text(
+    (folder.path / "config.json").write_text(
         json.dumps({"config": config.model_dump(mode="json"), "tables": {}})
     )
-    run.journal.append("started", environment=environment(), **code_version())
-    return Member(run, config, "the run")
+    folder.journal.append("started", environment=environment(), **code_version())
+    return StudyRun(folder, config, "the run")
 
 
-def mirror_of(tmp_path):
-    folder = StudyFolder.of(tmp_path, "s")
-    return StudyMirror(local_store(tmp_path), tmp_path, folder, "demo", {}, {"stmi.kind": "ablation"})
+@pytest.fixture
+def options(tmp_path):
+    return RunOptions.resolve(tmp_path, tracking_uri=local_store(tmp_path))
 
 
-def test_children_follow_their_parent_into_a_store_that_was_replaced(member, tmp_path):
-    first = mirror_of(tmp_path)
-    first.sync([member])
-    for state in (tmp_path / "studies/s/mlflow.json", member.folder.path / "mlflow-s.json"):
-        # Neither the run nor its identity is known to the store that stands there now.
+def logger_of(options):
+    folder = StudyFolder.of(options.workspace, "s")
+    return StudyLogger(folder, options, Description("demo", "s", {}, {"stmi.kind": "ablation"}, {}))
+
+
+def children(options, parent):
+    client = mlflow.MlflowClient(options.tracking_uri)
+    condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+    return client.search_runs([parent.experiment_id], condition)
+
+
+def test_children_follow_their_parent_into_a_store_that_was_replaced(run, options):
+    first = logger_of(options)
+    first.sync([run])
+    for state in (first.folder.path / "mlflow.json", run.folder.path / "mlflow-s.json"):
+        # The store that is there now knows neither the run nor its uuid.
         lost = {"run_id": "0" * 32, "identity": f"lost {state.name}"}
         state.write_text(json.dumps(json.loads(state.read_text()) | lost))
-    again = mirror_of(tmp_path)
-    again.sync([member])
-    client = mlflow.MlflowClient(local_store(tmp_path))
-    parent = client.get_run(again.parent.run_id)
-    assert parent.info.run_id not in (first.parent.run_id, "0" * 32)
-    condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    (child,) = client.search_runs([parent.info.experiment_id], condition)
+    again = logger_of(options)
+    again.sync([run])
+    assert again.parent.run_id not in (first.parent.run_id, "0" * 32)
+    (child,) = children(options, again.parent)
     assert child.info.run_name == "the run"
 
 
-def test_child_is_closed_when_its_run_is_finished_and_the_study_goes_on(member, tmp_path):
-    mirror = mirror_of(tmp_path)
-    client = mlflow.MlflowClient(local_store(tmp_path))
-
-    def status():
-        condition = f"tags.`mlflow.parentRunId` = '{mirror.parent.run_id}'"
-        experiment = mirror.parent.experiment_id
-        return [run.info.status for run in client.search_runs([experiment], condition)]
-
-    mirror.sync([member])
-    mirror.close([member])
-    assert status() == ["RUNNING"]
-    (member.folder.path / "result.json").write_text("{}")
-    mirror.close([member])
-    assert status() == ["FINISHED"]
-    assert client.get_run(mirror.parent.run_id).info.status == "RUNNING"
+def test_child_is_closed_when_its_run_is_finished_and_the_study_goes_on(run, options):
+    logger = logger_of(options)
+    logger.sync([run])
+    logger.close_finished([run])
+    assert [child.info.status for child in children(options, logger.parent)] == ["RUNNING"]
+    (run.folder.path / "result.json").write_text("{}")
+    logger.close_finished([run])
+    assert [child.info.status for child in children(options, logger.parent)] == ["FINISHED"]
+    parent = mlflow.MlflowClient(options.tracking_uri).get_run(logger.parent.run_id)
+    assert parent.info.status == "RUNNING"
 
 
-def test_study_that_is_interrupted_is_shown_as_that(member, tmp_path):
-    mirror = mirror_of(tmp_path)
-    mirror.sync([member])
-    client = mlflow.MlflowClient(local_store(tmp_path))
-    with pytest.raises(KeyboardInterrupt), watched([member], mirror, lambda bar: None, 1, "run"):
+def test_interrupted_study_is_closed_in_mlflow_and_opened_again(run, options):
+    shown = []
+
+    def interrupt():
         raise KeyboardInterrupt
-    condition = f"tags.`mlflow.parentRunId` = '{mirror.parent.run_id}'"
-    (child,) = client.search_runs([mirror.parent.experiment_id], condition)
-    parent = client.get_run(mirror.parent.run_id)
-    assert (parent.info.status, child.info.status) == ("FAILED", "KILLED")
-    mirror.reopen()
-    assert client.get_run(mirror.parent.run_id).info.status == "RUNNING"
+
+    def finish():
+        parent = logger_of(options).parent
+        shown.append(mlflow.MlflowClient(options.tracking_uri).get_run(parent.run_id).info.status)
+        (run.folder.path / "result.json").write_text("{}")
+
+    with pytest.raises(KeyboardInterrupt):
+        OneRun(run, options, interrupt).run()
+    parent = logger_of(options).parent
+    client = mlflow.MlflowClient(options.tracking_uri)
+    (child,) = children(options, parent)
+    assert (client.get_run(parent.run_id).info.status, child.info.status) == ("FAILED", "KILLED")
+    result = OneRun(run, options, finish).run()
+    assert shown == ["RUNNING"]
+    assert result.mlflow.run_id == parent.run_id
+    (child,) = children(options, parent)
+    assert (client.get_run(parent.run_id).info.status, child.info.status) == ("FINISHED", "FINISHED")
+    journal = StudyFolder.of(options.workspace, "s").journal
+    assert [event["event"] for event in journal.read()] == ["started", "started"]
 
 
-def test_server_that_does_not_answer_is_waited_for_once_a_round(member, tmp_path, monkeypatch):
-    mirror, asked = mirror_of(tmp_path), []
-    mirror.sync([member])
+def test_finished_study_trains_nothing(run, options):
+    (run.folder.path / "result.json").write_text("{}")
+    result = OneRun(run, options, lambda: pytest.fail("it was trained")).run()
+    stored = StudyFolder.of(options.workspace, "s").path / "result.json"
+    assert OneRunResult.model_validate_json(stored.read_bytes()) == result
 
-    def hang(self):
-        asked.append(self.facts.name)
+
+def test_server_that_does_not_answer_is_waited_for_once_a_round(run, options, monkeypatch):
+    logger_of(options).sync([run])
+    asked = []
+
+    def hang(tracking_uri):
+        asked.append(tracking_uri)
         raise TimeoutError
 
-    monkeypatch.setattr(Mirror, "_client", hang)
-    member.folder.journal.append("epoch", epoch=1, losses={}, seconds={}, learning_rate=0.1)
-    mirror.folder.journal.append("row", name="A")
-    again = mirror_of(tmp_path)
-    again.sync([member] * 3)
-    assert asked == ["s"]
-    again.finish([member] * 3, {"r": "FINISHED"}, [], complete=True)
-    assert asked == ["s", "s", "s"]
+    monkeypatch.setattr(mlflow, "MlflowClient", hang)
+    run.folder.journal.append("epoch", epoch=1, losses={}, seconds={}, learning_rate=0.1)
+    again = logger_of(options)
+    again.folder.journal.append("row", name="A")
+    again.sync([run] * 3)
+    assert len(asked) == 1
+    again.finish([run] * 3, {"r": "FINISHED"}, [], complete=True)
+    assert len(asked) == 3
 
 
 def test_folder_of_another_study_is_refused(tmp_path):
@@ -101,6 +169,6 @@ def test_folder_of_another_study_is_refused(tmp_path):
     folder.belong_to("sweep", "b")
     folder.journal.append("trial", number=0)
     folder.belong_to("sweep", "b")
-    for kind, mark in (("sweep", "a"), ("ablation", "b")):
+    for kind, fingerprint in (("sweep", "a"), ("ablation", "b")):
         with pytest.raises(ConfigError, match=r"study 's' in .* is another sweep .* another --name"):
-            folder.belong_to(kind, mark)
+            folder.belong_to(kind, fingerprint)

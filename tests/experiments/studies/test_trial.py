@@ -3,17 +3,19 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
-from filelock import FileLock
 from pyarrow import fs, parquet
 
+from data_catalog.storage.claims import claim
 from experiments import evaluate
 from experiments.recipes import resolve
+from experiments.run import lifecycle
 from experiments.run.evaluation import QUERY_SCHEMA
-from experiments.run.lifecycle import BusyError, only_one
+from experiments.run.lifecycle import BusyError
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError, StoppedError
 from experiments.run.session import OwnProcessSession
@@ -41,15 +43,15 @@ def test_run_in_its_own_process_gives_the_losses_and_metrics_of_two_ray_train_wo
 
 def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone, clip, workspace, tmp_path):
     def die_after(epoch):
-        def tell(facts):
+        def on_report(facts):
             if facts["event"] == "epoch" and facts["epoch"] == epoch:
                 raise KilledError
 
-        return tell
+        return on_report
 
     for epoch in (1, 2):
         with pytest.raises(KilledError):
-            small_run.alone(clip, workspace, runs=tmp_path, tell=die_after(epoch))
+            small_run.alone(clip, workspace, runs=tmp_path, on_report=die_after(epoch))
     resumed = small_run.alone(clip, workspace, runs=tmp_path)
     assert resumed.result.resumed
     assert resumed.result.losses == alone.result.losses
@@ -58,18 +60,16 @@ def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone,
     assert len(list(resumed.path.glob("checkpoint_*"))) == 2
 
 
-def test_killed_between_its_last_test_and_its_result_it_is_not_tested_again(
-    alone, clip, workspace, tmp_path, monkeypatch
-):
+def test_killed_between_its_last_test_and_its_result_it_is_not_tested_again(alone, clip, workspace, tmp_path):
     def die_when_tested(facts):
         if facts["event"] == "test":
             raise KilledError
 
     with pytest.raises(KilledError):
-        small_run.alone(clip, workspace, runs=tmp_path, tell=die_when_tested)
-    with monkeypatch.context() as patched:
-        patched.setattr(trial, "train", lambda *given: pytest.fail("it was trained or tested again"))
-        concluded = small_run.alone(clip, workspace, runs=tmp_path)
+        small_run.alone(clip, workspace, runs=tmp_path, on_report=die_when_tested)
+    concluded = small_run.alone(clip, workspace, runs=tmp_path)
+    events = [event["event"] for event in concluded.journal.read()]
+    assert events.count("test") == events.count("started") == 1
     assert concluded.result.metrics == alone.result.metrics
     assert parquet.read_table(concluded.queries).equals(parquet.read_table(alone.queries))
 
@@ -119,10 +119,10 @@ def test_finished_run_is_found_and_not_repeated(alone, clip, workspace):
 
 
 def test_checkpoints_can_lie_elsewhere(alone, clip, workspace, tmp_path):
-    place = tmp_path / "elsewhere"
-    folder = small_run.alone(clip, workspace, runs=tmp_path / "runs", storage=place.as_uri())
+    storage = tmp_path / "elsewhere"
+    folder = small_run.alone(clip, workspace, runs=tmp_path / "runs", storage=storage.as_uri())
     assert not list(folder.path.glob("checkpoint_*"))
-    assert len(list((place / folder.name).glob("checkpoint_*"))) == 2
+    assert len(list((storage / folder.name).glob("checkpoint_*"))) == 2
     assert folder.result.metrics == alone.result.metrics
 
 
@@ -173,19 +173,20 @@ def test_trials_share_gpus_as_they_are_told_to(monkeypatch):
         trial.concurrent_trials(5, 0.6)
 
 
-def test_run_that_failed_too_often_is_not_tried_again_and_one_that_another_process_has_is(monkeypatch):
+def test_trial_is_tried_again_only_where_another_process_has_its_run(monkeypatch):
+    """One whose run failed too often, or stopped itself, is not."""
     reports = []
+    own = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: own)
     monkeypatch.setattr(trial.tune, "report", reports.append)
-    monkeypatch.setattr(trial, "_own_processors", lambda: 1)
-    given = {"tables": None, "workspace": None, "storage_uri": None, "gpus_per_worker": None}
     config = {"config": resolve("demo").model_dump(mode="json")}
 
     def end_with(error):
-        def train_run(*given):
+        def run(*given, **options):
             raise error
 
-        monkeypatch.setattr(trial, "train_run", train_run)
-        trial.train_trial(config, **given)
+        monkeypatch.setattr(lifecycle, "run", run)
+        trial.train_trial(config, tables=None, options=None)
 
     end_with(RunError("the workers failed"))
     end_with(StoppedError("the loss is nan"))
@@ -194,25 +195,22 @@ def test_run_that_failed_too_often_is_not_tried_again_and_one_that_another_proce
         end_with(BusyError("another process has it"))
 
 
-def test_process_that_has_a_run_is_waited_for_as_long_as_it_gets_on(tmp_path):
-    run, taken, others = (
-        RunFolder(tmp_path),
-        threading.Event(),
-        FileLock(tmp_path / ".lock", thread_local=False),
-    )
+def test_process_that_trains_a_run_is_waited_for_while_it_makes_progress(alone, clip, workspace, tmp_path):
+    run = RunFolder(shutil.copytree(alone.path, tmp_path / "train" / alone.name))
+    claimed = threading.Event()
 
-    def get_on():
-        with others:
-            taken.set()
-            for epoch in range(8):
+    def make_progress():
+        with claim(run.path):
+            claimed.set()
+            for number in range(8):
                 time.sleep(0.1)
-                run.journal.append("epoch", epoch=epoch)
+                run.journal.append("progress", number=number)
 
-    thread = threading.Thread(target=get_on)
+    thread = threading.Thread(target=make_progress)
     thread.start()
-    taken.wait()
-    with only_one(run, patience_seconds=0.4):
-        assert len(run.journal.epochs()) == 8
+    claimed.wait()
+    small_run.alone(clip, workspace, runs=tmp_path, patience_seconds=0.4)
+    assert run.journal.last("progress")["number"] == 7
     thread.join()
-    with others, pytest.raises(BusyError, match="is being trained by another process"), only_one(run, 0.2):
-        pass
+    with claim(run.path), pytest.raises(BusyError, match="is being trained by another process"):
+        small_run.alone(clip, workspace, runs=tmp_path, patience_seconds=0.2)

@@ -6,10 +6,16 @@ import pytest
 
 from cluster import services
 from experiments.tracking.journal import Journal
-from experiments.tracking.mlflow_logger import IDENTITY, Mirror, RunFacts, local_store, without_credentials
+from experiments.tracking.mlflow_logger import (
+    UUID_TAG,
+    Description,
+    MlflowLogger,
+    local_store,
+    without_credentials,
+)
 from tests.mlflow_server import free_port, serving
 
-FACTS = RunFacts(
+DESCRIPTION = Description(
     "demo", "demo sfm=off", {"sfm.perturbation": 0.01, "str.tokens": 4}, {"stmi.run": "r"}, {"view": "ab"}
 )
 
@@ -30,29 +36,29 @@ def folder(tmp_path):
     return tmp_path
 
 
-def stored(workspace, mirror: Mirror):
+def stored(workspace, logger: MlflowLogger):
     client = mlflow.MlflowClient(local_store(workspace))
-    return client, client.get_run(mirror.run_id)
+    return client, client.get_run(logger.run_id)
 
 
 def test_parameters_tags_and_digests_are_flat_and_readable(workspace, folder):
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.sync()
-    _, run = stored(workspace, mirror)
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.sync()
+    _, run = stored(workspace, logger)
     assert run.data.params == {"sfm.perturbation": "0.01", "str.tokens": "4", "table.view": "ab"}
     assert run.data.tags["stmi.run"] == "r"
     assert run.info.run_name == "demo sfm=off"
 
 
 def test_each_event_is_sent_once_also_by_a_later_process(workspace, folder):
-    Mirror(local_store(workspace), folder, workspace, FACTS).sync()
+    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).sync()
     Journal(folder / "journal.jsonl").append(
         "test", epochs=2, metrics={"U": {"mAP": 0.5, "rank1": 0.6, "cmc": [0.6, 0.7]}}
     )
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.sync()
-    mirror.sync()
-    client, run = stored(workspace, mirror)
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.sync()
+    logger.sync()
+    client, run = stored(workspace, logger)
     history = client.get_metric_history(run.info.run_id, "loss/total")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
     assert run.data.metrics["test/U/mAP"] == 0.5
@@ -62,43 +68,43 @@ def test_each_event_is_sent_once_also_by_a_later_process(workspace, folder):
 def test_pictures_and_status_are_stored_when_the_run_ends(workspace, folder):
     picture = folder / "cmc.png"
     picture.write_bytes(b"png")
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.finish("FINISHED", [picture, folder / "journal.jsonl"])
-    client, run = stored(workspace, mirror)
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.finish("FINISHED", [picture, folder / "journal.jsonl"])
+    client, run = stored(workspace, logger)
     assert run.info.status == "FINISHED"
     paths = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert paths == {"pictures", "journal.jsonl"}
 
 
-def test_dead_server_costs_no_run_and_is_told_later(workspace, folder, caplog):
+def test_dead_server_stops_no_run_and_gets_it_later(workspace, folder, caplog):
     # Nothing listens on the discard port.
-    mirror = Mirror("http://127.0.0.1:9", folder, workspace, FACTS)
-    mirror.sync()
-    mirror.finish("FINISHED", [])
-    assert mirror.behind
-    assert mirror.run_id is None
-    assert sum("cannot be told" in record.message for record in caplog.records) == 1
-    back = Mirror(local_store(workspace), folder, workspace, FACTS)
+    logger = MlflowLogger("http://127.0.0.1:9", folder, workspace, DESCRIPTION)
+    logger.sync()
+    logger.finish("FINISHED", [])
+    assert logger.behind
+    assert logger.run_id is None
+    assert sum("cannot be reached" in record.message for record in caplog.records) == 1
+    back = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
     back.finish("FINISHED", [])
     assert not back.behind
     assert stored(workspace, back)[1].data.metrics["loss/total"] == 1.0
 
 
-def test_server_that_dies_and_comes_back_is_told_what_it_missed(workspace, tmp_path, folder):
+def test_server_that_comes_back_gets_what_it_missed(workspace, tmp_path, folder):
     store, port = local_store(workspace), free_port()
     journal = Journal(folder / "journal.jsonl")
     with serving(store, tmp_path / "server", port) as address:
-        mirror = Mirror(address, folder, tmp_path, FACTS)
-        mirror.sync()
-        assert not mirror.behind
-        run_id = mirror.run_id
+        logger = MlflowLogger(address, folder, tmp_path, DESCRIPTION)
+        logger.sync()
+        assert not logger.behind
+        run_id = logger.run_id
     journal.append("epoch", epoch=3, losses={"total": 0.5}, seconds={"steps": 1.0}, learning_rate=0.1)
-    mirror.sync()
-    assert mirror.behind
+    logger.sync()
+    assert logger.behind
     journal.append("test", epochs=3, metrics={"U": {"mAP": 0.5}})
     with serving(store, tmp_path / "server", port):
-        mirror.finish("FINISHED", [journal.path])
-        assert not mirror.behind
+        logger.finish("FINISHED", [journal.path])
+        assert not logger.behind
         client = mlflow.MlflowClient(address)
         run = client.get_run(run_id)
         assert run.info.status == "FINISHED"
@@ -111,20 +117,20 @@ def test_server_that_dies_and_comes_back_is_told_what_it_missed(workspace, tmp_p
 
 
 def test_parameters_that_a_failing_server_missed_are_sent_later(workspace, folder, monkeypatch):
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "log_batch", fail)
-        mirror.sync()
-        assert mirror.behind
-    mirror.sync()
-    assert stored(workspace, mirror)[1].data.params["str.tokens"] == "4"
+        logger.sync()
+        assert logger.behind
+    logger.sync()
+    assert stored(workspace, logger)[1].data.params["str.tokens"] == "4"
 
 
 def test_failed_run_is_shown_as_running_when_it_is_tried_again(workspace, folder):
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.finish("FAILED", [])
-    assert stored(workspace, mirror)[1].info.status == "FAILED"
-    again = Mirror(local_store(workspace), folder, workspace, FACTS)
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.finish("FAILED", [])
+    assert stored(workspace, logger)[1].info.status == "FAILED"
+    again = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
     again.reopen()
     assert stored(workspace, again)[1].info.status == "RUNNING"
     again.finish("FINISHED", [])
@@ -135,58 +141,58 @@ def test_file_that_changed_is_sent_again_and_no_other(workspace, folder, monkeyp
     table, picture = folder / "table3.md", folder / "table3.png"
     table.write_text("not finished")
     picture.write_bytes(b"png")
-    Mirror(local_store(workspace), folder, workspace, FACTS).finish("FAILED", [table, picture])
+    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).finish("FAILED", [table, picture])
     sent = []
     log_artifact = mlflow.MlflowClient.log_artifact
 
-    def noted(client, run_id, path, place=None):
+    def noted(client, run_id, path, folder=None):
         sent.append(path)
-        log_artifact(client, run_id, path, place)
+        log_artifact(client, run_id, path, folder)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", noted)
     table.write_text("81.2")
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.finish("FINISHED", [table, picture])
-    mirror.finish("FINISHED", [table, picture])
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.finish("FINISHED", [table, picture])
+    logger.finish("FINISHED", [table, picture])
     assert sent == [str(table)]
-    client, run = stored(workspace, mirror)
+    client, run = stored(workspace, logger)
     assert run.info.status == "FINISHED"
     assert Path(client.download_artifacts(run.info.run_id, "table3.md")).read_text() == "81.2"
 
 
 def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace, folder, monkeypatch):
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.finish("FAILED", [])
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.finish("FAILED", [])
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "update_run", fail)
-        mirror.reopen()
-    stored(workspace, mirror)[0].update_run(mirror.run_id, status="RUNNING")
-    mirror.finish("FAILED", [])
-    assert stored(workspace, mirror)[1].info.status == "FAILED"
+        logger.reopen()
+    stored(workspace, logger)[0].update_run(logger.run_id, status="RUNNING")
+    logger.finish("FAILED", [])
+    assert stored(workspace, logger)[1].info.status == "FAILED"
 
 
 def runs_of(workspace, folder):
     uuid = json.loads((folder / "mlflow.json").read_text())["identity"]
     client = mlflow.MlflowClient(local_store(workspace))
-    experiment = client.get_experiment_by_name(FACTS.experiment)
-    return client.search_runs([experiment.experiment_id], f"tags.`{IDENTITY}` = '{uuid}'")
+    experiment = client.get_experiment_by_name(DESCRIPTION.experiment)
+    return client.search_runs([experiment.experiment_id], f"tags.`{UUID_TAG}` = '{uuid}'")
 
 
 def test_run_is_one_run_under_every_address_of_its_store(workspace, folder):
     # A server that was started anew may listen on another port.
     addresses = [local_store(workspace), f"sqlite:///{workspace}/../{workspace.name}/mlflow.db"]
     for uri in (*addresses, addresses[0]):
-        mirror = Mirror(uri, folder, workspace, FACTS)
-        mirror.finish("FINISHED", [folder / "journal.jsonl"])
-        assert not mirror.behind
+        logger = MlflowLogger(uri, folder, workspace, DESCRIPTION)
+        logger.finish("FINISHED", [folder / "journal.jsonl"])
+        assert not logger.behind
     (run,) = runs_of(workspace, folder)
     client = mlflow.MlflowClient(local_store(workspace))
     history = client.get_metric_history(run.info.run_id, "loss/total")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
 
 
-def test_run_whose_number_was_not_noted_is_found_again(workspace, folder, monkeypatch):
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
+def test_run_whose_id_was_not_noted_is_found_again(workspace, folder, monkeypatch):
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
     create = mlflow.MlflowClient.create_run
 
     def die_afterwards(*given, **more):
@@ -195,70 +201,70 @@ def test_run_whose_number_was_not_noted_is_found_again(workspace, folder, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "create_run", die_afterwards)
-        mirror.sync()
-    assert mirror.behind
-    again = Mirror(local_store(workspace), folder, workspace, FACTS)
+        logger.sync()
+    assert logger.behind
+    again = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
     again.sync()
     assert [run.info.run_id for run in runs_of(workspace, folder)] == [again.run_id]
 
 
-def test_run_that_was_deleted_is_told_anew(workspace, folder):
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.sync()
+def test_run_that_was_deleted_is_logged_anew(workspace, folder):
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.sync()
     client = mlflow.MlflowClient(local_store(workspace))
-    client.delete_run(mirror.run_id)
-    deleted = mirror.run_id
+    client.delete_run(logger.run_id)
+    deleted = logger.run_id
     Journal(folder / "journal.jsonl").append("untrained", metrics={"mAP": 0.1})
     # The first time it only finds out.
-    mirror.sync()
-    mirror.sync()
-    assert not mirror.behind
-    assert mirror.run_id != deleted
-    assert client.get_run(mirror.run_id).data.metrics["untrained/mAP"] == 0.1
+    logger.sync()
+    logger.sync()
+    assert not logger.behind
+    assert logger.run_id != deleted
+    assert client.get_run(logger.run_id).data.metrics["untrained/mAP"] == 0.1
 
 
 def test_experiment_that_was_deleted_is_restored(workspace, folder, caplog):
-    facts = RunFacts("deleted", "r", {}, {}, {})
-    Mirror(local_store(workspace), folder, workspace, facts).sync()
+    description = Description("deleted", "r", {}, {}, {})
+    MlflowLogger(local_store(workspace), folder, workspace, description).sync()
     client = mlflow.MlflowClient(local_store(workspace))
     client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
     (folder / "mlflow.json").unlink()
-    mirror = Mirror(local_store(workspace), folder, workspace, facts)
-    mirror.sync()
-    assert not mirror.behind
+    logger = MlflowLogger(local_store(workspace), folder, workspace, description)
+    logger.sync()
+    assert not logger.behind
     assert client.get_experiment_by_name("deleted").lifecycle_stage == "active"
     assert "experiment deleted was deleted; it is restored" in caplog.text
 
 
-def test_store_that_was_replaced_is_told_everything_anew(workspace, folder):
+def test_everything_is_logged_anew_to_a_store_that_was_replaced(workspace, folder):
     files = [folder / "journal.jsonl"]
-    Mirror(local_store(workspace), folder, workspace, FACTS).finish("FINISHED", files)
+    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).finish("FINISHED", files)
     state = json.loads((folder / "mlflow.json").read_text())
     (folder / "mlflow.json").write_text(json.dumps(state | {"run_id": "0" * 32}))
-    mirror = Mirror(local_store(workspace), folder, workspace, FACTS)
-    mirror.finish("FINISHED", files)
-    client, run = stored(workspace, mirror)
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.finish("FINISHED", files)
+    client, run = stored(workspace, logger)
     assert run.info.status == "FINISHED"
     assert run.data.params["str.tokens"] == "4"
     assert run.data.metrics["loss/total"] == 1.0
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["journal.jsonl"]
-    mirror._remember(run_id="1" * 32)
+    logger._remember(run_id="1" * 32)
     Journal(files[0]).append("untrained", metrics={"mAP": 0.1})
-    mirror.sync()
-    assert stored(workspace, mirror)[1].data.metrics["untrained/mAP"] == 0.1
-    assert not mirror.behind
+    logger.sync()
+    assert stored(workspace, logger)[1].data.metrics["untrained/mAP"] == 0.1
+    assert not logger.behind
 
 
 def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, caplog):
-    mirror = Mirror("http://me:secret@127.0.0.1:9/mlflow", folder, workspace, FACTS)
-    mirror.sync()
-    mirror._remember()
-    assert mirror.public_uri == "http://127.0.0.1:9/mlflow"
+    logger = MlflowLogger("http://me:secret@127.0.0.1:9/mlflow", folder, workspace, DESCRIPTION)
+    logger.sync()
+    logger._remember()
+    assert logger.public_uri == "http://127.0.0.1:9/mlflow"
     assert "secret" not in (folder / "mlflow.json").read_text()
     assert "secret" not in "".join(record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("of", [without_credentials, services.without_credentials])
+@pytest.mark.parametrize("shorten", [without_credentials, services.without_credentials])
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
@@ -272,8 +278,8 @@ def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, cap
         ("databricks", "databricks"),
     ],
 )
-def test_place_is_shown_without_what_opens_it(of, uri, shown):
-    assert of(uri) == shown
+def test_uri_is_shown_without_its_credentials(shorten, uri, shown):
+    assert shorten(uri) == shown
 
 
 def fail(*args, **kwargs):

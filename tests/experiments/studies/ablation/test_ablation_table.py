@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from pyarrow import parquet
 from experiments.recipes import resolve
 from experiments.run.run_folder import RunFolder
 from experiments.studies.ablation.ablation_result import AblationResult
-from experiments.studies.ablation.ablation_table import Measured, table_rows
+from experiments.studies.ablation.ablation_table import RowRuns, table_rows
 from experiments.studies.ablation.rows import ABLATIONS, Row
 from experiments.studies.ablation.table_text import HEADER, as_csv, as_markdown, cells
 from experiments.studies.significance import bootstrap_over_queries, holm, paired_over_seeds
@@ -72,10 +73,10 @@ def measured(tmp_path):
             for seed in (0, 1, 2)
         }
         rows.append(
-            Measured(row, "U", runs, above.name if above else None, {"sfm.enabled": row.index != "A"})
+            RowRuns(replace(row, against=above and above.name), "U", runs, {"sfm.enabled": row.index != "A"})
         )
     full = rows[-1]
-    return [*rows, Measured(Row("G alone"), "G", full.runs, full.row.name, {})]
+    return [*rows, RowRuns(Row("G alone", against=full.row.name), "G", full.runs, {})]
 
 
 def test_difference_interval_and_p_are_those_of_the_tests_on_the_runs_values(measured):
@@ -118,7 +119,7 @@ def test_papers_numbers_stand_beside_the_measured_ones_in_the_same_unit(measured
 
 def test_row_without_a_finished_run_is_shown_as_that_and_compared_with_none(measured):
     broken = measured[1]
-    measured[1] = Measured(broken.row, "U", {}, broken.against, broken.changed)
+    measured[1] = replace(broken, runs={})
     rows = table_rows(TABLE, measured, "rgbnt201")
     assert rows[1].mean_average_precision.mean is None
     assert rows[1].mean_average_precision.real is None
@@ -128,7 +129,7 @@ def test_row_without_a_finished_run_is_shown_as_that_and_compared_with_none(meas
 
 def test_rows_with_other_seeds_are_compared_over_those_that_both_have(measured):
     sfm = measured[1]
-    measured[1] = Measured(sfm.row, "U", {s: sfm.runs[s] for s in (0, 2)}, sfm.against, sfm.changed)
+    measured[1] = replace(sfm, runs={s: sfm.runs[s] for s in (0, 2)})
     rows = table_rows(TABLE, measured, "rgbnt201")
     both = {s: measured[0].values("mAP")[s] for s in (0, 2)}
     expected = paired_over_seeds(measured[1].values("mAP"), both)

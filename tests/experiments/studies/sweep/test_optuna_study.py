@@ -10,7 +10,7 @@ from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from experiments.recipes import ConfigError, ReportConfig
-from experiments.studies.sweep.optuna_study import Drawn, SweepStudy
+from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.search_space import space_of
 from experiments.studies.sweep.searcher import StoringScheduler, StudySearcher, value_of
 from experiments.studies.sweep.sweep_result import best_of, pareto_of, words
@@ -21,7 +21,7 @@ CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
 def known(values):
-    return Drawn(run=json.dumps(values), cost=float(values["str.tokens"]))
+    return TrialFacts(run=json.dumps(values), cost=float(values["str.tokens"]))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def url(tmp_path):
 
 
 def open_study(url, mark="a", seed=0, **more):
-    return SweepStudy(url, "s", mark, SPACE, seed, **more)
+    return OptunaStudy(url, "s", mark, SPACE, seed, **more)
 
 
 def mean_average_precision(trial):
@@ -95,7 +95,7 @@ def test_impossible_draws_are_drawn_again_and_not_stored(url):
     def refuse(values):
         raise ConfigError("never")
 
-    with pytest.raises(ConfigError, match=r"100 draws in a row .*: never"):
+    with pytest.raises(ConfigError, match=r"100 samples in a row .*: never"):
         study.ask(refuse)
     assert len(study.trials()) == 5
 
@@ -322,8 +322,8 @@ def test_searcher_takes_up_what_runs_before_it_draws_and_makes_up_for_crashes(ur
         study.ask(known)
     study.crash(1, "out of memory")
     config = SimpleNamespace(model_dump=lambda mode: {}, report=ReportConfig())
-    told = []
-    searcher = StudySearcher(study, 4, lambda values: config, known, {}, told.append)
+    called = []
+    searcher = StudySearcher(study, 4, lambda values: config, known, {}, called.append)
     numbers = []
     while (suggestion := searcher.suggest(f"t{len(numbers)}")) != "FINISHED":
         numbers.append(suggestion["number"])
@@ -339,5 +339,5 @@ def test_searcher_takes_up_what_runs_before_it_draws_and_makes_up_for_crashes(ur
     searcher.numbers["t5"] = 5
     searcher.on_trial_complete("t5", error=True)
     assert [trial.state for trial in study.trials()] == states
-    assert [trial.state for trial in told[-4:]] == ["finished", "pruned", "failed", "crashed"]
+    assert [trial.state for trial in called[-4:]] == ["finished", "pruned", "failed", "crashed"]
     assert math.isclose(study.trials()[0].value, 0.5)

@@ -7,10 +7,12 @@ import pytest
 
 from experiments import sweep_sfm
 from experiments.recipes import ReportConfig
-from experiments.studies.study import StudyFolder
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import RunOptions
+from experiments.studies.study_folder import StudyFolder
 from experiments.studies.sweep import sweep as sweeping
 from experiments.studies.sweep.search_space import space_of
-from experiments.studies.sweep.sweep_spec import Sweep
+from experiments.studies.sweep.sweep_spec import SweepSpec
 from tests.experiments import made_up, small_run
 
 SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
@@ -19,7 +21,8 @@ SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
 class Crash:
     """Stands for Tune: trials end as they are told to, or crash."""
 
-    def __init__(self, crashing, killed_after=None):
+    def __init__(self, workspace, crashing, killed_after=None):
+        self.workspace = workspace
         self.crashing = crashing
         self.killed_after = killed_after
 
@@ -33,6 +36,8 @@ class Crash:
             )
             if not crashes:
                 search_alg.study.report(number, 3, 0.5)
+                run = search_alg.study.trials()[number].run
+                RunFolder(self.workspace / "train" / run).write_result(made_up.run_result())
             if number == self.killed_after:
                 search_alg.study.finish(number, 0.5)
                 raise KeyboardInterrupt
@@ -44,12 +49,12 @@ class Crash:
 def swept(ray_session, clip, workspace, tmp_path, monkeypatch):
     """Runs a sweep whose trials end as a `Crash` says; gives its result."""
     tables = small_run.configured(clip, workspace)[1]
-    monkeypatch.setattr(sweeping, "_best", lambda sweep, best, *given: made_up.best_trial(best))
+    options = RunOptions.resolve(tmp_path, tracking_uri="http://127.0.0.1:9")
 
-    def run(trials, crash):
-        monkeypatch.setattr(sweeping, "tune_trials", crash)
-        sweep = Sweep("demo", tuple(small_run.settings(clip)), space_of(SPACE), trials, name="s")
-        return sweeping.run_sweep(sweep, tables, tmp_path, "http://127.0.0.1:9")
+    def run(trials, crashing=(), **more):
+        monkeypatch.setattr(sweeping, "tune_trials", Crash(tmp_path, crashing, **more))
+        spec = SweepSpec("demo", tuple(small_run.settings(clip)), space_of(SPACE), trials, name="s")
+        return sweeping.SweepStudy(spec, tables, options).run()
 
     return run
 
@@ -60,19 +65,19 @@ def noted(tmp_path):
 
 
 def test_trials_that_crashed_are_noted_counted_and_made_up_for_later(swept, tmp_path):
-    first = swept(3, Crash({1}))
+    first = swept(3, {1})
     assert first.missing == 1
     assert noted(tmp_path) == [(0, "finished"), (2, "finished"), (1, "crashed")]
-    second = swept(3, Crash(set()))
+    second = swept(3)
     assert second.missing == 0
     assert noted(tmp_path)[3:] == [(3, "finished")]
 
 
 def test_end_of_a_trial_that_a_kill_kept_from_the_journal_is_noted_when_the_sweep_goes_on(swept, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        swept(3, Crash(set(), killed_after=1))
+        swept(3, killed_after=1)
     assert noted(tmp_path) == [(0, "finished")]
-    swept(3, Crash(set()))
+    swept(3)
     assert noted(tmp_path) == [(0, "finished"), (1, "finished"), (2, "finished")]
 
 

@@ -1,0 +1,121 @@
+"""Training on Ray Train's workers: what they get of the cluster, and what is done with their reports."""
+
+import os
+from typing import Any
+
+from data_catalog.ray_session import ensure_ray
+from data_catalog.storage import filesystems
+from experiments.recipes import ROOT
+from experiments.run import checkpoints
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import RunOptions
+from experiments.run.run_result import RunError
+from experiments.run.training_input import TrainingInput
+
+MAX_FAILURES = 3
+"""Crashes of workers that a run survives, each time from its last checkpoint."""
+
+
+def prepare_ray() -> None:
+    """Set what a run needs of Ray in the environment; call before anything starts Ray."""
+    # Workers must import this tree, also where another version is installed.
+    path = os.environ.get("PYTHONPATH", "")
+    if str(ROOT) not in path.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
+    # The default polls the workers every two seconds, and a short epoch would wait for that.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOptions) -> None:
+    """Train on Ray Train's workers, and write what they report into the run's journal.
+
+    Args:
+        given: What the workers are given.
+        folder: The run's.
+        options: Where checkpoints go, and what each worker gets.
+
+    Raises:
+        RunError: The workers failed more often than a run survives, or the cluster has too few GPUs.
+    """
+    import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415
+
+    from experiments.run.report_callback import JournalCallback  # noqa: PLC0415
+    from experiments.run.worker import train_worker  # noqa: PLC0415
+
+    prepare_ray()
+    ensure_ray()
+    workers = given.config.train.workers
+    location = folder.checkpoint_location(options.storage)
+    filesystem, path = filesystems.open_root(location)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"input": given},
+        scaling_config=ScalingConfig(
+            num_workers=workers, **worker_resources(workers, options.gpus_per_worker)
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=path.rpartition("/")[0],
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.KEPT),
+            # The annotation is that of the older trainer, which is not the one that runs.
+            callbacks=[JournalCallback(folder.journal, location)],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        trainer.fit()
+    except SystemExit:
+        # Ray Train answers Ctrl-C by ending the process as if all were well.
+        raise KeyboardInterrupt from None
+    except ray.train.TrainingFailedError as error:
+        folder.journal.append("failed", error=str(error))
+        raise RunError(
+            f"run {folder.name} failed: {error}\nIts journal is {folder.journal.path}; once the cause is "
+            "removed, the same command continues from the last checkpoint"
+        ) from error
+
+
+def worker_resources(workers: int, gpus_per_worker: float | None) -> dict[str, Any]:
+    """What each worker asks of the cluster, as `ScalingConfig` takes it.
+
+    Raises:
+        RunError: The cluster has fewer GPUs than that.
+    """
+    import ray  # noqa: PLC0415
+
+    gpus = gpus_of_each(workers, gpus_per_worker)
+    # More workers than CPUs share them: the result is the same, only later.
+    cpus = min(1.0, ray.cluster_resources().get("CPU", 1) / workers)
+    return {"use_gpu": gpus > 0, "resources_per_worker": {"CPU": cpus, "GPU": gpus}}
+
+
+def gpus_of_each(workers: int, gpus_per_worker: float | None) -> float:
+    """GPUs that each worker of a run gets.
+
+    Args:
+        workers: How many.
+        gpus_per_worker: As in `RunOptions`.
+
+    Raises:
+        RunError: The cluster has fewer.
+    """
+    import ray  # noqa: PLC0415
+
+    there = ray.cluster_resources().get("GPU", 0)
+    gpus = float(there > 0) if gpus_per_worker is None else gpus_per_worker
+    machines = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+    # A worker's share is of one machine: three of 0.6 do not fit two GPUs of one each.
+    if gpus and workers > sum(_shares(machine, gpus) for machine in machines):
+        raise RunError(
+            f"train.workers={workers} with {gpus:g} GPUs each, but the cluster has {there:g} GPUs; ask for "
+            "fewer workers, for a part of a GPU each (--gpus-per-worker 0.5), or for none (0)"
+        )
+    return gpus
+
+
+def _shares(machine_gpus: float, gpus: float) -> int:
+    """How many workers with so many GPUs each a machine holds."""
+    return int(machine_gpus) * int(1 / gpus + 1e-9) if gpus < 1 else int(machine_gpus / gpus)

@@ -1,0 +1,25 @@
+"""What the workers of a run are given. Light to import: every process that starts workers unpickles it."""
+
+from dataclasses import dataclass
+
+from data_catalog.tables.table import Table
+from experiments.recipes import ExperimentConfig
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """What every worker of a run is given.
+
+    Attributes:
+        config: The run's settings.
+        views: Split name to view.
+        captions: The captions that the text features of the views were made from.
+        clip: Source of the CLIP, as workers find it.
+        checkpoint: Folder or URI of the checkpoint of an earlier start, from which to continue; or None.
+    """
+
+    config: ExperimentConfig
+    views: dict[str, Table]
+    captions: Table
+    clip: str
+    checkpoint: str | None

@@ -1,0 +1,112 @@
+"""Logs a study to MLflow: a parent run, and below it a child for each of the study's runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from experiments.recipes import ExperimentConfig
+from experiments.run.run_description import describe_run
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import RunOptions
+from experiments.studies.study_folder import StudyFolder
+from experiments.tracking.mlflow_logger import Description, MlflowLogger
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run of a study.
+
+    Attributes:
+        folder: The run's.
+        config: Its settings.
+        name: Its name in MLflow.
+        tags: Which part of the study it is, for MLflow.
+    """
+
+    folder: RunFolder
+    config: ExperimentConfig
+    name: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class StudyLogger:
+    """Logs a study: a parent run, and below it a child for each of its runs that has begun.
+
+    A run that belongs to two studies is a child of both, and is logged twice: MLflow knows one parent only.
+
+    Args:
+        folder: The study's.
+        options: Where MLflow is.
+        description: Of the parent.
+    """
+
+    def __init__(self, folder: StudyFolder, options: RunOptions, description: Description) -> None:
+        assert options.tracking_uri is not None
+        self.uri = options.tracking_uri
+        self.workspace = options.workspace
+        self.folder = folder
+        self.parent = MlflowLogger(self.uri, folder.path, self.workspace, description)
+        self._children: dict[tuple[str, str], MlflowLogger] = {}
+        self._closed: set[str] = set()
+
+    def reopen(self) -> None:
+        """Show a study as running that was finished before and now goes on."""
+        self.parent.reopen()
+
+    def sync(self, runs: Sequence[StudyRun]) -> None:
+        """Send what the journals of the study and of its runs have and MLflow has not."""
+        self.parent.sync()
+        for run in runs:
+            # A server that does not answer would make each of them wait.
+            if not self.parent.behind and (child := self._child(run)) is not None:
+                child.sync()
+
+    def close_finished(self, runs: Sequence[StudyRun]) -> None:
+        """Close the children whose runs are finished, while others go on."""
+        for run in runs:
+            if run.folder.is_finished and run.folder.name not in self._closed:
+                child = None if self.parent.behind else self._child(run)
+                if child is not None:
+                    child.finish("FINISHED", run.folder.files)
+                    if not child.behind:
+                        self._closed.add(run.folder.name)
+
+    def finish(
+        self, runs: Sequence[StudyRun], status: Mapping[str, str], artifacts: list[Path], complete: bool
+    ) -> None:
+        """Close the children and the parent.
+
+        Args:
+            runs: All runs of the study.
+            status: Of each run that has ended, by its name: FINISHED, FAILED or KILLED.
+            artifacts: Files of the study.
+            complete: Whether the study has all the runs that it was asked for.
+        """
+        self.parent.sync()
+        for run in runs:
+            child = None if self.parent.behind else self._child(run)
+            if child is not None and run.folder.name in status:
+                child.finish(status[run.folder.name], run.folder.files)
+        self.parent.finish("FINISHED" if complete else "FAILED", artifacts)
+
+    def _child(self, run: StudyRun) -> MlflowLogger | None:
+        """The logger of a run; None before the run has begun, or while MLflow does not know the parent."""
+        folder, parent = run.folder, self.parent.run_id
+        if parent is None:
+            return None
+        # Where the store was replaced the parent is a new run, and gets children of its own.
+        if (parent, folder.name) not in self._children:
+            if folder.journal.last("started") is None:
+                return None
+            known = describe_run(run.config, folder)
+            tags = known.tags | run.tags
+            tags |= {"mlflow.parentRunId": parent, "stmi.study": self.folder.name}
+            tags |= {"stmi.folder": str(folder.path)}
+            self._children[parent, folder.name] = MlflowLogger(
+                self.uri,
+                folder.path,
+                self.workspace,
+                replace(known, name=run.name, tags=tags),
+                f"mlflow-{self.folder.name}.json",
+            )
+        return self._children[parent, folder.name]
