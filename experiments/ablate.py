@@ -3,7 +3,7 @@
     python experiments/ablate.py --table 3 --recipe demo --seeds 3
     python experiments/ablate.py --table 4 5 --recipe demo --seeds 3
     python experiments/ablate.py --figure 5 --recipe demo --seeds 3 --json
-    python experiments/ablate.py --table 3 --recipe demo --set train.epochs=3 --seeds 2     # a quick look
+    python experiments/ablate.py --table 3 --recipe demo --set train.epochs=3 --seeds 2     # a quick try
     python experiments/ablate.py --table 3 --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 4
 
 As many runs train at once as the cluster has room for; a row that stands in several tables is trained

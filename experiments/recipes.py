@@ -30,7 +30,7 @@ from stmi.config import (
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKSPACE = Path(os.environ.get("STMI_WORKSPACE") or ROOT / "runs")
-"""Where runs are kept unless a script is told otherwise. A submitted job unpacks this tree into a folder that
+"""Where runs are kept by default. A submitted job unpacks this tree into a folder that
 goes with the job, so a cluster names a lasting one (`cluster/local.py` does)."""
 DEMO_CLIP = "stmi/demo_clip"
 
@@ -57,16 +57,16 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _synthetic_name(self) -> Self:
-        # Drawn samples must not come to lie among those of a real data set.
+        # Rendered samples must not be mixed with those of a real data set.
         if self.synthetic is not None and self.dataset != (name := f"synthetic_{self.synthetic.kind}"):
             raise ValueError(
-                f"data.dataset={self.dataset} is drawn by data.synthetic; set data.dataset={name}"
+                f"data.dataset={self.dataset} is rendered by data.synthetic; set data.dataset={name}"
             )
         return self
 
 
 class TrainConfig(Section):
-    """How long, on how many workers, and how often to look."""
+    """How long, on how many workers, and how often to validate."""
 
     epochs: int = Field(50, ge=1)
     workers: int = Field(
@@ -81,7 +81,7 @@ class TrainConfig(Section):
         False, description="Compile the training step's network: faster after a minute or so at the start."
     )
     validate_every: int = Field(
-        5, ge=1, description="Epochs between looks at the validation (and test) identities."
+        5, ge=1, description="Epochs between evaluations on the validation (and test) identities."
     )
     checkpoint_every: int = Field(1, ge=1, description="Epochs between checkpoints.")
     evaluation_batch: int = Field(128, ge=1, description="Samples a worker embeds at a time.")
@@ -306,7 +306,7 @@ def parse(tree: dict[str, Any]) -> ExperimentConfig:
 
 
 def _set(tree: dict[str, Any], name: str, text: str) -> None:
-    """Change one value of a dumped config in place."""
+    """Change one value of a dumped config, which is modified."""
     section: type[BaseModel] = ExperimentConfig
     *parents, last = name.split(".")
     for parent in parents:

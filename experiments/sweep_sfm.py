@@ -8,7 +8,7 @@
     python experiments/sweep_sfm.py --recipe rgbnt201-paper --study-storage postgresql://host/optuna
 
 Searched by default: the perturbation probability (on a log scale, and exactly 0), the number K of tokens, and
-how layers share alpha and beta. Trials are drawn by Optuna's multivariate TPE and run by Ray Tune, as many at
+how layers share alpha and beta. Optuna's multivariate TPE samples the trials, and Ray Tune runs as many at
 once as there is room for; weak ones are stopped early by successive halving (ASHA). The first trial is the
 recipe itself. Test identities choose nothing. The study opens with Optuna's own tools. Interrupted, or with
 more trials, the same command goes on.
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         "choice:a,b,c; or off to leave one out; may be repeated "
         f"(default: {' '.join(DEFAULT_SPACE)})",
     )
-    options.add_argument("--seed", type=int, help="of the draws and of every trial's training")
+    options.add_argument("--seed", type=int, help="of the sampler and of every trial's training")
     options.add_argument(
         "--objectives",
         choices=("mAP", "mAP,cost"),

@@ -35,8 +35,8 @@ class BatchSchedule:
             self.labels = [labels] * workers
         else:
             self.shards = deal_shards([len(rows) for rows in identity], workers)
-            of_shard = np.split(labels, np.cumsum([len(rows) for rows in identity])[:-1])
-            self.labels = [np.concatenate([of_shard[number] for number in own]) for own in self.shards]
+            label_parts = np.split(labels, np.cumsum([len(rows) for rows in identity])[:-1])
+            self.labels = [np.concatenate([label_parts[number] for number in own]) for own in self.shards]
 
     def rows(self, rank: int, epoch: int) -> np.ndarray:
         """A worker's rows in each step of an epoch, as it numbers them in the shards that it opens.

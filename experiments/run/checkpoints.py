@@ -1,6 +1,6 @@
 """Checkpoints: a folder with the model's weights as safetensors and the optimiser's state.
 
-There is no generator state: every random draw is a function of seed, epoch and step.
+There is no generator state: every random number is a function of seed, epoch and step.
 """
 
 import json
@@ -29,7 +29,7 @@ REPORTED_FILE = "reported.safetensors"
 TRAINING_FILE = "training.pt"
 HISTORY_FILE = "history.json"
 QUERIES_FILE = "queries.parquet"
-"""How every test query fared at each epoch that was looked at: `evaluation.QUERY_SCHEMA` and `epoch`."""
+"""How every test query ranked at each epoch that was tested: `evaluation.QUERY_SCHEMA` and `epoch`."""
 EMBEDDINGS_FILE = "test_embeddings.safetensors"
 """In the last checkpoint of a finished run: every retrieval feature of the test view's rows."""
 
@@ -54,7 +54,7 @@ class Best:
     Attributes:
         epoch: From 1.
         value: Its mAP.
-        weights: The model's, on the processor; None on workers that write no checkpoint.
+        weights: The model's, on the CPU; None on workers that write no checkpoint.
     """
 
     epoch: int
@@ -115,16 +115,16 @@ def load_epoch(folder: Path, model: STMI, epoch: int) -> bool:
 
 
 @contextmanager
-def fetched(place: str) -> Iterator[Path]:
+def fetched(location: str) -> Iterator[Path]:
     """A checkpoint as a local folder: itself, or a copy for as long as it is needed.
 
     Args:
-        place: Folder or URI.
+        location: Folder or URI.
     """
-    if "://" not in place:
-        yield Path(place)
+    if "://" not in location:
+        yield Path(location)
         return
-    filesystem, path = filesystems.open_root(place)
+    filesystem, path = filesystems.open_root(location)
     with tempfile.TemporaryDirectory() as copy:
         fs.copy_files(path, copy, source_filesystem=filesystem)
         yield Path(copy)
@@ -141,10 +141,10 @@ def load_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def save_queries(folder: Path, queries: list[pa.Table]) -> None:
-    """Write how the test queries fared so far, a table for each look at them."""
+    """Write how the test queries ranked so far, a table for each test."""
     parquet.write_table(pa.concat_tables(queries), folder / QUERIES_FILE, compression="zstd")
 
 
 def load_queries(folder: Path) -> pa.Table:
-    """How the test queries had fared when the checkpoint was written."""
+    """How the test queries had ranked when the checkpoint was written."""
     return parquet.read_table(folder / QUERIES_FILE)

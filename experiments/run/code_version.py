@@ -1,4 +1,4 @@
-"""Which code and which machine made a number."""
+"""The code and the machine that a number comes from."""
 
 import hashlib
 import os
@@ -31,8 +31,8 @@ def code_version() -> dict[str, str]:
     The digest also identifies code that was changed after the commit, or uploaded without its history.
     """
     digest = hashlib.sha256()
-    for room in ("stmi", "data_catalog", "experiments"):
-        for path in sorted((ROOT / room).rglob("*.py")):
+    for package in ("stmi", "data_catalog", "experiments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     described = {"code.digest": digest.hexdigest()[:16]}
     try:
@@ -46,7 +46,7 @@ def code_version() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Python, packages, processor and accelerators."""
+    """Python, packages, CPUs and accelerators; the keys are stored in journals."""
     packages = {}
     for name in PACKAGES:
         try:

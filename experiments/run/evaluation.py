@@ -148,7 +148,7 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
     query, gallery = chosen(view.is_query), chosen(view.is_gallery)
     if not reranked:
         return retrieval_metrics.evaluate(query, gallery)
-    place = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
+    gallery_row = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
     # A data set of fewer samples has no more neighbours.
     ranked = int((view.is_query | view.is_gallery).sum())
     chunks = rerank(
@@ -156,7 +156,7 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
         gallery.embedding,
         k1=min(20, ranked),
         k2=min(6, ranked),
-        gallery_row=place[view.is_query],
+        gallery_row=gallery_row[view.is_query],
     )
     return retrieval_metrics.score(chunks, query, gallery)
 
@@ -177,7 +177,7 @@ def summarise(scored: dict[str, RetrievalMetrics]) -> dict[str, Any]:
 
 
 def query_table(view: View, scored: dict[str, RetrievalMetrics]) -> pa.Table:
-    """How every query of a view fared with every feature: rows of `QUERY_SCHEMA`.
+    """Average precision and first match of every query with every feature: rows of `QUERY_SCHEMA`.
 
     Args:
         view: What was scored.

@@ -31,7 +31,7 @@ FEATURE_NAMES = {
 QUERIES = 6
 RANKS = 8
 HIT, MISS = "#009e73", "#d55e00"
-"""Colours that the colour-blind tell apart (Okabe and Ito 2008)."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito 2008)."""
 
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "font.size": 9})
 
@@ -39,7 +39,7 @@ mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figu
 def draw_all(folder: RunFolder, result: RunResult) -> list[Path]:
     """Draw every picture of a finished run into its folder; returns the files."""
     folder.pictures.mkdir(exist_ok=True)
-    drawn = {
+    figures = {
         "training_curves": training_curves(folder.journal),
         "cmc": cmc_curves(result.metrics, result.untrained),
         "rank_lists": rank_lists(
@@ -47,7 +47,7 @@ def draw_all(folder: RunFolder, result: RunResult) -> list[Path]:
         ),
     }
     files = []
-    for name, figure in drawn.items():
+    for name, figure in figures.items():
         files.append(folder.pictures / f"{name}.png")
         figure.savefig(files[-1], bbox_inches="tight")
     return files
@@ -70,12 +70,14 @@ def training_curves(journal: Journal) -> Figure:
         losses.plot(x, [event["losses"][name] for event in epochs], label=name, **style)
     losses.set(title="Training loss", xlabel="epoch", ylim=(0, None))
     losses.legend(fontsize=7, frameon=False)
-    looked = [event for event in epochs if "validation" in event]
-    for name in [one for one in ("U", "G", "T") if looked and one in looked[0]["validation"]]:
-        values = [100 * event["validation"][name]["mAP"] for event in looked]
-        validation.plot([event["epoch"] for event in looked], values, marker=".", label=FEATURE_NAMES[name])
+    validated = [event for event in epochs if "validation" in event]
+    for name in [one for one in ("U", "G", "T") if validated and one in validated[0]["validation"]]:
+        values = [100 * event["validation"][name]["mAP"] for event in validated]
+        validation.plot(
+            [event["epoch"] for event in validated], values, marker=".", label=FEATURE_NAMES[name]
+        )
     validation.set(title="Validation identities", xlabel="epoch", ylabel="mAP, %", ylim=(0, None))
-    if looked:
+    if validated:
         validation.legend(fontsize=7, frameon=False)
     rate.plot(x, [event["learning_rate"] for event in epochs], color="grey")
     rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
@@ -146,9 +148,9 @@ def show_nearest(cells: np.ndarray, view: View, embedding: np.ndarray, query: in
     _, (distances,) = next(retrieval_metrics.distance_chunks(embedding[[query]], embedding[gallery]))
     same = view.identity[gallery] == view.identity[query]
     ranked = retrieval_metrics.rank_gallery(distances, same & (group[gallery] == group[query]))[: len(cells)]
-    for rank, place in enumerate(ranked):
-        kind, colour = ("hit", HIT) if same[place] else ("miss", MISS)
-        show_sample(cells[rank], view, gallery[place], f"{kind} {rank + 1}", colour)
+    for rank, row in enumerate(ranked):
+        kind, colour = ("hit", HIT) if same[row] else ("miss", MISS)
+        show_sample(cells[rank], view, gallery[row], f"{kind} {rank + 1}", colour)
     for unused in cells[len(ranked) :]:
         unused.set_axis_off()
 

@@ -56,11 +56,11 @@ def resolve_tracking_uri(uri: str | None, workspace: Path) -> str:
 
 def without_credentials(uri: str) -> str:
     """A URI as it may be stored and shown: without user name, password and query, well-formed or not."""
-    scheme, mark, rest = uri.partition("://")
-    if not mark or scheme.startswith(("sqlite", "file")):
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.startswith(("sqlite", "file")):
         return uri
     # Whatever stands before an @ may be a password, with a / or a # in it.
-    return scheme + mark + rest.rpartition("@")[2].partition("?")[0]
+    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_parameters_of_the_model_are_flat_and_without_prefix():
         ("optim.warmup_epochs=30", r"optim\.warmup_epochs=30\.0 is more than train\.epochs=10"),
         (
             "data.dataset=rgbnt201",
-            r"data\.dataset=rgbnt201 is drawn by .*; set data\.dataset=synthetic_person",
+            r"data\.dataset=rgbnt201 is rendered by .*; set data\.dataset=synthetic_person",
         ),
         ("train.epochs=[1", r"train\.epochs=\[1: not a value"),
         ("model.text.fine_tune=on model.text=off", r"model\.text\.fine_tune=True .* model\.text is off"),

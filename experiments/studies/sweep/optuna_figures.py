@@ -16,43 +16,43 @@ from experiments.studies.sweep.sweep_result import SweepResult, SweepTrial
 
 FINISHED, BEST, PRUNED, FAILED = "#0072b2", "#d55e00", "#999999", "#cc79a7"
 LOG_DECADES_OF_ZERO = 0.6
-"""How far under the least value of a log scale its zero stands, in decades."""
+"""Distance of the zero of a log scale below its least value, in decades."""
 
 
 def draw_all(folder: Path, result: SweepResult, space: Space) -> list[Path]:
     """Draw every picture that the trials so far give into a folder; returns the files."""
     trials, best = result.trials, result.best
-    looked = [trial for trial in trials if trial.curve]
-    if not looked:
+    validated = [trial for trial in trials if trial.curve]
+    if not validated:
         return []
-    drawn = {
-        "history": history(trials, looked),
-        "slice": slices(looked, best, space),
-        "parallel_coordinates": parallel_coordinates(looked, best, space),
+    figures = {
+        "history": history(trials, validated),
+        "slice": slices(validated, best, space),
+        "parallel_coordinates": parallel_coordinates(validated, best, space),
     }
     if result.importance:
         finished = sum(trial.value is not None for trial in trials)
-        drawn["importance"] = importance(result.importance, finished)
+        figures["importance"] = importance(result.importance, finished)
     if best is not None:
-        drawn["pareto"] = pareto(looked, result.pareto)
+        figures["pareto"] = pareto(validated, result.pareto)
     files = []
-    for name, figure in drawn.items():
+    for name, figure in figures.items():
         files.append(folder / f"{name}.png")
         figure.savefig(files[-1], dpi=130)
     return files
 
 
 def reached(trial: SweepTrial) -> float:
-    """Validation mAP in percent: what counts of a finished trial, the last look at another one."""
+    """Validation mAP in percent: what counts of a finished trial, its last validation otherwise."""
     return 100 * (trial.curve[trial.epochs] if trial.value is None else trial.value)
 
 
-def history(trials: Sequence[SweepTrial], looked: Sequence[SweepTrial]) -> Figure:
+def history(trials: Sequence[SweepTrial], validated: Sequence[SweepTrial]) -> Figure:
     """Every trial by its number, and the best so far."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    _points(axes, [trial.number for trial in looked], looked)
-    finished = [(trial.number, reached(trial)) for trial in looked if trial.value is not None]
+    _points(axes, [trial.number for trial in validated], validated)
+    finished = [(trial.number, reached(trial)) for trial in validated if trial.value is not None]
     if finished:
         numbers, values = zip(*finished, strict=True)
         best = np.maximum.accumulate(values)
@@ -65,24 +65,24 @@ def history(trials: Sequence[SweepTrial], looked: Sequence[SweepTrial]) -> Figur
     return figure
 
 
-def slices(looked: Sequence[SweepTrial], best: SweepTrial | None, space: Space) -> Figure:
+def slices(validated: Sequence[SweepTrial], best: SweepTrial | None, space: Space) -> Figure:
     """A panel for each setting: its value and what the trial reached."""
     names = space.dimensions
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for place, axes in enumerate(panels.flat):
-        if place >= len(names):
+    for number, axes in enumerate(panels.flat):
+        if number >= len(names):
             axes.set_axis_off()
             continue
-        scale = Scale(names[place])
-        _points(axes, [scale.place(trial) for trial in looked], looked)
+        scale = Scale(names[number])
+        _points(axes, [scale.position(trial) for trial in validated], validated)
         if best is not None:
-            axes.plot(scale.place(best), reached(best), "o", color=BEST, markersize=8, label="best")
+            axes.plot(scale.position(best), reached(best), "o", color=BEST, markersize=8, label="best")
         turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if scale.wordy else {}
         axes.set_xticks(scale.ticks, scale.labels, **turned)
-        axes.set(xlabel=names[place].name, xlim=scale.limits)
+        axes.set(xlabel=names[number].name, xlim=scale.limits)
         axes.grid(axis="y", alpha=0.3)
     for axes in panels[:, 0]:
         axes.set_ylabel("validation mAP, %")
@@ -92,17 +92,17 @@ def slices(looked: Sequence[SweepTrial], best: SweepTrial | None, space: Space) 
     return figure
 
 
-def parallel_coordinates(looked: Sequence[SweepTrial], best: SweepTrial | None, space: Space) -> Figure:
+def parallel_coordinates(validated: Sequence[SweepTrial], best: SweepTrial | None, space: Space) -> Figure:
     """A line for each trial through its settings to what it reached, coloured by that."""
     scales = [Scale(dimension) for dimension in space.dimensions]
     figure = Figure(figsize=(2.1 * (len(scales) + 1) + 1, 4), layout="constrained")
     axes = figure.subplots()
-    values = np.array([reached(trial) for trial in looked])
+    values = np.array([reached(trial) for trial in validated])
     low, high = values.min(), max(values.max(), values.min() + 1e-9)
     norm, colours = Normalize(low, high), colormaps["viridis"]
     order = np.argsort(values)
     for number in order:
-        trial = looked[number]
+        trial = validated[number]
         chosen = best is not None and trial.number == best.number
         heights = [*(scale.height(trial) for scale in scales), (values[number] - low) / (high - low)]
         axes.plot(
@@ -113,12 +113,12 @@ def parallel_coordinates(looked: Sequence[SweepTrial], best: SweepTrial | None, 
             linewidth=3 if chosen else 1.2,
             alpha=1 if chosen else 0.65,
         )
-    for place, scale in enumerate(scales):
-        axes.axvline(place, color="black", linewidth=0.8)
+    for position, scale in enumerate(scales):
+        axes.axvline(position, color="black", linewidth=0.8)
         for height, label in zip(scale.tick_heights, scale.labels, strict=True):
             axes.annotate(
                 label,
-                (place, height),
+                (position, height),
                 (4, 0),
                 textcoords="offset points",
                 fontsize=8,
@@ -141,10 +141,10 @@ def importance(shares: Mapping[str, float], finished: int) -> Figure:
     axes = figure.subplots()
     names = list(shares)
     axes.barh(names, [100 * shares[name] for name in names], color=FINISHED, height=0.6)
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         axes.annotate(
             f"{shares[name]:.0%}",
-            (100 * shares[name], place),
+            (100 * shares[name], position),
             (3, 0),
             textcoords="offset points",
             va="center",
@@ -155,11 +155,11 @@ def importance(shares: Mapping[str, float], finished: int) -> Figure:
     return figure
 
 
-def pareto(looked: Sequence[SweepTrial], front: Sequence[SweepTrial]) -> Figure:
+def pareto(validated: Sequence[SweepTrial], front: Sequence[SweepTrial]) -> Figure:
     """Validation mAP over training cost, and the front of trials that none beats in both."""
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
-    _points(axes, [trial.cost for trial in looked], looked)
+    _points(axes, [trial.cost for trial in validated], validated)
     costs, values = [trial.cost for trial in front], [reached(trial) for trial in front]
     axes.plot(costs, values, "o", color=BEST, markersize=7)
     axes.step(costs, values, where="post", color=BEST, linewidth=1.5, label="Pareto front")
@@ -179,25 +179,25 @@ def pareto(looked: Sequence[SweepTrial], front: Sequence[SweepTrial]) -> Figure:
     return figure
 
 
-def _points(axes: Axes, places: Sequence[float], trials: Sequence[SweepTrial]) -> None:
+def _points(axes: Axes, positions: Sequence[float], trials: Sequence[SweepTrial]) -> None:
     """Trials as points, by how they ended."""
     for state, colour, marker, label in (
         ("finished", FINISHED, "o", "finished"),
-        ("pruned", PRUNED, "x", "stopped early, its last look"),
-        ("failed", FAILED, "s", "failed, its last look"),
-        ("crashed", FAILED, "+", "crashed, its last look"),
+        ("pruned", PRUNED, "x", "stopped early, its last validation"),
+        ("failed", FAILED, "s", "failed, its last validation"),
+        ("crashed", FAILED, "+", "crashed, its last validation"),
         ("running", PRUNED, ".", "running"),
     ):
-        chosen = [(x, reached(t)) for x, t in zip(places, trials, strict=True) if t.state == state]
+        chosen = [(x, reached(t)) for x, t in zip(positions, trials, strict=True) if t.state == state]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), marker, color=colour, markersize=6, alpha=0.85, label=label)
 
 
 class Scale:
-    """Where the values of a setting stand on an axis.
+    """Positions of the values of a setting on an axis.
 
     Attributes:
-        ticks: Places on the axis.
+        ticks: Positions on the axis.
         labels: Their values.
         limits: Ends of the axis.
         wordy: The labels are long.
@@ -211,9 +211,9 @@ class Scale:
             self.labels = [str(choice) for choice in dimension.choices]
         else:
             ends = [self._on_axis(dimension.low), self._on_axis(dimension.high)]
-            marks = [dimension.low, *self._between(), dimension.high]
-            self.ticks = [self._on_axis(mark) for mark in marks]
-            self.labels = [f"{mark:.3g}" for mark in marks]
+            values = [dimension.low, *self._between(), dimension.high]
+            self.ticks = [self._on_axis(value) for value in values]
+            self.labels = [f"{value:.3g}" for value in values]
             if dimension.kind == "zero-or-log":
                 self.ticks.insert(0, ends[0] - LOG_DECADES_OF_ZERO)
                 self.labels.insert(0, "0")
@@ -221,8 +221,8 @@ class Scale:
         self.limits = (self.ticks[0] - margin, self.ticks[-1] + margin)
         self.wordy = max(map(len, self.labels)) > 6
 
-    def place(self, trial: SweepTrial) -> float:
-        """Of a trial's value."""
+    def position(self, trial: SweepTrial) -> float:
+        """The position of a trial's value on the axis."""
         value = trial.values[self.dimension.name]
         if self.dimension.kind == "choice":
             return self.dimension.choices.index(value)
@@ -231,12 +231,12 @@ class Scale:
         return self._on_axis(value)
 
     def height(self, trial: SweepTrial) -> float:
-        """Of a trial's value, from 0 to 1."""
-        return (self.place(trial) - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+        """The position of a trial's value, from 0 to 1."""
+        return (self.position(trial) - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
 
     @property
     def tick_heights(self) -> list[float]:
-        """Of the ticks, from 0 to 1."""
+        """The positions of the ticks, from 0 to 1."""
         return [(tick - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]) for tick in self.ticks]
 
     def _on_axis(self, value: float) -> float:
@@ -246,8 +246,10 @@ class Scale:
         low, high = self.dimension.low, self.dimension.high
         if self.log:
             decades = [10.0**n for n in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)]
-            return [mark for mark in decades if low * 1.5 < mark < high / 1.5]
-        marks = np.linspace(low, high, 5)[1:-1]
+            return [value for value in decades if low * 1.5 < value < high / 1.5]
+        values = np.linspace(low, high, 5)[1:-1]
         return (
-            sorted({float(round(mark)) for mark in marks}) if self.dimension.kind == "int" else marks.tolist()
+            sorted({float(round(value)) for value in values})
+            if self.dimension.kind == "int"
+            else values.tolist()
         )

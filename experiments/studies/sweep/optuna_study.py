@@ -141,7 +141,7 @@ class OptunaStudy:
         for attempt in range(ATTEMPTS):
             sampled = self._sample(trials, attempt, first)
             try:
-                known = describe(self.space.draw(sampled))
+                known = describe(self.space.sample(sampled))
             except ConfigError as error:
                 wrong = error
                 continue
@@ -221,11 +221,11 @@ class OptunaStudy:
             copy = optuna.create_study(directions=self.directions, sampler=sampler)
         copy.add_trials(trials)
         if number == attempt == 0 and first is not None:
-            enqueued = self.space.drawn(first)
+            enqueued = self.space.parameters(first)
             if enqueued is not None:
                 copy.enqueue_trial(enqueued)
         sampled = copy.ask()
-        self.space.draw(sampled)
+        self.space.sample(sampled)
         return sampled
 
     def _trial(self, stored: FrozenTrial) -> SweepTrial:
@@ -238,7 +238,7 @@ class OptunaStudy:
         return SweepTrial(
             number=stored.number,
             state=state,
-            values=self.space.draw(stored),
+            values=self.space.sample(stored),
             run=stored.user_attrs["run"],
             cost=stored.user_attrs["cost"],
             epochs=max(stored.intermediate_values, default=0),

@@ -21,14 +21,14 @@ DEFAULT_SPACE = (
 """Of the SFM sweep; the paper varies the first two in figure 5 and the third in Table 5."""
 
 FIXED = ("recipe", "seed", "data", "report", "train.workers", "model.image", "model.clip")
-"""What decides which tables a trial reads, what it is measured by, or nothing but luck."""
+"""Settings that decide which tables a trial reads or how it is measured, or that only change the luck."""
 
 PROBED = 64
 """An integer range of at most this many values is checked value by value."""
 
 
 class Sampler(Protocol):
-    """Draws values: an Optuna trial, or one that reads back what was drawn before."""
+    """Samples values: an Optuna trial, or a stored one that reads back what was sampled."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """A number between the ends."""
@@ -49,7 +49,7 @@ class Dimension:
 
     Attributes:
         name: As `ExperimentConfig.flat` has it.
-        kind: How it is drawn; `zero-or-log` is exactly 0 or, on a log scale, between the ends.
+        kind: How it is sampled; `zero-or-log` is exactly 0 or, on a log scale, between the ends.
         low: Least value, where it is a number.
         high: Largest value.
         step: Between the values of an `int`.
@@ -63,7 +63,7 @@ class Dimension:
     step: int = 1
     choices: tuple[Any, ...] = ()
 
-    def draw(self, sampler: Sampler) -> Any:
+    def sample(self, sampler: Sampler) -> Any:
         """A value."""
         if self.kind == "choice":
             return sampler.suggest_categorical(self.name, self.choices)
@@ -73,8 +73,8 @@ class Dimension:
             return 0.0
         return sampler.suggest_float(self.name, self.low, self.high, log=self.kind != "float")
 
-    def drawn(self, value: Any) -> dict[str, Any] | None:
-        """What a sampler must have drawn to give this value; None where it never does."""
+    def parameters(self, value: Any) -> dict[str, Any] | None:
+        """The sampler's parameters that give this value; None where none do."""
         if self.kind == "choice":
             return {self.name: value} if value in self.choices else None
         if self.kind == "zero-or-log" and value == 0:
@@ -110,13 +110,13 @@ class Space:
 
     dimensions: tuple[Dimension, ...]
 
-    def draw(self, sampler: Sampler) -> dict[str, Any]:
+    def sample(self, sampler: Sampler) -> dict[str, Any]:
         """A value for each setting, by its flat name."""
-        return {dimension.name: dimension.draw(sampler) for dimension in self.dimensions}
+        return {dimension.name: dimension.sample(sampler) for dimension in self.dimensions}
 
-    def drawn(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What a sampler must have drawn to give these values; None where it never does."""
-        parts = [dimension.drawn(values[dimension.name]) for dimension in self.dimensions]
+    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The sampler's parameters that give these values; None where none do."""
+        parts = [dimension.parameters(values[dimension.name]) for dimension in self.dimensions]
         if any(part is None for part in parts):
             return None
         return {name: value for part in parts if part is not None for name, value in part.items()}
@@ -127,7 +127,7 @@ def space_of(searches: Iterable[str], defaults: Iterable[str] = DEFAULT_SPACE) -
 
     Args:
         searches: As in `parse_dimension`, or `name=off`.
-        defaults: Where to begin.
+        defaults: The default space.
 
     Raises:
         ConfigError: A search cannot be read, or nothing is left to search.
@@ -152,7 +152,7 @@ def parse_dimension(text: str) -> Dimension:
     step), and `choice:a,b,c`.
 
     Raises:
-        ConfigError: Says what cannot be read.
+        ConfigError: The text cannot be read.
     """
     name, equals, rest = text.partition("=")
     flat = flat_name(name)
@@ -187,7 +187,7 @@ def _plain(text: str, choice: str) -> str | int | float | bool:
             f"--search {text!r}: {choice!r} is no number, no word and not on or off, as in choice:a,b"
         )
     try:
-        # YAML takes 1e-3 for a word.
+        # YAML reads 1e-3 as a word.
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
@@ -225,23 +225,28 @@ def flat_name(name: str) -> str:
 
 
 def setting_name(flat: str) -> str:
-    """The name by which `--set` knows a setting: flat names leave `model.` out."""
+    """The name of a setting for `--set`: flat names leave `model.` out."""
     return flat if flat.split(".", maxsplit=1)[0] in ExperimentConfig.model_fields else f"model.{flat}"
 
 
 def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any]) -> ExperimentConfig:
     """A recipe with its changes and a trial's values.
 
-    A learning rate that is drawn below the recipe's final one stays as it is: a schedule only decays.
+    Where the sampled learning rate is below the recipe's final one, it is also the final one: a schedule only
+    decays.
 
     Raises:
         ConfigError: A name is unknown, or a value impossible.
     """
-    drawn = dict(values)
+    sampled = dict(values)
     rate, final = "optim.learning_rate", "optim.final_learning_rate"
-    if rate in drawn and final not in drawn and drawn[rate] < resolve(recipe, list(settings)).flat()[final]:
-        drawn[final] = drawn[rate]
-    named = [f"{setting_name(name)}={json.dumps(value)}" for name, value in drawn.items()]
+    if (
+        rate in sampled
+        and final not in sampled
+        and sampled[rate] < resolve(recipe, list(settings)).flat()[final]
+    ):
+        sampled[final] = sampled[rate]
+    named = [f"{setting_name(name)}={json.dumps(value)}" for name, value in sampled.items()]
     return resolve(recipe, [*settings, *named])
 
 
@@ -281,6 +286,6 @@ def check_space(
                 check(config_with(recipe, settings, {dimension.name: value}))
             except ConfigError as error:
                 raise ConfigError(
-                    f"--search {dimension.text} would draw {value!r}: {error}; narrow the search, or change "
-                    "what it does not fit with --set"
+                    f"--search {dimension.text} would sample {value!r}: {error}; narrow the search, or "
+                    "change what it does not fit with --set"
                 ) from None

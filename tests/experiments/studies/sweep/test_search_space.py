@@ -12,7 +12,7 @@ from experiments.studies.sweep.search_space import (
 
 
 class Script:
-    """Gives what a test wants drawn, and remembers between which ends."""
+    """Gives what a test wants sampled, and remembers between which ends."""
 
     def __init__(self, **values):
         self.values = values
@@ -33,8 +33,8 @@ class Script:
 
 def test_default_space_is_perturbation_tokens_and_sharing():
     script = Script(**{"sfm.perturbation = 0": False})
-    drawn = space_of([]).draw(script)
-    assert drawn == {"sfm.perturbation": 0.001, "str.tokens": 1, "sfm.sharing": "all_layers"}
+    sampled = space_of([]).sample(script)
+    assert sampled == {"sfm.perturbation": 0.001, "str.tokens": 1, "sfm.sharing": "all_layers"}
     assert script.asked["sfm.perturbation"] == (0.001, 0.1, "log")
     assert script.asked["str.tokens"] == (1, 16, 1)
     assert len(script.asked["sfm.sharing"]) == 5
@@ -42,7 +42,7 @@ def test_default_space_is_perturbation_tokens_and_sharing():
 
 def test_zero_or_log_gives_exactly_zero_and_asks_for_nothing_else():
     script = Script(**{"sfm.perturbation = 0": True})
-    assert parse_dimension("sfm.perturbation=zero-or-log:0.001:0.1").draw(script) == 0.0
+    assert parse_dimension("sfm.perturbation=zero-or-log:0.001:0.1").sample(script) == 0.0
     assert set(script.asked) == {"sfm.perturbation = 0"}
 
 
@@ -56,9 +56,9 @@ def test_zero_or_log_gives_exactly_zero_and_asks_for_nothing_else():
         ("model.chi=choice:on,off", {"chi.enabled": False}),
     ],
 )
-def test_what_a_sampler_must_have_drawn_gives_the_value_back(text, values):
+def test_parameters_of_a_value_give_the_value_back(text, values):
     space = space_of([text], defaults=[])
-    assert space.draw(Script(**space.drawn(values))) == values
+    assert space.sample(Script(**space.parameters(values))) == values
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_what_a_sampler_must_have_drawn_gives_the_value_back(text, values):
         ("chi.mixer=choice:mlp,x", "y"),
     ],
 )
-def test_value_outside_the_space_was_never_drawn(text, value):
+def test_value_outside_the_space_has_no_parameters(text, value):
     (dimension,) = space_of([text], defaults=[]).dimensions
-    assert dimension.drawn(value) is None
+    assert dimension.parameters(value) is None
 
 
 def test_search_replaces_a_default_adds_a_setting_and_takes_one_out():
@@ -86,7 +86,7 @@ def test_a_step_ends_at_the_last_value_it_reaches():
     assert dimension.probes == [8, 16, 24, 32, 40, 48, 56]
 
 
-def test_final_rate_is_never_above_a_rate_that_is_drawn():
+def test_final_rate_is_never_above_a_sampled_rate():
     space = space_of(["optim.learning_rate=log:1e-6:1e-4"])
     check_space(space, "demo", [], lambda config: None)
     final = resolve("demo", []).optim.final_learning_rate
@@ -139,7 +139,7 @@ def test_module_is_searched_on_and_off_by_its_name(name):
     module = name.removeprefix("model.").removesuffix(".enabled")
     assert (dimension.name, dimension.choices) == (f"{module}.enabled", (True, False))
     base = resolve("demo", [])
-    assert space_of([f"{name}=choice:on,off"], []).drawn(base.flat()) == {dimension.name: True}
+    assert space_of([f"{name}=choice:on,off"], []).parameters(base.flat()) == {dimension.name: True}
     assert not getattr(config_with("demo", [], {dimension.name: False}).model, module).enabled
 
 
