@@ -29,8 +29,9 @@ from data_catalog.cards import load_card
 from data_catalog.formats import FORMATS
 from data_catalog.progress import Progress
 from data_catalog.samples.held_out import splits_on_disk
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 
 TEMPLATE_VERSION = 1
@@ -96,7 +97,7 @@ def make_captions(
         | {"template": TEMPLATE_VERSION}
         | redaction_settings(settings.redact),
         inputs={"samples": samples.digest, "readings": files.digest},
-        work=work,
+        specs=work,
         maker=_CaptionsMaker(samples, CaptionWriter(tuple(card.attributes), card.kind, settings.redact)),
         summarise=lambda shards: (
             summarise_captions(shards, settings.redact) | {"unused": len(files.samples) - used}

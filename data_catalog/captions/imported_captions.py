@@ -14,8 +14,9 @@ from data_catalog.captions.caption_table import redaction_settings, total_counts
 from data_catalog.captions.redaction import redact
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 
 CLIP_CONTEXT = 77
@@ -95,7 +96,7 @@ def import_captions(
         kind=TableKind.CAPTIONS,
         settings=settings.model_dump(exclude={"redact"}) | redaction_settings(settings.redact),
         inputs={"samples": samples.digest, "captions": read.digest},
-        work=[
+        specs=[
             {
                 "shard": number,
                 "captions": {id_: read.captions[id_] for id_ in of_shard if id_ in read.captions},

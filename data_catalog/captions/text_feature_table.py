@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, text_features_schema
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 
 LIGHT_CAPTIONS = 512
@@ -108,7 +109,7 @@ def make_text_features(
             "captions": captions.digest,
             "clip": tower.digest,
         },
-        work=[{"shard": number} for number in range(len(captions.manifest.shards))],
+        specs=[{"shard": number} for number in range(len(captions.manifest.shards))],
         maker=TextFeaturesMaker(captions, source, settings.batch_size, load),
         summarise=summarise,
         created={"clip": source},

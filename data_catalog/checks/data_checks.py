@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_catalog.checks.artifacts import Artifacts, card_of
 from data_catalog.checks.image_hashes import (
@@ -31,10 +31,8 @@ NAMED = 5
 _LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
-class CheckSettings(BaseModel):
-    """Where the checks draw their lines."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CheckSettings(Record):
+    """Limits of the checks."""
 
     samples_per_identity: int = Field(4, ge=1)
     """Samples of an identity that a batch wants."""

@@ -8,7 +8,6 @@ once; looking for copies in it takes seconds.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -21,8 +20,9 @@ from PIL import Image
 
 from data_catalog.progress import Progress
 from data_catalog.samples.images import decode_triplets
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import IMAGE_HASHES_SCHEMA, TableKind
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
 
@@ -56,7 +56,7 @@ def make_image_hashes(samples: Table, progress: Progress | None = None) -> Table
         kind=TableKind.IMAGE_HASHES,
         settings={"hash": "phash", "bits": HASH_BITS},
         inputs={"samples": samples.digest},
-        work=[{"shard": number} for number in range(len(samples.manifest.shards))],
+        specs=range(len(samples.manifest.shards)),
         maker=_HashesMaker(samples),
         summarise=lambda shards: {},
         progress=progress,
@@ -64,15 +64,15 @@ def make_image_hashes(samples: Table, progress: Progress | None = None) -> Table
 
 
 @dataclass(frozen=True)
-class _HashesMaker(ShardMaker):
+class _HashesMaker(ShardMaker[int]):
     samples: Table
 
     @property
     def is_light(self) -> bool:
         return True
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        samples = self.samples.read_shard(work["shard"])
+    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
+        samples = self.samples.read_shard(number)
         digests, hashes, details = [], [], []
         for row in range(samples.num_rows):
             # One row at a time: a shard of decoded images is much memory.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell, encode_png
@@ -23,10 +23,8 @@ from data_catalog.tables.table import Table
 MAX_SAMPLES = 400
 
 
-class SheetSettings(BaseModel):
-    """Which samples a sheet shows, and how tokens are made of their masks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SheetSettings(Record):
+    """Which samples a sheet shows, and how their masks become tokens."""
 
     split: str | None = None
     identities: tuple[int, ...] = ()

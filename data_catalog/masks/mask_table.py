@@ -18,8 +18,9 @@ from data_catalog.formats import FORMATS
 from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
 from data_catalog.progress import Progress
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 
 
@@ -162,7 +163,7 @@ def build_masks(
         kind=TableKind.MASKS,
         settings=settings,
         inputs={"samples": samples.digest},
-        work=[{"shard": number} for number in range(len(samples.manifest.shards))],
+        specs=[{"shard": number} for number in range(len(samples.manifest.shards))],
         maker=maker,
         summarise=summarise,
         key_extra=extra,

@@ -1,19 +1,19 @@
-"""One way to build every table: shards spread over Ray Data actors, the manifest last.
+"""One way to build every table: shards are made in parallel by Ray Data actors, the manifest is written last.
 
-A shard is made by one actor from shards of its inputs, mostly the same-numbered one, and written whole under
-its final name; what is made sooner than actors start is made by the process that wants it. So the result
-depends neither on the number of actors nor on who finishes first, and a step that was interrupted continues
-with the shards that are missing. Of two processes that want the same table one builds it and the other waits
-(see `data_catalog.storage.claims`).
+One actor makes a shard from shards of the inputs, mostly from those of the same number, and writes it whole
+under its final name. While that is faster than starting actors, this process makes the shards. So the result
+depends neither on the number of actors nor on which finishes first, and an interrupted step continues with
+the missing shards. Of two processes that want the same table one builds it and the other waits (see
+`data_catalog.storage.claims`).
 """
 
-import hashlib
 import json
 import logging
+import math
+import os
 import platform
 import re
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,9 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 from threadpoolctl import threadpool_limits
 
 from data_catalog.errors import CatalogError, NotWritableError
@@ -33,63 +30,23 @@ from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
 from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, find_complete_shard
 from data_catalog.tables.table import (
     MANIFEST,
     Manifest,
     ShardRecord,
     Table,
-    content_digest,
     json_digest,
     open_table,
-    read_shard_file,
     table_digest,
     table_path,
 )
 
-_LOGGER = logging.getLogger(__name__)
-_METADATA = b"data_catalog"
-_ACTORS_START_SECONDS = 10.0
-"""What Ray and the first actors take to start, about, with all that they import."""
+LOCAL_SECONDS_VARIABLE = "DATA_CATALOG_LOCAL_SECONDS"
+"""Environment variable: a table is built in this process while the shards left are estimated to take at most
+this long; 10 by default, about what Ray and the first actors take to start. `inf` uses no actors at all."""
+
 _LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch", "sam2")
-
-
-class ShardMaker(ABC):
-    """Makes the rows of one shard; sent to the actors, so it holds settings and handles, not models."""
-
-    @property
-    def gpus_per_actor(self) -> float:
-        """GPUs that one actor uses where the cluster has any; without them it runs on CPUs."""
-        return 0
-
-    @property
-    def cpus_per_actor(self) -> float:
-        """CPUs that one actor uses where it has no GPU, and all of a machine's where that has fewer."""
-        return 1
-
-    @property
-    def is_light(self) -> bool:
-        """Whether a shard takes a few seconds at the most: then a few are made before actors have started."""
-        return False
-
-    def prepare(self) -> None:
-        """Load what is dear (a model); called once in every actor, before its first shard."""
-        return
-
-    def is_final(self, statistics: Mapping[str, Any]) -> bool:
-        """Whether a shard that an interrupted build left would be made the same again.
-
-        Args:
-            statistics: What `make` told of it.
-        """
-        return True
-
-    @abstractmethod
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        """Rows of the shard and what to tell of it in the manifest (JSON values only).
-
-        Args:
-            work: What `build_table` was given for this shard.
-        """
 
 
 def build_table(
@@ -99,8 +56,8 @@ def build_table(
     kind: TableKind,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
-    work: Sequence[Mapping[str, Any]],
-    maker: ShardMaker,
+    specs: Sequence[Spec],
+    maker: ShardMaker[Spec],
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
     key_extra: Any = None,
     created: Mapping[str, Any] | None = None,
@@ -115,23 +72,23 @@ def build_table(
         kind: Which table.
         settings: What shapes the rows; part of key and digest.
         inputs: Name to digest of what the table is made from; part of key and digest.
-        work: One JSON object per shard: what `maker.make` needs to know.
+        specs: Of each shard, what `maker.make` needs to know; JSON values.
         maker: Makes a shard.
-        summarise: From the statistics of all shards, in order, to the statistics of the table; may raise
-            CatalogError to refuse the table.
+        summarise: From the statistics of all shards, in order, to the statistics of the table (JSON values);
+            may raise CatalogError to refuse the table.
         key_extra: What else distinguishes this request, such as the listing of a source folder; part of
             the key only.
-        created: What else to note about the origin; part of neither.
-        before: Called once before shards are made, and not at all where the table exists.
+        created: What else to store about the origin; part of neither.
+        before: Called once before shards are made; not called where the table exists.
         progress: Called as shards complete.
 
     Raises:
-        CatalogError: If something the user gave is wrong; no table then exists, but complete shards stay.
+        CatalogError: If an input is wrong; no table exists then, but complete shards are kept.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
         raise CatalogError(f"dataset {dataset!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
     start = time.monotonic()
-    # Actors run in other folders, so a relative catalog would be another one there.
+    # Actors run in other folders, where a relative path would mean another catalog.
     catalog = str(catalog) if "://" in str(catalog) else str(Path(catalog).resolve())
     key = json_digest(
         {
@@ -145,7 +102,7 @@ def build_table(
     if (table := open_table(catalog, dataset, kind, key)) is not None:
         return table
     root = table_path(catalog, dataset, kind, key)
-    files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(work))]
+    files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(specs))]
 
     def is_built() -> bool:
         _report_files(root, files, progress)
@@ -159,9 +116,9 @@ def build_table(
         filesystems.remove_partial_files(filesystem, folder)
         if before is not None:
             before()
-        records = _make_shards(root, files, work, maker, progress)
-        shards = tuple(record for record, _ in records)
-        statistics = summarise([facts for _, facts in records])
+        made = _make_shards(root, files, specs, maker, progress)
+        shards = tuple(record for record, _ in made)
+        statistics = summarise([statistics for _, statistics in made])
         manifest = Manifest(
             table=kind,
             dataset=dataset,
@@ -182,12 +139,12 @@ def build_table(
         ).sealed()
         data = manifest.to_bytes()
         filesystems.write_atomically(filesystem, f"{folder}/{MANIFEST}", data)
-        # As a later call will read it: a tuple among the settings is a list from here on.
+        # Read back, so that this handle equals a later one: JSON turns tuples of the settings into lists.
         return Table(catalog, Manifest.model_validate_json(data), reused=False)
 
 
 def _report_files(root: str, files: Sequence[str], progress: Progress | None) -> None:
-    """Report how many shards another builder has written."""
+    """Report how many shards another process has written."""
     if progress is not None:
         found = filesystems.list_files(*filesystems.open_root(root))
         progress(sum(name in found for name in files), len(files))
@@ -205,53 +162,48 @@ def _library_versions() -> dict[str, str]:
 def _make_shards(
     root: str,
     files: Sequence[str],
-    work: Sequence[Mapping[str, Any]],
-    maker: ShardMaker,
+    specs: Sequence[Spec],
+    maker: ShardMaker[Spec],
     progress: Progress | None,
 ) -> list[tuple[ShardRecord, dict[str, Any]]]:
-    """Record and statistics of every shard, in order; only those that are missing are made."""
+    """Record and statistics of every shard, in order; makes those that are missing."""
     filesystem, folder = filesystems.open_root(root)
-    done = {
-        number: complete
-        for number, name in enumerate(files)
-        if (complete := _complete_shard(filesystem, f"{folder}/{name}")) is not None
-        and maker.is_final(complete[1])
-    }
+    done: dict[int, tuple[ShardRecord, dict[str, Any]]] = {}
+    missing: list[dict[str, Any]] = []
+    for number, (file, spec) in enumerate(zip(files, specs, strict=True)):
+        complete = find_complete_shard(filesystem, f"{folder}/{file}")
+        if complete is not None and maker.is_final(complete[1]):
+            done[number] = complete
+        else:
+            missing.append({"number": number, "file": file, "spec": json.dumps(spec)})
     report = progress or no_progress
     report(len(done), len(files))
-    missing = [number for number in range(len(files)) if number not in done]
-    if missing:
-        rows = [
-            {"number": number, "file": files[number], "work": json.dumps(work[number])} for number in missing
-        ]
-        for result in _results(rows, root, maker):
-            if result["error"]:
-                raise (NotWritableError if result["is_unwritable"] else CatalogError)(result["error"])
-            made = ShardRecord.model_validate_json(result["record"])
-            done[int(result["number"])] = made, json.loads(result["statistics"])
-            report(len(done), len(files))
+    for result in _results(missing, root, maker):
+        if result["error"]:
+            raise (NotWritableError if result["is_unwritable"] else CatalogError)(result["error"])
+        record = ShardRecord.model_validate_json(result["record"])
+        done[int(result["number"])] = record, json.loads(result["statistics"])
+        report(len(done), len(files))
     return [done[number] for number in range(len(files))]
 
 
-def _results(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Iterator[dict[str, Any]]:
-    """What becomes of each shard, as they come: made here while that is sooner, the rest by actors."""
-    if not maker.gpus_per_actor and (maker.is_light or len(rows) == 1):
-        writer, start = _ShardWriter(root, maker), time.monotonic()
-        for done in range(len(rows)):
-            left = len(rows) - done
-            if done and (time.monotonic() - start) / done * left > _ACTORS_START_SECONDS:
-                rows = rows[done:]
-                break
-            # On as many processors as an actor has.
-            with threadpool_limits(limits=max(1, int(maker.cpus_per_actor))):
-                made = writer({name: np.array([value]) for name, value in rows[done].items()})
-            yield {name: values[0] for name, values in made.items()}
-        else:
+def _results(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> Iterator[dict[str, Any]]:
+    """The result of each shard, as they complete: made here while that is faster, the rest by actors."""
+    local_seconds = float(os.environ.get(LOCAL_SECONDS_VARIABLE, "10"))
+    is_local = (not maker.gpus_per_actor and (maker.is_light or len(rows) == 1)) or local_seconds == math.inf
+    writer, start = ShardWriter(root, maker), time.monotonic()
+    for done, row in enumerate(rows):
+        elapsed_seconds = time.monotonic() - start
+        if not is_local or (done and elapsed_seconds / done * (len(rows) - done) > local_seconds):
+            yield from _run_actors(rows[done:], root, maker)
             return
-    yield from _run_actors(rows, root, maker)
+        # On as many CPUs as an actor has.
+        with threadpool_limits(limits=max(1, int(maker.cpus_per_actor))):
+            result = writer({name: np.array([value]) for name, value in row.items()})
+        yield {name: values[0] for name, values in result.items()}
 
 
-def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Any:
+def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> Any:
     import ray  # noqa: PLC0415
 
     ensure_ray()
@@ -260,23 +212,25 @@ def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker) -> Any
     actors, share = share_machines(machines, maker)
     actors = min(len(rows), actors)
     shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _ShardWriter,
+        ShardWriter,
         fn_constructor_args=(root, maker),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
         **share,
     )
-    # Ray sets up its loggers with the first data set, so they are quietened after it.
+    # Ray configures its loggers with the first data set, so their level is set after it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return shards.iter_rows()
 
 
-def share_machines(machines: Sequence[Mapping[str, float]], maker: ShardMaker) -> tuple[int, dict[str, Any]]:
-    """How many actors a cluster holds, and what Ray is to keep for each.
+def share_machines(
+    machines: Sequence[Mapping[str, float]], maker: ShardMaker[Any]
+) -> tuple[int, dict[str, Any]]:
+    """How many actors a cluster holds, and the resources that Ray reserves for each.
 
     Args:
         machines: CPUs and GPUs of every machine, as Ray names them.
-        maker: What the actors do.
+        maker: What the actors run.
     """
     gpus = maker.gpus_per_actor
     if gpus and any(machine.get("GPU", 0) >= gpus for machine in machines):
@@ -284,75 +238,3 @@ def share_machines(machines: Sequence[Mapping[str, float]], maker: ShardMaker) -
     largest = max((machine.get("CPU", 0) for machine in machines), default=0)
     cpus = max(1, min(maker.cpus_per_actor, largest))
     return max(1, sum(int(machine.get("CPU", 0) / cpus) for machine in machines)), {"num_cpus": cpus}
-
-
-class _ShardWriter:
-    """The Ray Data actor: makes one shard a call and writes it."""
-
-    def __init__(self, root: str, maker: ShardMaker) -> None:
-        self.filesystem, self.folder = filesystems.open_root(root)
-        self.maker = maker
-        self.is_prepared = False
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        path = f"{self.folder}/{batch['file'][0]}"
-        result = {"number": int(batch["number"][0]), "record": "", "statistics": "", "error": ""}
-        result["is_unwritable"] = False
-        # An exception would reach the driver as a page of Ray's traceback; the message is for the user.
-        try:
-            if not self.is_prepared:
-                self.maker.prepare()
-                self.is_prepared = True
-            rows, statistics = self.maker.make(json.loads(str(batch["work"][0])))
-            record = _write_shard(self.filesystem, path, rows, statistics)
-            result |= {"record": record.model_dump_json(), "statistics": json.dumps(statistics)}
-        except CatalogError as error:
-            result |= {"error": str(error), "is_unwritable": isinstance(error, NotWritableError)}
-        except Exception as error:
-            _LOGGER.exception("shard %s could not be made", path)
-            result["error"] = (
-                f"shard {path} could not be made ({type(error).__name__}: {error}). This is a fault of the "
-                "program: its traceback is in the log of the worker, as a rule below "
-                "/tmp/ray/session_latest/logs. Shards that are complete are kept"
-            )
-        return {name: [value] for name, value in result.items()}
-
-
-def _write_shard(
-    filesystem: fs.FileSystem, path: str, rows: pa.Table, statistics: Mapping[str, Any]
-) -> ShardRecord:
-    # What an interrupted build must know of this shard travels inside it, so that file and facts are one.
-    content = content_digest(rows)
-    facts = json.dumps({"content": content, "statistics": statistics}).encode()
-    rows = rows.replace_schema_metadata({_METADATA: facts})
-    sink = pa.BufferOutputStream()
-    if path.endswith(TableKind.VIEW.suffix):
-        with pa.ipc.new_file(sink, rows.schema) as writer:
-            writer.write_table(rows.combine_chunks())
-    else:
-        pq.write_table(rows, sink, compression="zstd", use_dictionary=False)
-    data = sink.getvalue()
-    filesystems.write_atomically(filesystem, path, data)
-    return ShardRecord(
-        file=path.rpartition("/")[2],
-        rows=rows.num_rows,
-        sha256=hashlib.sha256(data).hexdigest(),
-        content=content,
-    )
-
-
-def _complete_shard(filesystem: fs.FileSystem, path: str) -> tuple[ShardRecord, dict[str, Any]] | None:
-    """What an earlier build left of this shard, or None where it must be made."""
-    if not filesystems.exists(filesystem, path):
-        return None
-    try:
-        rows = read_shard_file(filesystem, path)
-        facts = json.loads((rows.schema.metadata or {})[_METADATA])
-        sha256 = hashlib.sha256(filesystems.read_buffer(filesystem, path)).hexdigest()
-        content = content_digest(rows)
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        return None
-    if content != facts["content"]:
-        return None
-    record = ShardRecord(file=path.rpartition("/")[2], rows=rows.num_rows, sha256=sha256, content=content)
-    return record, facts["statistics"]

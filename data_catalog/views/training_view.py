@@ -9,31 +9,30 @@ train on some shards alone (`data_catalog.views.placement`). The published data 
 identity first, so for them this is the order of `sample_index`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.samples.images import decode_mask, decode_triplets, foreground_share
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, view_schema
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import count_identities, cut_by_identity
 
 _LABELS = ("identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
-class ViewSettings(BaseModel):
+class ViewSettings(Record):
     """What a view holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: str
     height: int = Field(ge=1)
@@ -97,7 +96,7 @@ def make_view(
         kind=TableKind.VIEW,
         settings=settings.model_dump(),
         inputs=inputs,
-        work=_cut(samples, settings),
+        specs=_shard_specs(samples, settings),
         maker=_ViewMaker(samples, masks, text_features, settings),
         summarise=lambda shards: {
             "identities": [shard["identities"] for shard in shards],
@@ -107,8 +106,14 @@ def make_view(
     )
 
 
-def _cut(samples: Table, settings: ViewSettings) -> list[dict[str, Any]]:
-    """What each shard holds: its identities, and the shards of samples in which they are."""
+class _ShardSpec(TypedDict):
+    """The identities of a shard, and the shards of samples that they are in."""
+
+    identities: list[int]
+    shards: list[int]
+
+
+def _shard_specs(samples: Table, settings: ViewSettings) -> list[_ShardSpec]:
     found: dict[int, npt.NDArray[np.int64]] = {}
     for number in range(len(samples.manifest.shards)):
         rows = samples.read_shard(number, ["split", "identity"])
@@ -126,7 +131,7 @@ def _cut(samples: Table, settings: ViewSettings) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _ViewMaker(ShardMaker):
+class _ViewMaker(ShardMaker[_ShardSpec]):
     samples: Table
     masks: Table | None
     text_features: Table | None
@@ -136,12 +141,12 @@ class _ViewMaker(ShardMaker):
     def is_light(self) -> bool:
         return True
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        numbers, size = work["shards"], (self.settings.height, self.settings.width)
+    def make(self, spec: _ShardSpec) -> tuple[pa.Table, dict[str, Any]]:
+        numbers, size = spec["shards"], (self.settings.height, self.settings.width)
         keys = _read(self.samples, numbers, ["sample_index", "identity"])
         index, identity = (keys[name].to_numpy() for name in ("sample_index", "identity"))
         order = np.lexsort((index, identity))
-        chosen = order[np.isin(identity[order], work["identities"])]
+        chosen = order[np.isin(identity[order], spec["identities"])]
         samples = _read(self.samples, numbers).take(chosen)
         rows = samples.num_rows
         pixels = np.empty((rows, 3, 3, *size), dtype=np.uint8)

@@ -61,7 +61,7 @@ def built_once(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessi
     """
     catalog = tmp_path_factory.mktemp("catalog")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(building, "_ACTORS_START_SECONDS", 0.0)
+        patched.setenv(building.LOCAL_SECONDS_VARIABLE, "0")
         tables = steps.all_steps(source, catalog)
     return Built(source, catalog, **tables)
 

@@ -1,6 +1,5 @@
 """The steps of a small catalog one after the other; also in a process that kills itself while it writes."""
 
-import math
 import os
 import signal
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ def all_steps(source: Path, catalog: Path) -> dict[str, Table]:
 
 def without_actors(patched: pytest.MonkeyPatch) -> None:
     """Let the process that wants a table make it: what it writes is written in a known order."""
-    patched.setattr(building, "_ACTORS_START_SECONDS", math.inf)
+    patched.setenv(building.LOCAL_SECONDS_VARIABLE, "inf")
 
 
 def die(source: Path, catalog: Path, files: int) -> None:

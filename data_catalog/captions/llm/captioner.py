@@ -29,8 +29,9 @@ from data_catalog.captions.predicted_attributes import FilledAttribute, Predicti
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 
 
@@ -84,7 +85,7 @@ def make_llm_captions(
         | {"template": TEMPLATE_VERSION, "prompts": PROMPTS_VERSION, "schema": questions.schema_digest}
         | redaction_settings(settings.redact),
         inputs={"samples": samples.digest},
-        work=[{"shard": number} for number in range(len(samples.manifest.shards))],
+        specs=[{"shard": number} for number in range(len(samples.manifest.shards))],
         maker=_LlmCaptionsMaker(
             samples, questions, store, CaptionWriter(tuple(card.attributes), card.kind, settings.redact)
         ),

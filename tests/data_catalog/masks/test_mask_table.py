@@ -20,7 +20,8 @@ from data_catalog.samples.images import (
     intersection_over_union,
 )
 from data_catalog.synthetic import SyntheticSettings, draw_sample
-from data_catalog.tables.building import ShardMaker, share_machines
+from data_catalog.tables.building import share_machines
+from data_catalog.tables.shards import ShardMaker
 from tests.data_catalog.folders import HEIGHT, WIDTH, sample_ids, true_mask_path
 
 

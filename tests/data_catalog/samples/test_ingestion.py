@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data_catalog.errors import CatalogError
-from data_catalog.samples.ingestion import IngestSettings, image_size, ingest
+from data_catalog.samples.ingestion import IngestSettings, ingest
+from data_catalog.samples.source_images import image_size
 from data_catalog.tables.table import list_tables
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
 

@@ -9,15 +9,15 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 
 SHARDS = 8
@@ -25,7 +25,7 @@ MASK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class SlowMaker(ShardMaker):
+class SlowMaker(ShardMaker[dict[str, int]]):
     """Makes shards of one row.
 
     Attributes:
@@ -41,9 +41,9 @@ class SlowMaker(ShardMaker):
             limit = MASK_BYTES // 2
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, spec: dict[str, int]) -> tuple[pa.Table, dict[str, Any]]:
         time.sleep(self.seconds)
-        number = work["number"]
+        number = spec["number"]
         # Bytes that do not compress.
         mask = b"".join(
             (number * 10**9 + i * 2654435761 % 10**9).to_bytes(8, "big") for i in range(MASK_BYTES // 8)
@@ -60,7 +60,7 @@ def build(catalog: Path | str, seconds: float, full: Path | None = None) -> Tabl
         kind=TableKind.MASKS,
         settings={},
         inputs={"samples": "0" * 64},
-        work=[{"number": number} for number in range(SHARDS)],
+        specs=[{"number": number} for number in range(SHARDS)],
         maker=SlowMaker(seconds, full),
         summarise=lambda shards: {},
     )

@@ -6,7 +6,6 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from pyarrow import fs
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.inspect.verification import verify
 from data_catalog.storage.filesystems import write_atomically
-from data_catalog.tables import building
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.shards import ShardMaker, ShardWriter
 from data_catalog.tables.table import Table, list_tables
 from tests.data_catalog import steps
 from tests.data_catalog.tables import slow_build
@@ -104,29 +103,29 @@ def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_sessio
 
 
 @dataclass(frozen=True)
-class BrokenMaker(ShardMaker):
+class BrokenMaker(ShardMaker[dict[str, int]]):
     is_broken_early: bool = False
 
     def prepare(self) -> None:
         if self.is_broken_early:
             raise MemoryError("no room for the model")
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        raise ZeroDivisionError(f"nothing in {work['number']}")
+    def make(self, spec: dict[str, int]) -> tuple[pa.Table, dict[str, Any]]:
+        raise ZeroDivisionError(f"nothing in {spec['number']}")
 
 
 def test_unexpected_exception_is_one_message_and_its_traceback_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = {name: np.array([value]) for name, value in (("number", 3), ("file", "shard-00003.parquet"))}
-    batch["work"] = np.array(['{"number": 3}'])
+    batch["spec"] = np.array(['{"number": 3}'])
     for maker, message in (
         (BrokenMaker(), "ZeroDivisionError: nothing in 3"),
         (BrokenMaker(is_broken_early=True), "MemoryError: no room for the model"),
     ):
-        result = building._ShardWriter(str(tmp_path), maker)(batch)
-        [told] = result["error"]
-        assert told.startswith(f"shard {tmp_path}/shard-00003.parquet could not be made ({message}). ")
+        result = ShardWriter(str(tmp_path), maker)(batch)
+        [error] = result["error"]
+        assert error.startswith(f"shard {tmp_path}/shard-00003.parquet could not be made ({message}). ")
         assert "Traceback" in caplog.text
         assert message in caplog.text
 
@@ -141,7 +140,7 @@ def test_unexpected_exception_in_an_actor_reaches_the_user_as_a_catalog_error(
             kind=TableKind.MASKS,
             settings={},
             inputs={},
-            work=[{"number": 0}],
+            specs=[{"number": 0}],
             maker=BrokenMaker(),
             summarise=lambda shards: {},
         )

@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,20 @@ import pytest
 
 from data_catalog.errors import CatalogError
 from data_catalog.storage.filesystems import open_root, write_atomically
-from data_catalog.tables import building
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE, build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table, content_digest, find_table, list_tables, open_table
 
 
 @dataclass(frozen=True)
-class StubMaker(ShardMaker):
+class StubMaker(ShardMaker[dict[str, int]]):
     """Makes shards of two rows; refuses the second one while `refuse` exists."""
 
     refuse: Path
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        number = work["number"]
+    def make(self, spec: dict[str, int]) -> tuple[pa.Table, dict[str, Any]]:
+        number = spec["number"]
         if number == 1 and self.refuse.exists():
             raise CatalogError(f"{self.refuse} is in the way")
         index = [2 * number, 2 * number + 1]
@@ -49,7 +48,7 @@ def build(catalog: Path, refuse: Path, **changes: Any) -> Table:
         "kind": TableKind.MASKS,
         "settings": {"stub": 1},
         "inputs": {"samples": "0" * 64},
-        "work": [{"number": number} for number in range(4)],
+        "specs": [{"number": number} for number in range(4)],
         "maker": StubMaker(refuse),
         "summarise": lambda shards: {"numbers": [shard["number"] for shard in shards]},
     }
@@ -99,9 +98,9 @@ class LightMaker(StubMaker):
     def is_light(self) -> bool:
         return True
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, spec: dict[str, int]) -> tuple[pa.Table, dict[str, Any]]:
         time.sleep(self.seconds)
-        rows, statistics = super().make(work)
+        rows, statistics = super().make(spec)
         return rows, statistics | {"process": os.getpid()}
 
 
@@ -109,7 +108,7 @@ class LightMaker(StubMaker):
 def test_shards_are_made_here_only_while_that_is_sooner_than_actors_start(
     seconds: float, made_here: int, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_ACTORS_START_SECONDS", 0.5)
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0.5")
     maker = LightMaker(tmp_path / "no", seconds)
     table = build(tmp_path, tmp_path / "no", maker=maker, summarise=lambda shards: {"shards": shards})
     shards = table.statistics["shards"]
@@ -159,14 +158,14 @@ def test_content_digest_sees_values_and_types_but_not_chunks_or_metadata() -> No
 
 def test_find_gives_the_newest_table_that_fits(tmp_path: Path, ray_session: None) -> None:
     one_shard = [{"number": 0}]
-    old = build(tmp_path, tmp_path / "no", work=one_shard, settings={"stub": 1})
-    new = build(tmp_path, tmp_path / "no", work=one_shard, settings={"stub": 2})
+    old = build(tmp_path, tmp_path / "no", specs=one_shard, settings={"stub": 1})
+    new = build(tmp_path, tmp_path / "no", specs=one_shard, settings={"stub": 2})
     assert find_table(tmp_path, "stub", TableKind.MASKS).digest == new.digest
     assert find_table(tmp_path, "stub", TableKind.MASKS, settings={"stub": 1}).digest == old.digest
     assert find_table(tmp_path, "stub", TableKind.MASKS, key=old.manifest.key).digest == old.digest
     with pytest.raises(CatalogError, match=r"made from samples 1111.*run `python -m data_catalog masks`"):
         find_table(tmp_path, "stub", TableKind.MASKS, inputs={"samples": "1111"})
-    assert build(tmp_path, tmp_path / "no", work=one_shard, settings={"stub": 1}).reused
+    assert build(tmp_path, tmp_path / "no", specs=one_shard, settings={"stub": 1}).reused
 
 
 def test_table_handle_travels_to_other_processes(built: Any) -> None:

@@ -1,0 +1,144 @@
+"""One shard of a table: how its rows are made and written, and whether an earlier build completed it."""
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.storage import filesystems
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import ShardRecord, content_digest, read_shard_file
+
+_LOGGER = logging.getLogger(__name__)
+_METADATA = b"data_catalog"
+
+Spec = TypeVar("Spec")
+"""A shard spec, of JSON values: what a maker needs to know to make one shard."""
+
+
+class ShardMaker(ABC, Generic[Spec]):
+    """Makes the rows of one shard; sent to the actors, so it holds settings and handles, not models."""
+
+    @property
+    def gpus_per_actor(self) -> float:
+        """GPUs that one actor uses where the cluster has any; without them it runs on CPUs."""
+        return 0
+
+    @property
+    def cpus_per_actor(self) -> float:
+        """CPUs that one actor uses where it has no GPU; at most all those of a machine."""
+        return 1
+
+    @property
+    def is_light(self) -> bool:
+        """Whether a shard takes a few seconds at most: some can then be made before actors have started."""
+        return False
+
+    def prepare(self) -> None:
+        """Load what is expensive (a model); called once in every actor, before its first shard."""
+        return
+
+    def is_final(self, statistics: Mapping[str, Any]) -> bool:
+        """Whether a shard that an interrupted build left would be made the same again.
+
+        Args:
+            statistics: What `make` returned for it.
+        """
+        return True
+
+    @abstractmethod
+    def make(self, spec: Spec) -> tuple[pa.Table, dict[str, Any]]:
+        """Make one shard.
+
+        Args:
+            spec: What `build_table` was given for this shard.
+
+        Returns:
+            Its rows, and statistics (JSON values) for `summarise` of `build_table`.
+        """
+
+
+class ShardWriter:
+    """The Ray Data actor: each call makes one shard and writes it."""
+
+    def __init__(self, root: str, maker: ShardMaker[Any]) -> None:
+        self.filesystem, self.folder = filesystems.open_root(root)
+        self.maker = maker
+        self.is_prepared = False
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Make the shard of a batch of one row.
+
+        Args:
+            batch: `number`, `file` and `spec` (as JSON).
+
+        Returns:
+            Columns of one row: `number`, and either `record` and `statistics` (as JSON) or `error` and
+            `is_unwritable`.
+        """
+        path = f"{self.folder}/{batch['file'][0]}"
+        result = {"number": int(batch["number"][0]), "record": "", "statistics": "", "error": ""}
+        result["is_unwritable"] = False
+        # An exception would reach the user inside a page of Ray's traceback, so its message is a result.
+        try:
+            if not self.is_prepared:
+                self.maker.prepare()
+                self.is_prepared = True
+            rows, statistics = self.maker.make(json.loads(str(batch["spec"][0])))
+            record = _write_shard(self.filesystem, path, rows, statistics)
+            result |= {"record": record.model_dump_json(), "statistics": json.dumps(statistics)}
+        except CatalogError as error:
+            result |= {"error": str(error), "is_unwritable": isinstance(error, NotWritableError)}
+        except Exception as error:
+            _LOGGER.exception("shard %s could not be made", path)
+            result["error"] = (
+                f"shard {path} could not be made ({type(error).__name__}: {error}). This is a fault of the "
+                "program: its traceback is in the log of the worker, usually below "
+                "/tmp/ray/session_latest/logs. Complete shards are kept"
+            )
+        return {name: [value] for name, value in result.items()}
+
+
+def _write_shard(
+    filesystem: fs.FileSystem, path: str, rows: pa.Table, statistics: Mapping[str, Any]
+) -> ShardRecord:
+    # What a later build must know of this shard is stored inside it, so that both are complete or neither.
+    content = content_digest(rows)
+    facts = json.dumps({"content": content, "statistics": statistics}).encode()
+    rows = rows.replace_schema_metadata({_METADATA: facts})
+    sink = pa.BufferOutputStream()
+    if path.endswith(TableKind.VIEW.suffix):
+        with pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows.combine_chunks())
+    else:
+        pq.write_table(rows, sink, compression="zstd", use_dictionary=False)
+    data = sink.getvalue()
+    filesystems.write_atomically(filesystem, path, data)
+    return _record(path, rows, data, content)
+
+
+def find_complete_shard(filesystem: fs.FileSystem, path: str) -> tuple[ShardRecord, dict[str, Any]] | None:
+    """Record and statistics of a shard that an earlier build left, or None where it must be made."""
+    if not filesystems.exists(filesystem, path):
+        return None
+    try:
+        rows = read_shard_file(filesystem, path)
+        facts = json.loads((rows.schema.metadata or {})[_METADATA])
+        data = filesystems.read_buffer(filesystem, path)
+        content = content_digest(rows)
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+        return None
+    return (_record(path, rows, data, content), facts["statistics"]) if content == facts["content"] else None
+
+
+def _record(path: str, rows: pa.Table, data: pa.Buffer, content: str) -> ShardRecord:
+    sha256 = hashlib.sha256(data).hexdigest()
+    return ShardRecord(file=path.rpartition("/")[2], rows=rows.num_rows, sha256=sha256, content=content)
