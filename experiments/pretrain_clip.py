@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data_catalog.captions.sentences import PERSON, write_caption
 from data_catalog.records import Record, add_json_options
-from data_catalog.synthetic import SyntheticSettings, draw_sample, true_attributes
+from data_catalog.synthetic import SyntheticSettings, render_sample, true_attributes
 from experiments.command_line import run_command
 from stmi import keyed_random
 from stmi.clip import architecture, loading
@@ -68,7 +68,7 @@ def render_people(
     pixels = np.empty((count, 3, 3, settings.height, settings.width), dtype=np.uint8)
     attributes = []
     for i in tqdm(range(count), desc="rendering people", unit="person"):
-        sample = draw_sample(settings, identity=first + i, camera=i % settings.cameras, shot=0)
+        sample = render_sample(settings, identity=first + i, camera=i % settings.cameras, shot=0)
         pixels[i] = sample.pixels.transpose(0, 3, 1, 2)
         attributes.append(true_attributes(settings, first + i))
     return pixels, attributes

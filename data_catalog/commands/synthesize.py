@@ -1,4 +1,4 @@
-"""`synthesize`: draw the procedural benchmark."""
+"""`synthesize`: generate the synthetic data set."""
 
 import argparse
 import json
@@ -14,8 +14,8 @@ from data_catalog.synthetic import SynthesisReport, SyntheticSettings, synthesiz
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--kind", choices=("person", "vehicle"), help="what to draw (default: person)")
-    parser.add_argument("--seed", type=int, help="another seed draws other identities (default: 0)")
+    parser.add_argument("--kind", choices=("person", "vehicle"), help="what to render (default: person)")
+    parser.add_argument("--seed", type=int, help="another seed gives other identities (default: 0)")
     parser.add_argument("--size", type=image_size, metavar="HxW", help="image size (default: 64x32)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting, repeatable"
@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> SynthesisReport:
 
 COMMAND = Command(
     name="synthesize",
-    summary="Draw the procedural benchmark, in the RGBNT201 layout.",
+    summary="Generate the synthetic data set, in the RGBNT201 layout.",
     example="--out runs/benchmark --seed 0",
     add_options=_add_options,
     run=_run,

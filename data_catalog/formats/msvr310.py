@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from data_catalog.formats.folders import (
+from data_catalog.formats.folder_listing import (
     NamedImage,
     NamePattern,
     find_root,

@@ -8,7 +8,7 @@ counted from 1, then whatever tells the shots apart. `bounding_box_test` is the 
 import re
 from pathlib import Path
 
-from data_catalog.formats.folders import (
+from data_catalog.formats.folder_listing import (
     NamedImage,
     NamePattern,
     find_root,

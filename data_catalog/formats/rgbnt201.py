@@ -8,7 +8,7 @@ data set has none) is both query and gallery.
 import re
 from pathlib import Path
 
-from data_catalog.formats.folders import (
+from data_catalog.formats.folder_listing import (
     NamedImage,
     NamePattern,
     find_root,

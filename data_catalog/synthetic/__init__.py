@@ -1,33 +1,31 @@
-"""The procedural benchmark: people and vehicles drawn in RGB, near infrared and thermal infrared.
+"""The synthetic data set: people and vehicles rendered in RGB, near infrared and thermal infrared.
 
-It needs no download, knows the truth (masks, attributes) and writes the RGBNT201 format, so it takes
-the same road through the project as real data. `draw_sample` gives one sample in memory;
-`synthesize` writes a whole data set.
+It needs no download, comes with true masks and attributes, and is written in the RGBNT201 layout, so it goes
+through the same steps as real data. `render_sample` renders one sample in memory; `synthesize` writes a whole
+data set.
 """
 
-from data_catalog.synthetic.attribute_predictions import SOURCES, Reading, read_attributes
-from data_catalog.synthetic.attributes import attributes_of, person_attributes, vehicle_attributes
-from data_catalog.synthetic.identities import twin_of
-from data_catalog.synthetic.rendering import RenderedSample, draw_sample, true_attributes
-from data_catalog.synthetic.settings import SPLITS, Kind, Split, SyntheticSettings
+from data_catalog.synthetic.attributes import attribute_values
+from data_catalog.synthetic.identities import find_twin
+from data_catalog.synthetic.rendering import RenderedSample, render_sample, true_attributes
+from data_catalog.synthetic.simulated_predictions import SOURCES, SimulatedPrediction, predict_attributes
+from data_catalog.synthetic.synthetic_settings import SPLITS, Kind, Split, SyntheticSettings
 from data_catalog.synthetic.writing import SynthesisConflictError, SynthesisReport, synthesize
 
 __all__ = [
     "SOURCES",
     "SPLITS",
     "Kind",
-    "Reading",
     "RenderedSample",
+    "SimulatedPrediction",
     "Split",
     "SynthesisConflictError",
     "SynthesisReport",
     "SyntheticSettings",
-    "attributes_of",
-    "draw_sample",
-    "person_attributes",
-    "read_attributes",
+    "attribute_values",
+    "find_twin",
+    "predict_attributes",
+    "render_sample",
     "synthesize",
     "true_attributes",
-    "twin_of",
-    "vehicle_attributes",
 ]

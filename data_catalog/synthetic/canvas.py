@@ -1,8 +1,8 @@
 """A map of materials, and a brush that paints shapes on it.
 
-A material is five numbers: what it looks like in red, green and blue, near infrared and thermal
-infrared. A picture is drawn once, as a map that says which material is where; coloured through the
-materials' five channels it becomes three images that agree in geometry to the pixel.
+A material is five numbers: its level in red, green, blue, near infrared and thermal infrared. A sample is
+painted once, as a map that says which material is where; the five channels of the materials turn it into
+three images with the same geometry to the pixel.
 """
 
 import math
@@ -15,11 +15,11 @@ Material = tuple[int, int, int, int, int]
 
 NIR, TIR = 3, 4
 FULL_LIGHT = 256
-"""The shade of a surface that is lit as its material says; lower is darker."""
+"""The shade of a fully lit surface; lower is darker."""
 
 
 class Canvas:
-    """What is painted so far.
+    """What has been painted so far.
 
     Attributes:
         materials: Index into `table`, uint16 (height, width).
@@ -47,9 +47,9 @@ class Canvas:
         return len(self.table) - 1
 
     def colours(self) -> np.ndarray:
-        """The five channels of every pixel, shaded: int32 (height, width, 5), values 0 and up.
+        """The five channels of every pixel with shade: int32 (height, width, 5), values 0 and up.
 
-        Heat is radiated, not reflected: shade does not touch the thermal channel.
+        Heat is radiated, not reflected, so shade does not change the thermal channel.
         """
         channels = np.array(self.table, dtype=np.int32).take(self.materials, axis=0)
         channels[..., :TIR] *= self.shade[..., None]
@@ -157,6 +157,19 @@ class Brush:
         across = (2.0 * window[2] - left - right) / np.maximum(right - left, 1e-6)
         return self._paint(material, window, across * across, light, roundness)
 
+    def bar(
+        self,
+        material: int,
+        v0: float,
+        v1: float,
+        u: float,
+        half: float,
+        light: float = 1.0,
+        roundness: float = 0.0,
+    ) -> Region:
+        """A rectangle from v0 to v1, reaching `half` to both sides of u."""
+        return self.block(material, v0, v1, (u - half, u + half), None, light, roundness)
+
     def limb(
         self,
         material: int,
@@ -183,14 +196,14 @@ class Brush:
         return self._paint(material, window, distance, light, roundness)
 
     def recolour(self, region: Region, changes: dict[int, int]) -> None:
-        """Exchange materials in a region, keeping the shade: {painted index: new index}."""
+        """Replace materials in a region and keep the shade: {painted index: new index}."""
         window = self.canvas.materials[region.rows, region.columns]
         before = window.copy()
         for painted, new in changes.items():
             np.copyto(window, np.uint16(new), where=region.inside & (before == painted))
 
     def tint(self, region: Region, channel: int, value: int, materials: set[int]) -> set[int]:
-        """Set one channel of the given materials in a region, so that no other channel shows it.
+        """Set one channel of the given materials in a region; the other channels stay.
 
         Returns:
             The materials that were added for it.
@@ -206,7 +219,7 @@ class Brush:
         return set(changes.values())
 
     def dim(self, region: Region, light: float) -> None:
-        """Darken what is painted in a region (a shadow): light 1 leaves it as it is."""
+        """Darken what is painted in a region (a shadow); light 1 changes nothing."""
         window = self.canvas.shade[region.rows, region.columns]
         np.copyto(window, (window * light).astype(np.int16), where=region.inside)
 

@@ -1,26 +1,20 @@
-"""Who is who: what an identity looks like in visible light, near infrared and heat.
+"""Identities: what each looks like in visible light, near infrared and thermal infrared.
 
-An identity is drawn in three independent parts: what visible light shows (build, clothes, colours),
-what near infrared shows besides, and what heat shows besides. Twins share the first part and one of
-the other two.
+The appearance of an identity has three independent random parts: what visible light shows (build, clothes,
+colours), what near infrared shows in addition, and what thermal infrared shows in addition. Twins share the
+first part and one of the other two.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from data_catalog.synthetic.attributes import (
-    CLOTH_COLOURS,
-    PAINT_COLOURS,
-    SHOE_COLOURS,
-    Visible,
-    attributes_of,
-)
+from data_catalog.synthetic.attributes import CLOTH_COLOURS, Visible, attribute_values
 from data_catalog.synthetic.canvas import NIR, TIR, Material
-from data_catalog.synthetic.draws import Draws
 from data_catalog.synthetic.patterns import PATTERNS
-from data_catalog.synthetic.settings import Kind, SyntheticSettings
-from data_catalog.synthetic.spectra import NIR_RANGES, TIR_RANGES
+from data_catalog.synthetic.random_choices import RandomChoices
+from data_catalog.synthetic.spectra import INFRARED_RANGES
+from data_catalog.synthetic.synthetic_settings import Kind, SyntheticSettings
 
 SKIN_TONES: tuple[Visible, ...] = (
     (236, 196, 168),
@@ -41,12 +35,12 @@ GREY_HAIR: Visible = (186, 184, 180)
 
 @dataclass(frozen=True)
 class Mark:
-    """A patch that one spectrum alone shows: on the torso of a person or the side of a vehicle.
+    """A patch that only one spectrum shows, on the torso of a person or the side of a vehicle.
 
     Attributes:
         channel: NIR or TIR, as an index into a material.
-        across: Its middle, -1 to 1 from side to side of the body.
-        down: Its middle, 0 to 1 from top to bottom of the body.
+        across: Its centre, -1 to 1 from one side of the body to the other.
+        down: Its centre, 0 to 1 from top to bottom of the body.
         wide: Half its width, in the units of `across`.
         high: Half its height, in the units of `down`.
         value: What the channel shows there.
@@ -62,7 +56,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays the same whenever somebody (or a vehicle) is seen.
+    """What is the same in all samples of a person or vehicle.
 
     Attributes:
         attributes: The true value of every attribute.
@@ -80,7 +74,7 @@ class Identity:
     marks: tuple[Mark, ...]
 
 
-def identity_of(settings: SyntheticSettings, identity: int) -> Identity:
+def make_identity(settings: SyntheticSettings, identity: int) -> Identity:
     """The identity with a number, at least 1.
 
     Raises:
@@ -91,7 +85,7 @@ def identity_of(settings: SyntheticSettings, identity: int) -> Identity:
     return _numbered(settings.kind, settings.seed, identity, settings.look_alikes)
 
 
-def twin_of(settings: SyntheticSettings, identity: int) -> int | None:
+def find_twin(settings: SyntheticSettings, identity: int) -> int | None:
     """The number of the identity that looks the same in visible light, or None."""
     first = identity - 1 + identity % 2
     if not _have_look_alike(settings.kind, settings.seed, first, settings.look_alikes):
@@ -99,14 +93,14 @@ def twin_of(settings: SyntheticSettings, identity: int) -> int | None:
     return first + 1 if identity == first else first
 
 
-def stranger(kind: Kind, seed: int, *key: int | str) -> Identity:
-    """Somebody who belongs to no split: a bystander."""
+def make_bystander(kind: Kind, seed: int, *key: int | str) -> Identity:
+    """A bystander, who belongs to no split."""
     name = "stranger " + " ".join(map(str, key))
-    return _draw(kind, seed, name, name, name)
+    return _make(kind, seed, name, name, name)
 
 
 def _have_look_alike(kind: Kind, seed: int, first: int, share: float) -> bool:
-    return Draws(seed, "look-alikes", kind, first).chance(share)
+    return RandomChoices(seed, "look-alikes", kind, first).chance(share)
 
 
 @lru_cache(maxsize=4096)
@@ -114,27 +108,32 @@ def _numbered(kind: Kind, seed: int, identity: int, look_alikes: float) -> Ident
     """Identity 2k is the twin of 2k-1 where the two are look-alikes; it differs in NIR or in TIR."""
     own, first = str(identity), str(identity - 1)
     if identity % 2 or not _have_look_alike(kind, seed, identity - 1, look_alikes):
-        return _draw(kind, seed, own, own, own)
-    if Draws(seed, "look-alike spectrum", kind, identity).chance(0.5):
-        return _draw(kind, seed, first, own, first)
-    return _draw(kind, seed, first, first, own)
+        return _make(kind, seed, own, own, own)
+    if RandomChoices(seed, "look-alike spectrum", kind, identity).chance(0.5):
+        return _make(kind, seed, first, own, first)
+    return _make(kind, seed, first, first, own)
 
 
-def _draw(kind: Kind, seed: int, visible_key: str, nir_key: str, tir_key: str) -> Identity:
-    """An identity from the keys of its three parts."""
-    draws = Draws(seed, "visible", kind, visible_key)
-    attributes, build, visible = _draw_person(draws) if kind == "person" else _draw_vehicle(draws)
+def _make(kind: Kind, seed: int, visible_key: str, nir_key: str, tir_key: str) -> Identity:
+    """An identity from the random keys of its three parts."""
+    draws = RandomChoices(seed, "visible", kind, visible_key)
+    attributes, build, visible = _choose_person(draws) if kind == "person" else _choose_vehicle(draws)
     pattern = draws.pick_common(PATTERNS, 0.3 if kind == "person" else 0.6)
-    nir_draws, tir_draws = Draws(seed, "near infrared", kind, nir_key), Draws(seed, "heat", kind, tir_key)
-    # Every part is drawn for, worn or not, so that a twin's other parts do not move.
-    nir = {part: nir_draws.integer(low, high) for part, (low, high) in NIR_RANGES[kind].items()}
-    tir = {part: tir_draws.integer(low, high) for part, (low, high) in TIR_RANGES[kind].items()}
-    materials = {part: (*colour, nir[part], tir[part]) for part, colour in visible.items()}
-    marks = (*_draw_marks(nir_draws, NIR), *_draw_marks(tir_draws, TIR))
+    nir_draws, tir_draws = (
+        RandomChoices(seed, "near infrared", kind, nir_key),
+        RandomChoices(seed, "heat", kind, tir_key),
+    )
+    # Values are drawn for every part, worn or not, so that those of a twin stay the same.
+    infrared = {
+        part: (nir_draws.integer(*nir), tir_draws.integer(*tir))
+        for part, (nir, tir) in INFRARED_RANGES[kind].items()
+    }
+    materials = {part: (*colour, *infrared[part]) for part, colour in visible.items()}
+    marks = (*_choose_marks(nir_draws, NIR), *_choose_marks(tir_draws, TIR))
     return Identity(kind, attributes, build, pattern, materials, marks)
 
 
-def _draw_marks(draws: Draws, channel: int) -> tuple[Mark, ...]:
+def _choose_marks(draws: RandomChoices, channel: int) -> tuple[Mark, ...]:
     """One or two patches: a band, a column or a spot."""
     marks = []
     for _ in range(draws.integer(1, 2)):
@@ -147,16 +146,16 @@ def _draw_marks(draws: Draws, channel: int) -> tuple[Mark, ...]:
     return tuple(marks)
 
 
-def _shade_of(draws: Draws, colour: Visible) -> Visible:
-    """One cloth among those that a colour's name covers."""
+def _shade(draws: RandomChoices, colour: Visible) -> Visible:
+    """One of the shades that a colour word covers."""
     brightness = draws.integer(-14, 14)
     red, green, blue = (min(max(level + brightness + draws.integer(-8, 8), 8), 244) for level in colour)
     return red, green, blue
 
 
-def _draw_person(draws: Draws) -> tuple[dict[str, str], dict[str, float], dict[str, Visible]]:
+def _choose_person(draws: RandomChoices) -> tuple[dict[str, str], dict[str, float], dict[str, Visible]]:
     """Attributes, proportions (shares of the body height) and visible colours of a person."""
-    values = attributes_of("person")
+    values = attribute_values("person")
     named = {name: draws.pick(choices) for name, choices in values.items()}
     named["age"] = draws.pick(("young", "young", "middle-aged", "middle-aged", "elderly", "child"))
     is_woman, age = named["gender"] == "woman", named["age"]
@@ -191,15 +190,15 @@ def _draw_person(draws: Draws) -> tuple[dict[str, str], dict[str, float], dict[s
         "hat": CLOTH_COLOURS[draws.pick(tuple(CLOTH_COLOURS))],
         "carried": CLOTH_COLOURS[draws.pick(tuple(CLOTH_COLOURS))],
     }
-    visible = {part: _shade_of(draws, colour) for part, colour in cloth.items()}
-    visible |= {"skin": _shade_of(draws, draws.pick(SKIN_TONES)), "hair": _shade_of(draws, hair)}
+    visible = {part: _shade(draws, colour) for part, colour in cloth.items()}
+    visible |= {"skin": _shade(draws, draws.pick(SKIN_TONES)), "hair": _shade(draws, hair)}
     visible |= {"frame": (40, 40, 46), "glass": (32, 34, 40), "sole": (60, 58, 56)}
     return named, build, visible
 
 
-def _draw_vehicle(draws: Draws) -> tuple[dict[str, str], dict[str, float], dict[str, Visible]]:
+def _choose_vehicle(draws: RandomChoices) -> tuple[dict[str, str], dict[str, float], dict[str, Visible]]:
     """Attributes, proportions (shares of the length) and visible colours of a vehicle."""
-    values = attributes_of("vehicle")
+    values = attribute_values("vehicle")
     named = {name: draws.pick(choices) for name, choices in values.items()}
     for name, absent in (("damage", 0.45), ("accessory", 0.4)):
         named[name] = draws.pick_common(values[name], absent)
@@ -213,16 +212,17 @@ def _draw_vehicle(draws: Draws) -> tuple[dict[str, str], dict[str, float], dict[
         "damaged_at": draws.uniform(-0.5, 0.5),
         "load": draws.uniform(0.1, 0.9),
     }
-    second = draws.pick([name for name in PAINT_COLOURS if name != named["colour"]])
+    paints, shoes = values["colour"], attribute_values("person")["shoes_colour"]
+    second = draws.pick([name for name in paints if name != named["colour"]])
     paint = {
         "paint": CLOTH_COLOURS[named["colour"]],
         "paint_pattern": CLOTH_COLOURS[second],
-        "panel": CLOTH_COLOURS[draws.pick(PAINT_COLOURS)],
+        "panel": CLOTH_COLOURS[draws.pick(paints)],
         "cargo": CLOTH_COLOURS[draws.pick(tuple(CLOTH_COLOURS))],
-        "accessory": CLOTH_COLOURS[draws.pick(SHOE_COLOURS)],
+        "accessory": CLOTH_COLOURS[draws.pick(shoes)],
         "hub": CLOTH_COLOURS[draws.pick(("grey", "black", "white"))],
     }
-    visible = {part: _shade_of(draws, colour) for part, colour in paint.items()}
+    visible = {part: _shade(draws, colour) for part, colour in paint.items()}
     visible |= {"glass": (52, 62, 70), "trim": (38, 38, 40), "tyre": (30, 30, 32), "lamp": (238, 234, 210)}
     visible |= {"rear_lamp": (168, 34, 34), "plate": (222, 220, 206), "bonnet": visible["paint"]}
     visible |= {"chrome": (190, 192, 196), "scratch": (150, 146, 140)}

@@ -23,7 +23,7 @@ _PATTERNS: Mapping[str, Pattern] = {
     "badge": lambda u, v: (abs(u) < 1.0) & (abs(v + 1.0) < 1.2),
     "sash": lambda u, v: abs(1.3 * u + v) < 1.0,
 }
-"""Where a pattern shows its second colour; u and v are counted from the middle, in periods."""
+"""Where a pattern shows its second colour; u and v are measured from the middle, in periods."""
 
 PATTERNS: tuple[str, ...] = tuple(_PATTERNS)
 
@@ -31,11 +31,11 @@ PATTERNS: tuple[str, ...] = tuple(_PATTERNS)
 def paint_pattern(
     brush: Brush, region: Region, pattern: str, colours: tuple[int, int], middle: float, period: float
 ) -> None:
-    """Exchange the first material for the second in a region, where the pattern shows it.
+    """Replace the first material by the second where the pattern shows it.
 
     Args:
         brush: What paints.
-        region: Where the cloth is; other materials in it are left alone.
+        region: Where the cloth is; other materials in it stay.
         pattern: One of `PATTERNS`.
         colours: Indices of the two materials.
         middle: Downward coordinate of the middle of the pattern.

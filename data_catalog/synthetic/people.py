@@ -1,19 +1,19 @@
-"""How a person is painted: body, clothes and belongings, in some pose, seen from some side.
+"""Painting of a person: body, clothes and belongings, in a pose, from one side.
 
-Coordinates are shares of the body height: v is 0 at the crown and 1 at the soles, u is 0 in the
-middle. The figure is painted facing right; the brush mirrors it.
+Coordinates are shares of the body height: v is 0 at the top of the head and 1 at the soles, u is 0 in
+the middle. The figure is painted facing right; the brush mirrors it.
 """
 
 from dataclasses import dataclass
 
 from data_catalog.synthetic.canvas import Brush, Region
-from data_catalog.synthetic.draws import Draws
 from data_catalog.synthetic.identities import Identity
 from data_catalog.synthetic.patterns import paint_pattern
+from data_catalog.synthetic.random_choices import RandomChoices
 
 LONG_SLEEVES = ("shirt", "jacket", "coat", "hoodie")
 FAR = 0.72
-"""Light on the arm and leg of the far side."""
+"""Light on the far arm and leg."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Pose:
     """How a person stands in one sample.
 
     Attributes:
-        view: The side seen: front, back or side.
+        view: The visible side: front, back or side.
         stride: How far the legs are apart, 0 to 1.
         swing: How far the arms swing, -1 to 1.
     """
@@ -31,8 +31,8 @@ class Pose:
     swing: float
 
 
-def draw_pose(draws: Draws) -> Pose:
-    """A walking or standing pose."""
+def choose_pose(draws: RandomChoices) -> Pose:
+    """A random walking or standing pose."""
     return Pose(draws.pick(("front", "back", "side", "side")), draws.uniform(), draws.uniform(-1.0, 1.0))
 
 
@@ -134,9 +134,7 @@ class PersonPainter:
             flare = hip * 1.35
             self.brush.block(self.index["lower"], 0.46, hem, (-hip, hip), (-flare, flare), roundness=0.3)
         else:
-            self.brush.block(
-                self.index["lower"], 0.46, self.build["crotch"] + 0.03, (-hip, hip), roundness=0.25
-            )
+            self.brush.bar(self.index["lower"], 0.46, self.build["crotch"] + 0.03, 0.0, hip, roundness=0.25)
 
     def _torso(self) -> Region:
         """The upper garment, without sleeves."""
@@ -149,28 +147,20 @@ class PersonPainter:
             self.index["skin"], (self.lean, neck - 0.04), (0.0, neck + 0.02), (0.03, 0.034), light=0.85
         )
         slope = 0.6 if self.worn["upper_garment"] != "vest" else 0.45
-        brush.block(
-            upper,
-            neck,
-            neck + 0.035,
-            (-shoulder * slope, shoulder * slope),
-            (-shoulder, shoulder),
-            roundness=0.3,
-        )
+        collar = shoulder * slope
+        brush.block(upper, neck, neck + 0.035, (-collar, collar), (-shoulder, shoulder), roundness=0.3)
         brush.block(upper, neck + 0.035, 0.38, (-shoulder, shoulder), (-waist, waist), roundness=0.3)
         flare = hip * 1.2 if self.worn["upper_garment"] == "coat" else hip * 1.04
         brush.block(upper, 0.38, hem, (-waist, waist), (-flare, flare), roundness=0.3)
         return brush.area(-1.3 * shoulder, 1.3 * shoulder, neck, hem)
 
     def _details(self) -> None:
-        """Zip, buttons, collar, hood and pocket: what tells one upper garment from another."""
+        """Zip, buttons, collar, hood and pocket: what distinguishes the upper garments."""
         garment, brush, neck = self.worn["upper_garment"], self.brush, self.neck
         front = 0.6 * self.shoulder if self.is_side else 0.0
         upper, skin = self.index["upper"], self.index["skin"]
         if garment in ("jacket", "coat") and self.pose.view != "back":
-            brush.block(
-                upper, neck, 0.69 if garment == "coat" else 0.52, (front - 0.008, front + 0.008), light=0.62
-            )
+            brush.bar(upper, neck, 0.69 if garment == "coat" else 0.52, front, 0.008, light=0.62)
             brush.block(upper, neck - 0.012, neck + 0.03, (-0.052, 0.052), (-0.03, 0.03), light=0.62)
         elif garment == "shirt" and self.pose.view != "back":
             brush.block(
@@ -188,7 +178,7 @@ class PersonPainter:
             brush.ellipse(skin, 0.0, neck, 0.042, 0.024, light=0.9)
 
     def _marks(self) -> None:
-        """Patches that NIR or TIR alone shows."""
+        """Patches that only NIR or only TIR shows."""
         cloth = {self.index["upper"], self.index["upper_pattern"]}
         high = 0.52 - self.neck
         for mark in self.person.marks:
@@ -221,7 +211,7 @@ class PersonPainter:
         if style == "ponytail" and is_back:
             brush.limb(hair, (lean, high * 0.9), (lean, high * 2.6), (0.024, 0.016), light=0.8)
         if style == "long" and is_back:
-            brush.block(hair, high, high * 2.9, (lean - wide * 1.1, lean + wide * 1.1), roundness=0.2)
+            brush.bar(hair, high, high * 2.9, lean, wide * 1.1, roundness=0.2)
         if not is_back:
             self._face(lean + face, high, wide)
         self._hat(lean, high, wide)
@@ -246,7 +236,7 @@ class PersonPainter:
             return
         crown = 1.0 if kind == "beanie" else 0.86
         brush.ellipse(hat, u, high * 0.56, wide * 1.1, high * crown * 0.62)
-        brush.block(hat, high * 0.42, high * 0.84, (u - wide * 1.08, u + wide * 1.08), roundness=0.2)
+        brush.bar(hat, high * 0.42, high * 0.84, u, wide * 1.08, roundness=0.2)
         if kind == "cap" and self.is_side:
             brush.limb(hat, (u, high * 0.8), (u + wide * 1.8, high * 0.84), (0.018, 0.012), light=0.75)
         elif kind == "cap" and self.pose.view == "front":
@@ -254,7 +244,7 @@ class PersonPainter:
         if kind == "sun hat":
             brush.ellipse(hat, u, high * 0.82, wide * 1.9, high * 0.2, light=0.85)
         if kind == "beanie":
-            brush.block(hat, high * 0.66, high * 0.88, (u - wide * 1.12, u + wide * 1.12), light=0.75)
+            brush.bar(hat, high * 0.66, high * 0.88, u, wide * 1.12, light=0.75)
 
     def _hand(self, far: bool) -> tuple[float, float, float, float]:
         """Elbow and hand of an arm: u, v, u, v."""
@@ -292,7 +282,7 @@ class PersonPainter:
         shoulder, neck = self.shoulder, self.neck
         if kind == "backpack" and view == "back":
             brush.limb(bag, (0.0, neck + 0.1), (0.0, 0.42), (shoulder * 0.75, shoulder * 0.8))
-            brush.block(bag, 0.36, 0.45, (-shoulder * 0.5, shoulder * 0.5), light=0.7)
+            brush.bar(bag, 0.36, 0.45, 0.0, shoulder * 0.5, light=0.7)
         elif kind == "backpack":
             for strap in (-0.55, 0.55) if view == "front" else (0.1,):
                 brush.limb(
@@ -304,7 +294,7 @@ class PersonPainter:
             hang = -0.04 if self.is_side else side * (self.hip + 0.035)
             strap = 0.0 if self.is_side else -side * shoulder * 0.6
             brush.limb(bag, (strap, neck + 0.01), (hang, 0.5), (0.012, 0.012), light=0.8)
-            brush.block(bag, 0.47, 0.59, (hang - 0.055, hang + 0.055), roundness=0.25)
+            brush.bar(bag, 0.47, 0.59, hang, 0.055, roundness=0.25)
         elif kind == "handbag":
             _, _, hand_u, hand_v = self._hand(far=view == "front")
             brush.limb(
@@ -313,7 +303,7 @@ class PersonPainter:
             brush.limb(
                 bag, (hand_u + 0.02, hand_v + 0.06), (hand_u, hand_v + 0.01), (0.008, 0.008), light=0.8
             )
-            brush.block(bag, hand_v + 0.05, hand_v + 0.14, (hand_u - 0.045, hand_u + 0.045), roundness=0.2)
+            brush.bar(bag, hand_v + 0.05, hand_v + 0.14, hand_u, 0.045, roundness=0.2)
 
     def _carried(self) -> None:
         brush, carried, kind = self.brush, self.index["carried"], self.worn["carried_object"]
@@ -323,10 +313,10 @@ class PersonPainter:
         elif kind == "suitcase":
             case = hand_u + (-0.13 if self.is_side else 0.06 if hand_u > 0 else -0.06)
             brush.limb(self.index["frame"], (hand_u, hand_v), (case, 0.66), (0.008, 0.008))
-            brush.block(carried, 0.66, 0.97, (case - 0.075, case + 0.075), roundness=0.2)
+            brush.bar(carried, 0.66, 0.97, case, 0.075, roundness=0.2)
         elif kind == "box" and self.pose.view != "back":
             front = 0.09 if self.is_side else 0.0
-            brush.block(carried, 0.36, 0.48, (front - 0.085, front + 0.085), roundness=0.1)
-            brush.block(carried, 0.36, 0.48, (front - 0.01, front + 0.01), light=0.7)
+            brush.bar(carried, 0.36, 0.48, front, 0.085, roundness=0.1)
+            brush.bar(carried, 0.36, 0.48, front, 0.01, light=0.7)
         elif kind == "bottle":
             brush.limb(carried, (hand_u, hand_v - 0.05), (hand_u, hand_v + 0.02), (0.01, 0.02))

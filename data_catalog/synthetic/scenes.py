@@ -1,7 +1,7 @@
-"""The place that a camera looks at: a panorama of walls, plants and ground, and what stands about in it.
+"""The scene of a camera: a panorama of walls, plants and ground, with objects in it.
 
-A panorama is painted once per camera and is wider than a frame; every sample shows another window of
-it. So colours and things behind a person belong to the camera and not to the person.
+A panorama is painted once per camera and is wider than a frame; every sample shows another window of it. So
+the colours and objects behind a person depend on the camera and not on the person.
 """
 
 from functools import lru_cache
@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from data_catalog.synthetic.canvas import FULL_LIGHT, Brush, Canvas, Material
-from data_catalog.synthetic.draws import Draws
-from data_catalog.synthetic.settings import SyntheticSettings
+from data_catalog.synthetic.random_choices import RandomChoices
+from data_catalog.synthetic.synthetic_settings import SyntheticSettings
 
 FRAMES_WIDE = 4
 """Width of a panorama, in frames."""
@@ -37,7 +37,7 @@ PLANT: tuple[Material, ...] = (
     (104, 110, 72, 204, 76),
     (92, 92, 60, 176, 72),
 )
-THING: tuple[Material, ...] = (
+OBJECT: tuple[Material, ...] = (
     (88, 72, 56, 110, 80),
     (96, 100, 104, 86, 72),
     (70, 78, 84, 64, 90),
@@ -54,29 +54,29 @@ PALE: Material = (188, 186, 178, 168, 88)
 DARK: Material = (58, 56, 54, 48, 84)
 
 
-class Place:
-    """The materials of one camera's surroundings.
+class Surroundings:
+    """The materials around one camera.
 
     With `scene` 0 all cameras share one set of colours, with 1 each has its own.
 
     Attributes:
-        draws: What decides which thing is where.
+        draws: Random choices of objects and positions.
     """
 
-    def __init__(self, settings: SyntheticSettings, camera: int, draws: Draws) -> None:
+    def __init__(self, settings: SyntheticSettings, camera: int, draws: RandomChoices) -> None:
         self.draws = draws
-        self._common = Draws(settings.seed, "common scene", settings.kind)
+        self._common = RandomChoices(settings.seed, "common scene", settings.kind)
         self._own_share = settings.scene
-        self._own_tint = self._tint(Draws(settings.seed, "scene tint", settings.kind, camera))
+        self._own_tint = self._tint(RandomChoices(settings.seed, "scene tint", settings.kind, camera))
         self._common_tint = self._tint(self._common)
 
     @staticmethod
-    def _tint(draws: Draws) -> tuple[int, ...]:
+    def _tint(draws: RandomChoices) -> tuple[int, ...]:
         bright, warm = draws.integer(-16, 16), draws.integer(-8, 10)
         return bright + warm, bright, bright - warm, 2 * bright, draws.integer(-44, -8)
 
     def material(self, choices: tuple[Material, ...]) -> Material:
-        """One of the choices, tinted as everything at this camera."""
+        """One of the choices, with the tint of this camera."""
         own, common = self.draws.pick(choices), self._common.pick(choices)
         mixed = []
         for at in range(5):
@@ -88,27 +88,33 @@ class Place:
 
 @lru_cache(maxsize=32)
 def panorama(settings: SyntheticSettings, camera: int) -> Canvas:
-    """What a camera (0-based) overlooks, at twice the final resolution. Copy it before painting."""
+    """The panorama of a camera (0-based), at twice the final resolution. Copy it before painting."""
     height, width = int(2 * settings.height * SPARE_HEIGHT), 2 * settings.width * FRAMES_WIDE
     canvas = Canvas(height, width)
-    place = Place(settings, camera, Draws(settings.seed, "scene", settings.kind, camera))
+    surroundings = Surroundings(
+        settings, camera, RandomChoices(settings.seed, "scene", settings.kind, camera)
+    )
     brush = Brush(canvas, 0.0, 0.0, height)
     wide = width / height
-    ground = place.draws.uniform(0.52, 0.64) if settings.kind == "person" else place.draws.uniform(0.36, 0.5)
-    canvas.add(place.material((SKY,)))
+    ground = (
+        surroundings.draws.uniform(0.52, 0.64)
+        if settings.kind == "person"
+        else surroundings.draws.uniform(0.36, 0.5)
+    )
+    canvas.add(surroundings.material((SKY,)))
     themes = (_street, _park, _hall, _yard)
-    # Neighbouring cameras see different kinds of places.
-    first = Draws(settings.seed, "first theme", settings.kind).integer(0, len(themes) - 1)
-    themes[(first + camera) % len(themes)](brush, place, wide, ground)
-    _texture(canvas, place.draws)
+    # Neighbouring cameras have different themes.
+    first = RandomChoices(settings.seed, "first theme", settings.kind).integer(0, len(themes) - 1)
+    themes[(first + camera) % len(themes)](brush, surroundings, wide, ground)
+    _texture(canvas, surroundings.draws)
     for _ in range(int(settings.clutter * wide * 4)):
-        middle, foot = place.draws.uniform(0.0, wide), ground + place.draws.uniform(0.0, 0.16)
-        paint_thing(brush, place, middle, foot, place.draws.uniform(0.6, 1.2))
+        middle, foot = surroundings.draws.uniform(0.0, wide), ground + surroundings.draws.uniform(0.0, 0.16)
+        paint_object(brush, surroundings, middle, foot, surroundings.draws.uniform(0.6, 1.2))
     return canvas
 
 
-def _texture(canvas: Canvas, draws: Draws) -> None:
-    """Stains, grain and leaves: uneven light over all surfaces, in three sizes."""
+def _texture(canvas: Canvas, draws: RandomChoices) -> None:
+    """Stains, grain and leaves: uneven light on all surfaces, in three sizes."""
     height, width = canvas.materials.shape
     for cells, strength in ((5, 22), (18, 15), (60, 17)):
         cell = max(height // cells, 1)
@@ -119,20 +125,20 @@ def _texture(canvas: Canvas, draws: Draws) -> None:
 
 
 def _between(coarse: np.ndarray, length: int, cell: int) -> np.ndarray:
-    """Rows between those of a coarse grid, by linear interpolation in whole numbers."""
+    """Rows between those of a coarse grid, by linear interpolation with integers."""
     at = np.arange(length)
     row, step = at // cell, (at % cell)[:, None]
     rows: np.ndarray = (coarse[row] * (cell - step) + coarse[row + 1] * step) // cell
     return rows
 
 
-def _floor(brush: Brush, place: Place, wide: float, ground: float) -> None:
+def _floor(brush: Brush, surroundings: Surroundings, wide: float, ground: float) -> None:
     """Ground with a kerb and slabs, lighter in the distance."""
-    brush.block(brush.canvas.add(place.material(GROUND)), ground, 1.0, (0.0, wide))
-    strip = ground + place.draws.uniform(0.04, 0.1)
-    brush.block(brush.canvas.add(place.material(GROUND)), ground, strip, (0.0, wide), light=1.12)
+    brush.block(brush.canvas.add(surroundings.material(GROUND)), ground, 1.0, (0.0, wide))
+    strip = ground + surroundings.draws.uniform(0.04, 0.1)
+    brush.block(brush.canvas.add(surroundings.material(GROUND)), ground, strip, (0.0, wide), light=1.12)
     brush.dim(brush.area(0.0, wide, strip, strip + 0.012), 0.72)
-    slab, row = place.draws.uniform(0.25, 0.5), strip + 0.12
+    slab, row = surroundings.draws.uniform(0.25, 0.5), strip + 0.12
     while row < 1.0:
         brush.dim(brush.area(0.0, wide, row, row + 0.006), 0.85)
         row += 0.09 + 0.5 * (row - ground) * 0.4
@@ -142,34 +148,45 @@ def _floor(brush: Brush, place: Place, wide: float, ground: float) -> None:
         joint += slab
 
 
-def _street(brush: Brush, place: Place, wide: float, ground: float) -> None:
+def _street(brush: Brush, surroundings: Surroundings, wide: float, ground: float) -> None:
     """House fronts with windows and doors."""
-    glass, frame = brush.canvas.add(place.material((GLASS,))), brush.canvas.add(place.material((PALE,)))
+    glass, frame = (
+        brush.canvas.add(surroundings.material((GLASS,))),
+        brush.canvas.add(surroundings.material((PALE,))),
+    )
     left = 0.0
     while left < wide:
-        right = left + place.draws.uniform(0.5, 1.0)
-        brush.block(brush.canvas.add(place.material(STONE)), 0.0, ground, (left, right))
-        brush.block(brush.canvas.add(place.material(STONE)), ground - 0.1, ground, (left, right), light=0.85)
-        step, at = place.draws.uniform(0.2, 0.3), left + 0.06
+        right = left + surroundings.draws.uniform(0.5, 1.0)
+        brush.block(brush.canvas.add(surroundings.material(STONE)), 0.0, ground, (left, right))
+        brush.block(
+            brush.canvas.add(surroundings.material(STONE)), ground - 0.1, ground, (left, right), light=0.85
+        )
+        step, at = surroundings.draws.uniform(0.2, 0.3), left + 0.06
         while at + 0.14 < right:
             for top in (0.04, 0.29):
                 brush.block(frame, top, top + 0.17, (at - 0.012, at + 0.132))
                 brush.block(
-                    glass, top + 0.012, top + 0.158, (at, at + 0.12), light=place.draws.uniform(0.7, 1.3)
+                    glass,
+                    top + 0.012,
+                    top + 0.158,
+                    (at, at + 0.12),
+                    light=surroundings.draws.uniform(0.7, 1.3),
                 )
                 brush.block(frame, top + 0.075, top + 0.083, (at, at + 0.12))
             at += step
-        door = place.draws.uniform(left, right - 0.16)
-        brush.block(brush.canvas.add(place.material(THING)), ground - 0.3, ground, (door, door + 0.15))
+        door = surroundings.draws.uniform(left, right - 0.16)
+        brush.block(
+            brush.canvas.add(surroundings.material(OBJECT)), ground - 0.3, ground, (door, door + 0.15)
+        )
         brush.dim(brush.area(right - 0.012, right, 0.0, ground), 0.7)
         left = right
-    _floor(brush, place, wide, ground)
+    _floor(brush, surroundings, wide, ground)
 
 
-def _park(brush: Brush, place: Place, wide: float, ground: float) -> None:
+def _park(brush: Brush, surroundings: Surroundings, wide: float, ground: float) -> None:
     """Trees, a hedge, grass and a path."""
-    plants = [brush.canvas.add(place.material(PLANT)) for _ in range(3)]
-    bark, draws = brush.canvas.add(place.material(THING[:1])), place.draws
+    plants = [brush.canvas.add(surroundings.material(PLANT)) for _ in range(3)]
+    bark, draws = brush.canvas.add(surroundings.material(OBJECT[:1])), surroundings.draws
     brush.block(plants[0], 0.1, ground, (0.0, wide), light=0.7)
     for _ in range(int(60 * wide)):
         u, v = draws.uniform(0.0, wide), draws.uniform(0.02, ground)
@@ -180,67 +197,67 @@ def _park(brush: Brush, place: Place, wide: float, ground: float) -> None:
     for _ in range(int(2.5 * wide)):
         u = draws.uniform(0.0, wide)
         brush.limb(bark, (u, 0.0), (u + draws.uniform(-0.03, 0.03), ground + 0.02), (0.022, 0.034))
-    brush.block(brush.canvas.add(place.material(PLANT)), ground, 1.0, (0.0, wide), light=1.1)
-    path = brush.canvas.add(place.material(GROUND))
+    brush.block(brush.canvas.add(surroundings.material(PLANT)), ground, 1.0, (0.0, wide), light=1.1)
+    path = brush.canvas.add(surroundings.material(GROUND))
     brush.block(path, ground + draws.uniform(0.06, 0.14), 1.0, (0.0, wide), light=1.1)
 
 
-def _hall(brush: Brush, place: Place, wide: float, ground: float) -> None:
+def _hall(brush: Brush, surroundings: Surroundings, wide: float, ground: float) -> None:
     """A tiled wall with posters, columns and benches."""
-    draws = place.draws
-    brush.block(brush.canvas.add(place.material(STONE)), 0.0, ground, (0.0, wide), light=1.1)
-    brush.block(brush.canvas.add(place.material(STONE)), ground * 0.62, ground, (0.0, wide))
+    draws = surroundings.draws
+    brush.block(brush.canvas.add(surroundings.material(STONE)), 0.0, ground, (0.0, wide), light=1.1)
+    brush.block(brush.canvas.add(surroundings.material(STONE)), ground * 0.62, ground, (0.0, wide))
     for row in range(1, 9):
         brush.dim(brush.area(0.0, wide, ground * row / 9.0, ground * row / 9.0 + 0.005), 0.86)
     joint = 0.0
     while joint < wide:
         brush.dim(brush.area(joint, joint + 0.005, 0.0, ground), 0.88)
         joint += 0.11
-    posters = [brush.canvas.add(place.material(THING)) for _ in range(4)]
-    pale = brush.canvas.add(place.material((PALE,)))
+    posters = [brush.canvas.add(surroundings.material(OBJECT)) for _ in range(4)]
+    pale = brush.canvas.add(surroundings.material((PALE,)))
     for _ in range(int(3 * wide)):
         u, top = draws.uniform(0.0, wide), draws.uniform(0.05, 0.2)
         brush.block(pale, top, top + 0.24, (u, u + 0.17))
         brush.block(draws.pick(posters), top + 0.012, top + 0.16, (u + 0.012, u + 0.158))
         brush.block(draws.pick(posters), top + 0.18, top + 0.2, (u + 0.02, u + 0.12), light=0.8)
-    column = brush.canvas.add(place.material(STONE))
+    column = brush.canvas.add(surroundings.material(STONE))
     at = draws.uniform(0.1, 0.5)
     while at < wide:
-        brush.block(column, 0.0, ground + 0.03, (at - 0.055, at + 0.055), roundness=0.35)
+        brush.bar(column, 0.0, ground + 0.03, at, 0.055, roundness=0.35)
         at += 0.8
-    _floor(brush, place, wide, ground)
+    _floor(brush, surroundings, wide, ground)
 
 
-def _yard(brush: Brush, place: Place, wide: float, ground: float) -> None:
+def _yard(brush: Brush, surroundings: Surroundings, wide: float, ground: float) -> None:
     """Sky, distant buildings, a fence, and marked ground."""
-    draws = place.draws
+    draws = surroundings.draws
     left = 0.0
     while left < wide:
         right, top = left + draws.uniform(0.25, 0.6), draws.uniform(0.06, 0.3)
-        brush.block(brush.canvas.add(place.material(STONE)), top, ground, (left, right), light=1.05)
+        brush.block(brush.canvas.add(surroundings.material(STONE)), top, ground, (left, right), light=1.05)
         for row in (top + 0.04, top + 0.12):
             brush.dim(brush.area(left + 0.04, right - 0.04, row, row + 0.035), 0.6)
         left = right
-    brush.block(brush.canvas.add(place.material(PLANT)), ground - 0.12, ground, (0.0, wide), light=0.8)
-    _floor(brush, place, wide, ground)
-    rail, at = brush.canvas.add(place.material(THING)), 0.0
+    brush.block(brush.canvas.add(surroundings.material(PLANT)), ground - 0.12, ground, (0.0, wide), light=0.8)
+    _floor(brush, surroundings, wide, ground)
+    rail, at = brush.canvas.add(surroundings.material(OBJECT)), 0.0
     while at < wide:
         brush.block(rail, ground - 0.16, ground + 0.02, (at, at + 0.014))
         at += 0.07
     for row in (ground - 0.15, ground - 0.04):
         brush.block(rail, row, row + 0.014, (0.0, wide))
-    line = brush.canvas.add(place.material((PALE,)))
+    line = brush.canvas.add(surroundings.material((PALE,)))
     brush.block(line, ground + 0.2, ground + 0.22, (0.0, wide))
 
 
-def paint_thing(brush: Brush, place: Place, u: float, foot: float, size: float) -> None:
-    """One thing that stands about: a post, bin, crate, bush, bench, board or bollard."""
-    draws, canvas = place.draws, brush.canvas
+def paint_object(brush: Brush, surroundings: Surroundings, u: float, foot: float, size: float) -> None:
+    """Paint one object: a post, bin, crate, bush, bench, board or bollard."""
+    draws, canvas = surroundings.draws, brush.canvas
     kind = draws.pick(("post", "bin", "crate", "bush", "bench", "board", "bollard"))
     light = draws.uniform(0.75, 1.1)
-    material = canvas.add(place.material(PLANT if kind == "bush" else THING))
+    material = canvas.add(surroundings.material(PLANT if kind == "bush" else OBJECT))
     if kind == "post":
-        brush.block(material, foot - 0.75 * size, foot, (u - 0.016, u + 0.016), light=light, roundness=0.3)
+        brush.bar(material, foot - 0.75 * size, foot, u, 0.016, light=light, roundness=0.3)
     elif kind == "bin":
         wide = 0.06 * size
         brush.block(
@@ -252,20 +269,12 @@ def paint_thing(brush: Brush, place: Place, u: float, foot: float, size: float) 
             light,
             0.3,
         )
-        brush.block(
-            material,
-            foot - 0.22 * size,
-            foot - 0.19 * size,
-            (u - wide * 1.1, u + wide * 1.1),
-            light=light * 0.7,
-        )
+        brush.bar(material, foot - 0.22 * size, foot - 0.19 * size, u, wide * 1.1, light=light * 0.7)
     elif kind == "crate":
         for row in range(draws.integer(1, 2)):
             top = foot - 0.14 * size * (row + 1)
-            brush.block(material, top, top + 0.135 * size, (u - 0.09 * size, u + 0.09 * size), light=light)
-            brush.block(
-                material, top + 0.05 * size, top + 0.06 * size, (u - 0.09 * size, u + 0.09 * size), light=0.6
-            )
+            brush.bar(material, top, top + 0.135 * size, u, 0.09 * size, light=light)
+            brush.bar(material, top + 0.05 * size, top + 0.06 * size, u, 0.09 * size, light=0.6)
     elif kind == "bush":
         for leaf in range(12):
             aside, up = draws.uniform(-0.1, 0.1) * size, (0.02 + 0.012 * leaf) * size
@@ -274,20 +283,15 @@ def paint_thing(brush: Brush, place: Place, u: float, foot: float, size: float) 
             )
     elif kind == "bench":
         for plank in (0.2, 0.15, 0.1):
-            brush.block(
-                material,
-                foot - plank * size,
-                foot - (plank - 0.03) * size,
-                (u - 0.16 * size, u + 0.16 * size),
-            )
+            brush.bar(material, foot - plank * size, foot - (plank - 0.03) * size, u, 0.16 * size)
         for leg in (-0.13, 0.13):
             brush.block(
                 material, foot - 0.1 * size, foot, (u + leg * size - 0.012, u + leg * size + 0.012), light=0.6
             )
     elif kind == "board":
-        brush.block(canvas.add(place.material((DARK,))), foot - 0.45 * size, foot, (u - 0.01, u + 0.01))
+        brush.bar(canvas.add(surroundings.material((DARK,))), foot - 0.45 * size, foot, u, 0.01)
         top = foot - 0.6 * size
-        brush.block(material, top, top + 0.22 * size, (u - 0.09 * size, u + 0.09 * size), light=light)
-        brush.block(material, top + 0.03, top + 0.06, (u - 0.05 * size, u + 0.05 * size), light=1.35)
+        brush.bar(material, top, top + 0.22 * size, u, 0.09 * size, light=light)
+        brush.bar(material, top + 0.03, top + 0.06, u, 0.05 * size, light=1.35)
     else:
         brush.limb(material, (u, foot - 0.14 * size), (u, foot), (0.024 * size, 0.028 * size), light)

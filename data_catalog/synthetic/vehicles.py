@@ -1,4 +1,4 @@
-"""How a vehicle is painted: body, windows, lamps and what is on it, seen from some side.
+"""Painting of a vehicle: body, windows, lamps and accessories, from one side.
 
 Coordinates are shares of the vehicle's length: v is 0 on the ground and negative above it, u is 0 in
 the middle. From the side it faces right; the brush mirrors it.
@@ -7,14 +7,13 @@ the middle. From the side it faces right; the brush mirrors it.
 from dataclasses import dataclass
 
 from data_catalog.synthetic.canvas import Brush
-from data_catalog.synthetic.draws import Draws
 from data_catalog.synthetic.identities import Identity
 from data_catalog.synthetic.patterns import paint_pattern
+from data_catalog.synthetic.random_choices import RandomChoices
 
 DARK = 0.6
 """Light on gaps and joints."""
 
-# Where the cabin is, from the side: (rear at the roof, front at the roof, rear at the belt).
 CABINS = {
     "saloon": (-0.22, 0.10, -0.36),
     "hatchback": (-0.36, 0.10, -0.46),
@@ -23,17 +22,18 @@ CABINS = {
     "van": (-0.49, 0.26, -0.49),
     "pickup": (-0.06, 0.12, -0.10),
 }
+"""Position of the cabin from the side: rear at the roof, front at the roof, rear at the belt line."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How a vehicle stands in one sample: the side seen (side, front or rear)."""
+    """How a vehicle stands in one sample: the visible side (side, front or rear)."""
 
     view: str
 
 
-def draw_pose(draws: Draws) -> Pose:
-    """The side of a vehicle that a camera happens to see."""
+def choose_pose(draws: RandomChoices) -> Pose:
+    """A random side of a vehicle."""
     return Pose(draws.pick(("side", "side", "side", "front", "rear")))
 
 
@@ -52,7 +52,7 @@ class VehiclePainter:
         self.roof = -self.build["height"]
         self.belt = self.roof * self.build["belt"] - self.wheel * 0.5
         self.floor = -self.wheel * 0.8
-        # A vehicle is longer than wide; from the end its width is what fills the picture.
+        # A vehicle is longer than wide; from the front or rear only its width is visible.
         self.half = 0.5 if pose.view == "side" else 0.27
 
     def paint(self) -> None:
@@ -79,7 +79,7 @@ class VehiclePainter:
         brush.block(paint, self.belt, self.floor, (-0.49, 0.47), (-0.5, 0.5), light=1.0)
         bonnet = (nose, 0.47)
         brush.block(self.index["bonnet"], self.belt - 0.008, self.belt + 0.035, bonnet, (nose - 0.02, 0.49))
-        brush.block(self.index["trim"], self.floor - 0.025, self.floor, (-0.5, 0.5))
+        brush.bar(self.index["trim"], self.floor - 0.025, self.floor, 0.0, 0.5)
         self._side_windows(rear, front, rear_belt, nose)
         body = brush.area(-0.5, 0.5, self.roof, self.floor - 0.025)
         middle = (self.belt + self.floor) / 2.0
@@ -103,10 +103,10 @@ class VehiclePainter:
             left = (0.06, 0.06)
         brush.block(self.index["glass"], top, bottom, (left[0], right[0]), (left[1], right[1]), roundness=0.1)
         for pillar in (0.02,) if self.worn["type"] in ("saloon", "hatchback") else (0.02, -0.26):
-            brush.block(self.index["paint"], top, bottom, (pillar - 0.012, pillar + 0.012), light=0.9)
+            brush.bar(self.index["paint"], top, bottom, pillar, 0.012, light=0.9)
 
     def _load(self) -> None:
-        """Cargo on the bed of a pickup, seen over its side."""
+        """Cargo on the bed of a pickup, visible above its side."""
         load = self.build["load"]
         cargo = self.index["cargo"]
         self.brush.block(cargo, self.belt - 0.03 - 0.08 * load, self.belt + 0.01, (-0.44, -0.3 + 0.12 * load))
@@ -142,23 +142,15 @@ class VehiclePainter:
             paint, self.roof, self.belt + 0.01, (-high, high), (-half * 0.97, half * 0.97), roundness=0.15
         )
         top, bottom = self.roof + 0.025, self.belt - 0.005
-        brush.block(
-            self.index["glass"],
-            top,
-            bottom,
-            (-high * 0.9, high * 0.9),
-            (-half * 0.85, half * 0.85),
-            roundness=0.1,
-        )
+        upper, lower = high * 0.9, half * 0.85
+        brush.block(self.index["glass"], top, bottom, (-upper, upper), (-lower, lower), roundness=0.1)
         brush.block(paint, self.belt, self.floor, (-half, half), (-half * 0.96, half * 0.96), roundness=0.12)
         body = brush.area(-half, half, self.belt, self.floor)
         middle = (self.belt + self.floor) / 2.0
         paint_pattern(brush, body, self.vehicle.pattern, (paint, self.index["paint_pattern"]), middle, 0.12)
         if is_front:
-            brush.block(
-                self.index["bonnet"], self.belt, self.belt + 0.04, (-half * 0.9, half * 0.9), roundness=0.1
-            )
-        brush.block(self.index["trim"], self.floor - 0.035, self.floor, (-half, half), roundness=0.1)
+            brush.bar(self.index["bonnet"], self.belt, self.belt + 0.04, 0.0, half * 0.9, roundness=0.1)
+        brush.bar(self.index["trim"], self.floor - 0.035, self.floor, 0.0, half, roundness=0.1)
         self._damage(half)
         self._end_lamps(is_front)
         self._grille(is_front)
@@ -170,32 +162,32 @@ class VehiclePainter:
             if shape == "round":
                 brush.ellipse(lamp, side, high, 0.032, 0.032, roundness=0.0)
             elif shape == "square":
-                brush.block(lamp, high - 0.026, high + 0.026, (side - 0.035, side + 0.035))
+                brush.bar(lamp, high - 0.026, high + 0.026, side, 0.035)
             elif shape == "slim":
-                brush.block(lamp, high - 0.018, high + 0.004, (side - 0.055, side + 0.055))
+                brush.bar(lamp, high - 0.018, high + 0.004, side, 0.055)
             else:
                 brush.ellipse(lamp, side - 0.026, high, 0.02, 0.02, roundness=0.0)
                 brush.ellipse(lamp, side + 0.026, high, 0.02, 0.02, roundness=0.0)
 
     def _grille(self, is_front: bool) -> None:
-        """The grille's shape tells the brand; behind there is its badge."""
+        """The grille, whose shape depends on the brand; at the rear, the badge."""
         brush, high, brand = self.brush, self.belt + 0.07, self.worn["brand"]
         chrome, trim = self.index["chrome"], self.index["trim"]
-        brush.block(self.index["plate"], self.floor - 0.06, self.floor - 0.02, (-0.065, 0.065))
+        brush.bar(self.index["plate"], self.floor - 0.06, self.floor - 0.02, 0.0, 0.065)
         if not is_front:
             brush.ellipse(chrome, 0.0, high, 0.018, 0.018)
         elif brand == "Alder":
-            brush.block(trim, high - 0.03, high + 0.03, (-0.12, 0.12))
+            brush.bar(trim, high - 0.03, high + 0.03, 0.0, 0.12)
         elif brand == "Birch":
             brush.block(chrome, high - 0.035, high + 0.035, (-0.12, 0.12), (-0.08, 0.08))
         elif brand == "Cedar":
             for row in (-0.024, 0.0, 0.024):
-                brush.block(chrome, high + row - 0.007, high + row + 0.007, (-0.13, 0.13))
+                brush.bar(chrome, high + row - 0.007, high + row + 0.007, 0.0, 0.13)
         elif brand == "Linden":
             brush.ellipse(trim, 0.0, high, 0.1, 0.035, roundness=0.0)
         else:
             for side in (-0.045, 0.045):
-                brush.block(trim, high - 0.032, high + 0.032, (side - 0.035, side + 0.035))
+                brush.bar(trim, high - 0.032, high + 0.032, side, 0.035)
 
     def _damage(self, half: float) -> None:
         brush, kind = self.brush, self.worn["damage"]
@@ -220,25 +212,23 @@ class VehiclePainter:
         if kind == "roof rack":
             brush.block(thing, self.roof - 0.035, self.roof - 0.02, (left + 0.02, right - 0.02))
             for post in (left + 0.05, middle, right - 0.05):
-                brush.block(thing, self.roof - 0.03, self.roof + 0.005, (post - 0.008, post + 0.008))
+                brush.bar(thing, self.roof - 0.03, self.roof + 0.005, post, 0.008)
         elif kind == "roof box":
             brush.limb(
                 thing, (left + 0.08, self.roof - 0.04), (right - 0.08, self.roof - 0.04), (0.04, 0.035)
             )
         elif kind == "taxi sign":
-            brush.block(thing, self.roof - 0.05, self.roof + 0.005, (middle - 0.05, middle + 0.05))
-            brush.block(
-                self.index["lamp"], self.roof - 0.042, self.roof - 0.01, (middle - 0.04, middle + 0.04)
-            )
+            brush.bar(thing, self.roof - 0.05, self.roof + 0.005, middle, 0.05)
+            brush.bar(self.index["lamp"], self.roof - 0.042, self.roof - 0.01, middle, 0.04)
         elif kind == "ladder":
             for row in (-0.045, -0.015):
                 brush.block(thing, self.roof + row - 0.008, self.roof + row, (left - 0.04, right + 0.04))
             for rung in range(5):
                 u = left + (right - left) * rung / 4.0
-                brush.block(thing, self.roof - 0.05, self.roof, (u - 0.008, u + 0.008))
+                brush.bar(thing, self.roof - 0.05, self.roof, u, 0.008)
 
     def _marks(self) -> None:
-        """Patches that NIR or TIR alone shows, on the lower body."""
+        """Patches on the lower body that only NIR or only TIR shows."""
         body = {self.index[part] for part in ("paint", "paint_pattern", "panel", "bonnet")}
         high = self.floor - self.belt
         for mark in self.vehicle.marks:

@@ -1,9 +1,9 @@
-"""Writing a synthetic data set to disk, in the RGBNT201 format.
+"""Writing of a synthetic data set to disk, in the RGBNT201 layout.
 
-out/RGBNT201/{train_171,val,test}/{RGB,NI,TI}/000028_cam1_0_02.jpg   the images
-out/true_masks/{train_171,val,test}/000028_cam1_0_02.png             visible pixels of the target
-out/readings/{train_171,val,test}.jsonl                              attributes as a model reads them
-out/synthesis.json                                                   settings, vocabulary, counts; the last
+out/RGBNT201/{train_171,val,test}/{RGB,NI,TI}/000028_cam1_0_02.jpg  the images
+out/true_masks/{train_171,val,test}/000028_cam1_0_02.png        visible pixels of the target
+out/readings/{train_171,val,test}.jsonl                         simulated attribute predictions
+out/synthesis.json                                              settings, attributes and counts, written last
 """
 
 import json
@@ -19,19 +19,19 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS, SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress
 from data_catalog.records import Record
-from data_catalog.synthetic.attribute_predictions import read_attributes
-from data_catalog.synthetic.attributes import attributes_of
-from data_catalog.synthetic.rendering import RenderedSample, draw_sample
-from data_catalog.synthetic.settings import SPLITS, Split, SyntheticSettings
+from data_catalog.synthetic.attributes import attribute_values
+from data_catalog.synthetic.rendering import RenderedSample, render_sample
+from data_catalog.synthetic.simulated_predictions import predict_attributes
+from data_catalog.synthetic.synthetic_settings import SPLITS, Split, SyntheticSettings
 
-DRAWING_VERSION = 1
-"""Raised whenever the same settings would give other pixels or readings than before."""
+RENDERING_VERSION = 1
+"""Increased whenever the same settings give other pixels or predictions than before."""
 UNFINISHED = f"{SYNTHESIS_MANIFEST}.unfinished"
-"""The manifest while samples are being written; it is renamed when they all are."""
+"""The manifest while samples are being written; renamed when all are complete."""
 
 
 class SynthesisConflictError(CatalogError):
-    """The folder holds something else than what the settings ask for."""
+    """The folder holds other files than those of these settings."""
 
 
 class SynthesisReport(Record):
@@ -50,12 +50,12 @@ class SynthesisReport(Record):
 
 
 def synthesize(settings: SyntheticSettings, out: Path, progress: Progress | None = None) -> SynthesisReport:
-    """Write the data set that the settings describe, unless it is there already.
+    """Write the data set of these settings, unless it exists already.
 
     An interrupted call leaves no `synthesis.json`; the next one writes the same bytes again.
 
     Args:
-        settings: What to draw.
+        settings: What to render.
         out: Folder for it: absent, empty, or written by this function with the same settings.
         progress: Called after every sample with (samples written, samples in all).
 
@@ -68,7 +68,7 @@ def synthesize(settings: SyntheticSettings, out: Path, progress: Progress | None
     samples = {split: identities[split] * settings.cameras * settings.shots for split in SPLITS}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Two processes that want the same data set: one draws it, the other waits and finds it.
+        # Of two processes that want the same data set one writes it, and the other waits and finds it.
         with FileLock(out.parent / f".{out.name}.lock"):
             reused = _is_there(out, manifest)
             if not reused:
@@ -110,9 +110,9 @@ def sample_name(identity: int, camera: int, shot: int) -> str:
 def _manifest(settings: SyntheticSettings) -> dict[str, Any]:
     per_identity = settings.cameras * settings.shots
     return {
-        "drawing_version": DRAWING_VERSION,
+        "drawing_version": RENDERING_VERSION,
         "settings": settings.model_dump(mode="json"),
-        "attributes": {name: list(values) for name, values in attributes_of(settings.kind).items()},
+        "attributes": {name: list(values) for name, values in attribute_values(settings.kind).items()},
         "identities": {SPLIT_FOLDERS[split]: len(settings.identities(split)) for split in SPLITS},
         "samples": {SPLIT_FOLDERS[split]: len(settings.identities(split)) * per_identity for split in SPLITS},
     }
@@ -172,25 +172,25 @@ def _refuse_other(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 def _write_split(settings: SyntheticSettings, split: Split, out: Path) -> Iterator[str]:
     """Write a split's files; gives the name of each sample once its images are written."""
     folder = SPLIT_FOLDERS[split]
-    images, masks, readings = out / "RGBNT201" / folder, out / "true_masks" / folder, out / "readings"
-    for path in (*(images / modality for modality in MODALITY_FOLDERS.values()), masks, readings):
+    images, masks, predictions = out / "RGBNT201" / folder, out / "true_masks" / folder, out / "readings"
+    for path in (*(images / modality for modality in MODALITY_FOLDERS.values()), masks, predictions):
         path.mkdir(parents=True, exist_ok=True)
     lines = []
     for identity in settings.identities(split):
         for camera in range(settings.cameras):
             for shot in range(settings.shots):
-                sample = draw_sample(settings, identity, camera, shot)
+                sample = render_sample(settings, identity, camera, shot)
                 name = sample_name(identity, camera, shot)
                 _write_sample(sample, name, images, masks, settings.jpeg_quality)
-                read = read_attributes(settings, sample, identity, camera, shot)
-                lines.append(json.dumps({"item": f"{name}.jpg", "readings": read}))
+                predicted = predict_attributes(settings, sample, identity, camera, shot)
+                lines.append(json.dumps({"item": f"{name}.jpg", "readings": predicted}))
                 yield name
-    # Identities, cameras and shots come in the order of their names, so the lines are sorted.
-    (readings / f"{folder}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # Identities, cameras and shots are rendered in the order of the file names, so the lines are sorted.
+    (predictions / f"{folder}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _write_sample(sample: RenderedSample, name: str, images: Path, masks: Path, quality: int) -> None:
     for pixels, modality in zip(sample.pixels, MODALITY_FOLDERS.values(), strict=True):
-        # Full colour resolution: at 64 x 32 pixels a garment is a few pixels wide.
+        # Full colour resolution, because a garment is only a few pixels wide at 64 x 32 pixels.
         Image.fromarray(pixels).save(images / modality / f"{name}.jpg", quality=quality, subsampling=0)
     Image.fromarray(sample.mask * 255).save(masks / f"{name}.png", compress_level=1)

@@ -10,7 +10,6 @@ from data_catalog.captions.predicted_attributes import SOURCES, AttributePredict
 from data_catalog.captions.sentences import PERSON, TEMPLATES, VEHICLE, write_caption
 from data_catalog.cards import card_names, load_card
 from data_catalog.errors import CatalogError
-from data_catalog.synthetic import attributes_of
 from tests.data_catalog.folders import sample_ids
 
 
@@ -146,11 +145,6 @@ def test_longest_caption_of_a_card_fits_into_clips_77_tokens(name: str) -> None:
         for attribute, values in card.attributes.items()
     }
     assert len(tokenizer.encode(write_caption(longest, TEMPLATES[card.kind]))) <= 75
-
-
-@pytest.mark.parametrize("kind", ["person", "vehicle"])
-def test_card_of_the_benchmark_lists_what_the_benchmark_draws(kind: str) -> None:
-    assert load_card(f"synthetic_{kind}").attributes == attributes_of(kind)
 
 
 def test_sample_without_predictions_has_an_empty_caption(built: Any, own_source: Path) -> None:

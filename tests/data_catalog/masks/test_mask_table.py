@@ -19,7 +19,7 @@ from data_catalog.samples.images import (
     foreground_share,
     intersection_over_union,
 )
-from data_catalog.synthetic import SyntheticSettings, draw_sample
+from data_catalog.synthetic import SyntheticSettings, render_sample
 from data_catalog.tables.building import share_machines
 from data_catalog.tables.shards import ShardMaker
 from tests.data_catalog.folders import HEIGHT, WIDTH, sample_ids, true_mask_path
@@ -29,7 +29,7 @@ def drawn(kind: str, size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.n
     """Images and true masks of some validation identities of the benchmark."""
     settings = SyntheticSettings(kind=kind, height=size[0], width=size[1])
     samples = [
-        draw_sample(settings, identity, camera, shot=0)
+        render_sample(settings, identity, camera, shot=0)
         for identity in settings.identities("val")[:10]
         for camera in range(settings.cameras)
     ]

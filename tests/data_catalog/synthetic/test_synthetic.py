@@ -1,4 +1,4 @@
-"""The procedural benchmark: the same bytes everywhere, true masks, honest readings, safe writing."""
+"""The synthetic data set: the same bytes everywhere, true masks, plausible predictions, safe writing."""
 
 import hashlib
 import json
@@ -17,17 +17,15 @@ from data_catalog.synthetic import (
     SPLITS,
     SynthesisConflictError,
     SyntheticSettings,
-    attributes_of,
-    draw_sample,
-    person_attributes,
-    read_attributes,
+    attribute_values,
+    find_twin,
+    predict_attributes,
+    render_sample,
     synthesize,
     true_attributes,
-    twin_of,
-    vehicle_attributes,
 )
 from data_catalog.synthetic.canvas import NIR, TIR
-from data_catalog.synthetic.identities import identity_of
+from data_catalog.synthetic.identities import make_identity
 from data_catalog.synthetic.rendering import compose
 
 DAY, NIGHT = 0, 3
@@ -36,7 +34,7 @@ ALONE = {"clutter": 0, "bystander": 0, "bystander_in_front": 0, "occlusion": 0}
 EASY = ALONE | {"shift": 0, "person_height": (0.85, 0.9)}
 
 
-def settings_of(**changes) -> SyntheticSettings:
+def make_settings(**changes) -> SyntheticSettings:
     return SyntheticSettings(**(FEW | changes))
 
 
@@ -44,7 +42,7 @@ def digest_of_samples(settings: SyntheticSettings) -> str:
     digest = hashlib.sha256()
     for identity in (1, 2, 117):
         for camera in range(4):
-            sample = draw_sample(settings, identity, camera, 1)
+            sample = render_sample(settings, identity, camera, 1)
             digest.update(sample.pixels.tobytes() + sample.mask.tobytes())
     return digest.hexdigest()
 
@@ -60,7 +58,7 @@ def digest_of_files(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("synthetic") / "persons"
-    synthesize(settings_of(), out)
+    synthesize(make_settings(), out)
     return out
 
 
@@ -75,37 +73,37 @@ def written(tmp_path_factory) -> Path:
     ],
 )
 def test_pixels_are_the_same_on_every_machine(changes, digest):
-    """Pinned: a change of the drawing must raise DRAWING_VERSION and these digests together."""
+    """Pinned: whoever changes the rendering changes RENDERING_VERSION and these digests together."""
     assert digest_of_samples(SyntheticSettings(**changes)) == digest
 
 
-def test_a_sample_does_not_depend_on_what_was_drawn_before():
-    first = draw_sample(settings_of(), 5, 2, 1)
-    draw_sample(settings_of(seed=1), 9, 0, 0)
-    again = draw_sample(settings_of(), 5, 2, 1)
+def test_a_sample_does_not_depend_on_what_was_rendered_before():
+    first = render_sample(make_settings(), 5, 2, 1)
+    render_sample(make_settings(seed=1), 9, 0, 0)
+    again = render_sample(make_settings(), 5, 2, 1)
     np.testing.assert_array_equal(first.pixels, again.pixels)
 
 
 def test_another_seed_gives_other_people_in_other_scenes():
-    here, there = settings_of(**EASY), settings_of(**EASY, seed=1)
+    here, there = make_settings(**EASY), make_settings(**EASY, seed=1)
     assert [true_attributes(here, i) for i in range(1, 6)] != [true_attributes(there, i) for i in range(1, 6)]
     # The corner of an uncluttered frame shows the scene alone.
-    corners = [draw_sample(settings, 1, DAY, 0).pixels[0, :8, :4] for settings in (here, there)]
+    corners = [render_sample(settings, 1, DAY, 0).pixels[0, :8, :4] for settings in (here, there)]
     assert not np.array_equal(*corners)
 
 
 @pytest.mark.parametrize("change", [{"camera": 1}, {"shot": 1}, {"identity": 2}])
 def test_every_counter_changes_the_sample(change):
     counters = {"identity": 1, "camera": 0, "shot": 0}
-    sample, other = (draw_sample(settings_of(), **which) for which in (counters, counters | change))
+    sample, other = (render_sample(make_settings(), **which) for which in (counters, counters | change))
     assert not np.array_equal(sample.pixels, other.pixels)
 
 
 @pytest.mark.parametrize(
     ("kind", "height", "width"), [("person", 256, 128), ("vehicle", 128, 256), ("person", 31, 17)]
 )
-def test_any_size_and_kind_has_the_promised_shapes(kind, height, width):
-    sample = draw_sample(settings_of(kind=kind, height=height, width=width), 1, DAY, 0)
+def test_images_of_any_size_and_kind_have_the_documented_shapes(kind, height, width):
+    sample = render_sample(make_settings(kind=kind, height=height, width=width), 1, DAY, 0)
     assert sample.pixels.shape == (3, height, width, 3)
     assert sample.pixels.dtype == sample.mask.dtype == np.uint8
     assert sample.mask.shape == (height, width)
@@ -114,16 +112,16 @@ def test_any_size_and_kind_has_the_promised_shapes(kind, height, width):
 
 
 def test_infrared_images_are_grey():
-    pixels = draw_sample(settings_of(), 1, DAY, 0).pixels
+    pixels = render_sample(make_settings(), 1, DAY, 0).pixels
     for modality in (1, 2):
         assert (pixels[modality] == pixels[modality, ..., :1]).all()
     assert (pixels[0] != pixels[0, ..., :1]).any()
 
 
-def test_at_night_rgb_is_dark_and_heat_is_not():
-    settings = settings_of(**EASY)
+def test_rgb_is_dark_at_night_and_thermal_infrared_is_not():
+    settings = make_settings(**EASY)
     for identity in range(1, 6):
-        day, night = (draw_sample(settings, identity, camera, 0) for camera in (DAY, NIGHT))
+        day, night = (render_sample(settings, identity, camera, 0) for camera in (DAY, NIGHT))
         assert night.pixels[0].mean() < 16
         assert day.pixels[0].mean() > 40
         on_target = [sample.pixels[2][sample.mask > 0].mean() for sample in (day, night)]
@@ -134,9 +132,9 @@ def test_at_night_rgb_is_dark_and_heat_is_not():
 @pytest.mark.parametrize("kind", ["person", "vehicle"])
 def test_the_mask_is_where_the_target_is_visible(kind):
     """Repainting the target changes the picture inside the mask and nowhere else."""
-    settings = settings_of(kind=kind, occlusion=1.0, bystander=1.0, bystander_in_front=1.0)
+    settings = make_settings(kind=kind, occlusion=1.0, bystander=1.0, bystander_in_front=1.0)
     for identity in range(1, 9):
-        mask = draw_sample(settings, identity, DAY, 0).mask
+        mask = render_sample(settings, identity, DAY, 0).mask
         composition = compose(settings, identity, DAY, 0)
         before = composition.canvas.colours()
         for material in range(composition.first, composition.last):
@@ -147,33 +145,33 @@ def test_the_mask_is_where_the_target_is_visible(kind):
 
 
 def test_an_occluder_hides_a_part_of_the_mask():
-    free, hidden = (settings_of(**(EASY | {"occlusion": share})) for share in (0.0, 1.0))
-    areas = [[draw_sample(s, i, DAY, 0).mask.sum() for i in range(1, 9)] for s in (free, hidden)]
+    free, hidden = (make_settings(**(EASY | {"occlusion": share})) for share in (0.0, 1.0))
+    areas = [[render_sample(s, i, DAY, 0).mask.sum() for i in range(1, 9)] for s in (free, hidden)]
     assert all(less < full for full, less in zip(*areas, strict=True))
 
 
 def test_an_identity_number_below_one_is_refused():
     with pytest.raises(ValueError, match="identity is 0: expected a number from 1 up"):
-        draw_sample(settings_of(), 0, 0, 0)
+        render_sample(make_settings(), 0, 0, 0)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("person", 13), ("vehicle", 6)])
 def test_every_identity_has_every_attribute_of_its_kind(kind, count):
-    vocabulary = {"person": person_attributes(), "vehicle": vehicle_attributes()}[kind]
+    vocabulary = attribute_values(kind)
     assert len(vocabulary) == count
     for identity in (1, 2, 1_000_000):
-        truth = true_attributes(settings_of(kind=kind), identity)
+        truth = true_attributes(make_settings(kind=kind), identity)
         assert list(truth) == list(vocabulary)
         assert all(value in vocabulary[name] for name, value in truth.items())
 
 
 @pytest.mark.parametrize("kind", ["person", "vehicle"])
 def test_twins_look_the_same_in_rgb_and_differ_in_exactly_one_other_spectrum(kind):
-    settings = settings_of(kind=kind, look_alikes=1.0)
+    settings = make_settings(kind=kind, look_alikes=1.0)
     differing = set()
     for identity in range(1, 41, 2):
-        assert (twin_of(settings, identity), twin_of(settings, identity + 1)) == (identity + 1, identity)
-        one, other = (identity_of(settings, number) for number in (identity, identity + 1))
+        assert (find_twin(settings, identity), find_twin(settings, identity + 1)) == (identity + 1, identity)
+        one, other = (make_identity(settings, number) for number in (identity, identity + 1))
         assert one.attributes == other.attributes
         assert (one.build, one.pattern) == (other.build, other.pattern)
         channels = {
@@ -188,32 +186,32 @@ def test_twins_look_the_same_in_rgb_and_differ_in_exactly_one_other_spectrum(kin
     assert differing == {NIR, TIR}
 
 
-def test_the_share_of_look_alikes_is_as_asked():
-    none, some = settings_of(look_alikes=0.0), settings_of(look_alikes=0.6)
-    assert all(twin_of(none, identity) is None for identity in range(1, 50))
-    assert 0.5 < np.mean([twin_of(some, identity) is not None for identity in range(1, 1001)]) < 0.7
+def test_the_share_of_look_alikes_is_as_set():
+    none, some = make_settings(look_alikes=0.0), make_settings(look_alikes=0.6)
+    assert all(find_twin(none, identity) is None for identity in range(1, 50))
+    assert 0.5 < np.mean([find_twin(some, identity) is not None for identity in range(1, 1001)]) < 0.7
 
 
 @pytest.mark.parametrize("train", [3, 4])
 def test_splits_share_neither_identities_nor_twins(train):
-    settings = settings_of(train_identities=train, look_alikes=1.0)
+    settings = make_settings(train_identities=train, look_alikes=1.0)
     numbers = [set(settings.identities(split)) for split in SPLITS]
     assert [len(each) for each in numbers] == [train, 1, 2]
-    reach = [each | {twin_of(settings, identity) for identity in each} for each in numbers]
+    reach = [each | {find_twin(settings, identity) for identity in each} for each in numbers]
     for one, other in combinations(reach, 2):
         assert not one & other
 
 
-def readings_of(settings: SyntheticSettings, identity: int, camera: int, shot: int):
-    sample = draw_sample(settings, identity, camera, shot)
-    return sample, read_attributes(settings, sample, identity, camera, shot)
+def predict(settings: SyntheticSettings, identity: int, camera: int, shot: int):
+    sample = render_sample(settings, identity, camera, shot)
+    return sample, predict_attributes(settings, sample, identity, camera, shot)
 
 
 @pytest.mark.parametrize("kind", ["person", "vehicle"])
-def test_every_source_reads_every_attribute_as_one_of_its_values_or_unknown(kind):
-    vocabulary = attributes_of(kind)
+def test_every_source_predicts_every_attribute_as_a_value_or_unknown(kind):
+    vocabulary = attribute_values(kind)
     for camera in range(4):
-        _, readings = readings_of(settings_of(kind=kind), 1, camera, 0)
+        _, readings = predict(make_settings(kind=kind), 1, camera, 0)
         assert tuple(readings) == SOURCES
         for read in readings.values():
             assert list(read) == list(vocabulary)
@@ -222,12 +220,12 @@ def test_every_source_reads_every_attribute_as_one_of_its_values_or_unknown(kind
                 assert 0.0 <= reading["confidence"] <= 1.0
 
 
-def test_what_cannot_be_seen_is_unknown_with_low_confidence():
-    settings = settings_of(readings_dropped=0.0, readings_wrong=0.0, occlusion=0.6)
+def test_invisible_attributes_are_unknown_with_low_confidence():
+    settings = make_settings(readings_dropped=0.0, readings_wrong=0.0, occlusion=0.6)
     blind, hidden = 0, 0
     for identity in range(1, 13):
         for camera in (DAY, NIGHT):
-            sample, readings = readings_of(settings, identity, camera, 0)
+            sample, readings = predict(settings, identity, camera, 0)
             for source, read in readings.items():
                 for name, reading in read.items():
                     by_day = source in ("RGB", "JOINT") and camera == DAY
@@ -244,25 +242,24 @@ def test_what_cannot_be_seen_is_unknown_with_low_confidence():
     assert hidden
 
 
-def test_shoes_behind_a_low_wall_are_not_seen():
-    settings = settings_of(**(EASY | {"occlusion": 1.0}))
-    samples = [draw_sample(settings, identity, DAY, shot) for identity in range(1, 11) for shot in range(2)]
+def test_shoes_behind_a_low_wall_are_not_visible():
+    settings = make_settings(**(EASY | {"occlusion": 1.0}))
+    samples = [render_sample(settings, identity, DAY, shot) for identity in range(1, 11) for shot in range(2)]
     without = [sample for sample in samples if "shoes" not in sample.visible]
     assert 0 < len(without) < len(samples)
     for sample in without:
         assert not sample.mask[-settings.height // 12 :].any()
 
 
-def test_an_identity_is_misread_the_same_way_in_most_of_its_images():
-    settings = settings_of(shots=12, readings_dropped=0.2, readings_wrong=0.3)
+def test_wrong_predictions_are_the_same_in_most_images_of_an_identity():
+    settings = make_settings(shots=12, readings_dropped=0.2, readings_wrong=0.3)
     agreeing = []
     for identity in range(1, 9):
         values = [
-            readings_of(settings, identity, DAY, shot)[1]["RGB"]["upper_colour"]["value"]
-            for shot in range(12)
+            predict(settings, identity, DAY, shot)[1]["RGB"]["upper_colour"]["value"] for shot in range(12)
         ]
         agreeing.append(max(values.count(value) for value in values) / len(values))
-    # Drawn anew for every image, only about half of the readings would agree.
+    # If they were independent for every image, only about half of them would agree.
     assert np.mean(agreeing) > 0.8
 
 
@@ -270,7 +267,7 @@ def _tally(settings: SyntheticSettings, identities: range) -> dict[str, list[tup
     """For every source, of readable attributes: (known, right, confidence)."""
     tally: dict[str, list[tuple[bool, bool, float]]] = {source: [] for source in SOURCES}
     for identity in identities:
-        sample, readings = readings_of(settings, identity, DAY, 0)
+        sample, readings = predict(settings, identity, DAY, 0)
         for source, read in readings.items():
             for name in sample.visible:
                 if "colour" in name and source in ("NIR", "TIR"):
@@ -280,8 +277,8 @@ def _tally(settings: SyntheticSettings, identities: range) -> dict[str, list[tup
     return tally
 
 
-def test_errors_are_as_frequent_as_asked_and_joint_reading_is_the_best():
-    tally = _tally(settings_of(), range(1, 121))
+def test_errors_are_as_frequent_as_set_and_joint_predictions_are_the_best():
+    tally = _tally(make_settings(), range(1, 121))
     right = {source: np.mean([entry[1] for entry in entries]) for source, entries in tally.items()}
     assert right["RGB"] == pytest.approx(1 - 0.4 - 0.15, abs=0.05)
     assert max(right["RGB"], right["NIR"], right["TIR"]) < right["JOINT"] < 0.75
@@ -294,7 +291,7 @@ def test_errors_are_as_frequent_as_asked_and_joint_reading_is_the_best():
 
 
 def test_the_same_settings_write_the_same_bytes(written, tmp_path):
-    synthesize(settings_of(), tmp_path / "again")
+    synthesize(make_settings(), tmp_path / "again")
     assert digest_of_files(written) == digest_of_files(tmp_path / "again")
 
 
@@ -309,15 +306,15 @@ def test_files_are_in_the_rgbnt201_format(written):
         assert listings[0] == listings[1] == listings[2]
         assert len(listings[0]) == identities * 4 * 2
         assert all(name_format.fullmatch(name) for name in listings[0])
-        assert {int(name[:6]) for name in listings[0]} == set(settings_of().identities(split))
+        assert {int(name[:6]) for name in listings[0]} == set(make_settings().identities(split))
         masks = sorted(path.name for path in (written / "true_masks" / folder).iterdir())
         assert masks == [name.replace(".jpg", ".png") for name in listings[0]]
         lines = (written / "readings" / f"{folder}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["item"] for line in lines] == listings[0]
 
 
-def test_files_hold_the_sample_that_is_drawn_in_memory(written):
-    sample = draw_sample(settings_of(), 2, 1, 1)
+def test_files_hold_the_sample_that_is_rendered_in_memory(written):
+    sample = render_sample(make_settings(), 2, 1, 1)
     name = "000002_cam2_0_01"
     for pixels, modality in zip(sample.pixels, ("RGB", "NI", "TI"), strict=True):
         image = np.asarray(Image.open(written / "RGBNT201" / "train_171" / modality / f"{name}.jpg"))
@@ -330,7 +327,7 @@ def test_files_hold_the_sample_that_is_drawn_in_memory(written):
 def test_progress_counts_every_sample(tmp_path):
     seen = []
     report = synthesize(
-        settings_of(kind="vehicle"), tmp_path / "out", lambda done, total: seen.append((done, total))
+        make_settings(kind="vehicle"), tmp_path / "out", lambda done, total: seen.append((done, total))
     )
     assert seen == [(count, 48) for count in range(1, 49)]
     assert report.samples == {"train": 24, "val": 8, "test": 16}
@@ -338,22 +335,24 @@ def test_progress_counts_every_sample(tmp_path):
     assert not report.reused
 
 
-def test_a_finished_data_set_is_reused_without_work(written):
+def test_a_complete_data_set_is_reused(written):
     before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
-    report = synthesize(settings_of(), written, progress=lambda done, total: pytest.fail("drew a sample"))
+    report = synthesize(
+        make_settings(), written, progress=lambda done, total: pytest.fail("rendered a sample")
+    )
     assert report.reused
     assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
 
 
 def test_other_settings_in_the_same_folder_are_refused(written):
     with pytest.raises(SynthesisConflictError, match=r"seed is 0 there and 5 here.*Choose another folder"):
-        synthesize(settings_of(seed=5), written)
+        synthesize(make_settings(seed=5), written)
 
 
 def test_a_folder_with_foreign_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(SynthesisConflictError, match=r"thesis\.txt"):
-        synthesize(settings_of(), tmp_path)
+        synthesize(make_settings(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -366,19 +365,21 @@ def test_an_interrupted_synthesis_is_redone(written, tmp_path):
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
-        synthesize(settings_of(), tmp_path, fail_in_the_middle)
+        synthesize(make_settings(), tmp_path, fail_in_the_middle)
     assert not (tmp_path / "synthesis.json").exists()
     with pytest.raises(SynthesisConflictError):
-        synthesize(settings_of(seed=5), tmp_path)
-    report = synthesize(settings_of(), tmp_path)
+        synthesize(make_settings(seed=5), tmp_path)
+    report = synthesize(make_settings(), tmp_path)
     assert not report.reused
     assert digest_of_files(tmp_path) == digest_of_files(written)
 
 
-def test_the_manifest_tells_settings_vocabulary_and_counts(written):
+def test_manifest_holds_settings_attribute_values_and_counts(written):
     manifest = json.loads((written / "synthesis.json").read_text(encoding="utf-8"))
-    assert SyntheticSettings(**manifest["settings"]) == settings_of()
-    assert manifest["attributes"] == {name: list(values) for name, values in person_attributes().items()}
+    assert SyntheticSettings(**manifest["settings"]) == make_settings()
+    assert manifest["attributes"] == {
+        name: list(values) for name, values in attribute_values("person").items()
+    }
     assert manifest["samples"] == {"train_171": 24, "val": 8, "test": 16}
 
 

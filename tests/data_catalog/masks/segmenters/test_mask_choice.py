@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from data_catalog.masks.segmenters.grabcut import ellipse
 from data_catalog.masks.segmenters.mask_choice import Candidate, ChoiceSettings, candidate_score, choose
 from data_catalog.samples.images import intersection_over_union
-from data_catalog.synthetic import SyntheticSettings, draw_sample
+from data_catalog.synthetic import SyntheticSettings, render_sample
 
 
 def rectangle(size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_choice_across_modalities_helps_at_night_and_costs_nothing_by_day() -> N
     for identity in settings.identities("val"):
         # Darkness is 0 at camera 0 and 1 at camera 3.
         for camera in (0, 3):
-            sample = draw_sample(settings, identity, camera, shot=0)
+            sample = render_sample(settings, identity, camera, shot=0)
             images = zip(sample.pixels, ("RGB", "NIR", "TIR"), strict=True)
             candidates = [one for image, source in images for one in cut_out(image, source)]
             for which, of_which in (("RGB", candidates[:3]), ("all", candidates)):

@@ -1,8 +1,10 @@
-"""What the procedural benchmark is asked to draw: one frozen, validated model."""
+"""Settings of the synthetic data set."""
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data_catalog.records import Record
 
 Kind = Literal["person", "vehicle"]
 Split = Literal["train", "val", "test"]
@@ -13,16 +15,14 @@ MAX_IDENTITY = 999_999
 """Largest identity number: file names give it six digits."""
 
 
-class SyntheticSettings(BaseModel):
-    """All that decides the pixels: the same settings give the same bytes.
+class SyntheticSettings(Record):
+    """Everything that determines the pixels: the same settings give the same bytes.
 
-    The defaults are a hard but learnable benchmark at 64 x 32 pixels: cluttered frames, bystanders,
-    half of the cameras dark, look-alikes that only near infrared or heat tells apart.
+    The defaults are a hard but learnable data set at 64 x 32 pixels: cluttered frames, bystanders,
+    half of the cameras dark, look-alikes that differ only in near or thermal infrared.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Kind = Field("person", description="What is drawn: people or vehicles.")
+    kind: Kind = Field("person", description="What is rendered: people or vehicles.")
     seed: int = Field(0, ge=0, description="Another seed gives other identities and other scenes.")
     height: int = Field(64, ge=16, le=1024, description="Height of an image, in pixels.")
     width: int = Field(32, ge=16, le=1024, description="Width of an image, in pixels.")
@@ -32,17 +32,17 @@ class SyntheticSettings(BaseModel):
     cameras: int = Field(4, ge=1, le=9, description="Cameras that see every identity (one digit in a name).")
     shots: int = Field(3, ge=1, le=100, description="Samples of an identity by each camera.")
 
-    clutter: float = Field(1.0, ge=0.0, le=2.0, description="Amount of things that stand about in a scene.")
-    scene: Share = Field(0.8, description="How far the colours of a camera's scene differ from the others'.")
+    clutter: float = Field(1.0, ge=0.0, le=2.0, description="Amount of objects in a scene.")
+    scene: Share = Field(0.8, description="How much the colours of the cameras' scenes differ.")
     shift: Share = Field(0.2, description="Largest sideways shift of the target, as a share of the width.")
-    bystander: Share = Field(0.6, description="Probability of somebody else in the frame.")
-    bystander_in_front: Share = Field(0.1, description="Probability of somebody else before the target.")
+    bystander: Share = Field(0.6, description="Probability of bystanders in the frame.")
+    bystander_in_front: Share = Field(0.1, description="Probability of a bystander in front of the target.")
     person_height: tuple[float, float] = Field(
         (0.70, 0.92),
-        description="Smallest and largest share of the frame's height that a person takes; for a vehicle, "
+        description="Smallest and largest share of the frame's height that a person fills; for a vehicle, "
         "of the frame's width.",
     )
-    occlusion: Share = Field(0.25, description="Probability of a post, rail or bush before the target.")
+    occlusion: Share = Field(0.25, description="Probability of a post, rail or bush in front of the target.")
     darkness: tuple[Share, ...] = Field(
         (0.0, 0.0, 0.5, 1.0),
         min_length=1,
@@ -51,8 +51,10 @@ class SyntheticSettings(BaseModel):
     look_alikes: Share = Field(
         0.6, description="Share of identities that have a twin: the same in RGB, not in NIR or not in TIR."
     )
-    readings_dropped: Share = Field(0.4, description="Share of readable attributes read as unknown.")
-    readings_wrong: Share = Field(0.15, description="Share of readable attributes read wrongly.")
+    readings_dropped: Share = Field(
+        0.4, description="Share of visible attributes that are predicted as unknown."
+    )
+    readings_wrong: Share = Field(0.15, description="Share of visible attributes that are predicted wrongly.")
     jpeg_quality: int = Field(92, ge=1, le=100, description="Quality of the JPEG files.")
 
     @model_validator(mode="after")
@@ -66,7 +68,7 @@ class SyntheticSettings(BaseModel):
         if self.readings_dropped + self.readings_wrong > 1.0:
             raise ValueError(
                 f"readings_dropped + readings_wrong is {self.readings_dropped + self.readings_wrong:g}: "
-                "they are shares of the same readings, so lower one until the sum is at most 1."
+                "they are shares of the same predictions, so lower one until the sum is at most 1."
             )
         last = self.identities("test")[-1]
         if last > MAX_IDENTITY:
@@ -77,7 +79,7 @@ class SyntheticSettings(BaseModel):
         return self
 
     def identities(self, split: Split) -> range:
-        """The identity numbers of a split. Splits never share one.
+        """The identity numbers of a split; no two splits share one.
 
         Every split starts at an odd number, so that two twins (an odd number and the next one)
         fall in the same split.
@@ -90,6 +92,6 @@ class SyntheticSettings(BaseModel):
             start += count + count % 2
         raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}.")
 
-    def darkness_of(self, camera: int) -> float:
+    def darkness_at(self, camera: int) -> float:
         """Darkness of visible light at a camera (0-based): 0 at day, 1 at night."""
         return self.darkness[camera % len(self.darkness)]

@@ -1,4 +1,4 @@
-"""Random choices that come out the same on every machine."""
+"""Random choices that are the same on every machine."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,23 +10,23 @@ from stmi.keyed_random import generator
 Choice = TypeVar("Choice")
 
 
-class Draws:
-    """A stream of random choices for one purpose, for example `Draws(seed, "scene", camera)`.
+class RandomChoices:
+    """A stream of random choices for one purpose, for example `RandomChoices(seed, "scene", camera)`.
 
-    Everything is made of two things whose bits do not depend on the CPU or the compiler: doubles
-    with 53 random bits, and random bytes. (numpy's `uniform` and `normal` do arithmetic in compiled
-    code, which a compiler may round differently on another CPU.)
+    All of them derive from two things whose bits do not depend on the CPU or the compiler: doubles with 53
+    random bits, and random bytes. (numpy's `uniform` and `normal` compute in compiled code, which may round
+    differently on another CPU.)
     """
 
     def __init__(self, seed: int, purpose: str, *counters: int | str) -> None:
         self._generator = generator(seed, f"synthetic {purpose}", *counters)
-        self._waiting: list[float] = []
+        self._buffered: list[float] = []
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number in [low, high)."""
-        if not self._waiting:
-            self._waiting = self._generator.random(64).tolist()
-        return low + (high - low) * self._waiting.pop()
+        if not self._buffered:
+            self._buffered = self._generator.random(64).tolist()
+        return low + (high - low) * self._buffered.pop()
 
     def integer(self, low: int, high: int) -> int:
         """A whole number from low to high, both included."""
@@ -37,7 +37,7 @@ class Draws:
         return self.uniform() < probability
 
     def pick(self, choices: Sequence[Choice]) -> Choice:
-        """One of the choices, each as likely."""
+        """One of the choices, all equally likely."""
         return choices[int(self.uniform() * len(choices))]
 
     def pick_common(self, choices: Sequence[Choice], common: float) -> Choice:
