@@ -1,9 +1,9 @@
 """Writing of a synthetic data set to disk, in the RGBNT201 layout.
 
 out/RGBNT201/{train_171,val,test}/{RGB,NI,TI}/000028_cam1_0_02.jpg  the images
-out/true_masks/{train_171,val,test}/000028_cam1_0_02.png        visible pixels of the target
-out/readings/{train_171,val,test}.jsonl                         simulated attribute predictions
-out/synthesis.json                                              settings, attributes and counts, written last
+out/true_masks/{train_171,val,test}/000028_cam1_0_02.png            visible pixels of the target
+out/readings/{train_171,val,test}.jsonl                             simulated attribute predictions
+out/synthesis.json                                                  settings and counts, written last
 """
 
 import json
