@@ -1,4 +1,4 @@
-"""What must hold before a GPU is spent: the checks of a data set, and the samples that break them.
+"""Checks of a data set before a GPU is used, and the samples that fail them.
 
 An error stops a run; a warning is logged with it.
 """
@@ -11,23 +11,23 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from data_catalog.checks.artifacts import Artifacts, card_of
 from data_catalog.checks.image_hashes import (
     HASH_BITS,
     MANY_IDENTITIES,
     ImageHashes,
     find_copies,
-    find_frames_of_many,
+    find_repeated_frames,
     make_image_hashes,
     read_hashes,
 )
+from data_catalog.checks.newest_tables import NewestTables, find_card
 from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 
 NAMED = 5
-"""Rows that a message names; the finding holds them all."""
+"""Rows that a message names; the finding holds all of them."""
 _LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
@@ -35,17 +35,17 @@ class CheckSettings(Record):
     """Limits of the checks."""
 
     samples_per_identity: int = Field(4, ge=1)
-    """Samples of an identity that a batch wants."""
+    """Samples of an identity that a batch needs."""
     junk: Literal["camera", "scene"] | None = None
-    """What a query's junk has in common with it; what the card says when None, else the camera."""
+    """What a query has in common with its junk; None for what the card says, or the camera without a card."""
     near_empty: float = Field(0.01, ge=0, le=1)
     """A mask with less foreground than this share is near-empty."""
     near_full: float = Field(0.95, ge=0, le=1)
     """A mask with more foreground than this share is near-full."""
     images: bool = True
-    """Whether to look for images that stand under two identities, for which all are decoded once."""
+    """Whether to look for images with two identities; decodes all images once."""
     duplicate_bits: int = Field(24, ge=0, le=HASH_BITS // 4)
-    """Of the 256 bits of an image's perceptual hash, in how many a copy of it may differ."""
+    """How many of the 256 bits of the perceptual hash may differ between copies of an image."""
 
 
 class Finding(Record):
@@ -99,52 +99,52 @@ class _Findings:
 
 
 def run_checks(
-    artifacts: Artifacts, settings: CheckSettings | None = None, progress: Progress | None = None
+    tables: NewestTables, settings: CheckSettings | None = None, progress: Progress | None = None
 ) -> CheckReport:
     """Every check of a data set.
 
-    The perceptual hashes are made by Ray Data when they are first wanted, and kept as a table; everything
-    else reads labels only, so it takes a second or so.
+    The perceptual hashes are made by Ray Data at the first call and stored as a table; everything else reads
+    only labels, which takes about a second.
 
     Args:
-        artifacts: The tables, see `data_catalog.checks.artifacts.find_artifacts`.
-        settings: Where to draw the lines.
+        tables: The tables, see `data_catalog.checks.newest_tables.find_newest_tables`.
+        settings: Limits of the checks.
         progress: Called as shards are hashed.
 
     Raises:
-        NotWritableError: If there are no hashes yet and the catalog takes none.
+        NotWritableError: If there are no hashes yet and the catalog cannot be written to.
     """
     settings = settings or CheckSettings()
-    labels = _Labels.of(artifacts.samples)
-    junk = junk_rule(artifacts.samples, settings)
+    labels = _Labels.of(tables.samples)
+    junk = junk_rule(tables.samples, settings)
     findings = _Findings()
     _check_queries(labels, junk, findings)
     _check_splits(labels, findings)
     _check_identities(labels, settings.samples_per_identity, findings)
-    _check_artifacts(artifacts, findings)
-    if artifacts.masks is not None:
-        _check_masks(artifacts.masks, settings, findings)
-    if artifacts.captions is not None:
-        _check_captions(artifacts.captions, findings)
+    _check_tables(tables, findings)
+    if tables.masks is not None:
+        _check_masks(tables.masks, settings, findings)
+    if tables.captions is not None:
+        _check_captions(tables.captions, findings)
     if settings.images:
-        hashes = read_hashes(make_image_hashes(artifacts.samples, progress))
+        hashes = read_hashes(make_image_hashes(tables.samples, progress))
         _check_duplicates(labels, hashes, settings.duplicate_bits, findings)
     return CheckReport(errors=tuple(findings.errors), warnings=tuple(findings.warnings))
 
 
 def junk_rule(samples: Table, settings: CheckSettings) -> Literal["camera", "scene"]:
-    """What a query's junk has in common with it: as the settings say, else as the data set's card does."""
-    card = card_of(samples)
+    """What a query has in common with its junk: as the settings say, or the data set's card, or `camera`."""
+    card = find_card(samples)
     return settings.junk or (card.protocol.junk if card else "camera")
 
 
 def _check_queries(labels: _Labels, junk: str, findings: _Findings) -> None:
-    """Every query needs a sample of its identity in the gallery that is not its junk."""
+    """Every query needs a gallery sample of its identity that is not its junk."""
     group = labels.camera_id if junk == "camera" else labels.scene_id
     for split in _unique(labels.split[labels.is_query | labels.is_gallery]):
-        of_split = labels.split == split
-        gallery = of_split & labels.is_gallery
-        queries = np.flatnonzero(of_split & labels.is_query)
+        in_split = labels.split == split
+        gallery = in_split & labels.is_gallery
+        queries = np.flatnonzero(in_split & labels.is_query)
         if not len(queries):
             findings.error(
                 "no_queries", f"split {split!r} has no queries; ingest a source that has, or evaluate another"
@@ -200,25 +200,25 @@ def _check_identities(labels: _Labels, samples_per_identity: int, findings: _Fin
         findings.warn(
             "few_samples",
             f"{len(few)} training identities have fewer samples than the {samples_per_identity} that a batch "
-            f"wants ({_first(named)}); some of theirs will be drawn twice",
+            f"needs ({_first(named)}); some of theirs will be sampled twice",
             labels.sample_id[train & np.isin(labels.identity, few)],
         )
 
 
-def _check_artifacts(artifacts: Artifacts, findings: _Findings) -> None:
-    splits = artifacts.samples.statistics["splits"]
-    without_view = [split for split in splits if split not in artifacts.views]
+def _check_tables(tables: NewestTables, findings: _Findings) -> None:
+    splits = tables.samples.statistics["splits"]
+    without_view = [split for split in splits if split not in tables.views]
     for split in without_view:
         findings.error(
             "missing_artifact",
             f"split {split!r} has no view; run `python -m data_catalog view --split {split}`",
         )
-    made = {f"view {split}": view for split, view in artifacts.views.items()}
-    if artifacts.text_features is not None:
-        made["text_features"] = artifacts.text_features
+    made = {f"view {split}": view for split, view in tables.views.items()}
+    if tables.text_features is not None:
+        made["text_features"] = tables.text_features
     for what, table in made.items():
         for source, digest in table.manifest.inputs.items():
-            newest = artifacts.named.get(source)
+            newest = tables.named.get(source)
             if newest is not None and newest.digest != digest:
                 step = table.kind.value.replace("_", "-")
                 findings.warn(
@@ -227,8 +227,8 @@ def _check_artifacts(artifacts: Artifacts, findings: _Findings) -> None:
                     f"here ({newest.digest[:12]}); run `python -m data_catalog {step}` again to use those",
                 )
     for name in (TableKind.MASKS, TableKind.CAPTIONS, TableKind.TEXT_FEATURES):
-        if name.value not in artifacts.named:
-            # Views may be made without masks and text on purpose.
+        if name.value not in tables.named:
+            # A user may make views without masks and text on purpose.
             add: Callable[[str, str], None] = findings.error if without_view else findings.warn
             step = name.value.replace("_", "-")
             add("missing_artifact", f"there is no {name.value} table; run `python -m data_catalog {step}`")
@@ -240,7 +240,7 @@ def _check_masks(masks: Table, settings: CheckSettings, findings: _Findings) -> 
     fraction = rows["foreground_fraction"].to_numpy()
     missing = np.array(rows["source"].to_pylist(), dtype=np.str_) == "missing"
     for check, broken, what in (
-        ("missing_mask", missing, "samples have no mask, so all of them counts as foreground"),
+        ("missing_mask", missing, "samples have no mask, so every pixel of them is foreground"),
         (
             "near_empty_mask",
             ~missing & (fraction < settings.near_empty),
@@ -253,9 +253,7 @@ def _check_masks(masks: Table, settings: CheckSettings, findings: _Findings) -> 
         ),
     ):
         if broken.any():
-            message = (
-                f"{broken.sum()} of {len(ids)} {what} ({_first(ids[broken])}); look at them, or remake them"
-            )
+            message = f"{broken.sum()} of {len(ids)} {what} ({_first(ids[broken])}); look at them"
             findings.warn(check, message, ids[broken])
 
 
@@ -269,10 +267,10 @@ def _check_captions(captions: Table, findings: _Findings) -> None:
 def _check_duplicates(
     labels: _Labels, hashes: ImageHashes, largest_distance: int, findings: _Findings
 ) -> None:
-    for modality, rows in find_frames_of_many(hashes, labels.identity).items():
+    for modality, rows in find_repeated_frames(hashes, labels.identity).items():
         findings.warn(
             "repeated_frames",
-            f"{len(rows)} samples of more than {MANY_IDENTITIES} identities show one and the same {modality} "
+            f"{len(rows)} samples of more than {MANY_IDENTITIES} identities show the same {modality} "
             f"image ({_first(labels.sample_id[rows])}); a camera repeated it, or the files were mixed up",
             labels.sample_id[rows],
         )

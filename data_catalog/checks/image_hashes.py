@@ -1,10 +1,10 @@
-"""Digests and perceptual hashes of the images, and the samples that show the same image by them.
+"""Digests and perceptual hashes of the images, and the samples that show the same image according to them.
 
-A perceptual hash keeps which of the low frequencies of an image are strong. Of the images of the procedural
-benchmark, 95 in 100 that are compressed anew at quality 75 differ in less than a tenth of the bits from what
-they were, and no two of different identities in less than a fifth. Each modality is compared by itself: a
-sample whose RGB file was copied over another's has its own NIR and TIR still. The table of hashes is made
-once; looking for copies in it takes seconds.
+A perceptual hash says which of the low frequencies of an image are strong. If images of the synthetic data
+set are compressed again at quality 75, 95 % of them differ from the original in less than a tenth of the
+bits; no two images of different identities differ in less than a fifth. Each modality is compared separately:
+if the RGB file of a sample was copied over that of another, both still have their own NIR and TIR. The table
+of hashes is made once; the search for copies in it takes seconds.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ from stmi.modality import MODALITIES
 
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE**2
-"""Bits of the hash of one image. With the 64 of the usual hash thermal images of one camera look alike."""
+"""Bits of the hash of one image. The usual 64 do not distinguish thermal images of one camera."""
 
 _CHUNK_ROWS = 1024
 MANY_IDENTITIES = 10
-"""An image that stands under more identities is no copy of one sample, but a frame that was repeated."""
+"""An image with more identities than this is not a copied sample but a repeated frame."""
 _REDUCED = (32, 32)
-# In grey values of the reduced image: below it noise decides the hash (RGB at night), or there is nothing to
-# compare (a frame of one colour).
+# Standard deviation of the reduced image, in grey values. Below it the hash depends on noise (RGB at night),
+# or there is nothing to compare (a frame of one colour).
 _LEAST_DETAIL_OF_HASH = 4.0
 _LEAST_DETAIL_OF_DIGEST = 1.0
 
@@ -75,7 +75,7 @@ class _HashesMaker(ShardMaker[int]):
         samples = self.samples.read_shard(number)
         digests, hashes, details = [], [], []
         for row in range(samples.num_rows):
-            # One row at a time: a shard of decoded images is much memory.
+            # One row at a time, because a shard of decoded images needs much memory.
             pixels = decode_triplets(samples.slice(row, 1))[0]
             images = [Image.fromarray(image).convert("L") for image in pixels]
             bits = [imagehash.phash(image, hash_size=HASH_SIDE).hash for image in images]
@@ -87,13 +87,13 @@ class _HashesMaker(ShardMaker[int]):
 
 
 def _detail(image: Image.Image) -> float:
-    """Standard deviation of a grey image once it is reduced, so that noise counts little."""
+    """Standard deviation of a grey image after it is reduced, which suppresses noise."""
     return float(np.asarray(image.resize(_REDUCED, Image.Resampling.BOX)).std())
 
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """What is known of the images of all samples, by `sample_index`.
+    """The hashes of the images of all samples, by `sample_index`.
 
     Attributes:
         digests: SHA-256 of the pixels, uint8 `(samples, modality, 32)`.
@@ -123,10 +123,10 @@ def read_hashes(table: Table) -> ImageHashes:
 def find_copies(
     hashes: ImageHashes, identity: npt.NDArray[np.int64], largest_distance: int
 ) -> dict[Pair, tuple[str, ...]]:
-    """Pairs of samples of different identities that show the same image, to the modalities in which they do.
+    """Find pairs of samples of different identities that show the same image, and in which modalities.
 
-    Frames without detail are left out: at night, or of one colour, they look the same whoever is in them. So
-    are frames that stand under many identities: a camera that gave one again and again mixed no labels.
+    Frames without detail are left out: at night, or of one colour, they look the same for all identities. So
+    are frames with many identities: a camera that repeats a frame says nothing about the labels.
 
     Args:
         hashes: Of all samples.
@@ -148,10 +148,10 @@ def find_copies(
     return dict(sorted(found.items()))
 
 
-def find_frames_of_many(
+def find_repeated_frames(
     hashes: ImageHashes, identity: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Modality to the samples whose image is, to the pixel, that of more than `MANY_IDENTITIES` identities.
+    """Modality to the samples whose image has, with equal pixels, more than `MANY_IDENTITIES` identities.
 
     Args:
         hashes: Of all samples.
@@ -172,8 +172,8 @@ def near_pairs(
 ) -> list[Pair]:
     """Pairs of rows of different identities that differ in few bits, sorted.
 
-    Every row is compared with every other, in matrix products: some seconds for the largest data set. Rows
-    that are near to those of many identities are left out.
+    Every row is compared with every other in matrix products, which takes seconds for the largest data set.
+    Rows that are near those of many identities are left out.
 
     Args:
         bits: 0 or 1, `(rows, bits)`.
@@ -184,7 +184,7 @@ def near_pairs(
     others: dict[int, list[int]] = {}
     for start in range(0, len(signs), _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
-        # Of signs the product counts agreements less disagreements.
+        # The product of signs is the number of equal bits minus the number of different bits.
         near = signs[chunk] @ signs.T >= signs.shape[1] - 2 * largest_distance
         near &= identity[chunk, None] != identity[None]
         for row in np.flatnonzero(near.any(axis=1)):

@@ -9,7 +9,7 @@ from data_catalog.captions.caption_table import CaptionSettings, make_captions
 from data_catalog.captions.imported_captions import CaptionFileSettings, import_captions
 from data_catalog.captions.llm.settings import ClientSettings, LlmCaptionSettings, Prices
 from data_catalog.cards import card_names
-from data_catalog.checks.artifacts import card_of
+from data_catalog.checks.newest_tables import find_card
 from data_catalog.commands.arguments import add_samples, find_samples
 from data_catalog.commands.command import Command, Result, build
 from data_catalog.commands.printing import print_result
@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace) -> Result:
         of_files = CaptionFileSettings(choose=args.choose, redact=args.redact)
         return build("captions", lambda progress: import_captions(samples, args.captions, of_files, progress))
     # A data set that has a card is captioned by it.
-    own_card = card_of(samples)
+    own_card = find_card(samples)
     card = args.card or (CaptionSettings().card if own_card is None else own_card.name)
     if args.captioner == "llm":
         return build("captions", lambda progress: _ask(args, samples, card, progress))

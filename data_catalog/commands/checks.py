@@ -1,10 +1,10 @@
-"""`checks`: what must hold before a GPU is spent."""
+"""`checks`: what must hold before a GPU is used."""
 
 import argparse
 
-from data_catalog.checks.artifacts import find_artifacts
 from data_catalog.checks.data_checks import CheckReport, CheckSettings, run_checks
 from data_catalog.checks.image_hashes import HASH_BITS
+from data_catalog.checks.newest_tables import find_newest_tables
 from data_catalog.commands.arguments import add_catalog, check_dataset
 from data_catalog.commands.command import Command
 from data_catalog.commands.printing import print_findings
@@ -27,10 +27,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.samples_per_identity,
         metavar="K",
-        help=f"samples of an identity that a batch wants (default: {default.samples_per_identity})",
+        help=f"samples of an identity that a batch needs (default: {default.samples_per_identity})",
     )
     parser.add_argument(
-        "--junk", choices=("camera", "scene"), help="what a query's junk shares with it (default: the card's)"
+        "--junk",
+        choices=("camera", "scene"),
+        help="what a query has in common with its junk (default: the card's)",
     )
     for name, what in (
         ("near_empty", "a mask with less foreground than this share is near-empty"),
@@ -48,7 +50,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.duplicate_bits,
         metavar="BITS",
-        help=f"of the {HASH_BITS} bits of an image's perceptual hash, in how many a copy may differ "
+        help=f"how many of the {HASH_BITS} bits of the perceptual hash may differ between copies "
         f"(default: {default.duplicate_bits})",
     )
     parser.add_argument("--no-images", action="store_true", help="do not look for duplicate images")
@@ -64,15 +66,15 @@ def _run(args: argparse.Namespace) -> ChecksResult:
         duplicate_bits=args.duplicate_bits,
     )
     check_dataset(args.catalog, args.name)
-    artifacts = find_artifacts(args.catalog, args.name, args.samples_key)
+    tables = find_newest_tables(args.catalog, args.name, args.samples_key)
     with progress_bar("hash images", "shard") as progress:
-        report = run_checks(artifacts, settings, progress)
+        report = run_checks(tables, settings, progress)
     return ChecksResult(dataset=args.name, errors=report.errors, warnings=report.warnings)
 
 
 COMMAND = Command(
     name="checks",
-    summary="What must hold before a GPU is spent; names the samples that break it.",
+    summary="Check what must hold before a GPU is used, and name the samples that fail.",
     example="benchmark --catalog runs/catalog --samples-per-identity 8",
     add_options=_add_options,
     run=_run,

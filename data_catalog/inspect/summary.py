@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from data_catalog.cards import Card
-from data_catalog.checks.artifacts import Artifacts, card_of, find_artifacts
 from data_catalog.checks.data_checks import CheckReport, CheckSettings, Finding, run_checks
+from data_catalog.checks.newest_tables import NewestTables, find_card, find_newest_tables
 from data_catalog.records import Record
 from data_catalog.tables.table import Table
 
@@ -68,8 +68,8 @@ def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) 
     Raises:
         CatalogError: If there is no samples table.
     """
-    artifacts = find_artifacts(catalog, dataset, samples_key)
-    card = card_of(artifacts.samples)
+    artifacts = find_newest_tables(catalog, dataset, samples_key)
+    card = find_card(artifacts.samples)
     found = count(artifacts.samples)
     report = run_checks(artifacts, CheckSettings(images=False))
     warnings = list(report.warnings)
@@ -128,7 +128,7 @@ def differences(card: Card, samples: Table, found: dict[str, SplitCounts]) -> li
     return different
 
 
-def _artifacts(artifacts: Artifacts, found: dict[str, SplitCounts]) -> dict[str, Artifact]:
+def _artifacts(artifacts: NewestTables, found: dict[str, SplitCounts]) -> dict[str, Artifact]:
     described = {}
     for name, table in artifacts.named.items():
         split = table.manifest.settings.get("split")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
 from data_catalog.captions.text_feature_table import make_text_features
-from data_catalog.checks.artifacts import Artifacts
-from data_catalog.checks.check_reports import checked
 from data_catalog.checks.data_checks import CheckSettings, Finding, run_checks
+from data_catalog.checks.newest_tables import NewestTables
+from data_catalog.checks.stored_reports import load_or_run_checks
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.masks.mask_table import make_masks
@@ -82,13 +82,13 @@ def prepare_tables(
     views = {split: tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
     made_from = views["train"].manifest.inputs | tables["text_features"].manifest.inputs
     digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
-    artifacts = Artifacts(
+    artifacts = NewestTables(
         tables["samples"], tables.get("masks"), tables["captions"], tables["text_features"], views
     )
     return RunTables(views, tables["captions"], digests, _check_data(config, artifacts))
 
 
-def _check_data(config: ExperimentConfig, artifacts: Artifacts) -> tuple[Finding, ...]:
+def _check_data(config: ExperimentConfig, artifacts: NewestTables) -> tuple[Finding, ...]:
     """What the checks of the data warn of; what they find wrong stops the run.
 
     Raises:
@@ -104,7 +104,7 @@ def _check_data(config: ExperimentConfig, artifacts: Artifacts) -> tuple[Finding
         report = run_checks(artifacts, settings)
     else:
         with progress_bar("hash images", "shard") as progress:
-            report = checked(artifacts, settings, progress)
+            report = load_or_run_checks(artifacts, settings, progress)
     if report.errors:
         found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
         name, catalog = config.data.dataset, artifacts.samples.catalog

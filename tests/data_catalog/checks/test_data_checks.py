@@ -2,7 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,17 +11,17 @@ from PIL import Image
 
 from data_catalog.__main__ import main
 from data_catalog.cards import load_card
-from data_catalog.checks import check_reports, data_checks
-from data_catalog.checks.artifacts import Artifacts, find_artifacts
-from data_catalog.checks.data_checks import CheckSettings, Finding, run_checks
+from data_catalog.checks.data_checks import CheckSettings, Finding, junk_rule, run_checks
 from data_catalog.checks.image_hashes import (
     make_image_hashes,
 )
+from data_catalog.checks.newest_tables import NewestTables, find_newest_tables
+from data_catalog.checks.stored_reports import load_or_run_checks
 from data_catalog.errors import NotWritableError
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.synthetic import SyntheticSettings, synthesize
 from data_catalog.tables.schemas import MASKS_SCHEMA, SAMPLES_SCHEMA, TableKind
-from data_catalog.tables.table import Manifest, Table
+from data_catalog.tables.table import Manifest, Table, json_digest
 from tests.data_catalog.folders import image_path, sample_ids
 
 
@@ -80,8 +80,8 @@ def samples_of(**splits: list[Row]) -> Table:
 def check(samples: Table, masks: Table | None = None, **settings: Any) -> dict[str, tuple[str, Finding]]:
     """Name of a check to severity and finding; the made-up data set has views, so that none is missed."""
     views = dict.fromkeys(samples.statistics["splits"], samples)
-    artifacts = Artifacts(samples, masks, None, None, views)
-    report = run_checks(artifacts, CheckSettings(images=False, **settings))
+    tables = NewestTables(samples, masks, None, None, views)
+    report = run_checks(tables, CheckSettings(images=False, **settings))
     found = [("error", finding) for finding in report.errors]
     found += [("warning", finding) for finding in report.warnings]
     return {finding.check: (severity, finding) for severity, finding in found}
@@ -106,7 +106,7 @@ def test_query_whose_matches_are_all_junk_is_named() -> None:
     )
 
 
-def test_query_without_match_agrees_with_a_naive_loop_for_both_rules(rng: np.random.Generator) -> None:
+def test_queries_without_match_are_those_of_a_naive_loop_for_both_rules(rng: np.random.Generator) -> None:
     for junk, column in (("camera", 1), ("scene", 2)):
         test = [
             (
@@ -167,7 +167,9 @@ def test_masks_near_empty_near_full_and_missing_are_named() -> None:
     assert rows["missing_mask"] == ("train/5",)
 
 
-def test_command_draws_the_lines_where_it_is_told(built: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_of_the_masks_are_options_of_the_command(
+    built: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = ["checks", "small", "--catalog", str(built.catalog), "--no-images", "--json"]
     main([*start, "--near-empty", "0", "--near-full", "0"])
     warnings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)["warnings"]}
@@ -182,12 +184,12 @@ def test_command_draws_the_lines_where_it_is_told(built: Any, capsys: pytest.Cap
 
 
 def test_tables_that_are_missing_are_named(built: Any) -> None:
-    report = run_checks(find_artifacts(built.catalog, "small"), CheckSettings(images=False))
+    report = run_checks(find_newest_tables(built.catalog, "small"), CheckSettings(images=False))
     missing = [finding.message for finding in report.errors if finding.check == "missing_artifact"]
     assert not any("'train'" in message for message in missing)
-    for split in {"val", "test"} - set(find_artifacts(built.catalog, "small").views):
+    for split in {"val", "test"} - set(find_newest_tables(built.catalog, "small").views):
         assert f"split '{split}' has no view; run `python -m data_catalog view --split {split}`" in missing
-    bare = Artifacts(built.samples, None, None, None, {})
+    bare = NewestTables(built.samples, None, None, None, {})
     errors = [finding.message for finding in run_checks(bare, CheckSettings(images=False)).errors]
     assert [message.split(";")[0] for message in errors] == [
         *(f"split '{split}' has no view" for split in ("test", "train", "val")),
@@ -195,11 +197,11 @@ def test_tables_that_are_missing_are_named(built: Any) -> None:
     ]
 
 
-def test_view_that_was_made_from_other_masks_than_the_newest_is_named(built: Any) -> None:
-    artifacts, settings = find_artifacts(built.catalog, "small"), CheckSettings(images=False)
-    assert "outdated_artifact" not in {found.check for found in run_checks(artifacts, settings).warnings}
+def test_view_of_other_masks_than_the_newest_is_named(built: Any) -> None:
+    tables, settings = find_newest_tables(built.catalog, "small"), CheckSettings(images=False)
+    assert "outdated_artifact" not in {found.check for found in run_checks(tables, settings).warnings}
     newer = built.masks.manifest.model_copy(update={"digest": "0" * 64})
-    changed = replace(artifacts, masks=replace(built.masks, manifest=newer))
+    changed = replace(tables, masks=replace(built.masks, manifest=newer))
     [found] = [f for f in run_checks(changed, settings).warnings if f.check == "outdated_artifact"]
     assert found.message.startswith(
         f"view train was made from other masks ({built.masks.digest[:12]}) than the"
@@ -207,73 +209,73 @@ def test_view_that_was_made_from_other_masks_than_the_newest_is_named(built: Any
     assert "run `python -m data_catalog view` again" in found.message
 
 
-def test_report_is_made_once_for_the_same_tables_and_settings(
-    built: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifacts, settings = find_artifacts(built.catalog, "small"), CheckSettings(images=False)
-    expected = run_checks(artifacts, settings)
+def test_report_is_made_once_for_the_same_tables_and_settings(built: Any) -> None:
+    tables, settings = find_newest_tables(built.catalog, "small"), CheckSettings(images=False)
+    expected = run_checks(tables, settings)
     assert expected.errors
-    assert check_reports.checked(artifacts, settings) == expected
+    assert load_or_run_checks(tables, settings) == expected
     [file] = Path(built.catalog).glob("small/checks/*.json")
     stored = json.loads(file.read_text())
-    nothing = json.dumps(stored | {"report": {"errors": [], "warnings": []}})
-    for changed in (file.read_text()[:-20], nothing, "{}", json.dumps(stored["report"])):
+    nothing = {"errors": [], "warnings": []}
+    for changed in (
+        file.read_text()[:-20],
+        json.dumps(stored | {"report": nothing}),
+        "{}",
+        json.dumps(nothing),
+    ):
         file.write_text(changed)
-        assert check_reports.checked(artifacts, settings) == expected
+        assert load_or_run_checks(tables, settings) == expected
     assert json.loads(file.read_text()) == stored
 
-    def refuse(*_: Any) -> None:
-        raise AssertionError("checked again")
-
-    monkeypatch.setattr(check_reports, "run_checks", refuse)
-    assert check_reports.checked(artifacts, settings) == expected
-    for other in (
-        (artifacts, CheckSettings(images=False, samples_per_identity=8)),
-        (replace(artifacts, masks=None), settings),
-    ):
-        with pytest.raises(AssertionError, match="checked again"):
-            check_reports.checked(*other)
+    # A stored report that no check would make shows which calls read it.
+    file.write_text(json.dumps({"report": nothing, "seal": json_digest(nothing)}))
+    assert not load_or_run_checks(tables, settings).errors
+    assert load_or_run_checks(tables, CheckSettings(images=False, samples_per_identity=8)).errors
+    assert load_or_run_checks(replace(tables, masks=None), settings).errors
+    assert len(list(file.parent.iterdir())) == 3
 
 
-def test_report_follows_the_junk_rule_of_the_card(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifacts, settings = find_artifacts(built.catalog, "small"), CheckSettings(images=False)
-    check_reports.checked(artifacts, settings)
+def test_report_depends_on_the_junk_rule_of_the_card(built: Any) -> None:
+    tables = find_newest_tables(built.catalog, "small")
 
-    def refuse(artifacts: Any, settings: CheckSettings, progress: Any) -> None:
-        raise AssertionError(f"checked again by {settings.junk}")
+    def count_reports(junk: Literal["camera", "scene"] | None) -> int:
+        load_or_run_checks(tables, CheckSettings(images=False, junk=junk))
+        return len(list(Path(built.catalog).glob("small/checks/*.json")))
 
-    monkeypatch.setattr(check_reports, "run_checks", refuse)
-    check_reports.checked(artifacts, CheckSettings(images=False, junk="camera"))
-    card = load_card("msvr310")
-    assert card.protocol.junk == "scene"
-    monkeypatch.setattr(data_checks, "card_of", lambda samples: card)
-    with pytest.raises(AssertionError, match="checked again by scene"):
-        check_reports.checked(artifacts, settings)
+    # Without a card the rule is `camera`.
+    before = count_reports(None)
+    assert count_reports("camera") == before
+    assert count_reports("scene") == before + 1
+    manifest = built.samples.manifest.model_copy(update={"dataset": "msvr310"})
+    vehicles = replace(built.samples, manifest=manifest)
+    assert load_card("msvr310").protocol.junk == "scene"
+    assert junk_rule(vehicles, CheckSettings()) == "scene"
+    assert junk_rule(vehicles, CheckSettings(junk="camera")) == "camera"
 
 
-def test_catalog_that_cannot_be_written_to_is_checked_all_the_same(
+def test_catalog_that_cannot_be_written_to_is_checked_too(
     built: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalog = tmp_path / "catalog"
     shutil.copytree(built.catalog, catalog, ignore=shutil.ignore_patterns("checks", "image_hashes"))
-    artifacts = find_artifacts(catalog, "small")
+    tables = find_newest_tables(catalog, "small")
     # No folder can be made where a file stands, whatever the rights of who runs the tests.
     (catalog / "small" / "checks").touch()
-    expected = run_checks(artifacts, CheckSettings(images=False))
-    assert check_reports.checked(artifacts, CheckSettings(images=False)) == expected
+    expected = run_checks(tables, CheckSettings(images=False))
+    assert load_or_run_checks(tables, CheckSettings(images=False)) == expected
     [record] = caplog.records
     assert record.getMessage().startswith(
-        "the report of the checks is not kept, so every run makes its own: "
+        "the report of the checks is not stored, so every run makes its own: "
     )
 
     (catalog / "small" / "image_hashes").touch()
-    report = check_reports.checked(artifacts, CheckSettings())
+    report = load_or_run_checks(tables, CheckSettings())
     assert report.errors == expected.errors
     assert report.warnings[:-1] == expected.warnings
     assert report.warnings[-1].check == "duplicates_not_checked"
     assert "image_hashes" in report.warnings[-1].message
     with pytest.raises(NotWritableError):
-        run_checks(artifacts)
+        run_checks(tables)
 
 
 def test_same_image_under_two_identities_is_named(
@@ -290,8 +292,8 @@ def test_same_image_under_two_identities_is_named(
         for name, quality in ((first, 95), (other, 80), (same, 90)):
             Image.fromarray(pixels).save(image_path(own_source, name, modality), quality=quality)
     samples = ingest(own_source, tmp_path / "catalog", "small", IngestSettings())
-    artifacts = find_artifacts(tmp_path / "catalog", "small")
-    report = run_checks(artifacts)
+    tables = find_newest_tables(tmp_path / "catalog", "small")
+    report = run_checks(tables)
     [finding] = [finding for finding in report.warnings if finding.check == "duplicate_images"]
     # The two samples of identity 1 look alike, too, as they may; each is a pair with that of identity 2.
     assert set(finding.rows) == {first, same, other}
@@ -300,11 +302,11 @@ def test_same_image_under_two_identities_is_named(
     assert make_image_hashes(samples).reused
 
 
-def test_copy_in_one_modality_is_found_and_no_other_pair_of_the_drawn_benchmark(
+def test_copy_in_one_modality_is_the_only_pair_of_the_synthetic_data_set(
     tmp_path: Path, ray_session: None
 ) -> None:
-    drawn = SyntheticSettings(train_identities=10, validation_identities=2, test_identities=4, shots=2)
-    synthesize(drawn, tmp_path)
+    settings = SyntheticSettings(train_identities=10, validation_identities=2, test_identities=4, shots=2)
+    synthesize(settings, tmp_path)
     names = sorted(path.name for path in (tmp_path / "RGBNT201" / "train_171" / "RGB").iterdir())
     identities = sorted({name[:6] for name in names})
     pairs = {}
@@ -319,12 +321,12 @@ def test_copy_in_one_modality_is_found_and_no_other_pair_of_the_drawn_benchmark(
             shutil.copy(source, copy)
         else:
             Image.open(source).save(copy, quality=quality)
-        told = modality.replace("NI", "NIR")
+        name = modality.replace("NI", "NIR")
         pairs[f"train/{source.stem} of {int(source.stem[:6])}"] = (
-            f"train/{copy.stem} of {int(copy.stem[:6])} in {told}"
+            f"train/{copy.stem} of {int(copy.stem[:6])} in {name}"
         )
-    ingest(tmp_path / "RGBNT201", tmp_path / "catalog", "drawn")
-    report = run_checks(find_artifacts(tmp_path / "catalog", "drawn"))
+    ingest(tmp_path / "RGBNT201", tmp_path / "catalog", "synthetic")
+    report = run_checks(find_newest_tables(tmp_path / "catalog", "synthetic"))
     [finding] = [finding for finding in report.warnings if finding.check == "duplicate_images"]
     named = finding.message.partition("(")[2].partition(")")[0]
     assert dict(pair.split(" and ") for pair in named.split(", ")) == pairs

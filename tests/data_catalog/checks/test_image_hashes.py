@@ -13,7 +13,7 @@ from data_catalog.checks.image_hashes import (
     HASH_BITS,
     ImageHashes,
     find_copies,
-    find_frames_of_many,
+    find_repeated_frames,
     make_image_hashes,
     near_pairs,
     read_hashes,
@@ -81,9 +81,9 @@ def test_image_of_many_identities_is_named_as_a_repeated_frame() -> None:
     apart = np.arange(24 * 32, dtype=np.uint8).reshape(24, 1, 32).repeat(3, axis=1)
     apart[:12, 2] = 7
     # In TIR twelve identities share one, in RGB all differ, and NIR shows nothing.
-    found = find_frames_of_many(replace(frozen, digests=apart), np.arange(24))
+    found = find_repeated_frames(replace(frozen, digests=apart), np.arange(24))
     assert {modality: rows.tolist() for modality, rows in found.items()} == {"TIR": list(range(12))}
-    assert find_frames_of_many(replace(frozen, digests=apart), np.arange(24) % 10) == {}
+    assert find_repeated_frames(replace(frozen, digests=apart), np.arange(24) % 10) == {}
 
 
 def test_hashes_of_the_largest_data_set_are_compared_in_seconds(

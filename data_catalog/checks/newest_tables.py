@@ -1,4 +1,4 @@
-"""What there is of a data set: its samples, the newest tables made of them, and its card."""
+"""The newest tables of a data set: its samples, what was made of them, and its card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from data_catalog.tables.table import Table, find_table, list_tables
 
 
 @dataclass(frozen=True)
-class Artifacts:
-    """The tables that a run would be given.
+class NewestTables:
+    """The tables that a run would use.
 
     Attributes:
         samples: The samples.
@@ -29,7 +29,7 @@ class Artifacts:
 
     @property
     def named(self) -> dict[str, Table]:
-        """Every table that is there, by name; a view's name holds its split."""
+        """Every table that exists, by name; a view is named `view <split>`."""
         tables = {
             "samples": self.samples,
             "masks": self.masks,
@@ -40,8 +40,8 @@ class Artifacts:
         return {name: table for name, table in tables.items() if table is not None}
 
 
-def find_artifacts(catalog: str | Path, dataset: str, samples_key: str | None = None) -> Artifacts:
-    """The newest tables of a data set that were made of the same samples.
+def find_newest_tables(catalog: str | Path, dataset: str, samples_key: str | None = None) -> NewestTables:
+    """Find the newest tables of a data set that were made of the same samples.
 
     Args:
         catalog: Root of the catalog, folder or URI.
@@ -61,7 +61,7 @@ def find_artifacts(catalog: str | Path, dataset: str, samples_key: str | None = 
             newest[table.kind] = table
             if table.kind is TableKind.VIEW:
                 views[str(manifest.settings["split"])] = table
-    return Artifacts(
+    return NewestTables(
         samples=samples,
         masks=newest.get(TableKind.MASKS),
         captions=newest.get(TableKind.CAPTIONS),
@@ -70,8 +70,8 @@ def find_artifacts(catalog: str | Path, dataset: str, samples_key: str | None = 
     )
 
 
-def card_of(samples: Table) -> Card | None:
-    """The card of the data set's name, or of what its folder held; None where there is none."""
+def find_card(samples: Table) -> Card | None:
+    """The card of a data set, by its name or by the layout of its folder; None where there is none."""
     for name in (samples.manifest.dataset, samples.manifest.created.get("card")):
         if name in card_names():
             return load_card(name)
