@@ -1,4 +1,4 @@
-"""What the formats share: finding the root, listing folders, and reading what file names say."""
+"""What the layouts share: finding the root, listing folders, and reading file names."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class NamePattern:
-    """How a format names its images.
+    """How a layout names its images.
 
     Attributes:
         pattern: Matches a name without its ending; its group `identity` is the identity, or -1.
@@ -31,12 +31,12 @@ class NamePattern:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image whose name could be read.
+    """An image with a name of the expected form.
 
     Attributes:
         name: The file's name without its ending.
         path: Path below the root, with forward slashes.
-        parts: What the groups of the pattern matched.
+        parts: The groups of the pattern.
     """
 
     name: str
@@ -45,7 +45,7 @@ class NamedImage:
 
     @property
     def identity(self) -> int:
-        """Identity as the name has it."""
+        """The identity in the name."""
         return int(self.parts["identity"])
 
 
@@ -55,10 +55,10 @@ def find_root(source: Path, folder: str, must_hold: str) -> Path:
     Args:
         source: What the user gave.
         folder: Name of the root as published.
-        must_hold: Path of a folder below the root by which it is known.
+        must_hold: Path of a folder below the root, which identifies it.
 
     Raises:
-        CatalogError: If neither holds it.
+        CatalogError: If neither contains it.
     """
     for candidate in (source, source / folder):
         if (candidate / must_hold).is_dir():
@@ -71,8 +71,8 @@ def find_root(source: Path, folder: str, must_hold: str) -> Path:
 def list_entries(root: Path, folder: str, layout: str) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder below the root, each sorted, without hidden ones.
 
-    Links are followed one step and no further: a link to a folder counts as a folder, and one that leads
-    nowhere or in a circle counts as a file, so that reading it says what is wrong.
+    A link to a folder counts as a folder. A broken or circular link counts as a file, so that reading it says
+    what is wrong.
 
     Raises:
         CatalogError: If the folder is missing or cannot be read; `layout` says what is needed.
@@ -99,10 +99,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def read_names(
     folder: str, files: Iterable[str], pattern: NamePattern
 ) -> tuple[dict[str, NamedImage], list[Rejected]]:
-    """Images of a folder by name, and the files that are left out with the reason.
+    """Images of a folder by name, and the files that are left out with the reasons.
 
-    The ending is `.jpg` in any case. Of two files that differ in the case of their endings only, the one
-    that ends as published is kept.
+    The ending is `.jpg` in upper or lower case. Of two files whose names differ only in the case of the
+    ending, the one with the published ending is used.
 
     Args:
         folder: Path below the root.
@@ -129,7 +129,7 @@ def read_names(
 
 
 def leave_out(path: str, reason: str) -> Rejected:
-    """A file that is left out; bytes of its path that are no UTF-8 are written as escapes."""
+    """A file that is left out; bytes of its path that are not UTF-8 are escaped."""
     return Rejected(path.encode(errors="backslashreplace").decode(), reason)
 
 
@@ -137,7 +137,7 @@ def refuse_empty(source: Path, folder: str, holds: int, rejected: Iterable[Rejec
     """Make sure that a folder holds images.
 
     Raises:
-        CatalogError: If it does not; names the first file that was left out, and why.
+        CatalogError: If it does not; names the first file that was left out, and the reason.
     """
     if holds:
         return

@@ -1,9 +1,9 @@
 """The MSVR310 layout: `MSVR310/{bounding_box_train,query3,bounding_box_test}/0019/{vis,ni,th}/` + name.
 
 Every vehicle has a folder. A sample has one name in its three folders, `0019_s012_v0_000.jpg`: four digits
-of identity, `s` and three digits of scene, `v` and the view (0 to 7), then whatever tells the shots apart.
-The view stands for the camera. `bounding_box_test` is the gallery. The images in `query3` are among it by
-name, as copies of the same bytes; one that is not is a query only.
+of identity, `s` and three digits of scene, `v` and the view (0 to 7), then anything that distinguishes the
+shots. The view counts as the camera. `bounding_box_test` is the gallery. Images in `query3` with the same
+name are copies with the same bytes; an image with another name is only a query.
 """
 
 import os
@@ -40,10 +40,10 @@ def list_samples(source: Path) -> Listing:
     """Samples of a source folder, sorted by id.
 
     Args:
-        source: The folder `MSVR310`, or the one it lies in.
+        source: The folder `MSVR310`, or the one that contains it.
 
     Raises:
-        CatalogError: If the folder, or one that it must hold, is missing, empty or cannot be read.
+        CatalogError: If the folder, or a required one in it, is missing, empty or cannot be read.
     """
     root = find_root(source, FOLDER, TRAIN)
     rejected: list[Rejected] = []
@@ -61,13 +61,14 @@ def list_samples(source: Path) -> Listing:
 
 
 def _triplets(root: Path, folder: str) -> tuple[dict[str, dict[str, NamedImage]], list[Rejected]]:
-    """Name to modality to image of a part, over the folders of its vehicles."""
+    """Name to modality to image of a folder, over the folders of its vehicles."""
     triplets: dict[str, dict[str, NamedImage]] = {}
     vehicles, stray = list_entries(root, folder, _LAYOUT)
     rejected = [leave_out(f"{folder}/{file}", "lies in no folder of a vehicle") for file in stray]
     for vehicle in vehicles:
         paths = {modality: f"{folder}/{vehicle}/{name}" for modality, name in VEHICLE_FOLDERS.items()}
-        # Without one of the three its samples are quarantined; a link that leads nowhere is there, though.
+        # If one of the three is missing, ingest quarantines the samples; a broken link does not count as
+        # missing.
         paths = {modality: path for modality, path in paths.items() if os.path.lexists(root / path)}
         if not paths:
             reason = f"holds none of the folders {', '.join(VEHICLE_FOLDERS.values())}"

@@ -1,8 +1,8 @@
 """The RGBNT100 layout: `RGBNT100/rgbir/{bounding_box_train,query,bounding_box_test}/0548_c0002_000.jpg`.
 
 One JPEG holds RGB, NIR and TIR side by side. Its name has four digits of identity, `c` and the camera
-counted from 1, then whatever tells the shots apart. `bounding_box_test` is the gallery. The images in
-`query` are among it by name, as copies of the same bytes; one that is not is a query only.
+counted from 1, then anything that distinguishes the shots. `bounding_box_test` is the gallery. Images in
+`query` with the same name are copies with the same bytes; an image with another name is only a query.
 """
 
 import re
@@ -33,10 +33,10 @@ def list_samples(source: Path) -> Listing:
     """Samples of a source folder, sorted by id.
 
     Args:
-        source: The folder `RGBNT100`, or the one it lies in.
+        source: The folder `RGBNT100`, or the one that contains it.
 
     Raises:
-        CatalogError: If the folder, or one that it must hold, is missing, empty or cannot be read.
+        CatalogError: If the folder, or a required one in it, is missing, empty or cannot be read.
     """
     root = find_root(source, FOLDER, f"{IMAGES}/{TRAIN}")
     rejected: list[Rejected] = []

@@ -1,8 +1,8 @@
 """The RGBNT201 layout: `RGBNT201/{train_171,val,test}/{RGB,NI,TI}/000028_cam1_0_02.jpg`.
 
 A sample has one name in the three folders: six digits of identity, `cam` and the camera counted from 1,
-then whatever tells the shots apart. Every triplet of `test` (and of `val`, which is ours: the published
-data set has none) is both query and gallery.
+then anything that distinguishes the shots. Every triplet of `test` is both query and gallery; so is every
+triplet of `val`, a split that the published data set does not have.
 """
 
 import re
@@ -35,10 +35,10 @@ def list_samples(source: Path) -> Listing:
     """Samples of a source folder, sorted by id.
 
     Args:
-        source: The folder `RGBNT201`, or the one it lies in.
+        source: The folder `RGBNT201`, or the one that contains it.
 
     Raises:
-        CatalogError: If the folder, or one that it must hold, is missing, empty or cannot be read.
+        CatalogError: If the folder, or a required one in it, is missing, empty or cannot be read.
     """
     root = find_root(source, FOLDER, SPLIT_FOLDERS["train"])
     samples: list[SourceSample] = []

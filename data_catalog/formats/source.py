@@ -1,4 +1,4 @@
-"""What every format makes of a source folder: samples to ingest, and files that are none."""
+"""What every layout lists of a source folder: samples to ingest, and files that are left out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ SIDE_BY_SIDE = "SIDE_BY_SIDE"
 """Key of a file that holds the images of all modalities, from left to right in the order of MODALITIES."""
 
 MODALITY_FOLDERS = {Modality.RGB: "RGB", Modality.NIR: "NI", Modality.TIR: "TI"}
-"""What the published data sets of people, and captions of every data set, call the modalities."""
+"""Names of the modalities in the published data sets of people, and in the captions of every data set."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,14 @@ class SourceSample:
     Attributes:
         sample_id: Split and name, unique in the data set: `test/000028_cam1_0_02`.
         split: One of SPLITS.
-        identity: Identity as the file name has it.
+        identity: The identity in the file name.
         camera_id: Camera, counted from 0.
-        scene_id: Scene, -1 where the data set has none.
-        is_query: Whether retrieval is measured with it as query.
-        is_gallery: Whether it can be retrieved.
-        files: Path of each modality's image below the source folder, with forward slashes. A modality that
-            is missing is absent. Where one file holds all of them, its path under SIDE_BY_SIDE alone.
-        query_files: The same of the copies among the queries, where the sample is in the gallery as well;
-            empty where it has none.
+        scene_id: Scene, -1 if the data set has none.
+        is_query: Whether it is a query.
+        is_gallery: Whether it is in the gallery.
+        files: Path of each modality's image below the source folder, with forward slashes; without those
+            that are missing. If one file holds all of them, only its path under SIDE_BY_SIDE.
+        query_files: The same for the copies among the queries, if the sample is in the gallery too.
     """
 
     sample_id: str
@@ -67,13 +66,13 @@ class SourceFormat:
     """A layout on disk.
 
     Attributes:
-        name: What it is asked for by.
-        split_folders: Split to the folder that holds it, in the order in which splits are shown.
-        list_samples: Lists a source folder; raises CatalogError where the layout is not met.
-        masks: Where the mask of a sample lies below the root of a listing: a pattern of `folder` (of the
-            split), `identity` (as the name has it) and `name` (of the sample).
-        captions: Where the captions of a split lie below the root: a pattern of `split` and `modality`.
-        query_folders: Split to the folder of its queries, where they have one of their own.
+        name: Value of `ingest --format`.
+        split_folders: Split to the folder that holds it, in the order in which splits are listed.
+        list_samples: Lists a source folder; raises CatalogError if it has another layout.
+        masks: Path of the mask of a sample below the root of a listing: a pattern with `folder` (of the
+            split), `identity` (in the name) and `name` (of the sample).
+        captions: Path of the captions of a split below the root: a pattern with `split` and `modality`.
+        query_folders: Split to the folder of its queries, if they have their own.
     """
 
     name: str
@@ -84,10 +83,10 @@ class SourceFormat:
     query_folders: Mapping[str, str] = field(default_factory=dict)
 
     def mask_files(self, sample_id: str) -> tuple[str, ...]:
-        """Paths below the root at which the mask of a sample may lie, the published one first.
+        """Possible paths of the mask of a sample below the root, the published one first.
 
-        A query that is not in the gallery has its mask with the queries, and some people name the folders
-        by split.
+        The mask of a query that is not in the gallery lies with the queries, and some people name the folders
+        after the splits.
         """
         split, _, name = sample_id.partition("/")
         folders = [self.split_folders[split], self.query_folders.get(split), split]
@@ -98,10 +97,10 @@ class SourceFormat:
         return tuple(dict.fromkeys(paths))
 
     def caption_files(self, split: str) -> dict[str, str]:
-        """Paths below the root at which the captions of a split may lie.
+        """Possible paths of the captions of a split below the root.
 
-        Under "" stands the file with one caption per sample, under the name of each modality (`RGB`, `NIR`,
-        `TIR`) the file with the captions of its images.
+        The key "" has the file with one caption per sample, the key of each modality (`RGB`, `NIR`, `TIR`)
+        the file with the captions of its images.
         """
         files = {"": self.captions.format(split=split, modality="")}
         for modality in MODALITIES:
