@@ -1,7 +1,7 @@
 """The command line of the catalog: `python -m data_catalog synthesize|ingest|masks|captions|...`.
 
-Each command makes one table from the newest tables that it needs, or finds it made already. The commands
-themselves stand in `data_catalog/commands/`.
+Each command makes one table from the newest tables that it needs, unless it exists already. The commands are
+in `data_catalog/commands/`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ INTERRUPTED_STATUS = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit status: 1 where a check found errors, 2 where it could not run."""
+    """Run one command and return its exit status: 1 if a check found errors, 2 if it could not run."""
     args = _parser().parse_args(arguments)
     command = args.command_run
     try:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"data_catalog {command.name}: {error}", file=sys.stderr)
         return USAGE_STATUS
     except ValidationError as error:
-        print(f"data_catalog {command.name}: {_first_fault(error)}", file=sys.stderr)
+        print(f"data_catalog {command.name}: {_first_error(error)}", file=sys.stderr)
         return USAGE_STATUS
     except OSError as error:
         print(
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_STATUS
     except KeyboardInterrupt:
         print(
-            f"data_catalog {command.name}: interrupted; what is complete is kept, so run the same command "
+            f"data_catalog {command.name}: interrupted; complete parts are kept; run the same command "
             "again to continue",
             file=sys.stderr,
         )
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if command.succeeded(result) else UNSOUND_STATUS
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     return f"{field}{': ' if field else ''}{first['msg']} (got {first['input']!r})"

@@ -1,9 +1,9 @@
-"""The errors of the catalog that are meant for the person at the keyboard."""
+"""Errors of the catalog that the user can correct."""
 
 
 class CatalogError(ValueError):
-    """Something the user can put right; names the file or field, what was expected, and what to do."""
+    """Something the user can correct; names the file or field, what was expected, and what to do."""
 
 
 class NotWritableError(CatalogError):
-    """A catalog that cannot be written to: it is for reading only, or its disk is full."""
+    """The catalog cannot be written to: it is read-only, or its disk is full."""

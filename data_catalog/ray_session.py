@@ -1,4 +1,4 @@
-"""The one Ray session of a process: a cluster that is joined, or a Ray of its own."""
+"""The Ray session of a process: it joins a cluster, or starts Ray on this machine."""
 
 import logging
 import os
@@ -10,29 +10,29 @@ from data_catalog.errors import CatalogError
 def ensure_ray(include_dashboard: bool = False) -> None:
     """Join the Ray session of this process, or start one.
 
-    A process can hold one session only, so a caller who wants other settings starts Ray before. With
-    `RAY_ADDRESS` set that cluster is joined, otherwise Ray runs on this machine for as long as this process.
-    Workers import from where `PYTHONPATH` says here.
+    A process can have only one session, so a caller who needs other settings starts Ray first. If
+    `RAY_ADDRESS` is set, that cluster is joined; otherwise Ray runs on this machine until this process ends.
+    Workers import from the `PYTHONPATH` of this process.
 
     Args:
-        include_dashboard: Start its dashboard (on loopback) too, where Ray is started.
+        include_dashboard: If Ray is started, start its dashboard (on loopback) too.
 
     Raises:
         CatalogError: If no cluster answers at `RAY_ADDRESS`.
     """
-    import ray  # noqa: PLC0415 - starting Ray's imports takes seconds that `show` and `--help` need not pay
+    import ray  # noqa: PLC0415 - its import takes seconds; `show` and `--help` do without
 
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        # From 2.59 on Ray asks for a token wherever a token file happens to lie in the home folder.
+        # Since version 2.59 Ray requires a token if there is a token file in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         port = None
         if include_dashboard:
             port = _free_port()
-            # Ray's own processes inherit this. They would look for a dashboard on all of the machine, and
-            # give up where a second Ray runs there.
+            # Ray's processes inherit this. Otherwise they look for a dashboard on the whole machine, and fail
+            # if a second Ray runs there.
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         ray.init(
             address=address,
@@ -42,7 +42,7 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             logging_level=logging.WARNING,
         )
         return
-    # The cluster was started without it. A submitted job brings its tree and what workers need to find it.
+    # The cluster was started without it. A submitted job brings its own tree and path.
     path = None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else os.environ.get("PYTHONPATH")
     try:
         ray.init(

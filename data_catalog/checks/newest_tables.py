@@ -46,7 +46,7 @@ def find_newest_tables(catalog: str | Path, dataset: str, samples_key: str | Non
     Args:
         catalog: Root of the catalog, folder or URI.
         dataset: Name of the data set.
-        samples_key: Key of the samples table, where it is not the newest that is wanted.
+        samples_key: Key of the samples table; None for the newest.
 
     Raises:
         CatalogError: If there is no samples table.

@@ -1,4 +1,4 @@
-"""The commands of `python -m data_catalog`, one file each; a new one is added to COMMANDS."""
+"""The commands of `python -m data_catalog`, one file each; add new ones to COMMANDS."""
 
 from data_catalog.commands import (
     captions,

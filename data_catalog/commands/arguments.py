@@ -20,12 +20,12 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
 
 
 def find_samples(args: argparse.Namespace) -> Table:
-    """The samples table that is meant: of the data set that is named, or of the only one there is."""
+    """The samples table of the named data set, or of the only one in the catalog."""
     return find_table(args.catalog, _dataset(args), TableKind.SAMPLES, key=args.samples_key)
 
 
 def find_made_from(samples: Table, kind: TableKind, key: str | None) -> Table:
-    """The newest table of a kind that was made of these samples, or the one with the given key."""
+    """The newest table of a kind that was made of these samples, or the one with the key."""
     inputs = {"samples": samples.digest}
     return find_table(samples.catalog, samples.manifest.dataset, kind, key=key, inputs=inputs)
 

@@ -27,11 +27,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--lowest-score", type=int, metavar="N", help="the N masks that score lowest")
     which.add_argument(
-        "--count", type=int, metavar="N", help="at most so many, drawn by --seed (default: 24)"
+        "--count", type=int, metavar="N", help="at most so many, sampled with --seed (default: 24)"
     )
     which.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     tokens = parser.add_argument_group("tokens")
-    tokens.add_argument("--size", type=image_size, metavar="HxW", help="size models are given (default: own)")
+    tokens.add_argument(
+        "--size", type=image_size, metavar="HxW", help="size of the model input (default: own)"
+    )
     tokens.add_argument("--patch-size", type=int, default=16, metavar="PIXELS", help="default: 16")
     tokens.add_argument(
         "--threshold", type=float, default=0.5, metavar="SHARE", help="of a patch; 0 is any overlap (0.5)"
@@ -71,7 +73,7 @@ def _run(args: argparse.Namespace) -> Sheet:
 
 
 def _newest(samples: Table, kind: TableKind, key: str | None) -> Table | None:
-    """The table that is meant, or None where none is named and there is none."""
+    """The table with the key, or the newest; None if there is no key and no table."""
     made = list_tables(samples.catalog, samples.manifest.dataset, kind)
     if key is None and not any(table.manifest.inputs["samples"] == samples.digest for table in made):
         return None

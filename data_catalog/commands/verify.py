@@ -1,4 +1,4 @@
-"""`verify`: recompute every digest and name what changed."""
+"""`verify`: recompute all digests and name what changed."""
 
 import argparse
 
@@ -29,7 +29,7 @@ def _show(found: Verification) -> None:
 
 COMMAND = Command(
     name="verify",
-    summary="Recompute the digests of every table, shards and manifest; kept answers and reports are none.",
+    summary="Recompute the digests of every table, shards and manifest; not stored answers and reports.",
     example="benchmark --catalog runs/catalog",
     add_options=_add_options,
     run=_run,

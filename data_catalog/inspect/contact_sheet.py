@@ -1,7 +1,7 @@
-"""A contact sheet: the images, masks and captions of some samples in one picture, for a person to judge.
+"""A contact sheet: images, masks and captions of some samples in one picture, to look at.
 
-Of each sample it shows the three modalities with the mask's outline, then the tokens that are foreground over
-the mean of the modalities (visible light alone is dark at night), and the caption.
+It shows of each sample the three modalities with the outline of the mask, the foreground tokens over the mean
+of the modalities (visible light alone is dark at night), and the caption.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,16 +30,16 @@ class SheetSettings(Record):
     identities: tuple[int, ...] = ()
     """Raw identities; all when empty."""
     ids: tuple[str, ...] = Field((), max_length=MAX_SAMPLES)
-    """These samples, all of them and in this order; what the other fields choose when empty."""
+    """Exactly these samples, in this order; the other fields choose when empty."""
     lowest_score: bool = False
     """The samples whose masks score lowest, lowest first, instead of a random choice."""
     count: int = Field(24, ge=1, le=MAX_SAMPLES)
     seed: int = Field(0, ge=0)
-    """Which samples are drawn where there are more than `count`."""
+    """Seed of the choice, if there are more samples than `count`."""
     size: tuple[int, int] | None = None
-    """Height and width that models are given; the samples' own when None."""
+    """Height and width of the model input; those of the samples when None."""
     patch_size: int = Field(16, ge=1)
-    """Side of a token's patch at that size, pixels."""
+    """Side of a token's patch at that size, in pixels."""
     threshold: float = Field(0.5, ge=0, le=1)
     """Share of a patch that makes its token foreground; 0 means any overlap."""
 
@@ -78,8 +78,8 @@ def draw_sheet(
         settings: Which samples, and their tokens.
 
     Raises:
-        CatalogError: If the settings leave no sample, name one that is not there, or ask for scores or
-            tokens that cannot be; or if the file cannot be written.
+        CatalogError: If the settings select no sample or name a missing one, if scores or tokens are not
+            possible, or if the file cannot be written.
     """
     settings = settings or SheetSettings()
     rows = _choose_rows(samples, masks, settings)
@@ -101,15 +101,15 @@ def draw_sheet(
 def token_grid(mask: Mask, size: tuple[int, int], patch_size: int, threshold: float) -> Mask:
     """Which tokens are foreground, bool `(height / patch_size, width / patch_size)`.
 
-    As training finds them: the mask averaged to the size that models are given, then over patches.
+    As in training: the mask is averaged to the size of the model input, then over patches.
 
     Args:
         mask: Bool `(height, width)`.
-        size: Height and width that models are given, multiples of the patch size.
+        size: Height and width of the model input, multiples of the patch size.
         patch_size: Side of a patch, pixels.
         threshold: Share of a patch that makes it foreground; 0 means any overlap.
     """
-    # They need torch, whose import takes seconds that other commands need not pay.
+    # These import torch, which takes seconds; other commands do without.
     import torch  # noqa: PLC0415
 
     from stmi.feature_modulation import token_mask  # noqa: PLC0415
@@ -121,19 +121,19 @@ def token_grid(mask: Mask, size: tuple[int, int], patch_size: int, threshold: fl
 
 
 def _choose_rows(samples: Table, masks: Table | None, settings: SheetSettings) -> list[dict[str, Any]]:
-    """Number of shard, row in it and labels of the samples to show, in the order of the sheet."""
+    """Shard number, row in it and labels of the samples to show, in the order of the sheet."""
     rows: list[dict[str, Any]] = []
     scores: list[float] = []
     columns = ["sample_id", "split", "identity", "camera_id", "scene_id"]
     for number in range(len(samples.manifest.shards)):
-        of_shard = samples.read_shard(number, columns).to_pylist()
-        rows += [{"shard": number, "row": row, **labels} for row, labels in enumerate(of_shard)]
+        in_shard = samples.read_shard(number, columns).to_pylist()
+        rows += [{"shard": number, "row": row, **labels} for row, labels in enumerate(in_shard)]
         if masks is not None and settings.lowest_score:
             scores += masks.read_shard(number, ["score"])["score"].to_pylist()
     if settings.lowest_score:
         if masks is None:
-            raise CatalogError("the lowest scores are asked for, and there are no masks; run `masks` first")
-        # Equal scores stand in the order of the table.
+            raise CatalogError("the lowest scores need masks, and there are no masks; run `masks` first")
+        # Equal scores stay in the order of the table.
         rows = [rows[position] for position in np.argsort(np.array(scores), kind="stable")]
     if settings.ids:
         by_id = {row["sample_id"]: row for row in rows}
@@ -170,11 +170,11 @@ def _read_rows(
     """The rows with `triplet`, `mask`, `score`, `source` and `caption`; one shard in memory at a time."""
     read: dict[str, dict[str, Any]] = {}
     for number in sorted({row["shard"] for row in rows}):
-        of_shard = [row for row in rows if row["shard"] == number]
-        positions = [row["row"] for row in of_shard]
-        ids = pa.array([row["sample_id"] for row in of_shard], pa.string())
+        in_shard = [row for row in rows if row["shard"] == number]
+        positions = [row["row"] for row in in_shard]
+        ids = pa.array([row["sample_id"] for row in in_shard], pa.string())
         triplets = decode_triplets(samples.read_shard(number).take(positions))
-        for row, triplet in zip(of_shard, triplets, strict=True):
+        for row, triplet in zip(in_shard, triplets, strict=True):
             read[row["sample_id"]] = {**row, "triplet": triplet, "mask": None, "caption": None}
         for table, names in ((masks, ["mask", "score", "source"]), (captions, ["caption"])):
             if table is None:

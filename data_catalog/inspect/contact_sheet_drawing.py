@@ -31,16 +31,16 @@ _FAINT: Colour = (110, 110, 110)
 _OUTLINE: Colour = (0, 255, 80)
 _HALO: Colour = (0, 0, 0)
 _DIM = 0.4
-"""What is left of the brightness of background tokens."""
+"""Brightness of background tokens, as a share of the original."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A sample as it is drawn.
+    """What is drawn of a sample.
 
     Attributes:
         name: Its id.
-        labels: What else stands above the images.
+        labels: Other text above the images.
         triplet: Its images, uint8 `(modality, height, width, channel)`.
         mask: Bool `(height, width)`, or None.
         tokens: Foreground tokens, bool `(rows, columns)`, or None.
@@ -88,7 +88,7 @@ def arrange(cells: Sequence[Image.Image], title: str) -> Image.Image:
 
     Args:
         cells: At least one.
-        title: What is shown.
+        title: Text at the top.
     """
     width = max(cell.width for cell in cells) + 2 * _MARGIN
     columns = max(1, min(len(cells), _SHEET_WIDTH // width))
@@ -121,7 +121,7 @@ def _enlarge(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def _outlined(image: Pixels, mask: Mask | None) -> Pixels:
-    """The image with the mask's outline, bright on a dark halo, so that it shows on any ground."""
+    """The image with the mask's outline, bright on a dark halo, so that it is visible on any background."""
     if mask is None:
         return image
     height, width = image.shape[:2]
@@ -164,7 +164,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(text: str, width: int) -> str:
-    """The text, cut where it is wider than so many pixels."""
+    """The text, shortened to a width in pixels."""
     font = _font(_TEXT)
     if font.getlength(text) <= width:
         return text
@@ -174,7 +174,7 @@ def _fit(text: str, width: int) -> str:
 
 
 def _wrapped(caption: str | None, width: int) -> list[str]:
-    """The caption in lines of so many pixels; the last one says where it was cut."""
+    """The caption in lines of a width in pixels; the last one ends in dots if it was shortened."""
     if caption is None:
         return []
     font = _font(_TEXT)

@@ -1,4 +1,4 @@
-"""A data set at a glance: its card, what was found, what differs, and what was made of it."""
+"""Summary of a data set: its card, what was found, what differs, and the tables that were made of it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class SplitCounts(Record):
 
 
 class Difference(Record):
-    """What the card says otherwise than what was found."""
+    """A value on the card that differs from what was found."""
 
     split: str
     """Empty where it is about the whole data set."""
@@ -47,7 +47,7 @@ class Artifact(Record):
 
 
 class Summary(CheckReport):
-    """What there is of a data set."""
+    """Summary of a data set."""
 
     card: Card | None
     found: dict[str, SplitCounts]
@@ -63,7 +63,7 @@ def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) 
     Args:
         catalog: Root of the catalog, folder or URI.
         dataset: Name of the data set.
-        samples_key: Key of the samples table, where it is not the newest that is wanted.
+        samples_key: Key of the samples table; None for the newest.
 
     Raises:
         CatalogError: If there is no samples table.
@@ -108,7 +108,7 @@ def count(samples: Table) -> dict[str, SplitCounts]:
 
 
 def differences(card: Card, samples: Table, found: dict[str, SplitCounts]) -> list[Difference]:
-    """Where a card and what was found disagree; what the card does not say is no difference."""
+    """Where the card and what was found differ; what the card does not say is no difference."""
     different: list[Difference] = []
 
     def compare(split: str, what: str, expected: Any, actual: Any) -> None:
@@ -144,7 +144,7 @@ def _artifacts(artifacts: NewestTables, found: dict[str, SplitCounts]) -> dict[s
 
 
 def _useful_rows(name: str, table: Table) -> int:
-    """Rows that hold something: no placeholder of a missing mask, no empty caption."""
+    """Number of rows with content: no placeholder of a missing mask, no empty caption."""
     if name == "masks":
         return sum(source != "missing" for source in table.read(["source"])["source"].to_pylist())
     if name == "captions":

@@ -1,8 +1,8 @@
-"""Recompute the digests of a data set's tables: has a byte changed since they were made?
+"""Verification of a data set's tables: are all bytes as they were written?
 
-Looked at are the shards and the manifest of every table. What else a catalog keeps is no table and has no
-digest: the answers of a language model (a table of captions made from them is looked at) and the reports of
-the checks, which are made anew when they are deleted.
+The shards and the manifest of every table are verified. A catalog also holds files without digests, which are
+not tables: the answers of a language model (tables of captions made from them are verified), and the reports
+of the checks, which can be made again.
 """
 
 import hashlib
@@ -58,14 +58,14 @@ class Verification(Record):
 def verify(catalog: str | Path, dataset: str, progress: Progress | None = None) -> Verification:
     """Read every shard of every table of a data set and compare with the manifests.
 
-    Three digests must agree: that of a shard's bytes, that of the rows in it, and that of the table, which
-    is made of the rows' digests, the inputs and the settings. A seal covers the rest of the manifest, and its
-    file must be, byte by byte, what is written for these values.
+    Three digests must agree: of a shard's bytes, of the rows in it, and of the table, which is computed from
+    the digests of rows and inputs and the settings. A seal covers the rest of the manifest, and the bytes of
+    its file must be exactly those that are written for these values.
 
     Args:
         catalog: Root of the catalog, folder or URI.
         dataset: Name of the data set.
-        progress: Called with shards read, and shards in all.
+        progress: Called as shards are read.
 
     Raises:
         CatalogError: If the catalog cannot be reached.
@@ -93,7 +93,7 @@ def verify(catalog: str | Path, dataset: str, progress: Progress | None = None) 
     done, total = 0, sum(shards.values())
     report = progress or no_progress
     report(done, total)
-    # Reading and hashing let other threads run, so a few of them keep disk and cores busy.
+    # Reading and hashing release the GIL, so a few threads keep disk and CPUs busy.
     with ThreadPoolExecutor(_THREADS) as threads:
         for name, table in tables.items():
             if fault := _manifest_fault(table):
@@ -123,7 +123,7 @@ def _shard_checker(table: Table) -> Callable[[int], tuple[str, str] | None]:
         except (OSError, pa.ArrowInvalid) as error:
             return record.file, f"it cannot be read ({error}); {again}"
         if rows.num_rows != record.rows or content_digest(rows) != record.content:
-            return record.file, f"its rows are not those that the manifest tells of; {again}"
+            return record.file, f"its rows are not those in the manifest; {again}"
         return None
 
     return check

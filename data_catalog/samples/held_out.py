@@ -1,4 +1,4 @@
-"""Validation identities where a data set has none: some of its training identities, held out of training."""
+"""Validation identities for data sets without a validation split: training identities that are held out."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,15 +10,15 @@ from stmi import keyed_random
 
 
 def hold_out(samples: Sequence[SourceSample], identities: int) -> tuple[SourceSample, ...]:
-    """The samples with some training identities moved to the split `val`, each sample both query and gallery.
+    """Move some training identities to the split `val`, each of their samples both query and gallery.
 
-    Which ones depends on the identities alone, so that every run of a study chooses by the same. Only
-    identities seen under two cameras (or scenes, where the data set has them) can be chosen: the others
-    have no match. The samples keep their ids and their order.
+    The choice depends only on the identities, so all runs of a study have the same. Only identities with two
+    cameras (or scenes, if the data set has them) can be chosen, because the others have no match. Sample ids
+    and order stay the same.
 
     Args:
-        samples: Of all splits.
-        identities: How many to hold out; 0 leaves all as they are.
+        samples: Samples of all splits.
+        identities: How many to hold out; 0 changes nothing.
 
     Raises:
         CatalogError: The data set has validation identities, or too few training identities.
@@ -29,16 +29,16 @@ def hold_out(samples: Sequence[SourceSample], identities: int) -> tuple[SourceSa
         raise CatalogError(
             f"validation_identities={identities}: the data set has a split val of its own; leave it out"
         )
-    places: dict[int, set[int]] = {}
+    views: dict[int, set[int]] = {}
     for sample in samples:
         if sample.split == "train":
-            place = sample.camera_id if sample.scene_id < 0 else sample.scene_id
-            places.setdefault(sample.identity, set()).add(place)
-    matched = sorted(identity for identity, seen in places.items() if len(seen) > 1)
-    if identities > len(matched) or len(places) - identities < 2:
+            view = sample.camera_id if sample.scene_id < 0 else sample.scene_id
+            views.setdefault(sample.identity, set()).add(view)
+    matched = sorted(identity for identity, seen in views.items() if len(seen) > 1)
+    if identities > len(matched) or len(views) - identities < 2:
         raise CatalogError(
-            f"validation_identities={identities}: of {len(places)} training identities {len(matched)} are "
-            "seen under two cameras (or scenes), and two must be left to train on; hold out fewer"
+            f"validation_identities={identities}: of {len(views)} training identities {len(matched)} have "
+            "two cameras (or scenes), and two identities must be left for training; hold out fewer"
         )
     draw = keyed_random.generator(0, "validation_identities").permutation(matched)
     chosen = set(draw[:identities].tolist())
@@ -53,7 +53,7 @@ def hold_out(samples: Sequence[SourceSample], identities: int) -> tuple[SourceSa
 def splits_on_disk(samples: Table) -> list[str]:
     """The splits of a samples table that have files of their own, sorted.
 
-    What belongs to identities that were held out (captions, readings) is in the files of the training split.
+    Captions and attribute predictions of held-out identities are in the files of the training split.
     """
     splits = set(samples.statistics["splits"])
     if samples.manifest.settings.get("validation_identities"):

@@ -1,4 +1,4 @@
-"""Bytes to arrays and back: decoding the images and masks of a table."""
+"""Decoding and encoding of the images and masks of a table."""
 
 import io
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ IMAGE_COLUMNS = ("rgb", "nir", "tir")
 """Columns of the samples table that hold the three images, in the order of MODALITIES."""
 
 SIDE_BY_SIDE_COLUMN = "side_by_side"
-"""Column that holds the three images in one file, where a data set is published so."""
+"""Column with the three images in one file, for data sets that are published so."""
 
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None) -> Pixels:
-    """An image as uint8 `(height, width, channel)`, resized (bicubic) where it is not of `size` already.
+    """An image as uint8 `(height, width, channel)`, resized (bicubic) unless it has this size.
 
     Args:
         data: A JPEG file.
-        size: Height and width wanted. Its own when None.
+        size: Height and width of the result; those of the image when None.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         if size is not None and (image.height, image.width) != size:
@@ -36,8 +36,8 @@ def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> l
     """The three images of every row of a samples table, uint8 `(modality, height, width, channel)` each.
 
     Args:
-        samples: Rows with the columns that hold images.
-        size: Height and width wanted, of each image. Its own when None.
+        samples: Rows with the image columns.
+        size: Height and width of each image of the result; their own when None.
     """
     columns = [samples[name].to_pylist() for name in (*IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN)]
     return [
@@ -53,7 +53,7 @@ def _cut(data: bytes, size: tuple[int, int] | None) -> Pixels:
     images = joined.reshape(height, len(IMAGE_COLUMNS), width, 3).transpose(1, 0, 2, 3)
     if size is None or (height, width) == size:
         return images
-    # Resized after the cut: otherwise a pixel at the seam would mix two modalities.
+    # Resized after the cut, because otherwise pixels at the seam would mix two modalities.
     return np.stack([_resize(Image.fromarray(image), size) for image in images])
 
 
@@ -79,9 +79,9 @@ def decode_mask(data: bytes) -> Mask:
 
 
 def foreground_share(mask: Mask, size: tuple[int, int]) -> Pixels:
-    """Share of each pixel that is foreground at another size, uint8 `(height, width)`, 255 for all of it.
+    """Share of foreground in each pixel at another size, uint8 `(height, width)`, 255 for all of it.
 
-    Averages over the area that a new pixel covers.
+    Averages over the area of each new pixel.
     """
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     if mask.shape != size:
@@ -96,18 +96,18 @@ def intersection_over_union(mask: Mask, truth: Mask) -> float:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Mean of values, None of none."""
+    """Mean of the values; None if there are none."""
     return float(np.mean(values)) if len(values) else None
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Where the object of a sample is.
+    """The mask of a sample.
 
     Attributes:
-        mask: Bool `(height, width)`, true on the object.
-        score: How sure the segmenter is, 0 to 1.
-        source: What it looked at: a modality, or how several were joined.
+        mask: Bool `(height, width)`, true on the person or vehicle.
+        score: Confidence of the segmenter, 0 to 1.
+        source: What it was found in: a modality, or how several were combined.
     """
 
     mask: Mask

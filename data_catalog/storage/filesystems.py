@@ -1,4 +1,4 @@
-"""Files of a catalog on any pyarrow filesystem (local disk, S3, GCS), each written whole or not at all."""
+"""Files on any PyArrow filesystem (local disk, S3, GCS), each written completely or not at all."""
 
 import os
 import re
@@ -14,17 +14,17 @@ from pyarrow import fs
 from data_catalog.errors import CatalogError, NotWritableError
 
 PARTIAL = ".{name}.{unique}.partial"
-"""What a file is called until it is complete."""
+"""Name of a file until it is complete."""
 
 _SECRET = re.compile(r"secret|password|token|key|signature|^sig$", re.IGNORECASE)
 
 
 def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a catalog root and the root's path in it.
+    """The filesystem of a root and the root's path in it.
 
     Args:
         root: A folder (`data/catalog`) or a URI (`s3://bucket/catalog`, `gs://...`, `file:///...`). The
-            query of a URI says how its server is reached, for example
+            query of a URI says how to reach its server, for example
             `s3://bucket/catalog?endpoint_override=host:9000&scheme=http&region=us-east-1`.
 
     Raises:
@@ -46,20 +46,20 @@ def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        # Arrow quotes the URI, and a traceback would show it again.
+        # Arrow's message quotes the URI, and a traceback would show that message again.
         raise CatalogError(_unopened(shown, str(error).replace(text, shown))) from None
     return filesystem, path.rstrip("/")
 
 
 def presentable_uri(text: str) -> str:
-    """A URI, well-formed or not, without what may be secret: all before an @, and the query."""
-    scheme, mark, rest = text.partition("://") if "://" in text else ("", "", text)
-    _, at, place = rest.rpartition("@")
-    return f"{scheme}{mark}{'...@' if at else ''}{place.partition('?')[0]}"
+    """A URI, well-formed or not, without what may be secret: everything before an @, and the query."""
+    scheme, separator, rest = text.partition("://") if "://" in text else ("", "", text)
+    _, at, location = rest.rpartition("@")
+    return f"{scheme}{separator}{'...@' if at else ''}{location.partition('?')[0]}"
 
 
 def _holds_credentials(parts: SplitResult) -> bool:
-    """Whether a URI holds a password, a key or a token; a user alone is none (`gs://anonymous@bucket`)."""
+    """Whether a URI holds a password, a key or a token; a user name alone is none (`gs://anonymous@bucket`)."""
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     is_key = parts.scheme == "s3" and parts.username is not None
     return is_key or bool(parts.password) or any(map(_SECRET.search, names))
@@ -72,8 +72,8 @@ def _unopened(shown: str, reason: str) -> str:
 def join(root: str | Path, *names: str) -> str:
     """The path or URI of something below a root; the query of a URI stays at its end."""
     text = str(root)
-    path, mark, query = text.partition("?") if "://" in text else (text, "", "")
-    return "/".join([path.rstrip("/"), *names]) + mark + query
+    path, separator, query = text.partition("?") if "://" in text else (text, "", "")
+    return "/".join([path.rstrip("/"), *names]) + separator + query
 
 
 def remove_partial_files(filesystem: fs.FileSystem, folder: str) -> None:
@@ -84,17 +84,17 @@ def remove_partial_files(filesystem: fs.FileSystem, folder: str) -> None:
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:
-    """Write a file at once; as `written_atomically`."""
+    """Write all bytes of a file, as `written_atomically` does."""
     with written_atomically(filesystem, path) as stream:
         stream.write(data)
 
 
 @contextmanager
 def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    """A stream into a file under a name of its own, moved into place at the end: no reader sees half of it.
+    """A stream into a file with a temporary name, renamed at the end, so that no reader sees half of it.
 
     Raises:
-        NotWritableError: If the disk is full or the place cannot be written to.
+        NotWritableError: If the disk is full or the folder cannot be written to.
     """
     folder, _, name = path.rpartition("/")
     partial = f"{folder}/{PARTIAL.format(name=name, unique=uuid.uuid4().hex)}"
@@ -113,18 +113,18 @@ def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.Nati
     except OSError as error:
         raise NotWritableError(
             f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
-            "again; shards that are complete are kept"
+            "again; complete shards are kept"
         ) from error
 
 
 def _flush_to_disk(path: str) -> None:
-    """Make sure that a power cut after the move does not leave an empty file under the final name."""
+    """Make sure that a power cut after the rename does not leave an empty file under the final name."""
     with Path(path).open("rb") as file:
         os.fsync(file.fileno())
 
 
 def exists(filesystem: fs.FileSystem, path: str) -> bool:
-    """Whether a file stands at this path.
+    """Whether there is a file at this path.
 
     Raises:
         CatalogError: If the catalog cannot be reached.
@@ -136,7 +136,7 @@ def exists(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 def list_files(filesystem: fs.FileSystem, folder: str) -> dict[str, int]:
-    """Names of the files in a folder, and when each was written (in nanoseconds), in the order of names.
+    """Names of the files in a folder to their modification times (nanoseconds), in the order of names.
 
     Raises:
         CatalogError: If the catalog cannot be reached.
@@ -147,7 +147,7 @@ def list_files(filesystem: fs.FileSystem, folder: str) -> dict[str, int]:
 
 
 def list_folders(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    """Names of the folders in a folder, sorted; none where there is no such folder.
+    """Names of the folders in a folder, sorted; none if the folder does not exist.
 
     Raises:
         CatalogError: If the catalog cannot be reached.
@@ -170,7 +170,7 @@ def _unreachable(path: str, error: OSError) -> CatalogError:
 
 
 def read_buffer(filesystem: fs.FileSystem, path: str) -> pa.Buffer:
-    """The bytes of a file: memory-mapped where the disk is local, fetched whole otherwise."""
+    """The bytes of a file: memory-mapped on a local disk, otherwise read into memory."""
     if isinstance(filesystem, fs.LocalFileSystem):
         with pa.memory_map(path) as source:
             return source.read_buffer()

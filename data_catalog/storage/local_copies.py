@@ -1,9 +1,8 @@
-"""Local copies of remote shards, so that they can be memory-mapped: each is fetched once a machine.
+"""Local copies of remote shards, so that they can be memory-mapped; each is fetched once per machine.
 
-A copy is named by the SHA-256 of its bytes, which is checked as it is fetched, so any catalog, data set and
-run that needs the same shard shares it. Whoever uses it later compares its size alone, since hashing it would
-read all of it; one that was cut short is fetched again. The folder may be deleted whenever no run is reading
-from it.
+A copy is named after the SHA-256 of its bytes, which is checked while it is fetched, so all catalogs, data
+sets and runs that need the same shard share it. Later only the size is compared, because hashing would read
+the whole file; a truncated copy is fetched again. The folder may be deleted while no run reads from it.
 """
 
 import hashlib
@@ -21,23 +20,23 @@ _CHUNK_BYTES = 8 * 2**20
 
 
 def copies_folder() -> Path:
-    """Folder of the copies: what DATA_CATALOG_CACHE says, or one in the home folder."""
+    """Folder of the copies: that in DATA_CATALOG_CACHE, or one in the home folder."""
     named = os.environ.get(FOLDER_VARIABLE)
     return Path(named) if named else Path.home() / ".cache" / "stmi" / "shards"
 
 
 def local_copy(filesystem: fs.FileSystem, path: str, sha256: str) -> Path:
-    """The local copy of a remote file, fetched where there is none of its size yet.
+    """The local copy of a remote file, fetched unless there is one of the same size.
 
-    Of several processes of one machine that want it, one fetches it and the others wait.
+    If several processes of one machine want it, one fetches it and the others wait.
 
     Args:
         filesystem: Where the file is.
         path: Its path there.
-        sha256: What its bytes must hash to.
+        sha256: Expected hash of its bytes.
 
     Raises:
-        CatalogError: If it cannot be fetched or stored, or has other bytes.
+        CatalogError: If it cannot be fetched or stored, or its bytes have another hash.
     """
     copy = copies_folder() / sha256[:2] / f"{sha256}{Path(path).suffix}"
     try:

@@ -17,7 +17,7 @@ class TableKind(StrEnum):
 
     @property
     def schema_version(self) -> int:
-        """Raised whenever the columns of this kind, or what they mean, change."""
+        """Increased whenever the columns of this kind, or their meaning, change."""
         return _SCHEMA_VERSIONS.get(self, 1)
 
     @property
@@ -55,11 +55,11 @@ SAMPLES_SCHEMA = pa.schema(
         *_columns(height=pa.int32(), width=pa.int32(), digest=pa.string()),
     ]
 )
-"""One image triplet a row. `identity` is the raw one, `camera_id` counts from 0, `scene_id` is -1 where a
-data set has none. The original JPEG bytes are in `rgb`, `nir` and `tir`, or, where one file holds the three
-images side by side, in `side_by_side`: cutting a JPEG would lose quality or space, so it is cut when it is
-decoded (`images.decode_triplets`). The columns that a data set does not use are null. `height` and `width`
-are those of one image; `digest` is a SHA-256 over the files."""
+"""One image triplet per row. `identity` is the raw one, `camera_id` counts from 0, `scene_id` is -1 if the
+data set has no scenes. The original JPEG bytes are in `rgb`, `nir` and `tir`; if one file holds the three
+images side by side, in `side_by_side`: cutting a JPEG would cost quality or space, so it is cut after
+decoding (`images.decode_triplets`). The unused columns are null. `height` and `width` are those of one image;
+`digest` is a SHA-256 over the files."""
 
 MASKS_SCHEMA = pa.schema(
     [
@@ -67,8 +67,8 @@ MASKS_SCHEMA = pa.schema(
         *_columns(mask=pa.binary(), foreground_fraction=pa.float32(), score=pa.float32(), source=pa.string()),
     ]
 )
-"""`mask` is a 1-bit PNG of the sample's own size, white where the object is; `score` is the segmenter's own
-confidence, 0 to 1; `source` says which modality it looked at."""
+"""`mask` is a 1-bit PNG of the sample's own size, white on the person or vehicle; `score` is the
+segmenter's confidence, 0 to 1; `source` is the modality that the mask was found in."""
 
 CAPTIONS_SCHEMA = pa.schema(
     [
@@ -89,13 +89,13 @@ CAPTIONS_SCHEMA = pa.schema(
         ),
     ]
 )
-"""`attributes` holds what is known of the sample after filling; `caption` is "" where nothing is."""
+"""`attributes` holds the known attributes after filling; `caption` is "" if there are none."""
 
 IMAGE_HASHES_SCHEMA = pa.schema(
     [*_SAMPLE, *_columns(digests=pa.binary(3 * 32), hashes=pa.binary(3 * 32), details=_vector(3))]
 )
-"""Of each of the three images: in `digests` the SHA-256 of its pixels, in `hashes` its perceptual hash (256
-bits, of which similar images differ in few), in `details` the standard deviation of its grey values."""
+"""For each of the three images: in `digests` the SHA-256 of its pixels, in `hashes` its perceptual hash (256
+bits, nearly equal for similar images), in `details` the standard deviation of its grey values."""
 
 
 def text_features_schema(text_dim: int) -> pa.Schema:

@@ -1,10 +1,10 @@
 """Tables of a catalog: manifests, digests, and handles to read them.
 
 A table is a folder `<catalog>/<dataset>/<table>/<key>/` of shards and one `manifest.json`, which is
-written last: a table without a manifest does not exist, and one with a manifest never changes. The
-`key` says what the table was asked to be (inputs and settings, known before it is built); the `digest`
-says what it turned out to be (its rows). The digest knows neither time nor place: the same content made
-with the same settings has the same digest on any machine.
+written last: a table without a manifest does not exist, and one with a manifest never changes. The `key`
+names the request (inputs and settings, known before the table is built); the `digest` names the content (the
+rows). The digest does not depend on time or machine: the same content made with the same settings has the
+same digest everywhere.
 
 Rows are sorted by `sample_index`, and shard i of a table holds the samples of shard i of the tables it
 was made from; but a view is sorted and cut by identity (see `data_catalog.views.training_view`).
@@ -42,7 +42,7 @@ class ShardRecord(Record):
 
 
 class Manifest(Record):
-    """All there is to know of a table without opening a shard."""
+    """Everything about a table except its rows."""
 
     table: TableKind
     dataset: str
@@ -59,14 +59,14 @@ class Manifest(Record):
     """When, from where and with which library versions; not part of the digest."""
     seconds: float
     seal: str = ""
-    """SHA-256 over all of the above, so that a changed manifest is found out."""
+    """SHA-256 over all of the above, which reveals a changed manifest."""
 
     def sealed(self) -> "Manifest":
-        """The same manifest with the seal that it should have."""
+        """The same manifest with the seal of its content."""
         return self.model_copy(update={"seal": json_digest(self.model_dump(mode="json", exclude={"seal"}))})
 
     def to_bytes(self) -> bytes:
-        """The file as it is written, byte by byte."""
+        """The exact bytes of the file."""
         return (self.model_dump_json(indent=1) + "\n").encode()
 
 
@@ -96,7 +96,7 @@ def table_digest(
 
 
 class _HashSink:
-    """A file to write to that keeps only the SHA-256 of what was written."""
+    """A writable file that keeps only the SHA-256 of what is written."""
 
     closed = False
 
@@ -111,10 +111,10 @@ class _HashSink:
 
 
 def content_digest(rows: pa.Table) -> str:
-    """SHA-256 of a table's schema and values, whatever the file format or its compression.
+    """SHA-256 of a table's schema and values, independent of the file format and its compression.
 
-    Parquet writes the version of its library into every file, so the digest of the file would change with
-    an upgrade though no value did.
+    Parquet writes the version of its library into every file, so the digest of the file would change with an
+    upgrade though no value changes.
     """
     rows = rows.replace_schema_metadata(None).combine_chunks()
     sink = _HashSink()
@@ -130,8 +130,8 @@ class Table:
 
     Attributes:
         catalog: Root of the catalog, folder or URI.
-        manifest: What the table is.
-        reused: Whether the call that gave the handle found the table instead of building it.
+        manifest: The content of its manifest.
+        reused: Whether the call that returned the handle found the table instead of building it.
     """
 
     catalog: str
@@ -140,12 +140,12 @@ class Table:
 
     @property
     def kind(self) -> TableKind:
-        """Which of the tables it is."""
+        """Kind of the table."""
         return self.manifest.table
 
     @property
     def path(self) -> str:
-        """Folder of the table, written as the catalog is."""
+        """Folder of the table, a path or URI like that of the catalog."""
         return table_path(self.catalog, self.manifest.dataset, self.kind, self.manifest.key)
 
     @property
@@ -155,7 +155,7 @@ class Table:
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """What the step counted and measured."""
+        """What the step that made the table counted and measured."""
         return self.manifest.statistics
 
     @property
@@ -174,7 +174,7 @@ class Table:
         return {name: self.__dict__[name] for name in ("catalog", "manifest", "reused")}
 
     def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one shard, in the order of the table, zero-copy where the format allows.
+        """Rows of one shard, in the order of the table, without a copy where the format allows it.
 
         A shard of a view is memory-mapped, from a local copy where the catalog is not on a local disk.
 
@@ -198,7 +198,7 @@ class Table:
         """Rows of the whole table, in its order.
 
         Args:
-            columns: Columns wanted, in this order. All when None.
+            columns: Names of the columns to read, in this order; all when None.
         """
         if not self.manifest.shards:
             raise CatalogError(f"table {self.path} has no shards; delete the folder and run the step again")
@@ -206,7 +206,7 @@ class Table:
 
 
 def read_shard_file(filesystem: fs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a shard file with the metadata that was stored beside them."""
+    """Rows of a shard file with the metadata that is stored in it."""
     if path.endswith(TableKind.VIEW.suffix):
         rows = pa.ipc.open_file(filesystems.read_buffer(filesystem, path)).read_all()
         return rows if columns is None else rows.select(list(columns))
@@ -222,7 +222,7 @@ def open_table(catalog: str | Path, dataset: str, kind: TableKind, key: str) -> 
     """The table with this key, or None where there is none (yet).
 
     Raises:
-        CatalogError: If its manifest is not one.
+        CatalogError: If its manifest is damaged.
     """
     filesystem, folder = filesystems.open_root(table_path(str(catalog), dataset, kind, key))
     path = f"{folder}/{MANIFEST}"
@@ -246,7 +246,7 @@ def _read_manifest(filesystem: fs.FileSystem, path: str) -> Manifest:
 
 
 def list_tables(catalog: str | Path, dataset: str, kind: TableKind | None = None) -> list[Table]:
-    """The complete tables of a data set, in the order in which they are made, the newest of a kind last."""
+    """The complete tables of a data set, kinds in the order of `TableKind`, the newest of a kind last."""
     found = []
     for wanted in TableKind if kind is None else (kind,):
         keys = list_keys(catalog, dataset, wanted)
@@ -258,7 +258,7 @@ def list_tables(catalog: str | Path, dataset: str, kind: TableKind | None = None
 
 
 def list_keys(catalog: str | Path, dataset: str, kind: TableKind) -> list[str]:
-    """Keys of the tables of a kind, sorted; those that are not complete as well."""
+    """Keys of the tables of a kind, sorted, including those of incomplete tables."""
     return filesystems.list_folders(*filesystems.open_root(filesystems.join(catalog, dataset, kind.value)))
 
 
@@ -278,16 +278,16 @@ def find_table(
     inputs: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Table:
-    """The newest table of a kind, or the one with the given key.
+    """Find the newest table of a kind, or the one with the given key.
 
     Args:
         catalog: Root of the catalog.
         dataset: Name of the data set.
         kind: Which table.
-        key: Its key, where it is not the newest that is wanted.
-        digest: Its digest, likewise.
-        inputs: Only tables made from inputs with these digests, for example `{"samples": digest}`. A table
-            of an older version of the schema is passed over.
+        key: Its key; None for the newest.
+        digest: Its digest; None for any.
+        inputs: Only tables made from inputs with these digests, for example `{"samples": digest}`. Tables
+            of an older version of the schema do not count.
         settings: Only tables made with these settings, for example `{"split": "train"}`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Which identities lie in which shard of a view, and which worker reads which shards.
+"""Which identities are in which shard of a view, and which worker reads which shards.
 
-A shard of a view holds whole identities, and the manifest says which, so a worker can be given some shards
-of a data set that no node can hold, and every worker knows what the others have without opening theirs.
+A shard of a view holds whole identities, and the manifest says which. So a worker can read some shards of a
+data set that is too large for one node, and knows what the other workers have without opening their shards.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ def cut_by_identity(identity: npt.NDArray[np.int64], samples_per_shard: int) -> 
     """The identities of each shard, in rising order, so that none is in two shards.
 
     Args:
-        identity: Of every sample, in any order.
-        samples_per_shard: How many samples a shard may hold; only one identity alone may exceed it.
+        identity: Identity of every sample, in any order.
+        samples_per_shard: Largest number of samples of a shard; a single larger identity has its own shard.
     """
     identities, samples = np.unique(identity, return_counts=True)
     starts, held = [0], 0
-    for place, count in enumerate(samples):
+    for position, count in enumerate(samples):
         if held and held + count > samples_per_shard:
-            starts.append(place)
+            starts.append(position)
             held = 0
         held += int(count)
     return np.split(identities, starts[1:])
@@ -37,29 +37,32 @@ def count_identities(identity: npt.NDArray[np.int64]) -> list[list[int]]:
 
 
 def identities_by_shard(view: Table) -> list[npt.NDArray[np.int64]]:
-    """Identity of each row of each shard of a view, as its manifest tells; opens no shard.
+    """Identity of each row of each shard of a view, from its manifest; opens no shard.
 
     Raises:
         CatalogError: If the view is of a version whose shards were not cut by identity.
     """
-    told: list[list[list[int]]] | None = view.statistics.get("identities")
-    if told is None:
+    shards: list[list[list[int]]] | None = view.statistics.get("identities")
+    if shards is None:
         raise CatalogError(
             f"view {view.path} does not say which identities its shards hold; make it again with "
             "`python -m data_catalog view`"
         )
-    return [np.repeat(*np.array(shard, dtype=np.int64).reshape(-1, 2).T) for shard in told]
+    return [np.repeat(*np.array(shard, dtype=np.int64).reshape(-1, 2).T) for shard in shards]
 
 
 def deal_shards(samples: Sequence[int], workers: int) -> list[list[int]]:
-    """The shards of each worker, by rank, in rising order: about as many samples for each.
+    """Distribute shards so that all workers have about as many samples.
 
-    The largest shard left goes to the worker that has the fewest samples so far (Graham 1969, "Bounds on
+    The largest remaining shard goes to the worker with the fewest samples (Graham 1969, "Bounds on
     multiprocessing timing anomalies"); of equals, the earlier shard to the earlier worker.
 
     Args:
         samples: Samples in each shard.
-        workers: How many there are.
+        workers: Number of workers.
+
+    Returns:
+        The shards of each worker, by rank, in rising order.
 
     Raises:
         CatalogError: If there are fewer shards than workers.

@@ -1,12 +1,12 @@
 """The training view: one split at one image size, decoded once, memory-mapped by every run after.
 
-Pixels are uint8 at their final size, so that training neither decodes nor resizes; a row is read by
-copying its bytes. The mask is kept for every pixel (the share of it that is foreground), not for every
-token, because augmentation crops by pixels and the mask must move along.
+Pixels are uint8 at their final size, so training neither decodes nor resizes; reading a row copies its bytes.
+The mask is stored per pixel (its share of foreground) and not per token, because augmentation crops by pixels
+and must crop the mask in the same way.
 
 Rows are sorted by identity, then by `sample_index`, and a shard holds whole identities, so that a worker can
-train on some shards alone (`data_catalog.views.placement`). The published data sets name their files by
-identity first, so for them this is the order of `sample_index`.
+train on some of the shards (`data_catalog.views.placement`). The file names of the published data sets begin
+with the identity, so there this is the order of `sample_index`.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ _LABELS = ("identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
 class ViewSettings(Record):
-    """What a view holds."""
+    """Settings of a view."""
 
     split: str
     height: int = Field(ge=1)
     width: int = Field(ge=1)
     text_dim: int = Field(512, ge=1)
-    """Width of the zeros that stand for text features where there are none; not used otherwise."""
+    """Width of the zeros that replace missing text features; otherwise ignored."""
     samples_per_shard: int = Field(128, ge=1)
-    """Samples that a shard may hold; one that is larger holds one identity."""
+    """Largest number of samples of a shard; a single larger identity has its own shard."""
 
 
 class ViewStatistics(Record):
@@ -68,11 +68,10 @@ def make_view(
         progress: Called as shards complete.
 
     Returns:
-        The table, to be read with `open_view`; `statistics` holds `identities` (of every shard, pairs of
-        identity and number of samples) and `cameras`.
+        The table, to be read with `open_view`; its `statistics` are `ViewStatistics`.
 
     Raises:
-        CatalogError: If the split is not there, or a table was made from other samples.
+        CatalogError: If there is no such split, or a table was made from other samples.
     """
     splits = samples.statistics["splits"]
     if settings.split not in splits:
@@ -151,7 +150,7 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
         rows = samples.num_rows
         pixels = np.empty((rows, 3, 3, *size), dtype=np.uint8)
         for row in range(rows):
-            # One row at a time: a shard of full-size images in two layouts at once is much memory.
+            # One row at a time, because a shard of full-size images in two layouts needs much memory.
             pixels[row] = decode_triplets(samples.slice(row, 1), size)[0].transpose(0, 3, 1, 2)
         mask = np.full((rows, *size), 255, dtype=np.uint8)
         if self.masks is not None:
@@ -200,7 +199,7 @@ def _binary(values: npt.NDArray[np.uint8], kind: pa.DataType) -> pa.Array:
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Rows of a view, copied out, in the order asked for.
+    """Copied rows of a view, in the requested order.
 
     Attributes:
         pixels: uint8 `(batch, modality, channel, height, width)`.
@@ -208,7 +207,7 @@ class ViewBatch:
         text_feature: float32 `(batch, text_dim)`, not normalised.
         identity: int64 `(batch,)`, raw.
         camera_id: int32 `(batch,)`, from 0.
-        scene_id: int32 `(batch,)`, -1 where there is none.
+        scene_id: int32 `(batch,)`, -1 for none.
         is_query: bool `(batch,)`.
         is_gallery: bool `(batch,)`.
         sample_index: int64 `(batch,)`.
@@ -226,13 +225,13 @@ class ViewBatch:
 
 
 class View:
-    """A view opened for reading: labels in memory, pixels, masks and text features memory-mapped.
+    """An open view: labels in memory; pixels, masks and text features memory-mapped.
 
     Rows are numbered from 0 to `len(view) - 1`, by identity, then `sample_index`.
 
     Attributes:
-        table: The table it reads.
-        shards: Numbers of the shards that are open; the rows are theirs.
+        table: The table.
+        shards: Numbers of the open shards, which hold the rows.
         image_size: Height and width, in pixels.
         text_dim: Width of a text feature.
         sample_index: int64 `(rows,)`, position in the data set.
@@ -278,11 +277,11 @@ class View:
 
     @property
     def cameras(self) -> int:
-        """Cameras up to the largest `camera_id` of the whole table, whichever shards are open."""
+        """Number of cameras, up to the largest `camera_id` of the whole table."""
         return int(max(self.table.statistics["cameras"])) + 1
 
     def batch(self, rows: npt.ArrayLike) -> ViewBatch:
-        """The rows with these numbers, in this order; a number may come more than once.
+        """Copy the rows with these numbers, in this order; a number may be repeated.
 
         Raises:
             IndexError: If a number is negative or not below `len(view)`.
@@ -309,15 +308,15 @@ class View:
 
 
 def open_view(table: Table, shards: Sequence[int] | None = None) -> View:
-    """A view opened for reading; opens no more than it must, so every worker may have its own.
+    """Open a view for reading; cheap, so every worker may have its own.
 
     Args:
         table: The view.
-        shards: Numbers of the shards to open, in any order; the others are neither read nor fetched. All
-            when None.
+        shards: Numbers of the shards to open, in any order; others are neither read nor fetched. All when
+            None.
 
     Raises:
-        CatalogError: If the table is no view, or a shard is missing.
+        CatalogError: If the table is not a view, or a shard is missing.
     """
     return View(table, shards)
 

@@ -165,7 +165,7 @@ def test_process_of_its_own_prints_only_json(built: Any, tmp_path: Path) -> None
     assert failed.stderr.count("\n") == 1
 
 
-def test_two_processes_that_draw_the_same_data_set_both_get_it(tmp_path: Path) -> None:
+def test_two_processes_that_synthesize_the_same_data_set_both_get_it(tmp_path: Path) -> None:
     small = ["train_identities=4", "validation_identities=2", "test_identities=2", "shots=1"]
     settings = [part for setting in small for part in ("--set", setting)]
     command = [

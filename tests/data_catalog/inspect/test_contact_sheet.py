@@ -29,7 +29,7 @@ def pixels_of(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_subset_is_the_one_asked_for(built: Any, tmp_path: Path) -> None:
+def test_settings_select_the_samples(built: Any, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
     test = [f"test/{name}" for name in names("test")]
     assert sheet(built, out, split="test").samples == tuple(test)
@@ -45,7 +45,7 @@ def test_subset_is_the_one_asked_for(built: Any, tmp_path: Path) -> None:
     assert all(name.startswith("val/") for name in sheet(built, out, lowest_score=True, split="val").samples)
 
 
-def test_every_sample_that_is_named_is_shown_in_the_order_given(built: Any, tmp_path: Path) -> None:
+def test_named_samples_are_shown_in_the_given_order(built: Any, tmp_path: Path) -> None:
     ids = tuple(sample_ids()[::-1])
     assert len(ids) > SheetSettings().count
     assert sheet(built, tmp_path / "sheet.png", ids=ids).samples == ids
@@ -53,7 +53,7 @@ def test_every_sample_that_is_named_is_shown_in_the_order_given(built: Any, tmp_
         SheetSettings(ids=("test/a",) * 401)
 
 
-def test_command_refuses_to_be_told_twice_how_many(
+def test_options_that_contradict_each_other_are_refused(
     built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["sheet", "small", "--catalog", str(built.catalog), "--out", str(tmp_path / "sheet.png")]
@@ -67,7 +67,7 @@ def test_command_refuses_to_be_told_twice_how_many(
     assert main([*start, "--patch-size", "8", "--ids", *sample_ids()]) == 0
 
 
-def test_draw_depends_on_the_seed_alone(built: Any, tmp_path: Path) -> None:
+def test_chosen_samples_depend_on_the_seed_alone(built: Any, tmp_path: Path) -> None:
     one = sheet(built, tmp_path / "a.png", count=6, seed=1)
     again = sheet(built, tmp_path / "b.png", count=6, seed=1)
     other = sheet(built, tmp_path / "c.png", count=6, seed=2)
@@ -135,7 +135,7 @@ def test_tokens_are_those_of_a_loop_over_patches(threshold: float, rng: np.rando
             assert tokens[row, column] == (share > 0 if threshold == 0 else share >= threshold)
 
 
-def test_tokens_follow_the_size_models_are_given(built: Any) -> None:
+def test_tokens_follow_the_size_of_the_model_input(built: Any) -> None:
     mask = decode_mask(built.masks.read_shard(0)["mask"][0].as_py())
     large = token_grid(mask, (2 * HEIGHT, 2 * WIDTH), 8, 0.5)
     assert np.array_equal(large, token_grid(mask, (HEIGHT, WIDTH), 4, 0.5))

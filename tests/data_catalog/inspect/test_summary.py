@@ -23,7 +23,7 @@ def cars(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     return folder / "catalog"
 
 
-def test_found_counts_what_is_there_and_differences_what_the_card_says_otherwise(cars: Path) -> None:
+def test_summary_counts_samples_and_names_differences_from_the_card(cars: Path) -> None:
     shown = describe(cars, "msvr310")
     assert shown.found == {
         "test": SplitCounts(samples=5, identities=2, cameras=4, queries=3, gallery=4),
@@ -56,7 +56,7 @@ def test_found_counts_what_is_there_and_differences_what_the_card_says_otherwise
     assert "missing_artifact" in {finding.check for finding in shown.errors}
 
 
-def test_artifacts_are_those_of_the_samples_with_their_coverage(built: Any) -> None:
+def test_tables_of_the_samples_are_listed_with_their_coverage(built: Any) -> None:
     shown = describe(built.catalog, "small")
     tables = {name: built.__dict__[name] for name in ("samples", "masks", "text_features")}
     for name, table in tables.items():
@@ -77,7 +77,7 @@ def test_quarantine_is_a_warning(own_source: Path, tmp_path: Path, ray_session: 
     assert f"test/TI/{broken.name} is empty (zero bytes)" in message
 
 
-def test_benchmark_has_the_card_of_what_it_draws(tmp_path: Path, ray_session: None) -> None:
+def test_synthetic_data_set_has_the_card_of_its_kind(tmp_path: Path, ray_session: None) -> None:
     few = {"train_identities": 2, "validation_identities": 2, "test_identities": 2, "shots": 1}
     settings = SyntheticSettings(kind="vehicle", height=16, width=32, **few)
     synthesize(settings, tmp_path / "drawn")
@@ -145,9 +145,7 @@ def test_show_prints_card_and_found_side_by_side(cars: Path, capsys: pytest.Capt
     assert any(line[:1] == ["samples"] and "(format" in line for line in lines)
 
 
-def test_checks_ends_with_status_1_where_there_are_errors(
-    cars: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_of_checks_is_1_for_errors(cars: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["checks", "msvr310", "--catalog", str(cars), "--samples-per-identity", "3"]
     assert main([*command, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -159,7 +157,7 @@ def test_checks_ends_with_status_1_where_there_are_errors(
     assert "few_samples: 2 training identities" in capsys.readouterr().out
 
 
-def test_verify_ends_with_status_1_where_a_byte_changed(
+def test_status_of_verify_is_1_for_a_changed_byte(
     cars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["verify", "msvr310", "--catalog", str(cars)]

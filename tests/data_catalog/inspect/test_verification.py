@@ -30,11 +30,11 @@ def test_untouched_catalog_has_no_fault(catalog: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [TableKind.SAMPLES, TableKind.MASKS, TableKind.CAPTIONS, TableKind.VIEW])
-@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-def test_any_changed_byte_is_found(catalog: Path, kind: TableKind, place: float) -> None:
+@pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
+def test_any_changed_byte_is_found(catalog: Path, kind: TableKind, position: float) -> None:
     path = a_shard(catalog, kind)
     data = bytearray(path.read_bytes())
-    data[round(place * (len(data) - 1))] ^= 1
+    data[round(position * (len(data) - 1))] ^= 1
     path.write_bytes(data)
     [fault] = verify(catalog, "small").errors
     assert (fault.table, fault.shard) == (f"{kind.value}/{path.parent.name}", path.name)
@@ -94,7 +94,7 @@ def test_manifest_that_says_the_same_in_other_bytes_is_found(catalog: Path, befo
     )
 
 
-def test_rows_that_were_replaced_together_with_the_file_digest_are_found(catalog: Path) -> None:
+def test_rows_replaced_together_with_the_file_digest_are_found(catalog: Path) -> None:
     path = a_shard(catalog, TableKind.MASKS)
     manifest = Manifest.model_validate_json((path.parent / "manifest.json").read_text())
     other = next(shard for shard in manifest.shards if shard.file != path.name)
@@ -107,10 +107,10 @@ def test_rows_that_were_replaced_together_with_the_file_digest_are_found(catalog
     (path.parent / "manifest.json").write_bytes(forged.to_bytes())
     [fault] = verify(catalog, "small").errors
     assert fault.shard == path.name
-    assert "its rows are not those that the manifest tells of" in fault.message
+    assert "its rows are not those in the manifest" in fault.message
 
 
-def test_unfinished_table_is_told_apart(catalog: Path) -> None:
+def test_unfinished_table_is_listed_and_is_no_fault(catalog: Path) -> None:
     path = a_shard(catalog, TableKind.CAPTIONS).parent / "manifest.json"
     path.unlink()
     found = verify(catalog, "small")

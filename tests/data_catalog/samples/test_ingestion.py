@@ -31,7 +31,7 @@ def jpeg_bomb(height: int, width: int) -> bytes:
     return bytes(data)
 
 
-def test_rows_hold_the_original_bytes_and_what_the_name_says(built: Any) -> None:
+def test_rows_hold_the_original_bytes_and_the_labels_of_the_name(built: Any) -> None:
     rows = built.samples.read().to_pylist()
     assert [row["sample_id"] for row in rows] == sample_ids()
     assert [row["sample_index"] for row in rows] == list(range(len(rows)))
@@ -64,7 +64,9 @@ def test_no_shard_holds_two_splits(built: Any) -> None:
         assert len(set(built.samples.read_shard(number, ["split"])["split"].to_pylist())) == 1
 
 
-def test_digest_is_the_content_and_not_the_place(built: Any, own_source: Path, tmp_path: Path) -> None:
+def test_digest_depends_on_content_and_not_on_the_folder(
+    built: Any, own_source: Path, tmp_path: Path
+) -> None:
     settings = IngestSettings(samples_per_shard=3)
     os.utime(image_path(own_source, sample_ids()[0], 0), (1, 1))
     # The folder's parent and the folder itself name the same data set.
@@ -133,9 +135,7 @@ def test_bad_files_go_to_quarantine_and_leave_gaps(
     assert rows["sample_id"].to_pylist() == [ids[number] for number in kept]
 
 
-def test_pipe_goes_to_quarantine_and_is_not_waited_for(
-    own_source: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_pipe_goes_to_quarantine_without_waiting(own_source: Path, tmp_path: Path, ray_session: None) -> None:
     path = image_path(own_source, sample_ids()[0], 0)
     path.unlink()
     os.mkfifo(path)
@@ -147,7 +147,9 @@ def test_pipe_goes_to_quarantine_and_is_not_waited_for(
     }
 
 
-def test_size_can_be_demanded_or_left_open(own_source: Path, tmp_path: Path, ray_session: None) -> None:
+def test_size_of_images_can_be_required_or_left_open(
+    own_source: Path, tmp_path: Path, ray_session: None
+) -> None:
     for modality in range(3):
         image_path(own_source, sample_ids()[0], modality).write_bytes(encoded(size=(WIDTH, HEIGHT // 2)))
     open_size = ingest(own_source, tmp_path / "catalog", "small", IngestSettings(size="any"))
@@ -211,7 +213,7 @@ def test_file_that_could_not_be_read_is_tried_again(
     assert again.statistics["quarantined"] == []
 
 
-def test_disk_that_fails_stops_the_ingest_and_is_not_remembered(
+def test_failing_disk_stops_the_ingest_and_leaves_no_trace(
     own_source: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, read = image_path(own_source, sample_ids()[0], 1), Path.read_bytes
@@ -229,7 +231,7 @@ def test_disk_that_fails_stops_the_ingest_and_is_not_remembered(
     assert ingest(own_source, tmp_path / "catalog", "small").statistics["quarantined"] == []
 
 
-def test_images_that_were_cut_out_one_by_one_may_have_any_size(
+def test_images_that_were_cropped_one_by_one_may_have_any_size(
     own_source: Path, tmp_path: Path, ray_session: None
 ) -> None:
     for number, sample_id in enumerate(sample_ids()):

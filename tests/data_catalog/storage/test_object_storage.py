@@ -55,7 +55,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_every_step_gives_what_it_gives_on_a_local_disk(
+def test_every_step_gives_the_digest_of_a_local_disk(
     view: Table, catalog: str, source: Path, tmp_path: Path, copies: Path
 ) -> None:
     samples = ingest(source, tmp_path / "catalog", "small", IngestSettings(samples_per_shard=7))
@@ -128,7 +128,7 @@ def test_changed_bytes_are_neither_kept_nor_used(view: Table, catalog: str, copi
     assert verify(catalog, "small").errors == ()
 
 
-def test_place_without_room_for_copies_is_named(
+def test_folder_that_cannot_hold_copies_is_named(
     view: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_catalog.tables.building import build_table
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE, build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
 from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
@@ -66,9 +66,17 @@ def build(catalog: Path | str, seconds: float, full: Path | None = None) -> Tabl
     )
 
 
-def start(catalog: Path | str, seconds: float) -> subprocess.Popen[str]:
-    """The build in a process with a Ray of its own, which prints `digest` and `reused` as JSON."""
+def start(catalog: Path | str, seconds: float, actors: bool = False) -> subprocess.Popen[str]:
+    """The build in another process, which prints `digest` and `reused` as JSON.
+
+    Args:
+        catalog: Its catalog.
+        seconds: How long a shard takes.
+        actors: Make the shards in actors of a Ray of its own, and not in the process.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    if not actors:
+        environment[LOCAL_SECONDS_VARIABLE] = "inf"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.data_catalog.tables.slow_build", str(catalog), str(seconds)],
         stdout=subprocess.PIPE,

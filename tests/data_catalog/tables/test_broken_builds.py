@@ -1,4 +1,4 @@
-"""Builds that are killed, run twice at once, or run out of room: the table is absent or complete."""
+"""Builds that are killed, run twice at once, or fill the disk: the table is absent or complete."""
 
 import json
 import multiprocessing
@@ -31,12 +31,10 @@ def shards_of(catalog: Path) -> list[Path]:
     return sorted(catalog.rglob("shard-*.parquet"))
 
 
-def test_killed_build_is_absent_then_completed_once_by_two_processes(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_killed_build_is_completed_once_by_two_processes(tmp_path: Path, ray_session: None) -> None:
     whole = slow_build.build(tmp_path / "whole", 0)
     catalog = tmp_path / "catalog"
-    killed = slow_build.start(catalog, 1.0)
+    killed = slow_build.start(catalog, 1.0, actors=True)
     deadline = time.monotonic() + 60
     while len(shards_of(catalog)) < 2:
         assert killed.poll() is None
@@ -61,7 +59,7 @@ def test_killed_build_is_absent_then_completed_once_by_two_processes(
 
 
 @pytest.mark.parametrize("step", steps.STEPS)
-def test_step_that_is_killed_leaves_no_table_and_is_finished_by_the_next_run(
+def test_killed_step_leaves_no_table_and_is_finished_by_the_next_run(
     built: Any, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole: Table = getattr(built, step)
@@ -114,7 +112,7 @@ class BrokenMaker(ShardMaker[dict[str, int]]):
         raise ZeroDivisionError(f"nothing in {spec['number']}")
 
 
-def test_unexpected_exception_is_one_message_and_its_traceback_is_logged(
+def test_unexpected_exception_is_one_message_with_a_logged_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = {name: np.array([value]) for name, value in (("number", 3), ("file", "shard-00003.parquet"))}
@@ -130,9 +128,7 @@ def test_unexpected_exception_is_one_message_and_its_traceback_is_logged(
         assert message in caplog.text
 
 
-def test_unexpected_exception_in_an_actor_reaches_the_user_as_a_catalog_error(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_unexpected_exception_in_an_actor_is_a_catalog_error(tmp_path: Path, ray_session: None) -> None:
     with pytest.raises(CatalogError, match=r"^shard .*shard-00000\.parquet could not be made \(ZeroDiv"):
         build_table(
             catalog=tmp_path,

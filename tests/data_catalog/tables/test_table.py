@@ -55,7 +55,7 @@ def build(catalog: Path, refuse: Path, **changes: Any) -> Table:
     return build_table(**(arguments | changes))
 
 
-def test_interrupted_build_leaves_no_table_and_continues_with_what_is_missing(
+def test_interrupted_build_leaves_no_table_and_makes_what_is_missing(
     tmp_path: Path, ray_session: None
 ) -> None:
     refuse = tmp_path / "refuse"
@@ -105,7 +105,7 @@ class LightMaker(StubMaker):
 
 
 @pytest.mark.parametrize(("seconds", "made_here"), [(0.0, 4), (0.2, 1)])
-def test_shards_are_made_here_only_while_that_is_sooner_than_actors_start(
+def test_shards_are_made_in_this_process_while_that_takes_little_time(
     seconds: float, made_here: int, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0.5")
@@ -146,7 +146,7 @@ def test_digest_is_the_sha256_of_the_documented_json(built: Any) -> None:
     assert manifest["inputs"] == {"samples": built.samples.digest}
 
 
-def test_content_digest_sees_values_and_types_but_not_chunks_or_metadata() -> None:
+def test_content_digest_depends_on_values_and_types_alone() -> None:
     rows = pa.table({"a": pa.array([1, 2, 3]), "b": pa.array(["x", "y", "z"])})
     digest = content_digest(rows)
     in_parts = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
@@ -156,7 +156,7 @@ def test_content_digest_sees_values_and_types_but_not_chunks_or_metadata() -> No
     assert content_digest(rows.set_column(0, "a", pa.array([1, 2, 3], pa.int32()))) != digest
 
 
-def test_find_gives_the_newest_table_that_fits(tmp_path: Path, ray_session: None) -> None:
+def test_newest_table_with_the_wanted_inputs_and_settings_is_found(tmp_path: Path, ray_session: None) -> None:
     one_shard = [{"number": 0}]
     old = build(tmp_path, tmp_path / "no", specs=one_shard, settings={"stub": 1})
     new = build(tmp_path, tmp_path / "no", specs=one_shard, settings={"stub": 2})

@@ -116,8 +116,7 @@ def test_only_a_view_opens_as_one(built: Any) -> None:
 
 def test_shards_hold_whole_identities_and_the_manifest_says_which(built: Any) -> None:
     assert built.view.statistics == {"identities": [[[1, 4]], [[2, 4]], [[3, 4]]], "cameras": [0, 1]}
-    told = identities_by_shard(built.view)
-    for number, identity in enumerate(told):
+    for number, identity in enumerate(identities_by_shard(built.view)):
         assert built.view.read_shard(number, ["identity"])["identity"].to_pylist() == identity.tolist()
     assert open_view(built.view).cameras == 2
 
