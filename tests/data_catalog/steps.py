@@ -5,7 +5,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import pyarrow as pa
 import pytest
@@ -25,16 +24,10 @@ from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
 STEPS = ("samples", "masks", "captions", "text_features", "view")
 
 
-class LightGrabCutSettings(GrabCutSettings):
-    """GrabCut of images so small that no shard is worth an actor; it makes the same table."""
-
-    is_light: ClassVar[bool] = True
-
-
 def all_steps(source: Path, catalog: Path) -> dict[str, Table]:
     """Every table of the small data set; those that exist are found."""
     samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=3))
-    found = make_masks(samples, LightGrabCutSettings(), true_masks=source / "true_masks")
+    found = make_masks(samples, GrabCutSettings(), true_masks=source / "true_masks")
     captions = make_captions(samples, source / "readings")
     text_features = make_text_features(captions, "fake", load=load_fake_tower)
     settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
