@@ -3,9 +3,9 @@
 import io
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
@@ -27,6 +27,7 @@ from data_catalog.tables.table import Table, list_datasets, list_tables
 from data_catalog.views.training_view import ViewSettings, make_view, open_view
 from tests.data_catalog.conftest import BUCKET, S3_SECRET
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
+from tests.data_catalog.memory import no_copies
 from tests.data_catalog.tables import slow_build
 
 
@@ -75,21 +76,16 @@ def test_every_step_gives_the_digest_of_a_local_disk(
     assert ingest(source, catalog, "small", IngestSettings(samples_per_shard=7)).reused
 
 
-def test_shards_of_a_view_are_fetched_once_and_mapped(
-    view: Table, copies: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_of_a_view_are_fetched_once_and_mapped(view: Table, copies: Path) -> None:
     opened = open_view(view)
     files = sorted(copies.rglob("*.arrow"))
     assert [file.stem for file in files] == sorted(shard.sha256 for shard in view.manifest.shards)
-    assert not any(pixels.flags.owndata for pixels in opened._pixels)
     before = {file: file.stat().st_mtime_ns for file in files}
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError("fetched again")
-
-    monkeypatch.setattr(local_copies, "_fetch", refuse)
-    again = open_view(view)
-    assert np.array_equal(again.batch([3, 1]).pixels, opened.batch([3, 1]).pixels)
+    # Who fetched again would find other bytes, as the test below shows.
+    with changed_shard(view):
+        with no_copies(len(view) * 9 * HEIGHT * WIDTH):
+            again = open_view(view)
+        assert np.array_equal(again.batch([3, 1]).pixels, opened.batch([3, 1]).pixels)
     assert {file: file.stat().st_mtime_ns for file in copies.rglob("*.arrow")} == before
 
 
@@ -109,22 +105,29 @@ def test_only_the_shards_that_are_asked_for_are_fetched(view: Table, copies: Pat
     assert file.stem == view.manifest.shards[1].sha256
 
 
-def test_changed_bytes_are_neither_kept_nor_used(view: Table, catalog: str, copies: Path) -> None:
+@contextmanager
+def changed_shard(view: Table) -> Iterator[None]:
+    """Meanwhile the last byte of the first shard is another one."""
     filesystem, path = open_root(view.shard_paths[0])
     with filesystem.open_input_stream(path) as stream:
         whole = stream.read()
     with filesystem.open_output_stream(path) as stream:
         stream.write(whole[:-1] + b"?")
     try:
+        yield
+    finally:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(whole)
+
+
+def test_changed_bytes_are_neither_stored_nor_used(view: Table, catalog: str, copies: Path) -> None:
+    with changed_shard(view):
         with pytest.raises(CatalogError, match=r"shard-00000\.arrow has SHA-256 .* its bytes changed"):
             open_view(view)
         assert not list(copies.rglob("*.arrow"))
         assert not list(copies.rglob("*.partial"))
         [fault] = verify(catalog, "small").errors
         assert fault.shard == "shard-00000.arrow"
-    finally:
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(whole)
     assert verify(catalog, "small").errors == ()
 
 
