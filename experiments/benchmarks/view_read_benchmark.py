@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data_catalog.tables.building import ShardMaker, build_table
+from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, view_schema
+from data_catalog.tables.shards import ShardMaker
 from data_catalog.views.training_view import ViewSettings, open_view
 from experiments.benchmarks.measuring import BenchmarkReport, measure
 
@@ -30,7 +31,7 @@ def view_read(repeats: int) -> BenchmarkReport:
             kind=TableKind.VIEW,
             settings=settings.model_dump(),
             inputs={},
-            work=[{"rows": rows}] * shards,
+            specs=[{"rows": rows}] * shards,
             maker=RandomRows(SIZE),
             summarise=lambda shards: {},
         )
