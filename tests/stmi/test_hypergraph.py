@@ -96,7 +96,7 @@ def test_fusion_equals_torch_attention_plus_class_tokens():
     assert torch.allclose(fusion(class_tokens, nodes), expected, atol=EXACT_FLOAT64)
 
 
-def test_dropout_of_the_fusion_drops_nothing_where_all_draws_are_high():
+def test_fusion_drops_everything_where_all_uniforms_are_low():
     fusion = ClassTokenFusion(8, FusionConfig(dropout=0.5))
     class_tokens, nodes = torch.randn(2, 3, 8), torch.randn(2, 6, 8)
     dropped = fusion(class_tokens, nodes, torch.zeros(2, 3, 14))
@@ -122,7 +122,7 @@ def test_released_convolution_equals_the_released_module():
 
 
 @pytest.mark.parametrize("mixer", ["mlp", "self_attention", "hypergraph"])
-def test_alternatives_of_table_4_keep_the_shape_and_agree_with_finite_differences(mixer):
+def test_alternatives_of_table_4_keep_shapes_and_have_right_gradients(mixer):
     torch.manual_seed(0)
     module = build_interaction(5, 4, 2, ChiConfig(mixer=mixer)).double()
     nodes = torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
@@ -130,7 +130,7 @@ def test_alternatives_of_table_4_keep_the_shape_and_agree_with_finite_difference
     assert gradients_agree(module, nodes)
 
 
-def test_only_attention_and_hypergraph_let_tokens_see_each_other():
+def test_only_attention_and_hypergraph_mix_tokens():
     torch.manual_seed(0)
     nodes = torch.randn(1, 5, 4)
     other = nodes.clone()
@@ -140,5 +140,5 @@ def test_only_attention_and_hypergraph_let_tokens_see_each_other():
         assert torch.equal(module(nodes)[:, :4], module(other)[:, :4]) is not sees
 
 
-def test_nothing_stands_in_the_place_of_chi_where_it_is_off():
+def test_no_module_is_built_where_chi_is_off():
     assert build_interaction(5, 4, 2, ChiConfig(enabled=False)) is None

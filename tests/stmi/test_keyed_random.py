@@ -3,7 +3,7 @@ import torch
 from stmi import keyed_random
 
 
-def test_draws_depend_on_seed_purpose_and_counters_only():
+def test_random_numbers_depend_on_seed_purpose_and_counters_only():
     first = keyed_random.generator(1, "flip", 3, 4).random(5)
     keyed_random.generator(1, "crop", 3, 4).random(100)
     assert (keyed_random.generator(1, "flip", 3, 4).random(5) == first).all()
@@ -11,7 +11,7 @@ def test_draws_depend_on_seed_purpose_and_counters_only():
     assert all((keyed_random.generator(*other).random(5) != first).all() for other in others)
 
 
-def test_draws_are_the_same_on_every_machine():
+def test_random_numbers_are_the_same_on_every_machine():
     drawn = keyed_random.generator(0, "flip", 1).integers(0, 1000, 4)
     assert drawn.tolist() == [23, 373, 448, 947]
 

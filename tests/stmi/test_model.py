@@ -45,7 +45,7 @@ def test_features_have_the_shapes_of_the_paper(clip):
     assert widths == {"U": (3, 48), "G": (3, 48), "GTTT": (3, 96), **single}
 
 
-def test_g_is_the_class_tokens_side_by_side(clip):
+def test_g_is_the_concatenated_class_tokens(clip):
     features = build(clip)(batch()).retrieval()
     assert torch.equal(features["G"], torch.cat([features[m] for m in ("RGB", "NIR", "TIR")], dim=1))
 
@@ -83,7 +83,7 @@ def test_initial_weights_are_a_function_of_the_seed_and_not_of_other_modules(cli
     assert not torch.equal(first.fusion.query.weight, other.fusion.query.weight)
 
 
-def test_noise_of_a_row_does_not_depend_on_the_rows_asked_for(clip):
+def test_random_draws_of_a_row_do_not_depend_on_the_wanted_rows(clip):
     model = build(clip)
     whole = model.random_draws(0, 1, 2, 8, slice(0, 8)).perturbation
     part = model.random_draws(0, 1, 2, 8, slice(4, 8)).perturbation
@@ -91,7 +91,7 @@ def test_noise_of_a_row_does_not_depend_on_the_rows_asked_for(clip):
     assert torch.equal(whole[:, 4:], part)
 
 
-def test_perturbation_can_be_drawn_anew_in_every_layer_and_modality(clip):
+def test_perturbation_can_differ_in_every_layer_and_modality(clip):
     model = build(clip, sfm=SfmConfig(perturbation=0.5, perturbation_draw="layer_and_modality"))
     draws = model.random_draws(0, 0, 0, 3, slice(0, 3))
     assert draws.perturbation.shape == (2, 3, 3, 8)
@@ -133,7 +133,7 @@ def test_perturbation_of_each_layer_and_modality_is_its_own(clip, draw, perturba
             assert torch.equal(masks[layer, :, column], expected > 0)
 
 
-def test_layers_of_one_draw_have_nested_masks(clip):
+def test_layers_with_the_same_random_numbers_have_nested_masks(clip):
     few, many = masks_of(build(clip, sfm=SfmConfig(perturbation=(0.2, 0.7))), batch())
     assert few.sum() < many.sum()
     assert not (few & ~many).any()
@@ -144,7 +144,7 @@ def test_list_of_p_that_does_not_fit_the_layers_is_refused(clip):
         build(clip, sfm=SfmConfig(perturbation={"RGB": 0.1, "NIR": (0.1, 0.2, 0.3), "TIR": 0}))
 
 
-def test_vehicle_feature_of_the_released_code_is_class_tokens_and_three_times_the_text(clip):
+def test_gttt_is_the_class_tokens_and_three_times_the_text(clip):
     features = build(clip)(batch()).retrieval()
     parts = [features[name] for name in ("RGB", "NIR", "TIR", "T", "T", "T")]
     assert torch.equal(features["GTTT"], torch.cat(parts, dim=1))
@@ -208,7 +208,7 @@ def test_trained_text_tower_starts_as_the_frozen_one_and_gets_gradients(clip):
 NO_TEXT = {"text": TextConfig(enabled=False)}
 
 
-def test_without_text_neither_t_nor_what_is_made_of_it_is_there(clip):
+def test_without_text_there_is_neither_t_nor_gttt(clip):
     model, features = build(clip, **NO_TEXT), build(clip, **NO_TEXT)(batch())
     assert features.T is None
     assert list(features.retrieval()) == [name for name in FEATURES if name not in ("T", "GTTT")]

@@ -51,6 +51,6 @@ def test_semantic_tokens_do_not_depend_on_the_order_of_patches():
     assert torch.allclose(module(patches, text), module(shuffled, text), atol=GOLDEN_VALUE)
 
 
-def test_heads_that_do_not_divide_the_width_are_refused_by_name():
+def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match=r"str\.heads=5 does not divide the token width 16"):
         TokenReallocation(16, StrConfig(heads=5))

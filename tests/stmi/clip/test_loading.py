@@ -33,7 +33,7 @@ def test_class_token_equals_the_image_feature_of_open_clip(clip):
     assert torch.allclose(tokens[:, 0], expected, atol=ROUNDING_FLOAT32)
 
 
-def test_modulation_without_strength_leaves_the_tower_as_it_was(clip):
+def test_modulation_without_strength_does_not_change_the_tower(clip):
     sfm = SfmConfig(initial_strength=0, initial_strength_std=0)
     images, foreground = torch.randn(2, 3, 32, 16), torch.rand(1, 2, 8) > 0.5
     with torch.no_grad():
@@ -100,13 +100,13 @@ def test_text_feature_is_the_projected_end_of_text_token(clip):
     assert torch.allclose(clip.encode_text(longer), features, atol=ROUNDING_FLOAT32)
 
 
-def test_short_vocabulary_gives_back_the_text(clip):
+def test_short_vocabulary_decodes_to_the_same_text(clip):
     tokens = clip.tokenize(["a striped red jacket"])[0]
     end = int(tokens.argmax())
     assert clip.tokenizer.decode(tokens[1:end].tolist()).strip() == "a striped red jacket"
 
 
-def test_digest_knows_weights_config_and_vocabulary_and_not_the_place(clip, tmp_path):
+def test_digest_depends_on_weights_config_and_vocabulary_not_on_the_folder(clip, tmp_path):
     digests = {clip.digest, load_clip(tiny_clip.write(tmp_path / "same")).digest}
     assert len(digests) == 1
     digests.add(load_clip(tiny_clip.write(tmp_path / "weights", seed=1)).digest)
@@ -152,7 +152,7 @@ def write_with_all_merges(folder: Path) -> Path:
         ({"no_ln_pre": True, "timm_model_name": "resnet50"}, "no_ln_pre=True, timm_model_name='resnet50'"),
     ],
 )
-def test_image_tower_that_would_be_rebuilt_otherwise_is_refused(tmp_path, monkeypatch, vision, message):
+def test_options_that_the_image_tower_does_not_support_are_refused(tmp_path, monkeypatch, vision, message):
     with pytest.raises(ClipFileError, match=message):
         load_clip(publish(monkeypatch, tmp_path / "none.safetensors", **vision))
     folder = tiny_clip.write(tmp_path / "clip")
@@ -163,7 +163,7 @@ def test_image_tower_that_would_be_rebuilt_otherwise_is_refused(tmp_path, monkey
         load_clip(folder)
 
 
-def test_options_that_are_spelled_out_as_they_are_anyway_are_taken(clip, tmp_path):
+def test_options_with_their_default_values_are_accepted(clip, tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
     config = json.loads((folder / architecture.CONFIG_FILE).read_text())
     config["model_cfg"]["vision_cfg"] |= {"pool_type": "tok", "mlp_ratio": 4.0}
@@ -172,7 +172,7 @@ def test_options_that_are_spelled_out_as_they_are_anyway_are_taken(clip, tmp_pat
     assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
-def test_tower_loaded_by_name_gives_what_the_same_weights_in_a_folder_give(tmp_path, monkeypatch):
+def test_same_weights_by_name_and_from_a_folder_give_the_same_tower(tmp_path, monkeypatch):
     clip = load_clip(write_with_all_merges(tmp_path / "clip"))
     path = tmp_path / "clip" / architecture.WEIGHTS_FILE
     source = publish(monkeypatch, path)
@@ -220,7 +220,7 @@ class Executed:
 
 
 @pytest.mark.parametrize("name", ["own.safetensors", "own.pt"])
-def test_damaged_or_hostile_weights_by_name_are_refused_by_file(tmp_path, monkeypatch, name):
+def test_damaged_or_hostile_weights_by_name_are_refused_with_their_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     for data in (b"", b"no weights at all", pickle.dumps({"a": Executed()}), pickle.dumps([1])):
@@ -230,7 +230,7 @@ def test_damaged_or_hostile_weights_by_name_are_refused_by_file(tmp_path, monkey
     assert not (tmp_path / "executed").exists()
 
 
-def test_weights_that_cannot_be_fetched_are_said_to_be_so(monkeypatch):
+def test_failed_download_of_weights_is_reported(monkeypatch):
     def fail(*args: object) -> None:
         raise OSError("no network")
 
@@ -239,7 +239,7 @@ def test_weights_that_cannot_be_fetched_are_said_to_be_so(monkeypatch):
         load_clip("ViT-B-32-quickgelu/openai")
 
 
-def test_file_of_weights_is_taken_for_its_folder(tmp_path):
+def test_path_of_the_weights_file_loads_its_folder(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
     assert load_clip(folder / architecture.WEIGHTS_FILE).digest == load_clip(folder).digest
 
@@ -253,7 +253,7 @@ def test_file_of_weights_is_taken_for_its_folder(tmp_path):
         ("ViT-B-16/openai", "use ViT-B-16-quickgelu/openai"),
     ],
 )
-def test_weights_that_open_clip_would_only_warn_of_are_refused(source, message):
+def test_weights_that_open_clip_only_warns_about_are_refused(source, message):
     with pytest.raises(ClipFileError, match=message):
         load_clip(source)
 
@@ -276,7 +276,7 @@ def test_square_image_size_may_be_one_number(tmp_path):
         ("{", b"\xff\xfe{"),
     ],
 )
-def test_config_that_makes_no_model_is_refused_by_file(tmp_path, old, new):
+def test_config_that_makes_no_model_is_refused_with_its_file(tmp_path, old, new):
     config = tiny_clip.write(tmp_path / "clip") / architecture.CONFIG_FILE
     new = new if isinstance(new, bytes) else new.encode()
     config.write_bytes(config.read_bytes().replace(old.encode(), new, 1))
@@ -284,7 +284,7 @@ def test_config_that_makes_no_model_is_refused_by_file(tmp_path, old, new):
         load_clip(config.parent)
 
 
-def test_damaged_weights_are_refused_by_file(tmp_path):
+def test_damaged_weights_are_refused_with_their_file(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
     path = folder / architecture.WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:-5])
@@ -325,7 +325,7 @@ def test_missing_files_and_unknown_names_are_refused(tmp_path):
         load_clip(folder)
 
 
-def test_weights_that_differ_from_the_promised_digest_are_refused(tmp_path):
+def test_weights_with_another_digest_are_refused(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
     digest = hashlib.sha256((folder / architecture.WEIGHTS_FILE).read_bytes()).hexdigest()
     (folder / architecture.DIGEST_FILE).write_text(f"{digest}  {architecture.WEIGHTS_FILE}\n")
@@ -335,7 +335,7 @@ def test_weights_that_differ_from_the_promised_digest_are_refused(tmp_path):
         load_clip(folder)
 
 
-def test_shipped_clip_is_small_and_the_one_that_its_digest_names():
+def test_shipped_clip_is_small_and_has_its_stated_digest():
     folder = Path(architecture.__file__).parents[1] / "demo_clip"
     assert (folder / architecture.DIGEST_FILE).is_file()
     assert (folder / architecture.WEIGHTS_FILE).stat().st_size <= 4_000_000

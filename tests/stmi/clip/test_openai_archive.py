@@ -63,7 +63,7 @@ def test_another_digest_is_refused_before_the_file_is_read(model, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.pt"]
 
 
-def test_published_digests_are_openai_s_own():
+def test_published_digests_are_those_of_openai():
     names = {name: digest for digest, name in published_digests().items()}
     assert names["ViT-B-16"] == "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
     assert names["ViT-L-14"] == "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
@@ -77,7 +77,7 @@ def test_published_archive_needs_no_stated_digest(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-32", "ViT-L-14", "ViT-L-14-336"])
-def test_sizes_of_published_models_are_read_off_their_weights(name):
+def test_sizes_of_published_models_follow_from_their_weights(name):
     with torch.device("meta"):
         weights = open_clip.CLIP(**open_clip.get_model_config(name), quick_gelu=True).state_dict()
         config = model_config(weights, name)
@@ -106,7 +106,7 @@ def test_archive_that_makes_no_clip_leaves_nothing_behind(model, tmp_path, chang
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.pt"]
 
 
-def test_file_that_is_no_archive_is_refused(tmp_path):
+def test_file_that_is_not_an_archive_is_refused(tmp_path):
     path = tmp_path / "tiny.pt"
     path.write_bytes(b"not a zip")
     with pytest.raises(

@@ -57,7 +57,7 @@ class Convolution(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_attributes_that_are_no_tensors_are_passed_over(tmp_path):
+def test_attributes_that_are_not_tensors_are_ignored(tmp_path):
     module = Convolution()
     torch.jit.save(torch.jit.script(module), str(tmp_path / "module.pt"))
     with (tmp_path / "module.pt").open("rb") as file:

@@ -72,7 +72,7 @@ def test_weight_of_another_type_is_refused_without_autocast():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("given", "out"), WIDTHS)
-def test_operator_tells_the_compiler_its_true_shapes(given, out, dtype):
+def test_compiler_knows_the_true_shapes_of_the_operator(given, out, dtype):
     x, weight, _ = (x.detach().to(dtype) for x in layer(given, out))
     rows = torch.randn(10, out).to(dtype)
     operator = torch.ops.stmi.products_of_linear_gradients.default

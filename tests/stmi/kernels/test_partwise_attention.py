@@ -65,7 +65,7 @@ def test_strength_is_as_fine_as_any_weight_in_bfloat16():
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_operator_tells_the_compiler_its_true_shapes(keeps):
+def test_compiler_knows_the_true_shapes_of_the_operator(keeps):
     inputs = attention_inputs(2)
     if not keeps:
         inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]

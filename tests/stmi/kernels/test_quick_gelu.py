@@ -12,7 +12,7 @@ def layers():
     return nn.Linear(4, 6).double(), nn.Linear(6, 4).double()
 
 
-def test_mlp_that_keeps_less_equals_the_plain_one_in_value_and_gradient(layers):
+def test_mlp_equals_the_plain_one_in_value_and_gradient(layers):
     hidden, out = layers
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     trained = (x, *hidden.parameters(), *out.parameters())
@@ -24,12 +24,12 @@ def test_mlp_that_keeps_less_equals_the_plain_one_in_value_and_gradient(layers):
         assert torch.allclose(gradient, other, atol=EXACT_FLOAT64)
 
 
-def test_mlp_that_keeps_less_has_the_right_gradients(layers):
+def test_mlp_gradients_agree_with_finite_differences(layers):
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: quick_gelu_mlp(x, *layers), x)
 
 
-def test_the_compiler_is_told_rightly_what_the_operator_gives(layers):
+def test_compiler_knows_the_true_shapes_of_the_operator(layers):
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     hidden, out = layers
     inputs = (x, hidden.weight, hidden.bias, out.weight, out.bias)

@@ -60,14 +60,14 @@ def test_features_and_logits_are_those_of_the_released_forward_pass(checkpoint, 
 
 
 @torch.no_grad()
-def test_checkpoint_of_data_parallel_training_is_read_alike(checkpoint, inputs):
+def test_checkpoint_of_data_parallel_training_gives_the_same_model(checkpoint, inputs):
     wrapped = {f"module.{name}": value for name, value in checkpoint.items()}
     assert torch.equal(load(wrapped, SIZE).double()(inputs).U, load(checkpoint, SIZE).double()(inputs).U)
     assert unused_names(wrapped) == [f"module.{name}" for name in unused_names(checkpoint)]
     assert set(text_weights(wrapped)) == set(text_weights(checkpoint))
 
 
-def test_every_published_name_is_read_or_text_or_named_as_unused():
+def test_every_published_name_is_read_or_text_or_unused():
     published = {
         name: torch.empty(shape, device="meta") for name, shape in released_oracle.published_shapes().items()
     }
@@ -105,7 +105,7 @@ def test_model_is_the_released_recipes(dataset, size):
     assert config == recipe.model_copy(update={"sfm": same_p})
 
 
-def test_sizes_are_read_off_the_shapes(checkpoint):
+def test_sizes_follow_from_the_shapes(checkpoint):
     for name in ("rgb", "nir", "tir"):
         checkpoint[f"STR_CHI.inp_tokens_{name}"] = torch.randn(1, 6, 32)
     checkpoint["BACKBONE.cv_embed"] = torch.randn(8, 1, 128)
@@ -117,7 +117,7 @@ def test_sizes_are_read_off_the_shapes(checkpoint):
     assert not model.training
 
 
-def test_released_u_comes_into_our_order():
+def test_released_u_is_reordered_to_ours():
     arrays = golden.load("str_chi_fusion")
     # These values lack the weights of the fusion's queries, keys and values: U cannot be computed again.
     # U is the class tokens plus what the fusion adds; in the right order the two are near.
@@ -127,7 +127,7 @@ def test_released_u_comes_into_our_order():
 
 
 @torch.no_grad()
-def test_text_weights_encode_captions_as_the_tower_they_came_from(checkpoint):
+def test_text_weights_encode_captions_as_their_tower_does(checkpoint):
     text = {"context_length": 77, "vocab_size": 60, "width": 64, "heads": 1, "layers": 2}
     vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16}
     source, copy = (open_clip.CLIP(32, vision, text, quick_gelu=True).eval() for _ in range(2))
@@ -161,7 +161,7 @@ def test_weights_that_do_not_fit_are_all_named(checkpoint):
         assert part in str(error.value)
 
 
-def test_checkpoint_with_other_heads_is_refused_by_their_names(checkpoint):
+def test_checkpoint_with_other_heads_is_refused_with_their_names(checkpoint):
     renamed = {name.replace("_v.", "_r."): value for name, value in checkpoint.items()}
     with pytest.raises(
         ReleasedCheckpointError, match=r"missing bottleneck_v\.weight.*unknown bottleneck_r\."
@@ -198,7 +198,7 @@ def test_empty_checkpoint_is_refused():
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(1)], torch.zeros(1), {0: torch.zeros(1)}])
-def test_what_is_no_state_dict_is_refused(content):
+def test_content_that_is_not_a_state_dict_is_refused(content):
     with pytest.raises(ReleasedCheckpointError, match="expected a state dict, names to tensors"):
         load(content)
 
@@ -212,7 +212,7 @@ def test_image_size_that_the_position_embedding_does_not_fit_is_refused(checkpoi
         load(checkpoint, (60, 32))
 
 
-def test_what_is_left_out_is_said(checkpoint, caplog):
+def test_unused_weights_are_logged(checkpoint, caplog):
     with caplog.at_level(logging.INFO, logger="stmi"):
         load(checkpoint, SIZE)
     assert all(name in caplog.text for name in unused_names(checkpoint))

@@ -124,7 +124,7 @@ def test_same_camera_matches_are_junk_neither_hit_nor_miss():
     assert metrics.mean_average_precision == 1
 
 
-def test_query_without_a_match_counts_in_no_mean():
+def test_query_without_a_match_does_not_count_in_the_means():
     query = samples([[1, 0], [0, 1]], [7, 9], [0, 0])
     gallery = samples([[1, 0]], [7], [1])
     metrics = retrieval_metrics.evaluate(query, gallery)

@@ -64,7 +64,7 @@ def test_distances_are_those_of_the_formulas(k1, k2, seed):
     assert np.allclose(found, by_the_formulas(query, gallery, k1, k2, 0.3), atol=GOLDEN_VALUE)
 
 
-def test_ties_go_to_the_lower_row_also_between_twins():
+def test_equal_distances_keep_row_order_also_at_distance_zero():
     # Rows of two of three axes: distances are few, and many samples are twins of another.
     random = np.random.default_rng(3)
     corners = np.eye(4, dtype=np.float32)

@@ -74,13 +74,13 @@ def test_erasing_fills_its_rectangle_with_noise_and_nothing_else():
         assert (images[i, ..., inside] != -1).all()
 
 
-def test_rates_of_flip_and_erasing_are_those_asked_for():
+def test_flips_and_erasing_have_the_configured_rates():
     geometry = augment.sample_geometry(AugmentConfig(flip=0.5, erase=0.3), 4000, (64, 32), *KEY)
     assert abs(geometry.flip.mean() - 0.5) < 0.03
     assert abs((geometry.erase[..., 2] > 0).mean() - 0.3) < 0.03
 
 
-def test_aspect_of_erasing_is_drawn_as_it_is_or_by_its_logarithm():
+def test_erased_aspect_is_uniform_or_has_a_uniform_logarithm():
     tall = {}
     for aspect in ("uniform", "log_uniform"):
         config = AugmentConfig(erase=1, erase_aspect=aspect)
@@ -109,7 +109,7 @@ def test_patch_foreground_is_the_mean_of_the_patch():
     assert torch.equal((share >= 0.5).view(16, 8), arrays["token_mask"].bool())
 
 
-def test_modalities_that_move_on_their_own_leave_the_mask_behind():
+def test_geometry_per_modality_does_not_move_the_mask():
     pixels, mask = batch(8)
     config = AugmentConfig(geometry="per_modality", crop_padding=3, erase=0)
     geometry = augment.sample_geometry(config, 8, SIZE, *KEY)

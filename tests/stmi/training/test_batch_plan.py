@@ -31,7 +31,7 @@ def plan_by_lists(labels: np.ndarray, config: BatchConfig, seed: int, epoch: int
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_plan_is_that_of_a_plain_loop_over_lists(seed: int):
+def test_plan_equals_a_naive_loop_over_lists(seed: int):
     random = np.random.default_rng(seed)
     labels = random.permutation(np.repeat(np.arange(25), random.integers(1, 30, 25)))
     assert np.array_equal(batch_plan.plan(labels, BATCH, seed, 3), plan_by_lists(labels, BATCH, seed, 3))
@@ -45,7 +45,7 @@ def test_every_batch_holds_p_identities_with_k_samples_each():
         assert len(set(groups[:, 0])) == 3
 
 
-def test_sample_is_repeated_only_where_an_identity_is_short_of_k():
+def test_sample_is_repeated_only_if_its_identity_has_fewer_than_k():
     rows = batch_plan.plan(LABELS, BATCH, seed=0, epoch=0).ravel()
     values, counts = np.unique(rows, return_counts=True)
     assert set(LABELS[values[counts > 1]]) <= {0, 7}
@@ -123,7 +123,7 @@ def test_one_worker_with_all_identities_has_the_batches_of_the_plan():
         assert np.array_equal(batch_plan.plan_share([labels], 0, SHARED, seed=4, epoch=epoch), expected)
 
 
-def test_workers_draw_apart():
+def test_workers_have_different_random_numbers():
     own = apart(2)[0]
     first, second = (batch_plan.plan_share([own, own], rank, SHARED, seed=0, epoch=0) for rank in range(2))
     assert not np.array_equal(first, second)
