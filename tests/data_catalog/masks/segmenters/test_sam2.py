@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ NARROW = (
 )
 IMAGE_SIZE = 64
 TINY: dict[str, Any] = {"model": MODEL, "overrides": NARROW, "image_size": IMAGE_SIZE, "precision": "float32"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model is far slower on several threads, above all on a machine that does other things."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
