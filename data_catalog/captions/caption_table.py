@@ -28,6 +28,7 @@ from data_catalog.captions.sentences import TEMPLATES, write_caption
 from data_catalog.cards import load_card
 from data_catalog.formats import FORMATS
 from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.samples.held_out import splits_on_disk
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
@@ -54,6 +55,22 @@ class CaptionSettings(BaseModel):
     redact: bool = False
 
 
+class CaptionStatistics(Record):
+    """Statistics of a `captions` table; None where the captioner does not have it."""
+
+    missing: int
+    """Samples about which nothing was given."""
+    empty: int
+    """Empty captions; of imported ones, items without words."""
+    unknown: dict[str, float | None] | None = None
+    """Share of the card's attributes that are not known from each source alone, and after filling
+    (`filled`)."""
+    unused: int | None = None
+    """Predictions without a sample."""
+    redactions: dict[str, int] | None = None
+    """With `redact`, kind of personal text to how many were left out."""
+
+
 def make_captions(
     samples: Table,
     predictions: str | Path,
@@ -69,9 +86,7 @@ def make_captions(
         progress: Called as shards complete.
 
     Returns:
-        The table; `statistics` holds `unknown` (share of the card's attributes that are not known from each
-        source alone, and after filling as `filled`), `missing` (samples without predictions), `empty` (empty
-        captions), `redactions` (with `redact`) and `unused` (predictions without a sample).
+        The table; `statistics` are `CaptionStatistics`, with `unused`.
 
     Raises:
         CatalogError: If a file of predictions is missing or malformed; names file and line.

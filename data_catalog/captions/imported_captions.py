@@ -14,6 +14,7 @@ from data_catalog.captions.caption_table import redaction_settings, total_counts
 from data_catalog.captions.redaction import redact
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
 from data_catalog.tables.shards import ShardMaker
@@ -45,6 +46,23 @@ class CaptionFileSettings(BaseModel):
     redact: bool = False
 
 
+class ImportedCaptionStatistics(Record):
+    """What a captions table from files has besides `missing`, `empty` and `redactions`."""
+
+    captioned: float | None = None
+    """Share of the samples with a caption that is not empty."""
+    too_long: int | None = None
+    """Captions over CLIP's 77 tokens, of which it reads the first 77."""
+    absent: int | None = None
+    """Items that name no sample."""
+    duplicates: int | None = None
+    """Items that are repeated word for word."""
+    redacted: int | None = None
+    """With `redact`, captions from which something was left out."""
+    listed: dict[str, list[str]] | None = None
+    """Names of these counts to the first LISTED samples or items of each."""
+
+
 def import_captions(
     samples: Table,
     folder: str | Path | None = None,
@@ -61,11 +79,8 @@ def import_captions(
         progress: Called as shards complete.
 
     Returns:
-        The table; a sample without a caption has "". `statistics` holds `captioned` (share of the samples
-        with a caption that is not empty) and counts: `missing` (samples that no item names), `empty` (items
-        without words), `too_long` (captions over CLIP's 77 tokens, of which it reads the first 77),
-        `absent` (items that name no sample), `duplicates` (items repeated word for word) and, with `redact`,
-        `redactions` by kind and `redacted` captions. `listed` holds the first 100 of each.
+        The table; a sample without a caption has "". `statistics` are `missing`, `empty` and `redactions` as
+        in `CaptionStatistics`, and `ImportedCaptionStatistics`.
 
     Raises:
         CatalogError: If a file is missing, is not UTF-8 or JSON of that form, has two texts for an item, or

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, text_features_schema
 from data_catalog.tables.shards import ShardMaker
@@ -53,6 +54,17 @@ class TextFeatureSettings(BaseModel):
     batch_size: int = Field(256, ge=1)
 
 
+class TextFeatureStatistics(Record):
+    """Statistics of a `text_features` table."""
+
+    text_dim: int
+    """Width of a text feature."""
+    clip: str
+    """Name of the CLIP."""
+    distinct: int
+    """Captions that were encoded: equal ones of a shard once."""
+
+
 def load_text_tower(source: str) -> TextTower:
     """The CLIP of `stmi.clip.loading.load_clip`; an actor loads its own.
 
@@ -85,7 +97,7 @@ def make_text_features(
         load: Loads the text tower; must be importable by the actors.
 
     Returns:
-        The table; `statistics` holds `text_dim`, `clip` (its name) and `distinct` (captions encoded).
+        The table; `statistics` are `TextFeatureStatistics`.
 
     Raises:
         CatalogError: If the CLIP cannot be loaded.
@@ -97,7 +109,8 @@ def make_text_features(
 
     def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
         name = Path(clip).name if Path(clip).is_dir() else str(clip)
-        return {"text_dim": text_dim, "clip": name, "distinct": sum(shard["distinct"] for shard in shards)}
+        distinct = sum(shard["distinct"] for shard in shards)
+        return TextFeatureStatistics(text_dim=text_dim, clip=name, distinct=distinct).model_dump()
 
     return build_table(
         catalog=captions.catalog,

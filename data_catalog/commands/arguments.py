@@ -1,6 +1,8 @@
 """Arguments that several commands take, and the tables that they name."""
 
 import argparse
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from data_catalog.errors import CatalogError
 from data_catalog.tables.schemas import TableKind
@@ -28,6 +30,35 @@ def find_made_from(samples: Table, kind: TableKind, key: str | None) -> Table:
     """The newest table of a kind that was made of these samples, or the one with the key."""
     inputs = {"samples": samples.digest}
     return find_table(samples.catalog, samples.manifest.dataset, kind, key=key, inputs=inputs)
+
+
+def given_options(
+    args: argparse.Namespace, choice: str, options: Mapping[str, Iterable[str]]
+) -> dict[str, Any]:
+    """The options of what was chosen that the user gave, by the name of their attribute.
+
+    Args:
+        args: The arguments.
+        choice: Name of the option that chooses (`captioner`); what it does not have must be None by default.
+        options: Each choice to its options, such as `--max-answer-tokens`.
+
+    Raises:
+        CatalogError: If an option was given that only another choice has: it would be ignored.
+    """
+    chosen = getattr(args, choice)
+    given = {
+        option: value
+        for option in dict.fromkeys(option for names in options.values() for option in names)
+        if (value := getattr(args, option[2:].replace("-", "_"))) is not None
+    }
+    for option in given:
+        owners = [name for name, names in options.items() if option in names]
+        if chosen not in owners:
+            raise CatalogError(
+                f"{option} is an option of --{choice} {' and '.join(owners)}, not of {chosen}; leave it out "
+                f"or choose that {choice}"
+            )
+    return {option[2:].replace("-", "_"): value for option, value in given.items()}
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
+from data_catalog.commands.arguments import (
+    add_samples,
+    find_made_from,
+    find_samples,
+    given_options,
+    image_size,
+)
 from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
@@ -17,12 +23,6 @@ from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
-
-_OPTIONS = {
-    "sam2": ("checkpoint", "model", "prompt", "image_size", "precision", "images_per_batch"),
-    "files": ("masks", "mask_size", "allow_missing"),
-}
-"""Segmenter to the options that it alone reads."""
 
 _NIGHT, _DUSK = 0.1, 0.3
 """Mean brightness of RGB below which a camera counts as one at night, at dusk."""
@@ -56,42 +56,55 @@ def _score(text: str) -> float:
     return value
 
 
+_OPTIONS: Mapping[str, Mapping[str, dict[str, Any]]] = {
+    "grabcut": {},
+    "sam2": {
+        "--checkpoint": {"type": Path, "metavar": "FILE", "help": "published weights (.pt)"},
+        "--model": {"choices": tuple(SAM2_MODELS), "help": "their size (default: sam2.1_hiera_l)"},
+        "--prompt": {
+            "choices": ("point", "box", "both"),
+            "help": "where the object is (default: point)",
+        },
+        "--image-size": {
+            "type": int,
+            "metavar": "PIXELS",
+            "help": "side of the square images are resized to (1024)",
+        },
+        "--precision": {"choices": ("bfloat16", "float32"), "help": "default: bfloat16"},
+        "--images-per-batch": {"type": int, "metavar": "N", "help": "images encoded at once (6)"},
+    },
+    "files": {
+        "--masks": {"type": Path, "metavar": "DIR", "help": "default: the folder of the samples"},
+        "--mask-size": {
+            "type": image_size,
+            "metavar": "HxW",
+            "help": "size models are given (default: the card's)",
+        },
+        "--allow-missing": {
+            "action": "store_true",
+            "default": None,
+            "help": "samples without one are all foreground",
+        },
+    },
+}
+"""Segmenter to the options that it has, as `add_argument` takes them."""
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
-    parser.add_argument(
-        "--segmenter", choices=("grabcut", "sam2", "files"), default="grabcut", help="what finds it"
-    )
+    parser.add_argument("--segmenter", choices=_OPTIONS, default="grabcut", help="what finds the object")
     parser.add_argument("--true-masks", type=Path, metavar="DIR", help="score the masks against these")
     parser.add_argument(
         "--quality-gate", type=_score, metavar="SCORE", help="list the samples whose mask scores less"
     )
-    sam2 = parser.add_argument_group("--segmenter sam2")
-    sam2.add_argument("--checkpoint", type=Path, metavar="FILE", help="published weights (.pt)")
-    sam2.add_argument("--model", choices=tuple(SAM2_MODELS), help="their size (default: sam2.1_hiera_l)")
-    sam2.add_argument(
-        "--prompt", choices=("point", "box", "both"), help="where the object is (default: point)"
-    )
-    sam2.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="side of the square images are resized to (1024)"
-    )
-    sam2.add_argument("--precision", choices=("bfloat16", "float32"), help="default: bfloat16")
-    sam2.add_argument("--images-per-batch", type=int, metavar="N", help="images encoded at once (6)")
-    files = parser.add_argument_group("--segmenter files")
-    files.add_argument("--masks", type=Path, metavar="DIR", help="default: the folder of the samples")
-    files.add_argument(
-        "--mask-size", type=image_size, metavar="HxW", help="size models are given (default: the card's)"
-    )
-    files.add_argument(
-        "--allow-missing", action="store_true", default=None, help="samples without one are all foreground"
-    )
+    for segmenter, options in _OPTIONS.items():
+        group = parser.add_argument_group(f"--segmenter {segmenter}")
+        for option, arguments in options.items():
+            group.add_argument(option, **arguments)
 
 
 def _run(args: argparse.Namespace) -> MasksResult:
-    given = {name: _given(args, name) for name in _OPTIONS}
-    for name, values in given.items():
-        if values and name != args.segmenter:
-            option = next(iter(values)).replace("_", "-")
-            raise CatalogError(f"--{option} is read with --segmenter {name} only; leave it out or add that")
+    given = given_options(args, "segmenter", _OPTIONS)
     samples = find_samples(args)
     result = build("masks", lambda progress: _make(args, samples, given, progress), MasksResult)
     if args.quality_gate is None:
@@ -101,14 +114,7 @@ def _run(args: argparse.Namespace) -> MasksResult:
     return result.model_copy(update={"quality_gate": gate})
 
 
-def _given(args: argparse.Namespace, segmenter: str) -> dict[str, Any]:
-    options = {name: getattr(args, name) for name in _OPTIONS[segmenter]}
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _make(
-    args: argparse.Namespace, samples: Table, given: Mapping[str, Mapping[str, Any]], progress: Progress
-) -> Table:
+def _make(args: argparse.Namespace, samples: Table, given: Mapping[str, Any], progress: Progress) -> Table:
     if args.segmenter == "files":
         return import_masks(
             samples,
@@ -127,7 +133,7 @@ def _make(
         # It needs torch, whose import takes seconds that other commands need not pay.
         from data_catalog.masks.segmenters.sam2 import sam2_settings  # noqa: PLC0415
 
-        settings = sam2_settings(**given["sam2"])
+        settings = sam2_settings(**given)
     return make_masks(samples, settings, args.true_masks, progress)
 
 

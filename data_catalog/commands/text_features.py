@@ -4,12 +4,16 @@ import argparse
 from pathlib import Path
 
 import stmi
-from data_catalog.captions.text_feature_table import make_text_features
+from data_catalog.captions.text_feature_table import TextFeatureStatistics, make_text_features
 from data_catalog.commands.arguments import add_samples, find_made_from, find_samples
-from data_catalog.commands.command import Command, Result, build
+from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.tables.schemas import TableKind
 
 DEMO_CLIP = Path(stmi.__file__).parent / "demo_clip"
+
+
+class TextFeaturesResult(TextFeatureStatistics, BuiltTable):
+    """The text features of a data set."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +24,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> TextFeaturesResult:
     captions = find_made_from(find_samples(args), TableKind.CAPTIONS, args.captions_key)
-    return build("text-features", lambda progress: make_text_features(captions, args.clip, progress=progress))
+    return build(
+        "text-features",
+        lambda progress: make_text_features(captions, args.clip, progress=progress),
+        TextFeaturesResult,
+    )
 
 
 COMMAND = Command(
@@ -31,4 +39,5 @@ COMMAND = Command(
     example="--catalog runs/catalog --clip stmi/demo_clip",
     add_options=_add_options,
     run=_run,
+    result=TextFeaturesResult,
 )

@@ -55,10 +55,7 @@ def make_llm_captions(
         asking: Called with (samples asked about, samples in all).
 
     Returns:
-        The table; `statistics` holds `unknown`, `missing` and `empty` as for `make_captions`, `choices` (who
-        decided: `llm`, `rules` in its place, or nobody because there was `one` value), `faults` (kind to the
-        answers that stayed unusable in part), `models` (who answered, to how many questions) and `llm`
-        (`data_catalog.captions.llm.job.JobStatistics`).
+        The table; `statistics` are those of `make_captions` and `LlmCaptionStatistics`.
 
     Raises:
         CatalogError: If endpoint, key or model are wrong (after one request), the budget is used up, or

@@ -12,6 +12,7 @@ from data_catalog.captions.llm.answers import Answer, AnswerStore
 from data_catalog.captions.llm.asking import Asker
 from data_catalog.captions.llm.budget import Budget
 from data_catalog.captions.llm.client import LlmClient
+from data_catalog.captions.llm.job_statistics import JobStatistics
 from data_catalog.captions.llm.prompt_images import ROW_COLUMNS
 from data_catalog.captions.llm.questions import Question, Questions, Values, as_predictions
 from data_catalog.captions.llm.responses import RequestFailedError
@@ -19,36 +20,12 @@ from data_catalog.captions.llm.settings import ClientSettings
 from data_catalog.captions.predicted_attributes import Predictions
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
-from data_catalog.records import Record
 from data_catalog.tables.table import Table, json_digest
 
 READERS = 16
 """Answers that are read at the same time; on object storage each takes a while."""
 
 _NAMED_FAILURES = 3
-
-
-class JobStatistics(Record):
-    """What a job came to."""
-
-    requests: int
-    """Requests that were sent."""
-    retries: int
-    """Requests that were sent again after a fault of endpoint or network."""
-    rate_limited: int
-    """Requests that a rate limit rejected."""
-    reasked: dict[str, int]
-    """Why questions were asked again (`refused`, `malformed`, `cut`, `empty`), to how often."""
-    answers_kept_from_before: int
-    """Answers of earlier jobs that were used."""
-    failed: int
-    """Questions that stayed unanswered."""
-    prompt_tokens: int
-    """Tokens sent, those of earlier jobs' answers included."""
-    completion_tokens: int
-    """Tokens received, likewise."""
-    cost_usd: float | None
-    """Cost of all answers, with those that were lost on the way; None without prices."""
 
 
 @dataclass(frozen=True)

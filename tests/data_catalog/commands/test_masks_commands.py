@@ -109,8 +109,14 @@ def test_files_are_imported_from_the_command_line(
             ("--segmenter", "sam2", "--checkpoint", "no.pt", "--image-size", "100"),
             "image_size: Input should be",
         ),
-        (("--checkpoint", "no.pt"), "--checkpoint is read with --segmenter sam2 only"),
-        (("--segmenter", "sam2", "--allow-missing"), "--allow-missing is read with --segmenter files only"),
+        (
+            ("--checkpoint", "no.pt"),
+            "--checkpoint is an option of --segmenter sam2, not of grabcut; leave it out",
+        ),
+        (
+            ("--segmenter", "sam2", "--allow-missing"),
+            "--allow-missing is an option of --segmenter files, not of sam2",
+        ),
         (("--segmenter", "files", "--masks", "nowhere"), "nowhere is no folder on this machine"),
     ],
 )
