@@ -3,13 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
-from data_catalog.storage.claims import ClaimedError, claim
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
 from experiments.run.code_version import code_version, environment
@@ -97,14 +96,10 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
             known, since = folder.journal.size, time.monotonic()
         return time.monotonic() - since < patience_seconds
 
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(claim(folder.path, wait=wait))
-        except ClaimedError:
-            raise BusyError(
-                f"run {folder.name} is being trained by another process; wait for it, then run the same "
-                "command again"
-            ) from None
+    busy = BusyError(
+        f"run {folder.name} is being trained by another process; wait for it, then run the same command again"
+    )
+    with folder.claimed(busy, wait):
         yield
 
 

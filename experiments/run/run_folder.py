@@ -14,7 +14,7 @@ from data_catalog.tables.table import Table, TableKind, json_digest, open_table
 from experiments.recipes import ExperimentConfig, parse
 from experiments.run.run_data import RunTables
 from experiments.run.run_result import RunResult
-from experiments.tracking.journal import Journal
+from experiments.tracking.journal_folder import JournalFolder
 from experiments.tracking.mlflow_logger import MlflowState
 
 
@@ -28,14 +28,8 @@ def fingerprint(config: ExperimentConfig, tables: RunTables) -> str:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The files of one run.
-
-    Attributes:
-        path: `<workspace>/train/<name>`; the last part is the run's name.
-    """
-
-    path: Path
+class RunFolder(JournalFolder):
+    """The files of one run: `<workspace>/train/<recipe>-seed<seed>-<start of the fingerprint>`."""
 
     @classmethod
     def of(cls, workspace: Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
@@ -47,10 +41,10 @@ class RunFolder:
         own = fingerprint(config, tables)
         folder = cls._named(workspace, config, own)
         if folder._config_file.exists():
-            stored = folder._stored()["fingerprint"]
-            if stored != own:
+            known = folder._stored()["fingerprint"]
+            if known != own:
                 raise RunFolderError(
-                    f"{folder.path} holds another run (fingerprint {stored[:16]}, expected {own[:16]}); "
+                    f"{folder.path} holds another run (fingerprint {known[:16]}, expected {own[:16]}); "
                     "move it away"
                 )
             return folder
@@ -62,15 +56,13 @@ class RunFolder:
             }
             for split, table in tables.views.items()
         }
-        folder._write(
-            folder._config_file,
-            {
-                "fingerprint": own,
-                "config": config.model_dump(mode="json"),
-                "tables": tables.digests,
-                "views": views,
-            },
-        )
+        stored = {
+            "fingerprint": own,
+            "config": config.model_dump(mode="json"),
+            "tables": tables.digests,
+            "views": views,
+        }
+        folder.write(folder._config_file.name, json.dumps(stored, indent=2, allow_nan=False) + "\n")
         return folder
 
     @classmethod
@@ -106,11 +98,6 @@ class RunFolder:
         return folder
 
     @property
-    def name(self) -> str:
-        """Recipe, seed and the start of the fingerprint."""
-        return self.path.name
-
-    @property
     def pictures(self) -> Path:
         """Where the report's pictures go."""
         return self.path / "pictures"
@@ -119,11 +106,6 @@ class RunFolder:
     def files(self) -> list[Path]:
         """Config, journal and result, as far as they exist."""
         return [path for path in (self._config_file, self.journal.path, self._result_file) if path.exists()]
-
-    @cached_property
-    def journal(self) -> Journal:
-        """What happened."""
-        return Journal(self.path / "journal.jsonl")
 
     @property
     def queries(self) -> Path:
@@ -203,7 +185,7 @@ class RunFolder:
 
     def write_result(self, result: RunResult) -> None:
         """Store the result; from then on the run is finished."""
-        self._write(self._result_file, result.model_dump(mode="json"))
+        self.write(self._result_file.name, result.to_json() + "\n")
 
     @property
     def _config_file(self) -> Path:
@@ -215,7 +197,3 @@ class RunFolder:
 
     def _stored(self) -> dict[str, Any]:
         return json.loads(self._config_file.read_text(encoding="utf-8"))
-
-    def _write(self, path: Path, content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        filesystems.write_atomically(*filesystems.open_root(path), text.encode())

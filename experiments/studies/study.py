@@ -4,7 +4,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -15,6 +14,7 @@ from experiments.run.code_version import code_version, environment
 from experiments.run.run_data import RunTables
 from experiments.run.run_description import other_code_digests
 from experiments.run.run_options import RunOptions
+from experiments.run.run_result import RunError
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
@@ -27,19 +27,6 @@ POLL_SECONDS = 1.0
 LOG_SECONDS = 5.0
 
 Result = TypeVar("Result", bound=StudyResult)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a study is, for a progress bar.
-
-    Attributes:
-        done: Of `total`.
-        text: What else to show.
-    """
-
-    done: int
-    text: str
 
 
 class Study(ABC, Generic[Result]):
@@ -95,8 +82,8 @@ class Study(ABC, Generic[Result]):
         """How many units there are to do."""
 
     @abstractmethod
-    def progress(self) -> Progress:
-        """How far the study is; called by another thread while `train` runs."""
+    def progress(self) -> tuple[int, str]:
+        """How many units are done, and a text for the progress bar; called by another thread meanwhile."""
 
     @abstractmethod
     def statuses(self) -> dict[str, str]:
@@ -113,7 +100,7 @@ class Study(ABC, Generic[Result]):
             ConfigError: The folder belongs to another study.
             RunError: Another process runs this study, or it cannot go on.
         """
-        with self.folder.claimed():
+        with self.folder.claimed(self._busy()):
             self.folder.belong_to(self.kind, self.fingerprint)
             self.open()
             study_logger = self._logger()
@@ -121,7 +108,7 @@ class Study(ABC, Generic[Result]):
             if not self.is_trained():
                 study_logger.reopen()
                 self.folder.journal.append("started", environment=environment(), **code_version())
-                with self.observed(study_logger):
+                with self._observed(study_logger):
                     self.train()
             result = self.summarise(study_logger.parent.mlflow_run)
             runs = self.runs()
@@ -134,21 +121,21 @@ class Study(ABC, Generic[Result]):
             study_logger.finish(runs, self.statuses(), files, complete=result.is_complete)
         return result
 
+    def _busy(self) -> RunError:
+        return RunError(
+            f"study {self.folder.name} is being run by another process; wait for it, then run the same "
+            "command again to see its result"
+        )
+
     @contextmanager
-    def observed(self, study_logger: StudyLogger) -> Iterator[None]:
+    def _observed(self, study_logger: StudyLogger) -> Iterator[None]:
         """Show the progress meanwhile, log it to MLflow, and close the study there if it is interrupted."""
-
-        def log() -> None:
-            runs = self.runs()
-            study_logger.sync(runs)
-            study_logger.close_finished(runs)
-
         try:
             with (
                 tqdm(total=self.total, desc="training", unit=self.unit) as bar,
                 polling(partial(self._show, bar), POLL_SECONDS),
                 # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
-                polling(log, LOG_SECONDS, final_call=False),
+                polling(lambda: study_logger.sync(self.runs()), LOG_SECONDS, final_call=False),
             ):
                 yield
         except BaseException:
@@ -159,9 +146,9 @@ class Study(ABC, Generic[Result]):
             raise
 
     def _show(self, bar: tqdm) -> None:
-        progress = self.progress()
-        bar.set_postfix_str(progress.text, refresh=False)
-        bar.update(progress.done - bar.n)
+        done, text = self.progress()
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(done - bar.n)
 
     def _logger(self) -> StudyLogger:
         name = self.folder.name

@@ -54,22 +54,18 @@ class StudyLogger:
         self.parent.reopen()
 
     def sync(self, runs: Sequence[StudyRun]) -> None:
-        """Send what the journals of the study and of its runs have and MLflow has not."""
+        """Send what the journals of study and runs have and MLflow has not; close the finished runs."""
         self.parent.sync()
         for run in runs:
             # A server that does not answer would make each of them wait.
-            if not self.parent.behind and (child := self._child(run)) is not None:
+            if run.folder.name in self._closed or self.parent.behind or (child := self._child(run)) is None:
+                continue
+            if not run.folder.is_finished:
                 child.sync()
-
-    def close_finished(self, runs: Sequence[StudyRun]) -> None:
-        """Close the children whose runs are finished, while others go on."""
-        for run in runs:
-            if run.folder.is_finished and run.folder.name not in self._closed:
-                child = None if self.parent.behind else self._child(run)
-                if child is not None:
-                    child.finish("FINISHED", run.folder.files)
-                    if not child.behind:
-                        self._closed.add(run.folder.name)
+                continue
+            child.finish("FINISHED", run.folder.files)
+            if not child.behind:
+                self._closed.add(run.folder.name)
 
     def finish(
         self, runs: Sequence[StudyRun], status: Mapping[str, str], artifacts: list[Path], complete: bool

@@ -152,14 +152,10 @@ class MlflowLogger:
         return self._state.run_id
 
     @property
-    def experiment_id(self) -> str | None:
-        """Id of the experiment in MLflow, once it is known there."""
-        return self._state.experiment_id
-
-    @property
     def mlflow_run(self) -> MlflowRun:
         """Where MLflow has the run."""
-        return MlflowRun(uri=self.public_uri, run_id=self.run_id, experiment_id=self.experiment_id)
+        state = self._state
+        return MlflowRun(uri=state.uri, run_id=state.run_id, experiment_id=state.experiment_id)
 
     @property
     def logged_run(self) -> LoggedRun:

@@ -15,7 +15,7 @@ from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.ablation.table_figure import draw
 from experiments.studies.ablation.table_text import as_csv, as_markdown
 from experiments.studies.published import published
-from experiments.studies.study import Progress, Study, describe_other_code
+from experiments.studies.study import Study, describe_other_code
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.tuning import train_runs
 from experiments.tracking.mlflow_logger import MlflowRun
@@ -76,13 +76,13 @@ class AblationStudy(Study[AblationResult]):
         """Epochs of all runs."""
         return sum(run.config.train.epochs for run in self._runs)
 
-    def progress(self) -> Progress:
+    def progress(self) -> tuple[int, str]:
         """How many epochs are trained, and how many runs are finished."""
         for run in self._runs:
             if self._epochs.get(run.folder.name, 0) < run.config.train.epochs:
                 self._epochs[run.folder.name] = len(run.folder.journal.epochs())
         finished = sum(run.folder.is_finished for run in self._runs)
-        return Progress(sum(self._epochs.values()), f"{finished}/{len(self._runs)} runs")
+        return sum(self._epochs.values()), f"{finished}/{len(self._runs)} runs"
 
     def statuses(self) -> dict[str, str]:
         """As in `Study`."""

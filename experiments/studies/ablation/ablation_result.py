@@ -1,11 +1,13 @@
 """The result of an ablation: the measured rows of its tables, and which differences are real."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from data_catalog.records import Record
 from experiments.run.run_result import MetricName
+from experiments.studies.significance import summarise
 from experiments.studies.study_result import StudyResult
 
 Interval = tuple[float, float]
@@ -21,6 +23,15 @@ class SeedSpread(Record):
     """95 % over seeds."""
     values: dict[int, float] = Field(default_factory=dict)
     """By seed."""
+
+    @classmethod
+    def of(cls, values: Mapping[int, float], **others: Any) -> Self:
+        """The spread of a metric's values by seed, beside the other fields of the class."""
+        if not values:
+            return cls(**others)
+        ordered = dict(sorted(values.items()))
+        summary = summarise(list(ordered.values()))
+        return cls(mean=summary.mean, std=summary.std, interval=summary.interval, values=ordered, **others)
 
 
 class RowMetric(SeedSpread):

@@ -9,12 +9,11 @@ from pyarrow import compute, parquet
 
 from experiments.run.conclusion import choices_of
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import METRICS, EpochChoices, MetricName, ReportedEpoch
+from experiments.run.run_result import EpochChoices, MetricName, ReportedEpoch
 from experiments.studies.ablation.ablation_result import (
     ComparedMetric,
     EpochSpread,
     RowMetric,
-    SeedSpread,
     TableRow,
 )
 from experiments.studies.ablation.rows import Ablation, Row
@@ -25,7 +24,6 @@ from experiments.studies.significance import (
     bootstrap_over_queries,
     judge,
     paired_over_seeds,
-    summarise,
 )
 
 EPOCHS = {
@@ -120,18 +118,8 @@ def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) ->
     paper = {one.row.name: _paper(ablation.key, one.row, dataset) for one in measured}
     rows = []
     for one in measured:
-        name = one.row.name
-        ours, theirs = paper[name].get("mAP"), paper.get(one.row.against or "", {}).get("mAP")
-        metrics = {
-            metric: RowMetric(**_spread(one.values(metric)), paper=paper[name].get(metric))
-            for metric in METRICS
-        }
-        mean_average_precision = ComparedMetric(
-            **dict(metrics.pop("mAP")),
-            against=one.row.against,
-            **_judged(compared.get(name), verdicts.get(name)),
-            paper_difference=None if ours is None or theirs is None else round(ours - theirs, 6),
-        )
+        name, against = one.row.name, one.row.against
+        ours, theirs = paper[name].get("mAP"), paper.get(against or "", {}).get("mAP")
         rows.append(
             TableRow(
                 table=ablation.key,
@@ -142,10 +130,18 @@ def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) ->
                 feature=one.feature,
                 seeds=tuple(sorted(one.runs)),
                 runs={seed: run.name for seed, run in sorted(one.runs.items())},
-                mean_average_precision=mean_average_precision,
-                **metrics,
+                mean_average_precision=ComparedMetric.of(
+                    one.values("mAP"),
+                    paper=ours,
+                    against=against,
+                    **_judged(compared.get(name), verdicts.get(name)),
+                    paper_difference=None if ours is None or theirs is None else round(ours - theirs, 6),
+                ),
+                rank1=RowMetric.of(one.values("rank1"), paper=paper[name].get("rank1")),
+                rank5=RowMetric.of(one.values("rank5"), paper=paper[name].get("rank5")),
+                rank10=RowMetric.of(one.values("rank10"), paper=paper[name].get("rank10")),
                 epochs={
-                    choice: EpochSpread(**_spread(one.values_at("mAP", choice)), epoch=one.epochs_at(choice))
+                    choice: EpochSpread.of(one.values_at("mAP", choice), epoch=one.epochs_at(choice))
                     for choice in EPOCHS
                 },
             )
@@ -178,19 +174,6 @@ def _judged(compared: tuple[Difference, Difference] | None, verdict: Verdict | N
         "p_adjusted": verdict.adjusted,
         "real": verdict.real,
     }
-
-
-def _spread(values: Mapping[int, float]) -> dict[str, Any]:
-    if not values:
-        return dict(SeedSpread())
-    summary = summarise([values[seed] for seed in sorted(values)])
-    spread = SeedSpread(
-        mean=summary.mean,
-        std=summary.std,
-        interval=summary.interval,
-        values={seed: values[seed] for seed in sorted(values)},
-    )
-    return dict(spread)
 
 
 def _paper(table: str, row: Row, dataset: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
-from experiments.studies.study import Progress, Study
+from experiments.studies.study import Study
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.sweep import optuna_figures
 from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, OptunaStudy, TrialFacts
@@ -123,11 +123,11 @@ class SweepStudy(Study[SweepResult]):
         """How many trials are asked for."""
         return self.spec.trials
 
-    def progress(self) -> Progress:
+    def progress(self) -> tuple[int, str]:
         """How many trials have ended, and the best one."""
         ended = [trial for trial in list(self._trials.values()) if trial.ended]
         best = best_of(ended)
-        return Progress(len(ended), f"best {best.value:.1%} (trial {best.number})" if best else "")
+        return len(ended), f"best {best.value:.1%} (trial {best.number})" if best else ""
 
     def statuses(self) -> dict[str, str]:
         """As in `Study`."""

@@ -9,7 +9,7 @@ from experiments.run.code_version import code_version, environment
 from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.studies.study import Progress, Study
+from experiments.studies.study import Study
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
@@ -46,7 +46,7 @@ class OneRun(Study[OneRunResult]):
         raise NotImplementedError
 
     def progress(self):
-        return Progress(0, "")
+        return 0, ""
 
     def statuses(self):
         return {"r": "FINISHED"}
@@ -83,7 +83,7 @@ def logger_of(options):
 def children(options, parent):
     client = mlflow.MlflowClient(options.tracking_uri)
     condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
-    return client.search_runs([parent.experiment_id], condition)
+    return client.search_runs([parent.mlflow_run.experiment_id], condition)
 
 
 def test_children_follow_their_parent_into_a_store_that_was_replaced(run, options):
@@ -103,10 +103,9 @@ def test_children_follow_their_parent_into_a_store_that_was_replaced(run, option
 def test_child_is_closed_when_its_run_is_finished_and_the_study_goes_on(run, options):
     logger = logger_of(options)
     logger.sync([run])
-    logger.close_finished([run])
     assert [child.info.status for child in children(options, logger.parent)] == ["RUNNING"]
     (run.folder.path / "result.json").write_text("{}")
-    logger.close_finished([run])
+    logger.sync([run])
     assert [child.info.status for child in children(options, logger.parent)] == ["FINISHED"]
     parent = mlflow.MlflowClient(options.tracking_uri).get_run(logger.parent.run_id)
     assert parent.info.status == "RUNNING"
