@@ -16,8 +16,6 @@ def with_own_gradient(
     name: str,
     forward: Callable[..., list[Tensor]],
     backward: Callable[..., list[Tensor]],
-    fake_forward: Callable[..., list[Tensor]],
-    fake_backward: Callable[..., list[Tensor]],
     needed: tuple[int, ...],
     trained: tuple[int, ...],
 ) -> Callable[..., Tensor]:
@@ -25,21 +23,20 @@ def with_own_gradient(
 
     Args:
         name: Name of the operator, `torch.ops.stmi.NAME`; that of its backward pass is `NAME_backward`.
-        forward: Returns the result, and after it what only the backward pass needs.
-        backward: `backward(grad_output, kept, *inputs)`: `kept` is what `forward` returned after its result,
-            and `inputs` are the needed ones. Returns the gradients of the trained inputs.
-        fake_forward: Empty tensors of the shapes and types that `forward` returns.
-        fake_backward: The same for `backward`.
+        forward: Returns the result, and after it the tensors that only the backward pass needs.
+        backward: `backward(grad_output, kept, *inputs)`, with the tensors that `forward` returned after its
+            result, and the needed inputs. Returns the gradients of the trained inputs.
         needed: Positions of the inputs that the backward pass needs.
         trained: Positions of the inputs that get a gradient.
 
     Returns:
-        `forward`'s result as a function of its inputs.
+        The result of `forward`, as a function of its inputs.
     """
     operator = torch.library.custom_op(f"stmi::{name}", forward, mutates_args=())
     backward_operator = torch.library.custom_op(f"stmi::{name}_backward", backward, mutates_args=())
-    operator.register_fake(fake_forward)
-    backward_operator.register_fake(fake_backward)
+    # The shapes for the compiler are those that the functions give for tensors without content.
+    operator.register_fake(forward)
+    backward_operator.register_fake(backward)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         ctx.set_materialize_grads(False)
@@ -70,10 +67,9 @@ def with_own_gradient(
         def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
             return gradients(ctx, grad_output, backward)
 
-    def backward_of_operator(ctx: Any, grad_outputs: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-        return gradients(ctx, grad_outputs[0], backward_operator)
-
-    operator.register_autograd(backward_of_operator, setup_context=keep)
+    operator.register_autograd(
+        lambda ctx, grads: gradients(ctx, grads[0], backward_operator), setup_context=keep
+    )
 
     def run(*inputs: Any) -> Tensor:
         return (operator if torch.compiler.is_compiling() else Eager.apply)(*inputs)[0]

@@ -49,8 +49,9 @@ def _forward(
     qkv = projected.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
     query, key, value = qkv
     query *= scale
-    output, extremes, columns = _empty_outputs(projected)
-    kept = []
+    output = torch.empty_like(projected[:, :, 0])
+    extremes = query.new_empty((2, *query.shape[:-1], 1))
+    columns, kept = torch.empty_like(extremes, dtype=torch.int64), []
     with torch.autocast(projected.device.type, enabled=False):
         both = both_foreground(foreground)
         strength, both = _strength(both, alpha, beta, query.dtype), both.to(query.dtype)
@@ -114,42 +115,8 @@ def _backward(
     return [grad_projected, grad_alpha, grad_beta]
 
 
-def _empty_outputs(projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, _, heads, width = projected.shape
-    rows = (2, batch, heads, tokens, 1)
-    return (
-        projected.new_empty((batch, tokens, heads, width)),
-        projected.new_empty(rows),
-        projected.new_empty(rows, dtype=torch.int64),
-    )
-
-
-def _fake_forward(
-    projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float, keeps: bool
-) -> list[Tensor]:
-    batch, tokens, three, heads, width = projected.shape
-    output, *rows = _empty_outputs(projected)
-    qkv = projected.new_empty((three, batch, heads, tokens, width))
-    kept = [projected.new_empty((*qkv[0][part].shape[:2], tokens, tokens)) for part in _parts(qkv[0])]
-    return [output, qkv, *rows, *kept] if keeps else [output]
-
-
-def _fake_backward(
-    grad_output: Tensor, kept: list[Tensor], foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
-) -> list[Tensor]:
-    three, batch, heads, tokens, width = kept[0].shape
-    grad_projected = kept[0].new_empty((batch, tokens, three, heads, width))
-    return [grad_projected, torch.empty_like(alpha), torch.empty_like(beta)]
-
-
 _operator = with_own_gradient(
-    "modulated_attention",
-    _forward,
-    _backward,
-    _fake_forward,
-    _fake_backward,
-    needed=(1, 2, 3, 4),
-    trained=(0, 2, 3),
+    "modulated_attention", _forward, _backward, needed=(1, 2, 3, 4), trained=(0, 2, 3)
 )
 
 
