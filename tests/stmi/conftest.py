@@ -14,7 +14,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> LoadedClip:
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors of tests are tiny: a second thread only waits, for long where other processes run."""
+    """The tensors of tests are tiny: a second thread only waits, and long if other processes run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -8,7 +8,7 @@ from stmi.kernels.linear import transposing_linear
 
 WIDTHS = [(6, 3), (3, 6), (4, 4)]
 ROWS = 1500
-"""More than are transposed at a time."""
+"""More rows than are transposed at a time."""
 
 
 def layer(given: int, out: int, rows: int = 5) -> list[Tensor]:

@@ -65,7 +65,7 @@ def test_distances_are_those_of_the_formulas(k1, k2, seed):
 
 
 def test_equal_distances_keep_row_order_also_at_distance_zero():
-    # Rows of two of three axes: distances are few, and many samples are twins of another.
+    # All samples are one of four corners: there are few distances, and many samples are equal.
     random = np.random.default_rng(3)
     corners = np.eye(4, dtype=np.float32)
     query, gallery = corners[random.integers(0, 4, 6)], corners[random.integers(0, 4, 26)]

@@ -88,7 +88,7 @@ def test_erased_aspect_is_uniform_or_has_a_uniform_logarithm():
         ratios = erase[:, 2] / erase[:, 3]
         assert 0.28 < ratios.min() < ratios.max() < 3.6
         tall[aspect] = (ratios > 1).mean()
-    # Of ratios from 0.3 to 1 / 0.3 those over one are 77 %, of their logarithms half.
+    # 77 % of uniform ratios from 0.3 to 1 / 0.3 are above one; with a uniform logarithm it is half of them.
     assert abs(tall["uniform"] - (1 / 0.3 - 1) / (1 / 0.3 - 0.3)) < 0.03
     assert abs(tall["log_uniform"] - 0.5) < 0.03
 

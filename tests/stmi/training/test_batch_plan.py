@@ -12,7 +12,7 @@ BATCH = BatchConfig(size=12, samples_per_identity=4)
 
 
 def plan_by_lists(labels: np.ndarray, config: BatchConfig, seed: int, epoch: int) -> np.ndarray:
-    """The same draws, step by step over lists: slow, and plain."""
+    """The same plan with the same random numbers, by a slow loop over lists."""
     group = config.samples_per_identity
     random = keyed_random.generator(seed, "batch_plan", epoch)
     groups = []
@@ -86,7 +86,7 @@ SHARED = BatchConfig(size=48, samples_per_identity=4)
 
 
 def apart(world_size: int) -> list[np.ndarray]:
-    """Labels of the rows of each worker, about as many each; the identities have 2 to 13 samples."""
+    """Labels of the rows of each worker, about as many for each; an identity has 2 to 13 samples."""
     samples = 2 + np.arange(96) * 7 % 12
     return [np.repeat(own, samples[own]) for own in np.array_split(np.arange(96), world_size)]
 
@@ -108,7 +108,7 @@ def test_shares_of_all_workers_make_identity_balanced_batches(world_size: int):
 def test_epoch_of_shares_is_as_long_as_that_of_the_shortest_worker_alone(world_size: int):
     labels = apart(world_size)
     of_one = BatchConfig(size=48 // world_size, samples_per_identity=4)
-    # The first worker draws as it would alone; of the others the length varies by a step or two.
+    # The first worker has the random numbers of a single one; the others are longer or shorter by few steps.
     alone = batch_plan.plan(labels[0], of_one, seed=0, epoch=1)
     share = batch_plan.plan_share(labels, 0, SHARED, seed=0, epoch=1)
     assert np.array_equal(share, alone[: len(share)])

@@ -11,14 +11,14 @@ from tests.stmi.training import training
 from tests.tolerances import EXACT_FLOAT64
 
 STEPS = 20
-# Each process would import torch and its compiler anew; forked ones have them.
+# Forked processes need not import torch and its compiler again.
 PRELOADED = ["tests.stmi.training.training", "torch._dynamo"]
 multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 
 
-def in_processes(work, count, *arguments):
-    """Call a function with each rank of a process group, in processes of their own."""
-    multiprocessing.start_processes(work, arguments, nprocs=count, start_method="forkserver")
+def in_processes(function, count, *arguments):
+    """Call a function for each rank of a process group, each in its own process."""
+    multiprocessing.start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
 @pytest.fixture(scope="module")
