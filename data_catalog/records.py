@@ -14,7 +14,13 @@ class Record(BaseModel):
     A field whose JSON key is no Python name (`mAP`, `95 %`) has that key as its alias.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_name=True,
+        serialize_by_alias=True,
+        use_attribute_docstrings=True,
+    )
 
     def to_json(self, indent: int = 2) -> str:
         """The record as one JSON document; numbers that are not finite are refused.

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table, list_datasets
 
@@ -12,6 +13,14 @@ from data_catalog.tables.table import Table, find_table, list_datasets
 def add_catalog(parser: argparse.ArgumentParser) -> None:
     """Declare --catalog."""
     parser.add_argument("--catalog", required=True, metavar="URI", help="folder or URI (s3://...) of tables")
+
+
+def add_dataset(parser: argparse.ArgumentParser, samples_key: bool = True) -> None:
+    """Declare the data set's name, its catalog and a samples table."""
+    parser.add_argument("name", metavar="NAME", help="name of the data set")
+    add_catalog(parser)
+    if samples_key:
+        parser.add_argument("--samples-key", metavar="KEY", help="default: the newest samples table")
 
 
 def add_samples(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +68,32 @@ def given_options(
                 f"or choose that {choice}"
             )
     return {option[2:].replace("-", "_"): value for option, value in given.items()}
+
+
+def add_setting_options(parser: argparse._ActionsContainer, settings: type[Record], *names: str) -> None:
+    """Declare options for fields of a settings model, with their types, defaults and descriptions.
+
+    Args:
+        parser: The command's parser, or a group of it.
+        settings: The model.
+        names: Fields whose type is int, float or str; `some_field` becomes `--some-field`.
+    """
+    for name in names:
+        field = settings.model_fields[name]
+        about = field.description or ""
+        about = f"{about[:1].lower()}{about[1:].rstrip('.')} ".lstrip()
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            metavar={int: "N", float: "SHARE"}.get(type(field.default)),
+            help=f"{about}(default: {field.default})".replace("%", "%%"),
+        )
+
+
+def given_settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The values of the options that `add_setting_options` declares."""
+    return {name: getattr(args, name) for name in names}
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from data_catalog.commands.arguments import add_catalog, image_size
+from data_catalog.commands.arguments import add_catalog, add_setting_options, given_settings, image_size
 from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.formats import FORMATS
 from data_catalog.samples.ingestion import IngestSettings, SamplesStatistics, ingest
@@ -33,23 +33,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="size every image must have, or `any` (default: the one that half of them have, else any)",
     )
-    parser.add_argument(
-        "--validation-identities",
-        type=int,
-        default=0,
-        metavar="N",
-        help="hold N training identities out for validation, where the data set has no split for it (a sweep "
-        "needs them, and an epoch can be chosen on them)",
-    )
-    parser.add_argument("--samples-per-shard", type=int, default=512, metavar="N", help="default: 512")
+    add_setting_options(parser, IngestSettings, "validation_identities", "samples_per_shard")
 
 
 def _run(args: argparse.Namespace) -> IngestResult:
     settings = IngestSettings(
         format=args.format,
         size=args.size or "most common",
-        samples_per_shard=args.samples_per_shard,
-        validation_identities=args.validation_identities,
+        **given_settings(args, "validation_identities", "samples_per_shard"),
     )
     dataset = args.dataset or args.format
     return build(

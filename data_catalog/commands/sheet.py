@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from data_catalog.commands.arguments import add_catalog, check_dataset, find_made_from, image_size
+from data_catalog.commands.arguments import (
+    add_dataset,
+    add_setting_options,
+    check_dataset,
+    find_made_from,
+    given_settings,
+    image_size,
+)
 from data_catalog.commands.command import Command
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
@@ -13,10 +20,8 @@ from data_catalog.tables.table import Table, find_table, list_tables
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of the data set")
-    add_catalog(parser)
+    add_dataset(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the PNG file to write")
-    parser.add_argument("--samples-key", metavar="KEY", help="default: the newest samples table")
     parser.add_argument("--masks-key", metavar="KEY", help="default: the newest masks of the samples, if any")
     parser.add_argument("--captions-key", metavar="KEY", help="default: the newest captions, if any")
     which = parser.add_argument_group("which samples")
@@ -29,15 +34,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--count", type=int, metavar="N", help="at most so many, sampled with --seed (default: 24)"
     )
-    which.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add_setting_options(which, SheetSettings, "seed")
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(
         "--size", type=image_size, metavar="HxW", help="size of the model input (default: own)"
     )
-    tokens.add_argument("--patch-size", type=int, default=16, metavar="PIXELS", help="default: 16")
-    tokens.add_argument(
-        "--threshold", type=float, default=0.5, metavar="SHARE", help="of a patch; 0 is any overlap (0.5)"
-    )
+    add_setting_options(tokens, SheetSettings, "patch_size", "threshold")
 
 
 def _run(args: argparse.Namespace) -> Sheet:
@@ -61,10 +63,8 @@ def _run(args: argparse.Namespace) -> Sheet:
         identities=tuple(args.identity),
         ids=tuple(args.ids),
         lowest_score=args.lowest_score is not None,
-        seed=args.seed,
         size=args.size,
-        patch_size=args.patch_size,
-        threshold=args.threshold,
+        **given_settings(args, "seed", "patch_size", "threshold"),
         **values,
     )
     masks = _newest(samples, TableKind.MASKS, args.masks_key)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from data_catalog.commands.arguments import add_catalog, check_dataset
+from data_catalog.commands.arguments import add_dataset, check_dataset
 from data_catalog.commands.command import Command
 from data_catalog.commands.printing import print_findings
 from data_catalog.inspect.lineage import TableOrigin, draw_tree, trace
@@ -49,9 +49,7 @@ class ShowResult(Summary):
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of the data set")
-    add_catalog(parser)
-    parser.add_argument("--samples-key", metavar="KEY", help="default: the newest samples table")
+    add_dataset(parser)
     parser.add_argument("--lineage", action="store_true", help="draw what was made from what")
 
 

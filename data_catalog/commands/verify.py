@@ -2,15 +2,14 @@
 
 import argparse
 
-from data_catalog.commands.arguments import add_catalog, check_dataset
+from data_catalog.commands.arguments import add_dataset, check_dataset
 from data_catalog.commands.command import Command
 from data_catalog.inspect.verification import Verification, verify
 from data_catalog.progress import progress_bar
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of the data set")
-    add_catalog(parser)
+    add_dataset(parser, samples_key=False)
 
 
 def _run(args: argparse.Namespace) -> Verification:

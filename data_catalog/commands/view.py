@@ -3,7 +3,14 @@
 import argparse
 from functools import partial
 
-from data_catalog.commands.arguments import add_samples, find_made_from, find_samples, image_size
+from data_catalog.commands.arguments import (
+    add_samples,
+    add_setting_options,
+    find_made_from,
+    find_samples,
+    given_settings,
+    image_size,
+)
 from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.formats import SPLITS
 from data_catalog.records import Record
@@ -31,10 +38,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-features-key", metavar="KEY", help="default: the newest of the samples")
     parser.add_argument("--no-masks", action="store_true", help="every pixel is foreground")
     parser.add_argument("--no-text", action="store_true", help="text features are zero")
-    parser.add_argument("--text-dim", type=int, default=512, metavar="D", help="their width then (512)")
-    parser.add_argument(
-        "--samples-per-shard", type=int, default=128, metavar="N", help="of whole identities; default: 128"
-    )
+    add_setting_options(parser, ViewSettings, "text_dim", "samples_per_shard")
 
 
 def _run(args: argparse.Namespace) -> ViewResult:
@@ -47,13 +51,8 @@ def _run(args: argparse.Namespace) -> ViewResult:
     height, width = args.size
     views = {}
     for split in splits:
-        settings = ViewSettings(
-            split=split,
-            height=height,
-            width=width,
-            text_dim=args.text_dim,
-            samples_per_shard=args.samples_per_shard,
-        )
+        given = given_settings(args, "text_dim", "samples_per_shard")
+        settings = ViewSettings(split=split, height=height, width=width, **given)
         views[split] = build(
             f"view {split}", partial(make_view, samples, masks, features, settings), BuiltView
         )

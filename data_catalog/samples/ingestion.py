@@ -70,8 +70,10 @@ class IngestSettings(Record):
     """Height and width that every image must have; or the most common size of the RGB images, if at least
     half have it. Otherwise they were cropped one by one, and any size is accepted: the view resizes them."""
     samples_per_shard: int = Field(512, ge=1)
+    """Largest number of samples of a shard."""
     validation_identities: int = Field(0, ge=0)
-    """Training identities to hold out for validation, where the data set has no split for it."""
+    """Training identities to hold out for validation, if the data set has no split for it. A sweep needs
+    them, and an epoch can be chosen on them."""
 
 
 def ingest(

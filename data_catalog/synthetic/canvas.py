@@ -92,13 +92,19 @@ class Brush:
         self._u = (np.arange(width) + 0.5 - x) / (sign * scale)
         self._v = (np.arange(height) + 0.5 - y) / scale
 
-    def _window(
-        self, u0: float, u1: float, v0: float, v1: float
-    ) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    def area(self, u0: float, u1: float, v0: float, v1: float) -> Region:
+        """A rectangle as a region, without painting it."""
         left, right = (-u1, -u0) if self._mirrored else (u0, u1)
         rows = self._span(self._y, v0, v1, len(self._v))
         columns = self._span(self._x, left, right, len(self._u))
-        return rows, columns, self._u[None, columns], self._v[rows, None]
+        u, v = self._u[None, columns], self._v[rows, None]
+        return Region(rows, columns, u, v, np.ones((v.shape[0], u.shape[1]), dtype=bool))
+
+    def disc(self, u: float, v: float, ru: float, rv: float) -> Region:
+        """An ellipse as a region, without painting it."""
+        region = self.area(u - ru, u + ru, v - rv, v + rv)
+        across, down = (region.u - u) / ru, (region.v - v) / rv
+        return region.where(across * across + down * down <= 1.0)
 
     def _span(self, origin: float, low: float, high: float, size: int) -> slice:
         first = min(max(math.ceil(origin + low * self._scale - 0.5), 0), size)
@@ -106,22 +112,17 @@ class Brush:
         return slice(first, last)
 
     def _paint(
-        self,
-        material: int,
-        window: tuple[slice, slice, np.ndarray, np.ndarray],
-        distance: np.ndarray,
-        light: float,
-        roundness: float,
+        self, material: int, window: Region, distance: np.ndarray, light: float, roundness: float
     ) -> Region:
         """Paint where distance (0 at the middle of a shape, 1 at its edge) is at most 1."""
-        rows, columns, u, v = window
-        inside = distance <= 1.0
+        region = window._replace(inside=distance <= 1.0)
         # Outside a shape distances grow beyond what an int16 holds.
         fall = FULL_LIGHT * roundness * np.minimum(distance, 1.0)
         shade = (FULL_LIGHT * light - fall).astype(np.int16)
-        np.copyto(self.canvas.materials[rows, columns], np.uint16(material), where=inside)
-        np.copyto(self.canvas.shade[rows, columns], shade, where=inside)
-        return Region(rows, columns, u, v, inside)
+        pixels = region.rows, region.columns
+        np.copyto(self.canvas.materials[pixels], np.uint16(material), where=region.inside)
+        np.copyto(self.canvas.shade[pixels], shade, where=region.inside)
+        return region
 
     def ellipse(
         self,
@@ -134,8 +135,8 @@ class Brush:
         roundness: float = 0.2,
     ) -> Region:
         """An ellipse with its middle at (u, v) and half-axes ru, rv."""
-        window = self._window(u - ru, u + ru, v - rv, v + rv)
-        across, down = (window[2] - u) / ru, (window[3] - v) / rv
+        window = self.area(u - ru, u + ru, v - rv, v + rv)
+        across, down = (window.u - u) / ru, (window.v - v) / rv
         return self._paint(material, window, across * across + down * down, light, roundness)
 
     def block(
@@ -150,11 +151,11 @@ class Brush:
     ) -> Region:
         """A shape with level top and bottom, from (left, right) at v0 to (left, right) at v1."""
         bottom = top if bottom is None else bottom
-        window = self._window(min(top[0], bottom[0]), max(top[1], bottom[1]), v0, v1)
-        down = (window[3] - v0) / (v1 - v0)
+        window = self.area(min(top[0], bottom[0]), max(top[1], bottom[1]), v0, v1)
+        down = (window.v - v0) / (v1 - v0)
         left = top[0] + (bottom[0] - top[0]) * down
         right = top[1] + (bottom[1] - top[1]) * down
-        across = (2.0 * window[2] - left - right) / np.maximum(right - left, 1e-6)
+        across = (2.0 * window.u - left - right) / np.maximum(right - left, 1e-6)
         return self._paint(material, window, across * across, light, roundness)
 
     def bar(
@@ -181,14 +182,14 @@ class Brush:
     ) -> Region:
         """A tapered stroke with round ends, from (u, v) to (u, v)."""
         reach = max(radii)
-        window = self._window(
+        window = self.area(
             min(start[0], end[0]) - reach,
             max(start[0], end[0]) + reach,
             min(start[1], end[1]) - reach,
             max(start[1], end[1]) + reach,
         )
         du, dv = end[0] - start[0], end[1] - start[1]
-        across, down = window[2] - start[0], window[3] - start[1]
+        across, down = window.u - start[0], window.v - start[1]
         along = np.clip((across * du + down * dv) / max(du * du + dv * dv, 1e-9), 0.0, 1.0)
         off_u, off_v = across - along * du, down - along * dv
         radius = radii[0] + (radii[1] - radii[0]) * along
@@ -222,14 +223,3 @@ class Brush:
         """Darken what is painted in a region (a shadow); light 1 changes nothing."""
         window = self.canvas.shade[region.rows, region.columns]
         np.copyto(window, (window * light).astype(np.int16), where=region.inside)
-
-    def area(self, u0: float, u1: float, v0: float, v1: float) -> Region:
-        """A rectangle as a region, without painting it."""
-        rows, columns, u, v = self._window(u0, u1, v0, v1)
-        return Region(rows, columns, u, v, np.ones((v.shape[0], u.shape[1]), dtype=bool))
-
-    def disc(self, u: float, v: float, ru: float, rv: float) -> Region:
-        """An ellipse as a region, without painting it."""
-        region = self.area(u - ru, u + ru, v - rv, v + rv)
-        across, down = (region.u - u) / ru, (region.v - v) / rv
-        return region.where(across * across + down * down <= 1.0)
