@@ -1,4 +1,4 @@
-"""Cards: what is known of a data set before a file of it is read. One YAML file each."""
+"""Cards: what is published about a data set, one YAML file each."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 
 
 class Counts(Record):
-    """Published size of a split; what the publication does not say is None."""
+    """Published size of a split; None for what the publication does not say."""
 
     samples: int
     identities: int
@@ -28,7 +28,7 @@ class Protocol(Record):
     Attributes:
         query: Which samples are queries, in words.
         gallery: Which samples can be retrieved, in words.
-        junk: A sample of the query's identity is left out of its ranking where this is the same, too.
+        junk: Gallery samples with the query's identity and the same camera (or scene) do not count.
     """
 
     query: str
@@ -43,15 +43,15 @@ class Card(Record):
         name: Name of the card and of its file.
         title: What the data set is, in one line.
         source: Where it comes from.
-        citation: Whom to cite; empty where nobody need be.
+        citation: What to cite; empty for nothing.
         licence: Terms under which it may be used.
         format: Layout on disk, see `data_catalog.formats`.
-        kind: What is seen; also the name of the template that captions are written with.
+        kind: What the images show; also the name of the template of captions.
         image_size: Usual height and width of an image, in pixels.
-        cameras: How many cameras it was taken with; None where that is not said.
-        counts: Split to its published size; empty where it depends on settings.
+        cameras: Number of cameras; None if it is not published.
+        counts: Split to its published size; empty if it depends on settings.
         protocol: How retrieval is measured.
-        attributes: Name to the values that a caption may tell of.
+        attributes: Name to the values that captions can mention.
     """
 
     name: str
