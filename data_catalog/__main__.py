@@ -6,7 +6,6 @@ in `data_catalog/commands/`.
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from data_catalog.commands import COMMANDS
 from data_catalog.errors import CatalogError
-from data_catalog.records import Record, add_json_options
+from data_catalog.records import add_json_options
 from data_catalog.synthetic import SynthesisConflictError
 
 UNSOUND_STATUS = 1
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return INTERRUPTED_STATUS
     if args.json:
-        print(result.to_json() if isinstance(result, Record) else json.dumps(result, indent=2))
+        print(result.to_json())
     else:
         command.show(result)
     return 0 if command.succeeded(result) else UNSOUND_STATUS
@@ -79,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_options(subparser)
-        add_json_options(subparser, command.result or Record)
+        add_json_options(subparser, command.result)
         subparser.set_defaults(command_run=command)
     return parser
 

@@ -1,5 +1,7 @@
 """The commands of `python -m data_catalog`, one file each; add new ones to COMMANDS."""
 
+from typing import Any
+
 from data_catalog.commands import (
     captions,
     checks,
@@ -14,7 +16,7 @@ from data_catalog.commands import (
 )
 from data_catalog.commands.command import Command
 
-COMMANDS: tuple[Command, ...] = (
+COMMANDS: tuple[Command[Any], ...] = (
     synthesize.COMMAND,
     ingest.COMMAND,
     masks.COMMAND,

@@ -4,17 +4,14 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 from data_catalog.commands.printing import print_result
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.records import Record
 from data_catalog.tables.table import Table
 
-Result = dict[str, Any]
-"""What a command without a result model gives."""
-
-R = TypeVar("R")
+R = TypeVar("R", bound=Record)
 
 
 class BuiltTable(Record):
@@ -57,16 +54,12 @@ class Command(Generic[R]):
     example: str
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], R]
-    result: type[R] | None = None
+    result: type[R]
     show: Callable[[Any], None] = print_result
     succeeded: Callable[[R], bool] = lambda result: True
 
 
-@overload
-def build(title: str, make: Callable[[Progress], Table], result: type[T]) -> T: ...
-@overload
-def build(title: str, make: Callable[[Progress], Table]) -> Result: ...
-def build(title: str, make: Callable[[Progress], Table], result: type[T] | None = None) -> T | Result:
+def build(title: str, make: Callable[[Progress], Table], result: type[T]) -> T:
     """Make a table under a progress bar.
 
     Args:
@@ -88,4 +81,4 @@ def build(title: str, make: Callable[[Progress], Table], result: type[T] | None 
         "seconds": round(time.monotonic() - start, 3),
         **table.statistics,
     }
-    return facts if result is None else result.model_validate(facts)
+    return result.model_validate(facts)
