@@ -36,7 +36,7 @@ EMBEDDINGS_FILE = "test_embeddings.safetensors"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
         epoch: Epochs done.
@@ -88,7 +88,7 @@ def save(folder: Path, model: STMI, optimizer: torch.optim.Optimizer, progress: 
 
 
 def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Put a checkpoint's weights, and the optimiser's state where one is given, back.
+    """Load a checkpoint's weights, and the optimiser's state where an optimiser is given.
 
     Raises:
         stmi.clip.weights.ClipFileError: The weights are not those of this model; names which.
@@ -102,7 +102,7 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
 
 
 def load_epoch(folder: Path, model: STMI, epoch: int) -> bool:
-    """Put the weights of an epoch back; returns whether the checkpoint has them.
+    """Load the weights of an epoch; returns whether the checkpoint has them.
 
     Raises:
         stmi.clip.weights.ClipFileError: The weights are not those of this model; names which.

@@ -31,7 +31,7 @@ QUERY_SCHEMA = pa.schema(
     ]
 )
 """One row for each feature and query. `average_precision` is a fraction, `first_match_rank` counts from 1
-with junk left out; both are null for a query without a match in the gallery, which counts in no mean."""
+with junk left out; both are null for a query without a match in the gallery, which no mean includes."""
 
 
 def model_input(
@@ -81,7 +81,7 @@ def embed(
     spread = dist.is_initialized() and dist.get_world_size() > 1
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
     share = -(-len(view) // world_size)
-    # Equal shares, as gathering asks; the last rows are repeated to fill them, and cut off again.
+    # Gathering needs equal shares: the last row is repeated to fill them, and cut off again.
     own = np.minimum(np.arange(rank * share, (rank + 1) * share), len(view) - 1)
     training = model.training
     model.eval()
@@ -110,7 +110,7 @@ def embed_rows(
     captions: Tensor | None = None,
     missing: Collection[Modality] = (),
 ) -> dict[str, Tensor]:
-    """U, G and, where the model has it, T of some rows: what every retrieval feature is made of.
+    """U, G and, where the model has it, T of some rows; every retrieval feature is made of these.
 
     Args:
         model: The network, in evaluation mode.
@@ -132,7 +132,7 @@ def embed_rows(
 
 
 def retrieval_features(made: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Every retrieval feature of a view from what `embed_rows` made of all its rows."""
+    """Every retrieval feature of a view, from the output of `embed_rows` for all its rows."""
     class_tokens = made["G"].unflatten(1, (len(MODALITIES), -1))
     features = Features(made["U"], made["G"], made.get("T"), class_tokens, incidence_density=None)
     return {name: values.numpy() for name, values in features.retrieval().items()}
@@ -149,7 +149,7 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
     if not reranked:
         return retrieval_metrics.evaluate(query, gallery)
     gallery_row = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
-    # A data set of fewer samples has no more neighbours.
+    # A small data set has fewer neighbours.
     ranked = int((view.is_query | view.is_gallery).sum())
     chunks = rerank(
         query.embedding,

@@ -89,7 +89,7 @@ def prepare_tables(
 
 
 def _check_data(config: ExperimentConfig, artifacts: NewestTables) -> tuple[Finding, ...]:
-    """What the checks of the data warn of; what they find wrong stops the run.
+    """The warnings of the data checks; an error stops the run.
 
     Raises:
         CatalogError: There are errors.

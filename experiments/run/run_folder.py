@@ -129,7 +129,7 @@ class RunFolder(JournalFolder):
 
     @property
     def trained(self) -> bool:
-        """Whether at most the result is missing: the last test was reported, and its checkpoint is there."""
+        """Whether training and test are complete: the test was reported, and its checkpoint exists."""
         checkpoint = (self.journal.last("test") or {}).get("checkpoint")
         return self.is_finished or (checkpoint is not None and checkpoint == self.last_checkpoint)
 

@@ -10,7 +10,7 @@ from experiments.tracking.mlflow_logger import resolve_tracking_uri
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is not identified by: the same run under other options is the same run.
+    """Options that do not identify a run: under other options it is still the same run.
 
     Attributes:
         workspace: Folder of all runs and studies, on a disk that all nodes share.

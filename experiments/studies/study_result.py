@@ -1,4 +1,4 @@
-"""What every study comes to, whatever its kind."""
+"""The part of a study's result that every kind of study has."""
 
 from abc import abstractmethod
 

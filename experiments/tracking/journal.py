@@ -1,4 +1,4 @@
-"""The journal of a run: an append-only file of JSON lines, and the truth about what happened.
+"""The journal of a run: an append-only file of JSON lines, the complete record of what happened.
 
 MLflow and the reports are made from it. A line is written whole or, if the machine dies, cut off at
 the end of the file; a cut line is left out when reading and overwritten by nothing.
@@ -32,7 +32,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def record(self, facts: dict[str, Any], checkpoint: str | None) -> None:
-        """Add what a worker reported, and with it what a crash kept from here.
+        """Add what a worker reported, and earlier reports that a crash kept from being written.
 
         Args:
             facts: `event`, its name, and what belongs to it; `history`, if there, holds earlier reports.
@@ -46,7 +46,7 @@ class Journal:
         self.append(**facts, checkpoint=checkpoint)
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole events."""
+        """All complete events."""
         if not self.path.exists():
             return []
         events = []
@@ -58,7 +58,7 @@ class Journal:
         return events
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The epoch events by epoch; one that was repeated after a crash counts once, the last time."""
+        """The epoch events by epoch; of an epoch that was repeated after a crash, the last one."""
         latest = {event["epoch"]: event for event in self.read() if event["event"] == "epoch"}
         return [latest[epoch] for epoch in sorted(latest)]
 

@@ -4,7 +4,7 @@ import json
 
 from experiments.run.run_result import RunResult
 from experiments.studies.ablation.ablation_result import ComparedMetric, RowMetric, TableRow
-from experiments.studies.sweep.sweep_result import BestTrial, SweepResult, SweepTrial, TestMetrics
+from experiments.studies.sweep.sweep_result import BestTrial, MetricsOnTest, SweepResult, SweepTrial
 from experiments.tracking.mlflow_logger import MlflowRun
 from tests import json_samples
 
@@ -50,7 +50,7 @@ def trial(number: int, state: str = "finished", value: float | None = 0.5, **cha
 def best_trial(best: SweepTrial, **test) -> BestTrial:
     """A trial as the best one."""
     given = {"epoch": 3, "mean_average_precision": 0.4, "rank1": 0.5}
-    return BestTrial(**dict(best), test=TestMetrics(**given | test))
+    return BestTrial(**dict(best), test=MetricsOnTest(**given | test))
 
 
 def sweep_result(*trials: SweepTrial, best: BestTrial | None = None, **changes) -> SweepResult:

@@ -99,7 +99,7 @@ def figure(ray_session, clip, workspace):
     return json.loads(ablate.ablate(ablate.parser().parse_args([*asked, *options])).to_json())
 
 
-def test_points_of_figure_5_stand_at_their_p_and_k_and_the_full_model_is_trained_once(figure):
+def test_points_of_figure_5_have_their_p_and_k_and_the_full_model_is_trained_once(figure):
     points = {
         key: [row for row in figure["rows"] if row["table"] == key] for key in ("figure5", "figure5_tokens")
     }

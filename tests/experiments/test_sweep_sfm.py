@@ -118,7 +118,7 @@ def test_finished_sweep_is_shown_and_no_run_repeated(swept, clip, workspace):
     assert {run: path.read_bytes() for run, path in journals.items()} == before
 
 
-def test_killed_sweep_goes_on_with_the_same_trials_and_mlflow_is_told_later(swept, clip, workspace, tmp_path):
+def test_killed_sweep_goes_on_with_the_same_trials_and_is_logged_later(swept, clip, workspace, tmp_path):
     catalog = ["--catalog", str(workspace / "catalog")]
     # MLflow cannot be reached before the kill.
     lost = arguments(clip, tmp_path, *catalog, "--tracking-uri", DEAD_SERVER)
@@ -214,9 +214,7 @@ def test_diverging_trial_fails_with_its_reason_and_the_sweep_goes_on(swept, clip
     assert status == {by_rate[1e30]["run"]: "FAILED", by_rate[0.0008]["run"]: "FINISHED"}
 
 
-def test_sweep_whose_mlflow_server_was_killed_is_whole_there_once_it_is_back(
-    swept, clip, workspace, tmp_path
-):
+def test_sweep_is_complete_in_mlflow_once_its_killed_server_is_back(swept, clip, workspace, tmp_path):
     given = ["--seed", "5", "--trials", "3", "--name", "killed-server"]
     store, port, processes = f"sqlite:///{tmp_path / 'store.db'}", free_port(), []
     journal = Journal(workspace / "studies" / "killed-server" / "journal.jsonl")
@@ -231,20 +229,20 @@ def test_sweep_whose_mlflow_server_was_killed_is_whole_there_once_it_is_back(
     with serving(store, tmp_path / "server", port, processes.append) as uri:
         killing = threading.Thread(target=kill_after_the_first_trial)
         killing.start()
-        told = swept_by(clip, workspace, *given, "--tracking-uri", uri)
+        interrupted = swept_by(clip, workspace, *given, "--tracking-uri", uri)
         killing.join()
         assert processes[0].wait() == -signal.SIGKILL
-    assert not told["missing"]
+    assert not interrupted["missing"]
     with serving(store, tmp_path / "server", port) as uri:
         resumed = swept_by(clip, workspace, *given, "--tracking-uri", uri, "--resume")
-        assert resumed["trials"] == told["trials"]
+        assert resumed["trials"] == interrupted["trials"]
         client = mlflow.MlflowClient(uri)
         parent = client.get_run(resumed["mlflow"]["run_id"])
         assert parent.info.status == "FINISHED"
         status = children(client, parent)
         expected = {"finished": "FINISHED", "pruned": "KILLED"}
-        assert status == {trial["run"]: expected[trial["state"]] for trial in told["trials"]}
-        assert len(client.get_metric_history(parent.info.run_id, "trial/best")) == len(told["trials"])
+        assert status == {trial["run"]: expected[trial["state"]] for trial in interrupted["trials"]}
+        assert len(client.get_metric_history(parent.info.run_id, "trial/best")) == len(interrupted["trials"])
 
 
 def refused(capsys, *given):

@@ -16,9 +16,9 @@ from experiments.studies.sweep import optuna_figures
 from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, OptunaStudy, TrialFacts
 from experiments.studies.sweep.sweep_result import (
     BestTrial,
+    MetricsOnTest,
     SweepResult,
     SweepTrial,
-    TestMetrics,
     best_of,
     pareto_of,
     words,
@@ -276,11 +276,11 @@ class SweepStudy(Study[SweepResult]):
         return BestTrial(**dict(trial), test=measured_on_test(result, self.spec.base.report))
 
 
-def measured_on_test(result: RunResult, report: ReportConfig) -> TestMetrics:
+def measured_on_test(result: RunResult, report: ReportConfig) -> MetricsOnTest:
     """Test metrics of a trial's run at the epoch that gave its value."""
     choice = None if result.choices is None else result.choices.get(chosen_by(report))
     assert choice is not None
     metrics = choice.metrics[report.feature]
-    return TestMetrics(
+    return MetricsOnTest(
         epoch=choice.epoch, mean_average_precision=metrics.mean_average_precision, rank1=metrics.rank1
     )

@@ -40,7 +40,7 @@ class SweepTrial(Record):
         return self.state != "running"
 
 
-class TestMetrics(Record):
+class MetricsOnTest(Record):
     """Metrics of the best trial on the test identities, at the epoch that gave its value."""
 
     epoch: int
@@ -52,7 +52,7 @@ class BestTrial(SweepTrial):
     """The finished trial with the highest value."""
 
     value: float
-    test: TestMetrics
+    test: MetricsOnTest
 
 
 class SweepResult(StudyResult):

@@ -6,7 +6,7 @@ from experiments.run.run_result import FeatureMetrics
 from experiments.tracking.journal import Journal
 
 
-def test_curves_show_every_loss_and_every_look_at_validation(tmp_path):
+def test_curves_show_every_loss_and_every_validation(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     look = {name: {"mAP": 0.3} for name in "UGT"}
     for epoch in (1, 2, 3):

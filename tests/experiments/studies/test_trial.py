@@ -35,7 +35,7 @@ def alone(ray_session, clip, workspace, tmp_path_factory):
     return small_run.alone(clip, workspace, runs=tmp_path_factory.mktemp("alone"))
 
 
-def test_run_in_its_own_process_gives_the_losses_and_metrics_of_two_ray_train_workers(alone, trained):
+def test_run_in_its_own_process_has_the_losses_of_two_ray_train_workers(alone, trained):
     for one, two in zip(alone.result.losses, trained["losses"], strict=True):
         assert one == pytest.approx(two, rel=ROUNDING_FLOAT32)
     assert set(alone.result.metrics) == set(trained["metrics"])
@@ -157,7 +157,7 @@ def test_trial_of_one_worker_holds_a_processor_and_one_of_several_holds_none(ray
     assert [trial.concurrent_trials(workers) for workers in (1, 2, 3)] == [2, 1, 1]
 
 
-def test_trials_share_gpus_as_they_are_told_to(monkeypatch):
+def test_trials_share_gpus_as_gpus_per_worker_says(monkeypatch):
     machine = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [machine, machine, {"Alive": False, "Resources": {"GPU": 9.0}}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})

@@ -59,12 +59,12 @@ def test_zero_of_a_log_scale_stands_apart_below_its_least_value():
     assert scale.labels == ["0", "0.001", "0.01", "0.1"]
 
 
-def test_a_stopped_trial_is_shown_by_its_last_look():
+def test_a_stopped_trial_is_shown_by_its_last_validation():
     assert reached(trial(0, 0.5)) == 50
     assert reached(trial(1, None, "pruned")) == 40
 
 
-def test_what_can_be_drawn_of_few_trials_is_drawn(tmp_path):
+def test_few_trials_give_the_figures_that_they_can(tmp_path):
     one = trial(0, 0.5)
     assert draw_all(tmp_path, result(), SPACE) == []
     running = draw_all(tmp_path, result(trial(0, None, "running")), SPACE)

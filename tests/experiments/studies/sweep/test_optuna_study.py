@@ -29,8 +29,8 @@ def url(tmp_path):
     return f"sqlite:///{tmp_path / 'optuna.db'}"
 
 
-def open_study(url, mark="a", seed=0, **more):
-    return OptunaStudy(url, "s", mark, SPACE, seed, **more)
+def open_study(url, fingerprint="a", seed=0, **more):
+    return OptunaStudy(url, "s", fingerprint, SPACE, seed, **more)
 
 
 def mean_average_precision(trial):
@@ -45,7 +45,7 @@ def run_to(study, trials, first=None):
         study.finish(trial.number, mean_average_precision(trial))
 
 
-def test_each_draw_is_a_function_of_seed_number_and_history(url, tmp_path):
+def test_each_sample_is_a_function_of_seed_number_and_history(url, tmp_path):
     run_to(open_study(url), 14)
     # The same sweep by a process a trial; the last four are drawn by TPE, not at random.
     other = f"sqlite:///{tmp_path / 'other.db'}"
@@ -58,7 +58,7 @@ def test_each_draw_is_a_function_of_seed_number_and_history(url, tmp_path):
     assert [t.values for t in open_study(f"sqlite:///{tmp_path / 'seed.db'}").trials()] != drawn[:3]
 
 
-def test_later_draws_go_where_it_was_good(url):
+def test_later_trials_are_sampled_where_earlier_ones_were_good(url):
     study = open_study(url)
     run_to(study, 40)
     values = [mean_average_precision(trial) for trial in study.trials()]
@@ -81,7 +81,7 @@ def test_first_trial_is_the_recipe_where_the_space_has_it(url, tmp_path):
     assert outside.trials()[0].values["sfm.perturbation"] <= 0.1
 
 
-def test_impossible_draws_are_drawn_again_and_not_stored(url):
+def test_impossible_samples_are_sampled_again_and_not_stored(url):
     def describe(values):
         if values["str.tokens"] % 2:
             raise ConfigError("odd")
@@ -135,7 +135,7 @@ def test_two_objectives_are_stored_as_two(url):
 def test_name_of_another_sweep_is_refused(url):
     run_to(open_study(url), 1)
     with pytest.raises(ConfigError, match=r"is another sweep .* another --name"):
-        open_study(url, mark="b")
+        open_study(url, fingerprint="b")
 
 
 def test_study_with_other_objectives_is_refused_before_its_first_trial(url):
@@ -144,10 +144,10 @@ def test_study_with_other_objectives_is_refused_before_its_first_trial(url):
         open_study(url)
 
 
-def test_who_is_refused_leaves_no_mark(url):
+def test_refused_sweep_changes_nothing_in_the_study(url):
     open_study(url, owner={"id": "a", "path": "/first/studies/s"})
     with pytest.raises(ConfigError, match="is run from /first"):
-        open_study(url, mark="b", owner={"id": "b", "path": "/second/studies/s"})
+        open_study(url, fingerprint="b", owner={"id": "b", "path": "/second/studies/s"})
     run_to(open_study(url, owner={"id": "a", "path": "/first/studies/s"}), 1)
     assert len(open_study(url, owner={"id": "a", "path": "/first/studies/s"}).trials()) == 1
 
@@ -156,7 +156,7 @@ def test_trial_that_was_about_to_be_noted_as_crashed_is_what_it_becomes(url, mon
     study = open_study(url)
     trial = study.ask(known)
     with monkeypatch.context() as killed:
-        killed.setattr(study._study, "tell", lambda *given, **more: 1 / 0)
+        killed.setattr(optuna.Study, "tell", lambda *given, **more: 1 / 0)
         for note in (study.crash, study.fail):
             with pytest.raises(ZeroDivisionError):
                 note(trial.number, "its process ended")
@@ -282,7 +282,7 @@ def naive_halving(curves):
     return decisions
 
 
-def test_weak_trials_stop_at_the_rungs_also_where_every_trial_is_run_by_a_new_process(url, tmp_path):
+def test_weak_trials_stop_at_the_rungs_even_if_a_new_process_runs_each_trial(url, tmp_path):
     random = np.random.default_rng(0)
     curves = [
         {
@@ -298,7 +298,7 @@ def test_weak_trials_stop_at_the_rungs_also_where_every_trial_is_run_by_a_new_pr
     assert halving_decisions(other, curves, interrupted=True) == expected
 
 
-def test_last_look_stops_nothing_and_without_early_stopping_no_look_does(url):
+def test_last_validation_stops_no_trial_nor_does_any_without_early_stopping(url):
     study = open_study(url)
     for _ in range(4):
         study.ask(known)

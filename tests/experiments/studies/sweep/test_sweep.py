@@ -19,7 +19,7 @@ SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
 
 
 class Crash:
-    """Stands for Tune: trials end as they are told to, or crash."""
+    """Stands for Tune: trials end as the test says, or crash."""
 
     def __init__(self, workspace, crashing, killed_after=None):
         self.workspace = workspace
@@ -73,7 +73,7 @@ def test_trials_that_crashed_are_noted_counted_and_made_up_for_later(swept, tmp_
     assert noted(tmp_path)[3:] == [(3, "finished")]
 
 
-def test_end_of_a_trial_that_a_kill_kept_from_the_journal_is_noted_when_the_sweep_goes_on(swept, tmp_path):
+def test_end_of_a_trial_that_a_kill_kept_from_the_journal_is_noted_later(swept, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         swept(3, killed_after=1)
     assert noted(tmp_path) == [(0, "finished")]
