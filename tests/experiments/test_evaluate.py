@@ -14,7 +14,7 @@ from data_catalog.captions.text_feature_table import make_text_features
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
 from data_catalog.views.training_view import ViewSettings, make_view, open_view
-from experiments import evaluate, train
+from experiments import evaluate
 from experiments.evaluating import evaluation_target
 from experiments.run import checkpoints, evaluation
 from stmi.clip import architecture
@@ -298,17 +298,3 @@ def test_impossible_missing_modalities_are_refused(text):
     with pytest.raises(evaluate.ConfigError, match="expected one or two of RGB, NIR, TIR"):
         evaluate.parse_missing(text)
     assert evaluate.parse_missing("tir+rgb") == [(Modality.RGB, Modality.TIR)]
-
-
-def test_plan_names_the_differences_between_the_two_recipes_of_a_data_set(capsys):
-    # A worker's share of two samples: the count of whole batches takes most of a minute.
-    shared = ["--set", "train.workers=64", "--set", "train.evaluation_batch=2"]
-    assert train.main(["--recipe", "rgbnt100-released", "--plan", "--json", *shared]) == 0
-    planned = json.loads(capsys.readouterr().out)
-    assert planned["counterpart"] == "rgbnt100-paper"
-    assert planned["changed"] == {
-        "train.workers": {"recipe": 1, "here": 64},
-        "train.evaluation_batch": {"recipe": 128, "here": 2},
-    }
-    assert planned["differences"]["chi.incidence"] == {"here": "euclidean", "there": "cosine"}
-    assert planned["differences"]["report.feature"] == {"here": "GTTT", "there": "U"}

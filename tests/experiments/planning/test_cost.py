@@ -160,8 +160,8 @@ def test_nothing_is_computed_and_no_weights_are_read(monkeypatch):
     monkeypatch.setattr("open_clip.create_model", lambda *a, **k: pytest.fail("weights were read"))
     settings = [
         "model.clip.source=ViT-L-14-quickgelu/openai",
-        "model.image.height=252",
-        "model.image.width=126",
+        "model.image.height=56",
+        "model.image.width=28",
         "train.workers=36",
         "train.evaluation_batch=2",
     ]

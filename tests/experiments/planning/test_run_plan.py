@@ -67,6 +67,23 @@ def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
+def test_plan_names_the_differences_to_the_other_recipe_of_the_data_set(clip, capsys):
+    small = (f"model.clip.source={clip}", "model.image.height=32", "model.image.width=64")
+    settings = (*small, "train.evaluation_batch=2", "train.workers=64")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    planned = plan(capsys, "--recipe", "rgbnt100-released", *arguments)
+    assert planned["counterpart"] == "rgbnt100-paper"
+    assert planned["changed"] == {
+        "clip.source": {"recipe": "ViT-B-16-quickgelu/openai", "here": str(clip)},
+        "image.height": {"recipe": 128, "here": 32},
+        "image.width": {"recipe": 256, "here": 64},
+        "train.workers": {"recipe": 1, "here": 64},
+        "train.evaluation_batch": {"recipe": 128, "here": 2},
+    }
+    assert planned["differences"]["chi.incidence"] == {"here": "euclidean", "there": "cosine"}
+    assert planned["differences"]["report.feature"] == {"here": "GTTT", "there": "U"}
+
+
 def test_plan_finds_the_tables_of_the_run_and_counts_its_steps(trained, clip, workspace):
     config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
     tables = find_tables(config, load_clip(clip).digest, workspace, str(workspace / "catalog"))
