@@ -113,11 +113,19 @@ def rank_gallery(distances: np.ndarray, junk: np.ndarray) -> np.ndarray:
     return order[~junk[order]]
 
 
-def evaluate(query: RetrievalSet, gallery: RetrievalSet, max_rank: int = 50) -> RetrievalMetrics:
+def evaluate(
+    query: RetrievalSet, gallery: RetrievalSet, max_rank: int = 50, chunk: int | None = None
+) -> RetrievalMetrics:
     """Search the gallery with every query: mAP and CMC on normalised embeddings.
 
     A gallery sample of the query's identity and group (camera or scene) is junk: neither hit nor miss.
     A query without a match in the gallery does not count in the means.
+
+    Args:
+        query: The samples to search for.
+        gallery: The samples to search among.
+        max_rank: The last rank of the CMC.
+        chunk: Queries at a time, as in `distance_chunks`.
 
     Raises:
         RetrievalError: An embedding is not finite, or no query has a match.
@@ -129,7 +137,7 @@ def evaluate(query: RetrievalSet, gallery: RetrievalSet, max_rank: int = 50) -> 
         rows = suspects[~np.isfinite(samples.embedding[suspects]).all(axis=1)]
         if len(rows):
             raise RetrievalError(f"{name} embeddings are not finite, first in row {rows[0]}")
-    return score(_opposite_cosines(query.embedding, gallery.embedding), query, gallery, max_rank)
+    return score(_opposite_cosines(query.embedding, gallery.embedding, chunk), query, gallery, max_rank)
 
 
 def score(

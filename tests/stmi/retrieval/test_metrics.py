@@ -68,12 +68,11 @@ def test_result_does_not_depend_on_the_chunk():
     assert np.allclose(whole, parts, atol=GOLDEN_VALUE)
 
 
-@pytest.mark.parametrize("queries_at_a_time", [1, 7])
-def test_metrics_do_not_depend_on_the_chunk(monkeypatch, queries_at_a_time):
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_metrics_do_not_depend_on_the_chunk(chunk):
     query, gallery = random_sets()
     whole = retrieval_metrics.evaluate(query, gallery)
-    monkeypatch.setattr(retrieval_metrics, "CHUNK_ELEMENTS", queries_at_a_time * len(gallery))
-    parts = retrieval_metrics.evaluate(query, gallery)
+    parts = retrieval_metrics.evaluate(query, gallery, chunk=chunk)
     assert np.array_equal(parts.average_precision, whole.average_precision)
     assert np.array_equal(parts.first_match_rank, whole.first_match_rank)
     assert np.array_equal(parts.cmc, whole.cmc)
