@@ -7,16 +7,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from data_catalog.captions.caption_files import Choice, ReadCaptions, find_caption_files, read_caption_files
-from data_catalog.captions.caption_table import redaction_settings, total_counts
+from data_catalog.captions.caption_writer import (
+    ShardSpec,
+    caption_rows,
+    redaction_settings,
+    shard_specs,
+    total_counts,
+)
 from data_catalog.captions.redaction import redact
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.tables.building import build_table
-from data_catalog.tables.schemas import CAPTIONS_SCHEMA, TableKind
+from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker
 from data_catalog.tables.table import Table
 
@@ -29,21 +34,15 @@ LISTED = 100
 _NAMED = 5
 
 
-class CaptionFileSettings(BaseModel):
-    """What is taken from caption files.
-
-    Attributes:
-        captioner: Files.
-        choose: Which modality's caption, or all three joined, where there is one file for each; None where
-            there is one for all.
-        redact: Whether personal text (licence plates, names) is left out.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CaptionFileSettings(Record):
+    """What is taken from caption files."""
 
     captioner: Literal["files"] = "files"
     choose: Choice | None = None
+    """Which modality's caption, or all three joined, where there is one file for each; None where there is
+    one for all."""
     redact: bool = False
+    """Whether personal text (licence plates, names) is left out."""
 
 
 class ImportedCaptionStatistics(Record):
@@ -88,18 +87,14 @@ def import_captions(
     """
     settings = settings or CaptionFileSettings()
     files = find_caption_files(samples, folder, settings.choose)
-    ids = [
-        samples.read_shard(number, ["sample_id"])["sample_id"].to_pylist()
-        for number in range(len(samples.manifest.shards))
-    ]
-    read = read_caption_files(files, [sample_id for of_shard in ids for sample_id in of_shard])
+    ids = samples.read(["sample_id"])["sample_id"].to_pylist()
+    read = read_caption_files(files, ids)
     if not read.captions:
-        expected = PurePosixPath(next(sample_id for of_shard in ids for sample_id in of_shard)).name
         raise CatalogError(
             f"captions {', '.join(str(path) for path, _, _ in files)}: none of {len(read.absent)} items "
             f"names a sample of data set {samples.manifest.dataset!r} (first: "
             f"{', '.join(read.absent[:_NAMED]) or 'there is none'}); expected file names such as "
-            f"{expected}.jpg, in the file of their split"
+            f"{PurePosixPath(ids[0]).name}.jpg, in the file of their split"
         )
 
     def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
@@ -111,13 +106,7 @@ def import_captions(
         kind=TableKind.CAPTIONS,
         settings=settings.model_dump(exclude={"redact"}) | redaction_settings(settings.redact),
         inputs={"samples": samples.digest, "captions": read.digest},
-        specs=[
-            {
-                "shard": number,
-                "captions": {id_: read.captions[id_] for id_ in of_shard if id_ in read.captions},
-            }
-            for number, of_shard in enumerate(ids)
-        ],
+        specs=shard_specs(samples, read.captions),
         maker=_ImportedCaptionsMaker(samples, settings.redact),
         summarise=summarise,
         created={"captions": sorted({str(path.parent) for path, _, _ in files})},
@@ -126,7 +115,7 @@ def import_captions(
 
 
 @dataclass
-class _ImportedCaptionsMaker(ShardMaker):
+class _ImportedCaptionsMaker(ShardMaker[ShardSpec]):
     samples: Table
     redact: bool
     tokenizer: Any = field(default=None, init=False)
@@ -135,13 +124,13 @@ class _ImportedCaptionsMaker(ShardMaker):
     def is_light(self) -> bool:
         return True
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
+    def make(self, spec: ShardSpec) -> tuple[pa.Table, dict[str, Any]]:
+        keys = self.samples.read_shard(spec["shard"], ["sample_index", "sample_id"])
         captions: list[str] = []
         redactions: Counter[str] = Counter()
         listed: dict[str, list[str]] = {name: [] for name in ("missing", "empty", "too_long", "redacted")}
         for sample_id in keys["sample_id"].to_pylist():
-            found = work["captions"].get(sample_id)
+            found = spec["given"].get(sample_id)
             caption = "" if found is None else join_captions(list(found.values()))
             if found is None:
                 listed["missing"].append(sample_id)
@@ -156,9 +145,7 @@ class _ImportedCaptionsMaker(ShardMaker):
             if self._is_too_long(caption):
                 listed["too_long"].append(sample_id)
             captions.append(caption)
-        nothing: list[list[dict[str, Any]]] = [[] for _ in captions]
-        rows = pa.table([keys["sample_index"], keys["sample_id"], captions, nothing], schema=CAPTIONS_SCHEMA)
-        return rows, {
+        return caption_rows(keys, captions, [[] for _ in captions]), {
             "samples": len(captions),
             "captioned": len(captions) - captions.count(""),
             "redactions": dict(redactions),

@@ -3,7 +3,7 @@
 The text tower is not trained, so its output for a caption never changes; training reads it from here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,7 +122,7 @@ def make_text_features(
             "captions": captions.digest,
             "clip": tower.digest,
         },
-        specs=[{"shard": number} for number in range(len(captions.manifest.shards))],
+        specs=range(len(captions.manifest.shards)),
         maker=TextFeaturesMaker(captions, source, settings.batch_size, load),
         summarise=summarise,
         created={"clip": source},
@@ -131,7 +131,7 @@ def make_text_features(
 
 
 @dataclass
-class TextFeaturesMaker(ShardMaker):
+class TextFeaturesMaker(ShardMaker[int]):
     """Encodes the captions of a shard, equal ones once."""
 
     captions: Table
@@ -149,10 +149,10 @@ class TextFeaturesMaker(ShardMaker):
         """Load the text tower."""
         self.tower = self.load(self.source)
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
         """Rows of the shard, and how many captions were encoded."""
         assert self.tower is not None
-        rows = self.captions.read_shard(work["shard"], ["sample_index", "sample_id", "caption"])
+        rows = self.captions.read_shard(number, ["sample_index", "sample_id", "caption"])
         captions = rows["caption"].to_pylist()
         numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         distinct = list(numbers)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_catalog.captions.caption_table import CaptionSettings, CaptionStatistics, make_captions
+from data_catalog.captions.caption_table import CaptionSettings, make_captions
+from data_catalog.captions.caption_writer import CaptionStatistics
 from data_catalog.captions.imported_captions import (
     CaptionFileSettings,
     ImportedCaptionStatistics,

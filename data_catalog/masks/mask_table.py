@@ -50,10 +50,6 @@ class SegmenterSettings(Protocol):
     def cpus_per_actor(self) -> float:
         """CPUs that one segmenter uses otherwise."""
 
-    @property
-    def is_light(self) -> bool:
-        """Whether it segments a shard in a few seconds at the most."""
-
     def build(self) -> Segmenter:
         """The segmenter; called in the actor that uses it."""
 
@@ -62,7 +58,7 @@ class SegmenterSettings(Protocol):
 
 
 @dataclass
-class MaskMaker(ShardMaker):
+class MaskMaker(ShardMaker[int]):
     """Makes shards of a masks table; a subclass says where the masks come from.
 
     Attributes:
@@ -77,9 +73,9 @@ class MaskMaker(ShardMaker):
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
         """A mask for each row of the samples table, and what is wrong (sample, file and reason)."""
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
         """Rows of the shard, and its statistics: `describe_shard` and `faults`."""
-        samples = self.samples.read_shard(work["shard"])
+        samples = self.samples.read_shard(number)
         found, faults = self.find(samples)
         rows = pa.table(
             [
@@ -163,7 +159,7 @@ def build_masks(
         kind=TableKind.MASKS,
         settings=settings,
         inputs={"samples": samples.digest},
-        specs=[{"shard": number} for number in range(len(samples.manifest.shards))],
+        specs=range(len(samples.manifest.shards)),
         maker=maker,
         summarise=summarise,
         key_extra=extra,
@@ -198,10 +194,6 @@ class _SegmenterMaker(MaskMaker):
     @property
     def cpus_per_actor(self) -> float:
         return self.settings.cpus_per_actor
-
-    @property
-    def is_light(self) -> bool:
-        return self.settings.is_light
 
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
         if self.segmenter is None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_catalog.captions.caption_table import (
-    TEMPLATE_VERSION,
+from data_catalog.captions.caption_table import TEMPLATE_VERSION
+from data_catalog.captions.caption_writer import (
     CaptionWriter,
     redaction_settings,
     summarise_captions,
@@ -82,7 +82,7 @@ def make_llm_captions(
         | {"template": TEMPLATE_VERSION, "prompts": PROMPTS_VERSION, "schema": questions.schema_digest}
         | redaction_settings(settings.redact),
         inputs={"samples": samples.digest},
-        specs=[{"shard": number} for number in range(len(samples.manifest.shards))],
+        specs=range(len(samples.manifest.shards)),
         maker=_LlmCaptionsMaker(
             samples, questions, store, CaptionWriter(tuple(card.attributes), card.kind, settings.redact)
         ),
@@ -125,7 +125,7 @@ def choose(
 
 
 @dataclass
-class _LlmCaptionsMaker(ShardMaker):
+class _LlmCaptionsMaker(ShardMaker[int]):
     samples: Table
     questions: Questions
     store: AnswerStore
@@ -139,9 +139,9 @@ class _LlmCaptionsMaker(ShardMaker):
         # What was unanswered then may be answered by now, and the table must not depend on when it was begun.
         return not statistics["unanswered"]
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        keys = self.samples.read_shard(work["shard"], ["sample_index", "sample_id"])
-        rows = self.samples.read_shard(work["shard"], ROW_COLUMNS).to_pylist()
+    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
+        keys = self.samples.read_shard(number, ["sample_index", "sample_id"])
+        rows = self.samples.read_shard(number, ROW_COLUMNS).to_pylist()
 
         def read(row: Mapping[str, Any]) -> SampleAnswers:
             return read_sample(row, self.questions, lambda question: self._read(question, row))

@@ -63,8 +63,6 @@ class GrabCutSettings(BaseModel):
     """None: OpenCV works on the CPU."""
     cpus_per_actor: ClassVar[float] = 1
     """One, so that the clusters of the colour models are the same from run to run."""
-    is_light: ClassVar[bool] = False
-    """A shard takes longer than actors take to start."""
 
     def build(self) -> "GrabCutSegmenter":
         """The segmenter."""

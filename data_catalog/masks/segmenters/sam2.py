@@ -53,7 +53,6 @@ class Sam2Settings(BaseModel):
     gpus_per_actor: ClassVar[float] = 1
     cpus_per_actor: ClassVar[float] = 4
     """Without a GPU. A model on every CPU would fill a machine's memory."""
-    is_light: ClassVar[bool] = False
 
     @field_validator("model")
     @classmethod

@@ -48,7 +48,7 @@ def test_features_that_are_not_finite_are_refused(built: Any) -> None:
     maker = TextFeaturesMaker(built.captions, "broken", batch_size=8, load=lambda source: BrokenTower())
     maker.prepare()
     with pytest.raises(CatalogError, match="not finite; its weights are damaged"):
-        maker.make({"shard": 0})
+        maker.make(0)
 
 
 def test_missing_clip_is_named(built: Any, tmp_path: Path) -> None:
