@@ -4,19 +4,19 @@ It shows of each sample the three modalities with the outline of the mask, the f
 of the modalities (visible light alone is dark at night), and the caption.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 import pyarrow.compute as pc
 from pydantic import Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell, encode_png
 from data_catalog.records import Record
-from data_catalog.samples.images import Mask, decode_mask, decode_triplets, foreground_share
+from data_catalog.samples.images import Mask, Pixels, decode_mask, decode_triplets, foreground_share
 from data_catalog.storage.filesystems import open_root, write_atomically
 from data_catalog.tables.table import Table
 
@@ -82,9 +82,11 @@ def draw_sheet(
             possible, or if the file cannot be written.
     """
     settings = settings or SheetSettings()
-    rows = _choose_rows(samples, masks, settings)
-    cells = [draw_cell(_cell(row, settings)) for row in _read_rows(samples, masks, captions, rows)]
-    picture = arrange(cells, _title(samples, masks, captions, settings, len(rows)))
+    rows = _choose_samples(samples, masks, settings)
+    cells = _read_cells(samples, masks, captions, rows, settings)
+    picture = arrange(
+        [draw_cell(cell) for cell in cells], _title(samples, masks, captions, settings, len(rows))
+    )
     filesystem, path = open_root(Path(out))
     write_atomically(filesystem, path, encode_png(picture))
     return Sheet(
@@ -94,7 +96,7 @@ def draw_sheet(
         width=picture.width,
         masks=masks.manifest.key if masks else None,
         captions=captions.manifest.key if captions else None,
-        samples=tuple(row["sample_id"] for row in rows),
+        samples=tuple(cell.name for cell in cells),
     )
 
 
@@ -120,37 +122,31 @@ def token_grid(mask: Mask, size: tuple[int, int], patch_size: int, threshold: fl
     return np.asarray(tokens.reshape(size[0] // patch_size, size[1] // patch_size).numpy())
 
 
-def _choose_rows(samples: Table, masks: Table | None, settings: SheetSettings) -> list[dict[str, Any]]:
-    """Shard number, row in it and labels of the samples to show, in the order of the sheet."""
-    rows: list[dict[str, Any]] = []
-    scores: list[float] = []
-    columns = ["sample_id", "split", "identity", "camera_id", "scene_id"]
-    for number in range(len(samples.manifest.shards)):
-        in_shard = samples.read_shard(number, columns).to_pylist()
-        rows += [{"shard": number, "row": row, **labels} for row, labels in enumerate(in_shard)]
-        if masks is not None and settings.lowest_score:
-            scores += masks.read_shard(number, ["score"])["score"].to_pylist()
+def _choose_samples(samples: Table, masks: Table | None, settings: SheetSettings) -> npt.NDArray[np.int64]:
+    """Row numbers of the samples to show, in the order of the sheet."""
+    labels = samples.read(["sample_id", "split", "identity"])
+    rows = np.arange(len(labels))
     if settings.lowest_score:
         if masks is None:
             raise CatalogError("the lowest scores need masks, and there are no masks; run `masks` first")
         # Equal scores stay in the order of the table.
-        rows = [rows[position] for position in np.argsort(np.array(scores), kind="stable")]
+        rows = np.argsort(masks.read(["score"])["score"].to_numpy(), kind="stable")
     if settings.ids:
-        by_id = {row["sample_id"]: row for row in rows}
+        row_by_id = {sample_id: row for row, sample_id in enumerate(labels["sample_id"].to_pylist())}
         for sample_id in settings.ids:
-            if sample_id not in by_id:
+            if sample_id not in row_by_id:
                 raise CatalogError(
                     f"sample {sample_id!r} is not in {samples.path}; expected split/name as in "
-                    f"{rows[0]['sample_id']!r}"
+                    f"{next(iter(row_by_id))!r}"
                 )
-        rows = [by_id[sample_id] for sample_id in settings.ids]
-    found = [
-        row
-        for row in rows
-        if settings.split in (None, row["split"])
-        and (not settings.identities or row["identity"] in settings.identities)
-    ]
-    if not found:
+        rows = np.array([row_by_id[sample_id] for sample_id in settings.ids])
+    is_wanted = np.ones(len(labels), dtype=bool)
+    if settings.split is not None:
+        is_wanted &= np.array(labels["split"].to_pylist()) == settings.split
+    if settings.identities:
+        is_wanted &= np.isin(labels["identity"].to_numpy(), settings.identities)
+    found = rows[is_wanted[rows]]
+    if not len(found):
         raise CatalogError(
             f"no sample of {samples.path} is of split {settings.split or 'any'} and of the identities "
             f"{', '.join(map(str, settings.identities)) or 'any'}; splits: "
@@ -160,37 +156,42 @@ def _choose_rows(samples: Table, masks: Table | None, settings: SheetSettings) -
         return found
     if settings.lowest_score or len(found) <= settings.count:
         return found[: settings.count]
-    chosen = np.random.default_rng(settings.seed).choice(len(found), settings.count, replace=False)
-    return [found[position] for position in sorted(chosen)]
+    return found[
+        np.sort(np.random.default_rng(settings.seed).choice(len(found), settings.count, replace=False))
+    ]
 
 
-def _read_rows(
-    samples: Table, masks: Table | None, captions: Table | None, rows: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The rows with `triplet`, `mask`, `score`, `source` and `caption`; one shard in memory at a time."""
-    read: dict[str, dict[str, Any]] = {}
-    for number in sorted({row["shard"] for row in rows}):
-        in_shard = [row for row in rows if row["shard"] == number]
-        positions = [row["row"] for row in in_shard]
-        ids = pa.array([row["sample_id"] for row in in_shard], pa.string())
-        triplets = decode_triplets(samples.read_shard(number).take(positions))
-        for row, triplet in zip(in_shard, triplets, strict=True):
-            read[row["sample_id"]] = {**row, "triplet": triplet, "mask": None, "caption": None}
+def _read_cells(
+    samples: Table,
+    masks: Table | None,
+    captions: Table | None,
+    rows: npt.NDArray[np.int64],
+    settings: SheetSettings,
+) -> list[Cell]:
+    """What is drawn of these samples, in their order; one shard in memory at a time."""
+    starts = np.cumsum([0, *(shard.rows for shard in samples.manifest.shards)])
+    shards = np.searchsorted(starts, rows, side="right") - 1
+    cells: dict[int, Cell] = {}
+    for number in map(int, np.unique(shards)):
+        in_shard = rows[shards == number]
+        taken = samples.read_shard(number).take(in_shard - starts[number])
+        values = taken.select(["sample_id", "identity", "camera_id", "scene_id"]).to_pylist()
         for table, names in ((masks, ["mask", "score", "source"]), (captions, ["caption"])):
-            if table is None:
-                continue
-            shard = table.read_shard(number, ["sample_id", *names])
-            wanted = shard.filter(pc.is_in(shard["sample_id"], ids))
-            for values in wanted.to_pylist():
-                read[values["sample_id"]].update(values)
-    return [read[row["sample_id"]] for row in rows]
+            if table is not None:
+                shard = table.read_shard(number, ["sample_id", *names])
+                wanted = shard.filter(pc.is_in(shard["sample_id"], taken["sample_id"].combine_chunks()))
+                by_id = {found["sample_id"]: found for found in wanted.to_pylist()}
+                values = [value | by_id.get(value["sample_id"], {}) for value in values]
+        for row, value, triplet in zip(in_shard, values, decode_triplets(taken), strict=True):
+            cells[int(row)] = _cell(value, triplet, settings)
+    return [cells[int(row)] for row in rows]
 
 
-def _cell(row: Mapping[str, Any], settings: SheetSettings) -> Cell:
+def _cell(row: Mapping[str, Any], triplet: Pixels, settings: SheetSettings) -> Cell:
     labels = [f"identity {row['identity']}", f"camera {row['camera_id']}"]
     labels += [f"scene {row['scene_id']}"] if row["scene_id"] >= 0 else []
     mask = tokens = None
-    if row["mask"] is not None:
+    if "mask" in row:
         labels += [f"mask: {row['source']}, score {row['score']:.2f}"]
         mask = decode_mask(row["mask"])
         size = settings.size or mask.shape
@@ -201,7 +202,7 @@ def _cell(row: Mapping[str, Any], settings: SheetSettings) -> Cell:
             )
         labels += [f"{mask.mean():.0%} foreground"]
         tokens = token_grid(mask, size, settings.patch_size, settings.threshold)
-    return Cell(row["sample_id"], ", ".join(labels), row["triplet"], mask, tokens, row["caption"])
+    return Cell(row["sample_id"], ", ".join(labels), triplet, mask, tokens, row.get("caption"))
 
 
 def _title(

@@ -34,7 +34,7 @@ GREY_HAIR: Visible = (186, 184, 180)
 
 
 @dataclass(frozen=True)
-class Mark:
+class Patch:
     """A patch that only one spectrum shows, on the torso of a person or the side of a vehicle.
 
     Attributes:
@@ -63,7 +63,7 @@ class Identity:
         build: Proportions, in units of the figure's size.
         pattern: Pattern of the upper garment, or of the paint.
         materials: The material of every part, by the part's name.
-        marks: Patches that only one of NIR and TIR shows.
+        patches: Patches that only one of NIR and TIR shows.
     """
 
     kind: Kind
@@ -71,7 +71,7 @@ class Identity:
     build: Mapping[str, float]
     pattern: str
     materials: Mapping[str, Material]
-    marks: tuple[Mark, ...]
+    patches: tuple[Patch, ...]
 
 
 def make_identity(settings: SyntheticSettings, identity: int) -> Identity:
@@ -123,27 +123,27 @@ def _make(kind: Kind, seed: int, visible_key: str, nir_key: str, tir_key: str) -
         RandomChoices(seed, "near infrared", kind, nir_key),
         RandomChoices(seed, "heat", kind, tir_key),
     )
-    # Values are drawn for every part, worn or not, so that those of a twin stay the same.
+    # Values are chosen for every part, worn or not, so that those of a twin stay the same.
     infrared = {
         part: (nir_draws.integer(*nir), tir_draws.integer(*tir))
         for part, (nir, tir) in INFRARED_RANGES[kind].items()
     }
     materials = {part: (*colour, *infrared[part]) for part, colour in visible.items()}
-    marks = (*_choose_marks(nir_draws, NIR), *_choose_marks(tir_draws, TIR))
-    return Identity(kind, attributes, build, pattern, materials, marks)
+    patches = (*_choose_patches(nir_draws, NIR), *_choose_patches(tir_draws, TIR))
+    return Identity(kind, attributes, build, pattern, materials, patches)
 
 
-def _choose_marks(draws: RandomChoices, channel: int) -> tuple[Mark, ...]:
+def _choose_patches(draws: RandomChoices, channel: int) -> tuple[Patch, ...]:
     """One or two patches: a band, a column or a spot."""
-    marks = []
+    patches = []
     for _ in range(draws.integer(1, 2)):
         shape = draws.pick(("band", "column", "spot"))
         wide = {"band": 1.2, "column": 0.22, "spot": 0.45}[shape]
         high = {"band": 0.09, "column": 0.5, "spot": 0.16}[shape]
         value = draws.pick((35, 90, 225, 245)) if channel == NIR else draws.pick((70, 90, 205, 225))
         across = draws.uniform(-0.6, 0.6)
-        marks.append(Mark(channel, across, draws.uniform(0.15, 0.85), wide, high, value))
-    return tuple(marks)
+        patches.append(Patch(channel, across, draws.uniform(0.15, 0.85), wide, high, value))
+    return tuple(patches)
 
 
 def _shade(draws: RandomChoices, colour: Visible) -> Visible:

@@ -68,7 +68,7 @@ class PersonPainter:
         self._details()
         cloth = (self.index["upper"], self.index["upper_pattern"])
         paint_pattern(self.brush, torso, self.person.pattern, cloth, middle=0.36, period=0.06)
-        self._marks()
+        self._patches()
         self._head()
         if not self.is_side:
             self._arm(far=True)
@@ -94,41 +94,24 @@ class PersonPainter:
         upper = self.index["lower"] if garment in ("trousers", "shorts") else self.index["skin"]
         lower = self.index["lower"] if garment == "trousers" else self.index["skin"]
         width = 1.15 if garment == "trousers" else 0.9
-        brush.limb(
-            lower,
-            (knee_u, knee_v),
-            (foot_u, foot_v),
-            (0.036 * thick * width, 0.026 * thick * width),
-            light,
-            0.15,
-        )
-        brush.limb(
-            upper, (hip_u, 0.5), (knee_u, knee_v - 0.02), (0.055 * thick, 0.04 * thick * width), light, 0.15
-        )
-        toe = 0.03 if self.is_side else 0.006 * (-1.0 if far else 1.0)
-        if self.worn["shoes"] == "boots":
-            brush.limb(
-                self.index["shoes"], (foot_u, foot_v - 0.07), (foot_u, foot_v + 0.01), (0.038, 0.038), light
-            )
-        shoe = self.index["skin"] if self.worn["shoes"] == "sandals" else self.index["shoes"]
-        brush.ellipse(shoe, foot_u + toe, foot_v + 0.022, 0.058 if self.is_side else 0.042, 0.03, light)
-        if self.worn["shoes"] == "sandals":
-            brush.block(
-                self.index["shoes"],
-                foot_v + 0.004,
-                foot_v + 0.026,
-                (foot_u - 0.036, foot_u + 0.05),
-                light=light,
-            )
-        sole = (
-            (foot_u + toe - 0.055, foot_u + toe + 0.055) if self.is_side else (foot_u - 0.04, foot_u + 0.04)
-        )
-        if self.worn["shoes"] == "trainers":
-            brush.block(self.index["sole"], foot_v + 0.038, foot_v + 0.052, sole, light=light)
+        calf, thigh = (0.036 * thick * width, 0.026 * thick * width), (0.055 * thick, 0.04 * thick * width)
+        brush.limb(lower, (knee_u, knee_v), (foot_u, foot_v), calf, light, 0.15)
+        brush.limb(upper, (hip_u, 0.5), (knee_u, knee_v - 0.02), thigh, light, 0.15)
+        toe = foot_u + (0.03 if self.is_side else 0.006 * (-1.0 if far else 1.0))
+        kind, shoes = self.worn["shoes"], self.index["shoes"]
+        if kind == "boots":
+            brush.limb(shoes, (foot_u, foot_v - 0.07), (foot_u, foot_v + 0.01), (0.038, 0.038), light)
+        cover = self.index["skin"] if kind == "sandals" else shoes
+        brush.ellipse(cover, toe, foot_v + 0.022, 0.058 if self.is_side else 0.042, 0.03, light)
+        if kind == "sandals":
+            strap = (foot_u - 0.036, foot_u + 0.05)
+            brush.block(shoes, foot_v + 0.004, foot_v + 0.026, strap, light=light)
+        elif kind == "trainers":
+            middle, half = (toe, 0.055) if self.is_side else (foot_u, 0.04)
+            brush.bar(self.index["sole"], foot_v + 0.038, foot_v + 0.052, middle, half, light=light)
 
     def _skirt(self) -> None:
-        garment = self.worn["lower_garment"]
-        hip = self.hip
+        garment, hip = self.worn["lower_garment"], self.hip
         if garment in ("skirt", "long skirt"):
             hem = 0.68 if garment == "skirt" else 0.86
             flare = hip * 1.35
@@ -177,15 +160,15 @@ class PersonPainter:
         elif garment == "t-shirt" and not self.is_side:
             brush.ellipse(skin, 0.0, neck, 0.042, 0.024, light=0.9)
 
-    def _marks(self) -> None:
+    def _patches(self) -> None:
         """Patches that only NIR or only TIR shows."""
         cloth = {self.index["upper"], self.index["upper_pattern"]}
         high = 0.52 - self.neck
-        for mark in self.person.marks:
-            u, v = mark.across * self.shoulder, self.neck + mark.down * high
-            wide = mark.wide * self.shoulder
-            patch = self.brush.area(u - wide, u + wide, v - mark.high * high, v + mark.high * high)
-            cloth |= self.brush.tint(patch, mark.channel, mark.value, cloth)
+        for patch in self.person.patches:
+            u, v = patch.across * self.shoulder, self.neck + patch.down * high
+            wide = patch.wide * self.shoulder
+            area = self.brush.area(u - wide, u + wide, v - patch.high * high, v + patch.high * high)
+            cloth |= self.brush.tint(area, patch.channel, patch.value, cloth)
 
     def _head(self) -> None:
         brush, skin, hair = self.brush, self.index["skin"], self.index["hair"]
@@ -263,19 +246,16 @@ class PersonPainter:
         sleeve = self.index["skin"] if garment == "vest" else self.index["upper"]
         forearm = self.index["upper"] if garment in LONG_SLEEVES else self.index["skin"]
         brush.ellipse(self.index["skin"], hand_u, hand_v + 0.008, 0.022, 0.026, light)
-        brush.limb(
-            forearm, (elbow_u, elbow_v), (hand_u, hand_v - 0.018), (0.026 * thick, 0.021 * thick), light
-        )
+        wrist = (hand_u, hand_v - 0.018)
+        brush.limb(forearm, (elbow_u, elbow_v), wrist, (0.026 * thick, 0.021 * thick), light)
         if garment == "t-shirt":
             brush.limb(self.index["skin"], start, (elbow_u, elbow_v), (0.03 * thick, 0.026 * thick), light)
             elbow_u, elbow_v = (start[0] + elbow_u) / 2.0, (start[1] + elbow_v) / 2.0
         brush.limb(sleeve, start, (elbow_u, elbow_v), (0.036 * thick, 0.028 * thick), light)
 
     def _backpack(self) -> None:
-        bag = self.index["bag"]
-        self.brush.limb(
-            bag, (-self.shoulder - 0.012, self.neck + 0.08), (-self.shoulder, 0.43), (0.055, 0.06)
-        )
+        top = (-self.shoulder - 0.012, self.neck + 0.08)
+        self.brush.limb(self.index["bag"], top, (-self.shoulder, 0.43), (0.055, 0.06))
 
     def _bag(self) -> None:
         brush, bag, kind, view = self.brush, self.index["bag"], self.worn["bag"], self.pose.view
@@ -285,9 +265,8 @@ class PersonPainter:
             brush.bar(bag, 0.36, 0.45, 0.0, shoulder * 0.5, light=0.7)
         elif kind == "backpack":
             for strap in (-0.55, 0.55) if view == "front" else (0.1,):
-                brush.limb(
-                    bag, (strap * shoulder, neck + 0.01), (strap * shoulder * 1.2, 0.36), (0.014, 0.014)
-                )
+                end = (strap * shoulder * 1.2, 0.36)
+                brush.limb(bag, (strap * shoulder, neck + 0.01), end, (0.014, 0.014))
         elif kind == "shoulder bag":
             # Worn on the right: the brush shows it on the other side of the image from behind.
             side = 1.0 if view == "back" else -1.0
@@ -297,12 +276,9 @@ class PersonPainter:
             brush.bar(bag, 0.47, 0.59, hang, 0.055, roundness=0.25)
         elif kind == "handbag":
             _, _, hand_u, hand_v = self._hand(far=view == "front")
-            brush.limb(
-                bag, (hand_u - 0.02, hand_v + 0.06), (hand_u, hand_v + 0.01), (0.008, 0.008), light=0.8
-            )
-            brush.limb(
-                bag, (hand_u + 0.02, hand_v + 0.06), (hand_u, hand_v + 0.01), (0.008, 0.008), light=0.8
-            )
+            for side in (-0.02, 0.02):
+                end = (hand_u + side, hand_v + 0.06)
+                brush.limb(bag, end, (hand_u, hand_v + 0.01), (0.008, 0.008), light=0.8)
             brush.bar(bag, hand_v + 0.05, hand_v + 0.14, hand_u, 0.045, roundness=0.2)
 
     def _carried(self) -> None:

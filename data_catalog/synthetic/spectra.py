@@ -1,7 +1,7 @@
 """How bright each part of a person or a vehicle can be in near infrared, and how warm in thermal infrared.
 
 Two cloths of one colour may reflect near infrared quite differently, and one may be warmer than the other, so
-values are drawn from these ranges independently of the visible colour.
+values are chosen from these ranges independently of the visible colour.
 """
 
 from collections.abc import Mapping

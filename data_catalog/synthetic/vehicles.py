@@ -63,7 +63,7 @@ class VehiclePainter:
         else:
             self._accessory(-self.half * 0.7, self.half * 0.7)
             self._end()
-        self._marks()
+        self._patches()
 
     def _roof_span(self) -> tuple[float, float]:
         rear, front, _ = CABINS[self.worn["type"]]
@@ -227,12 +227,12 @@ class VehiclePainter:
                 u = left + (right - left) * rung / 4.0
                 brush.bar(thing, self.roof - 0.05, self.roof, u, 0.008)
 
-    def _marks(self) -> None:
+    def _patches(self) -> None:
         """Patches on the lower body that only NIR or only TIR shows."""
         body = {self.index[part] for part in ("paint", "paint_pattern", "panel", "bonnet")}
         high = self.floor - self.belt
-        for mark in self.vehicle.marks:
-            u, v = mark.across * self.half, self.belt + mark.down * high
-            wide = mark.wide * self.half * 0.6
-            patch = self.brush.area(u - wide, u + wide, v - mark.high * high, v + mark.high * high)
-            body |= self.brush.tint(patch, mark.channel, mark.value, body)
+        for patch in self.vehicle.patches:
+            u, v = patch.across * self.half, self.belt + patch.down * high
+            wide = patch.wide * self.half * 0.6
+            area = self.brush.area(u - wide, u + wide, v - patch.high * high, v + patch.high * high)
+            body |= self.brush.tint(area, patch.channel, patch.value, body)

@@ -181,7 +181,7 @@ def test_twins_look_the_same_in_rgb_and_differ_in_exactly_one_other_spectrum(kin
             if one.materials[part][at] != other.materials[part][at]
         }
         assert channels in ({NIR}, {TIR})
-        assert {mark.channel for mark in set(one.marks) ^ set(other.marks)} <= channels
+        assert {patch.channel for patch in set(one.patches) ^ set(other.patches)} <= channels
         differing |= channels
     assert differing == {NIR, TIR}
 
