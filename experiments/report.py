@@ -29,7 +29,7 @@ from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
 from experiments.run.run_result import METRICS, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
-from experiments.tracking.mlflow_logger import MlflowRun, resolve_tracking_uri
+from experiments.tracking.mlflow_store import MlflowRun, resolve_tracking_uri
 
 
 class RunReport(LoggedRunResult):

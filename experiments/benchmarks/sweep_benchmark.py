@@ -13,7 +13,7 @@ from experiments.benchmarks.measuring import BenchmarkReport, Measurement
 from experiments.recipes import ROOT
 from experiments.run.run_result import RunResult
 from experiments.studies.sweep.sweep_result import SweepResult
-from experiments.tracking.mlflow_logger import local_store
+from experiments.tracking.mlflow_store import local_store
 
 TRIALS = 10
 """Optuna samples as many at random at the start, so both sweeps have the same trials."""

@@ -17,7 +17,8 @@ from experiments.recipes import ConfigError
 from experiments.run.run_result import RunError
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
-from experiments.tracking.mlflow_logger import PATIENCE, without_credentials
+from experiments.tracking.mlflow_logger import PATIENCE
+from experiments.tracking.mlflow_store import without_credentials
 
 RESULT_FILE = "result.json"
 PICTURES = "pictures"

@@ -15,7 +15,7 @@ from PIL import Image
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record
 from experiments.run.run_folder import RunFolderError
-from experiments.tracking.mlflow_logger import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun
 from stmi.clip.weights import ClipFileError
 
 KINDS = {"svg": "image/svg+xml", "png": "image/png"}

@@ -12,7 +12,7 @@ from experiments.reports.sweep_sections import sweep_sections
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.published import PUBLISHED, load_published
 from experiments.studies.sweep.sweep_result import SweepResult
-from experiments.tracking.mlflow_logger import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun
 
 
 def write_report(study: RecordedStudy, page: Path) -> StudyReport:

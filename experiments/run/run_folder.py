@@ -15,7 +15,7 @@ from experiments.recipes import ExperimentConfig, parse
 from experiments.run.run_data import RunTables
 from experiments.run.run_result import RunResult
 from experiments.tracking.journal_folder import JournalFolder
-from experiments.tracking.mlflow_logger import MlflowState
+from experiments.tracking.mlflow_store import MlflowState
 
 
 class RunFolderError(RuntimeError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_catalog.storage import filesystems
 from experiments.recipes import ConfigError
-from experiments.tracking.mlflow_logger import resolve_tracking_uri
+from experiments.tracking.mlflow_store import resolve_tracking_uri
 
 
 @dataclass(frozen=True)

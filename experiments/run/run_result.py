@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_catalog.records import Record
-from experiments.tracking.mlflow_logger import LoggedRun, MlflowState
+from experiments.tracking.mlflow_store import LoggedRun, MlflowState
 
 MetricName = Literal["mAP", "rank1", "rank5", "rank10"]
 METRICS: tuple[MetricName, ...] = ("mAP", "rank1", "rank5", "rank10")

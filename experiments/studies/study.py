@@ -18,7 +18,8 @@ from experiments.run.run_result import RunError
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
-from experiments.tracking.mlflow_logger import Description, MlflowRun
+from experiments.tracking.mlflow_logger import Description
+from experiments.tracking.mlflow_store import MlflowRun
 from experiments.tracking.polling import polling
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 
 from data_catalog.records import Record
-from experiments.tracking.mlflow_logger import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun
 
 
 class StudyResult(Record):

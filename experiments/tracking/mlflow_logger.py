@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from data_catalog.records import Record
 from data_catalog.storage import filesystems
-from experiments.recipes import ConfigError
 from experiments.tracking.journal import Journal
+from experiments.tracking.mlflow_store import LoggedRun, MlflowRun, MlflowState, without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -27,40 +24,8 @@ logger = logging.getLogger(__name__)
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 UUID_TAG = "stmi.identity"
 """Tag with the uuid of a run, or of a study's child, which is found by it in any store."""
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _BATCH = 100
 """MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
-
-
-def local_store(workspace: Path) -> str:
-    """URI of the embedded store of a workspace: a SQLite file."""
-    return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
-
-
-def resolve_tracking_uri(uri: str | None, workspace: Path) -> str:
-    """The tracking URI that was asked for, or $MLFLOW_TRACKING_URI, or the workspace's embedded store.
-
-    Raises:
-        ConfigError: MLflow knows no such kind of store.
-    """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(workspace)
-    scheme = chosen.partition("://")[0].partition("+")[0]
-    if chosen.partition(":")[0] != "databricks" and scheme not in SCHEMES:
-        raise ConfigError(
-            f"MLflow's tracking URI {without_credentials(chosen)!r} (--tracking-uri, $MLFLOW_TRACKING_URI): "
-            "none of a server or a database; expected one such as http://127.0.0.1:5000 or "
-            "sqlite:////data/mlflow.db"
-        )
-    return chosen
-
-
-def without_credentials(uri: str) -> str:
-    """A URI as it may be stored and shown: without user name, password and query, well-formed or not."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme.startswith(("sqlite", "file")):
-        return uri
-    # Whatever stands before an @ may be a password, with a / or a # in it.
-    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 
 @dataclass(frozen=True)
@@ -80,38 +45,6 @@ class Description:
     parameters: dict[str, Any]
     tags: dict[str, str]
     tables: dict[str, str]
-
-
-class MlflowRun(Record):
-    """Where MLflow has a run or a study."""
-
-    uri: str
-    """Tracking URI, without user name and password."""
-    run_id: str | None = None
-    """None as long as MLflow did not answer."""
-    experiment_id: str | None = None
-
-
-class LoggedRun(MlflowRun):
-    """Where MLflow has a run that has just ended."""
-
-    behind: bool
-    """Whether MLflow could not be reached at the end; the journal keeps what it lacks."""
-
-
-class MlflowState(MlflowRun):
-    """What was logged of a run so far (`mlflow.json`)."""
-
-    described: bool = False
-    """Whether parameters and tags were logged."""
-    sent: int = 0
-    """How many events of the journal were logged."""
-    files: dict[str, str] = Field(default_factory=dict)
-    """File name to the digest of what was logged."""
-    status: str = ""
-    """With which the run was closed; empty while it goes on."""
-    uuid: str | None = Field(default=None, alias="identity")
-    """Identifies the run in any store; stored under a key from before the name."""
 
 
 class MlflowLogger:

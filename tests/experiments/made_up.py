@@ -5,7 +5,7 @@ import json
 from experiments.run.run_result import RunResult
 from experiments.studies.ablation.ablation_result import ComparedMetric, RowMetric, TableRow
 from experiments.studies.sweep.sweep_result import BestTrial, MetricsOnTest, SweepResult, SweepTrial
-from experiments.tracking.mlflow_logger import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun
 from tests import json_samples
 
 

@@ -17,7 +17,7 @@ from experiments.studies.ablation.rows import ABLATIONS, Ablation, Row
 from experiments.studies.published import published
 from experiments.studies.study_folder import StudyFolder
 from experiments.tracking.journal import Journal
-from experiments.tracking.mlflow_logger import local_store
+from experiments.tracking.mlflow_store import local_store
 from stmi.config import SfmConfig
 from tests.experiments import small_run
 

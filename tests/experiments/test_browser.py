@@ -11,7 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from experiments.reports.recorded_study import read_study
 from experiments.run.run_folder import RunFolder
-from experiments.tracking.mlflow_logger import local_store
+from experiments.tracking.mlflow_store import local_store
 from tests.mlflow_server import free_port, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

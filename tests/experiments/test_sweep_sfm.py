@@ -18,7 +18,7 @@ from data_catalog.storage.claims import claim
 from experiments import sweep_sfm
 from experiments.run import preflight
 from experiments.tracking.journal import Journal
-from experiments.tracking.mlflow_logger import local_store
+from experiments.tracking.mlflow_store import local_store
 from tests.experiments import small_run
 from tests.mlflow_server import free_port, serving
 

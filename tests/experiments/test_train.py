@@ -16,7 +16,7 @@ from experiments import demo, report, train
 from experiments.run import ray_workers
 from experiments.run.run_options import RunOptions
 from experiments.tracking.journal import Journal
-from experiments.tracking.mlflow_logger import local_store
+from experiments.tracking.mlflow_store import local_store
 from stmi.model import FEATURES
 from tests.experiments import small_run
 from tests.experiments.small_run import run

@@ -18,7 +18,7 @@ from experiments.studies.published import published
 from experiments.studies.study import Study, describe_other_code
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.tuning import train_runs
-from experiments.tracking.mlflow_logger import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun
 
 
 class AblationStudy(Study[AblationResult]):

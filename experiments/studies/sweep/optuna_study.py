@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from experiments.recipes import ConfigError
 from experiments.studies.sweep.search_space import Space
 from experiments.studies.sweep.sweep_result import State, SweepTrial
-from experiments.tracking.mlflow_logger import without_credentials
+from experiments.tracking.mlflow_store import without_credentials
 from stmi import keyed_random
 
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)

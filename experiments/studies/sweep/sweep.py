@@ -25,7 +25,7 @@ from experiments.studies.sweep.sweep_result import (
 )
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
 from experiments.studies.tuning import reason_of, tune_trials
-from experiments.tracking.mlflow_logger import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from experiments.reports.study_report import write_report
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
 from experiments.studies.published import published
-from experiments.tracking.mlflow_logger import local_store
+from experiments.tracking.mlflow_store import local_store
 from tests import json_samples
 
 

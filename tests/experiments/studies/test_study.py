@@ -13,7 +13,8 @@ from experiments.studies.study import Study
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
-from experiments.tracking.mlflow_logger import Description, local_store
+from experiments.tracking.mlflow_logger import Description
+from experiments.tracking.mlflow_store import local_store
 
 
 class OneRunResult(StudyResult):

@@ -6,13 +6,8 @@ import pytest
 
 from cluster import services
 from experiments.tracking.journal import Journal
-from experiments.tracking.mlflow_logger import (
-    UUID_TAG,
-    Description,
-    MlflowLogger,
-    local_store,
-    without_credentials,
-)
+from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger
+from experiments.tracking.mlflow_store import local_store, without_credentials
 from tests.mlflow_server import free_port, serving
 
 DESCRIPTION = Description(
