@@ -83,7 +83,7 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
         ]
         return fitting[-1] if fitting else None
 
-    def input_of(table: Table | None, kind: TableKind) -> Table | None:
+    def find_input(table: Table | None, kind: TableKind) -> Table | None:
         """The input of a table; where there is no such table yet, the input that it would have."""
         if table is None:
             return newest(kind, {"samples": samples})
@@ -98,8 +98,8 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
     }
     return {
         "samples": samples,
-        "masks": input_of(views["view/train"], TableKind.MASKS),
-        "captions": input_of(features, TableKind.CAPTIONS),
+        "masks": find_input(views["view/train"], TableKind.MASKS),
+        "captions": find_input(features, TableKind.CAPTIONS),
         "text_features": features,
         **views,
     }

@@ -63,8 +63,8 @@ class Verdict:
 
     Attributes:
         p_value: The larger one of the two tests; None where one of them is not possible.
-        adjusted: The same, corrected for the number of differences; None likewise.
-        real: Whether the corrected value is below the level; None likewise.
+        adjusted: The same, corrected for the number of differences; None in the same case.
+        real: Whether the corrected value is below the level; None in the same case.
     """
 
     p_value: float | None
@@ -140,12 +140,12 @@ def bootstrap_over_queries(
     Raises:
         SignificanceError: Shapes or unmatched queries differ, or no query has a match.
     """
-    gain, kept = _gain_by_query(row, reference)
+    gain, matched = _gain_by_query(row, reference)
     clusters = np.arange(len(gain)) if identity is None else np.asarray(identity)
     if clusters.shape != gain.shape:
         raise SignificanceError(f"identity has shape {clusters.shape}; expected {gain.shape}, one a query")
-    _, cluster = np.unique(clusters[kept], return_inverse=True)
-    sums = np.bincount(cluster, gain[kept])
+    _, cluster = np.unique(clusters[matched], return_inverse=True)
+    sums = np.bincount(cluster, gain[matched])
     counts = np.bincount(cluster).astype(float)
     units = len(counts)
     difference = float(sums.sum() / counts.sum())

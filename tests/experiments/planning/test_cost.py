@@ -18,7 +18,7 @@ MEMORY_FACTOR = 1.1
 
 
 @cache
-def cost_of(*settings):
+def measured_cost(*settings):
     return measure_cost(resolve("demo", list(settings)), IDENTITIES, CAMERAS)
 
 
@@ -35,7 +35,7 @@ def image_tower_flops():
 
 
 def test_flops_follow_from_the_matrix_sizes():
-    flops = cost_of("model.sfm=off").flops
+    flops = measured_cost("model.sfm=off").flops
     convolution, linear, product = image_tower_flops()
     assert flops.forward.by_part["image_tower"] == convolution + linear + 2 * product
     # Backward, a linear map has two products of its size, and the convolution one: pixels need no gradient.
@@ -44,14 +44,14 @@ def test_flops_follow_from_the_matrix_sizes():
 
 
 def test_flops_of_a_step_are_those_of_its_parts():
-    parts = cost_of().flops.training_step.by_part
+    parts = measured_cost().flops.training_step.by_part
     assert step_flops(resolve("demo"), IDENTITIES, CAMERAS) == pytest.approx(
         sum(parts.values()), abs=len(parts)
     )
 
 
 def test_modulated_attention_is_counted_forward_and_backward():
-    flops = cost_of().flops
+    flops = measured_cost().flops
     convolution, linear, product = image_tower_flops()
     # It has more products than the plain attention, and not many more.
     assert 2 * product <= flops.forward.by_part["image_tower"] - convolution - linear <= 5 * product
@@ -63,7 +63,7 @@ def test_modulated_attention_is_counted_forward_and_backward():
 
 
 def test_parts_and_losses_make_up_the_step():
-    flops = cost_of().flops
+    flops = measured_cost().flops
     forward, step = flops.forward.by_part, flops.training_step.by_part
     assert set(forward) == set(step) == {*PARTS, "losses"}
     # Incidence of the 15 nodes, and distances of the features in a batch.
@@ -76,7 +76,7 @@ def test_parts_and_losses_make_up_the_step():
 
 
 def test_text_tower_counts_per_caption_if_frozen_and_per_step_if_trained():
-    frozen, tuned = cost_of(), cost_of("model.text.fine_tune=on")
+    frozen, tuned = measured_cost(), measured_cost("model.text.fine_tune=on")
     tokens, width, embedding, layers = 77, 64, 128, 2
     caption = layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width) + 2 * width * embedding
     assert frozen.flops.caption == tuned.flops.caption == caption
@@ -93,7 +93,7 @@ def test_parameters_equal_those_of_the_model_with_its_weights():
     config = resolve("demo")
     clip = load_clip(run_data.clip_source(config))
     model = STMI(config.model, clip, IDENTITIES, CAMERAS, seed=0)
-    parts = dict(cost_of().parameters.by_part)
+    parts = dict(measured_cost().parameters.by_part)
     text = sum(p.numel() for p in clip.model.parameters()) - sum(
         p.numel() for p in clip.model.visual.parameters()
     )
@@ -107,7 +107,7 @@ def test_parameters_equal_those_of_the_model_with_its_weights():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_memory_equals_what_the_allocator_gives_out(precision):
     setting = f"train.precision={precision}"
-    config, predicted = resolve("demo", [setting]), cost_of(setting).memory
+    config, predicted = resolve("demo", [setting]), measured_cost(setting).memory
     clip = untrained_clip(config)
     model = STMI(config.model, clip, IDENTITIES, CAMERAS, seed=0)
     run = DryRun(config, model, clip.model.context_length)
@@ -138,7 +138,7 @@ def allocated(function):
 
 
 def test_more_workers_have_smaller_shares_of_the_batch_and_the_same_weights():
-    two, four = cost_of(), cost_of("train.workers=4")
+    two, four = measured_cost(), measured_cost("train.workers=4")
     assert (two.memory.samples, four.memory.samples) == (24, 12)
     assert two.memory.weights == four.memory.weights
     assert two.memory.activations / four.memory.activations == pytest.approx(2, rel=0.05)
@@ -146,11 +146,11 @@ def test_more_workers_have_smaller_shares_of_the_batch_and_the_same_weights():
 
 
 def test_disabled_module_costs_nothing():
-    cost = cost_of("model.str=off", "model.chi=off")
+    cost = measured_cost("model.str=off", "model.chi=off")
     for part in ("str", "chi", "fusion"):
         assert cost.parameters.by_part[part].total == 0
         assert cost.flops.forward.by_part[part] == cost.flops.training_step.by_part[part] == 0
-    assert cost.flops.forward.by_part["image_tower"] == cost_of().flops.forward.by_part["image_tower"]
+    assert cost.flops.forward.by_part["image_tower"] == measured_cost().flops.forward.by_part["image_tower"]
 
 
 def test_nothing_is_computed_and_no_weights_are_read(monkeypatch):
