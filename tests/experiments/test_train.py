@@ -14,7 +14,6 @@ from data_catalog.storage.claims import claim
 from data_catalog.tables import building
 from experiments import demo, report, train
 from experiments.run import ray_workers
-from experiments.run.run_options import RunOptions
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_store import local_store
 from stmi.model import FEATURES
@@ -147,12 +146,6 @@ def wait_until(workspace, process, has_come):
 
 def checkpoints_of(events):
     return len({event["checkpoint"] for event in events if event.get("checkpoint")})
-
-
-def test_relative_workspace_is_the_one_below_this_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = RunOptions.resolve("here")
-    assert (options.workspace, options.catalog) == (tmp_path / "here", str(tmp_path / "here" / "catalog"))
 
 
 def test_resume_goes_on_with_a_run_that_was_begun_and_refuses_a_new_one(trained, capsys, clip, workspace):

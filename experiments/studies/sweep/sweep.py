@@ -12,7 +12,7 @@ from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
 from experiments.studies.study import Study
 from experiments.studies.study_logger import StudyRun
-from experiments.studies.sweep import optuna_figures
+from experiments.studies.sweep import sweep_figures
 from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, OptunaStudy, TrialFacts
 from experiments.studies.sweep.sweep_result import (
     BestTrial,
@@ -157,7 +157,7 @@ class SweepStudy(Study[SweepResult]):
 
     def _search(self) -> None:
         # Tune is imported after `start_ray` has set what Ray reads from the environment.
-        from experiments.studies.sweep.searcher import StoringScheduler, StudySearcher  # noqa: PLC0415
+        from experiments.studies.sweep.tune_search import StoringScheduler, StudySearcher  # noqa: PLC0415
 
         spec, base = self.spec, self.spec.base
         costs = TrainingCost(self.tables)
@@ -216,7 +216,7 @@ class SweepStudy(Study[SweepResult]):
             files={},
             mlflow=mlflow,
         )
-        figures = optuna_figures.draw_all(self.folder.path, result, spec.space)
+        figures = sweep_figures.draw_all(self.folder.path, result, spec.space)
         return result.model_copy(update={"files": {path.stem: str(path) for path in figures}})
 
     def run(self) -> SweepResult:

@@ -12,8 +12,8 @@ from ray.tune.schedulers import TrialScheduler
 from experiments.recipes import ConfigError, ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.search_space import space_of
-from experiments.studies.sweep.searcher import StoringScheduler, StudySearcher, value_of
 from experiments.studies.sweep.sweep_result import best_of, pareto_of, words
+from experiments.studies.sweep.tune_search import StoringScheduler, StudySearcher, value_of
 from tests.experiments import made_up
 
 SPACE = space_of([])

@@ -1,7 +1,7 @@
 import pytest
 
-from experiments.studies.sweep.optuna_figures import Scale, draw_all, reached
 from experiments.studies.sweep.search_space import parse_dimension, space_of
+from experiments.studies.sweep.sweep_figures import Scale, draw_all, reached
 from tests.experiments import made_up
 
 SPACE = space_of(["optim.learning_rate=log:1e-6:3e-3"])

@@ -1,0 +1,53 @@
+import json
+import sys
+
+import pytest
+
+from experiments import ablate, sweep_sfm, train
+from experiments.command_line import INTERRUPTED_STATUS, USAGE_STATUS, run_command
+from experiments.recipes import ConfigError
+from experiments.report import RunReport
+from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.sweep.sweep_result import SweepResult
+from tests.experiments import made_up
+
+
+@pytest.mark.parametrize(
+    ("script", "record"), [(train, RunReport), (ablate, AblationResult), (sweep_sfm, SweepResult)]
+)
+def test_scripts_print_the_schema_of_their_json(script, record, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--json-schema"])
+    assert ended.value.code == 0
+    schema = json.loads(capsys.readouterr().out)
+    keys = {field.alias or name for name, field in record.model_fields.items()}
+    assert set(schema["properties"]) == keys
+
+
+def test_json_is_all_that_a_script_prints_and_its_status_is_that_of_the_result(capsys):
+    result = made_up.sweep_result(missing=1)
+
+    def command():
+        sys.stdout.write("a library prints something")
+        return result
+
+    assert run_command(command, True, print, lambda result: result.missing) == 1
+    assert json.loads(capsys.readouterr().out) == json.loads(result.to_json())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ConfigError("seed=-1"), USAGE_STATUS, "error: seed=-1"),
+        (KeyboardInterrupt(), INTERRUPTED_STATUS, "run the same command again to continue"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(error, status, message, capsys):
+    def command():
+        raise error
+
+    assert run_command(command, True, print) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
