@@ -1,4 +1,4 @@
-"""Modulated attention for eager execution on a CPU: in parts that fit its cache, and in place.
+"""Modulated attention in parts that fit the cache of a CPU, with in-place operations.
 
 With logits A = Q K^T (queries scaled before), foreground m, R = m m^T and row extremes max_i, min_i, the
 modulated logits are
@@ -49,7 +49,7 @@ def _forward(
     qkv = projected.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
     query, key, value = qkv
     query *= scale
-    output = torch.empty_like(projected[:, :, 0])
+    output = projected.new_empty(projected[:, :, 0].shape)
     extremes = query.new_empty((2, *query.shape[:-1], 1))
     columns, kept = torch.empty_like(extremes, dtype=torch.int64), []
     with torch.autocast(projected.device.type, enabled=False):
