@@ -1,4 +1,4 @@
-"""Files of captions that somebody wrote already, checked and matched to samples.
+"""Files of captions that exist already, checked and matched to samples.
 
 A file is a JSON list of `{"item": file name, "description": text}`. A data set has one file per split, or
 one per split and modality; then one modality is chosen, or the three captions of a sample are joined.
@@ -36,7 +36,7 @@ class ReadCaptions:
         captions: Sample id to its captions by modality, under "" where there is one for all.
         digest: SHA-256 over which file each is and its bytes.
         absent: Items that name no sample.
-        duplicates: Items that stand there twice with the same text.
+        duplicates: Items that are listed twice with the same text.
     """
 
     captions: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ def find_caption_files(samples: Table, folder: str | Path | None, choose: Choice
         choose: Which captions to take.
 
     Raises:
-        CatalogError: If one is missing, or it is not said which modality to take.
+        CatalogError: If one is missing, or the modality must be chosen.
     """
     root, source_format = None, FORMATS[samples.manifest.settings["format"]]
     if folder is None:
@@ -148,7 +148,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _entries(path: Path, data: bytes) -> list[tuple[str, str]]:
-    """Item and text of every entry, white space in texts made single."""
+    """Item and text of every entry, runs of white space in texts replaced by one space."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

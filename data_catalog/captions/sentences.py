@@ -68,7 +68,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType({"person": PERSON, "vehicle
 
 
 def write_caption(attributes: Mapping[str, str], template: Template) -> str:
-    """The sentence that tells what is known.
+    """The sentence that says what is known.
 
     For example "A photo of a young woman with long hair, wearing a red coat."
 
@@ -84,10 +84,10 @@ def write_caption(attributes: Mapping[str, str], template: Template) -> str:
     subject = _phrase(template.subject, attributes, template, always=True)
     parts = [f"A photo of {subject}"]
     for opening, phrases in template.clauses:
-        said = [text for phrase in phrases if (text := _phrase(phrase, attributes, template))]
-        if said:
-            parts.append(f"{opening} {_listed(said)}")
-    # "a man with short hair, wearing ...": only what follows the first clause is set off.
+        listed = [text for phrase in phrases if (text := _phrase(phrase, attributes, template))]
+        if listed:
+            parts.append(f"{opening} {_join(listed)}")
+    # "a man with short hair, wearing ...": only what follows the first clause is separated by commas.
     start = " ".join(parts[:2]) if len(parts) > 1 and parts[1].startswith("with ") else parts[0]
     rest = parts[2:] if start != parts[0] else parts[1:]
     return ", ".join([start, *rest]) + "."
@@ -112,5 +112,5 @@ def _with_article(words: str) -> str:
     return f"{'an' if vowel else 'a'} {words}"
 
 
-def _listed(phrases: list[str]) -> str:
+def _join(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 
 from data_catalog.storage.filesystems import open_root
@@ -105,3 +106,12 @@ def readings_of(source: Path) -> dict[str, dict[str, dict[str, dict[str, object]
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A small model is far slower on several threads, above all on a machine that runs other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -136,7 +136,7 @@ class _LlmCaptionsMaker(ShardMaker[int]):
         return True
 
     def is_final(self, statistics: Mapping[str, Any]) -> bool:
-        # What was unanswered then may be answered by now, and the table must not depend on when it was begun.
+        # An answer that was missing then may be there now; the table must not depend on when it was begun.
         return not statistics["unanswered"]
 
     def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:

@@ -1,11 +1,11 @@
 """Asks an OpenAI-compatible endpoint, many requests at a time and patiently.
 
 One client serves a whole job from one event loop: requests wait on the network, so one process is enough,
-and what must hold over the job (how many requests at once, how much money) holds by construction. The key is
+and limits of the whole job (requests at once, money) are easy to keep. The key is
 read from OPENAI_API_KEY, sent to the endpoint alone, and kept out of every message, log and file. (Ray that
 is started later by the same process inherits the variable, and does not read it.)
 
-The openai client sends requests, pools connections and tells errors apart. Its own retries are off: they know
+The openai client sends requests, pools connections and classifies errors. Its own retries are off: they know
 neither of the budget nor of the other requests. What happens here, by kind of fault:
 
     no connection, wrong key, no such model   the job ends, before a second request is sent
@@ -149,7 +149,7 @@ class LlmClient:
             async with self.budget.reserve(prompt) as reservation:
                 if self.stopped_by:
                     raise self.stopped_by
-                # The budget may have been waited for, and all requests been asked to wait meanwhile.
+                # While this request waited for the budget, Retry-After may have asked all requests to wait.
                 if self._resume_at > time.monotonic():
                     continue
                 self.counts["requests"] += 1
@@ -162,7 +162,7 @@ class LlmClient:
             break
         if completion.usage is None and completion.text is not None and self.settings.budget_usd is not None:
             raise EndpointError(
-                f"endpoint {self.settings.endpoint} does not tell how many tokens an answer took, so no "
+                f"endpoint {self.settings.endpoint} does not report how many tokens an answer took, so no "
                 "budget can be kept; leave --budget-usd out"
             )
         self._is_proven, self._answered_at = True, time.monotonic()
@@ -171,7 +171,7 @@ class LlmClient:
     async def _send(self, request: Mapping[str, Any], *, is_trial: bool) -> Completion:
         seconds = self.settings.timeout_seconds
         try:
-            # The library's own limit is for each read, so a body that trickles in would never end.
+            # The library's own limit is per read, so a body that comes byte by byte would never end.
             async with asyncio.timeout(seconds):
                 response = await self._client.chat.completions.with_raw_response.create(**request)
         except (TimeoutError, openai.APITimeoutError):
@@ -199,7 +199,7 @@ class LlmClient:
 
     def _backoff(self, failures: int) -> float:
         longest = min(self.settings.first_wait_seconds * 2.0 ** min(failures - 1, 30), _LONGEST_WAIT_SECONDS)
-        # Spread out, so that requests that failed together do not come back together.
+        # Random, so that requests that failed together are not sent again together.
         return longest * random.uniform(0.5, 1.0)
 
     async def _sleep(self, seconds: float) -> None:

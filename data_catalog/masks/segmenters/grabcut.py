@@ -2,8 +2,8 @@
 
 Rother, Kolmogorov and Blake 2004, "GrabCut: interactive foreground extraction using iterated graph
 cuts", in OpenCV's version, on an image whose three channels are visible brightness, near infrared and
-heat. Instead of a person's strokes, ellipses say where the object may be; they stand where the heat is,
-since people and engines are warmer than what is behind them.
+heat. Instead of a user's strokes, ellipses say where the object may be; they are put where the heat is,
+since people and engines are warmer than the background.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ _BRIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 class Prior(BaseModel):
-    """Where the object is expected, around the place that is found for it.
+    """Where the object is expected, around the position that is found for it.
 
     Attributes:
-        body: Compared with its surroundings to find the place.
+        body: Compared with its surroundings to find the position.
         core: Foreground for certain.
         likely: Foreground until the cut says otherwise.
         reach: Outside it all is background.
@@ -48,7 +48,7 @@ class GrabCutSettings(BaseModel):
 
     segmenter: Literal["grabcut"] = "grabcut"
     upright: Prior = Prior(body=(0.4, 0.2), core=(0.4, 0.07), likely=(0.45, 0.2), reach=(0.54, 0.36))
-    """Prior in images that are higher than wide."""
+    """Prior in images that are taller than wide."""
     lying: Prior = Prior(body=(0.33, 0.4), core=(0.22, 0.33), likely=(0.3, 0.4), reach=(0.47, 0.53))
     """Prior in the others."""
     contrast: tuple[float, float, float] = (0.3, 0.3, 1.0)
@@ -56,7 +56,7 @@ class GrabCutSettings(BaseModel):
     search: float = Field(0.2, ge=0, le=0.5)
     """How far to the side of the centre the object is looked for, as a share of the width."""
     pull: float = Field(32.0, ge=0)
-    """Grey levels of heat that a place must have more than the centre, per image width of distance."""
+    """Grey levels of heat by which a position must exceed the centre, per image width of distance."""
     iterations: int = Field(2, ge=1, le=20)
 
     gpus_per_actor: ClassVar[float] = 0
@@ -116,7 +116,7 @@ class GrabCutSegmenter:
                 cv2.GC_INIT_WITH_MASK,
             )
         except cv2.error:
-            # Too few pixels for a model of foreground or background: nothing is known but the prior.
+            # Too few pixels for a model of foreground or background: only the prior is known.
             return Segmentation(mask=likely, score=0.0, source="prior")
         mask = _touching((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD), core)
         return Segmentation(mask=mask, score=_separation(channels[2], mask), source="RGB+NIR+TIR")

@@ -1,9 +1,9 @@
 """Which of several masks of one sample is kept: the best over modalities and candidates.
 
 A promptable segmenter answers a point with three masks (a part, a larger part, the whole), in each of the
-three modalities. What is wanted is the whole object, wherever it is seen best, so a candidate's own
-predicted IoU counts together with two things known of a cropped image: about how much of it the object
-covers, and that the object is in its middle.
+three modalities. Wanted is the whole object, in the modality that shows it best. So a candidate's own
+predicted IoU is combined with two facts about cropped images: about how much of the image the object
+covers, and that it is in the centre.
 """
 
 import math
@@ -26,7 +26,7 @@ class Candidate:
     Attributes:
         mask: Bool `(height, width)`, true on the object.
         predicted_iou: Overlap with the truth as the segmenter itself expects it; clipped to 0 to 1.
-        source: Modality that was looked at.
+        source: Modality that was segmented.
     """
 
     mask: Mask
@@ -46,7 +46,7 @@ class ChoiceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     upright_area: tuple[Share, Share] = (0.2, 0.5)
-    """Least and largest share of an image that is higher than wide which the object covers: a person."""
+    """Least and largest share of an image that is taller than wide which the object covers: a person."""
     lying_area: tuple[Share, Share] = (0.2, 0.8)
     """The same shares in the other images: a vehicle."""
     area_spread: float = Field(0.3, gt=0)

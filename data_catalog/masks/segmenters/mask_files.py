@@ -113,7 +113,7 @@ def import_masks(
         settings=MaskFilesSettings(image_size=image_size).model_dump(),
         summarise=summarise,
         true_masks=true_masks,
-        # Allowed or not, the same rows come out; but a table with gaps must not answer who allows none.
+        # The rows do not depend on `allow_missing`, but a table with gaps must not be found without it.
         key_extra={"files": fingerprint, "allow_missing": allow_missing},
         created={"masks": str(root)},
         progress=progress,

@@ -22,8 +22,8 @@ _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# A header is read as a Python literal, and a damaged one fails wherever the parser, the tokenizer or the type
-# that it names gives up.
+# A header is read as a Python literal; a damaged one can fail in the parser, the tokenizer or the type that
+# it names.
 _HEADER_ERRORS = (
     ValueError,
     LookupError,

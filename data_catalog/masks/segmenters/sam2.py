@@ -1,8 +1,8 @@
 """SAM2 as a segmenter: one prompt, three modalities, three candidates each, the best one kept.
 
-The prompt needs no person: ReID images are cropped around the object, so their middle lies on it and their
-border around it. Visible light is dark at night, so every modality is looked at on its own and
-`data_catalog.masks.segmenters.mask_choice` decides.
+The prompt needs no user: ReID images are cropped around the object, so their centre lies on it and their
+border around it. Visible light is dark at night, so every modality is segmented on its own and
+`data_catalog.masks.segmenters.mask_choice` chooses.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Sam2Settings(BaseModel):
     """Distance of the box from the border, as a share of height and width."""
     image_size: int = Field(1024, ge=64, le=2048, multiple_of=32)
     """Side of the square that images are resized to, pixels. 1,024 is what SAM2 was trained with; 512 is a
-    quarter of the work."""
+    quarter of the computation."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     choice: ChoiceSettings = ChoiceSettings()
     overrides: tuple[str, ...] = ()

@@ -165,7 +165,7 @@ def test_files_lie_where_the_layout_keeps_them(tmp_path: Path, ray_session: None
         import_captions(samples)
 
 
-def test_which_file_is_meant_must_be_said(samples: Table, folder: Path, tmp_path: Path) -> None:
+def test_ambiguous_caption_files_are_refused(samples: Table, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match=r"test_NI\.json is not there, but test\.json is.*leave out"):
         import_captions(samples, folder, CaptionFileSettings(choose="NIR"))
     (folder / "val.json").rename(folder / "val_TI.json")
@@ -197,7 +197,7 @@ def test_which_file_is_meant_must_be_said(samples: Table, folder: Path, tmp_path
         ),
     ],
 )
-def test_malformed_file_is_refused_with_its_place(
+def test_malformed_file_is_refused_with_file_and_entry(
     samples: Table, folder: Path, content: Any, message: str
 ) -> None:
     write_captions(folder, test=content)

@@ -58,7 +58,7 @@ def test_of_equal_confidences_the_earlier_source_wins(position: int) -> None:
     assert filled["hair"].source == earlier
 
 
-def test_table_is_filled_as_a_plain_loop_fills(built: Any, readings_of: dict[str, Any]) -> None:
+def test_filling_is_that_of_a_plain_loop(built: Any, readings_of: dict[str, Any]) -> None:
     rows = built.captions.read().to_pylist()
     assert [row["sample_id"] for row in rows] == sample_ids()
     known = 0
@@ -117,7 +117,7 @@ def test_caption_of_a_person_reads_well() -> None:
         ({"hair": "bald", "shoes_colour": "red"}, "A photo of a person with a bald head, wearing red shoes."),
     ],
 )
-def test_caption_tells_only_what_is_known(attributes: dict[str, str], caption: str) -> None:
+def test_caption_says_only_what_is_known(attributes: dict[str, str], caption: str) -> None:
     assert write_caption(attributes, PERSON) == caption
 
 
@@ -163,13 +163,13 @@ def test_value_that_holds_personal_text_is_left_out(built: Any, own_source: Path
     path = own_source / "readings" / "val.jsonl"
     first, *rest = path.read_text().splitlines()
     item = json.loads(first)["item"]
-    told = {
+    predicted = {
         "JOINT": {
             "hat": {"value": "cap with 粤B12345", "confidence": 1},
             "hair": {"value": "bun", "confidence": 1},
         }
     }
-    path.write_text("\n".join([json.dumps({"item": item, "readings": told}), *rest]))
+    path.write_text("\n".join([json.dumps({"item": item, "readings": predicted}), *rest]))
     captions = make_captions(built.samples, own_source / "readings", CaptionSettings(redact=True))
     [row] = [
         row for row in captions.read().to_pylist() if row["sample_id"] == f"val/{item.removesuffix('.jpg')}"

@@ -79,7 +79,7 @@ GOES = (
 
 
 @pytest.mark.parametrize("text", STAYS)
-def test_what_is_not_personal_stays_to_the_letter(text: str) -> None:
+def test_text_that_is_not_personal_is_unchanged(text: str) -> None:
     assert redact(text).text == text
     assert redact(text).counts == {}
 
@@ -91,7 +91,7 @@ def test_personal_text_goes_and_a_sentence_stays(text: str, left: str, counts: d
 
 
 @pytest.mark.parametrize("text", [left for _, left, _ in GOES])
-def test_what_is_left_is_redacted_to_itself(text: str) -> None:
+def test_redacted_text_is_redacted_to_itself(text: str) -> None:
     assert redact(text).text == text
 
 

@@ -22,7 +22,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
     return json.loads(output.out)
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def text_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """What a command prints for a person."""
     status = main(list(map(str, arguments)))
     output = capsys.readouterr()
@@ -54,7 +54,7 @@ def test_overlap_is_printed_by_camera_with_its_light(
     # Noise from 20 to 90, and 120 more on a third of it.
     assert all(0.25 < value < 0.45 for value in brightness.values())
     assert statistics["quality_gate"]["samples"] == sample_ids()
-    text = told(capsys, *arguments)
+    text = text_of(capsys, *arguments)
     for camera, iou in statistics["mean_iou_by_camera"].items():
         expected = f"{camera}  IoU {iou:.4f}  RGB brightness {brightness[camera]:.2f} (day)  RGB+NIR+TIR 14"
         assert expected in text
@@ -62,6 +62,7 @@ def test_overlap_is_printed_by_camera_with_its_light(
     assert sample_ids()[-1] not in text
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_published_size_works_from_the_command_line(
     masks: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +98,7 @@ def test_files_are_imported_from_the_command_line(
         "file",
         "missing",
     }
-    assert "is not there" in told(capsys, *files, "--allow-missing")
+    assert "is not there" in text_of(capsys, *files, "--allow-missing")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_quality_gate_is_a_score(
     assert "is no score; write a number from 0 to 1" in capsys.readouterr().err
 
 
-def test_sheet_is_drawn_from_the_newest_tables(
+def test_sheet_shows_the_newest_tables(
     built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sheet = ("sheet", "small", "--catalog", built.catalog, "--out", tmp_path / "new" / "sheet.png")

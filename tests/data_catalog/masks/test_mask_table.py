@@ -134,29 +134,29 @@ def test_statistics_are_those_of_a_count_over_all_samples(tmp_path: Path, togeth
                 iou = (mask & true_mask).sum() / (mask | true_mask).sum()
             expected.append((sample_id, str(cameras[number]), found[-1], iou))
         shards.append(describe_shard(shard_of(ids, cameras, levels, together), found, truth))
-    told = describe_table(shards)
-    assert told["foreground_fraction"] == pytest.approx(
+    statistics = describe_table(shards)
+    assert statistics["foreground_fraction"] == pytest.approx(
         np.mean([one.mask.mean() for _, _, one, _ in expected])
     )
-    assert told["score"] == pytest.approx(np.mean([one.score for _, _, one, _ in expected]))
+    assert statistics["score"] == pytest.approx(np.mean([one.score for _, _, one, _ in expected]))
     empty = [name for name, _, one, _ in expected if not one.mask.any()]
     full = [name for name, _, one, _ in expected if one.mask.all()]
-    assert (told["empty"], told["empty_samples"]) == (9, empty)
-    assert (told["full"], told["full_samples"]) == (9, full)
+    assert (statistics["empty"], statistics["empty_samples"]) == (9, empty)
+    assert (statistics["full"], statistics["full_samples"]) == (9, full)
     lowest = sorted((one.score, name) for name, _, one, _ in expected)[:LOWEST]
-    assert told["lowest_scores"] == [{"sample_id": name, "score": score} for score, name in lowest]
+    assert statistics["lowest_scores"] == [{"sample_id": name, "score": score} for score, name in lowest]
     # By number, not as text: 9 comes before 10.
-    assert list(told["sources_by_camera"]) == ["9", "10", "11"]
-    for camera, counts in told["sources_by_camera"].items():
+    assert list(statistics["sources_by_camera"]) == ["9", "10", "11"]
+    for camera, counts in statistics["sources_by_camera"].items():
         sources = [one.source for _, of_camera, one, _ in expected if of_camera == camera]
         assert counts == {source: sources.count(source) for source in sorted(set(sources))}
-    assert list(told["mean_iou_by_camera"]) == list(told["brightness_by_camera"]) == ["9", "11"]
+    assert list(statistics["mean_iou_by_camera"]) == list(statistics["brightness_by_camera"]) == ["9", "11"]
     for camera, level in (("9", 200), ("11", 5)):
         ious = [iou for _, of_camera, _, iou in expected if of_camera == camera and iou is not None]
-        assert told["mean_iou_by_camera"][camera] == pytest.approx(np.mean(ious))
-        assert told["brightness_by_camera"][camera] == pytest.approx(level / 255, abs=0.02)
+        assert statistics["mean_iou_by_camera"][camera] == pytest.approx(np.mean(ious))
+        assert statistics["brightness_by_camera"][camera] == pytest.approx(level / 255, abs=0.02)
     ious = [iou for _, _, _, iou in expected if iou is not None]
-    assert (told["mean_iou"], told["scored"]) == (pytest.approx(np.mean(ious)), len(ious))
+    assert (statistics["mean_iou"], statistics["scored"]) == (pytest.approx(np.mean(ious)), len(ious))
 
 
 class _Maker(ShardMaker):

@@ -1,4 +1,4 @@
-"""Requests put straight to a client, without questions about samples around them."""
+"""Requests sent by a client directly, without questions about samples."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from tests.data_catalog.captions.llm.chat_server import COMPLETION_TOKENS, PROMP
 KEY = "sk-secret-0123456789"
 PRICES = Prices(prompt=10, completion=30)
 COST = (PROMPT_TOKENS * 10 + COMPLETION_TOKENS * 30) / 1e6
-"""US dollars of the server's every answer."""
+"""US dollars that each answer of the server costs."""
 
 
 def request(number: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def request(number: int) -> dict[str, Any]:
 def ask(
     server: ChatServer | str, count: int = 1, budget: Budget | None = None, **settings: Any
 ) -> tuple[list[Completion | BaseException], LlmClient]:
-    """What requests come to that are all put at once, and the client that sent them."""
+    """The results of requests that are all sent at once, and the client that sent them."""
     url = server if isinstance(server, str) else server.url
     before = settings.pop("was_answered_before", False)
     merged = {"first_wait_seconds": 0.01, "timeout_seconds": 10, **settings}

@@ -1,4 +1,4 @@
-"""Captions of a small data set, asked for at a server of the test's own."""
+"""Captions of a small data set, made with a server of the test."""
 
 import json
 from typing import Any

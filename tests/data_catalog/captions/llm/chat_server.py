@@ -29,7 +29,7 @@ class Reply:
         trickle_seconds: Wait between the bytes of the body.
         refusal: The model's refusal.
         finish_reason: Why the answer ends.
-        has_usage: Whether the tokens are told.
+        has_usage: Whether the tokens are reported.
     """
 
     text: str | None = None
@@ -62,12 +62,12 @@ def schema_of(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest_of(request: Mapping[str, Any]) -> str:
-    """What tells requests apart, whoever sends them."""
+    """A digest of the request's content."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
 def fitting_answer(request: Mapping[str, Any]) -> str:
-    """A sound answer, another one for another question: to step one any value, to step two one on offer."""
+    """A sound answer that depends on the question: to step one any value, to step two one on offer."""
     chance = int(digest_of(request)[:12], 16)
     properties = schema_of(request)
     if is_choice(request):
@@ -87,7 +87,7 @@ def fitting_answer(request: Mapping[str, Any]) -> str:
 
 
 def offers_of(request: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Attribute to the values that the readers gave, as the text of step two lists them."""
+    """Attribute to the known values that the text of step two lists."""
     [part] = request["messages"][1]["content"]
     offers: dict[str, list[str]] = {}
     for line in part["text"].splitlines():

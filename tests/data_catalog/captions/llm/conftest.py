@@ -37,7 +37,7 @@ def samples(ingested: Path, tmp_path: Path) -> Table:
 
 @pytest.fixture(scope="session")
 def plain(ingested: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[Asked]]:
-    """The captions of a server that does all well, and what it was asked, sample by sample."""
+    """The captions made with a server that makes no fault, and what it was asked, sample by sample."""
     catalog = shutil.copytree(ingested, tmp_path_factory.mktemp("undisturbed") / "catalog")
     with chat_server() as server:
         [samples] = list_tables(catalog, "small")

@@ -75,7 +75,7 @@ def test_budget_below_the_price_of_one_prompt_spends_nothing(length: int) -> Non
         assert server.requests == []
 
 
-def test_answers_that_are_not_kept_are_noted_to_the_next_job_and_not_counted_twice() -> None:
+def test_cost_of_answers_that_are_not_kept_is_noted_once_for_the_next_job() -> None:
     noted: list[Usage] = []
     budget = Budget(PRICES, 1.0, 200, note_lost=noted.append)
     prompt = PromptSize(10)
@@ -88,7 +88,7 @@ def test_answers_that_are_not_kept_are_noted_to_the_next_job_and_not_counted_twi
     assert noted[1:] == [Usage(100, 20) + most]
 
 
-def test_who_waited_for_the_budget_waits_for_the_endpoint_as_well() -> None:
+def test_request_that_waited_for_the_budget_also_waits_for_retry_after() -> None:
     arrived: list[float] = []
 
     def behaviour(number: int, body: object) -> Reply | None:
@@ -104,7 +104,7 @@ def test_who_waited_for_the_budget_waits_for_the_endpoint_as_well() -> None:
     assert min(later - arrived[1] for later in arrived[2:]) >= 0.6
 
 
-def test_longer_prompt_than_any_before_is_set_aside_in_full() -> None:
+def test_prompt_longer_than_any_before_is_reserved_in_full() -> None:
     budget = Budget(PRICES, Usage(3000, 300).cost_usd(PRICES), 200)
     budget.count_earlier(Usage(1000, 100), 1)
     with pytest.raises(BudgetError, match="do not cover another request"):
@@ -112,7 +112,7 @@ def test_longer_prompt_than_any_before_is_set_aside_in_full() -> None:
     assert reserve(budget, PromptSize(2000)) == Usage(2000, 200)
 
 
-def test_image_is_set_aside_by_the_dearest_rule_until_one_of_its_size_was_answered() -> None:
+def test_image_reserves_the_most_until_one_of_its_size_was_answered() -> None:
     budget = Budget(PRICES, None, 200)
     small, large = (PromptSize(500, (size,)) for size in ((32, 64), (64, 64)))
     most = reserve(budget, small, usage=Usage(900, 350))
@@ -159,7 +159,9 @@ def test_prompt_is_no_longer_than_its_bytes_and_its_images() -> None:
         ((8000, 8000), (8000 / 14) ** 2),
     ],
 )
-def test_image_takes_no_more_than_the_dearest_published_rule(size: tuple[int, int], published: float) -> None:
+def test_image_takes_no_more_than_the_most_expensive_published_rule(
+    size: tuple[int, int], published: float
+) -> None:
     assert published <= image_tokens(size) <= 1.01 * published
     assert image_tokens(size) == image_tokens(size[::-1])
 
@@ -190,6 +192,6 @@ def test_budget_needs_prices_and_tokens() -> None:
     with chat_server(lambda number, body: Reply("free", has_usage=False)) as server:
         found, _ = ask(server, 3, prices=PRICES, budget_usd=1.0)
         assert len(server.requests) == 1
-        assert "does not tell how many tokens" in str(found[0])
+        assert "does not report how many tokens" in str(found[0])
         [completion], _ = ask(server)
     assert isinstance(completion, Completion)

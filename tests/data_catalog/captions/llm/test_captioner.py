@@ -47,7 +47,7 @@ def test_captions_follow_from_the_answers(undisturbed: Table, ingested: Path) ->
     assert list_datasets(undisturbed.catalog) == ["small"]
 
 
-def test_every_caption_is_what_a_plain_reading_of_the_answers_gives(
+def test_every_caption_is_what_plain_code_makes_of_the_answers(
     plain: tuple[Table, list[Asked]],
 ) -> None:
     table, asked = plain
@@ -132,13 +132,13 @@ def test_key_is_in_no_file_log_or_message(
     with chat_server(echoing) as server:
         assert main([*command(samples, server.url, "--redact"), "--json"]) == 0
         assert server.keys == {f"Bearer {KEY}"}
-        told = json.loads(capsys.readouterr().out)
-        assert told["redactions"] == {}
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["redactions"] == {}
         server.behaviour = lambda number, request: error(401, f"wrong: {KEY}")
         assert main([*command(samples, server.url), "--model", "other"]) == 2
     output = capsys.readouterr()
     assert "does not accept the key (401: wrong: ***)" in output.err
-    assert KEY not in output.out + output.err + caplog.text + json.dumps(told)
+    assert KEY not in output.out + output.err + caplog.text + json.dumps(printed)
     files = [path for path in Path(samples.catalog).rglob("*") if path.is_file()]
     assert len(files) > QUESTIONS
     assert not [path for path in files if KEY.encode() in path.read_bytes()]

@@ -99,7 +99,7 @@ def test_waits_between_retries_double() -> None:
         assert longest / 2 <= wait < longest + 0.5
 
 
-def test_everybody_waits_as_long_as_retry_after_says() -> None:
+def test_all_requests_wait_as_long_as_retry_after_says() -> None:
     # The second request is limited; the third to eighth must not be sent meanwhile.
     with chat_server(failing(error(429, "slow down", retry_after="0.5"), 1)) as server:
         found, client = ask(server, 8, concurrency=1)
@@ -182,7 +182,7 @@ def test_endpoint_that_hangs_is_asked_again_one_request_at_a_time() -> None:
     assert all(isinstance(completion, Completion) for completion in found)
 
 
-def test_question_left_over_by_an_earlier_job_does_not_condemn_the_endpoint() -> None:
+def test_question_that_an_earlier_job_left_does_not_end_the_next_job() -> None:
     with chat_server(failing(error(500, "poison"), 0, 1)) as server:
         found, _ = ask(server, 2, retries=1, concurrency=1, was_answered_before=True)
     assert [type(result) for result in found] == [RequestFailedError, Completion]
@@ -249,7 +249,7 @@ def test_endpoint_must_be_a_plain_url(endpoint: str, message: str) -> None:
     assert "hid" not in str(raised.value)
 
 
-def test_key_that_no_header_can_carry_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden\nsecond")
     with pytest.raises(CatalogError, match="holds characters that no key has") as raised:
         ask("http://127.0.0.1:9/v1")

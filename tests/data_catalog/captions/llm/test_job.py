@@ -68,7 +68,7 @@ def test_disturbed_job_makes_the_same_table(samples: Table, undisturbed: Table) 
 
 def test_budget_stops_the_job_and_what_is_answered_is_kept(samples: Table, undisturbed: Table) -> None:
     with chat_server() as server:
-        # An image of a size that was never paid for is set aside at 35.5 COST, one of a known size at less
+        # An image of a size that was never paid for reserves 35.5 COST, one of a known size at less
         # than 10: the first budget covers nothing, the second may stop before the second size is known, and
         # the third job knows what the second has learned.
         for budget, least in ((20 * COST, 0), (40.5 * COST, 5), (66.5 * COST, 55)):

@@ -117,7 +117,7 @@ def test_schema_holds_the_cards_values_and_unknown() -> None:
     assert (request["model"], request["temperature"], request["max_completion_tokens"]) == ("tiny", 0.0, 300)
 
 
-def test_prompt_forbids_to_read_text_where_it_is_redacted() -> None:
+def test_prompt_forbids_reading_text_where_captions_are_redacted() -> None:
     plain = QUESTIONS.about(row())["RGB"]
     discreet = Questions(CARD, SETTINGS.model_copy(update={"redact": True})).about(row())["RGB"]
     assert "licence plates" not in plain.instructions
@@ -174,7 +174,7 @@ def test_wrong_attribute_is_named_and_the_others_are_kept(changed: dict[str, Any
     ],
     ids=["words", "list", "nested", "NaN", "cut", "more"],
 )
-def test_answer_of_another_form_is_told(text: str, wrong: list[str]) -> None:
+def test_answer_of_another_form_is_described(text: str, wrong: list[str]) -> None:
     assert QUESTIONS.about(row())["RGB"].read(text)[1] == wrong
 
 
@@ -185,7 +185,7 @@ def test_case_and_fence_do_not_matter() -> None:
     assert values["brand"] == {"value": "Alder", "confidence": 1}
 
 
-def test_choice_offers_what_was_read_and_takes_nothing_else() -> None:
+def test_choice_offers_predicted_values_and_accepts_no_others() -> None:
     question = QUESTIONS.choice(DOUBT)
     assert question is not None
     assert question.image is None
@@ -200,13 +200,13 @@ def test_choice_offers_what_was_read_and_takes_nothing_else() -> None:
     ]
 
 
-def test_nothing_is_asked_where_nothing_is_to_choose() -> None:
+def test_step_two_is_not_asked_where_there_is_no_choice() -> None:
     agreed = predictions(RGB={"type": ("van", 0.9)}, NIR={"type": ("van", 0.1), "lamps": ("unknown", 1.0)})
     assert QUESTIONS.choice(agreed) is None
     assert QUESTIONS.choice({}) is None
 
 
-def test_models_choice_stands_with_the_confidence_of_its_best_reader() -> None:
+def test_chosen_value_has_the_confidence_of_its_best_source() -> None:
     counts = Counter[str]()
     filled = choose(DOUBT, {"type": "pickup", "lamps": "round"}, counts)
     found = {name: (value.value, value.confidence, value.source) for name, value in filled.items()}
@@ -224,7 +224,7 @@ def test_models_choice_stands_with_the_confidence_of_its_best_reader() -> None:
 def ask(
     server: ChatServer, store: AnswerStore, *questions: Question, reasks: int = 2
 ) -> tuple[list[Answer], Counter[str]]:
-    """The answers to questions that are all put at once, and why some were put again."""
+    """The answers to questions that are all asked at once, and why some were asked again."""
 
     async def run() -> tuple[list[Answer], Counter[str]]:
         settings = ClientSettings(endpoint=server.url, reasks=reasks, first_wait_seconds=0.01)
@@ -272,7 +272,7 @@ def test_unusable_answer_is_asked_for_again_and_then_recorded_as_unknown(
         assert len(server.requests) == 2
 
 
-def test_model_is_told_what_was_wrong(store: AnswerStore) -> None:
+def test_model_is_asked_again_with_what_was_wrong(store: AnswerStore) -> None:
     wrong = json.dumps({**SOUND, "type": {"value": "tank", "confidence": 0.5}})
     with chat_server(lambda number, request: Reply(wrong) if number == 0 else None) as server:
         ask(server, store, QUESTIONS.about(row())["RGB"])

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from data_catalog.masks.segmenters.sam2 import Sam2Segmenter, Sam2Settings, sam2
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS, build_sam2_model
 from data_catalog.samples.images import decode_triplets
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = "sam2.1_hiera_t"
 NARROW = (
     "++model.image_encoder.trunk.embed_dim=8",
@@ -28,15 +29,6 @@ NARROW = (
 )
 IMAGE_SIZE = 64
 TINY: dict[str, Any] = {"model": MODEL, "overrides": NARROW, "image_size": IMAGE_SIZE, "precision": "float32"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a model is far slower on several threads, above all on a machine that does other things."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +132,7 @@ def test_other_image_sizes_work(checkpoint: Path, triplets: list[np.ndarray]) ->
     assert found[0].mask.shape == (32, 16)
 
 
-def test_table_tells_where_its_masks_come_from(built: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_table_says_where_its_masks_come_from(built: Any, checkpoint: Path, tmp_path: Path) -> None:
     settings = tiny(checkpoint)
     table = make_masks(built.samples, settings)
     manifest = table.manifest
