@@ -10,7 +10,7 @@ from data_catalog.synthetic import people, vehicles
 from data_catalog.synthetic.canvas import TIR, Brush, Canvas
 from data_catalog.synthetic.identities import Identity, make_bystander, make_identity
 from data_catalog.synthetic.random_choices import RandomChoices
-from data_catalog.synthetic.scenes import Surroundings, paint_object, panorama
+from data_catalog.synthetic.scenes import Scene, paint_object, panorama
 from data_catalog.synthetic.synthetic_settings import SyntheticSettings
 
 DETAIL = 2
@@ -190,26 +190,20 @@ def _paint_bystander(
 def _paint_objects(settings: SyntheticSettings, canvas: Canvas, camera: int, draws: RandomChoices) -> None:
     """Paint objects near the target, besides those of the scene."""
     height, width = canvas.materials.shape
-    surroundings = Surroundings(settings, camera, draws)
+    scene = Scene(settings, camera, draws)
     brush = Brush(canvas, 0.0, 0.0, height)
     for _ in range(int(settings.clutter * draws.uniform(0.0, 4.0))):
         paint_object(
-            brush,
-            surroundings,
-            draws.uniform(0.0, width / height),
-            draws.uniform(0.7, 1.0),
-            draws.uniform(0.7, 1.5),
+            brush, scene, draws.uniform(0.0, width / height), draws.uniform(0.7, 1.0), draws.uniform(0.7, 1.5)
         )
 
 
 def _paint_occlusion(settings: SyntheticSettings, canvas: Canvas, camera: int, draws: RandomChoices) -> None:
     """Paint a post, a rail, or a low wall or bush in front of the target."""
     height, width = canvas.materials.shape
-    surroundings = Surroundings(settings, camera, draws)
+    scene = Scene(settings, camera, draws)
     brush = Brush(canvas, 0.0, 0.0, height)
-    material = canvas.add(
-        surroundings.material(((96, 98, 100, 84, 74), (108, 88, 70, 120, 82), (78, 92, 60, 188, 70)))
-    )
+    material = scene.add(canvas, ((96, 98, 100, 84, 74), (108, 88, 70, 120, 82), (78, 92, 60, 188, 70)))
     wide = width / height
     kind = draws.pick(("post", "rail", "low"))
     if kind == "post":
