@@ -10,6 +10,7 @@ from data_catalog.formats.source import (
     Rejected,
     SourceFormat,
     SourceSample,
+    Split,
 )
 
 FORMATS: Mapping[str, SourceFormat] = {
@@ -17,4 +18,13 @@ FORMATS: Mapping[str, SourceFormat] = {
 }
 """Every layout by its name."""
 
-__all__ = ["FORMATS", "SIDE_BY_SIDE", "SPLITS", "Listing", "Rejected", "SourceFormat", "SourceSample"]
+__all__ = [
+    "FORMATS",
+    "SIDE_BY_SIDE",
+    "SPLITS",
+    "Listing",
+    "Rejected",
+    "SourceFormat",
+    "SourceSample",
+    "Split",
+]

@@ -130,7 +130,7 @@ def read_names(
 
 def leave_out(path: str, reason: str) -> Rejected:
     """A file that is left out; bytes of its path that are not UTF-8 are escaped."""
-    return Rejected(path.encode(errors="backslashreplace").decode(), reason)
+    return Rejected(file=path.encode(errors="backslashreplace").decode(), reason=reason)
 
 
 def refuse_empty(source: Path, folder: str, holds: int, rejected: Iterable[Rejected], needed: str) -> None:

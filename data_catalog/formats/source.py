@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from data_catalog.records import Record
 from stmi.modality import MODALITIES, Modality
 
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 """Parts of a data set. Identities of different parts are disjoint."""
 
 SIDE_BY_SIDE = "SIDE_BY_SIDE"
@@ -44,11 +47,11 @@ class SourceSample:
     query_files: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A file (path below the source folder) that is left out, and why."""
+class Rejected(Record):
+    """A file that is left out."""
 
     file: str
+    """Path below the source folder."""
     reason: str
 
 

@@ -46,20 +46,13 @@ class SplitSize(Record):
     identities: int
 
 
-class QuarantinedFile(Record):
-    """A file that was left out, with its sample."""
-
-    file: str
-    """Path below the source folder."""
-    reason: str
-
-
 class SamplesStatistics(Record):
     """Statistics of a `samples` table."""
 
     splits: dict[str, SplitSize]
     cameras: tuple[int, ...]
-    quarantined: tuple[QuarantinedFile, ...]
+    quarantined: tuple[Rejected, ...]
+    """Files that were left out, with their samples."""
 
 
 class IngestSettings(Record):
@@ -208,7 +201,7 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
 
     def make(self, spec: list[dict[str, Any]]) -> tuple[pa.Table, dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        quarantined: list[dict[str, str]] = []
+        quarantined: list[Rejected] = []
         for sample in spec:
             try:
                 row, faults = self._row(sample)
@@ -227,33 +220,33 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             "identities": {split: sorted(set(ids)) for split, ids in identities.items()},
             "samples": {split: len(ids) for split, ids in identities.items()},
             "cameras": sorted({row["camera_id"] for row in rows}),
-            "quarantined": quarantined,
+            "quarantined": [fault.model_dump() for fault in quarantined],
         }
         return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), statistics
 
-    def _row(self, sample: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    def _row(self, sample: Mapping[str, Any]) -> tuple[dict[str, Any], list[Rejected]]:
         """The row of a sample, and what is wrong with its files (then there is no row)."""
         images: dict[str, bytes] = {}
         sizes: dict[str, Size] = {}
-        faults: list[dict[str, str]] = []
+        faults: list[Rejected] = []
         for name in (SIDE_BY_SIDE,) if SIDE_BY_SIDE in sample["files"] else MODALITIES:
             file = sample["files"].get(name)
             if file is None:
                 other = next(iter(sample["files"].values()))
-                faults.append({"file": other, "reason": f"has no {name} image of the same name"})
+                faults.append(Rejected(file=other, reason=f"has no {name} image of the same name"))
                 continue
             try:
                 images[name] = read_file(self.root / file)
                 height, width = image_size(images[name])
                 sizes[name] = height, width_side_by_side(width) if name == SIDE_BY_SIDE else width
             except ValueError as error:
-                faults.append({"file": file, "reason": str(error)})
+                faults.append(Rejected(file=file, reason=str(error)))
         wanted = self.size or next(iter(sizes.values()), None)
         for name, size in sizes.items():
             if wanted is not None and size != wanted:
                 times = f"{len(MODALITIES)} times " if name == SIDE_BY_SIDE else ""
                 reason = f"is {times}{size[0]}x{size[1]} (height x width), expected {wanted[0]}x{wanted[1]}"
-                faults.append({"file": sample["files"][name], "reason": reason})
+                faults.append(Rejected(file=sample["files"][name], reason=reason))
         faults += self._query_faults(sample, images)
         if faults:
             return {}, faults
@@ -266,17 +259,17 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             "digest": sample_digest(*images.values()),
         }, []
 
-    def _query_faults(self, sample: Mapping[str, Any], images: Mapping[str, bytes]) -> list[dict[str, str]]:
+    def _query_faults(self, sample: Mapping[str, Any], images: Mapping[str, bytes]) -> list[Rejected]:
         """What is wrong with the copies of a gallery sample's files among the queries.
 
         Only the bytes of the gallery are stored, so a query with other bytes would not be noticed later.
         """
         copies: Mapping[str, str] = sample["query_files"]
-        faults = []
+        faults: list[Rejected] = []
         for name in sample["files"] if copies else ():
             if name not in copies:
                 other = next(iter(copies.values()))
-                faults.append({"file": other, "reason": f"has no {name} image of the same name"})
+                faults.append(Rejected(file=other, reason=f"has no {name} image of the same name"))
                 continue
             try:
                 data = read_file(self.root / copies[name])
@@ -286,7 +279,7 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
                         "differs from the gallery's file of the same name, expected a copy of it"
                     )
             except ValueError as error:
-                faults.append({"file": copies[name], "reason": str(error)})
+                faults.append(Rejected(file=copies[name], reason=str(error)))
         return faults
 
 
@@ -294,11 +287,11 @@ def _summarise(shards: Iterable[Mapping[str, Any]], rejected: Iterable[Rejected]
     samples: Counter[str] = Counter()
     identities: dict[str, set[int]] = {}
     cameras: set[int] = set()
-    quarantined = [QuarantinedFile(**asdict(file)) for file in rejected]
+    quarantined = list(rejected)
     for shard in shards:
         samples.update(shard["samples"])
         cameras.update(shard["cameras"])
-        quarantined += [QuarantinedFile(**fault) for fault in shard["quarantined"]]
+        quarantined += [Rejected(**fault) for fault in shard["quarantined"]]
         for split, ids in shard["identities"].items():
             identities.setdefault(split, set()).update(ids)
     return SamplesStatistics(

@@ -4,13 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from data_catalog.formats import SPLITS, Split
 from data_catalog.records import Record
 
 Kind = Literal["person", "vehicle"]
-Split = Literal["train", "val", "test"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 MAX_IDENTITY = 999_999
 """Largest identity number: file names give it six digits."""
 
