@@ -10,7 +10,6 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
-from data_catalog.synthetic import SPLITS as SYNTHETIC_SPLITS
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables
 from experiments.recipes import ConfigError, ExperimentConfig
@@ -182,7 +181,7 @@ def measure_extent(config: ExperimentConfig, tables: Tables) -> Extent:
     elif settings is not None:
         source = "the benchmark's settings"
         cameras, each = settings.cameras, settings.cameras * settings.shots
-        counts = {str(split): each * len(settings.identities(split)) for split in SYNTHETIC_SPLITS}
+        counts = {str(split): each * len(settings.identities(split)) for split in SPLITS}
         identity = np.arange(counts["train"]) % len(settings.identities("train"))
     elif config.data.dataset in card_names():
         source, card = f"the card of {config.data.dataset}", load_card(config.data.dataset)

@@ -79,7 +79,7 @@ def prepare_tables(
         tables = _synthetic_tables(config, clip_source(config), workspace, catalog, on_step)
     else:
         tables = _found_tables(config, clip, catalog)
-    views = {split: tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
+    views = {str(split): tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
     made_from = views["train"].manifest.inputs | tables["text_features"].manifest.inputs
     digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
     artifacts = NewestTables(
