@@ -21,12 +21,12 @@ def cut_by_identity(identity: npt.NDArray[np.int64], samples_per_shard: int) -> 
         samples_per_shard: Largest number of samples of a shard; a single larger identity has its own shard.
     """
     identities, samples = np.unique(identity, return_counts=True)
-    starts, held = [0], 0
+    starts, filled = [0], 0
     for position, count in enumerate(samples):
-        if held and held + count > samples_per_shard:
+        if filled and filled + count > samples_per_shard:
             starts.append(position)
-            held = 0
-        held += int(count)
+            filled = 0
+        filled += int(count)
     return np.split(identities, starts[1:])
 
 
@@ -51,7 +51,7 @@ def identities_by_shard(view: Table) -> list[npt.NDArray[np.int64]]:
     return [np.repeat(*np.array(shard, dtype=np.int64).reshape(-1, 2).T) for shard in shards]
 
 
-def deal_shards(samples: Sequence[int], workers: int) -> list[list[int]]:
+def assign_shards(samples: Sequence[int], workers: int) -> list[list[int]]:
     """Distribute shards so that all workers have about as many samples.
 
     The largest remaining shard goes to the worker with the fewest samples (Graham 1969, "Bounds on
@@ -72,10 +72,10 @@ def deal_shards(samples: Sequence[int], workers: int) -> list[list[int]]:
             f"{workers} workers cannot share {len(samples)} shards of whole identities; use at most "
             f"{len(samples)} workers, or make the view with smaller shards (--samples-per-shard)"
         )
-    dealt: list[list[int]] = [[] for _ in range(workers)]
-    held = [0] * workers
+    assigned: list[list[int]] = [[] for _ in range(workers)]
+    filled = [0] * workers
     for shard in sorted(range(len(samples)), key=lambda shard: (-samples[shard], shard)):
-        worker = min(range(workers), key=lambda worker: (held[worker], worker))
-        dealt[worker].append(shard)
-        held[worker] += samples[shard]
-    return [sorted(shards) for shards in dealt]
+        worker = min(range(workers), key=lambda worker: (filled[worker], worker))
+        assigned[worker].append(shard)
+        filled[worker] += samples[shard]
+    return [sorted(shards) for shards in assigned]

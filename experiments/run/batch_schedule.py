@@ -3,7 +3,7 @@
 import numpy as np
 
 from data_catalog.tables.table import Table
-from data_catalog.views.placement import deal_shards, identities_by_shard
+from data_catalog.views.placement import assign_shards, identities_by_shard
 from experiments.recipes import ExperimentConfig
 from stmi.training import batch_plan
 
@@ -34,7 +34,7 @@ class BatchSchedule:
             self.shards = [list(range(len(identity)))] * workers
             self.labels = [labels] * workers
         else:
-            self.shards = deal_shards([len(rows) for rows in identity], workers)
+            self.shards = assign_shards([len(rows) for rows in identity], workers)
             label_parts = np.split(labels, np.cumsum([len(rows) for rows in identity])[:-1])
             self.labels = [np.concatenate([label_parts[number] for number in own]) for own in self.shards]
 

@@ -36,12 +36,12 @@ def all_steps(source: Path, catalog: Path) -> dict[str, Table]:
 
 
 def without_actors(patched: pytest.MonkeyPatch) -> None:
-    """Let the process that wants a table make it: what it writes is written in a known order."""
+    """Make tables in this process, so that files are written in a known order."""
     patched.setenv(building.LOCAL_SECONDS_VARIABLE, "inf")
 
 
 def die(source: Path, catalog: Path, files: int) -> None:
-    """Go through the steps and die while the last of so many files is not yet in its place."""
+    """Run the steps, and kill this process before the last of so many files gets its final name."""
     write, left = filesystems.written_atomically, files
 
     @contextmanager

@@ -67,7 +67,7 @@ def test_none_held_out_changes_nothing() -> None:
     ("samples", "identities", "message"),
     [
         ([*SAMPLES, sample("val", 30, 0)], 1, "a split val of its own"),
-        (SAMPLES, 9, "8 are seen under two cameras"),
+        (SAMPLES, 9, "8 have two cameras"),
         (SAMPLES[:4], 1, "two must be left"),
     ],
 )

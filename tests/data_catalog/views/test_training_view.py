@@ -134,9 +134,9 @@ class Relabelled(Table):
 
     def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         rows = super().read_shard(number)
-        place = rows.column_names.index("identity")
+        position = rows.column_names.index("identity")
         identity = pa.array(rows["sample_index"].to_numpy() * 5 % 3, pa.int64())
-        rows = rows.set_column(place, rows.schema.field(place), identity)
+        rows = rows.set_column(position, rows.schema.field(position), identity)
         return rows if columns is None else rows.select(list(columns))
 
 
