@@ -20,7 +20,8 @@ if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cluster.cluster_state import ClusterError
-from cluster.local_cluster import HOOKS, ClusterStatus, EndedProcesses, LocalCluster, StartedCluster
+from cluster.cluster_status import ClusterStatus, EndedProcesses, StartedCluster
+from cluster.local_cluster import HOOKS, LocalCluster
 from data_catalog.records import Record, add_json_options
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 import psutil
 from filelock import FileLock, Timeout
 
 from cluster.cluster_state import ClusterError, ClusterState
+from cluster.cluster_status import ClusterStatus, EndedProcesses, ServiceState, ServiceStatus, StartedCluster
 from cluster.processes import (
     end_processes,
     find_family,
@@ -38,53 +38,11 @@ from cluster.services import (
     ServiceMaker,
     without_credentials,
 )
-from data_catalog.records import Record
 
 HOOKS = Path(__file__).resolve().parent / "submit_hook"
 _POLL_SECONDS = 0.25
 _END_TIMEOUT_SECONDS = 15.0
 """Time to end in good order: Ray takes some seconds to end its processes."""
-
-
-class ServiceStatus(Record):
-    """One service of a cluster."""
-
-    state: Literal["well", "not answering", "died", "not started"]
-    process: int | None
-    """Number of its first process; None where that does not run."""
-    log: str
-    """Its log file."""
-
-
-class ClusterStatus(Record):
-    """A cluster: its services, and where something was started what a user needs to reach them."""
-
-    state: Literal["up", "partly up", "down"]
-    services: dict[str, ServiceStatus]
-    """By name: `ray` and `mlflow`."""
-    folder: str
-    """Folder of the cluster."""
-
-
-class StartedCluster(ClusterStatus):
-    """A cluster of which something was started."""
-
-    ray_address: str
-    dashboard: str
-    """Address of Ray's dashboard, to which jobs are submitted."""
-    mlflow: str
-    """Address of the MLflow server."""
-    backend: str
-    """MLflow's database, without credentials."""
-    environment: dict[str, str]
-    """What a user exports; it contains no secret."""
-
-
-class EndedProcesses(Record):
-    """What `down` ended."""
-
-    ended: dict[str, int]
-    """Number of processes, by service."""
 
 
 class LocalCluster:
@@ -224,7 +182,7 @@ class LocalCluster:
         )
 
     def _describe_service(self, name: str) -> ServiceStatus:
-        state: Literal["well", "not answering", "died", "not started"]
+        state: ServiceState
         runs = self._runs(name)
         if not self._keys(name):
             state = "not started"

@@ -43,12 +43,12 @@ class ExpectedTable(Record):
     """A table that a run would read."""
 
     name: str
-    key: str | None
+    key: str | None = None
     """None where the table is missing, as are the next three."""
-    digest: str | None
-    rows: int | None
-    bytes: int | None
-    command: str | None
+    digest: str | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    command: str | None = None
     """The command that makes the table; None where it exists."""
 
 
@@ -128,10 +128,7 @@ def describe_tables(config: ExperimentConfig, tables: Tables, catalog: str) -> l
     described = []
     for name, table in tables.items():
         if table is None:
-            command = _command(config, name, catalog)
-            described.append(
-                ExpectedTable(name=name, key=None, digest=None, rows=None, bytes=None, command=command)
-            )
+            described.append(ExpectedTable(name=name, command=_command(config, name, catalog)))
             continue
         filesystem, folder = filesystems.open_root(table.path)
         paths = [f"{folder}/{shard.file}" for shard in table.manifest.shards]
@@ -142,7 +139,6 @@ def describe_tables(config: ExperimentConfig, tables: Tables, catalog: str) -> l
                 digest=table.digest,
                 rows=len(table),
                 bytes=sum(info.size or 0 for info in filesystem.get_file_info(paths)),
-                command=None,
             )
         )
     return described

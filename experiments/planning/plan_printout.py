@@ -8,8 +8,9 @@ from rich.filesize import pick_unit_and_suffix
 from rich.table import Table as RichTable
 
 from experiments.planning.calibration import Calibration
-from experiments.planning.cost import Memory, ParameterCount
+from experiments.planning.cost import ParameterCount
 from experiments.planning.expected_tables import ExpectedTable
+from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
 
 _PART_NAMES = {

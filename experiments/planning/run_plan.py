@@ -6,7 +6,7 @@ from typing import Any
 
 from data_catalog.records import Record
 from experiments.planning.calibration import Calibration, calibrate
-from experiments.planning.cost import Cost, Flops, Memory, ModelParameters, measure_cost
+from experiments.planning.cost import Cost, ModelParameters, measure_cost
 from experiments.planning.expected_tables import (
     ExpectedTable,
     Extent,
@@ -22,6 +22,8 @@ from experiments.planning.expected_time import (
     expect_time,
     find_hardware,
 )
+from experiments.planning.flop_counts import Flops
+from experiments.planning.memory_use import Memory
 from experiments.recipes import RECIPES, ExperimentConfig, differences, resolve
 from experiments.run import run_data
 from stmi.clip.architecture import WEIGHTS_FILE

@@ -13,7 +13,8 @@ import pytest
 from filelock import FileLock
 
 from cluster.cluster_state import ClusterError
-from cluster.local_cluster import LocalCluster, StartedCluster, make_private_folder
+from cluster.cluster_status import StartedCluster
+from cluster.local_cluster import LocalCluster, make_private_folder
 from cluster.processes import end_processes, find_family, process_keys, start_process
 from cluster.services import USUAL_PORTS, ClusterSettings, Service, answers
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.planning.cost import PARTS, measure_cost, step_flops
+from experiments.planning.cost import measure_cost
 from experiments.planning.dry_run import DryRun, untrained_clip
+from experiments.planning.flop_counts import PARTS, step_flops
 from experiments.recipes import ConfigError, resolve
 from experiments.run import run_data
 from stmi.clip.loading import load_clip
