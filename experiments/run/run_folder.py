@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from data_catalog.errors import CatalogError
 from data_catalog.storage import filesystems
 from data_catalog.tables.table import Table, TableKind, json_digest, open_table
@@ -172,8 +170,11 @@ class RunFolder(JournalFolder):
         if not self.is_finished:
             return None
         try:
-            return RunResult.model_validate_json(self._result_file.read_bytes())
-        except ValidationError as error:
+            stored = json.loads(self._result_file.read_text(encoding="utf-8"))
+            # The first versions stored where MLflow has the run, too.
+            stored.pop("mlflow", None)
+            return RunResult.model_validate(stored)
+        except ValueError as error:
             raise RunFolderError(f"{self._result_file} is damaged, move it away: {error}") from error
 
     @property

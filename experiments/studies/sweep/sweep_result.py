@@ -72,8 +72,8 @@ class SweepResult(StudyResult):
     """The finished trials that no other one beats in value without costing more."""
     importance: dict[str, float]
     """Share of each setting in what sets the best trials apart (PED-ANOVA), largest first."""
-    missing: int
-    """How many trials less than asked for came to an end."""
+    missing: int = 0
+    """How many trials less than asked for came to an end; studies of the first version do not say."""
     resumed: bool
     """Whether there were trials before this command."""
     storage: str

@@ -73,7 +73,7 @@ def test_printed_result_keeps_its_keys(name):
 
 def test_result_of_an_older_version_is_read(tmp_path):
     sample = json.loads((json_samples.FOLDER / "train.json").read_text())
-    later = ("choices", "reported", "mlflow", "paper")
+    later = ("choices", "reported", "paper")
     (tmp_path / "result.json").write_text(
         json.dumps({name: value for name, value in sample.items() if name not in later})
     )
@@ -87,5 +87,8 @@ def test_stored_result_is_read_back_as_it_was(tmp_path):
     folder.write_result(result)
     assert folder.result == result
     (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"result\.json is damaged"):
+        _ = folder.result
+    (tmp_path / "result.json").write_text("{")
     with pytest.raises(RunFolderError, match=r"result\.json is damaged"):
         _ = folder.result

@@ -169,3 +169,13 @@ def test_markdown_and_csv_hold_every_row(measured):
 
 def test_printed_ablation_keeps_its_keys():
     json_samples.check("ablate", AblationResult)
+
+
+def test_ablation_of_the_first_version_is_read():
+    """Its rows have the reported epoch only."""
+    sample = json.loads((json_samples.FOLDER / "ablate.json").read_text())
+    for row in sample["rows"]:
+        del row["epochs"]
+    for row in AblationResult.model_validate(sample).rows:
+        shown = dict(zip(HEADER, cells(row), strict=True))
+        assert shown["mAP, last epoch"] == shown["mAP, epoch by validation"] == ""
