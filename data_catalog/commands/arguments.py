@@ -1,7 +1,8 @@
 """Arguments that several commands take, and the tables that they name."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from data_catalog.errors import CatalogError
@@ -41,33 +42,60 @@ def find_made_from(samples: Table, kind: TableKind, key: str | None) -> Table:
     return find_table(samples.catalog, samples.manifest.dataset, kind, key=key, inputs=inputs)
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option that some captioners, or segmenters, have; its default is None.
+
+    Attributes:
+        name: Such as `--max-answer-tokens`.
+        help: Its help, with the default that the captioner has.
+        type: Reads the text; a tuple holds the values to choose from, and bool makes a flag.
+        metavar: What stands for the value in the help.
+    """
+
+    name: str
+    help: str
+    type: Callable[[str], Any] | tuple[str, ...] = str
+    metavar: str | None = None
+
+    @property
+    def attribute(self) -> str:
+        """Its name in the parsed arguments."""
+        return self.name[2:].replace("-", "_")
+
+    def add_to(self, group: argparse._ActionsContainer) -> None:
+        """Declare it."""
+        if self.type is bool:
+            group.add_argument(self.name, help=self.help, action="store_true", default=None)
+        elif isinstance(self.type, tuple):
+            group.add_argument(self.name, help=self.help, choices=self.type)
+        else:
+            group.add_argument(self.name, help=self.help, type=self.type, metavar=self.metavar)
+
+
 def given_options(
-    args: argparse.Namespace, choice: str, options: Mapping[str, Iterable[str]]
+    args: argparse.Namespace, choice: str, options: Mapping[str, Sequence[Option]]
 ) -> dict[str, Any]:
-    """The options of what was chosen that the user gave, by the name of their attribute.
+    """The options of what was chosen that the user gave, by attribute.
 
     Args:
         args: The arguments.
-        choice: Name of the option that chooses (`captioner`); what it does not have must be None by default.
-        options: Each choice to its options, such as `--max-answer-tokens`.
+        choice: Name of the option that chooses, such as `captioner`.
+        options: What can be chosen, to its options; some may have the same.
 
     Raises:
         CatalogError: If an option was given that only another choice has: it would be ignored.
     """
     chosen = getattr(args, choice)
-    given = {
-        option: value
-        for option in dict.fromkeys(option for names in options.values() for option in names)
-        if (value := getattr(args, option[2:].replace("-", "_"))) is not None
-    }
-    for option in given:
-        owners = [name for name, names in options.items() if option in names]
-        if chosen not in owners:
+    for option in [option for of_one in options.values() for option in of_one]:
+        if getattr(args, option.attribute) is not None and option not in options[chosen]:
+            owners = [name for name, of_one in options.items() if option in of_one]
             raise CatalogError(
-                f"{option} is an option of --{choice} {' and '.join(owners)}, not of {chosen}; leave it out "
-                f"or choose that {choice}"
+                f"{option.name} is an option of --{choice} {' and '.join(owners)}, not of {chosen}; leave it "
+                f"out or choose that {choice}"
             )
-    return {option[2:].replace("-", "_"): value for option, value in given.items()}
+    given = {option.attribute: getattr(args, option.attribute) for option in options[chosen]}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_setting_options(parser: argparse._ActionsContainer, settings: type[Record], *names: str) -> None:

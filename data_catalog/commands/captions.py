@@ -16,7 +16,7 @@ from data_catalog.captions.llm.job_statistics import LlmCaptionStatistics
 from data_catalog.captions.llm.settings import ClientSettings, LlmCaptionSettings, Prices
 from data_catalog.cards import card_names
 from data_catalog.checks.newest_tables import find_card
-from data_catalog.commands.arguments import add_samples, find_samples, given_options
+from data_catalog.commands.arguments import Option, add_samples, find_samples, given_options
 from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
@@ -40,94 +40,65 @@ def _temperature(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"{text!r} is no temperature; write a number, or endpoint") from None
 
 
+_CARD = Option(
+    "--card",
+    "attributes and template (default: the data set's own card, or synthetic_person)",
+    tuple(card_names()),
+)
+_OPTIONS: Mapping[str, tuple[Option, ...]] = {
+    "readings": (_CARD, Option("--readings", "predicted attributes, one .jsonl file per split", Path, "DIR")),
+    "llm": (
+        _CARD,
+        Option("--endpoint", "OpenAI-compatible; its key is read from OPENAI_API_KEY", metavar="URL"),
+        Option("--model", "as the endpoint knows it, for example gpt-4o", metavar="NAME"),
+        Option("--filling", "who decides where predictions differ (default: llm)", ("llm", "rules")),
+        Option("--temperature", "default: 0; `endpoint` leaves it to the endpoint", _temperature, "T"),
+        Option("--max-answer-tokens", "longer answers are cut (default: 1500)", int, "N"),
+        Option("--failed", "questions that stay unanswered (default: stop)", ("stop", "unknown")),
+        Option("--concurrency", "requests at a time, at most (default: 8)", int, "N"),
+        Option("--timeout-seconds", "limit of a request (default: 120)", float, "S"),
+        Option("--retries", "after a fault of the endpoint (default: 6)", int, "N"),
+        Option("--reasks", "after an unusable answer (default: 2)", int, "N"),
+        Option("--patience-seconds", "give up after so long without answers (default: 600)", float, "S"),
+        Option(
+            "--budget-usd",
+            "stop before more than this is spent, over all runs of the job (what was in flight when one was "
+            "killed is not counted)",
+            float,
+            "USD",
+        ),
+        Option("--usd-per-million-input", "price of tokens sent", float, "USD"),
+        Option("--usd-per-million-output", "price of tokens answered", float, "USD"),
+    ),
+    "files": (
+        Option("--captions", "default: where the source keeps them", Path, "DIR"),
+        Option("--choose", "which, where each modality has its own", ("RGB", "NIR", "TIR", "join")),
+    ),
+}
 _TITLES = {
     "readings": "from predicted attributes in files",
-    "files": "captions that are there already",
     "llm": "by a multi-modal language model",
+    "files": "captions that exist already",
 }
-_OPTIONS: Mapping[str, Mapping[str, dict[str, Any]]] = {
-    "readings": {
-        "--readings": {
-            "type": Path,
-            "metavar": "DIR",
-            "help": "predicted attributes, one .jsonl file per split",
-        },
-    },
-    "files": {
-        "--captions": {"type": Path, "metavar": "DIR", "help": "default: where the source keeps them"},
-        "--choose": {
-            "choices": ("RGB", "NIR", "TIR", "join"),
-            "help": "which caption, where each modality has its own",
-        },
-    },
-    "llm": {
-        "--endpoint": {
-            "metavar": "URL",
-            "help": "OpenAI-compatible; its key is read from OPENAI_API_KEY",
-        },
-        "--model": {"metavar": "NAME", "help": "as the endpoint knows it, for example gpt-4o"},
-        "--filling": {
-            "choices": ("llm", "rules"),
-            "help": "who decides where predictions differ (default: llm)",
-        },
-        "--temperature": {
-            "type": _temperature,
-            "metavar": "T",
-            "help": "default: 0; `endpoint` leaves it to the endpoint",
-        },
-        "--max-answer-tokens": {
-            "type": int,
-            "metavar": "N",
-            "help": "longer answers are cut (default: 1500)",
-        },
-        "--failed": {
-            "choices": ("stop", "unknown"),
-            "help": "what to do about questions that stay unanswered (default: stop)",
-        },
-        "--concurrency": {"type": int, "metavar": "N", "help": "requests at a time, at most (default: 8)"},
-        "--timeout-seconds": {"type": float, "metavar": "S", "help": "limit of a request (default: 120)"},
-        "--retries": {"type": int, "metavar": "N", "help": "after a fault of the endpoint (default: 6)"},
-        "--reasks": {"type": int, "metavar": "N", "help": "after an unusable answer (default: 2)"},
-        "--patience-seconds": {
-            "type": float,
-            "metavar": "S",
-            "help": "give up after so long without answers (default: 600)",
-        },
-        "--budget-usd": {
-            "type": float,
-            "metavar": "USD",
-            "help": "stop before more than this is spent, over all runs of the job (what was in flight when "
-            "one was killed is not counted)",
-        },
-        "--usd-per-million-input": {"type": float, "metavar": "USD", "help": "price of tokens sent"},
-        "--usd-per-million-output": {"type": float, "metavar": "USD", "help": "price of tokens answered"},
-    },
-}
-"""Captioner to the options that it has, as `add_argument` takes them."""
-
 _REQUIRED = {"readings": ("readings",), "llm": ("endpoint", "model"), "files": ()}
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
     parser.add_argument("--captioner", choices=_OPTIONS, default="readings", help="what writes them")
-    parser.add_argument(
-        "--card",
-        choices=card_names(),
-        help="attributes and template (default: the data set's own card, or synthetic_person)",
-    )
+    _CARD.add_to(parser)
     parser.add_argument(
         "--redact", action="store_true", help="leave out licence plates and other personal text"
     )
     for captioner, options in _OPTIONS.items():
         group = parser.add_argument_group(f"--captioner {captioner}, {_TITLES[captioner]}")
-        for option, arguments in options.items():
-            group.add_argument(option, **arguments)
+        for option in options:
+            if option is not _CARD:
+                option.add_to(group)
 
 
 def _run(args: argparse.Namespace) -> CaptionsResult:
-    shared = {"readings": ["--card"], "llm": ["--card"], "files": []}
-    given = given_options(args, "captioner", {name: [*shared[name], *_OPTIONS[name]] for name in _OPTIONS})
+    given = given_options(args, "captioner", _OPTIONS)
     for name in _REQUIRED[args.captioner]:
         if name not in given:
             raise CatalogError(f"--{name} is missing; --captioner {args.captioner} needs it")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.commands.arguments import (
+    Option,
     add_samples,
     find_made_from,
     find_samples,
@@ -56,38 +57,22 @@ def _score(text: str) -> float:
     return value
 
 
-_OPTIONS: Mapping[str, Mapping[str, dict[str, Any]]] = {
-    "grabcut": {},
-    "sam2": {
-        "--checkpoint": {"type": Path, "metavar": "FILE", "help": "published weights (.pt)"},
-        "--model": {"choices": tuple(SAM2_MODELS), "help": "their size (default: sam2.1_hiera_l)"},
-        "--prompt": {
-            "choices": ("point", "box", "both"),
-            "help": "where the object is (default: point)",
-        },
-        "--image-size": {
-            "type": int,
-            "metavar": "PIXELS",
-            "help": "side of the square images are resized to (1024)",
-        },
-        "--precision": {"choices": ("bfloat16", "float32"), "help": "default: bfloat16"},
-        "--images-per-batch": {"type": int, "metavar": "N", "help": "images encoded at once (6)"},
-    },
-    "files": {
-        "--masks": {"type": Path, "metavar": "DIR", "help": "default: the folder of the samples"},
-        "--mask-size": {
-            "type": image_size,
-            "metavar": "HxW",
-            "help": "size models are given (default: the card's)",
-        },
-        "--allow-missing": {
-            "action": "store_true",
-            "default": None,
-            "help": "samples without one are all foreground",
-        },
-    },
+_OPTIONS: Mapping[str, tuple[Option, ...]] = {
+    "grabcut": (),
+    "sam2": (
+        Option("--checkpoint", "published weights (.pt)", Path, "FILE"),
+        Option("--model", "their size (default: sam2.1_hiera_l)", tuple(SAM2_MODELS)),
+        Option("--prompt", "where the object is (default: point)", ("point", "box", "both")),
+        Option("--image-size", "side of the square that images are resized to (1024)", int, "PIXELS"),
+        Option("--precision", "default: bfloat16", ("bfloat16", "float32")),
+        Option("--images-per-batch", "images encoded at once (6)", int, "N"),
+    ),
+    "files": (
+        Option("--masks", "default: the folder of the samples", Path, "DIR"),
+        Option("--mask-size", "size models are given (default: the card's)", image_size, "HxW"),
+        Option("--allow-missing", "samples without one are all foreground", bool),
+    ),
 }
-"""Segmenter to the options that it has, as `add_argument` takes them."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -99,8 +84,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     for segmenter, options in _OPTIONS.items():
         group = parser.add_argument_group(f"--segmenter {segmenter}")
-        for option, arguments in options.items():
-            group.add_argument(option, **arguments)
+        for option in options:
+            option.add_to(group)
 
 
 def _run(args: argparse.Namespace) -> MasksResult:

@@ -74,6 +74,10 @@ class AnswerStore:
     def _location(self) -> tuple[fs.FileSystem, str]:
         return filesystems.open_root(self.root)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled filesystem of object storage holds credentials.
+        return {"root": self.root}
+
     def digests(self) -> set[str]:
         """Digests of all questions that are answered."""
         filesystem, folder = self._location
