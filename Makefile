@@ -31,6 +31,6 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python experiments/benchmark.py all
 
-# Data, runs and the environment stay: they are dear. `rm -r runs .venv` removes them.
+# Data, runs and the environment stay: they are expensive to make. `rm -r runs .venv` removes them.
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
