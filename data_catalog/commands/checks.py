@@ -5,17 +5,15 @@ import argparse
 from data_catalog.checks.data_checks import CheckReport, CheckSettings, run_checks
 from data_catalog.checks.newest_tables import find_newest_tables
 from data_catalog.commands.arguments import add_dataset, add_setting_options, check_dataset, given_settings
-from data_catalog.commands.command import Command
+from data_catalog.commands.command import Command, DatasetResult
 from data_catalog.commands.printing import print_findings
 from data_catalog.progress import progress_bar
 
 _SETTINGS = ("samples_per_identity", "near_empty", "near_full", "duplicate_bits")
 
 
-class ChecksResult(CheckReport):
+class ChecksResult(CheckReport, DatasetResult):
     """What the checks found in a data set."""
-
-    dataset: str
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -14,10 +14,15 @@ from data_catalog.tables.table import Table
 R = TypeVar("R", bound=Record)
 
 
-class BuiltTable(Record):
-    """A table that a command built or found; a subclass adds the statistics of its kind."""
+class DatasetResult(Record):
+    """What a command found in a data set; as the last base class, its field comes first."""
 
     dataset: str
+
+
+class BuiltTable(DatasetResult):
+    """A table that a command built or found; a subclass adds the statistics of its kind."""
+
     table: str
     """Kind of the table."""
     key: str

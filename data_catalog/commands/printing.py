@@ -26,7 +26,7 @@ def print_result(result: BaseModel | Mapping[str, Any], indent: str = "") -> Non
                 print(f"{indent}  " + "  ".join(map(str, entry.values())))
         else:
             text = f"{value:.4f}" if isinstance(value, float) else value
-            print(f"{indent}{name:<{width}}  {text if text not in ({}, []) else '-'}")
+            print(f"{indent}{name:<{width}}  {text if text not in ({}, [], None) else '-'}")
 
 
 def print_findings(report: CheckReport) -> None:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from data_catalog.commands.arguments import add_dataset, check_dataset
-from data_catalog.commands.command import Command
+from data_catalog.commands.command import Command, DatasetResult
 from data_catalog.commands.printing import print_findings
 from data_catalog.inspect.lineage import TableOrigin, draw_tree, trace
 from data_catalog.inspect.summary import SplitCounts, Summary, describe
@@ -39,10 +39,9 @@ class TableFacts(Record):
         return cls(**facts, path=table.path)
 
 
-class ShowResult(Summary):
+class ShowResult(Summary, DatasetResult):
     """What there is of a data set, and all of its tables."""
 
-    dataset: str
     tables: tuple[TableFacts, ...]
     lineage: tuple[TableOrigin, ...] | None = None
     """What was made from what, with `--lineage`."""

@@ -11,9 +11,8 @@ from data_catalog.commands.arguments import (
     given_settings,
     image_size,
 )
-from data_catalog.commands.command import BuiltTable, Command, build
+from data_catalog.commands.command import BuiltTable, Command, DatasetResult, build
 from data_catalog.formats import SPLITS
-from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.views.training_view import ViewSettings, ViewStatistics, make_view
 
@@ -22,10 +21,9 @@ class BuiltView(ViewStatistics, BuiltTable):
     """The training view of a split."""
 
 
-class ViewResult(Record):
+class ViewResult(DatasetResult):
     """The views that were made or found."""
 
-    dataset: str
     views: dict[str, BuiltView]
     """Split to its view."""
 
