@@ -5,10 +5,8 @@ An error stops a run; a warning is logged with it.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from data_catalog.checks.image_hashes import (
@@ -25,6 +23,9 @@ from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAMED = 5
 """Rows that a message names; the finding holds all of them."""
@@ -69,24 +70,6 @@ class CheckReport(Record):
 
 
 @dataclass
-class _Labels:
-    """The labels of all samples, by `sample_index`."""
-
-    sample_id: npt.NDArray[np.str_]
-    split: npt.NDArray[np.str_]
-    identity: npt.NDArray[np.int64]
-    camera_id: npt.NDArray[np.int32]
-    scene_id: npt.NDArray[np.int32]
-    is_query: npt.NDArray[np.bool_]
-    is_gallery: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, samples: Table) -> "_Labels":
-        rows = samples.read(_LABELS)
-        return cls(*(np.array(rows[name].to_pylist()) for name in _LABELS))
-
-
-@dataclass
 class _Findings:
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
@@ -115,7 +98,7 @@ def run_checks(
         NotWritableError: If there are no hashes yet and the catalog cannot be written to.
     """
     settings = settings or CheckSettings()
-    labels = _Labels.of(tables.samples)
+    labels = tables.samples.read(_LABELS).to_pandas()
     junk = junk_rule(tables.samples, settings)
     findings = _Findings()
     _check_queries(labels, junk, findings)
@@ -138,70 +121,54 @@ def junk_rule(samples: Table, settings: CheckSettings) -> Literal["camera", "sce
     return settings.junk or (card.protocol.junk if card else "camera")
 
 
-def _check_queries(labels: _Labels, junk: str, findings: _Findings) -> None:
+def _check_queries(labels: "pd.DataFrame", junk: str, findings: _Findings) -> None:
     """Every query needs a gallery sample of its identity that is not its junk."""
-    group = labels.camera_id if junk == "camera" else labels.scene_id
-    for split in _unique(labels.split[labels.is_query | labels.is_gallery]):
-        in_split = labels.split == split
-        gallery = in_split & labels.is_gallery
-        queries = np.flatnonzero(in_split & labels.is_query)
-        if not len(queries):
+    group = "camera_id" if junk == "camera" else "scene_id"
+    for split, rows in labels[labels.is_query | labels.is_gallery].groupby("split"):
+        queries, gallery = rows[rows.is_query], rows[rows.is_gallery]
+        if queries.empty:
             findings.error(
                 "no_queries", f"split {split!r} has no queries; ingest a source that has, or evaluate another"
             )
             continue
-        seen: dict[int, set[int]] = {}
-        for identity, value in zip(labels.identity[gallery], group[gallery], strict=True):
-            seen.setdefault(int(identity), set()).add(int(value))
-        alone = [row for row in queries if not seen.get(int(labels.identity[row]), set()) - {int(group[row])}]
-        if not alone:
-            continue
+        seen = gallery.groupby("identity")[group].agg(set).to_dict()
+        pairs = zip(queries.identity, queries[group], strict=True)
+        alone = queries.sample_id[[not seen.get(identity, set()) - {value} for identity, value in pairs]]
         message = (
             f"{len(alone)} of {len(queries)} queries of split {split!r} have no match in the gallery under "
-            f"another {junk} ({_first(labels.sample_id[alone])})"
+            f"another {junk} ({_first(alone)})"
         )
         if len(alone) == len(queries):
-            findings.error(
-                "query_without_match",
-                f"{message}, so nothing can be measured; check the split and the junk rule",
-                labels.sample_id[alone],
-            )
-        else:
-            findings.warn(
-                "query_without_match", f"{message}; they are left out of the scores", labels.sample_id[alone]
-            )
+            message += ", so nothing can be measured; check the split and the junk rule"
+            findings.error("query_without_match", message, alone)
+        elif len(alone):
+            findings.warn("query_without_match", f"{message}; they are left out of the scores", alone)
 
 
-def _check_splits(labels: _Labels, findings: _Findings) -> None:
-    splits: dict[int, set[str]] = {}
-    for identity, split in zip(labels.identity, labels.split, strict=True):
-        splits.setdefault(int(identity), set()).add(str(split))
-    shared = sorted(identity for identity, names in splits.items() if len(names) > 1)
-    if shared:
-        named = [f"{identity} in {' and '.join(sorted(splits[identity]))}" for identity in shared]
+def _check_splits(labels: "pd.DataFrame", findings: _Findings) -> None:
+    splits = labels.groupby("identity").split.unique()
+    shared = splits[splits.map(len) > 1]
+    if len(shared):
+        named = [f"{identity} in {' and '.join(sorted(names))}" for identity, names in shared.items()]
         findings.error(
             "identity_in_two_splits",
             f"{len(shared)} identities are in more than one split ({_first(named)}), so what is tested was "
             "trained on; move their images to one split and ingest again",
-            labels.sample_id[np.isin(labels.identity, shared)],
+            labels.sample_id[labels.identity.isin(shared.index)],
         )
 
 
-def _check_identities(labels: _Labels, samples_per_identity: int, findings: _Findings) -> None:
-    train = labels.split == "train"
-    identities, counts = np.unique(labels.identity[train], return_counts=True)
-    few = identities[counts < samples_per_identity]
+def _check_identities(labels: "pd.DataFrame", samples_per_identity: int, findings: _Findings) -> None:
+    train = labels[labels.split == "train"]
+    counts = train.identity.value_counts().sort_index()
+    few = counts[counts < samples_per_identity]
     if len(few):
-        named = [
-            f"{identity} has {count}"
-            for identity, count in zip(identities, counts, strict=True)
-            if count < samples_per_identity
-        ]
+        named = [f"{identity} has {count}" for identity, count in few.items()]
         findings.warn(
             "few_samples",
             f"{len(few)} training identities have fewer samples than the {samples_per_identity} that a batch "
             f"needs ({_first(named)}); some of theirs will be sampled twice",
-            labels.sample_id[train & np.isin(labels.identity, few)],
+            train.sample_id[train.identity.isin(few.index)],
         )
 
 
@@ -235,26 +202,22 @@ def _check_tables(tables: NewestTables, findings: _Findings) -> None:
 
 
 def _check_masks(masks: Table, settings: CheckSettings, findings: _Findings) -> None:
-    rows = masks.read(["sample_id", "foreground_fraction", "source"])
-    ids = np.array(rows["sample_id"].to_pylist(), dtype=np.str_)
-    fraction = rows["foreground_fraction"].to_numpy()
-    missing = np.array(rows["source"].to_pylist(), dtype=np.str_) == "missing"
+    rows = masks.read(["sample_id", "foreground_fraction", "source"]).to_pandas()
+    missing, fraction = rows.source == "missing", rows.foreground_fraction
+    near_empty, near_full = fraction < settings.near_empty, fraction > settings.near_full
     for check, broken, what in (
         ("missing_mask", missing, "samples have no mask, so every pixel of them is foreground"),
         (
             "near_empty_mask",
-            ~missing & (fraction < settings.near_empty),
+            ~missing & near_empty,
             f"masks hold less than {settings.near_empty:.0%} foreground",
         ),
-        (
-            "near_full_mask",
-            ~missing & (fraction > settings.near_full),
-            f"masks hold more than {settings.near_full:.0%} foreground",
-        ),
+        ("near_full_mask", ~missing & near_full, f"masks hold more than {settings.near_full:.0%} foreground"),
     ):
-        if broken.any():
-            message = f"{broken.sum()} of {len(ids)} {what} ({_first(ids[broken])}); look at them"
-            findings.warn(check, message, ids[broken])
+        ids = rows.sample_id[broken]
+        if len(ids):
+            message = f"{len(ids)} of {len(rows)} {what} ({_first(ids)}); look at them, or make them again"
+            findings.warn(check, message, ids)
 
 
 def _check_captions(captions: Table, findings: _Findings) -> None:
@@ -265,19 +228,19 @@ def _check_captions(captions: Table, findings: _Findings) -> None:
 
 
 def _check_duplicates(
-    labels: _Labels, hashes: ImageHashes, largest_distance: int, findings: _Findings
+    labels: "pd.DataFrame", hashes: ImageHashes, largest_distance: int, findings: _Findings
 ) -> None:
-    for modality, rows in find_repeated_frames(hashes, labels.identity).items():
+    ids, identity = labels.sample_id.to_numpy(), labels.identity.to_numpy()
+    for modality, rows in find_repeated_frames(hashes, identity).items():
         findings.warn(
             "repeated_frames",
             f"{len(rows)} samples of more than {MANY_IDENTITIES} identities show the same {modality} "
-            f"image ({_first(labels.sample_id[rows])}); a camera repeated it, or the files were mixed up",
-            labels.sample_id[rows],
+            f"image ({_first(ids[rows])}); a camera repeated it, or the files were mixed up",
+            ids[rows],
         )
-    pairs = find_copies(hashes, labels.identity, largest_distance)
+    pairs = find_copies(hashes, identity, largest_distance)
     if not pairs:
         return
-    ids, identity = labels.sample_id, labels.identity
     named = [
         f"{ids[i]} of {identity[i]} and {ids[j]} of {identity[j]} in {' and '.join(modalities)}"
         for (i, j), modalities in pairs.items()
@@ -290,10 +253,6 @@ def _check_duplicates(
     )
 
 
-def _unique(values: npt.NDArray[np.str_]) -> list[str]:
-    return [str(value) for value in np.unique(values)]
-
-
-def _first(values: Sequence[str] | npt.NDArray[np.str_]) -> str:
+def _first(values: "Sequence[str] | pd.Series") -> str:
     more = len(values) - NAMED
     return ", ".join(map(str, values[:NAMED])) + (f" and {more} more" if more > 0 else "")

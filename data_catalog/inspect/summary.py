@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_catalog.cards import Card
 from data_catalog.checks.data_checks import CheckReport, CheckSettings, Finding, run_checks
 from data_catalog.checks.newest_tables import NewestTables, find_card, find_newest_tables
@@ -91,20 +89,17 @@ def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) 
 
 def count(samples: Table) -> dict[str, SplitCounts]:
     """Split to what it holds."""
-    rows = samples.read(["split", "identity", "camera_id", "is_query", "is_gallery"])
-    split = np.array(rows["split"].to_pylist())
-    columns = {name: rows[name].to_numpy() for name in rows.column_names[1:]}
-    found = {}
-    for name in map(str, np.unique(split)):
-        in_split = split == name
-        found[name] = SplitCounts(
-            samples=int(in_split.sum()),
-            identities=len(np.unique(columns["identity"][in_split])),
-            cameras=len(np.unique(columns["camera_id"][in_split])),
-            queries=int(columns["is_query"][in_split].sum()),
-            gallery=int(columns["is_gallery"][in_split].sum()),
+    labels = samples.read(["split", "identity", "camera_id", "is_query", "is_gallery"]).to_pandas()
+    return {
+        str(split): SplitCounts(
+            samples=len(rows),
+            identities=rows.identity.nunique(),
+            cameras=rows.camera_id.nunique(),
+            queries=rows.is_query.sum(),
+            gallery=rows.is_gallery.sum(),
         )
-    return found
+        for split, rows in labels.groupby("split")
+    }
 
 
 def differences(card: Card, samples: Table, found: dict[str, SplitCounts]) -> list[Difference]:
