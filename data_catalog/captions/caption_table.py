@@ -8,7 +8,7 @@ Here the predictions are read from files; `data_catalog.captions.llm.captioner` 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ from data_catalog.records import Record
 from data_catalog.samples.held_out import splits_on_disk
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
 TEMPLATE_VERSION = 1
@@ -96,7 +96,7 @@ class _CaptionsMaker(ShardMaker[ShardSpec]):
     def is_light(self) -> bool:
         return True
 
-    def make(self, spec: ShardSpec) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, spec: ShardSpec) -> tuple[pa.Table, Statistics]:
         keys = self.samples.read_shard(spec["shard"], ["sample_index", "sample_id"])
         predictions = [
             {

@@ -12,6 +12,7 @@ from data_catalog.captions.redaction import REDACTION_VERSION, redact
 from data_catalog.captions.sentences import TEMPLATES, write_caption
 from data_catalog.records import Record
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA
+from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
 
 
@@ -90,7 +91,7 @@ class CaptionWriter:
         keys: pa.Table,
         predictions: Sequence[Predictions],
         filled: Sequence[Mapping[str, FilledAttribute]],
-    ) -> tuple[pa.Table, dict[str, Any]]:
+    ) -> tuple[pa.Table, Statistics]:
         """Rows of a shard and their statistics.
 
         Args:
@@ -135,7 +136,7 @@ class CaptionWriter:
         return {name: value for name, value in known.items() if not counts[name]}
 
 
-def summarise_captions(shards: Sequence[Mapping[str, Any]], is_redacted: bool) -> dict[str, Any]:
+def summarise_captions(shards: Sequence[Statistics], is_redacted: bool) -> Statistics:
     """`CaptionStatistics` of a table whose shards a `CaptionWriter` wrote."""
     total = sum(shard["samples"] * shard["attributes"] for shard in shards)
     unknown = total_counts(shards, "unknown")
@@ -147,7 +148,7 @@ def summarise_captions(shards: Sequence[Mapping[str, Any]], is_redacted: bool) -
     }
 
 
-def total_counts(shards: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:
+def total_counts(shards: Sequence[Statistics], name: str) -> dict[str, int]:
     """Counts that every shard has under a name, over all of them, sorted."""
     total: Counter[str] = Counter()
     for shard in shards:

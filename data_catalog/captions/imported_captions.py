@@ -1,7 +1,7 @@
 """The `captions` table from captions that exist already; see `data_catalog.captions.caption_files`."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
 CLIP_CONTEXT = 77
@@ -97,7 +97,7 @@ def import_captions(
             f"{PurePosixPath(ids[0]).name}.jpg, in the file of their split"
         )
 
-    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    def summarise(shards: list[Statistics]) -> Statistics:
         return _summarise(shards, read, settings.redact)
 
     return build_table(
@@ -124,7 +124,7 @@ class _ImportedCaptionsMaker(ShardMaker[ShardSpec]):
     def is_light(self) -> bool:
         return True
 
-    def make(self, spec: ShardSpec) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, spec: ShardSpec) -> tuple[pa.Table, Statistics]:
         keys = self.samples.read_shard(spec["shard"], ["sample_index", "sample_id"])
         captions: list[str] = []
         redactions: Counter[str] = Counter()
@@ -174,7 +174,7 @@ def join_captions(captions: Sequence[str]) -> str:
     )
 
 
-def _summarise(shards: Sequence[Mapping[str, Any]], read: ReadCaptions, is_redacted: bool) -> dict[str, Any]:
+def _summarise(shards: Sequence[Statistics], read: ReadCaptions, is_redacted: bool) -> Statistics:
     names = ("missing", "empty", "too_long", *(("redacted",) if is_redacted else ()))
     found = {name: [id_ for shard in shards for id_ in shard["listed"][name]] for name in names}
     found |= {"absent": read.absent, "duplicates": read.duplicates}

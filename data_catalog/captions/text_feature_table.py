@@ -17,7 +17,7 @@ from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, text_features_schema
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
 LIGHT_CAPTIONS = 512
@@ -107,7 +107,7 @@ def make_text_features(
     tower = load(source)
     text_dim = tower.embed_dim
 
-    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    def summarise(shards: list[Statistics]) -> Statistics:
         name = Path(clip).name if Path(clip).is_dir() else str(clip)
         distinct = sum(shard["distinct"] for shard in shards)
         return TextFeatureStatistics(text_dim=text_dim, clip=name, distinct=distinct).model_dump()
@@ -149,7 +149,7 @@ class TextFeaturesMaker(ShardMaker[int]):
         """Load the text tower."""
         self.tower = self.load(self.source)
 
-    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, number: int) -> tuple[pa.Table, Statistics]:
         """Rows of the shard, and how many captions were encoded."""
         assert self.tower is not None
         rows = self.captions.read_shard(number, ["sample_index", "sample_id", "caption"])

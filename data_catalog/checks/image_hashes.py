@@ -10,7 +10,6 @@ of hashes is made once; the search for copies in it takes seconds.
 import hashlib
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import imagehash
 import numpy as np
@@ -22,7 +21,7 @@ from data_catalog.progress import Progress
 from data_catalog.samples.images import decode_triplets
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import IMAGE_HASHES_SCHEMA, TableKind
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
 
@@ -71,7 +70,7 @@ class _HashesMaker(ShardMaker[int]):
     def is_light(self) -> bool:
         return True
 
-    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, number: int) -> tuple[pa.Table, Statistics]:
         samples = self.samples.read_shard(number)
         digests, hashes, details = [], [], []
         for row in range(samples.num_rows):

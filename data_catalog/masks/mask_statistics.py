@@ -23,6 +23,7 @@ from data_catalog.samples.images import (
     decode_triplets,
     intersection_over_union,
 )
+from data_catalog.tables.shards import Statistics
 from stmi.modality import MODALITIES, Modality
 
 STATISTICS_VERSION = 2
@@ -90,9 +91,7 @@ def file_facts(root: Path, file: Path) -> list[Any]:
     return [str(file.relative_to(root)), *facts]
 
 
-def describe_shard(
-    samples: pa.Table, found: Sequence[Segmentation], truth: TrueMasks | None
-) -> dict[str, Any]:
+def describe_shard(samples: pa.Table, found: Sequence[Segmentation], truth: TrueMasks | None) -> Statistics:
     """Statistics of the masks of a shard, as JSON values for `describe_table`.
 
     Args:
@@ -176,7 +175,7 @@ class MaskStatistics(Record):
     """Samples that have a true mask."""
 
 
-def describe_table(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def describe_table(shards: Sequence[Statistics]) -> Statistics:
     """Statistics of a masks table from those of its shards: a dump of `MaskStatistics`, without what is None.
 
     Args:

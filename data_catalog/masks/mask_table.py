@@ -20,7 +20,7 @@ from data_catalog.progress import Progress
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
 
@@ -73,7 +73,7 @@ class MaskMaker(ShardMaker[int]):
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
         """A mask for each row of the samples table, and what is wrong (sample, file and reason)."""
 
-    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, number: int) -> tuple[pa.Table, Statistics]:
         """Rows of the shard, and its statistics: `describe_shard` and `faults`."""
         samples = self.samples.read_shard(number)
         found, faults = self.find(samples)
@@ -125,7 +125,7 @@ def build_masks(
     maker: MaskMaker,
     *,
     settings: Mapping[str, Any],
-    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    summarise: Callable[[list[Statistics]], Statistics],
     true_masks: str | Path | None = None,
     key_extra: Any = None,
     created: Mapping[str, Any] | None = None,

@@ -34,7 +34,7 @@ from data_catalog.samples.source_images import (
 )
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import SAMPLES_SCHEMA, TableKind
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
 
@@ -102,7 +102,7 @@ def ingest(
     listed = Counter(sample.split for sample in listing.samples)
     size = most_common_size(listing) if settings.size == "most common" else settings.size
 
-    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    def summarise(shards: list[Statistics]) -> Statistics:
         statistics = _summarise(shards, listing.rejected)
         for split in listed:
             if split not in statistics.splits:
@@ -199,7 +199,7 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
     def is_light(self) -> bool:
         return True
 
-    def make(self, spec: list[dict[str, Any]]) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, spec: list[dict[str, Any]]) -> tuple[pa.Table, Statistics]:
         rows: list[dict[str, Any]] = []
         quarantined: list[Rejected] = []
         for sample in spec:

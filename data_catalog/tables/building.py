@@ -30,7 +30,7 @@ from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, find_complete_shard
+from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, Statistics, find_complete_shard
 from data_catalog.tables.table import (
     MANIFEST,
     Manifest,
@@ -58,7 +58,7 @@ def build_table(
     inputs: Mapping[str, str],
     specs: Sequence[Spec],
     maker: ShardMaker[Spec],
-    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    summarise: Callable[[list[Statistics]], Statistics],
     key_extra: Any = None,
     created: Mapping[str, Any] | None = None,
     before: Callable[[], None] | None = None,
@@ -165,10 +165,10 @@ def _make_shards(
     specs: Sequence[Spec],
     maker: ShardMaker[Spec],
     progress: Progress | None,
-) -> list[tuple[ShardRecord, dict[str, Any]]]:
+) -> list[tuple[ShardRecord, Statistics]]:
     """Record and statistics of every shard, in order; makes those that are missing."""
     filesystem, folder = filesystems.open_root(root)
-    done: dict[int, tuple[ShardRecord, dict[str, Any]]] = {}
+    done: dict[int, tuple[ShardRecord, Statistics]] = {}
     missing: list[dict[str, Any]] = []
     for number, (file, spec) in enumerate(zip(files, specs, strict=True)):
         complete = find_complete_shard(filesystem, f"{folder}/{file}")

@@ -23,6 +23,9 @@ _METADATA = b"data_catalog"
 Spec = TypeVar("Spec")
 """A shard spec, of JSON values: what a maker needs to know to make one shard."""
 
+Statistics = dict[str, Any]
+"""What was counted and measured of a shard or a table, by name; JSON values, other ones for each kind."""
+
 
 class ShardMaker(ABC, Generic[Spec]):
     """Makes the rows of one shard; sent to the actors, so it holds settings and handles, not models."""
@@ -55,7 +58,7 @@ class ShardMaker(ABC, Generic[Spec]):
         return True
 
     @abstractmethod
-    def make(self, spec: Spec) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, spec: Spec) -> tuple[pa.Table, Statistics]:
         """Make one shard.
 
         Args:
@@ -125,7 +128,7 @@ def _write_shard(
     return _record(path, rows, data, content)
 
 
-def find_complete_shard(filesystem: fs.FileSystem, path: str) -> tuple[ShardRecord, dict[str, Any]] | None:
+def find_complete_shard(filesystem: fs.FileSystem, path: str) -> tuple[ShardRecord, Statistics] | None:
     """Record and statistics of a shard that an earlier build left, or None where it must be made."""
     if not filesystems.exists(filesystem, path):
         return None

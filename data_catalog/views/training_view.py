@@ -24,7 +24,7 @@ from data_catalog.records import Record
 from data_catalog.samples.images import decode_mask, decode_triplets, foreground_share
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, view_schema
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import count_identities, cut_by_identity
 
@@ -140,7 +140,7 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
     def is_light(self) -> bool:
         return True
 
-    def make(self, spec: _ShardSpec) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, spec: _ShardSpec) -> tuple[pa.Table, Statistics]:
         numbers, size = spec["shards"], (self.settings.height, self.settings.width)
         keys = _read(self.samples, numbers, ["sample_index", "identity"])
         index, identity = (keys[name].to_numpy() for name in ("sample_index", "identity"))

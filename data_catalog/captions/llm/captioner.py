@@ -31,7 +31,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.shards import ShardMaker
+from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
 
@@ -67,7 +67,7 @@ def make_llm_captions(
     store = AnswerStore.of_dataset(samples.catalog, samples.manifest.dataset)
     job = AnswerJob(samples, questions, store, client)
 
-    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    def summarise(shards: list[Statistics]) -> Statistics:
         return {
             **summarise_captions(shards, settings.redact),
             **{name: total_counts(shards, name) for name in ("choices", "faults", "models")},
@@ -139,7 +139,7 @@ class _LlmCaptionsMaker(ShardMaker[int]):
         # An answer that was missing then may be there now; the table must not depend on when it was begun.
         return not statistics["unanswered"]
 
-    def make(self, number: int) -> tuple[pa.Table, dict[str, Any]]:
+    def make(self, number: int) -> tuple[pa.Table, Statistics]:
         keys = self.samples.read_shard(number, ["sample_index", "sample_id"])
         rows = self.samples.read_shard(number, ROW_COLUMNS).to_pylist()
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from data_catalog.masks.segmenters.mask_reading import fit_mask, read_mask
 from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.samples.images import Segmentation
+from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
 
 _SHOWN = 5
@@ -99,7 +100,7 @@ def import_masks(
     fingerprint, missing = _fingerprint(maker, ids)
     _check_faults(root, len(ids), missing, allow_missing)
 
-    def summarise(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    def summarise(shards: list[Statistics]) -> Statistics:
         faults = [fault for shard in shards for fault in shard["faults"]]
         _check_faults(root, len(ids), faults, allow_missing)
         return describe_table(shards) | {
