@@ -2,11 +2,10 @@
 
 import argparse
 import contextlib
-import json
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, add_json_options
@@ -17,8 +16,7 @@ from experiments.run.run_result import RunError
 from stmi.clip.weights import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
 
-Result = TypeVar("Result", bound="Record | dict[str, Any]")
-"""What a command gives; a dictionary as long as it has no record of its own."""
+Result = TypeVar("Result", bound=Record)
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -145,7 +143,7 @@ def run_command(
         )
         return INTERRUPTED_STATUS
     if as_json:
-        print(result.to_json() if isinstance(result, Record) else json.dumps(result, indent=2))
+        print(result.to_json())
     else:
         show(result)
     return status(result)

@@ -51,8 +51,6 @@ def train_runs(
         Run to the reason why it could not be finished; all others are finished.
     """
     waiting = [run for run in runs if not run.folder.is_finished]
-    if not waiting:
-        return {}
     from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
 
     (workers,) = {run.config.train.workers for run in waiting}
