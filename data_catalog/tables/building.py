@@ -189,7 +189,7 @@ def _make_shards(
 
 def _results(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> Iterator[dict[str, Any]]:
     """The result of each shard, as they complete: made here while that is faster, the rest by actors."""
-    local_seconds = float(os.environ.get(LOCAL_SECONDS_VARIABLE, "10"))
+    local_seconds = _local_seconds()
     is_local = (not maker.gpus_per_actor and (maker.is_light or len(rows) == 1)) or local_seconds == math.inf
     writer, start = ShardWriter(root, maker), time.monotonic()
     for done, row in enumerate(rows):
@@ -201,6 +201,16 @@ def _results(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> I
         with threadpool_limits(limits=max(1, int(maker.cpus_per_actor))):
             result = writer({name: np.array([value]) for name, value in row.items()})
         yield {name: values[0] for name, values in result.items()}
+
+
+def _local_seconds() -> float:
+    text = os.environ.get(LOCAL_SECONDS_VARIABLE, "10")
+    try:
+        return float(text)
+    except ValueError:
+        raise CatalogError(
+            f"{LOCAL_SECONDS_VARIABLE}={text}: expected a number of seconds, or inf; correct or unset it"
+        ) from None
 
 
 def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> Any:

@@ -119,6 +119,18 @@ def test_shards_are_made_in_this_process_while_that_takes_little_time(
     assert table.digest == build(tmp_path / "other", tmp_path / "no").digest
 
 
+def test_local_seconds_that_are_no_number_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "ten")
+    with pytest.raises(CatalogError, match="DATA_CATALOG_LOCAL_SECONDS=ten: expected a number of seconds"):
+        build(tmp_path, tmp_path / "no")
+
+
+def test_all_shards_can_be_made_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
+    assert build(tmp_path, tmp_path / "no").statistics == {"numbers": [0, 1, 2, 3]}
+
+
 def test_rows_are_sorted_and_digests_are_those_of_the_shards(built: Any) -> None:
     for table in (built.samples, built.masks, built.captions, built.text_features, built.view):
         rows = table.read()
