@@ -28,7 +28,7 @@ from rich.table import Table as RichTable
 
 from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
-from data_catalog.views.training_view import View, open_view
+from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
 from experiments.command_line import run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster

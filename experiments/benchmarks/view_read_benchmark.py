@@ -12,7 +12,8 @@ import torch
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, view_schema
 from data_catalog.tables.shards import ShardMaker
-from data_catalog.views.training_view import ViewSettings, open_view
+from data_catalog.views.training_view import ViewSettings
+from data_catalog.views.view_reader import open_view
 from experiments.benchmarks.measuring import BenchmarkReport, measure
 
 SIZE = (256, 128)

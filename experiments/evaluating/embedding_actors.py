@@ -19,7 +19,7 @@ import torch
 
 from data_catalog.progress import progress_bar
 from data_catalog.ray_session import ensure_ray
-from data_catalog.views.training_view import View, open_view
+from data_catalog.views.view_reader import View, open_view
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run.evaluation import embed_rows, retrieval_features
 from experiments.run.ray_workers import prepare_ray

@@ -12,7 +12,7 @@ from torch import nn
 
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
-from data_catalog.views.training_view import View, open_view
+from data_catalog.views.view_reader import View, open_view
 from experiments.recipes import ConfigError, ExperimentConfig, differences
 from experiments.run import checkpoints, run_data
 from experiments.run.run_folder import RunFolder, RunFolderError

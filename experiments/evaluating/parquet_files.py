@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_catalog.storage import filesystems
-from data_catalog.views.training_view import View
+from data_catalog.views.view_reader import View
 
 ROWS_PER_GROUP = 8192
 """Rows that are converted to Arrow at a time: a whole large view would need twice the memory."""

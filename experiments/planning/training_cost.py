@@ -1,6 +1,6 @@
 """The training cost of a config in FLOPs, by which trials of a sweep are compared on any machine."""
 
-from data_catalog.views.training_view import open_view
+from data_catalog.views.view_reader import open_view
 from experiments.planning.flop_counts import step_flops
 from experiments.recipes import ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule

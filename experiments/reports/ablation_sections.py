@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from data_catalog.views.training_view import open_view
+from data_catalog.views.view_reader import open_view
 from experiments.reports import rank_list_figure
 from experiments.reports.recorded_study import RecordedRun, RecordedStudy
 from experiments.reports.report_page import Picture, Section, as_png, as_svg, make_section, stored_png

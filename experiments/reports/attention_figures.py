@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from data_catalog.views.training_view import View
+from data_catalog.views.view_reader import View
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run import evaluation
 from experiments.run.checkpoints import MODEL_FILE, fetched

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pyarrow import compute, parquet
 
-from data_catalog.views.training_view import open_view
+from data_catalog.views.view_reader import open_view
 from experiments.run.run_figures import embeddings_of, show_nearest, show_sample
 from experiments.run.run_folder import RunFolder, RunFolderError
 from stmi.modality import MODALITIES

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data_catalog.views.training_view import open_view
+from data_catalog.views.view_reader import open_view
 from experiments.evaluating import evaluation_target
 from experiments.reports.attention_figures import (
     learned_strengths,

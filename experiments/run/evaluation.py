@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_catalog.views.training_view import View
+from data_catalog.views.view_reader import View
 from stmi.modality import MODALITIES, Modality
 from stmi.model import STMI, Features
 from stmi.model_input import ModelInput

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
-from data_catalog.views.training_view import View, open_view
+from data_catalog.views.view_reader import View, open_view
 from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched
 from experiments.run.run_folder import RunFolder

@@ -18,7 +18,7 @@ from pyarrow import compute
 from safetensors.numpy import save_file
 
 from data_catalog.tables.table import Table
-from data_catalog.views.training_view import View, open_view
+from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.session import Session

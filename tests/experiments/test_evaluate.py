@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from data_catalog.captions.text_feature_table import make_text_features
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
-from data_catalog.views.training_view import ViewSettings, make_view, open_view
+from data_catalog.views.training_view import ViewSettings, make_view
+from data_catalog.views.view_reader import open_view
 from experiments import evaluate
 from experiments.evaluating import evaluation_target
 from experiments.run import checkpoints, evaluation

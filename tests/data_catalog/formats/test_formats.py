@@ -11,7 +11,8 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import FORMATS, SIDE_BY_SIDE, Listing, rgbnt100
 from data_catalog.samples.images import decode_triplets
 from data_catalog.samples.ingestion import IngestSettings, ingest, sample_digest
-from data_catalog.views.training_view import ViewSettings, make_view, open_view
+from data_catalog.views.training_view import ViewSettings, make_view
+from data_catalog.views.view_reader import open_view
 from tests.data_catalog.folders import image_path, sample_ids
 from tests.data_catalog.vehicle_folders import (
     HEIGHT,

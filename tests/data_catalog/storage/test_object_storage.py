@@ -24,7 +24,8 @@ from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.storage import local_copies
 from data_catalog.storage.filesystems import join, list_files, open_root, remove_partial_files
 from data_catalog.tables.table import Table, list_datasets, list_tables
-from data_catalog.views.training_view import ViewSettings, make_view, open_view
+from data_catalog.views.training_view import ViewSettings, make_view
+from data_catalog.views.view_reader import open_view
 from tests.data_catalog.conftest import BUCKET, S3_SECRET
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
 from tests.data_catalog.memory import no_copies

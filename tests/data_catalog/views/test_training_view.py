@@ -12,7 +12,8 @@ from data_catalog.errors import CatalogError
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import identities_by_shard
-from data_catalog.views.training_view import ViewSettings, make_view, open_view
+from data_catalog.views.training_view import ViewSettings, make_view
+from data_catalog.views.view_reader import open_view
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
 from tests.data_catalog.memory import no_copies
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_catalog.views.training_view import open_view
+from data_catalog.views.view_reader import open_view
 from experiments.evaluating.embedding_actors import embed_on_cluster, in_order, share_cluster
 from experiments.evaluating.evaluation_target import load_run
 from experiments.run import evaluation

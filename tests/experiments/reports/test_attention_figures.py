@@ -4,7 +4,7 @@ import torch
 from safetensors.numpy import load_file
 from torch.nn import functional
 
-from data_catalog.views.training_view import open_view
+from data_catalog.views.view_reader import open_view
 from experiments.evaluating import evaluation_target
 from experiments.reports.attention_figures import (
     ClassAttention,

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from data_catalog.views.training_view import open_view
+from data_catalog.views.view_reader import open_view
 from experiments.reports.rank_list_figure import (
     RANKS,
     find_disagreements,

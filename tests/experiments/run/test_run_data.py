@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_catalog.tables.table import TableKind, find_table
-from data_catalog.views.training_view import ViewSettings, make_view, open_view
+from data_catalog.views.training_view import ViewSettings, make_view
+from data_catalog.views.view_reader import open_view
 from experiments import recipes, train
 from experiments.recipes import ConfigError, DataConfig, ExperimentConfig
 from experiments.run import lifecycle, preflight, run_data
