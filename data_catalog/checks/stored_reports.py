@@ -14,7 +14,7 @@ from data_catalog.errors import NotWritableError
 from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
-from data_catalog.tables.table import json_digest
+from data_catalog.tables.digests import json_digest
 
 FOLDER = "checks"
 CHECKS_VERSION = 3

@@ -17,16 +17,9 @@ from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
+from data_catalog.tables.digests import content_digest, table_digest
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import (
-    MANIFEST,
-    Table,
-    content_digest,
-    list_keys,
-    open_table,
-    read_shard_file,
-    table_digest,
-)
+from data_catalog.tables.table import MANIFEST, Table, list_keys, open_table, read_shard_file
 
 _CHUNK_BYTES = 8 * 2**20
 _THREADS = 4

@@ -29,18 +29,10 @@ from data_catalog.progress import Progress, no_progress
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
+from data_catalog.tables.digests import json_digest, table_digest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, Statistics, find_complete_shard
-from data_catalog.tables.table import (
-    MANIFEST,
-    Manifest,
-    ShardRecord,
-    Table,
-    json_digest,
-    open_table,
-    table_digest,
-    table_path,
-)
+from data_catalog.tables.table import MANIFEST, Manifest, ShardRecord, Table, open_table, table_path
 
 LOCAL_SECONDS_VARIABLE = "DATA_CATALOG_LOCAL_SECONDS"
 """Environment variable: a table is built in this process while the shards left are estimated to take at most

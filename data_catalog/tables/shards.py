@@ -14,8 +14,9 @@ from pyarrow import fs
 
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.storage import filesystems
+from data_catalog.tables.digests import content_digest
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import ShardRecord, content_digest, read_shard_file
+from data_catalog.tables.table import ShardRecord, read_shard_file
 
 _LOGGER = logging.getLogger(__name__)
 _METADATA = b"data_catalog"

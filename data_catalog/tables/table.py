@@ -1,4 +1,4 @@
-"""Tables of a catalog: manifests, digests, and handles to read them.
+"""Tables of a catalog: manifests, and handles to read the rows.
 
 A table is a folder `<catalog>/<dataset>/<table>/<key>/` of shards and one `manifest.json`, which is
 written last: a table without a manifest does not exist, and one with a manifest never changes. The `key`
@@ -10,8 +10,6 @@ Rows are sorted by `sample_index`, and shard i of a table holds the samples of s
 was made from; but a view is sorted and cut by identity (see `data_catalog.views.training_view`).
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +25,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.storage.local_copies import local_copy
+from data_catalog.tables.digests import json_digest
 from data_catalog.tables.schemas import TableKind
 
 MANIFEST = "manifest.json"
@@ -68,60 +67,6 @@ class Manifest(Record):
     def to_bytes(self) -> bytes:
         """The exact bytes of the file."""
         return (self.model_dump_json(indent=1) + "\n").encode()
-
-
-def json_digest(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON: sorted keys, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def table_digest(
-    kind: TableKind,
-    contents: Sequence[str],
-    inputs: Mapping[str, str],
-    settings: Mapping[str, Any],
-    schema_version: int | None = None,
-) -> str:
-    """The digest of a table from the content digests of its shards, its inputs and its settings."""
-    return json_digest(
-        {
-            "table": kind.value,
-            "schema_version": kind.schema_version if schema_version is None else schema_version,
-            "shards": list(contents),
-            "inputs": dict(inputs),
-            "settings": dict(settings),
-        }
-    )
-
-
-class _HashSink:
-    """A writable file that keeps only the SHA-256 of what is written."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return len(data)
-
-    def flush(self) -> None: ...
-
-
-def content_digest(rows: pa.Table) -> str:
-    """SHA-256 of a table's schema and values, independent of the file format and its compression.
-
-    Parquet writes the version of its library into every file, so the digest of the file would change with an
-    upgrade though no value changes.
-    """
-    rows = rows.replace_schema_metadata(None).combine_chunks()
-    sink = _HashSink()
-    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), rows.schema) as writer:
-        for batch in rows.to_batches():
-            writer.write_batch(batch)
-    return sink.sha256.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.progress import progress_bar
 from data_catalog.samples.ingestion import ingest
 from data_catalog.synthetic import synthesize
-from data_catalog.tables.table import Table, TableKind, find_table, json_digest
+from data_catalog.tables.digests import json_digest
+from data_catalog.tables.table import Table, TableKind, find_table
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments.recipes import ROOT, ConfigError, ExperimentConfig
 from stmi.clip.architecture import clip_folder

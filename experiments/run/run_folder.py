@@ -8,7 +8,8 @@ from typing import Any
 
 from data_catalog.errors import CatalogError
 from data_catalog.storage import filesystems
-from data_catalog.tables.table import Table, TableKind, json_digest, open_table
+from data_catalog.tables.digests import json_digest
+from data_catalog.tables.table import Table, TableKind, open_table
 from experiments.recipes import ExperimentConfig, parse
 from experiments.run.run_data import RunTables
 from experiments.run.run_result import RunResult

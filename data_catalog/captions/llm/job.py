@@ -20,7 +20,8 @@ from data_catalog.captions.llm.settings import ClientSettings
 from data_catalog.captions.predicted_attributes import Predictions
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
-from data_catalog.tables.table import Table, json_digest
+from data_catalog.tables.digests import json_digest
+from data_catalog.tables.table import Table
 
 READERS = 16
 """Answers that are read at the same time; on object storage each takes a while."""

@@ -25,7 +25,7 @@ from data_catalog.captions.predicted_attributes import (
 )
 from data_catalog.captions.sentences import ABSENT, TEMPLATES
 from data_catalog.cards import Card
-from data_catalog.tables.table import json_digest
+from data_catalog.tables.digests import json_digest
 
 PROMPTS_VERSION = 1
 """Raised when the words of a question change, so that captions are written anew."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from data_catalog.tables.table import json_digest
+from data_catalog.tables.digests import json_digest
 from experiments.recipes import ConfigError, ExperimentConfig, resolve
 from experiments.run.run_data import RunTables
 from experiments.studies.ablation.rows import Ablation, Row

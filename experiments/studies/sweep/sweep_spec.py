@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data_catalog.tables.table import json_digest
+from data_catalog.tables.digests import json_digest
 from experiments.recipes import ExperimentConfig, ReportConfig, resolve
 from experiments.run.run_data import RunTables
 from experiments.studies.sweep.search_space import Space, config_with

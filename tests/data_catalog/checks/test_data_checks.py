@@ -20,8 +20,9 @@ from data_catalog.checks.stored_reports import load_or_run_checks
 from data_catalog.errors import NotWritableError
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.synthetic import SyntheticSettings, synthesize
+from data_catalog.tables.digests import json_digest
 from data_catalog.tables.schemas import MASKS_SCHEMA, SAMPLES_SCHEMA, TableKind
-from data_catalog.tables.table import Manifest, Table, json_digest
+from data_catalog.tables.table import Manifest, Table
 from tests.data_catalog.folders import image_path, sample_ids
 
 

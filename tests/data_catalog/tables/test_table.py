@@ -13,9 +13,10 @@ import pytest
 from data_catalog.errors import CatalogError
 from data_catalog.storage.filesystems import open_root, write_atomically
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE, build_table
+from data_catalog.tables.digests import content_digest
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
 from data_catalog.tables.shards import ShardMaker
-from data_catalog.tables.table import Table, content_digest, find_table, list_tables, open_table
+from data_catalog.tables.table import Table, find_table, list_tables, open_table
 
 
 @dataclass(frozen=True)
