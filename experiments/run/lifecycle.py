@@ -11,11 +11,10 @@ from tqdm import tqdm
 
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
-from experiments.run.code_version import code_version, environment
 from experiments.run.conclusion import conclude
 from experiments.run.ray_workers import train_on_workers
 from experiments.run.run_data import RunTables, clip_source
-from experiments.run.run_description import describe_run, other_code_digests
+from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import LoggedRunResult, RunError
@@ -105,7 +104,7 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
 
 def _begin(folder: RunFolder, tables: RunTables) -> None:
     """Write into the journal which code begins or continues a run, where, and what its data is warned of."""
-    folder.journal.append("started", environment=environment(), **code_version())
+    note_start(folder.journal)
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
         for finding in tables.warnings

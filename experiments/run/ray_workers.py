@@ -41,8 +41,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
-    from experiments.run.report_callback import JournalCallback  # noqa: PLC0415
-    from experiments.run.worker import train_worker  # noqa: PLC0415
+    from experiments.run.worker import JournalCallback, train_worker  # noqa: PLC0415
 
     prepare_ray()
     ensure_ray()

@@ -1,11 +1,74 @@
-"""What MLflow is given to describe a run: its settings, tables, code and machine."""
+"""What describes a run: its settings and tables, the code that trains it, and the machine."""
 
-from experiments.recipes import RECIPES, ExperimentConfig, differences
-from experiments.run.code_version import code_version
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from experiments.recipes import RECIPES, ROOT, ExperimentConfig, differences
 from experiments.run.run_folder import RunFolder
+from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import Description
 
 MACHINE = ("python", "platform", "processors", "accelerators")
+PACKAGES = (
+    "torch",
+    "ray",
+    "open_clip_torch",
+    "mlflow",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "opencv-python-headless",
+)
+
+
+@cache
+def code_version() -> dict[str, str]:
+    """Digest of the project's own source files, and the git commit where there is one.
+
+    The digest also identifies code that was changed after the commit, or uploaded without its history.
+    """
+    digest = hashlib.sha256()
+    for package in ("stmi", "data_catalog", "experiments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    described = {"code.digest": digest.hexdigest()[:16]}
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        described["code.commit"] = commit.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        described["code.commit"] = "unknown"
+    return described
+
+
+def environment() -> dict[str, Any]:
+    """Python, packages, CPUs and accelerators; the keys are stored in journals."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": packages,
+    }
+
+
+def note_start(journal: Journal) -> None:
+    """Write into the journal of a run or a study which code begins or continues it, on which machine."""
+    journal.append("started", environment=environment(), **code_version())
 
 
 def describe_run(config: ExperimentConfig, folder: RunFolder) -> Description:

@@ -1,14 +1,19 @@
-"""What Ray Train calls in each worker of a run.
+"""What Ray Train calls: a function in every worker of a run, and a callback for reports in its controller.
 
-Light to import: Ray Train's controller, which starts the workers, imports this file as well, and they would
-wait for it.
+Light to import: the controller, which starts the workers, imports this file as well, and they would wait for
+it.
 """
 
 import os
+from pathlib import Path
+from typing import Any
 
 import ray.train
+from ray.train import Checkpoint, UserCallback
 
+from data_catalog.storage import filesystems
 from experiments.run.training_input import TrainingInput
+from experiments.tracking.journal import Journal
 
 
 def train_worker(given: dict[str, TrainingInput]) -> None:
@@ -23,3 +28,30 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
     workers_on_this_node = ray.train.get_context().get_local_world_size()
     threads = max(1, len(os.sched_getaffinity(0)) // workers_on_this_node)
     train(given["input"], RayTrainSession(threads, given["input"].checkpoint))
+
+
+class JournalCallback(UserCallback):
+    """Appends every report to a journal, after its checkpoint is stored.
+
+    The controller runs on the driver's node, so the journal is a local file wherever the workers are.
+
+    Args:
+        journal: Where to write.
+        location: Folder or URI of the run's checkpoints.
+    """
+
+    def __init__(self, journal: Journal, location: str) -> None:
+        self.journal = journal
+        self.location = location
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Write the first worker's report; all workers report the same."""
+        stored = None if checkpoint is None else filesystems.join(self.location, Path(checkpoint.path).name)
+        self.journal.record(metrics[0], stored)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Note a crash."""
+        errors = {str(rank): repr(error)[:2000] for rank, error in worker_exceptions.items()}
+        self.journal.append("worker_failed", errors=errors)

@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from tqdm import tqdm
 
-from experiments.run.code_version import code_version, environment
 from experiments.run.run_data import RunTables
-from experiments.run.run_description import other_code_digests
+from experiments.run.run_description import code_version, note_start, other_code_digests
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.studies.study_folder import StudyFolder
@@ -108,7 +107,7 @@ class Study(ABC, Generic[Result]):
             warned = _warn_of_other_code(self.runs())
             if not self.is_trained():
                 study_logger.reopen()
-                self.folder.journal.append("started", environment=environment(), **code_version())
+                note_start(self.folder.journal)
                 with self._observed(study_logger):
                     self.train()
             result = self.summarise(study_logger.parent.mlflow_run)

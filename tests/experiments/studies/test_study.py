@@ -5,8 +5,8 @@ import mlflow
 import pytest
 
 from experiments.recipes import ConfigError, resolve
-from experiments.run.code_version import code_version, environment
 from experiments.run.run_data import RunTables
+from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.studies.study import Study
@@ -67,7 +67,7 @@ def run(tmp_path):
     (folder.path / "config.json").write_text(
         json.dumps({"config": config.model_dump(mode="json"), "tables": {}})
     )
-    folder.journal.append("started", environment=environment(), **code_version())
+    note_start(folder.journal)
     return StudyRun(folder, config, "the run")
 
 
