@@ -13,7 +13,7 @@ from data_catalog.captions.imported_captions import (
     import_captions,
 )
 from data_catalog.captions.llm.job_statistics import LlmCaptionStatistics
-from data_catalog.captions.llm.settings import ClientSettings, LlmCaptionSettings, Prices
+from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings, Prices
 from data_catalog.cards import card_names
 from data_catalog.checks.newest_tables import find_card
 from data_catalog.commands.arguments import Option, add_samples, find_samples, given_options

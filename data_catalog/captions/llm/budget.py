@@ -19,7 +19,7 @@ import pydantic
 from PIL import Image
 from pydantic import NonNegativeInt
 
-from data_catalog.captions.llm.settings import Prices
+from data_catalog.captions.llm.llm_settings import Prices
 from data_catalog.errors import CatalogError
 
 # What the endpoint's template puts around a conversation and around each of its messages.

@@ -22,9 +22,10 @@ from data_catalog.captions.caption_writer import (
 )
 from data_catalog.captions.llm.answers import Answer, AnswerStore
 from data_catalog.captions.llm.job import READERS, AnswerJob, SampleAnswers, read_sample
+from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings, check_endpoint
 from data_catalog.captions.llm.prompt_images import ROW_COLUMNS
-from data_catalog.captions.llm.questions import PROMPTS_VERSION, Question, Questions, offered
-from data_catalog.captions.llm.settings import ClientSettings, LlmCaptionSettings, check_endpoint
+from data_catalog.captions.llm.prompts import PROMPTS_VERSION
+from data_catalog.captions.llm.questions import Question, Questions, offered
 from data_catalog.captions.predicted_attributes import FilledAttribute, Predictions, fill
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError

@@ -26,6 +26,7 @@ from typing import Any
 import openai
 
 from data_catalog.captions.llm.budget import Budget, prompt_size
+from data_catalog.captions.llm.llm_settings import ClientSettings, check_endpoint
 from data_catalog.captions.llm.responses import (
     Completion,
     EndpointError,
@@ -36,7 +37,6 @@ from data_catalog.captions.llm.responses import (
     read_completion,
     read_status,
 )
-from data_catalog.captions.llm.settings import ClientSettings, check_endpoint
 from data_catalog.errors import CatalogError
 
 _LONGEST_WAIT_SECONDS = 60.0

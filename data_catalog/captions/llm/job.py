@@ -13,10 +13,10 @@ from data_catalog.captions.llm.asking import Asker
 from data_catalog.captions.llm.budget import Budget
 from data_catalog.captions.llm.client import LlmClient
 from data_catalog.captions.llm.job_statistics import JobStatistics
+from data_catalog.captions.llm.llm_settings import ClientSettings
 from data_catalog.captions.llm.prompt_images import ROW_COLUMNS
 from data_catalog.captions.llm.questions import Question, Questions, Values, as_predictions
 from data_catalog.captions.llm.responses import RequestFailedError
-from data_catalog.captions.llm.settings import ClientSettings
 from data_catalog.captions.predicted_attributes import Predictions
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress

@@ -14,42 +14,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from data_catalog.captions.llm.llm_settings import LlmCaptionSettings
 from data_catalog.captions.llm.prompt_images import PromptImage, prompt_images
-from data_catalog.captions.llm.settings import LlmCaptionSettings
+from data_catalog.captions.llm.prompts import (
+    choice_instructions,
+    choice_text,
+    prediction_instructions,
+    prediction_text,
+)
 from data_catalog.captions.predicted_attributes import (
-    JOINT,
     SOURCES,
     UNKNOWN,
     AttributePrediction,
     Predictions,
 )
-from data_catalog.captions.sentences import ABSENT, TEMPLATES
 from data_catalog.cards import Card
 from data_catalog.tables.digests import json_digest
-
-PROMPTS_VERSION = 1
-"""Raised when the words of a question change, so that captions are written anew."""
-
-# The words of the prompts enter the digests of kept answers.
-_SHOWN = {
-    "RGB": "a visible-light image",
-    "NIR": "a near-infrared image; it shows no colours",
-    "TIR": "a thermal-infrared image; it shows warmth and no colours",
-    JOINT: "three images of the same moment side by side: visible light, near infrared, thermal infrared; "
-    "only the first shows colours",
-}
-_READER = (
-    "You describe images of surveillance cameras for a search system. Each shows one {kind}, the one in the "
-    "middle. Images may be small, dark or blurred. You report what can be seen and do not guess beyond it."
-)
-_DISCREET = (
-    " Never read, use or repeat licence plates, names, numbers, slogans or any other text in the image."
-)
-_CHOOSER = (
-    "You merge what several readers saw in images of one {kind} into one description. The readers looked at "
-    "the visible-light image (RGB), the near-infrared image (NIR), the thermal-infrared image (TIR), and at "
-    "the three side by side (JOINT). Each gave a value and a confidence from 0 to 1 for each attribute."
-)
 
 Values = dict[str, Any]
 """Attribute to what was said of it, checked."""
@@ -151,13 +131,13 @@ class Questions:
         Args:
             row: The sample, with ROW_COLUMNS.
         """
-        instructions = _READER.format(kind=self.card.kind) + (_DISCREET if self.settings.redact else "")
+        instructions = prediction_instructions(self.card.kind, self.settings.redact)
         return {
             source: Question(
                 source=source,
                 settings=self.settings,
                 instructions=instructions,
-                text=f"This is {_SHOWN[source]}.\n{self._task}",
+                text=prediction_text(source, self.card.attributes),
                 schema=self._prediction_schema,
                 check=self._check_predictions,
                 image=image,
@@ -170,42 +150,14 @@ class Questions:
         offers = offered(predictions)
         if self.settings.filling == "rules" or all(len(values) < 2 for values in offers.values()):
             return None
-        triplets = [
-            f"- {name}: "
-            + "; ".join(
-                f"{source} {found.value} {float(found.confidence):.2f}"
-                for source in SOURCES
-                if (found := predictions.get(source, {}).get(name)) is not None
-            )
-            for name in self.card.attributes
-            if name in offers
-        ]
-        template = TEMPLATES[self.card.kind]
-        phrases = [template.subject, *(" ".join((word, *said)) for word, said in template.clauses)]
+        names = [name for name in self.card.attributes if name in offers]
         return Question(
             source="choice",
             settings=self.settings,
-            instructions=_CHOOSER.format(kind=self.card.kind),
-            text=(
-                "What they saw (attribute: reader value confidence; ...):\n"
-                + "\n".join(triplets)
-                + f'\n\nThe description is filled into this template: "A photo of {", ".join(phrases)}"\n'
-                "For every attribute choose the most reliable value: weigh the confidences, how many readers "
-                "agree, and which image shows the attribute best (colours only the visible-light one), and "
-                "let the values fit together. Choose only values that a reader gave. Where no reader gave "
-                f'one, and only there, answer "{UNKNOWN}".'
-            ),
+            instructions=choice_instructions(self.card.kind),
+            text=choice_text(self.card.kind, names, predictions),
             schema=self._choice_schema,
             check=lambda value: _check_choice(value, offers),
-        )
-
-    @property
-    def _task(self) -> str:
-        listed = "\n".join(f"- {name}: {', '.join(values)}" for name, values in self.card.attributes.items())
-        return (
-            f"For every attribute give the value that fits best, and as confidence from 0 (a guess) to 1 "
-            f'(plain to see) how sure you are. "{ABSENT}" means that you see that there is none. Where the '
-            f'image does not show it, the value is "{UNKNOWN}".\nAttributes and their values:\n{listed}'
         )
 
     @cached_property

@@ -12,7 +12,7 @@ import openai
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from data_catalog.captions.llm.budget import Usage
-from data_catalog.captions.llm.settings import KEY_VARIABLE
+from data_catalog.captions.llm.llm_settings import KEY_VARIABLE
 from data_catalog.errors import CatalogError
 
 _REFUSAL_CODES = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})

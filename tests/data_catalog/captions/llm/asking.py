@@ -5,8 +5,8 @@ from typing import Any
 
 from data_catalog.captions.llm.budget import Budget
 from data_catalog.captions.llm.client import LlmClient
+from data_catalog.captions.llm.llm_settings import ClientSettings, Prices
 from data_catalog.captions.llm.responses import Completion
-from data_catalog.captions.llm.settings import ClientSettings, Prices
 from tests.data_catalog.captions.llm.chat_server import COMPLETION_TOKENS, PROMPT_TOKENS, ChatServer, Reply
 
 KEY = "sk-secret-0123456789"

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from data_catalog.captions.llm.captioner import make_llm_captions
-from data_catalog.captions.llm.settings import ClientSettings, LlmCaptionSettings
+from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings
 from data_catalog.tables.table import Table
 from tests.data_catalog.captions.llm.chat_server import ChatServer, fitting_answer, is_choice
 

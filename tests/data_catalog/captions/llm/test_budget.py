@@ -17,8 +17,8 @@ from data_catalog.captions.llm.budget import (
     prompt_size,
 )
 from data_catalog.captions.llm.client import LlmClient
+from data_catalog.captions.llm.llm_settings import ClientSettings, check_endpoint
 from data_catalog.captions.llm.responses import Completion
-from data_catalog.captions.llm.settings import ClientSettings, check_endpoint
 from data_catalog.errors import CatalogError
 from tests.data_catalog.captions.llm.asking import COST, PRICES, ask, failing, request
 from tests.data_catalog.captions.llm.chat_server import (

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from data_catalog.captions.llm.budget import Usage
+from data_catalog.captions.llm.llm_settings import ClientSettings, check_endpoint
 from data_catalog.captions.llm.responses import (
     Completion,
     EndpointError,
     RequestFailedError,
     retry_after_seconds,
 )
-from data_catalog.captions.llm.settings import ClientSettings, check_endpoint
 from data_catalog.errors import CatalogError
 from tests.data_catalog.captions.llm.asking import KEY, ask, failing
 from tests.data_catalog.captions.llm.chat_server import (
