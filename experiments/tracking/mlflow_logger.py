@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 UUID_TAG = "stmi.identity"
 """Tag with the uuid of a run, or of a study's child, which is found by it in any store."""
-_BATCH = 100
-"""MLflow takes at most this many parameters, and ten times as many metrics, in one call."""
+_BATCH = {"metrics": 1000, "params": 100, "tags": 100}
+"""MLflow takes at most this many in one call."""
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,19 @@ class MlflowLogger:
             self._describe()
         events = self.journal.read()
         metrics = [entry for event in events[self._state.sent :] for entry in _metrics_of(event)]
-        client = self._client() if metrics else None
-        for start in range(0, len(metrics), 10 * _BATCH):
+        if metrics:
             from mlflow.entities import Metric  # noqa: PLC0415
 
-            assert client is not None
-            batch = [Metric(*entry) for entry in metrics[start : start + 10 * _BATCH]]
-            client.log_batch(self.run_id, metrics=batch)
+            self._log_batches(metrics=[Metric(*entry) for entry in metrics])
         if len(events) > self._state.sent:
             self._remember(sent=len(events))
+
+    def _log_batches(self, **entries: list[Any]) -> None:
+        """Log metrics, params and tags, as many in one call as MLflow takes."""
+        client = self._client()
+        for kind, values in entries.items():
+            for start in range(0, len(values), _BATCH[kind]):
+                client.log_batch(self.run_id, **{kind: values[start : start + _BATCH[kind]]})
 
     def _send_file(self, path: Path) -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -219,15 +223,11 @@ class MlflowLogger:
     def _describe(self) -> None:
         from mlflow.entities import Param, RunTag  # noqa: PLC0415
 
-        client = self._client()
-        settings = self.description.parameters | {
-            f"table.{name}": d for name, d in self.description.tables.items()
-        }
-        parameters = [Param(name, str(value)) for name, value in settings.items()]
-        for start in range(0, len(parameters), _BATCH):
-            client.log_batch(self.run_id, params=parameters[start : start + _BATCH])
-        client.log_batch(
-            self.run_id, tags=[RunTag(name, value) for name, value in self.description.tags.items()]
+        described = self.description
+        settings = described.parameters | {f"table.{name}": key for name, key in described.tables.items()}
+        self._log_batches(
+            params=[Param(name, str(value)) for name, value in settings.items()],
+            tags=[RunTag(name, value) for name, value in described.tags.items()],
         )
         self._remember(described=True)
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow import compute, parquet
 
 from experiments.run.conclusion import choices_of
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import EpochChoices, MetricName, ReportedEpoch
+from experiments.run.run_result import EpochMetrics, MetricName
 from experiments.studies.ablation.ablation_result import (
     ComparedMetric,
     EpochSpread,
@@ -50,53 +51,40 @@ class RowRuns:
     runs: Mapping[int, RunFolder]
     changed: Mapping[str, Any]
 
-    def values(self, metric: MetricName) -> dict[int, float]:
-        """Seed to a metric of the epoch that the run reports."""
-        chosen = {seed: _reported(run).chosen_by for seed, run in self.runs.items()}
-        return {seed: self.values_at(metric, choice)[seed] for seed, choice in chosen.items()}
+    def epochs(self, choice: str | None = None) -> dict[int, EpochMetrics]:
+        """Seed to a choice of epoch, as in `EPOCHS`, or to the one that the run reports.
 
-    def values_at(self, metric: MetricName, choice: str) -> dict[int, float]:
-        """Seed to a metric of a choice of epoch, as in `EPOCHS`; runs without validation lack that choice."""
-        choices = {seed: self._choices(run).get(choice) for seed, run in self.runs.items()}
-        return {
-            seed: chosen.metrics[self.feature].value(metric)
-            for seed, chosen in choices.items()
-            if chosen is not None
-        }
+        The shown feature chooses its own epochs. Runs without validation lack that choice.
+        """
+        found = {seed: self._epoch(run, choice) for seed, run in sorted(self.runs.items())}
+        return {seed: epoch for seed, epoch in found.items() if epoch is not None}
 
-    def epochs_at(self, choice: str) -> dict[int, int]:
-        """Seed to the epoch of a choice."""
-        choices = {seed: self._choices(run).get(choice) for seed, run in sorted(self.runs.items())}
-        return {seed: chosen.epoch for seed, chosen in choices.items() if chosen is not None}
+    def values(self, metric: MetricName, choice: str | None = None) -> dict[int, float]:
+        """Seed to a metric at a choice of epoch, as in `epochs`."""
+        return {seed: e.metrics[self.feature].value(metric) for seed, e in self.epochs(choice).items()}
 
     def precision(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Average precision `(seeds, queries)`, NaN without a match, and identities `(queries,)`."""
-        tables = [self._queries(self.runs[seed]) for seed in seeds]
+        reported = self.epochs()
+        tables = [self._queries(self.runs[seed], reported[seed].epoch) for seed in seeds]
         values = [table["average_precision"].to_numpy(zero_copy_only=False) for table in tables]
         return np.stack(values).astype(float), tables[0]["identity"].to_numpy()
 
-    def _choices(self, run: RunFolder) -> EpochChoices:
-        """The epochs of a run that may be reported, as the shown feature chooses them."""
+    def _epoch(self, run: RunFolder, choice: str | None) -> EpochMetrics | None:
         result = run.result
-        if result is not None and result.choices is not None and _reported(run).feature == self.feature:
-            return result.choices
-        return choices_of(run, self.feature)
+        assert result is not None
+        assert result.reported is not None
+        is_reported = result.choices is not None and result.reported.feature == self.feature
+        choices = result.choices if is_reported else choices_of(run, self.feature)
+        assert choices is not None
+        return choices.get(choice or result.reported.chosen_by)
 
-    def _queries(self, run: RunFolder) -> Any:
+    def _queries(self, run: RunFolder, epoch: int) -> pa.Table:
         table = parquet.read_table(run.queries)
-        chosen_epoch = self._choices(run).get(_reported(run).chosen_by)
-        assert chosen_epoch is not None
         chosen = compute.and_(
-            compute.equal(table["feature"], self.feature), compute.equal(table["epoch"], chosen_epoch.epoch)
+            compute.equal(table["feature"], self.feature), compute.equal(table["epoch"], epoch)
         )
         return table.filter(chosen).sort_by("sample_index")
-
-
-def _reported(run: RunFolder) -> ReportedEpoch:
-    result = run.result
-    assert result is not None
-    assert result.reported is not None
-    return result.reported
 
 
 def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) -> list[TableRow]:
@@ -141,7 +129,10 @@ def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) ->
                 rank5=RowMetric.of(one.values("rank5"), paper=paper[name].get("rank5")),
                 rank10=RowMetric.of(one.values("rank10"), paper=paper[name].get("rank10")),
                 epochs={
-                    choice: EpochSpread.of(one.values_at("mAP", choice), epoch=one.epochs_at(choice))
+                    choice: EpochSpread.of(
+                        one.values("mAP", choice),
+                        epoch={seed: e.epoch for seed, e in one.epochs(choice).items()},
+                    )
                     for choice in EPOCHS
                 },
             )
