@@ -95,14 +95,14 @@ def _mlflow(run: MlflowRun | None) -> str:
     """How to open a run in MLflow's UI."""
     if run is None or run.run_id is None:
         return "has nothing yet; the journal keeps it, and the same command logs it when the server answers"
-    uri, run_id, experiment_id = run.uri, run.run_id, run.experiment_id
-    if not uri.startswith("sqlite:///"):
-        return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}"
-    store = _shown(Path(uri.removeprefix("sqlite:///")))
+    if not run.uri.startswith("sqlite:///"):
+        return run.page or f"{run.uri}, run {run.run_id}"
+    store = _shown(Path(run.uri.removeprefix("sqlite:///")))
+    served = run.model_copy(update={"uri": "http://127.0.0.1:5000"})
     return (
         f"{_shown(Path(sys.executable).parent)}/mlflow server --host 127.0.0.1 --port 5000 "
         f"--backend-store-uri sqlite:///{store}\n"
-        f"         then open http://127.0.0.1:5000/#/experiments/{experiment_id}/runs/{run_id}"
+        f"         then open {served.page}"
     )
 
 

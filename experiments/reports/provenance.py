@@ -13,14 +13,12 @@ class RunProvenance:
 
     Attributes:
         run: The run.
-        link: Page of the run in MLflow's UI; None for a SQLite file, which has no page without a server.
         numbers: Its contributions, such as `table3 B SFM: mAP 61.2, rank1 70.0`.
         settings: Settings that differ between the study's runs.
         facts: Code, data, versions and machine, where they differ between the study's runs.
     """
 
     run: RecordedRun
-    link: str | None
     numbers: tuple[str, ...]
     settings: Mapping[str, str]
     facts: Mapping[str, str]
@@ -31,13 +29,11 @@ class StudyProvenance:
     """The origin of the numbers of a study.
 
     Attributes:
-        link: Page of the parent run in MLflow's UI, or None.
         runs: For each run.
         facts: Code, data, versions and machine that all runs share.
         settings: Settings that all runs share.
     """
 
-    link: str | None
     runs: tuple[RunProvenance, ...]
     facts: Mapping[str, str]
     settings: Mapping[str, str]
@@ -52,16 +48,13 @@ def find_provenance(study: RecordedStudy) -> StudyProvenance:
     runs = tuple(
         RunProvenance(
             run=run,
-            link=_page_of_run(study.uri, run.experiment_id, run.run_id),
             numbers=tuple(_numbers(run.run, rows)),
             settings=_without(run.parameters, shared_settings),
             facts=_without(facts[run.run], shared_facts),
         )
         for run in study.runs
     )
-    return StudyProvenance(
-        _page_of_run(study.uri, study.experiment_id, study.run_id), runs, shared_facts, shared_settings
-    )
+    return StudyProvenance(runs, shared_facts, shared_settings)
 
 
 def _facts(run: RecordedRun) -> dict[str, str]:
@@ -101,7 +94,3 @@ def _other_epochs(epochs: Mapping[str, EpochSpread], seed: int) -> Iterable[str]
         if seed in spread.values:
             which = f", epoch {spread.epoch[seed]}" if seed in spread.epoch else ""
             yield f"; {choice.replace('_', ' ')}{which}: mAP {100 * spread.values[seed]:.2f}"
-
-
-def _page_of_run(uri: str, experiment_id: str, run_id: str) -> str | None:
-    return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else None

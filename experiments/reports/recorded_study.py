@@ -18,7 +18,7 @@ from experiments.run.run_result import RunError
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE
-from experiments.tracking.mlflow_store import without_credentials
+from experiments.tracking.mlflow_store import MlflowRun, without_credentials
 
 RESULT_FILE = "result.json"
 PICTURES = "pictures"
@@ -32,8 +32,7 @@ class RecordedRun:
     """A run of a study, as MLflow has it.
 
     Attributes:
-        run_id: Id of the run in MLflow.
-        experiment_id: Id of its experiment in MLflow.
+        mlflow: Where MLflow has the run.
         name: As MLflow's UI shows it.
         run: Name of its folder, with recipe, seed and fingerprint.
         seed: Of its training.
@@ -46,8 +45,7 @@ class RecordedRun:
             each by epoch, as far as the run has them.
     """
 
-    run_id: str
-    experiment_id: str
+    mlflow: MlflowRun
     name: str
     run: str
     seed: int
@@ -65,18 +63,14 @@ class RecordedStudy:
 
     Attributes:
         name: Name of the study.
-        uri: Tracking URI of MLflow, without user name and password.
-        run_id: Id of the parent run.
-        experiment_id: Id of its experiment.
+        mlflow: Where MLflow has the parent run.
         result: Result of the study (`result.json`).
         pictures: File name to PNG, of the parent run.
         runs: The study's runs, sorted by name.
     """
 
     name: str
-    uri: str
-    run_id: str
-    experiment_id: str
+    mlflow: MlflowRun
     result: AblationResult | SweepResult
     pictures: Mapping[str, bytes]
     runs: tuple[RecordedRun, ...]
@@ -148,12 +142,10 @@ def _read_study(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
     children = _search(client, experiments, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     # A run of a study that is going on may have been created, but not tagged yet.
     tagged = [child for child in children if {"stmi.run", "stmi.folder"} <= child.data.tags.keys()]
-    runs = sorted((_read_run(client, child) for child in tagged), key=lambda run: run.name)
+    runs = sorted((_read_run(client, uri, child) for child in tagged), key=lambda run: run.name)
     return RecordedStudy(
         name=name,
-        uri=uri,
-        run_id=parent.info.run_id,
-        experiment_id=parent.info.experiment_id,
+        mlflow=_where(uri, parent),
         result=result,
         pictures=pictures,
         runs=tuple(runs),
@@ -174,7 +166,11 @@ def _artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> lis
     return [item.path for item in client.list_artifacts(run.info.run_id, folder) if not item.is_dir]
 
 
-def _read_run(client: MlflowClient, child: Run) -> RecordedRun:
+def _where(uri: str, run: Run) -> MlflowRun:
+    return MlflowRun(uri=uri, run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+
+
+def _read_run(client: MlflowClient, uri: str, child: Run) -> RecordedRun:
     tags, settings = child.data.tags, child.data.params
     prefix, feature = "table.", settings["report.feature"]
     curves = {
@@ -183,8 +179,7 @@ def _read_run(client: MlflowClient, child: Run) -> RecordedRun:
         "test": f"test/{feature}/mAP",
     }
     return RecordedRun(
-        run_id=child.info.run_id,
-        experiment_id=child.info.experiment_id,
+        mlflow=_where(uri, child),
         name=child.info.run_name,
         run=tags["stmi.run"],
         seed=int(settings["seed"]),

@@ -12,7 +12,6 @@ from experiments.reports.sweep_sections import sweep_sections
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.published import PUBLISHED, load_published
 from experiments.studies.sweep.sweep_result import SweepResult
-from experiments.tracking.mlflow_store import MlflowRun
 
 
 def write_report(study: RecordedStudy, page: Path) -> StudyReport:
@@ -50,5 +49,5 @@ def write_report(study: RecordedStudy, page: Path) -> StudyReport:
         markdown=str(markdown),
         pictures=tuple(str(folder / picture.name) for picture in pictures),
         missing={section.title: section.missing for section in sections if section.missing is not None},
-        mlflow=MlflowRun(uri=study.uri, run_id=study.run_id, experiment_id=study.experiment_id),
+        mlflow=study.mlflow,
     )

@@ -51,6 +51,13 @@ class MlflowRun(Record):
     """None as long as MLflow did not answer."""
     experiment_id: str | None = None
 
+    @property
+    def page(self) -> str | None:
+        """Page of the run in MLflow's UI; None for a database, which has no page without a server."""
+        if self.run_id is None or not self.uri.startswith("http"):
+            return None
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
 
 class LoggedRun(MlflowRun):
     """Where MLflow has a run that has just ended."""

@@ -122,7 +122,7 @@ def test_page_is_printed_completely(opened):
 def test_mlflows_comparison_names_the_rows_and_shows_the_differences(browser, server, study, workspace):
     rows = {f"table3 {row['index']} {row['name']}, seed 0": row["runs"]["0"] for row in study["rows"][:4]}
     recorded = {run.name: run for run in read_study(local_store(workspace), study["study"]).runs}
-    chosen, experiments = [recorded[name].run_id for name in rows], [study["mlflow"]["experiment_id"]]
+    chosen, experiments = [recorded[name].mlflow.run_id for name in rows], [study["mlflow"]["experiment_id"]]
     page = browser.new_page(viewport={"width": 2000, "height": 1000})
     requests = []
     page.on("request", lambda request: requests.append(request.url))

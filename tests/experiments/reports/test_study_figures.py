@@ -6,6 +6,7 @@ from matplotlib.colors import to_hex
 
 from experiments.reports import study_figures
 from experiments.reports.recorded_study import RecordedRun
+from experiments.tracking.mlflow_store import MlflowRun
 from tests.experiments import made_up
 
 
@@ -30,7 +31,7 @@ def run(seed, validation, loss=(3.0, 2.0), split="validation"):
         "loss": dict(enumerate(loss, start=1)),
     }
     return RecordedRun(
-        *("id", "1", f"row, seed {seed}", f"run{seed}", seed),
+        *(MlflowRun(uri=""), f"row, seed {seed}", f"run{seed}", seed),
         Path("there"),
         "FINISHED",
         {},

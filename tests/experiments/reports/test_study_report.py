@@ -97,7 +97,7 @@ def test_provenance_names_run_folder_code_data_and_versions(report, recorded):
     for kind in ("page", "markdown"):
         text = Path(report[kind]).read_text(encoding="utf-8")
         for run in recorded.runs:
-            shown = [run.run_id, str(run.folder), run.tags["code.digest"], run.digests["view/test"]]
+            shown = [run.mlflow.run_id, str(run.folder), run.tags["code.digest"], run.digests["view/test"]]
             assert [fact for fact in shown if fact not in text] == []
             assert run.tags["environment.torch"] in text
     links = {target for name, target in Page(Path(report["page"]).read_text()).references if name == "href"}

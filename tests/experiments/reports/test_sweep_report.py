@@ -8,11 +8,16 @@ from matplotlib.figure import Figure
 from experiments.reports.recorded_study import RecordedRun, RecordedStudy
 from experiments.reports.report_tables import sweep_table
 from experiments.reports.study_report import write_report
+from experiments.tracking.mlflow_store import MlflowRun
 from tests.experiments import made_up
 
 
 def trial(number, state, value, **values):
     return made_up.trial(number, state, value, values=values, cost=1.5e9 + number)
+
+
+def mlflow_run(run_id):
+    return MlflowRun(uri="http://mlflow:5000", run_id=run_id, experiment_id="1")
 
 
 @pytest.fixture
@@ -24,8 +29,7 @@ def sweep():
     ]
     runs = tuple(
         RecordedRun(
-            run_id=f"mlflow{one.number}",
-            experiment_id="1",
+            mlflow=mlflow_run(f"mlflow{one.number}"),
             name=f"trial {one.number}",
             run=one.run,
             seed=0,
@@ -44,9 +48,7 @@ def sweep():
     result = made_up.sweep_result(*trials, best=best, pareto=trials[:1])
     return RecordedStudy(
         "demo-sweep-1",
-        "http://mlflow:5000",
-        "parent",
-        "1",
+        mlflow_run("parent"),
         result,
         {"slice.png": picture.getvalue()},
         runs,
