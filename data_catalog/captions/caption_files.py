@@ -116,14 +116,14 @@ def read_caption_files(files: Sequence[CaptionFile], sample_ids: Sequence[str]) 
             if not named:
                 read.absent.append(f"{path.name}: {item}")
                 continue
-            of_sample = read.captions.setdefault(named[0], {})
-            if of_sample.get(modality, text) != text:
+            by_modality = read.captions.setdefault(named[0], {})
+            if by_modality.get(modality, text) != text:
                 raise CatalogError(
                     f"{path} entry {number}: item {item!r} was captioned before with another text; keep one"
                 )
-            if modality in of_sample:
+            if modality in by_modality:
                 read.duplicates.append(f"{path.name}: {item}")
-            of_sample[modality] = text
+            by_modality[modality] = text
     read.digest = sha256.hexdigest()
     return read
 

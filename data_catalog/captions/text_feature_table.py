@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress
@@ -46,10 +46,8 @@ class TextTower(Protocol):
         """Text features `(batch, embed_dim)`, float32, a torch tensor, not normalised."""
 
 
-class TextFeatureSettings(BaseModel):
+class TextFeatureSettings(Record):
     """How captions are encoded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(256, ge=1)
 

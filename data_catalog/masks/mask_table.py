@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from data_catalog.formats import FORMATS
 from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
 from data_catalog.progress import Progress
+from data_catalog.records import Record
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
@@ -35,26 +36,17 @@ class Segmenter(Protocol):
         """
 
 
-class SegmenterSettings(Protocol):
-    """A frozen pydantic model that says all that shapes a segmenter's masks, and builds it."""
+class SegmenterSettings(Record):
+    """All that shapes a segmenter's masks; builds the segmenter."""
 
-    @property
-    def segmenter(self) -> str:
-        """Name of the segmenter."""
+    gpus_per_actor: ClassVar[float] = 0
+    """GPUs that one segmenter uses where the cluster has any."""
+    cpus_per_actor: ClassVar[float] = 1
+    """CPUs that one segmenter uses otherwise."""
 
-    @property
-    def gpus_per_actor(self) -> float:
-        """GPUs that one segmenter uses where the cluster has any."""
-
-    @property
-    def cpus_per_actor(self) -> float:
-        """CPUs that one segmenter uses otherwise."""
-
+    @abstractmethod
     def build(self) -> Segmenter:
         """The segmenter; called in the actor that uses it."""
-
-    def model_dump(self) -> dict[str, Any]:
-        """The settings as JSON values."""
 
 
 @dataclass

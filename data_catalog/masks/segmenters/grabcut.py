@@ -12,8 +12,10 @@ from typing import ClassVar, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from data_catalog.masks.mask_table import SegmenterSettings
+from data_catalog.records import Record
 from data_catalog.samples.images import Mask, Pixels, Segmentation
 
 Ellipse = tuple[float, float]
@@ -23,28 +25,21 @@ _SEED = 20_040_801
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-class Prior(BaseModel):
-    """Where the object is expected, around the position that is found for it.
-
-    Attributes:
-        body: Compared with its surroundings to find the position.
-        core: Foreground for certain.
-        likely: Foreground until the cut says otherwise.
-        reach: Outside it all is background.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Prior(Record):
+    """Where the object is expected, around the position that is found for it."""
 
     body: Ellipse
+    """Compared with its surroundings to find the position."""
     core: Ellipse
+    """Foreground for certain."""
     likely: Ellipse
+    """Foreground until the cut says otherwise."""
     reach: Ellipse
+    """Outside it all is background."""
 
 
-class GrabCutSettings(BaseModel):
+class GrabCutSettings(SegmenterSettings):
     """GrabCut's settings. The defaults were chosen on validation identities of the procedural benchmark."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     segmenter: Literal["grabcut"] = "grabcut"
     upright: Prior = Prior(body=(0.4, 0.2), core=(0.4, 0.07), likely=(0.45, 0.2), reach=(0.54, 0.36))
@@ -59,8 +54,6 @@ class GrabCutSettings(BaseModel):
     """Grey levels of heat by which a position must exceed the centre, per image width of distance."""
     iterations: int = Field(2, ge=1, le=20)
 
-    gpus_per_actor: ClassVar[float] = 0
-    """None: OpenCV works on the CPU."""
     cpus_per_actor: ClassVar[float] = 1
     """One, so that the clusters of the colour models are the same from run to run."""
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from data_catalog.records import Record
 from data_catalog.samples.images import Mask, Segmentation
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -34,7 +35,7 @@ class Candidate:
     source: str
 
 
-class ChoiceSettings(BaseModel):
+class ChoiceSettings(Record):
     """How candidates are scored; the formula is that of `candidate_score`.
 
     Area and centre do not rank plausible masks, they only rule out parts, backgrounds and bystanders: a prior
@@ -42,8 +43,6 @@ class ChoiceSettings(BaseModel):
     set by hand, from how people and vehicles stand in cropped images; no experiment that can be repeated here
     chose them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     upright_area: tuple[Share, Share] = (0.2, 0.5)
     """Least and largest share of an image that is taller than wide which the object covers: a person."""

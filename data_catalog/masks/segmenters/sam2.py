@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from data_catalog.errors import CatalogError
+from data_catalog.masks.mask_table import SegmenterSettings
 from data_catalog.masks.segmenters.mask_choice import Candidate, ChoiceSettings, choose
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS, check_checkpoint, load_sam2_model
 from data_catalog.samples.images import Pixels, Segmentation
@@ -26,10 +27,8 @@ _STRIDES = (4, 8, 16)
 """Strides of the three feature maps that SAM2's mask decoder reads."""
 
 
-class Sam2Settings(BaseModel):
+class Sam2Settings(SegmenterSettings):
     """SAM2's settings; made by `sam2_settings`, which checks the checkpoint first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     segmenter: Literal["sam2"] = "sam2"
     model: str = "sam2.1_hiera_l"
