@@ -1,18 +1,20 @@
-"""What the scripts share: options, errors meant for the user in one line, one JSON document on request."""
+"""Shared by the scripts: options, errors in one line, a table of metrics, one JSON document on request."""
 
 import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
+
+from rich.table import Table
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, add_json_options
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import RunError
+from experiments.run.run_result import METRICS, FeatureMetrics, RunError
 from stmi.clip.weights import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
 
@@ -105,6 +107,16 @@ def with_workers(given: argparse.Namespace) -> list[str]:
         wrong = "it contradicts --set train.workers" if is_set else "at least 1 is needed"
         raise ConfigError(f"--workers={given.workers}: {wrong}")
     return [*given.settings, *([] if is_set else [f"train.workers={given.workers or 1}"])]
+
+
+def metrics_table(title: str, rows: Mapping[str, FeatureMetrics]) -> Table:
+    """A table of retrieval metrics in percent, one row per label."""
+    table = Table("feature", title=title, title_justify="left")
+    for column in ("mAP", "rank 1", "rank 5", "rank 10"):
+        table.add_column(column, justify="right")
+    for label, metrics in rows.items():
+        table.add_row(label, *(f"{100 * metrics.value(name):.1f}" for name in METRICS))
+    return table
 
 
 def run_command(

@@ -24,13 +24,12 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
-from experiments.command_line import run_command
+from experiments.command_line import metrics_table, run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster
 from experiments.evaluating.evaluation_target import EvaluationTarget, load_released_checkpoint, load_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
@@ -38,7 +37,7 @@ from experiments.recipes import WORKSPACE, ConfigError
 from experiments.run import evaluation
 from experiments.run.run_figures import FEATURE_NAMES
 from experiments.run.run_options import resolve_catalog, resolve_workspace
-from experiments.run.run_result import METRICS, FeatureMetrics
+from experiments.run.run_result import FeatureMetrics
 from experiments.studies.published import PublishedResult, find_stmi_result
 from stmi.modality import MODALITIES, Modality
 from stmi.retrieval.metrics import JunkRule
@@ -257,13 +256,8 @@ def show(result: Evaluation) -> None:
         reranked = ", re-ranked" if setting.reranked else ""
         epoch = "" if result.epoch is None else f", epoch {result.epoch}"
         title = f"{result.target}{epoch} on {result.dataset}{absent}{reranked}, %"
-        table = RichTable(title=title, title_justify="left")
-        table.add_column("feature")
-        for column in ("mAP", "rank 1", "rank 5", "rank 10"):
-            table.add_column(column, justify="right")
-        for name, metrics in setting.metrics.items():
-            table.add_row(FEATURE_NAMES[name], *(f"{100 * metrics.value(key):.1f}" for key in METRICS))
-        console.print(table)
+        rows = {FEATURE_NAMES[name]: metrics for name, metrics in setting.metrics.items()}
+        console.print(metrics_table(title, rows))
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
 

@@ -19,15 +19,14 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from pydantic import RootModel
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from data_catalog.records import add_json_options
-from experiments.command_line import run_command
+from experiments.command_line import metrics_table, run_command
 from experiments.recipes import WORKSPACE
 from experiments.reports.report_page import StudyReport
 from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
-from experiments.run.run_result import METRICS, EpochChoices, LoggedRunResult, ReportedEpoch
+from experiments.run.run_result import EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.tracking.mlflow_store import MlflowRun, resolve_tracking_uri
 
@@ -45,15 +44,10 @@ class PrintedReport(RootModel[RunReport | StudyReport]):
 def print_report(result: RunReport, console: Console | None = None) -> None:
     """Print the metrics, the times and the paths of a finished run for a terminal."""
     console = console or Console()
-    table = RichTable(title=f"{result.run}: retrieval on the test identities, %", title_justify="left")
-    table.add_column("feature")
-    for column in ("mAP", "rank 1", "rank 5", "rank 10"):
-        table.add_column(column, justify="right")
     # A run finished by an older version has fewer features, and only the last epoch.
     rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
-    for label, metrics in {**rows, "U before training": result.untrained}.items():
-        table.add_row(label, *(f"{100 * metrics.value(name):.1f}" for name in METRICS))
-    console.print(table)
+    title = f"{result.run}: retrieval on the test identities, %"
+    console.print(metrics_table(title, rows | {"U before training": result.untrained}))
     if result.choices is not None and result.reported is not None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
