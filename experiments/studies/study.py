@@ -53,9 +53,9 @@ class Study(ABC, Generic[Result]):
         self.folder = StudyFolder.of(options.workspace, name)
 
     @property
-    @abstractmethod
     def fingerprint(self) -> str:
-        """Identifies the study among those of its kind."""
+        """Identifies the study among those of its kind: the name, where it holds a digest."""
+        return self.folder.name
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
@@ -68,9 +68,9 @@ class Study(ABC, Generic[Result]):
     def runs(self) -> list[StudyRun]:
         """The runs known so far; called by other threads too, while `train` adds to them."""
 
-    @abstractmethod
     def is_trained(self) -> bool:
         """Whether no run is left to train."""
+        return all(run.folder.is_finished for run in self.runs())
 
     @abstractmethod
     def train(self) -> None:
@@ -85,9 +85,9 @@ class Study(ABC, Generic[Result]):
     def progress(self) -> tuple[int, str]:
         """How many units are done, and a text for the progress bar; called by another thread meanwhile."""
 
-    @abstractmethod
     def statuses(self) -> dict[str, str]:
         """MLflow's status of each run that has ended, by its name: FINISHED, FAILED or KILLED."""
+        return {run.folder.name: "FINISHED" if run.folder.is_finished else "FAILED" for run in self.runs()}
 
     @abstractmethod
     def summarise(self, mlflow: MlflowRun) -> Result:

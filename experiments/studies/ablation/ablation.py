@@ -40,11 +40,6 @@ class AblationStudy(Study[AblationResult]):
         self._runs: list[StudyRun] = []
         self._epochs: dict[str, int] = {}
 
-    @property
-    def fingerprint(self) -> str:
-        """The name: it holds the digest of all configs and data."""
-        return self.folder.name
-
     def parameters(self) -> dict[str, Any]:
         """As in `Study`."""
         return {
@@ -63,10 +58,6 @@ class AblationStudy(Study[AblationResult]):
         """As in `Study`; all are known from the start."""
         return self._runs
 
-    def is_trained(self) -> bool:
-        """As in `Study`."""
-        return all(run.folder.is_finished for run in self._runs)
-
     def train(self) -> None:
         """As in `Study`."""
         self.wrong = train_runs(self._runs, self.tables, self.options, self.folder)
@@ -83,12 +74,6 @@ class AblationStudy(Study[AblationResult]):
                 self._epochs[run.folder.name] = len(run.folder.journal.epochs())
         finished = sum(run.folder.is_finished for run in self._runs)
         return sum(self._epochs.values()), f"{finished}/{len(self._runs)} runs"
-
-    def statuses(self) -> dict[str, str]:
-        """As in `Study`."""
-        return {
-            run.folder.name: "FAILED" if run.folder.name in self.wrong else "FINISHED" for run in self._runs
-        }
 
     def summarise(self, mlflow: MlflowRun) -> AblationResult:
         """The tables as they are measured so far, written as Markdown, CSV, JSON and a figure each."""

@@ -26,7 +26,6 @@ class OneRun(Study[OneRunResult]):
 
     kind = "one run"
     unit = "run"
-    fingerprint = "a"
     total = 1
 
     def __init__(self, run, options, train):
@@ -40,17 +39,11 @@ class OneRun(Study[OneRunResult]):
     def runs(self):
         return [self.run_of_study]
 
-    def is_trained(self):
-        return self.run_of_study.folder.is_finished
-
     def train(self):
         raise NotImplementedError
 
     def progress(self):
         return 0, ""
-
-    def statuses(self):
-        return {"r": "FINISHED"}
 
     def summarise(self, mlflow):
         return OneRunResult(
