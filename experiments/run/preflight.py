@@ -50,7 +50,7 @@ def preflight(
     clip = load_clip(clip_source(first))
     check_each(lambda config: check_settings(config, clip))
     start_ray()
-    tables = prepare_tables(first, clip, options.workspace, options.catalog, on_step)
+    tables = prepare_tables(first, clip, options, on_step)
     check_each(lambda config: check_tables(config, clip, tables))
     return tables
 

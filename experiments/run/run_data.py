@@ -21,6 +21,7 @@ from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, find_table
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments.recipes import ROOT, ConfigError, ExperimentConfig
+from experiments.run.run_options import RunOptions
 from stmi.clip.architecture import clip_folder
 from stmi.clip.loading import LoadedClip
 
@@ -59,8 +60,7 @@ def clip_source(config: ExperimentConfig) -> str:
 def prepare_tables(
     config: ExperimentConfig,
     clip: LoadedClip,
-    workspace: Path,
-    catalog: str,
+    options: RunOptions,
     on_step: OnStep = lambda step, result: None,
 ) -> RunTables:
     """Find the tables of a run, make those of the embedded benchmark that are missing, and check them.
@@ -68,8 +68,7 @@ def prepare_tables(
     Args:
         config: The run.
         clip: Its CLIP.
-        workspace: Folder for the benchmark's images.
-        catalog: Root of the catalog.
+        options: Where the catalog is, and the benchmark's images.
         on_step: Called after each step.
 
     Raises:
@@ -77,9 +76,9 @@ def prepare_tables(
         ConfigError: The tables do not fit the config.
     """
     if config.data.synthetic is not None:
-        tables = _synthetic_tables(config, clip_source(config), workspace, catalog, on_step)
+        tables = _synthetic_tables(config, options, on_step)
     else:
-        tables = _found_tables(config, clip, catalog)
+        tables = _found_tables(config, clip, options.catalog)
     views = {str(split): tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
     made_from = views["train"].manifest.inputs | tables["text_features"].manifest.inputs
     digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
@@ -123,19 +122,17 @@ def benchmark_folder(config: ExperimentConfig, workspace: Path) -> Path:
     return workspace / "data" / f"{config.data.dataset}-{digest[:8]}"
 
 
-def _synthetic_tables(
-    config: ExperimentConfig, clip: str, workspace: Path, catalog: str, on_step: OnStep
-) -> dict[str, Table]:
+def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: OnStep) -> dict[str, Table]:
     settings = config.data.synthetic
     assert settings is not None
     card = f"synthetic_{settings.kind}"
-    folder = benchmark_folder(config, workspace)
+    folder = benchmark_folder(config, options.workspace)
 
     with progress_bar("synthesize", "sample") as report:
         rendered = synthesize(settings, folder, report)
     on_step("synthesize", f"{sum(rendered.samples.values())} samples {_again(rendered.reused)}in {folder}")
     with progress_bar("ingest", "shard") as report:
-        samples = ingest(folder / "RGBNT201", catalog, config.data.dataset, progress=report)
+        samples = ingest(folder / "RGBNT201", options.catalog, config.data.dataset, progress=report)
     quarantined = len(samples.statistics["quarantined"])
     on_step("ingest", f"{len(samples)} samples, {quarantined} quarantined {_again(samples.reused)}")
     with progress_bar("masks", "shard") as report:
@@ -152,7 +149,7 @@ def _synthetic_tables(
         f"side by side, {unknown['filled']:.0%} after filling {_again(captions.reused)}",
     )
     with progress_bar("text-features", "shard") as report:
-        text_features = make_text_features(captions, clip, progress=report)
+        text_features = make_text_features(captions, clip_source(config), progress=report)
     on_step(
         "text-features",
         f"{text_features.statistics['distinct']} captions, width {text_features.statistics['text_dim']} "

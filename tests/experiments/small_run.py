@@ -59,9 +59,8 @@ def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
 def configured(clip: Path, workspace: Path, *changes: str) -> tuple[ExperimentConfig, RunTables]:
     """The small run with one worker, and its tables."""
     config = recipes.resolve("demo", [*settings(clip), *changes])
-    where = RunOptions.resolve(workspace)
     loaded = load_clip(run_data.clip_source(config))
-    return config, run_data.prepare_tables(config, loaded, where.workspace, where.catalog)
+    return config, run_data.prepare_tables(config, loaded, RunOptions.resolve(workspace))
 
 
 def alone(

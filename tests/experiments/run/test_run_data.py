@@ -34,8 +34,8 @@ def own(clip, *settings: str, placement: str = "replicated") -> ExperimentConfig
 @pytest.fixture(scope="module")
 def catalog(ray_session, clip, workspace, tmp_path_factory):
     """The small run's tables in a catalog where the training view has two identities a shard."""
-    drawn = recipes.resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}"])
-    run_data.prepare_tables(drawn, load_clip(clip), workspace, str(workspace / "catalog"))
+    rendered = recipes.resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}"])
+    run_data.prepare_tables(rendered, load_clip(clip), RunOptions.resolve(workspace))
     catalog = tmp_path_factory.mktemp("own") / "catalog"
     shutil.copytree(workspace / "catalog", catalog)
     samples, masks, text_features = (
@@ -52,9 +52,10 @@ def ran(catalog, clip, workspace):
     """Tables and result of a run of two workers that share no identity and want more samples of each."""
     settings = ("train.workers=2", "batch.size=10", "batch.samples_per_identity=5")
     config, loaded = own(clip, *settings, placement="by_identity"), load_clip(clip)
-    tables = run_data.prepare_tables(config, loaded, workspace, catalog)
+    options = RunOptions.resolve(workspace, catalog)
+    tables = run_data.prepare_tables(config, loaded, options)
     preflight.check_tables(config, loaded, tables)
-    return tables, lifecycle.run(config, tables, RunOptions.resolve(workspace))
+    return tables, lifecycle.run(config, tables, options)
 
 
 @pytest.fixture
