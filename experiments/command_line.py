@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from pydantic import BaseModel
 from rich.table import Table
 
 from data_catalog.errors import CatalogError
@@ -25,7 +26,7 @@ INTERRUPTED_STATUS = 130
 
 
 def training_options(
-    description: str | None, setting_help: str, record: type[Record]
+    description: str | None, setting_help: str, record: type[BaseModel]
 ) -> argparse.ArgumentParser:
     """A parser with what every script that trains asks: which recipe, which settings, where things are kept.
 

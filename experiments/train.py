@@ -17,6 +17,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from pydantic import RootModel
+
 from experiments import recipes
 from experiments.command_line import run_command, run_options, training_options, with_workers
 from experiments.planning import run_plan
@@ -33,10 +35,14 @@ from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.studies.published import find_stmi_result
 
 
+class PrintedTraining(RootModel[RunReport | run_plan.RunPlan]):
+    """What this script prints with `--json`: the run's result, or with `--plan` its plan."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     options = training_options(
-        __doc__, "change a setting, for example model.sfm=off or model.str.tokens=2", RunReport
+        __doc__, "change a setting, for example model.sfm=off or model.str.tokens=2", PrintedTraining
     )
     options.add_argument("--seed", type=int, help="shorthand for --set seed=N")
     options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
