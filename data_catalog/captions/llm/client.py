@@ -26,7 +26,7 @@ from typing import Any
 import openai
 
 from data_catalog.captions.llm.budget import Budget, prompt_size
-from data_catalog.captions.llm.llm_settings import ClientSettings, check_endpoint
+from data_catalog.captions.llm.llm_settings import ClientSettings
 from data_catalog.captions.llm.responses import (
     Completion,
     EndpointError,
@@ -64,7 +64,6 @@ class LlmClient:
     stopped_by: CatalogError | None = None
 
     def __post_init__(self) -> None:
-        check_endpoint(self.settings)
         timeout, concurrency = self.settings.timeout_seconds, self.settings.concurrency
         self._client = openai.AsyncOpenAI(
             # An endpoint of one's own needs no key, but the library wants one.

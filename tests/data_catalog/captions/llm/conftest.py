@@ -5,9 +5,9 @@ import pytest
 
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table, list_tables
-from tests.data_catalog.captions.llm.asking import KEY
 from tests.data_catalog.captions.llm.captioning import QUESTIONS, Asked, answers_of, caption
 from tests.data_catalog.captions.llm.chat_server import chat_server
+from tests.data_catalog.captions.llm.sending import KEY
 from tests.data_catalog.folders import write_data_set
 
 

@@ -20,7 +20,6 @@ from data_catalog.captions.llm.client import LlmClient
 from data_catalog.captions.llm.llm_settings import ClientSettings, check_endpoint
 from data_catalog.captions.llm.responses import Completion
 from data_catalog.errors import CatalogError
-from tests.data_catalog.captions.llm.asking import COST, PRICES, ask, failing, request
 from tests.data_catalog.captions.llm.chat_server import (
     COMPLETION_TOKENS,
     PROMPT_TOKENS,
@@ -28,6 +27,7 @@ from tests.data_catalog.captions.llm.chat_server import (
     chat_server,
     error,
 )
+from tests.data_catalog.captions.llm.sending import COST, PRICES, ask, failing, request
 
 
 def reserve(budget: Budget, prompt: PromptSize, usage: Usage | None = None, is_lost: bool = False) -> Usage:

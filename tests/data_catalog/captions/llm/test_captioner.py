@@ -12,7 +12,6 @@ from data_catalog.captions.sentences import PERSON, write_caption
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError
 from data_catalog.tables.table import Table, list_datasets
-from tests.data_catalog.captions.llm.asking import KEY
 from tests.data_catalog.captions.llm.captioning import QUESTIONS, SAMPLES, Asked, caption, command
 from tests.data_catalog.captions.llm.chat_server import (
     PROMPT_TOKENS,
@@ -24,6 +23,7 @@ from tests.data_catalog.captions.llm.chat_server import (
     is_choice,
     offers_of,
 )
+from tests.data_catalog.captions.llm.sending import KEY
 from tests.data_catalog.folders import sample_ids
 
 SOURCES = ("JOINT", "RGB", "NIR", "TIR")

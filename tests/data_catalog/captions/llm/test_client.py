@@ -16,7 +16,6 @@ from data_catalog.captions.llm.responses import (
     retry_after_seconds,
 )
 from data_catalog.errors import CatalogError
-from tests.data_catalog.captions.llm.asking import KEY, ask, failing
 from tests.data_catalog.captions.llm.chat_server import (
     COMPLETION_TOKENS,
     PROMPT_TOKENS,
@@ -24,6 +23,7 @@ from tests.data_catalog.captions.llm.chat_server import (
     chat_server,
     error,
 )
+from tests.data_catalog.captions.llm.sending import KEY, ask, failing
 
 
 def test_answer_and_tokens_come_back() -> None:

@@ -17,7 +17,6 @@ from data_catalog.errors import CatalogError
 from data_catalog.inspect.verification import verify
 from data_catalog.storage.filesystems import open_root
 from data_catalog.tables.table import Table, list_tables
-from tests.data_catalog.captions.llm.asking import COST, PRICES
 from tests.data_catalog.captions.llm.captioning import QUESTIONS, SAMPLES, caption, command
 from tests.data_catalog.captions.llm.chat_server import (
     PROMPT_TOKENS,
@@ -27,6 +26,7 @@ from tests.data_catalog.captions.llm.chat_server import (
     error,
     fitting_answer,
 )
+from tests.data_catalog.captions.llm.sending import COST, PRICES
 
 
 def test_disturbed_job_makes_the_same_table(samples: Table, undisturbed: Table) -> None:
