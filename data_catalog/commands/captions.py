@@ -37,7 +37,9 @@ def _temperature(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no temperature; write a number, or endpoint") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a temperature; write a number, or endpoint"
+        ) from None
 
 
 _CARD = Option(

@@ -53,7 +53,7 @@ def _score(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no score; write a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a score; write a number from 0 to 1")
     return value
 
 

@@ -87,7 +87,7 @@ def check_endpoint(settings: ClientSettings) -> None:
         is_url = False
     if not is_url:
         raise CatalogError(
-            f"endpoint {presentable_uri(settings.endpoint)!r} is no URL; expected one such as "
+            f"endpoint {presentable_uri(settings.endpoint)!r} is not a URL; expected one such as "
             "http://127.0.0.1:8000/v1"
         )
     if parts.username or parts.password or parts.query:

@@ -102,7 +102,7 @@ def read_completion(content: bytes) -> Completion:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the body"
         raise FaultError(
-            f"the answer is no chat completion ({field}: {presentable(first['msg'])})", may_be_charged=True
+            f"the answer is not a chat completion ({field}: {presentable(first['msg'])})", may_be_charged=True
         ) from None
     if completion.refusal is None and completion.finish_reason == "content_filter":
         return completion.model_copy(update={"refusal": "the endpoint's filter withheld the answer"})

@@ -94,7 +94,7 @@ def import_masks(
         image_size = load_card(card).image_size
     root = Path(folder if folder is not None else samples.manifest.created["source"]).resolve()
     if not root.is_dir():
-        raise CatalogError(f"masks {root} is no folder on this machine; say where they are with --masks")
+        raise CatalogError(f"masks {root} is not a folder on this machine; say where they are with --masks")
     maker = _FilesMaker(samples, root, source_format, image_size)
     ids = samples.read(["sample_id"])["sample_id"].to_pylist()
     fingerprint, missing = _fingerprint(maker, ids)

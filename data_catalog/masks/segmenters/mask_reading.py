@@ -94,7 +94,9 @@ def _read_npy(data: bytes) -> npt.NDArray[Any]:
         version = np.lib.format.read_magic(stream)
         shape, _, dtype = _HEADER_READERS[version](stream)
     except _HEADER_ERRORS:
-        raise ValueError("is no .npy file (a pickle is never read), expected an array of 0 and 1") from None
+        raise ValueError(
+            "is not a .npy file (a pickle is never read), expected an array of 0 and 1"
+        ) from None
     if dtype.hasobject:
         raise ValueError("holds Python objects, which are never read; expected an array of bool or integers")
     if dtype.kind == "f" and len(data) - stream.tell() == math.prod(shape) * dtype.itemsize:

@@ -77,7 +77,7 @@ def sam2_settings(checkpoint: str | Path, **settings: Any) -> Sam2Settings:
         **settings: Fields of Sam2Settings.
 
     Raises:
-        CatalogError: If the file is missing, is no checkpoint, or does not fit the model.
+        CatalogError: If the file is missing, is not a checkpoint, or does not fit the model.
         pydantic.ValidationError: If a setting is impossible.
     """
     path = Path(checkpoint).resolve()

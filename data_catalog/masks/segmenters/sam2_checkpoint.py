@@ -53,7 +53,7 @@ def check_checkpoint(path: Path, model: str, image_size: int, overrides: Sequenc
         overrides: As for `build_sam2_model`.
 
     Raises:
-        CatalogError: If the file is missing, is no checkpoint, or its weights are not those of the model.
+        CatalogError: If the file is missing, is not a checkpoint, or its weights are not those of the model.
     """
     weights = _read_weights(path)
     _check_weights(path, weights, model, build_sam2_model(model, image_size, overrides).state_dict())
@@ -91,8 +91,8 @@ def _read_weights(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise CatalogError(
-            f"checkpoint {path} is not there or is no file; give the .pt file of a published SAM2, on a disk "
-            "that every worker sees"
+            f"checkpoint {path} is not there or is not a file; give the .pt file of a published SAM2, on a "
+            "disk that every worker sees"
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))

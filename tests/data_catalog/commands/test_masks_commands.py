@@ -111,7 +111,7 @@ def test_files_are_imported_from_the_command_line(
     ("arguments", "message"),
     [
         (("--segmenter", "sam2"), "--segmenter sam2 needs --checkpoint FILE"),
-        (("--segmenter", "sam2", "--checkpoint", "no.pt"), "no.pt is not there or is no file"),
+        (("--segmenter", "sam2", "--checkpoint", "no.pt"), "no.pt is not there or is not a file"),
         (
             ("--segmenter", "sam2", "--checkpoint", "no.pt", "--image-size", "100"),
             "image_size: Input should be",
@@ -124,7 +124,7 @@ def test_files_are_imported_from_the_command_line(
             ("--segmenter", "sam2", "--allow-missing"),
             "--allow-missing is an option of --segmenter files, not of sam2",
         ),
-        (("--segmenter", "files", "--masks", "nowhere"), "nowhere is no folder on this machine"),
+        (("--segmenter", "files", "--masks", "nowhere"), "nowhere is not a folder on this machine"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(
@@ -140,7 +140,7 @@ def test_quality_gate_is_a_score(
     with pytest.raises(SystemExit) as stop:
         main([*masks, f"--quality-gate={score}"])
     assert stop.value.code == 2
-    assert "is no score; write a number from 0 to 1" in capsys.readouterr().err
+    assert "is not a score; write a number from 0 to 1" in capsys.readouterr().err
 
 
 def test_sheet_shows_the_newest_tables(

@@ -115,7 +115,7 @@ def test_missing_and_broken_masks_stop_unless_allowed(built: Any, tmp_path: Path
 
 
 def test_folder_that_is_not_there_is_named(built: Any, tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"nowhere is no folder on this machine; say where .* --masks"):
+    with pytest.raises(CatalogError, match=r"nowhere is not a folder on this machine; say where .* --masks"):
         import_masks(built.samples, tmp_path / "nowhere")
 
 
@@ -167,8 +167,8 @@ ZEROS = np.zeros((8, 4), dtype=np.uint8)
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"nothing like it", "is no .npy file"),
-        (pickle.dumps(_Bomb()), r"is no .npy file \(a pickle is never read\)"),
+        (b"nothing like it", "is not a .npy file"),
+        (pickle.dumps(_Bomb()), r"is not a .npy file \(a pickle is never read\)"),
         (
             npy(np.array([[_Bomb()]], dtype=object), allow_pickle=True),
             "holds Python objects, which are never",
@@ -191,19 +191,19 @@ ZEROS = np.zeros((8, 4), dtype=np.uint8)
         (claiming((4000, 4000)), "has 64 bytes of data"),
         (claiming((-8, -8)), r"has the shape \(-8, -8\), expected \(height, width\)"),
         (claiming((2**62, 4), "'<f8'"), "is of type float64, expected bool or integers"),
-        (claiming((8, 8), "()"), "is no .npy file"),
-        (claiming((8, 8), "[('a',)]"), "is no .npy file"),
-        (claiming((8, 8), f"'|u{'9' * 40}'"), "is no .npy file"),
-        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8"), "is no .npy file"),
-        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8)}}"), "is no .npy file"),
-        (with_header("{'descr"), "is no .npy file"),
-        (with_header("{[]: 1}"), "is no .npy file"),
-        (with_header("{1: 2, 'descr': 3}"), "is no .npy file"),
-        (with_header("-" * 9000 + "1"), "is no .npy file"),
-        (with_header("(" * 9000), "is no .npy file"),
+        (claiming((8, 8), "()"), "is not a .npy file"),
+        (claiming((8, 8), "[('a',)]"), "is not a .npy file"),
+        (claiming((8, 8), f"'|u{'9' * 40}'"), "is not a .npy file"),
+        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8"), "is not a .npy file"),
+        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8)}}"), "is not a .npy file"),
+        (with_header("{'descr"), "is not a .npy file"),
+        (with_header("{[]: 1}"), "is not a .npy file"),
+        (with_header("{1: 2, 'descr': 3}"), "is not a .npy file"),
+        (with_header("-" * 9000 + "1"), "is not a .npy file"),
+        (with_header("(" * 9000), "is not a .npy file"),
     ],
 )
-def test_array_that_is_no_mask_is_refused(
+def test_array_that_is_not_a_mask_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -241,7 +241,7 @@ def png_claiming(width: int, height: int) -> bytes:
         (png_claiming(50000, 50000), "decodes to far more than"),
     ],
 )
-def test_png_that_is_no_mask_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+def test_png_that_is_not_a_mask_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
     (tmp_path / "mask.png").write_bytes(data)
     with pytest.raises(ValueError, match=reason):
         read_mask(tmp_path / "mask.png")

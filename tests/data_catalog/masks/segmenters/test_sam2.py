@@ -197,10 +197,10 @@ def test_checkpoint_with_code_is_refused_and_not_executed(tmp_path: Path, how: s
     assert not trace.exists()
 
 
-def test_checkpoint_that_is_no_checkpoint_is_named(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(CatalogError, match=r"no.pt is not there or is no file"):
+def test_file_that_is_not_a_checkpoint_is_named(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(CatalogError, match=r"no.pt is not there or is not a file"):
         tiny(tmp_path / "no.pt")
-    with pytest.raises(CatalogError, match="is not there or is no file"):
+    with pytest.raises(CatalogError, match="is not there or is not a file"):
         tiny(tmp_path)
     data = checkpoint.read_bytes()
     for content in (
