@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_catalog.storage import filesystems
+from experiments.tracking.journal import Event
 from stmi.clip.weights import load_strictly
 from stmi.model import STMI
 
@@ -130,12 +130,12 @@ def fetched(location: str) -> Iterator[Path]:
         yield Path(copy)
 
 
-def save_history(folder: Path, history: list[dict[str, Any]]) -> None:
+def save_history(folder: Path, history: list[Event]) -> None:
     """Write what a run reported so far beside its weights."""
     (folder / HISTORY_FILE).write_text(json.dumps(history), encoding="utf-8")
 
 
-def load_history(folder: Path) -> list[dict[str, Any]]:
+def load_history(folder: Path) -> list[Event]:
     """What the run had reported when the checkpoint was written."""
     return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
 

@@ -1,12 +1,11 @@
 """How a run ends: its journal becomes its result, with metrics of each choice of epoch, losses and times."""
 
-from typing import Any
-
 from data_catalog.storage import filesystems
 from experiments.recipes import ReportConfig
 from experiments.run import checkpoints
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import EpochChoices, EpochMetrics, ReportedEpoch, RunResult, StoppedError
+from experiments.tracking.journal import Event
 
 
 def conclude(folder: RunFolder) -> RunResult:
@@ -94,7 +93,7 @@ def _reported(report: ReportConfig, choices: EpochChoices) -> ReportedEpoch:
     )
 
 
-def seconds_by_part(events: list[dict[str, Any]]) -> dict[str, float]:
+def seconds_by_part(events: list[Event]) -> dict[str, float]:
     """Where the time of one start of a run went, and the share that was training and evaluation.
 
     Args:

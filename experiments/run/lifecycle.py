@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import LoggedRunResult, RunError
 from experiments.run.training_input import TrainingInput
-from experiments.tracking.journal import Journal
+from experiments.tracking.journal import Event, Journal
 from experiments.tracking.mlflow_logger import MlflowLogger
 from experiments.tracking.polling import polling
 
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 LOG_SECONDS = 5.0
 
-OnReport = Callable[[dict[str, Any]], None]
+OnReport = Callable[[Event], None]
 """Called with what a worker reports, as the journal has it."""
 
 

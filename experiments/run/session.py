@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import ray.train
 import torch
@@ -13,6 +13,7 @@ from ray.train.torch import get_device
 from data_catalog.storage import filesystems
 from experiments.run import checkpoints
 from experiments.run.run_folder import RunFolder
+from experiments.tracking.journal import Event
 
 
 class Session(Protocol):
@@ -34,7 +35,7 @@ class Session(Protocol):
         """The folder of the checkpoint to continue from; None where the run begins."""
         ...
 
-    def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(self, facts: Event, checkpoint: Path | None) -> None:
         """Report what happened.
 
         Args:
@@ -72,7 +73,7 @@ class RayTrainSession:
         with stored.as_directory() as name:
             yield Path(name)
 
-    def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(self, facts: Event, checkpoint: Path | None) -> None:
         """As in `Session`; `JournalCallback` writes it into the journal."""
         stored = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
         ray.train.report(facts, checkpoint=stored)
@@ -98,7 +99,7 @@ class OwnProcessSession:
         location: str,
         threads: int,
         device: torch.device,
-        on_report: Callable[[dict[str, Any]], None],
+        on_report: Callable[[Event], None],
     ) -> None:
         self.journal = folder.journal
         self.location = location
@@ -111,7 +112,7 @@ class OwnProcessSession:
         """As in `Session`."""
         return checkpoints.fetched(self.earlier) if self.earlier else nullcontext()
 
-    def report(self, facts: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(self, facts: Event, checkpoint: Path | None) -> None:
         """As in `Session`; written into the journal here."""
         kept = None
         if checkpoint is not None:

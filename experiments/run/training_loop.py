@@ -23,6 +23,7 @@ from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.session import Session
 from experiments.run.training_input import TrainingInput
+from experiments.tracking.journal import Event
 from stmi.clip.loading import LoadedClip, load_clip
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
@@ -86,7 +87,7 @@ def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoin
         with clock.part("steps"):
             losses, rate, steps = run.train_epoch(epoch)
         progress = checkpoints.Progress(epoch + 1, progress.step + steps)
-        facts: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "losses": losses}
+        facts: Event = {"epoch": epoch + 1, "step": progress.step, "losses": losses}
         last = epoch + 1 == config.epochs
         with clock.part("evaluation"):
             if last or (epoch + 1) % config.validate_every == 0:
@@ -117,7 +118,7 @@ class _Reporter:
     and before its journal knows of it.
     """
 
-    def __init__(self, session: Session, clock: Clock, began: float, history: list[dict[str, Any]]) -> None:
+    def __init__(self, session: Session, clock: Clock, began: float, history: list[Event]) -> None:
         self.session = session
         self.clock = clock
         self.began = began
@@ -164,7 +165,7 @@ class _Run:
         self.best: checkpoints.Best | None = None
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, config.train.compile)
 
-    def restore(self) -> tuple[checkpoints.Progress, list[dict[str, Any]]]:
+    def restore(self) -> tuple[checkpoints.Progress, list[Event]]:
         """Continue from the run's last checkpoint, if any; returns the progress and what was reported."""
         with self.session.checkpoint() as folder:
             if folder is None:
@@ -181,7 +182,7 @@ class _Run:
         if self.best is not None:
             checkpoints.save_best(folder, self.best)
 
-    def keep_best(self, epoch: int, facts: dict[str, Any]) -> None:
+    def keep_best(self, epoch: int, facts: Event) -> None:
         """Keep the weights of an epoch that is the best so far, where the config reports the best one.
 
         Args:

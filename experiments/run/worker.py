@@ -13,7 +13,7 @@ from ray.train import Checkpoint, UserCallback
 
 from data_catalog.storage import filesystems
 from experiments.run.training_input import TrainingInput
-from experiments.tracking.journal import Journal
+from experiments.tracking.journal import Event, Journal
 
 
 def train_worker(given: dict[str, TrainingInput]) -> None:
@@ -44,9 +44,7 @@ class JournalCallback(UserCallback):
         self.journal = journal
         self.location = location
 
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
+    def after_report(self, run_context: Any, metrics: list[Event], checkpoint: Checkpoint | None) -> None:
         """Write the first worker's report; all workers report the same."""
         stored = None if checkpoint is None else filesystems.join(self.location, Path(checkpoint.path).name)
         self.journal.record(metrics[0], stored)

@@ -12,6 +12,7 @@ from experiments.run.ray_workers import gpus_of_each
 from experiments.run.run_data import RunTables
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, StoppedError
+from experiments.tracking.journal import Event
 
 PATIENCE_SECONDS = 900.0
 """How long a trial waits for another process that has its run and makes no progress. An epoch may take that
@@ -39,7 +40,7 @@ def train_trial(parameters: dict[str, Any], *, tables: RunTables, options: RunOp
     config = parse(parameters["config"])
     feature = config.report.feature
 
-    def report_epoch(facts: dict[str, Any]) -> None:
+    def report_epoch(facts: Event) -> None:
         if facts["event"] != "epoch":
             return
         reported = {name: facts[name] for name in ("epoch", "step")} | {"loss": facts["losses"]["total"]}

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+Event = dict[str, Any]
+"""An event: `event` is its name; what else it has depends on that."""
+
 
 class Journal:
     """Events of one run, in the order in which they happened.
@@ -31,7 +34,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def record(self, facts: dict[str, Any], checkpoint: str | None) -> None:
+    def record(self, facts: Event, checkpoint: str | None) -> None:
         """Add what a worker reported, and earlier reports that a crash kept from being written.
 
         Args:
@@ -45,7 +48,7 @@ class Journal:
                 self.append(**past)
         self.append(**facts, checkpoint=checkpoint)
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Event]:
         """All complete events."""
         if not self.path.exists():
             return []
@@ -57,12 +60,12 @@ class Journal:
                 continue  # cut off by a crash
         return events
 
-    def epochs(self) -> list[dict[str, Any]]:
+    def epochs(self) -> list[Event]:
         """The epoch events by epoch; of an epoch that was repeated after a crash, the last one."""
         latest = {event["epoch"]: event for event in self.read() if event["event"] == "epoch"}
         return [latest[epoch] for epoch in sorted(latest)]
 
-    def last(self, event: str) -> dict[str, Any] | None:
+    def last(self, event: str) -> Event | None:
         """The last event of a kind, or None."""
         found = [entry for entry in self.read() if entry["event"] == event]
         return found[-1] if found else None

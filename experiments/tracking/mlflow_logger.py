@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.storage import filesystems
-from experiments.tracking.journal import Journal
+from experiments.tracking.journal import Event, Journal
 from experiments.tracking.mlflow_store import LoggedRun, MlflowRun, MlflowState, without_credentials
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class MlflowLogger:
         filesystems.write_atomically(*filesystems.open_root(self._state_file), text.encode())
 
 
-def _metrics_of(event: dict[str, Any]) -> list[tuple[str, float, int, int]]:
+def _metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
     """Key, value, time in milliseconds and step of each number that an event has for the charts."""
     values: dict[str, float] = {}
     step = event.get("epoch", 0)
