@@ -10,26 +10,9 @@ import pyarrow as pa
 from data_catalog.captions.predicted_attributes import SOURCES, FilledAttribute, Predictions
 from data_catalog.captions.redaction import REDACTION_VERSION, redact
 from data_catalog.captions.sentences import TEMPLATES, write_caption
-from data_catalog.records import Record
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA
 from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
-
-
-class CaptionStatistics(Record):
-    """Statistics of a `captions` table; None where a captioner does not have it."""
-
-    missing: int
-    """Samples about which nothing was given."""
-    empty: int
-    """Empty captions; of imported ones, items without words."""
-    unknown: dict[str, float | None] | None = None
-    """Share of the card's attributes that are not known from each source alone, and after filling
-    (`filled`)."""
-    unused: int | None = None
-    """Predictions without a sample."""
-    redactions: dict[str, int] | None = None
-    """With `redact`, kind of personal text to how many were left out."""
 
 
 class ShardSpec(TypedDict):

@@ -45,23 +45,6 @@ class CaptionFileSettings(Record):
     """Whether personal text (licence plates, names) is left out."""
 
 
-class ImportedCaptionStatistics(Record):
-    """What a captions table from files has besides `missing`, `empty` and `redactions`."""
-
-    captioned: float | None = None
-    """Share of the samples with a caption that is not empty."""
-    too_long: int | None = None
-    """Captions over CLIP's 77 tokens, of which it reads the first 77."""
-    absent: int | None = None
-    """Items that name no sample."""
-    duplicates: int | None = None
-    """Items that are repeated word for word."""
-    redacted: int | None = None
-    """With `redact`, captions from which something was left out."""
-    listed: dict[str, list[str]] | None = None
-    """Names of these counts to the first LISTED samples or items of each."""
-
-
 def import_captions(
     samples: Table,
     folder: str | Path | None = None,
@@ -78,8 +61,7 @@ def import_captions(
         progress: Called as shards complete.
 
     Returns:
-        The table; a sample without a caption has "". `statistics` are `missing`, `empty` and `redactions` as
-        in `CaptionStatistics`, and `ImportedCaptionStatistics`.
+        The table; a sample without a caption has "". `statistics` are `CaptionStatistics`.
 
     Raises:
         CatalogError: If a file is missing, is not UTF-8 or JSON of that form, has two texts for an item, or

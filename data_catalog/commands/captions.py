@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_catalog.captions.caption_statistics import CaptionStatistics
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
-from data_catalog.captions.caption_writer import CaptionStatistics
 from data_catalog.captions.imported_captions import (
     CaptionFileSettings,
-    ImportedCaptionStatistics,
     import_captions,
 )
-from data_catalog.captions.llm.job_statistics import LlmCaptionStatistics
 from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings, Prices
 from data_catalog.cards import card_names
 from data_catalog.checks.newest_tables import find_card
@@ -27,7 +25,7 @@ from data_catalog.tables.table import Table
 _PRINTED = 5
 
 
-class CaptionsResult(CaptionStatistics, LlmCaptionStatistics, ImportedCaptionStatistics, BuiltTable):
+class CaptionsResult(CaptionStatistics, BuiltTable):
     """The captions of a data set; a statistic that the captioner does not have is null."""
 
 

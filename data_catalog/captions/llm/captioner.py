@@ -56,7 +56,7 @@ def make_llm_captions(
         asking: Called with (samples asked about, samples in all).
 
     Returns:
-        The table; `statistics` are those of `make_captions` and `LlmCaptionStatistics`.
+        The table; `statistics` are `CaptionStatistics`, with those of a language model.
 
     Raises:
         CatalogError: If endpoint, key or model are wrong (after one request), the budget is used up, or

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from data_catalog.captions.caption_statistics import JobStatistics
 from data_catalog.captions.llm.answers import Answer, AnswerStore
 from data_catalog.captions.llm.asking import Asker
 from data_catalog.captions.llm.budget import Budget
 from data_catalog.captions.llm.client import LlmClient
-from data_catalog.captions.llm.job_statistics import JobStatistics
 from data_catalog.captions.llm.llm_settings import ClientSettings
 from data_catalog.captions.llm.prompt_images import ROW_COLUMNS
 from data_catalog.captions.llm.questions import Question, Questions, Values, as_predictions
