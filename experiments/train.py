@@ -28,10 +28,10 @@ from experiments.recipes import ExperimentConfig
 from experiments.report import RunReport, print_report
 from experiments.run.lifecycle import run
 from experiments.run.preflight import preflight
-from experiments.run.ray_workers import prepare_ray
 from experiments.run.run_data import OnStep
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
+from experiments.run.workers.ray_train import prepare_ray
 from experiments.studies.published import find_stmi_result
 
 

@@ -22,8 +22,8 @@ from data_catalog.ray_session import ensure_ray
 from data_catalog.views.view_reader import View, open_view
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run.evaluation import embed_rows, retrieval_features
-from experiments.run.ray_workers import prepare_ray
 from experiments.run.run_result import RunError
+from experiments.run.workers.ray_train import prepare_ray
 from stmi.modality import Modality
 
 CPUS_PER_ACTOR = 4

@@ -16,7 +16,7 @@ from data_catalog.views.view_reader import View, open_view
 from experiments.recipes import ConfigError, ExperimentConfig, differences
 from experiments.run import checkpoints, run_data
 from experiments.run.run_folder import RunFolder, RunFolderError
-from experiments.run.training_loop import caption_tokens
+from experiments.run.workers.training_loop import caption_tokens
 from stmi.clip.loading import load_clip
 from stmi.model import STMI
 from stmi.released import released_checkpoint

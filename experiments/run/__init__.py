@@ -1,1 +1,1 @@
-"""One run: its folder, journal and checkpoints, the training loop, its result and pictures."""
+"""One run: its options, folder, journal and checkpoints, its life, and its result and figures."""

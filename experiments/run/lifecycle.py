@@ -11,13 +11,13 @@ from tqdm import tqdm
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
 from experiments.run.conclusion import conclude
-from experiments.run.ray_workers import train_on_workers
 from experiments.run.run_data import RunTables, clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import LoggedRunResult, RunError
-from experiments.run.training_input import TrainingInput
+from experiments.run.workers.ray_train import train_on_workers
+from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
 from experiments.tracking.mlflow_logger import MlflowLogger
 from experiments.tracking.polling import polling
@@ -135,8 +135,8 @@ def _train(
         return
     import torch  # noqa: PLC0415 - takes seconds, which a run on workers spends there
 
-    from experiments.run.session import OwnProcessSession  # noqa: PLC0415
-    from experiments.run.training_loop import train  # noqa: PLC0415
+    from experiments.run.workers.session import OwnProcessSession  # noqa: PLC0415
+    from experiments.run.workers.training_loop import train  # noqa: PLC0415
 
     is_accelerated = torch.cuda.is_available() and options.gpus_per_worker != 0
     device = torch.device("cuda" if is_accelerated else "cpu")

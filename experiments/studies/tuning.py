@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_catalog.ray_session import ensure_ray
-from experiments.run.ray_workers import MAX_FAILURES, gpus_of_each, prepare_ray
 from experiments.run.run_data import RunTables
 from experiments.run.run_options import RunOptions
+from experiments.run.workers.ray_train import MAX_FAILURES, gpus_of_each, prepare_ray
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 

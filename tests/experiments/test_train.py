@@ -13,7 +13,7 @@ import pytest
 from data_catalog.storage.claims import claim
 from data_catalog.tables import building
 from experiments import demo, report, train
-from experiments.run import ray_workers
+from experiments.run.workers import ray_train
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_store import local_store
 from stmi.model import FEATURES
@@ -197,7 +197,7 @@ def test_floor_fails_a_demo_that_is_worse(trained, clip, workspace, capsys):
 def test_impossible_settings_are_refused_before_ray_starts(
     setting, message, capsys, clip, tmp_path, monkeypatch
 ):
-    for module in (building, ray_workers):
+    for module in (building, ray_train):
         monkeypatch.setattr(module, "ensure_ray", lambda: pytest.fail("Ray was asked for"))
     assert train.main([*small_run.arguments(clip, tmp_path), "--set", setting]) == 2
     captured = capsys.readouterr()

@@ -7,7 +7,7 @@ from experiments.recipes import resolve
 from experiments.report import RunReport
 from experiments.run import conclusion
 from experiments.run.run_folder import RunFolder, RunFolderError
-from experiments.run.session import OwnProcessSession
+from experiments.run.workers.session import OwnProcessSession
 from tests import json_samples
 from tests.experiments import made_up
 

@@ -18,7 +18,7 @@ from experiments.run.evaluation import QUERY_SCHEMA
 from experiments.run.lifecycle import BusyError
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError, StoppedError
-from experiments.run.session import OwnProcessSession
+from experiments.run.workers.session import OwnProcessSession
 from experiments.studies import trial
 from stmi.model import FEATURES
 from tests.experiments import small_run

@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.run.worker import JournalCallback
+from experiments.run.workers.worker import JournalCallback
 from experiments.tracking.journal import Journal
 
 

@@ -12,7 +12,7 @@ import ray.train
 from ray.train import Checkpoint, UserCallback
 
 from data_catalog.storage import filesystems
-from experiments.run.training_input import TrainingInput
+from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
 
 
@@ -22,8 +22,8 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
     Args:
         given: `input`.
     """
-    from experiments.run.session import RayTrainSession  # noqa: PLC0415 - imports torch, which takes seconds
-    from experiments.run.training_loop import train  # noqa: PLC0415
+    from experiments.run.workers.session import RayTrainSession  # noqa: PLC0415 - imports torch, which takes seconds
+    from experiments.run.workers.training_loop import train  # noqa: PLC0415
 
     workers_on_this_node = ray.train.get_context().get_local_world_size()
     threads = max(1, len(os.sched_getaffinity(0)) // workers_on_this_node)

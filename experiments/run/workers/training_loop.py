@@ -21,8 +21,8 @@ from data_catalog.tables.table import Table
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
-from experiments.run.session import Session
-from experiments.run.training_input import TrainingInput
+from experiments.run.workers.session import Session
+from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event
 from stmi.clip.loading import LoadedClip, load_clip
 from stmi.kernels.host_memory import keep_freed_memory

@@ -10,7 +10,7 @@ from experiments.run import checkpoints
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
-from experiments.run.training_input import TrainingInput
+from experiments.run.workers.training_input import TrainingInput
 
 MAX_FAILURES = 3
 """Crashes of workers that a run survives, each time from its last checkpoint."""
@@ -41,7 +41,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
-    from experiments.run.worker import JournalCallback, train_worker  # noqa: PLC0415
+    from experiments.run.workers.worker import JournalCallback, train_worker  # noqa: PLC0415
 
     prepare_ray()
     ensure_ray()
