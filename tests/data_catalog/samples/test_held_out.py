@@ -68,7 +68,7 @@ def test_none_held_out_changes_nothing() -> None:
     [
         ([*SAMPLES, sample("val", 30, 0)], 1, "a split val of its own"),
         (SAMPLES, 9, "8 have two cameras"),
-        (SAMPLES[:4], 1, "two must be left"),
+        (SAMPLES[:4], 1, "two identities must be left"),
     ],
 )
 def test_what_cannot_be_held_out_is_refused(
