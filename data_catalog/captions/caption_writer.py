@@ -27,7 +27,7 @@ def shard_specs(samples: Table, given: Mapping[str, Any]) -> list[ShardSpec]:
 
     Args:
         samples: The samples.
-        given: Sample id to what is said of it; others than these samples are left out.
+        given: Sample id to what files say of it; other ids than those of these samples are ignored.
     """
     specs: list[ShardSpec] = []
     for number in range(len(samples.manifest.shards)):

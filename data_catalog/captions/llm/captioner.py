@@ -46,7 +46,7 @@ def make_llm_captions(
     """The `captions` table that a language model's answers make.
 
     Answers are kept below the data set's folder (`data_catalog.captions.llm.answers`). A job that was
-    interrupted, or whose budget was used up, goes on where it stopped.
+    interrupted, or whose budget was used up, continues where it stopped.
 
     Args:
         samples: What to caption.
