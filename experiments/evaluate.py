@@ -104,10 +104,7 @@ def evaluate(
             write_parquet(embeddings, embedding_parts(view, features))
         for reranked in (False, True) if rerank else (False,):
             scored = evaluation.score_each(view, features, target.junk, reranked)
-            metrics = {
-                name: FeatureMetrics.model_validate(values)
-                for name, values in evaluation.summarise(scored).items()
-            }
+            metrics = evaluation.summarise(scored)
             setting = EvaluationSetting(missing=tuple(absent), reranked=reranked, metrics=metrics)
             settings.append(setting)
             query_tables.append(add_setting(evaluation.query_table(view, scored), setting))

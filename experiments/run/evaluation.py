@@ -1,7 +1,6 @@
 """Embeddings and metrics of a view, spread over the workers of a run."""
 
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_catalog.views.view_reader import View
+from experiments.run.run_result import FeatureMetrics
 from stmi.modality import MODALITIES, Modality
 from stmi.model import STMI, Features
 from stmi.model_input import ModelInput
@@ -168,10 +168,12 @@ def score_each(
     return {name: score(view, values, junk, reranked) for name, values in embeddings.items()}
 
 
-def summarise(scored: dict[str, RetrievalMetrics]) -> dict[str, Any]:
-    """Metrics of every feature, as JSON: `{"U": {"mAP": ..., "rank1": ..., ..., "cmc": [...]}, ...}`."""
+def summarise(scored: dict[str, RetrievalMetrics]) -> dict[str, FeatureMetrics]:
+    """Metrics of every feature by name; the CMC curve up to rank 20."""
     return {
-        name: {**metrics.summary(), "cmc": [round(float(share), 6) for share in metrics.cmc[:20]]}
+        name: FeatureMetrics(
+            **metrics.summary(), cmc=tuple(round(float(share), 6) for share in metrics.cmc[:20])
+        )
         for name, metrics in scored.items()
     }
 

@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import compute
+from pydantic_core import to_jsonable_python
 from safetensors.numpy import save_file
 
 from data_catalog.tables.table import Table
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.run_result import FeatureMetrics
 from experiments.run.workers.session import Session
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event
@@ -125,7 +127,7 @@ class _Reporter:
         self.history = history
 
     def report(self, event: str, save: Callable[[Path], None] | None = None, **facts: Any) -> None:
-        report = {"event": event, "began": self.began, "seconds": {}, **facts}
+        report = to_jsonable_python({"event": event, "began": self.began, "seconds": {}, **facts})
         if event != "resumed":
             self.history.append(report)
         with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +195,7 @@ class _Run:
         chosen = facts.get({"validation": "validation", "best_on_test": "test"}.get(report.epoch, ""))
         if chosen is None:
             return
-        value = chosen[report.feature]["mAP"]
+        value = chosen[report.feature].mean_average_precision
         if self.best is None or value > self.best.value:
             weights = self.model.state_dict() if self.session.rank == 0 else None
             kept = weights and {name: x.detach().cpu().clone() for name, x in weights.items()}
@@ -220,11 +222,11 @@ class _Run:
             )
         return losses, rate, len(plan)
 
-    def validate(self) -> dict[str, Any]:
+    def validate(self) -> dict[str, FeatureMetrics]:
         """Metrics of each feature on the validation identities."""
         return evaluation.summarise(self._evaluate("val")[1])
 
-    def test(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def test(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, FeatureMetrics]]:
         """Embeddings of the test view, and the metrics of each feature; the rank of every query is kept."""
         embeddings, scored = self._evaluate("test")
         queries = evaluation.query_table(self.views["test"], scored)

@@ -39,6 +39,6 @@ def test_means_of_the_query_table_are_the_metrics(view):
     queries, metrics = evaluation.query_table(view, scored).to_pandas(), evaluation.summarise(scored)
     for name, rows in queries.groupby("feature"):
         matched = rows.dropna()
-        assert matched["average_precision"].mean() == pytest.approx(metrics[name]["mAP"])
-        assert (matched["first_match_rank"] == 1).mean() == pytest.approx(metrics[name]["rank1"])
+        assert matched["average_precision"].mean() == pytest.approx(metrics[name].mean_average_precision)
+        assert (matched["first_match_rank"] == 1).mean() == pytest.approx(metrics[name].rank1)
     assert len(queries) == 2 * view.is_query.sum()
