@@ -4,7 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -53,6 +53,12 @@ def triplets() -> list[np.ndarray]:
     for number in range(5):
         images[number, :, 4:28, 4 + number % 3 : 12] += rng.integers(60, 170, 3, dtype=np.uint8)
     return list(images)
+
+
+class OneCpuSettings(Sam2Settings):
+    """For actors of one thread each: so small a model is slower on more."""
+
+    cpus_per_actor: ClassVar[float] = 1
 
 
 def tiny(checkpoint: Path, **changes: Any) -> Sam2Settings:
@@ -133,7 +139,7 @@ def test_other_image_sizes_work(checkpoint: Path, triplets: list[np.ndarray]) ->
 
 
 def test_table_says_where_its_masks_come_from(built: Any, checkpoint: Path, tmp_path: Path) -> None:
-    settings = tiny(checkpoint)
+    settings = OneCpuSettings(**dict(tiny(checkpoint)))
     table = make_masks(built.samples, settings)
     manifest = table.manifest
     assert manifest.settings["checkpoint_sha256"] == settings.checkpoint_sha256
