@@ -28,7 +28,7 @@ INTERRUPTED_STATUS = 130
 def training_options(
     description: str | None, setting_help: str, record: type[BaseModel]
 ) -> argparse.ArgumentParser:
-    """A parser with what every script that trains asks: which recipe, which settings, where things are kept.
+    """A parser with the options of every script that trains: recipe, settings, and where things are kept.
 
     Args:
         description: The script's docstring.
@@ -135,7 +135,7 @@ def run_command(
         status: Exit status of a result.
     """
     try:
-        # What a library prints must not get between the reader and the one JSON document.
+        # A library that prints must not spoil the one JSON document on standard output.
         with contextlib.redirect_stdout(sys.stderr):
             result = command()
     except (

@@ -1,12 +1,12 @@
-"""Go the whole way once on the embedded benchmark.
+"""Run the whole pipeline once on the embedded benchmark.
 
-Draw it, ingest, masks, captions, text features, views, train, report.
+It generates the benchmark, ingests it, makes masks, captions, text features and views, trains, and reports.
 
     python experiments/demo.py              # what `make demo` runs
     python experiments/demo.py --floor 0.4  # fail if the mAP of U falls under 40 %
 
 Nothing is done twice: tables that exist are reused, an interrupted training continues, a finished one
-is shown. Every option of experiments/train.py is taken as well.
+is shown. It has every option of experiments/train.py, too.
 """
 
 import sys

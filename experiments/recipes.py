@@ -30,8 +30,8 @@ from stmi.config import (
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKSPACE = Path(os.environ.get("STMI_WORKSPACE") or ROOT / "runs")
-"""Where runs are kept by default. A submitted job unpacks this tree into a folder that
-goes with the job, so a cluster names a lasting one (`cluster/local.py` does)."""
+"""Where runs are kept by default. The folder of a submitted job is deleted with the job, so a cluster names
+a lasting one (`cluster/local.py` does)."""
 DEMO_CLIP = "stmi/demo_clip"
 
 
@@ -218,10 +218,11 @@ PUBLISHED = {
 
 
 def paper(dataset: str) -> ExperimentConfig:
-    """A data set as the paper tells it; what it does not give, such as epochs and p, is the released code's.
+    """The paper's settings for a data set.
 
+    Values that the paper does not give, such as epochs and p, are those of the released code.
     D of eq. 8 is read as the width of one head in both recipes: with the width of all heads together
-    (`model.sfm.logit_scale=model_width`) CLIP's attention would be another than it was trained as.
+    (`model.sfm.logit_scale=model_width`) attention would differ from that of CLIP's own training.
     """
     published = PUBLISHED[dataset]
     return ExperimentConfig(
@@ -234,7 +235,7 @@ def paper(dataset: str) -> ExperimentConfig:
 
 
 def released(dataset: str) -> ExperimentConfig:
-    """A data set as the authors' released code trains it; every difference to the paper is named here."""
+    """The settings of the authors' released code for a data set: all its differences from the paper."""
     base = paper(dataset)
     sfm = base.model.sfm.model_copy(update={"mask_threshold": 0.5, "perturbation_draw": "layer_and_modality"})
     return ExperimentConfig(

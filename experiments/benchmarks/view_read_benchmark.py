@@ -56,9 +56,9 @@ class RandomRows(ShardMaker):
 
     size: tuple[int, int]
 
-    def make(self, work: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-        """A shard of `work["rows"]` rows."""
-        rows, random, schema = work["rows"], np.random.default_rng(0), view_schema(*self.size, 512)
+    def make(self, spec: Mapping[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        """A shard of `spec["rows"]` rows."""
+        rows, random, schema = spec["rows"], np.random.default_rng(0), view_schema(*self.size, 512)
         columns = [pa.array(self._values(field.type, rows, random), field.type) for field in schema]
         return pa.table(columns, schema=schema), {}
 

@@ -40,10 +40,10 @@ def model_input(
     """Rows of a view as they are, without augmentation.
 
     Args:
-        model: What it is for.
-        view: Where from.
-        rows: Which.
-        device: Where to.
+        model: The network that gets the input.
+        view: The view of the samples.
+        rows: Rows of the view, `(batch,)`.
+        device: Device of the input.
         captions: Token numbers of the captions of the whole view, where the text tower is trained.
     """
     batch = view.batch(rows)
@@ -114,8 +114,8 @@ def embed_rows(
 
     Args:
         model: The network, in evaluation mode.
-        view: Where from.
-        rows: Which, as many as fit at a time.
+        view: The view of the samples.
+        rows: Rows of the view, as many as fit into memory.
         autocast: As in `embed`.
         captions: As in `model_input`.
         missing: As in `embed`.

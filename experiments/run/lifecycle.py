@@ -28,7 +28,7 @@ POLL_SECONDS = 0.5
 LOG_SECONDS = 5.0
 
 OnReport = Callable[[Event], None]
-"""Called with what a worker reports, as the journal has it."""
+"""Called with each report of a worker, as the journal stores it."""
 
 
 class BusyError(RunError):
@@ -44,7 +44,7 @@ def run(
     on_report: OnReport = lambda facts: None,
     patience_seconds: float = 0.0,
 ) -> LoggedRunResult:
-    """Bring a run to its end from wherever it stands: train it, continue it, or find it finished.
+    """Finish a run: train it, continue it where it was interrupted, or find it finished.
 
     Args:
         config: The run's settings, already checked against its tables.
@@ -67,7 +67,7 @@ def run(
     with _claimed(folder, patience_seconds):
         is_reused, is_trained = folder.is_finished, folder.trained
         for epoch in folder.journal.epochs():
-            # Whoever listens may have been killed before it was called.
+            # An earlier process may have been killed before it called `on_report`.
             on_report(epoch)
         if not is_trained:
             _begin(folder, tables)
@@ -85,7 +85,7 @@ def run(
 
 @contextmanager
 def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
-    """Hold the right to train a run; another process is waited for as long as it makes progress."""
+    """Hold the right to train a run; wait for another process that has it as long as it makes progress."""
     known, since = folder.journal.size, time.monotonic()
 
     def wait() -> bool:
@@ -102,7 +102,7 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
 
 
 def _begin(folder: RunFolder, tables: RunTables) -> None:
-    """Write into the journal which code begins or continues a run, where, and what its data is warned of."""
+    """Write into the journal which code on which machine begins the run, and the warnings about its data."""
     note_start(folder.journal)
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
@@ -133,7 +133,7 @@ def _train(
         with polling(report_new_epochs, POLL_SECONDS):
             train_on_workers(given, folder, options)
         return
-    import torch  # noqa: PLC0415 - takes seconds, which a run on workers spends there
+    import torch  # noqa: PLC0415 - takes seconds, which a run on workers does not need here
 
     from experiments.run.workers.session import OwnProcessSession  # noqa: PLC0415
     from experiments.run.workers.training_loop import train  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What must hold before a run or a study starts, in the order in which it is cheap to find out."""
+"""The checks before a run or a study starts, the cheapest ones first."""
 
 import logging
 import os

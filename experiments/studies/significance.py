@@ -105,7 +105,8 @@ def paired_over_seeds(
             "needs the same seeds in both: train the missing ones, or leave them out"
         )
     values = [
-        _finite(name, [of[seed] for seed in row]) for name, of in (("row", row), ("reference", reference))
+        _finite(name, [by_seed[seed] for seed in row])
+        for name, by_seed in (("row", row), ("reference", reference))
     ]
     return _t_test(values[0] - values[1], confidence)
 

@@ -43,7 +43,7 @@ class StudyFolder(JournalFolder):
 
     @property
     def uuid(self) -> str:
-        """Tells this folder from one of the same name in another workspace; moves with the folder."""
+        """Distinguishes this folder from one of the same name in another workspace; moves with the folder."""
         path = self.path / "folder.id"
         if not path.exists():
             self.write(path.name, uuid.uuid4().hex)

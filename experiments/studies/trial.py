@@ -16,7 +16,7 @@ from experiments.tracking.journal import Event
 
 PATIENCE_SECONDS = 900.0
 """How long a trial waits for another process that has its run and makes no progress. An epoch may take that
-long. The other process may in turn wait for the CPU that this trial holds, so it does not wait forever."""
+long. The other process may in turn wait for the CPU that this trial holds, so no trial waits forever."""
 HEAD_NODE = "node:__internal_head__"
 """A resource that every cluster has once, on its head node."""
 
@@ -60,10 +60,10 @@ def train_trial(parameters: dict[str, Any], *, tables: RunTables, options: RunOp
     except BusyError:
         raise
     except StoppedError as error:
-        # It would stop again, so the trial has not failed: there is nothing to try once more.
+        # The run would stop again, so the trial must not count as failed: Tune would repeat it.
         tune.report({"stopped": str(error)})
     except RunError as error:
-        # Ray Train has tried it often enough.
+        # Ray Train has repeated it often enough.
         tune.report({"failed": str(error)})
     else:
         tune.report({"finished": True})

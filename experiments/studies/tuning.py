@@ -1,4 +1,4 @@
-"""How Ray Tune trains the runs of a study: as many at once as the cluster has room for."""
+"""How Ray Tune trains the runs of a study: as many at once as fit on the cluster."""
 
 import os
 import time

@@ -1,7 +1,7 @@
 """The journal of a run: an append-only file of JSON lines, the complete record of what happened.
 
 MLflow and the reports are made from it. A line is written whole or, if the machine dies, cut off at
-the end of the file; a cut line is left out when reading and overwritten by nothing.
+the end of the file. Readers skip a line that is cut off; nothing overwrites it.
 """
 
 import json

@@ -51,7 +51,7 @@ class RayTrainSession:
 
     Args:
         threads: CPUs that it may use.
-        earlier: Folder or URI of the checkpoint of an earlier start, for Ray Train does not know it; or None.
+        earlier: Folder or URI of the checkpoint of an earlier start, which Ray Train does not know; or None.
     """
 
     def __init__(self, threads: int, earlier: str | None) -> None:
@@ -125,7 +125,7 @@ class OwnProcessSession:
 
     def _delete_old(self) -> None:
         stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
-        # Newest first. One that was lost and made again is as new as it was last written.
+        # Newest first. A checkpoint that was lost and written again counts as new.
         for location in list(dict.fromkeys(reversed(stored)))[checkpoints.KEPT :]:
             _delete(*filesystems.open_root(location))
 

@@ -73,7 +73,7 @@ def train(given: TrainingInput, session: Session) -> None:
     try:
         _train(run, clock, reporter, progress)
     except (DivergedError, RetrievalError) as error:
-        # Every worker meets these alike, and would again: nothing to retry.
+        # Every worker gets the same error, and would get it again: a retry does not help.
         reporter.report("stopped", error=str(error))
 
 
@@ -189,7 +189,7 @@ class _Run:
 
         Args:
             epoch: From 1.
-            facts: Its metrics on `validation` and on `test`, as far as they were taken.
+            facts: Its metrics on `validation` and on `test`, as far as they were measured.
         """
         report = self.config.report
         chosen = facts.get({"validation": "validation", "best_on_test": "test"}.get(report.epoch, ""))

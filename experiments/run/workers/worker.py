@@ -1,7 +1,7 @@
 """What Ray Train calls: a function in every worker of a run, and a callback for reports in its controller.
 
-Light to import: the controller, which starts the workers, imports this file as well, and they would wait for
-it.
+Light to import: the controller, which starts the workers, imports this file too, and the workers wait for the
+controller.
 """
 
 import os

@@ -145,7 +145,8 @@ class OptunaStudy:
             except ConfigError as error:
                 wrong = error
                 continue
-            # TrialFacts on a copy and stored whole: a sweep that is killed here has the trial or has it not.
+            # Sampled from a copy and stored in one call: a sweep that is killed here leaves a whole trial, or
+            # none.
             self._study.add_trial(
                 create_trial(
                     state=TrialState.RUNNING,
@@ -276,7 +277,7 @@ def check_url(url: str) -> None:
 
 
 def _engine_options(url: str) -> dict[str, Any]:
-    """How long a file that another process writes is waited for; a server's connections may have died."""
+    """Wait for a SQLite file that another process writes; test connections to a server, which may be dead."""
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
 
 

@@ -21,7 +21,7 @@ DEFAULT_SPACE = (
 """Of the SFM sweep; the paper varies the first two in figure 5 and the third in Table 5."""
 
 FIXED = ("recipe", "seed", "data", "report", "train.workers", "model.image", "model.clip")
-"""Settings that decide which tables a trial reads or how it is measured, or that only change the luck."""
+"""Settings that decide which tables a trial reads or how it is measured, or that are mere chance."""
 
 PROBED = 64
 """An integer range of at most this many values is checked value by value."""
@@ -269,7 +269,7 @@ def check_switches(space: Space, recipe: str, settings: Sequence[str]) -> None:
 def check_space(
     space: Space, recipe: str, settings: Sequence[str], check: Callable[[ExperimentConfig], None]
 ) -> None:
-    """Refuse a space some of whose values no run can have, before anything starts.
+    """Refuse a space with values that no run can have, before anything starts.
 
     Args:
         space: To be searched.

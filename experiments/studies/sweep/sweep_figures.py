@@ -43,7 +43,7 @@ def draw_all(folder: Path, result: SweepResult, space: Space) -> list[Path]:
 
 
 def reached(trial: SweepTrial) -> float:
-    """Validation mAP in percent: what counts of a finished trial, its last validation otherwise."""
+    """Validation mAP in percent: the value of a finished trial, the last validation of any other."""
     return 100 * (trial.curve[trial.epochs] if trial.value is None else trial.value)
 
 

@@ -17,8 +17,8 @@ class SweepTrial(Record):
     number: int
     """From 0, in the order in which the trials were sampled."""
     state: State
-    """"pruned" was stopped early; "failed" stopped itself and would again; "crashed" did so too often, and
-    another trial makes up for it when the sweep goes on."""
+    """"pruned" was stopped early; "failed" stopped itself and would stop again; "crashed" ended with an error
+    too often, and another trial replaces it when the sweep goes on."""
     values: dict[str, Any] = Field(alias="config")
     """The sampled settings, by flat name."""
     value: float | None
