@@ -136,7 +136,7 @@ def _bind(port: int) -> int | None:
         return int(probe.getsockname()[1])
 
 
-def last_lines(log: Path, count: int = 20) -> str:
-    """The last lines of a log, indented."""
+def last_lines(log: Path) -> str:
+    """The last 20 lines of a log, indented."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return "\n".join(f"  | {line}" for line in lines[-count:])
+    return "\n".join(f"  | {line}" for line in lines[-20:])

@@ -79,9 +79,9 @@ def ablate(given: argparse.Namespace) -> AblationResult:
     return AblationStudy(plan, tables, options).run()
 
 
-def print_ablation(result: AblationResult, console: Console | None = None) -> None:
+def print_ablation(result: AblationResult) -> None:
     """The finished tables, for a terminal."""
-    console = console or Console()
+    console = Console()
     for key in result.tables:
         table = RichTable(title=f"{result.titles[key]}: %, on the test identities", title_justify="left")
         for column in SHOWN:

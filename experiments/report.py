@@ -41,9 +41,9 @@ class PrintedReport(RootModel[RunReport | StudyReport]):
     """What this script prints: `RunReport` with `--run`, `StudyReport` with `--study`."""
 
 
-def print_report(result: RunReport, console: Console | None = None) -> None:
+def print_report(result: RunReport) -> None:
     """Print the metrics, the times and the paths of a finished run for a terminal."""
-    console = console or Console()
+    console = Console()
     # A run finished by an older version has fewer features, and only the last epoch.
     rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
     title = f"{result.run}: retrieval on the test identities, %"
@@ -118,9 +118,9 @@ def _study_report(given: argparse.Namespace) -> StudyReport:
     return write_report(study, page.resolve())
 
 
-def print_study_report(report: StudyReport, console: Console | None = None) -> None:
+def print_study_report(report: StudyReport) -> None:
     """Print the paths of a study's report, and its missing figures, for a terminal."""
-    console = console or Console()
+    console = Console()
     for name, path in {"page": report.page, "markdown": report.markdown}.items():
         console.print(f"{name:9} {_shown(Path(path))}", soft_wrap=True, highlight=False)
     console.print(f"pictures  {len(report.pictures)}", highlight=False)

@@ -159,9 +159,9 @@ def sweep(given: argparse.Namespace) -> SweepResult:
     ).run()
 
 
-def print_sweep(result: SweepResult, console: Console | None = None) -> None:
+def print_sweep(result: SweepResult) -> None:
     """The trials, for a terminal."""
-    console = console or Console()
+    console = Console()
     names = list(dict.fromkeys(name for trial in result.trials for name in trial.values))
     table = RichTable(title=f"{result.study}: mAP of {result.feature}, validation identities, %")
     short = [name.rpartition(".")[2] for name in names]

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 
 from data_catalog.records import Record
+from experiments.tracking.polling import polling
 
 _POLL_SECONDS = 0.1
 
@@ -92,19 +92,13 @@ def family_memory() -> Iterator[MemoryUse]:
     """
     gc.collect()
     first = _family_bytes()
-    memory, ended = MemoryUse(before=first, peak=first), threading.Event()
+    memory = MemoryUse(before=first, peak=first)
 
-    def poll() -> None:
-        while not ended.wait(_POLL_SECONDS):
-            memory.peak = max(memory.peak or 0, _family_bytes())
+    def update_peak() -> None:
+        memory.peak = max(memory.peak or 0, _family_bytes())
 
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
+    with polling(update_peak, _POLL_SECONDS, final_call=False):
         yield memory
-    finally:
-        ended.set()
-        thread.join()
 
 
 def measure(

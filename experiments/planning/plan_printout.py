@@ -33,9 +33,9 @@ _MEMORY_NAMES = {
 }
 
 
-def print_plan(plan: RunPlan, console: Console | None = None) -> None:
+def print_plan(plan: RunPlan) -> None:
     """Print a plan for a terminal."""
-    console = console or Console()
+    console = Console()
     _print_settings(console, plan)
     _print_cost(console, plan)
     _print_memory(console, plan.memory, plan.config["train.workers"])

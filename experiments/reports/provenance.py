@@ -43,14 +43,14 @@ def find_provenance(study: RecordedStudy) -> StudyProvenance:
     """All that MLflow knows about the origin of a study's numbers."""
     rows = study.result.rows if isinstance(study.result, AblationResult) else ()
     facts = {run.run: _facts(run) for run in study.runs}
-    shared_facts = _shared(facts.values())
-    shared_settings = _shared(run.parameters for run in study.runs)
+    shared_facts = _shared(list(facts.values()))
+    shared_settings = _shared([run.parameters for run in study.runs])
     runs = tuple(
         RunProvenance(
             run=run,
             numbers=tuple(_numbers(run.run, rows)),
-            settings=_without(run.parameters, shared_settings),
-            facts=_without(facts[run.run], shared_facts),
+            settings=dict(sorted(run.parameters.items() - shared_settings.items())),
+            facts=dict(sorted(facts[run.run].items() - shared_facts.items())),
         )
         for run in study.runs
     )
@@ -62,18 +62,9 @@ def _facts(run: RecordedRun) -> dict[str, str]:
     return logged | {f"data.{name}": digest for name, digest in run.digests.items()}
 
 
-def _shared(each: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def _shared(each: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """The facts that are equal in all of them."""
-    first, *others = each or [{}]
-    return {
-        name: value
-        for name, value in sorted(first.items())
-        if all(other.get(name) == value for other in others)
-    }
-
-
-def _without(facts: Mapping[str, str], shared: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in sorted(facts.items()) if name not in shared}
+    return dict(sorted(set.intersection(*(set(facts.items()) for facts in each)))) if each else {}
 
 
 def _numbers(run: str, rows: Sequence[TableRow]) -> Iterable[str]:

@@ -32,8 +32,8 @@ def _spread(count: int, wanted: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, wanted)).astype(int)
 
 
-def plot_tsne(embeddings: Mapping[str, np.ndarray], identity: np.ndarray, seed: int = 0) -> Figure:
-    """A map for each label, with the same samples and the same seed.
+def plot_tsne(embeddings: Mapping[str, np.ndarray], identity: np.ndarray) -> Figure:
+    """A map for each label, with the same samples and seed 0.
 
     Embeddings are normalised, as in retrieval. The number above a map is the mean silhouette of its samples,
     in [-1, 1], from cosine distances before the mapping. It can be compared between maps; positions and
@@ -42,7 +42,6 @@ def plot_tsne(embeddings: Mapping[str, np.ndarray], identity: np.ndarray, seed: 
     Args:
         embeddings: Label to embeddings `(samples, width)`, of the same samples.
         identity: Of every sample, at least two different ones; `(samples,)`.
-        seed: Of t-SNE.
     """
     columns = min(COLUMNS, len(embeddings))
     lines = -(-len(embeddings) // columns)
@@ -52,7 +51,7 @@ def plot_tsne(embeddings: Mapping[str, np.ndarray], identity: np.ndarray, seed: 
     for axes, (label, vectors) in zip(panels, embeddings.items(), strict=False):
         directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         perplexity = min(PERPLEXITY, (len(directions) - 1) / 3)
-        positions = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(directions)
+        positions = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(directions)
         for number, name in enumerate(names):
             axes.scatter(
                 *positions[identity == name].T,

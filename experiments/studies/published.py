@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data_catalog.records import Record
 
@@ -19,11 +19,7 @@ class PublishedError(ValueError):
     """A number that the paper does not print, or a file that is not as expected."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class PublishedRow(_Strict):
+class PublishedRow(Record):
     """One row of a table.
 
     Attributes:
@@ -41,7 +37,7 @@ class PublishedRow(_Strict):
     values: dict[str, dict[Metric, Percent | None]] = Field(min_length=1)
 
 
-class PublishedTable(_Strict):
+class PublishedTable(Record):
     """One table or figure.
 
     Attributes:
@@ -76,14 +72,6 @@ class PublishedTable(_Strict):
         known = ", ".join(row.index or row.name for row in self.rows) or "none"
         raise PublishedError(f"row {key!r} is not in {self.source} of the paper; its rows are {known}")
 
-    def value(self, key: str, metric: Metric = "mAP", dataset: str = "rgbnt201") -> float | None:
-        """Percent of a row; None where the paper prints none for this data set and metric.
-
-        Raises:
-            PublishedError: There is no such row.
-        """
-        return self.row(key).values.get(dataset, {}).get(metric)
-
     def source_of(self, key: str) -> str:
         """The source of a row: `Table 3, row D`.
 
@@ -94,7 +82,7 @@ class PublishedTable(_Strict):
         return f"{self.source}, row {row.index or row.name}"
 
 
-class _File(_Strict):
+class _File(Record):
     paper: str
     tables: dict[str, PublishedTable]
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+LEVEL = 0.05
+"""Probability to call any difference of a table real where there is none."""
 RESAMPLES = 10_000
 BLOCK_ELEMENTS = 4 * 2**20
 """Number of resampled units in memory at a time."""
@@ -67,9 +69,9 @@ class Verdict:
         real: Whether the corrected value is below the level; None in the same case.
     """
 
-    p_value: float | None
-    adjusted: float | None
-    real: bool | None
+    p_value: float | None = None
+    adjusted: float | None = None
+    real: bool | None = None
 
 
 def summarise(values: Sequence[float], confidence: float = 0.95) -> SeedSummary:
@@ -84,9 +86,7 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> SeedSummary:
     return SeedSummary(found.difference, std, found.interval, found.units)
 
 
-def paired_over_seeds(
-    row: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
-) -> Difference:
+def paired_over_seeds(row: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
     """Paired t-test over seeds: t = m / (s / sqrt(n)) of the differences, with n - 1 degrees of freedom.
 
     One seed gives a difference, but neither an interval nor a p-value.
@@ -94,7 +94,6 @@ def paired_over_seeds(
     Args:
         row: Seed to value.
         reference: Seed to value, of the same seeds.
-        confidence: Of the interval.
 
     Raises:
         SignificanceError: The seeds differ, there are none, or a value is not finite.
@@ -108,7 +107,7 @@ def paired_over_seeds(
         _finite(name, [by_seed[seed] for seed in row])
         for name, by_seed in (("row", row), ("reference", reference))
     ]
-    return _t_test(values[0] - values[1], confidence)
+    return _t_test(values[0] - values[1])
 
 
 def bootstrap_over_queries(
@@ -181,9 +180,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def judge(
-    differences: Mapping[str, tuple[Difference, Difference]], level: float = 0.05
-) -> dict[str, Verdict]:
+def judge(differences: Mapping[str, tuple[Difference, Difference]]) -> dict[str, Verdict]:
     """Which of a table's differences are real: over seeds AND over queries, corrected for their number.
 
     The larger one of the two p-values tests that both hold; Holm's correction covers the differences that
@@ -191,20 +188,15 @@ def judge(
 
     Args:
         differences: Name to the difference over seeds and the one over queries.
-        level: Probability to call any difference real where there is none.
     """
     tested = {
         name: max(seeds.p_value, queries.p_value)
         for name, (seeds, queries) in differences.items()
         if seeds.p_value is not None and queries.p_value is not None
     }
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return {
-        name: Verdict(tested[name], adjusted[name], adjusted[name] < level)
-        if name in tested
-        else Verdict(None, None, None)
-        for name in differences
-    }
+    adjusted = zip(tested.items(), holm(list(tested.values())), strict=True)
+    verdicts = {name: Verdict(value, corrected, corrected < LEVEL) for (name, value), corrected in adjusted}
+    return dict.fromkeys(differences, Verdict()) | verdicts
 
 
 def _tail(confidence: float) -> float:
@@ -221,7 +213,7 @@ def _finite(name: str, values: Sequence[float]) -> np.ndarray:
     return sample
 
 
-def _t_test(sample: np.ndarray, confidence: float) -> Difference:
+def _t_test(sample: np.ndarray, confidence: float = 0.95) -> Difference:
     """T-test of a mean of zero; without interval and p-value for a single value."""
     mean, count, tail = float(sample.mean()), len(sample), _tail(confidence)
     if count == 1:
