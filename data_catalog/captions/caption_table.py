@@ -89,12 +89,10 @@ def make_captions(
 
 @dataclass(frozen=True)
 class _CaptionsMaker(ShardMaker[ShardSpec]):
+    is_light = True
+
     samples: Table
     writer: CaptionWriter
-
-    @property
-    def is_light(self) -> bool:
-        return True
 
     def make(self, spec: ShardSpec) -> tuple[pa.Table, Statistics]:
         keys = self.samples.read_shard(spec["shard"], ["sample_index", "sample_id"])

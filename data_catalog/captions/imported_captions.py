@@ -98,13 +98,11 @@ def import_captions(
 
 @dataclass
 class _ImportedCaptionsMaker(ShardMaker[ShardSpec]):
+    is_light = True
+
     samples: Table
     redact: bool
     tokenizer: Any = field(default=None, init=False)
-
-    @property
-    def is_light(self) -> bool:
-        return True
 
     def make(self, spec: ShardSpec) -> tuple[pa.Table, Statistics]:
         keys = self.samples.read_shard(spec["shard"], ["sample_index", "sample_id"])

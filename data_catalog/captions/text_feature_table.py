@@ -138,10 +138,9 @@ class TextFeaturesMaker(ShardMaker[int]):
     load: Callable[[str], TextTower]
     tower: TextTower | None = field(default=None, init=False)
 
-    @property
-    def is_light(self) -> bool:
-        """Few captions are encoded before every actor has loaded its tower."""
-        return len(self.captions) <= LIGHT_CAPTIONS
+    def __post_init__(self) -> None:
+        # A few are encoded before every actor has loaded its tower.
+        self.is_light = len(self.captions) <= LIGHT_CAPTIONS
 
     def prepare(self) -> None:
         """Load the text tower."""

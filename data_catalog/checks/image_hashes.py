@@ -64,11 +64,9 @@ def make_image_hashes(samples: Table, progress: Progress | None = None) -> Table
 
 @dataclass(frozen=True)
 class _HashesMaker(ShardMaker[int]):
-    samples: Table
+    is_light = True
 
-    @property
-    def is_light(self) -> bool:
-        return True
+    samples: Table
 
     def make(self, number: int) -> tuple[pa.Table, Statistics]:
         samples = self.samples.read_shard(number)

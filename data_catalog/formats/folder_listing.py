@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_catalog.errors import CatalogError
-from data_catalog.formats.source import Rejected
+from data_catalog.formats.source import Listing, Rejected, SourceSample
 
 _ENDING = ".jpg"
 _LEFT_OUT = {
@@ -47,6 +47,10 @@ class NamedImage:
     def identity(self) -> int:
         """The identity in the name."""
         return int(self.parts["identity"])
+
+
+Images = Mapping[str, NamedImage]
+"""The files of a sample by modality, or one under SIDE_BY_SIDE."""
 
 
 def find_root(source: Path, folder: str, must_hold: str) -> Path:
@@ -144,3 +148,54 @@ def refuse_empty(source: Path, folder: str, holds: int, rejected: Iterable[Rejec
     first = next((fault for fault in rejected if fault.file.startswith(f"{folder}/")), None)
     why = f" (first of the files: {first.file} {first.reason})" if first else ""
     raise CatalogError(f"source {source}: folder {folder} holds no image{why}; put the {needed} there")
+
+
+def list_with_queries(
+    source: Path,
+    root: Path,
+    folders: tuple[str, str, str],
+    read: Callable[[str], tuple[Mapping[str, Images], list[Rejected]]],
+    find_view: Callable[[NamedImage], tuple[int, int]],
+) -> Listing:
+    """Samples of a layout that has a folder of queries, sorted by id.
+
+    Args:
+        source: What the user gave, for messages.
+        root: The root of the data set.
+        folders: Paths of the training images, the queries and the gallery below the root.
+        read: Reads such a folder: images by name, and the files that are left out.
+        find_view: Camera and scene of an image.
+
+    Raises:
+        CatalogError: If a folder holds no image.
+    """
+    found: list[Mapping[str, Images]] = []
+    rejected: list[Rejected] = []
+    for folder, needed in zip(folders, ("training images", "queries", "gallery"), strict=True):
+        listed, faults = read(folder)
+        refuse_empty(source, folder, len(listed), faults, needed)
+        found.append(listed)
+        rejected += faults
+
+    def make_sample(split: str, images: Images, query: Images, is_gallery: bool) -> SourceSample:
+        image = next(iter(images.values()))
+        camera_id, scene_id = find_view(image)
+        return SourceSample(
+            sample_id=f"{split}/{image.name}",
+            split=split,
+            identity=image.identity,
+            camera_id=camera_id,
+            scene_id=scene_id,
+            is_query=bool(query),
+            is_gallery=is_gallery,
+            files={modality: image.path for modality, image in images.items()},
+            query_files={modality: image.path for modality, image in query.items()} if is_gallery else {},
+        )
+
+    train, queries, gallery = found
+    samples = [make_sample("train", images, {}, False) for images in train.values()]
+    # The files of a sample in both folders are taken from the gallery.
+    for name, images in {**queries, **gallery}.items():
+        samples.append(make_sample("test", images, queries.get(name, {}), name in gallery))
+    samples.sort(key=lambda sample: sample.sample_id)
+    return Listing(root, tuple(samples), tuple(rejected))

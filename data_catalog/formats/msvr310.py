@@ -16,10 +16,10 @@ from data_catalog.formats.folder_listing import (
     find_root,
     leave_out,
     list_entries,
+    list_with_queries,
     read_names,
-    refuse_empty,
 )
-from data_catalog.formats.source import Listing, Rejected, SourceFormat, SourceSample
+from data_catalog.formats.source import Listing, Rejected, SourceFormat
 from stmi.modality import Modality
 
 FOLDER = "MSVR310"
@@ -46,18 +46,13 @@ def list_samples(source: Path) -> Listing:
         CatalogError: If the folder, or a required one in it, is missing, empty or cannot be read.
     """
     root = find_root(source, FOLDER, TRAIN)
-    rejected: list[Rejected] = []
-    found: dict[str, dict[str, dict[str, NamedImage]]] = {}
-    for folder, needed in ((TRAIN, "training images"), (QUERY, "queries"), (GALLERY, "gallery")):
-        found[folder], faults = _triplets(root, folder)
-        rejected += faults
-        refuse_empty(source, folder, len(found[folder]), faults, needed)
-    samples = [_sample("train", images, {}, False) for images in found[TRAIN].values()]
-    # Of a sample in both folders the gallery's files are taken.
-    for name, images in (found[QUERY] | found[GALLERY]).items():
-        samples.append(_sample("test", images, found[QUERY].get(name, {}), name in found[GALLERY]))
-    samples.sort(key=lambda sample: sample.sample_id)
-    return Listing(root, tuple(samples), tuple(rejected))
+
+    def find_view(image: NamedImage) -> tuple[int, int]:
+        return int(image.parts["view"]), int(image.parts["scene"])
+
+    return list_with_queries(
+        source, root, (TRAIN, QUERY, GALLERY), lambda folder: _triplets(root, folder), find_view
+    )
 
 
 def _triplets(root: Path, folder: str) -> tuple[dict[str, dict[str, NamedImage]], list[Rejected]]:
@@ -86,23 +81,6 @@ def _triplets(root: Path, folder: str) -> tuple[dict[str, dict[str, NamedImage]]
                     continue
                 rejected.append(leave_out(image.path, f"{reason}; it is left out"))
     return triplets, rejected
-
-
-def _sample(
-    split: str, images: dict[str, NamedImage], query: dict[str, NamedImage], is_gallery: bool
-) -> SourceSample:
-    image = next(iter(images.values()))
-    return SourceSample(
-        sample_id=f"{split}/{image.name}",
-        split=split,
-        identity=image.identity,
-        camera_id=int(image.parts["view"]),
-        scene_id=int(image.parts["scene"]),
-        is_query=bool(query),
-        is_gallery=is_gallery,
-        files={modality: image.path for modality, image in images.items()},
-        query_files={modality: image.path for modality, image in query.items()} if is_gallery else {},
-    )
 
 
 FORMAT = SourceFormat(

@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 
 from data_catalog.formats.folder_listing import (
-    NamedImage,
+    Images,
     NamePattern,
     find_root,
     list_entries,
+    list_with_queries,
     read_names,
-    refuse_empty,
 )
-from data_catalog.formats.source import SIDE_BY_SIDE, Listing, Rejected, SourceFormat, SourceSample
+from data_catalog.formats.source import SIDE_BY_SIDE, Listing, Rejected, SourceFormat
 
 FOLDER = "RGBNT100"
 IMAGES = "rgbir"
@@ -39,33 +39,13 @@ def list_samples(source: Path) -> Listing:
         CatalogError: If the folder, or a required one in it, is missing, empty or cannot be read.
     """
     root = find_root(source, FOLDER, f"{IMAGES}/{TRAIN}")
-    rejected: list[Rejected] = []
-    found: dict[str, dict[str, NamedImage]] = {}
-    for folder, needed in ((TRAIN, "training images"), (QUERY, "queries"), (GALLERY, "gallery")):
-        path = f"{IMAGES}/{folder}"
-        found[folder], faults = read_names(path, list_entries(root, path, _LAYOUT)[1], _NAME)
-        rejected += faults
-        refuse_empty(source, path, len(found[folder]), faults, needed)
-    samples = [_sample("train", image, None, False) for image in found[TRAIN].values()]
-    # Of an image in both folders the gallery's file is taken.
-    for name, image in (found[QUERY] | found[GALLERY]).items():
-        samples.append(_sample("test", image, found[QUERY].get(name), name in found[GALLERY]))
-    samples.sort(key=lambda sample: sample.sample_id)
-    return Listing(root, tuple(samples), tuple(rejected))
 
+    def read(folder: str) -> tuple[dict[str, Images], list[Rejected]]:
+        images, rejected = read_names(folder, list_entries(root, folder, _LAYOUT)[1], _NAME)
+        return {name: {SIDE_BY_SIDE: image} for name, image in images.items()}, rejected
 
-def _sample(split: str, image: NamedImage, query: NamedImage | None, is_gallery: bool) -> SourceSample:
-    return SourceSample(
-        sample_id=f"{split}/{image.name}",
-        split=split,
-        identity=image.identity,
-        camera_id=int(image.parts["camera"]) - 1,
-        scene_id=-1,
-        is_query=query is not None,
-        is_gallery=is_gallery,
-        files={SIDE_BY_SIDE: image.path},
-        query_files={SIDE_BY_SIDE: query.path} if query is not None and is_gallery else {},
-    )
+    folders = (f"{IMAGES}/{TRAIN}", f"{IMAGES}/{QUERY}", f"{IMAGES}/{GALLERY}")
+    return list_with_queries(source, root, folders, read, lambda image: (int(image.parts["camera"]) - 1, -1))
 
 
 FORMAT = SourceFormat(

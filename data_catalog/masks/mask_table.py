@@ -179,13 +179,9 @@ class _SegmenterMaker(MaskMaker):
     settings: SegmenterSettings
     segmenter: Segmenter | None = field(default=None, init=False)
 
-    @property
-    def gpus_per_actor(self) -> float:
-        return self.settings.gpus_per_actor
-
-    @property
-    def cpus_per_actor(self) -> float:
-        return self.settings.cpus_per_actor
+    def __post_init__(self) -> None:
+        self.gpus_per_actor = self.settings.gpus_per_actor
+        self.cpus_per_actor = self.settings.cpus_per_actor
 
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
         if self.segmenter is None:

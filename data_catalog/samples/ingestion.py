@@ -192,12 +192,10 @@ def _shard_specs(samples: Sequence[SourceSample], samples_per_shard: int) -> lis
 
 @dataclass(frozen=True)
 class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
+    is_light = True
+
     root: Path
     size: Size | None
-
-    @property
-    def is_light(self) -> bool:
-        return True
 
     def make(self, spec: list[dict[str, Any]]) -> tuple[pa.Table, Statistics]:
         rows: list[dict[str, Any]] = []

@@ -31,20 +31,12 @@ Statistics = dict[str, Any]
 class ShardMaker(ABC, Generic[Spec]):
     """Makes the rows of one shard; sent to the actors, so it holds settings and handles, not models."""
 
-    @property
-    def gpus_per_actor(self) -> float:
-        """GPUs that one actor uses where the cluster has any; without them it runs on CPUs."""
-        return 0
-
-    @property
-    def cpus_per_actor(self) -> float:
-        """CPUs that one actor uses where it has no GPU; at most all those of a machine."""
-        return 1
-
-    @property
-    def is_light(self) -> bool:
-        """Whether a shard takes a few seconds at most: some can then be made before actors have started."""
-        return False
+    gpus_per_actor: float = 0
+    """GPUs that one actor uses if the cluster has any; without them it runs on CPUs."""
+    cpus_per_actor: float = 1
+    """CPUs that one actor uses if it has no GPU; at most all those of a machine."""
+    is_light: bool = False
+    """Whether a shard takes a few seconds at most: some can then be made before actors have started."""
 
     def prepare(self) -> None:
         """Load what is expensive (a model); called once in every actor, before its first shard."""

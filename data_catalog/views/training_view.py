@@ -131,14 +131,12 @@ def _shard_specs(samples: Table, settings: ViewSettings) -> list[_ShardSpec]:
 
 @dataclass(frozen=True)
 class _ViewMaker(ShardMaker[_ShardSpec]):
+    is_light = True
+
     samples: Table
     masks: Table | None
     text_features: Table | None
     settings: ViewSettings
-
-    @property
-    def is_light(self) -> bool:
-        return True
 
     def make(self, spec: _ShardSpec) -> tuple[pa.Table, Statistics]:
         numbers, size = spec["shards"], (self.settings.height, self.settings.width)

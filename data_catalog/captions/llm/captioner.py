@@ -127,14 +127,12 @@ def choose(
 
 @dataclass
 class _LlmCaptionsMaker(ShardMaker[int]):
+    is_light = True
+
     samples: Table
     questions: Questions
     store: AnswerStore
     writer: CaptionWriter
-
-    @property
-    def is_light(self) -> bool:
-        return True
 
     def is_final(self, statistics: Mapping[str, Any]) -> bool:
         # An answer that was missing then may be there now; the table must not depend on when it was begun.

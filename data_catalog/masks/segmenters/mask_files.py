@@ -149,13 +149,11 @@ def _check_faults(root: Path, samples: int, faults: Sequence[dict[str, str]], al
 
 @dataclass
 class _FilesMaker(MaskMaker):
+    is_light = True
+
     root: Path
     source_format: SourceFormat
     image_size: tuple[int, int] | None
-
-    @property
-    def is_light(self) -> bool:
-        return True
 
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
         found: list[Segmentation] = []

@@ -93,11 +93,8 @@ def test_interrupted_build_leaves_no_table_and_makes_what_is_missing(
 class LightMaker(StubMaker):
     """Says in every shard which process made it; takes a while where it is asked to."""
 
+    is_light = True
     seconds: float = 0.0
-
-    @property
-    def is_light(self) -> bool:
-        return True
 
     def make(self, spec: dict[str, int]) -> tuple[pa.Table, dict[str, Any]]:
         time.sleep(self.seconds)
