@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from data_catalog.commands import COMMANDS
 from data_catalog.errors import CatalogError
-from data_catalog.records import add_json_options
+from data_catalog.records import add_json_options, describe_invalid
 from data_catalog.synthetic import SynthesisConflictError
 
 UNSOUND_STATUS = 1
@@ -33,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"data_catalog {command.name}: {error}", file=sys.stderr)
         return USAGE_STATUS
     except ValidationError as error:
-        print(f"data_catalog {command.name}: {_first_error(error)}", file=sys.stderr)
+        first = error.errors()[0]
+        # A rule across fields names the values itself.
+        got = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+        print(f"data_catalog {command.name}: {describe_invalid(error)}{got}", file=sys.stderr)
         return USAGE_STATUS
     except OSError as error:
         print(
@@ -54,12 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         command.show(result)
     return 0 if command.succeeded(result) else UNSOUND_STATUS
-
-
-def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"]))
-    return f"{field}{': ' if field else ''}{first['msg']} (got {first['input']!r})"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Record(BaseModel):
@@ -29,6 +29,18 @@ class Record(BaseModel):
             ValueError: A number is NaN or infinite, which JSON does not have.
         """
         return json.dumps(self.model_dump(mode="json"), indent=indent, allow_nan=False)
+
+
+def describe_invalid(error: ValidationError, whole: str = "") -> str:
+    """The first fault that a model found: the field, and what was expected there.
+
+    Args:
+        error: What the model raised.
+        whole: Name of the value, for a fault that belongs to no single field.
+    """
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"])) or whole
+    return f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
 class _PrintSchema(argparse.Action):

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from data_catalog.errors import CatalogError
-from data_catalog.records import Record
+from data_catalog.records import Record, describe_invalid
 from stmi.modality import MODALITIES
 
 JOINT = "JOINT"
@@ -140,10 +140,8 @@ def _parse(line: bytes, position: str, attributes: frozenset[str]) -> tuple[str,
     try:
         parsed = _Line.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the line"
         raise CatalogError(
-            f"{position}: {field}: {first['msg']}; expected "
+            f"{position}: {describe_invalid(error, 'the line')}; expected "
             '{"item": name, "readings": {source: {attribute: {"value": text, "confidence": 0 to 1}}}}'
         ) from None
     for source, predictions in parsed.readings.items():

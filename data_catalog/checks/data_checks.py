@@ -3,7 +3,7 @@
 An error stops a run; a warning is logged with it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from data_catalog.checks.image_hashes import (
     read_hashes,
 )
 from data_catalog.checks.newest_tables import NewestTables, find_card
+from data_catalog.errors import name_first
 from data_catalog.progress import Progress
 from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
@@ -27,8 +28,6 @@ from data_catalog.tables.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMED = 5
-"""Rows that a message names; the finding holds all of them."""
 _LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
@@ -136,7 +135,7 @@ def _check_queries(labels: "pd.DataFrame", junk: str, findings: _Findings) -> No
         alone = queries.sample_id[[not seen.get(identity, set()) - {value} for identity, value in pairs]]
         message = (
             f"{len(alone)} of {len(queries)} queries of split {split!r} have no match in the gallery under "
-            f"another {junk} ({_first(alone)})"
+            f"another {junk} ({name_first(alone)})"
         )
         if len(alone) == len(queries):
             message += ", so nothing can be measured; check the split and the junk rule"
@@ -152,8 +151,8 @@ def _check_splits(labels: "pd.DataFrame", findings: _Findings) -> None:
         named = [f"{identity} in {' and '.join(sorted(names))}" for identity, names in shared.items()]
         findings.error(
             "identity_in_two_splits",
-            f"{len(shared)} identities are in more than one split ({_first(named)}), so what is tested was "
-            "trained on; move their images to one split and ingest again",
+            f"{len(shared)} identities are in more than one split ({name_first(named)}), so what is tested "
+            "was trained on; move their images to one split and ingest again",
             labels.sample_id[labels.identity.isin(shared.index)],
         )
 
@@ -167,7 +166,7 @@ def _check_identities(labels: "pd.DataFrame", samples_per_identity: int, finding
         findings.warn(
             "few_samples",
             f"{len(few)} training identities have fewer samples than the {samples_per_identity} that a batch "
-            f"needs ({_first(named)}); some of theirs will be sampled twice",
+            f"needs ({name_first(named)}); some of theirs will be sampled twice",
             train.sample_id[train.identity.isin(few.index)],
         )
 
@@ -216,7 +215,9 @@ def _check_masks(masks: Table, settings: CheckSettings, findings: _Findings) -> 
     ):
         ids = rows.sample_id[broken]
         if len(ids):
-            message = f"{len(ids)} of {len(rows)} {what} ({_first(ids)}); look at them, or make them again"
+            message = (
+                f"{len(ids)} of {len(rows)} {what} ({name_first(ids)}); look at them, or make them again"
+            )
             findings.warn(check, message, ids)
 
 
@@ -224,7 +225,7 @@ def _check_captions(captions: Table, findings: _Findings) -> None:
     rows = captions.read(["sample_id", "caption"]).to_pylist()
     empty = [row["sample_id"] for row in rows if not row["caption"].strip()]
     if empty:
-        findings.warn("empty_caption", f"{len(empty)} captions are empty ({_first(empty)})", empty)
+        findings.warn("empty_caption", f"{len(empty)} captions are empty ({name_first(empty)})", empty)
 
 
 def _check_duplicates(
@@ -235,7 +236,7 @@ def _check_duplicates(
         findings.warn(
             "repeated_frames",
             f"{len(rows)} samples of more than {MANY_IDENTITIES} identities show the same {modality} "
-            f"image ({_first(ids[rows])}); a camera repeated it, or the files were mixed up",
+            f"image ({name_first(ids[rows])}); a camera repeated it, or the files were mixed up",
             ids[rows],
         )
     pairs = find_copies(hashes, identity, largest_distance)
@@ -247,12 +248,7 @@ def _check_duplicates(
     ]
     findings.warn(
         "duplicate_images",
-        f"{len(pairs)} pairs of samples show the same image and have different identities ({_first(named)}); "
-        "one of the two labels, or one of the two files, is probably wrong",
+        f"{len(pairs)} pairs of samples show the same image and have different identities "
+        f"({name_first(named)}); one of the two labels, or one of the two files, is probably wrong",
         ids[sorted({row for pair in pairs for row in pair})],
     )
-
-
-def _first(values: "Sequence[str] | pd.Series") -> str:
-    more = len(values) - NAMED
-    return ", ".join(map(str, values[:NAMED])) + (f" and {more} more" if more > 0 else "")

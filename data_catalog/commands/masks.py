@@ -15,7 +15,7 @@ from data_catalog.commands.arguments import (
 )
 from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.commands.printing import print_result
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, name_first
 from data_catalog.masks.mask_table import SegmenterSettings, list_below_gate, make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.masks.segmenters.mask_files import MaskFileStatistics, import_masks
@@ -151,8 +151,7 @@ def _camera(counts: Mapping[str, int], iou: float | None, brightness: float | No
 def _shorten(values: list[Any]) -> Any:
     if values and isinstance(values[0], Mapping):
         return values[:_SHOWN]
-    more = len(values) - _SHOWN
-    return ", ".join(map(str, values[:_SHOWN])) + (f" and {more} more" if more > 0 else "") or "-"
+    return name_first(values, _SHOWN) or "-"
 
 
 COMMAND = Command(

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data_catalog.checks.data_checks import NAMED, CheckReport
+from data_catalog.checks.data_checks import CheckReport
+from data_catalog.errors import NAMED
 
 
 def print_result(result: BaseModel | Mapping[str, Any], indent: str = "") -> None:

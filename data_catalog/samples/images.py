@@ -1,7 +1,6 @@
 """Decoding and encoding of the images and masks of a table."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,11 +92,6 @@ def intersection_over_union(mask: Mask, truth: Mask) -> float:
     """Overlap of two masks of one shape, 0 to 1; two empty masks agree fully."""
     union = np.count_nonzero(mask | truth)
     return 1.0 if union == 0 else np.count_nonzero(mask & truth) / union
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """Mean of the values; None if there are none."""
-    return float(np.mean(values)) if len(values) else None
 
 
 @dataclass(frozen=True)

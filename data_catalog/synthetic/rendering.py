@@ -164,12 +164,12 @@ def _paint_figure(
         person = people.PersonPainter(brush, who, pose)
         person.paint()
         return pose.view, person.index
-    stance = vehicles.choose_pose(draws)
-    half = 0.53 if stance.view == "side" else 0.3
+    view = vehicles.choose_view(draws)
+    half = 0.53 if view == "side" else 0.3
     brush.dim(brush.disc(0.0, 0.0, half, 0.035), 0.5)
-    vehicle = vehicles.VehiclePainter(brush, who, stance)
+    vehicle = vehicles.VehiclePainter(brush, who, view)
     vehicle.paint()
-    return stance.view, vehicle.index
+    return view, vehicle.index
 
 
 def _paint_bystander(

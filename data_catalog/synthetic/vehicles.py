@@ -4,8 +4,6 @@ Coordinates are shares of the vehicle's length: v is 0 on the ground and negativ
 the middle. From the side it faces right; the brush mirrors it.
 """
 
-from dataclasses import dataclass
-
 from data_catalog.synthetic.canvas import Brush
 from data_catalog.synthetic.identities import Identity
 from data_catalog.synthetic.patterns import paint_pattern
@@ -25,27 +23,20 @@ CABINS = {
 """Position of the cabin from the side: rear at the roof, front at the roof, rear at the belt line."""
 
 
-@dataclass(frozen=True)
-class Pose:
-    """How a vehicle stands in one sample: the visible side (side, front or rear)."""
-
-    view: str
-
-
-def choose_pose(draws: RandomChoices) -> Pose:
-    """A random side of a vehicle."""
-    return Pose(draws.pick(("side", "side", "side", "front", "rear")))
+def choose_view(draws: RandomChoices) -> str:
+    """A random side of a vehicle: side, front or rear."""
+    return draws.pick(("side", "side", "side", "front", "rear"))
 
 
 class VehiclePainter:
-    """Paints one vehicle.
+    """Paints one vehicle from one side.
 
     Attributes:
         index: Index of every part's material on the canvas, by the part's name.
     """
 
-    def __init__(self, brush: Brush, vehicle: Identity, pose: Pose) -> None:
-        self.brush, self.vehicle, self.pose = brush, vehicle, pose
+    def __init__(self, brush: Brush, vehicle: Identity, view: str) -> None:
+        self.brush, self.vehicle, self.view = brush, vehicle, view
         self.worn, self.build = vehicle.attributes, vehicle.build
         self.index = {part: brush.canvas.add(material) for part, material in vehicle.materials.items()}
         self.wheel = self.build["wheel"]
@@ -53,11 +44,11 @@ class VehiclePainter:
         self.belt = self.roof * self.build["belt"] - self.wheel * 0.5
         self.floor = -self.wheel * 0.8
         # A vehicle is longer than wide; from the front or rear only its width is visible.
-        self.half = 0.5 if pose.view == "side" else 0.27
+        self.half = 0.5 if view == "side" else 0.27
 
     def paint(self) -> None:
         """Paint from back to front."""
-        if self.pose.view == "side":
+        if self.view == "side":
             self._accessory(*self._roof_span())
             self._side()
         else:
@@ -130,7 +121,7 @@ class VehiclePainter:
     def _end(self) -> None:
         """Front or rear."""
         brush, half, paint = self.brush, self.half, self.index["paint"]
-        is_front = self.pose.view == "front"
+        is_front = self.view == "front"
         for side in (-1.0, 1.0):
             brush.block(self.index["tyre"], -self.wheel * 1.6, 0.0, (side * 0.2 - 0.045, side * 0.2 + 0.045))
         high = half * (0.95 if self.worn["type"] == "van" else 0.72)

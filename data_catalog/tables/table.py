@@ -22,7 +22,7 @@ from pyarrow import fs
 from pydantic import ValidationError
 
 from data_catalog.errors import CatalogError
-from data_catalog.records import Record
+from data_catalog.records import Record, describe_invalid
 from data_catalog.storage import filesystems
 from data_catalog.storage.local_copies import local_copy
 from data_catalog.tables.digests import json_digest
@@ -103,11 +103,6 @@ class Table:
         """What the step that made the table counted and measured."""
         return self.manifest.statistics
 
-    @property
-    def shard_paths(self) -> list[str]:
-        """Path or URI of every shard, in order."""
-        return [filesystems.join(self.path, shard.file) for shard in self.manifest.shards]
-
     def __len__(self) -> int:
         return self.manifest.rows
 
@@ -182,11 +177,9 @@ def _read_manifest(filesystem: fs.FileSystem, path: str) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise CatalogError(
-            f"{path} is not a manifest of this version ({where}: {first['msg']}); delete its folder and run "
-            "the step again"
+            f"{path} is not a manifest of this version ({describe_invalid(error, 'the file')}); delete its "
+            "folder and run the step again"
         ) from error
 
 

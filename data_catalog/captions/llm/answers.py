@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from data_catalog.captions.llm.budget import NO_USAGE, ImageSize, Usage
 from data_catalog.errors import CatalogError
-from data_catalog.records import Record
+from data_catalog.records import Record, describe_invalid
 from data_catalog.storage import filesystems
 
 FOLDER = "answers"
@@ -152,9 +152,8 @@ class AnswerStore:
         try:
             return form.validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise CatalogError(f"{folder}/{name} {fault.format(field + ': ' + first['msg'])}") from None
+            reason = describe_invalid(error, "the file")
+            raise CatalogError(f"{folder}/{name} {fault.format(reason)}") from None
 
     def _write(self, name: str, data: bytes) -> None:
         filesystem, folder = self._location

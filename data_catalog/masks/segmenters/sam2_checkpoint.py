@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, name_first
 
 SAM2_MODELS: Mapping[str, str] = {
     f"{family}_hiera_{size}": f"configs/{family}/{family}_hiera_{size}.yaml"
@@ -140,17 +140,12 @@ def _check_weights(path: Path, weights: Weights, model: str, expected: Weights) 
             if weights[name].dtype.is_floating_point and not bool(weights[name].isfinite().all())
         ],
     }
-    found = [f"{len(names)} {kind} ({_shorten(names)})" for kind, names in faults.items() if names]
+    found = [f"{len(names)} {kind} ({name_first(names)})" for kind, names in faults.items() if names]
     if found:
         raise CatalogError(
             f"checkpoint {path} does not fit --model {model}: weights {'; '.join(found)}. Choose the --model "
             f"that the file was published for, one of {', '.join(SAM2_MODELS)}"
         )
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _file_sha256(path: Path) -> str:

@@ -109,7 +109,7 @@ def test_only_the_shards_that_are_asked_for_are_fetched(view: Table, copies: Pat
 @contextmanager
 def changed_shard(view: Table) -> Iterator[None]:
     """Meanwhile the last byte of the first shard is another one."""
-    filesystem, path = open_root(view.shard_paths[0])
+    filesystem, path = open_root(join(view.path, view.manifest.shards[0].file))
     with filesystem.open_input_stream(path) as stream:
         whole = stream.read()
     with filesystem.open_output_stream(path) as stream:
