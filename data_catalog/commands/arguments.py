@@ -3,7 +3,11 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record
@@ -44,11 +48,11 @@ def find_made_from(samples: Table, kind: TableKind, key: str | None) -> Table:
 
 @dataclass(frozen=True)
 class Option:
-    """An option that some captioners, or segmenters, have; its default is None.
+    """An option of a command; its value is None unless the user gives it.
 
     Attributes:
         name: Such as `--max-answer-tokens`.
-        help: Its help, with the default that the captioner has.
+        help: Its help, with the default of the settings.
         type: Reads the text; a tuple holds the values to choose from, and bool makes a flag.
         metavar: What stands for the value in the help.
     """
@@ -76,7 +80,7 @@ class Option:
 def given_options(
     args: argparse.Namespace, choice: str, options: Mapping[str, Sequence[Option]]
 ) -> dict[str, Any]:
-    """The options of what was chosen that the user gave, by attribute.
+    """The options that the user gave, by attribute, of the chosen captioner or segmenter.
 
     Args:
         args: The arguments.
@@ -87,41 +91,46 @@ def given_options(
         CatalogError: If an option was given that only another choice has: it would be ignored.
     """
     chosen = getattr(args, choice)
-    for option in [option for of_one in options.values() for option in of_one]:
+    for option in [option for listed in options.values() for option in listed]:
         if getattr(args, option.attribute) is not None and option not in options[chosen]:
-            owners = [name for name, of_one in options.items() if option in of_one]
+            owners = [name for name, listed in options.items() if option in listed]
             raise CatalogError(
                 f"{option.name} is an option of --{choice} {' and '.join(owners)}, not of {chosen}; leave it "
                 f"out or choose that {choice}"
             )
-    given = {option.attribute: getattr(args, option.attribute) for option in options[chosen]}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def add_setting_options(parser: argparse._ActionsContainer, settings: type[Record], *names: str) -> None:
-    """Declare options for fields of a settings model, with their types, defaults and descriptions.
-
-    Args:
-        parser: The command's parser, or a group of it.
-        settings: The model.
-        names: Fields whose type is int, float or str; `some_field` becomes `--some-field`.
-    """
-    for name in names:
-        field = settings.model_fields[name]
-        about = field.description or ""
-        about = f"{about[:1].lower()}{about[1:].rstrip('.')} ".lstrip()
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            metavar={int: "N", float: "SHARE"}.get(type(field.default)),
-            help=f"{about}(default: {field.default})".replace("%", "%%"),
-        )
+    return given_settings(args, *(option.attribute for option in options[chosen]))
 
 
 def given_settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The values of the options that `add_setting_options` declares."""
-    return {name: getattr(args, name) for name in names}
+    """The values of these options that the user gave, by name."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def setting_options(settings: type[Record], *names: str) -> tuple[Option, ...]:
+    """Options for fields of a settings model, with their types, defaults and descriptions.
+
+    Args:
+        settings: The model.
+        names: Fields whose type is int, float, str or a Literal; `some_field` becomes `--some-field`.
+    """
+    return tuple(_setting_option(name, settings.model_fields[name]) for name in names)
+
+
+def _setting_option(name: str, field: FieldInfo) -> Option:
+    kinds: list[Any] = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    kind = tuple(kinds) if kinds and isinstance(kinds[0], str) else (kinds or [field.annotation])[0]
+    about, default = field.description or "", field.default
+    about = f"{about[:1].lower()}{about[1:].rstrip('.')}"
+    if default not in (None, PydanticUndefined):
+        about += f" (default: {f'{default:g}' if kind is float else default})"
+    metavar = "N" if kind is int else "X" if kind is float else None
+    return Option(f"--{name.replace('_', '-')}", about.replace("%", "%%"), kind, metavar)
+
+
+def add_setting_options(parser: argparse._ActionsContainer, settings: type[Record], *names: str) -> None:
+    """Declare `setting_options`; `given_settings` reads them."""
+    for option in setting_options(settings, *names):
+        option.add_to(parser)
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -14,7 +14,13 @@ from data_catalog.captions.imported_captions import (
 from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings, Prices
 from data_catalog.cards import card_names
 from data_catalog.checks.newest_tables import find_card
-from data_catalog.commands.arguments import Option, add_samples, find_samples, given_options
+from data_catalog.commands.arguments import (
+    Option,
+    add_samples,
+    find_samples,
+    given_options,
+    setting_options,
+)
 from data_catalog.commands.command import BuiltTable, Command, build
 from data_catalog.commands.printing import print_result
 from data_catalog.errors import CatalogError
@@ -49,24 +55,11 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "readings": (_CARD, Option("--readings", "predicted attributes, one .jsonl file per split", Path, "DIR")),
     "llm": (
         _CARD,
-        Option("--endpoint", "OpenAI-compatible; its key is read from OPENAI_API_KEY", metavar="URL"),
-        Option("--model", "as the endpoint knows it, for example gpt-4o", metavar="NAME"),
-        Option("--filling", "who decides where predictions differ (default: llm)", ("llm", "rules")),
+        *setting_options(ClientSettings, "endpoint"),
+        *setting_options(LlmCaptionSettings, "model", "filling", "max_answer_tokens", "failed"),
         Option("--temperature", "default: 0; `endpoint` leaves it to the endpoint", _temperature, "T"),
-        Option("--max-answer-tokens", "longer answers are cut (default: 1500)", int, "N"),
-        Option("--failed", "questions that stay unanswered (default: stop)", ("stop", "unknown")),
-        Option("--concurrency", "requests at a time, at most (default: 8)", int, "N"),
-        Option("--timeout-seconds", "limit of a request (default: 120)", float, "S"),
-        Option("--retries", "after a fault of the endpoint (default: 6)", int, "N"),
-        Option("--reasks", "after an unusable answer (default: 2)", int, "N"),
-        Option("--patience-seconds", "give up after so long without answers (default: 600)", float, "S"),
-        Option(
-            "--budget-usd",
-            "stop before more than this is spent, over all runs of the job (what was in flight when one was "
-            "killed is not counted)",
-            float,
-            "USD",
-        ),
+        *setting_options(ClientSettings, "concurrency", "timeout_seconds", "retries", "reasks"),
+        *setting_options(ClientSettings, "patience_seconds", "budget_usd"),
         Option("--usd-per-million-input", "price of tokens sent", float, "USD"),
         Option("--usd-per-million-output", "price of tokens answered", float, "USD"),
     ),
@@ -133,11 +126,11 @@ def _ask(samples: Table, given: dict[str, Any], progress: Progress) -> Table:
     if given.get("temperature") == "endpoint":
         given["temperature"] = None
 
-    def of_model(model: type[Record]) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if name in model.model_fields}
+    def given_to(settings: type[Record]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name in settings.model_fields}
 
-    settings = LlmCaptionSettings(**of_model(LlmCaptionSettings))
-    client = ClientSettings(**of_model(ClientSettings))
+    settings = LlmCaptionSettings(**given_to(LlmCaptionSettings))
+    client = ClientSettings(**given_to(ClientSettings))
     with progress_bar(f"asking {settings.model}", "sample") as asking:
         return make_llm_captions(samples, settings, client, progress, asking)
 

@@ -31,10 +31,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--ids", nargs="+", default=[], metavar="ID", help="these samples, like test/000077_cam1_0_00"
     )
     which.add_argument("--lowest-score", type=int, metavar="N", help="the N masks that score lowest")
-    which.add_argument(
-        "--count", type=int, metavar="N", help="at most so many, sampled with --seed (default: 24)"
-    )
-    add_setting_options(which, SheetSettings, "seed")
+    add_setting_options(which, SheetSettings, "count", "seed")
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(
         "--size", type=image_size, metavar="HxW", help="size of the model input (default: own)"
@@ -56,17 +53,10 @@ def _run(args: argparse.Namespace) -> Sheet:
             f"--ids names {len(args.ids)} samples, expected at most {MAX_SAMPLES}; draw more than one sheet"
         )
     samples = find_table(args.catalog, args.name, TableKind.SAMPLES, key=args.samples_key)
-    count = args.lowest_score if args.lowest_score is not None else args.count
-    values = {} if count is None else {"count": count}
-    settings = SheetSettings(
-        split=args.split,
-        identities=tuple(args.identity),
-        ids=tuple(args.ids),
-        lowest_score=args.lowest_score is not None,
-        size=args.size,
-        **given_settings(args, "seed", "patch_size", "threshold"),
-        **values,
-    )
+    given = given_settings(args, "split", "count", "seed", "size", "patch_size", "threshold")
+    if args.lowest_score is not None:
+        given |= {"lowest_score": True, "count": args.lowest_score}
+    settings = SheetSettings(identities=tuple(args.identity), ids=tuple(args.ids), **given)
     masks = _newest(samples, TableKind.MASKS, args.masks_key)
     captions = _newest(samples, TableKind.CAPTIONS, args.captions_key)
     return draw_sheet(samples, masks, captions, args.out, settings)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_catalog.commands.arguments import image_size
+from data_catalog.commands.arguments import add_setting_options, given_settings, image_size
 from data_catalog.commands.command import Command
 from data_catalog.errors import CatalogError
 from data_catalog.progress import progress_bar
@@ -14,8 +14,7 @@ from data_catalog.synthetic import SynthesisReport, SyntheticSettings, synthesiz
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--kind", choices=("person", "vehicle"), help="what to render (default: person)")
-    parser.add_argument("--seed", type=int, help="another seed gives other identities (default: 0)")
+    add_setting_options(parser, SyntheticSettings, "kind", "seed")
     parser.add_argument("--size", type=image_size, metavar="HxW", help="image size (default: 64x32)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting, repeatable"
@@ -32,9 +31,7 @@ def _run(args: argparse.Namespace) -> SynthesisReport:
             values[name] = json.loads(value)
         except json.JSONDecodeError:
             values[name] = value
-    for name in ("kind", "seed"):
-        if getattr(args, name) is not None:
-            values[name] = getattr(args, name)
+    values |= given_settings(args, "kind", "seed")
     if args.size is not None:
         values["height"], values["width"] = args.size
     settings = SyntheticSettings(**values)

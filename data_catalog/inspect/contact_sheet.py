@@ -34,8 +34,9 @@ class SheetSettings(Record):
     lowest_score: bool = False
     """The samples whose masks score lowest, lowest first, instead of a random choice."""
     count: int = Field(24, ge=1, le=MAX_SAMPLES)
+    """Largest number of samples."""
     seed: int = Field(0, ge=0)
-    """Seed of the choice, if there are more samples than `count`."""
+    """Seed of the random choice, if there are more samples than `count`."""
     size: tuple[int, int] | None = None
     """Height and width of the model input; those of the samples when None."""
     patch_size: int = Field(16, ge=1)

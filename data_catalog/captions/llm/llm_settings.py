@@ -18,7 +18,7 @@ class LlmCaptionSettings(Record):
 
     captioner: Literal["llm"] = "llm"
     model: str = Field(min_length=1)
-    """The model's name, as the endpoint knows it."""
+    """The model's name, as the endpoint knows it, for example gpt-4o."""
     card: str = "synthetic_person"
     """Card whose attributes are asked for and whose template writes the sentence."""
     filling: Literal["llm", "rules"] = "llm"
@@ -55,7 +55,7 @@ class ClientSettings(Record):
     """How an endpoint is used; shapes no answer."""
 
     endpoint: str
-    """Base URL, as a rule ending in `/v1`."""
+    """Base URL of an OpenAI-compatible API, usually ending in `/v1`; its key is read from OPENAI_API_KEY."""
     concurrency: int = Field(8, ge=1, le=4096)
     """Requests at the same time, at most."""
     timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
@@ -65,7 +65,7 @@ class ClientSettings(Record):
     reasks: int = Field(2, ge=0)
     """How often a question is asked again after an answer that is malformed or a refusal."""
     patience_seconds: float = Field(600.0, gt=0, allow_inf_nan=False)
-    """The job ends where nothing is answered for so long."""
+    """The job ends if nothing is answered for this long."""
     first_wait_seconds: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Wait before the first retry; doubles with each."""
     prices: Prices | None = None
