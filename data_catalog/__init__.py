@@ -1,1 +1,1 @@
-"""The data: image folders to verified, versioned tables (Arrow, Ray Data) that training reads."""
+"""The data: makes verified, versioned tables that training reads from image folders (Arrow, Ray Data)."""

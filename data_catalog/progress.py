@@ -1,4 +1,4 @@
-"""Progress of long work: what reports it, and the bar that shows it on standard error."""
+"""Progress of long steps: the function that reports it, and a bar that shows it on standard error."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,16 +8,16 @@ from typing import Any
 from tqdm import tqdm
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done (of shards, samples, ...) and how much there is in all."""
+"""Called with the number of shards, samples, ... that are done, and their number in all."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Report to nobody."""
+    """Ignore the progress."""
 
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Progress]:
-    """A bar with the time left, on standard error; shown once there is something to wait for."""
+    """A bar with the time left, on standard error; it appears with the first unfinished report."""
     bars: list[tqdm[Any]] = []
 
     def report(done: int, total: int) -> None:

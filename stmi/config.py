@@ -265,7 +265,7 @@ class OptimConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    gradient_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 leaves it alone.")
+    gradient_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 does not limit it.")
     modulation_rate_factor: float = Field(
         1.0, gt=0, description="Learning rate of alpha and beta over that of the other weights."
     )

@@ -76,8 +76,8 @@ def hyperedge_means(nodes: Tensor, incidence: Tensor) -> Tensor:
     Returns:
         `(batch, hyperedges, width)`; a hyperedge without nodes is zero.
     """
-    members = incidence.to(nodes.dtype).transpose(-2, -1)
-    return members @ nodes / members.sum(dim=-1, keepdim=True).clamp(min=1)
+    by_hyperedge = incidence.to(nodes.dtype).transpose(-2, -1)
+    return by_hyperedge @ nodes / by_hyperedge.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 class HypergraphInteraction(nn.Module):

@@ -1,4 +1,4 @@
-"""CLIP's pre-norm transformer block, with attention that SFM can modulate."""
+"""The transformer block of the image tower: attention that SFM can modulate, and an MLP."""
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ class TransformerBlock(nn.Module):
         heads: Attention heads.
         mlp_width: Hidden width of the MLP.
         activation: The MLP's activation.
-        logit_scale: As in `ModulatedAttention`.
+        logit_scale: The same argument of `ModulatedAttention`.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, tokens: Tensor, foreground: Tensor | None = None, strength: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """One layer, `(batch, tokens, width)` to the same; arguments as in `ModulatedAttention`."""
+        """One layer, `(batch, tokens, width)` to the same; arguments are those of `ModulatedAttention`."""
         tokens = tokens + self.attn(self.ln_1(tokens), foreground, strength)
         normed = self.ln_2(tokens)
         table = forms.QUICK_GELU_MLP if isinstance(self.mlp["gelu"], QuickGELU) else ()

@@ -25,16 +25,16 @@ Choice = Literal["RGB", "NIR", "TIR", "join"]
 """A modality, or all three."""
 
 CaptionFile = tuple[Path, str, str]
-"""Path, split and modality ("" where it is of all)."""
+"""Path, split and modality ("" for a file with one caption for all modalities)."""
 
 
 @dataclass
 class ReadCaptions:
-    """What the files of a data set hold.
+    """The captions in the files of a data set.
 
     Attributes:
-        captions: Sample id to its captions by modality, under "" where there is one for all.
-        digest: SHA-256 over which file each is and its bytes.
+        captions: The captions of each sample, by its id and the modality ("" if there is one for all).
+        digest: SHA-256 over split, modality and bytes of every file.
         absent: Items that name no sample.
         duplicates: Items that are listed twice with the same text.
     """

@@ -4,7 +4,7 @@ from data_catalog.records import Record
 
 
 class JobStatistics(Record):
-    """What a job that asks a language model came to."""
+    """Statistics of a job that asks a language model."""
 
     requests: int
     """Requests that were sent."""
@@ -13,7 +13,7 @@ class JobStatistics(Record):
     rate_limited: int
     """Requests that a rate limit rejected."""
     reasked: dict[str, int]
-    """Why questions were asked again (`refused`, `malformed`, `cut`, `empty`), to how often."""
+    """How often questions were asked again, by reason (`refused`, `malformed`, `cut`, `empty`)."""
     answers_kept_from_before: int
     """Answers of earlier jobs that were used."""
     failed: int
@@ -30,7 +30,7 @@ class CaptionStatistics(Record):
     """Statistics of a `captions` table; what a captioner does not have is None."""
 
     missing: int
-    """Samples about which nothing was given."""
+    """Samples for which nothing was given."""
     empty: int
     """Empty captions; of imported ones, items without words."""
     unknown: dict[str, float | None] | None = None
@@ -39,16 +39,16 @@ class CaptionStatistics(Record):
     unused: int | None = None
     """Predictions without a sample."""
     redactions: dict[str, int] | None = None
-    """With `redact`, kind of personal text to how many were left out."""
+    """With `redact`, how often personal text was left out, by its kind."""
 
     # Of a language model.
     choices: dict[str, int] | None = None
-    """Who decided on a value, to how often: the model (`llm`), the rule in its stead (`rules`), or nobody,
-    because there was `one` value."""
+    """How often the model decided on a value (`llm`), the rule did instead (`rules`), or there was only `one`
+    value."""
     faults: dict[str, int] | None = None
-    """Kind of fault to the answers that stayed unusable in part."""
+    """Answers that stayed unusable in part, by kind of fault."""
     models: dict[str, int] | None = None
-    """Model that answered, as the endpoint reports it, to the number of answers."""
+    """Answers of each model, by the name that the endpoint reports."""
     llm: JobStatistics | None = None
 
     # Of imported captions.
@@ -63,4 +63,4 @@ class CaptionStatistics(Record):
     redacted: int | None = None
     """With `redact`, captions from which something was left out."""
     listed: dict[str, list[str]] | None = None
-    """Names of these counts to the first 100 samples or items of each."""
+    """The first 100 samples or items of each of these counts, by its name."""

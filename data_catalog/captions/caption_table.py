@@ -1,4 +1,4 @@
-"""Samples to the `captions` table: one sentence per sample, from predicted attributes.
+"""Makes the `captions` table of samples: one sentence per sample, from predicted attributes.
 
 The paper's confidence-aware filling: every modality alone knows little (a face at night, a colour in
 infrared), so for each attribute the most confident source is believed, and a template writes the sentence.
@@ -104,5 +104,5 @@ class _CaptionsMaker(ShardMaker[ShardSpec]):
             for sample_id in keys["sample_id"].to_pylist()
         ]
         rows, statistics = self.writer.write(keys, predictions, list(map(fill, predictions)))
-        # A line may say nothing of its sample, which is then not missing.
+        # A sample whose line has no prediction is not missing.
         return rows, statistics | {"missing": keys.num_rows - len(spec["given"])}

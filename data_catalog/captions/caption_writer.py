@@ -16,18 +16,18 @@ from data_catalog.tables.table import Table
 
 
 class ShardSpec(TypedDict):
-    """A shard, and what files say of its samples, by sample id."""
+    """A shard, and what files say about its samples, by sample id."""
 
     shard: int
     given: Mapping[str, Any]
 
 
 def shard_specs(samples: Table, given: Mapping[str, Any]) -> list[ShardSpec]:
-    """What files say of the samples of each shard.
+    """The shards of samples, each with what files say about its samples.
 
     Args:
         samples: The samples.
-        given: Sample id to what files say of it; other ids than those of these samples are ignored.
+        given: What files say about each sample, by sample id; ids of other samples are ignored.
     """
     specs: list[ShardSpec] = []
     for number in range(len(samples.manifest.shards)):
@@ -37,7 +37,7 @@ def shard_specs(samples: Table, given: Mapping[str, Any]) -> list[ShardSpec]:
 
 
 def redaction_settings(is_asked_for: bool) -> dict[str, Any]:
-    """What a table's settings say of redaction: nothing where there is none."""
+    """What a table's settings say about redaction: nothing if there is none."""
     return {"redact": REDACTION_VERSION} if is_asked_for else {}
 
 
@@ -79,7 +79,7 @@ class CaptionWriter:
 
         Args:
             keys: Columns `sample_index` and `sample_id`.
-            predictions: What each sample's sources show.
+            predictions: The predictions of each sample.
             filled: What is known of each sample.
         """
         unknown = dict.fromkeys((*SOURCES, "filled"), 0)

@@ -29,7 +29,7 @@ CLIP_CONTEXT = 77
 """Tokens that CLIP reads of a text, its start and end included."""
 
 LISTED = 100
-"""How many of a kind are listed; all are counted."""
+"""How many samples or items of a kind are listed; all are counted."""
 
 _NAMED = 5
 
@@ -39,8 +39,8 @@ class CaptionFileSettings(Record):
 
     captioner: Literal["files"] = "files"
     choose: Choice | None = None
-    """Which modality's caption, or all three joined, where there is one file for each; None where there is
-    one for all."""
+    """Which modality's caption, or all three joined, if there is a file for each modality; None if there is
+    one file for all."""
     redact: bool = False
     """Whether personal text (licence plates, names) is left out."""
 

@@ -1,4 +1,4 @@
-"""Predicted attributes: what a multi-modal language model says of a sample, from each modality and from all.
+"""Predicted attributes: what a multi-modal language model sees in each image of a sample and in all three.
 
 A folder holds one file per split, named after the split or its folder (`train.jsonl`, `train_171.jsonl`).
 A line holds the predictions of one sample, under the key `readings`:
@@ -25,7 +25,7 @@ JOINT = "JOINT"
 """The source that shows the three images side by side."""
 
 SOURCES: tuple[str, ...] = (JOINT, *(modality.value for modality in MODALITIES))
-"""What a prediction can be made from; of equal confidences the earlier source wins: JOINT shows the most."""
+"""The sources of predictions. Of two with equal confidence the earlier one wins: JOINT shows the most."""
 
 UNKNOWN = "unknown"
 """The value of an attribute that a source does not show."""
@@ -45,7 +45,7 @@ class AttributePrediction(Record):
 
 
 Predictions = Mapping[str, Mapping[str, AttributePrediction]]
-"""Source to attribute to prediction, of one sample."""
+"""The predictions for one sample, by source and attribute."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ the sentence stays a sentence:
     A white SUV with the license plate 粤B12345 parked outside.  ->  A white SUV with the license plate
     parked outside.
 
-Rules can only know shapes. In doubt they take too much: `GLC300` is a plate unless a make stands before it,
-while `4x4`, `SUV`, `BMW X5` and `F-150` stay.
+The rules know only patterns of characters. In doubt they remove too much: `GLC300` is a plate unless a make
+stands before it, while `4x4`, `SUV`, `BMW X5` and `F-150` stay.
 """
 
 # ruff: noqa: RUF001 - Chinese captions have Chinese punctuation.
@@ -136,7 +136,8 @@ class Redacted:
 
     Attributes:
         text: What is left; the text itself where nothing was found.
-        counts: Kind (`plate`, `quote`, `phone`, `email`, `name`, `foreign`) to how many were taken out.
+        counts: How many parts were taken out, by kind (`plate`, `quote`, `phone`, `email`, `name`, `number`,
+            `foreign`).
     """
 
     text: str
@@ -144,7 +145,7 @@ class Redacted:
 
 
 def redact(text: str) -> Redacted:
-    """The text without licence plates, quoted text, phone numbers, addresses on the net and names.
+    """The text without licence plates, quoted text, phone numbers, e-mail and web addresses, and names.
 
     Names are what follows "named", "called", "reads" or "says" with a capital. Chinese within a text that is
     mostly in Latin letters was read off the image and goes too; in a Chinese text only plates do.

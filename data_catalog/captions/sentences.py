@@ -1,4 +1,4 @@
-"""Attributes to a sentence: the templates of captions and of the small CLIP's training texts."""
+"""Makes a sentence from attributes: the templates of captions and of the small CLIP's training texts."""
 
 import re
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ class Template:
     is one that names something absent. A leading "a" becomes "an" before a vowel and goes before a plural.
 
     Attributes:
-        subject: What the photo is of; may be all fallbacks.
-        clauses: Word that opens a clause, and the phrases listed in it.
-        instead: A phrase's words to those that read better.
+        subject: The phrase for the person or vehicle; it is written even if none of its attributes is known.
+        clauses: The word that opens each clause, and the phrases listed in it.
+        instead: Replacements for the words of a phrase, where other words read better.
     """
 
     subject: str
@@ -73,11 +73,11 @@ def write_caption(attributes: Mapping[str, str], template: Template) -> str:
     For example "A photo of a young woman with long hair, wearing a red coat."
 
     Args:
-        attributes: Name to value of the known attributes.
-        template: What to say of them.
+        attributes: The values of the known attributes, by name.
+        template: How to say them.
 
     Returns:
-        The sentence, or "" where nothing is known.
+        The sentence, or "" if nothing is known.
     """
     if not attributes:
         return ""

@@ -1,4 +1,4 @@
-"""Captions to the `text_features` table: the frozen CLIP text tower, once per caption.
+"""Makes the `text_features` table of captions: each is encoded once with the frozen CLIP text tower.
 
 The text tower is not trained, so its output for a caption never changes; training reads it from here.
 """
@@ -21,7 +21,7 @@ from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
 LIGHT_CAPTIONS = 512
-"""So many are encoded in the time that an actor takes to load its tower."""
+"""Number of captions that are encoded in the time that an actor takes to load its tower."""
 
 
 class TextTower(Protocol):
@@ -60,7 +60,7 @@ class TextFeatureStatistics(Record):
     clip: str
     """Name of the CLIP."""
     distinct: int
-    """Captions that were encoded: equal ones of a shard once."""
+    """Captions that were encoded; equal ones of a shard count once."""
 
 
 def load_text_tower(source: str) -> TextTower:

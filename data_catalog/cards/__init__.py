@@ -49,9 +49,9 @@ class Card(Record):
         kind: What the images show; also the name of the template of captions.
         image_size: Usual height and width of an image, in pixels.
         cameras: Number of cameras; None if it is not published.
-        counts: Split to its published size; empty if it depends on settings.
+        counts: Published size of each split; empty if it depends on settings.
         protocol: How retrieval is measured.
-        attributes: Name to the values that captions can mention.
+        attributes: The values that captions can mention, by attribute.
     """
 
     name: str

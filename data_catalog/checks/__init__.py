@@ -1,1 +1,1 @@
-"""What must hold of a data set before a GPU is spent on it."""
+"""What must hold of a data set before a GPU is used for it."""

@@ -1,4 +1,4 @@
-"""The newest tables of a data set: its samples, what was made of them, and its card."""
+"""The newest tables of a data set: its samples, the tables made from them, and its card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class NewestTables:
 
     Attributes:
         samples: The samples.
-        masks: Newest masks of these samples, None where there are none.
+        masks: Newest masks of these samples; this and the next two are None if there are none.
         captions: Newest captions of these samples.
         text_features: Newest text features of these samples.
-        views: Split to the newest view of these samples.
+        views: Newest view of each split of these samples.
     """
 
     samples: Table

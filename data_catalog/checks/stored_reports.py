@@ -1,7 +1,7 @@
 """Reports of the checks, stored in the catalog, so that a thousand runs on the same tables check them once.
 
 `<catalog>/<dataset>/checks/<key>.json` holds a report. The key is a hash of the digests of the tables and of
-the settings of the checks, in which the card's junk rule stands for one that they leave open.
+the settings of the checks; if these leave the junk rule open, it is the card's.
 """
 
 import logging

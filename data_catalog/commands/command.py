@@ -1,4 +1,4 @@
-"""What a command of the command line is, and what it prints of a table that it built."""
+"""A command of the command line, and its result if it builds a table."""
 
 import argparse
 import time
@@ -15,7 +15,7 @@ R = TypeVar("R", bound=Record)
 
 
 class DatasetResult(Record):
-    """What a command found in a data set; as the last base class, its field comes first."""
+    """What a command found in a data set. List it as the last base class: then its field is printed first."""
 
     dataset: str
 

@@ -1,4 +1,4 @@
-"""`ingest`: image folders to the samples table."""
+"""`ingest`: makes the samples table from image folders."""
 
 import argparse
 from pathlib import Path
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> IngestResult:
 
 COMMAND = Command(
     name="ingest",
-    summary="Image folders to the samples table; what is broken goes to a quarantine list.",
+    summary="Make the samples table from image folders; what is broken goes to a quarantine list.",
     example="--source runs/benchmark/RGBNT201 --catalog runs/catalog --dataset benchmark",
     add_options=_add_options,
     run=_run,

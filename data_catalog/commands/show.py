@@ -1,4 +1,4 @@
-"""`show`: card and found side by side, what differs, and what was made from what."""
+"""`show`: the card and what was found, side by side; the tables, and what each was made from."""
 
 import argparse
 from typing import Any
@@ -22,7 +22,7 @@ class TableFacts(Record):
     rows: int
     digest: str
     inputs: dict[str, str]
-    """Name to digest of what the table was made from."""
+    """The digests of what the table was made from, by name."""
     settings: dict[str, Any]
     statistics: dict[str, Any]
     created: dict[str, Any]
@@ -44,12 +44,14 @@ class ShowResult(Summary, DatasetResult):
 
     tables: tuple[TableFacts, ...]
     lineage: tuple[TableOrigin, ...] | None = None
-    """What was made from what, with `--lineage`."""
+    """What each table was made from, with `--lineage`."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
-    parser.add_argument("--lineage", action="store_true", help="draw what was made from what")
+    parser.add_argument(
+        "--lineage", action="store_true", help="show what each table was made from, as a tree"
+    )
 
 
 def _run(args: argparse.Namespace) -> ShowResult:
@@ -105,7 +107,7 @@ def _show(result: ShowResult) -> None:
 
 COMMAND = Command(
     name="show",
-    summary="A data set's card and what was found, side by side; its tables, and what was made from what.",
+    summary="A data set's card and what was found, side by side; its tables, and what each was made from.",
     example="benchmark --catalog runs/catalog --lineage",
     add_options=_add_options,
     run=_run,

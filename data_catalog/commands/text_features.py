@@ -1,4 +1,4 @@
-"""`text-features`: captions through the frozen text tower."""
+"""`text-features`: encodes the captions with the frozen text tower."""
 
 import argparse
 from pathlib import Path
@@ -35,7 +35,7 @@ def _run(args: argparse.Namespace) -> TextFeaturesResult:
 
 COMMAND = Command(
     name="text-features",
-    summary="Captions through the frozen CLIP text tower, once.",
+    summary="Encode the captions with the frozen CLIP text tower, once.",
     example="--catalog runs/catalog --clip stmi/demo_clip",
     add_options=_add_options,
     run=_run,

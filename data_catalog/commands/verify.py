@@ -28,7 +28,7 @@ def _show(found: Verification) -> None:
 
 COMMAND = Command(
     name="verify",
-    summary="Recompute the digests of every table, shards and manifest; not stored answers and reports.",
+    summary="Recompute the digests of every table, but not those of stored answers and reports.",
     example="benchmark --catalog runs/catalog",
     add_options=_add_options,
     run=_run,

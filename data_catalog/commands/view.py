@@ -25,7 +25,7 @@ class ViewResult(DatasetResult):
     """The views that were made or found."""
 
     views: dict[str, BuiltView]
-    """Split to its view."""
+    """The view of each split."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,8 @@ class SourceSample:
         is_gallery: Whether it is in the gallery.
         files: Path of each modality's image below the source folder, with forward slashes; without those
             that are missing. If one file holds all of them, only its path under SIDE_BY_SIDE.
-        query_files: The same for the copies among the queries, if the sample is in the gallery too.
+        query_files: Paths of the copies among the queries, in the same form, if the sample is in the gallery
+            too.
     """
 
     sample_id: str

@@ -1,7 +1,7 @@
 """A contact sheet: images, masks and captions of some samples in one picture, to look at.
 
-It shows of each sample the three modalities with the outline of the mask, the foreground tokens over the mean
-of the modalities (visible light alone is dark at night), and the caption.
+For each sample it shows the three modalities with the outline of the mask, the foreground tokens over the
+mean of the modalities (visible light alone is dark at night), and the caption.
 """
 
 from collections.abc import Mapping
@@ -104,7 +104,7 @@ def draw_sheet(
 def token_grid(mask: Mask, size: tuple[int, int], patch_size: int, threshold: float) -> Mask:
     """Which tokens are foreground, bool `(height / patch_size, width / patch_size)`.
 
-    As in training: the mask is averaged to the size of the model input, then over patches.
+    Training does the same: the mask is averaged to the size of the model input, then over patches.
 
     Args:
         mask: Bool `(height, width)`.
@@ -169,7 +169,7 @@ def _read_cells(
     rows: npt.NDArray[np.int64],
     settings: SheetSettings,
 ) -> list[Cell]:
-    """What is drawn of these samples, in their order; one shard in memory at a time."""
+    """The content of the cells of these samples, in their order; one shard in memory at a time."""
     starts = np.cumsum([0, *(shard.rows for shard in samples.manifest.shards)])
     shards = np.searchsorted(starts, rows, side="right") - 1
     cells: dict[int, Cell] = {}

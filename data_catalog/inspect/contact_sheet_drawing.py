@@ -36,7 +36,7 @@ _DIM = 0.4
 
 @dataclass(frozen=True)
 class Cell:
-    """What is drawn of a sample.
+    """What a cell of the sheet shows: one sample.
 
     Attributes:
         name: Its id.

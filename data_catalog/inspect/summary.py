@@ -1,4 +1,4 @@
-"""Summary of a data set: its card, what was found, what differs, and the tables that were made of it."""
+"""Summary of a data set: its card, what was found, what differs, and the tables made from it."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Difference(Record):
 
 
 class Artifact(Record):
-    """A table that was made of the samples."""
+    """A table that was made from the samples."""
 
     digest: str
     coverage: float
@@ -49,10 +49,10 @@ class Summary(CheckReport):
 
     card: Card | None
     found: dict[str, SplitCounts]
-    """Split to what it holds."""
+    """What each split holds."""
     differences: tuple[Difference, ...]
     artifacts: dict[str, Artifact]
-    """Name to table; the name of a view is `view <split>`."""
+    """The tables by name; the name of a view is `view <split>`."""
 
 
 def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) -> Summary:
@@ -88,7 +88,7 @@ def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) 
 
 
 def count(samples: Table) -> dict[str, SplitCounts]:
-    """Split to what it holds."""
+    """What each split holds."""
     labels = samples.read(["split", "identity", "camera_id", "is_query", "is_gallery"]).to_pandas()
     return {
         str(split): SplitCounts(

@@ -41,7 +41,7 @@ class Verification(Record):
 
     dataset: str
     tables: dict[str, int]
-    """Kind and key of every table that was verified, to the number of its shards."""
+    """Number of shards of every table that was verified, by its kind and key."""
     unfinished: tuple[str, ...]
     """Kind and key of every folder without a manifest, which is no table (yet)."""
     errors: tuple[Fault, ...]

@@ -37,11 +37,11 @@ LOWEST = 20
 
 @dataclass(frozen=True)
 class TrueMasks:
-    """Masks to score against; they shape no mask.
+    """Masks to score against; they do not change the masks that are scored.
 
     Attributes:
         root: Folder of `<split folder>/<name>.png`.
-        split_folders: Split to its folder.
+        split_folders: The folder of each split.
     """
 
     root: Path
@@ -129,16 +129,16 @@ def _overlaps(
     found: Sequence[Segmentation],
     truth: TrueMasks,
 ) -> dict[str, dict[str, Any]]:
-    """Camera to the overlaps of its samples and the sum of their brightness in visible light."""
+    """For each camera the sums of overlap and brightness in visible light, and the number of its samples."""
     overlaps: dict[str, dict[str, Any]] = {}
     for row, (sample_id, camera, segmentation) in enumerate(zip(ids, cameras, found, strict=True)):
         true_mask = truth.read(sample_id, segmentation.mask.shape)
         if true_mask is not None:
-            of_camera = overlaps.setdefault(camera, {"iou": 0.0, "brightness": 0.0, "samples": 0})
-            of_camera["iou"] += intersection_over_union(segmentation.mask, true_mask)
+            sums = overlaps.setdefault(camera, {"iou": 0.0, "brightness": 0.0, "samples": 0})
+            sums["iou"] += intersection_over_union(segmentation.mask, true_mask)
             [triplet] = decode_triplets(samples.slice(row, 1))
-            of_camera["brightness"] += float(np.mean(triplet[_RGB])) / 255
-            of_camera["samples"] += 1
+            sums["brightness"] += float(np.mean(triplet[_RGB])) / 255
+            sums["samples"] += 1
     return overlaps
 
 
@@ -165,18 +165,18 @@ class MaskStatistics(Record):
     lowest_scores: list[SampleScore]
     """The samples of lowest score, at most LOWEST."""
     sources_by_camera: dict[str, dict[str, int]]
-    """Camera to source to samples."""
+    """Number of samples, by camera and source."""
     mean_iou: float | None = None
     """Mean overlap with the true masks; this and what follows is None where there are none."""
     mean_iou_by_camera: dict[str, float] | None = None
     brightness_by_camera: dict[str, float] | None = None
-    """Camera to the mean brightness of RGB, 0 to 1; that of a night camera is low."""
+    """Mean brightness of RGB by camera, 0 to 1; low for a camera at night."""
     scored: int | None = None
     """Samples that have a true mask."""
 
 
 def describe_table(shards: Sequence[Statistics]) -> Statistics:
-    """Statistics of a masks table from those of its shards: a dump of `MaskStatistics`, without what is None.
+    """Statistics of a masks table from its shards: a dump of `MaskStatistics` without what does not apply.
 
     Args:
         shards: What `describe_shard` gave for each.

@@ -1,4 +1,4 @@
-"""Samples to the `masks` table: where the object is, one mask per sample.
+"""Makes the `masks` table of samples: one mask of the person or vehicle per sample.
 
 A segmenter finds one mask in the three images of a sample; its settings build it. It lives in a Ray Data
 actor, so a model is loaded once per actor. The segmenters are in `data_catalog.masks.segmenters`, which
@@ -37,7 +37,7 @@ class Segmenter(Protocol):
 
 
 class SegmenterSettings(Record):
-    """All that shapes a segmenter's masks; builds the segmenter."""
+    """Everything that determines a segmenter's masks; builds the segmenter."""
 
     gpus_per_actor: ClassVar[float] = 0
     """GPUs that one segmenter uses where the cluster has any."""
@@ -94,7 +94,8 @@ def make_masks(
     Args:
         samples: What to segment.
         settings: The segmenter.
-        true_masks: Folder of true masks, `<split folder>/<name>.png`, to score against. They shape no mask.
+        true_masks: Folder of true masks, `<split folder>/<name>.png`, to score against; they do not
+            change the masks.
         progress: Called as shards complete.
 
     Returns:
@@ -127,15 +128,15 @@ def build_masks(
 
     Args:
         maker: Makes the shards.
-        settings: What shapes the rows.
-        summarise: From the statistics of all shards (`describe_shard`, and `faults`) to those of the table.
-        true_masks: As for `make_masks`.
+        settings: What determines the rows.
+        summarise: Makes the statistics of the table from those of all shards (`describe_shard` and `faults`).
+        true_masks: The same argument of `make_masks`.
         key_extra: What else distinguishes this request.
         created: What else to note about the origin.
         progress: Called as shards complete.
 
     Raises:
-        CatalogError: As for `make_masks`, and whatever maker and `summarise` raise.
+        CatalogError: In the cases of `make_masks`, and if the maker or `summarise` raises it.
     """
     samples = maker.samples
     if true_masks is not None:

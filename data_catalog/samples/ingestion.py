@@ -1,4 +1,4 @@
-"""Image folders to the `samples` table: the original bytes, checked, with identity, camera and split.
+"""Makes the `samples` table from image folders: the original bytes, checked, with identity, camera and split.
 
 A broken file does not stop the others: it goes to a quarantine list with the reason, its sample is left out,
 and the `sample_index` of the others does not change.
@@ -150,7 +150,7 @@ def _card_name(root: Path, source_format: str) -> str:
 
 
 def _require_utf8(root: Path) -> None:
-    """The manifest names the source folder, as UTF-8."""
+    """Refuse a folder whose name the manifest cannot hold as UTF-8."""
     try:
         str(root).encode()
     except UnicodeEncodeError:
@@ -160,7 +160,7 @@ def _require_utf8(root: Path) -> None:
 
 
 def _fingerprint(listing: Listing) -> str:
-    """Stands for the content of a source folder: names, sizes and modification times of its files."""
+    """Hash of names, sizes and modification times of the files, which stand for their content."""
     sha256 = hashlib.sha256()
     files = [
         file

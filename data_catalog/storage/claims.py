@@ -47,10 +47,11 @@ def claim(
     """Hold the right to write in a folder.
 
     Args:
-        root: The folder, path or URI; made where it is new.
+        root: The folder, path or URI; it is made if it does not exist.
         wait: Called every half second or more often while another process holds the right; waiting ends when
             it returns False. None does not wait.
-        expiry_seconds: How long a claim counts that is not renewed; the same for all who use the folder.
+        expiry_seconds: How long a claim counts if it is not renewed; all processes that use the folder need
+            the same value.
 
     Raises:
         ClaimedError: If another process holds the right.
@@ -93,7 +94,7 @@ def claim_unless(
 
 
 def _has_locks(folder: str) -> bool:
-    """Whether the disk has locks of the operating system; makes the folder where it is new."""
+    """Whether the disk has locks of the operating system; makes the folder if it does not exist."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with (Path(folder) / LOCK).open("a") as file:
@@ -181,9 +182,9 @@ def _others(
         filesystem: Where the folder is.
         folder: The folder.
         own: Name of the claim that does not count.
-        seen: Of each claim its modification time, and when this process first saw that value; is updated.
+        seen: For each claim its modification time, and when this process first saw that value; updated here.
             So no clock is compared with that of another machine.
-        expiry_seconds: How long a claim counts that is not renewed.
+        expiry_seconds: How long a claim counts if it is not renewed.
     """
     is_held = False
     for name, modified in filesystems.list_files(filesystem, folder).items():
@@ -205,7 +206,7 @@ def _remove(filesystem: fs.FileSystem, path: str) -> None:
         # Another waiting process removed it first, or took the claim for an expired one.
         return
     except OSError as error:
-        # The work under the claim is complete, and others will notice that the claim expires.
+        # What the claim protected is complete, and others will notice that the claim expires.
         _LOGGER.warning("%s could not be deleted: %s", path, error)
 
 

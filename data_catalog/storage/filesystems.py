@@ -70,7 +70,7 @@ def _unopened(shown: str, reason: str) -> str:
 
 
 def join(root: str | Path, *names: str) -> str:
-    """The path or URI of something below a root; the query of a URI stays at its end."""
+    """The path or URI of a file or folder below a root; the query of a URI stays at its end."""
     text = str(root)
     path, separator, query = text.partition("?") if "://" in text else (text, "", "")
     return "/".join([path.rstrip("/"), *names]) + separator + query

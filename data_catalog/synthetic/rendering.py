@@ -78,7 +78,7 @@ VISIBLE_ON: Mapping[str, tuple[str, ...]] = {
     "damage": ("paint", "panel", "scratch"),
     "accessory": ("accessory", "glass"),
 }
-"""The parts that show each attribute; that there is no hat shows on the bare head."""
+"""The parts that show each attribute; a bare head shows that there is no hat."""
 FACE_ONLY = ("glasses", "age")
 """Attributes that are not visible from behind."""
 

@@ -1,9 +1,9 @@
 """One way to build every table: shards are made in parallel by Ray Data actors, the manifest is written last.
 
-One actor makes a shard from shards of the inputs, mostly from those of the same number, and writes it whole
-under its final name. While that is faster than starting actors, this process makes the shards. So the result
-depends neither on the number of actors nor on which finishes first, and an interrupted step continues with
-the missing shards. Of two processes that want the same table one builds it and the other waits (see
+An actor makes a shard from shards of the inputs, mostly from those with the same number, and writes it whole
+or not at all. So the result depends neither on the number of actors nor on which one finishes first, and an
+interrupted step continues with the missing shards. As long as it is faster than to start actors, this process
+makes the shards itself. Of two processes that want the same table, one builds it and the other waits (see
 `data_catalog.storage.claims`).
 """
 
@@ -56,22 +56,22 @@ def build_table(
     before: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> Table:
-    """The table that these inputs and settings ask for, built where it does not exist yet.
+    """The table that these inputs and settings ask for; builds it if it does not exist yet.
 
     Args:
         catalog: Root of the catalog, folder or URI.
         dataset: Name of the data set.
         kind: Which table.
-        settings: What shapes the rows; part of key and digest.
-        inputs: Name to digest of what the table is made from; part of key and digest.
-        specs: Of each shard, what `maker.make` needs to know; JSON values.
+        settings: What determines the rows; part of key and digest.
+        inputs: The digests of what the table is made from, by name; part of key and digest.
+        specs: For each shard, what `maker.make` needs to know; JSON values.
         maker: Makes a shard.
-        summarise: From the statistics of all shards, in order, to the statistics of the table (JSON values);
-            may raise CatalogError to refuse the table.
+        summarise: Makes the statistics of the table (JSON values) from those of all shards, in order; may
+            raise CatalogError to refuse the table.
         key_extra: What else distinguishes this request, such as the listing of a source folder; part of
             the key only.
         created: What else to store about the origin; part of neither.
-        before: Called once before shards are made; not called where the table exists.
+        before: Called once before shards are made; not called if the table exists.
         progress: Called as shards complete.
 
     Raises:

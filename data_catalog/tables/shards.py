@@ -25,7 +25,7 @@ Spec = TypeVar("Spec")
 """A shard spec, of JSON values: what a maker needs to know to make one shard."""
 
 Statistics = dict[str, Any]
-"""What was counted and measured of a shard or a table, by name; JSON values, other ones for each kind."""
+"""What was counted and measured in a shard or a table, by name: JSON values, different for each kind."""
 
 
 class ShardMaker(ABC, Generic[Spec]):
@@ -39,7 +39,7 @@ class ShardMaker(ABC, Generic[Spec]):
     """Whether a shard takes a few seconds at most: some can then be made before actors have started."""
 
     def prepare(self) -> None:
-        """Load what is expensive (a model); called once in every actor, before its first shard."""
+        """Load what takes long (a model); called once in every actor, before its first shard."""
         return
 
     def is_final(self, statistics: Mapping[str, Any]) -> bool:
@@ -122,7 +122,7 @@ def _write_shard(
 
 
 def find_complete_shard(filesystem: fs.FileSystem, path: str) -> tuple[ShardRecord, Statistics] | None:
-    """Record and statistics of a shard that an earlier build left, or None where it must be made."""
+    """Record and statistics of a shard that an earlier build left, or None if it must be made."""
     if not filesystems.exists(filesystem, path):
         return None
     try:

@@ -51,7 +51,7 @@ class Manifest(Record):
     shards: tuple[ShardRecord, ...]
     digest: str
     inputs: dict[str, str]
-    """Name to digest of what the table was made from."""
+    """The digests of what the table was made from, by name."""
     settings: dict[str, Any]
     statistics: dict[str, Any]
     created: dict[str, Any]
@@ -159,7 +159,7 @@ def table_path(catalog: str, dataset: str, kind: TableKind, key: str) -> str:
 
 
 def open_table(catalog: str | Path, dataset: str, kind: TableKind, key: str) -> Table | None:
-    """The table with this key, or None where there is none (yet).
+    """The table with this key, or None if there is none (yet).
 
     Raises:
         CatalogError: If its manifest is damaged.

@@ -1,4 +1,4 @@
-"""The training view: one split at one image size, decoded once, memory-mapped by every run after.
+"""The training view: one split at one image size, decoded once and memory-mapped by every run.
 
 Pixels are uint8 at their final size, so training neither decodes nor resizes; reading a row copies its bytes.
 The mask is stored per pixel (its share of foreground) and not per token, because augmentation crops by pixels
@@ -47,7 +47,7 @@ class ViewStatistics(Record):
     """Statistics of a `view` table."""
 
     identities: tuple[tuple[tuple[int, int], ...], ...]
-    """Of each shard, its identities with their numbers of samples."""
+    """For each shard its identities, each with its number of samples."""
     cameras: tuple[int, ...]
 
 

@@ -23,7 +23,7 @@ from stmi.clip.weights import ClipFileError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEAD_WIDTH = 64
-"""Width of a head in every CLIP that OpenAI published; no shape determines the number of heads."""
+"""Width of a head in every CLIP that OpenAI published; the number of heads does not follow from any shape."""
 _NOT_WEIGHTS = re.compile(r"(.*\.)?(input_resolution|context_length|vocab_size|attn_mask)$")
 """Tensors of the archive that are not weights; open_clip has them in its config and code."""
 
@@ -52,7 +52,7 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
         sha256: The digest that the file must have; None for one of those that OpenAI published.
 
     Returns:
-        `folder`, `archive_sha256`, `published_as` (None where OpenAI did not publish it), `digest` (as of
+        `folder`, `archive_sha256`, `published_as` (None where OpenAI did not publish it), `digest` (that of
         `LoadedClip`), `parameters`, and `model_cfg`.
 
     Raises:

@@ -1,8 +1,8 @@
 """Modulated attention for the compiler: forward and backward pass as whole expressions, which it fuses.
 
 The mathematics is that of `stmi.kernels.partwise_attention`, without parts and without in-place operations.
-From the equations as written, the compiler makes a backward pass with twice as many passes over memory, most
-of them to find the columns that share a row's maximum.
+The backward pass that the compiler makes from the equations as written reads memory twice as often, mostly to
+find the columns that share a row's maximum.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from stmi.kernels.partwise_attention import both_foreground, strength_gradients
 def compiled_attention(
     projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
-    """Arguments and result as of `stmi.feature_modulation.modulated_attention`."""
+    """Arguments and result are those of `stmi.feature_modulation.modulated_attention`."""
     return _CompiledAttention.apply(projected, foreground, alpha, beta, scale)
 
 

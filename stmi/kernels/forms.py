@@ -56,7 +56,8 @@ class Form:
         )
 
 
-# Ratios are those of two CPU cores with AMX, in bfloat16; without AMX they are similar where nothing is said.
+# Ratios were measured on two CPU cores with AMX, in bfloat16; unless a row says otherwise, they are similar
+# without AMX.
 # fmt: off
 MODULATED_ATTENTION = (
     Form(compiled_attention, "The compiler fuses everything between two matrix products.",
@@ -92,7 +93,7 @@ def choose(table: Sequence[Form], plain: Callable[..., Tensor], *inputs: Tensor)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `torch.nn.functional.linear`, in the fastest form."""
+    """Compute `torch.nn.functional.linear` in its fastest form."""
     return choose(LINEAR, functional.linear, x)(x, weight, bias)
 
 

@@ -1,8 +1,8 @@
 """Linear layers whose gradients are computed in the forms that are fast in bfloat16 on a CPU.
 
 With AMX, PyTorch's product G^T X for the gradient of the weight takes up to twice as long as a product whose
-left operand is contiguous in memory, unless it is square. To copy the transpose of the narrower matrix takes
-a tenth of that time. With AVX-512 alone, both forms take equally long.
+left operand is contiguous in memory, unless it is square. A copy of the transpose of the narrower matrix
+takes a tenth of that time. With AVX-512 alone, both forms take equally long.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 ROWS_AT_ONCE = 1024
-"""Rows that are transposed at a time: all at once takes half as long again."""
+"""Rows that are transposed at a time: all at once takes 1.5 times as long."""
 
 
 def transposing_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `torch.nn.functional.linear`, also under autocast: `(..., rows, in)` to `(..., rows, out)`."""
+    """Compute `torch.nn.functional.linear`, also under autocast: `(..., rows, in)` to `(..., rows, out)`."""
     x = under_autocast(x)
     if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         return functional.linear(x, weight, bias)  # PyTorch refuses it, with its own message
@@ -81,7 +81,7 @@ def _input_and_weight_gradients(grad_output: Tensor, x: Tensor, weight: Tensor) 
         return grad_output @ weight.to(x.dtype), weight_gradient(grad_output, x, weight.dtype)
 
 
-# As an operator, because the compiler would replace the copy by a view of its source.
+# An operator, because the compiler would replace the copy by a view of its source.
 _operator = torch.library.custom_op(
     "stmi::products_of_linear_gradients", _input_and_weight_gradients, mutates_args=()
 )

@@ -31,7 +31,7 @@ PART_ELEMENTS = 2**21
 def partwise_attention(
     projected: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
-    """Arguments and result as of `stmi.feature_modulation.modulated_attention`."""
+    """Arguments and result are those of `stmi.feature_modulation.modulated_attention`."""
     return _operator(projected, foreground, alpha, beta, scale, torch.is_grad_enabled())
 
 

@@ -55,7 +55,7 @@ def _backward(
     return [grad_x, grad_weight_1, grad_bias_1, grad_weight_2, grad_bias_2]
 
 
-# As an operator also because, on a CPU, PyTorch's SiLU takes a third of the time of the compiler's own.
+# An operator also because, on a CPU, PyTorch's SiLU takes a third of the time of the compiler's own.
 _operator = with_own_gradient(
     "quick_gelu_mlp", _forward, _backward, needed=(0, 1, 3), trained=(0, 1, 2, 3, 4)
 )

@@ -7,7 +7,7 @@ from stmi.kernels.linear import under_autocast
 
 
 def unfused_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-    """As `torch.nn.functional.scaled_dot_product_attention`, also under autocast."""
+    """Compute `torch.nn.functional.scaled_dot_product_attention`, also under autocast."""
     query, key, value = map(under_autocast, (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
         scale = query.shape[-1] ** -0.5 if scale is None else scale

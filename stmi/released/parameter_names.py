@@ -109,11 +109,11 @@ def released_shapes(ours: Mapping[str, Tensor], layers: int) -> dict[str, tuple[
     return shapes
 
 
-def value_of(name: str, weights: Mapping[str, Tensor], layers: int) -> Tensor:
-    """The value of one of our weights in a checkpoint, in our shape and order.
+def convert_weight(name: str, weights: Mapping[str, Tensor], layers: int) -> Tensor:
+    """Read one weight of our `STMI` from a checkpoint, in our shape and order.
 
     Args:
-        name: As in the state dict of `STMI`.
+        name: Its name in the state dict of `STMI`.
         weights: The checkpoint, by `plain_names`.
         layers: Layers of the image tower.
     """

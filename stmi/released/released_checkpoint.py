@@ -29,7 +29,7 @@ from stmi.released.parameter_names import CAMERAS, CLIP, IMAGE, POSITIONS, SIZED
 logger = logging.getLogger(__name__)
 
 HEAD_WIDTH = 64
-"""Width of a head in every published CLIP; no shape determines the number of heads."""
+"""Width of a head in every published CLIP; the number of heads does not follow from any shape."""
 
 
 class ReleasedCheckpointError(ValueError):
@@ -57,7 +57,8 @@ def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 1
     needed. The weights in `unused_names` are left out and logged. The model has its own copy of the weights.
 
     Args:
-        state_dict: As the released code saves it, on any device; every name may have the prefix `module.`.
+        state_dict: The state dict that the released code saves, on any device; every name may have the prefix
+            `module.`.
         image_size: Height and width in pixels that the checkpoint was trained with. The shapes are the same
             for 256 x 128 (people) and 128 x 256 (vehicles).
 
@@ -83,7 +84,7 @@ def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 1
         )
     _refuse(misfits(text_shapes | parameter_names.released_shapes(model.state_dict(), sizes.layers), kept))
     weights = {
-        name: parameter_names.value_of(name, kept, sizes.layers).detach().to(value.dtype, copy=True)
+        name: parameter_names.convert_weight(name, kept, sizes.layers).detach().to(value.dtype, copy=True)
         for name, value in model.state_dict().items()
     }
     model.load_state_dict(weights, assign=True)
@@ -115,7 +116,7 @@ def encode_captions(state_dict: Mapping[str, Tensor], captions: list[str]) -> Te
     """Encode captions with a checkpoint's own text tower: T, float32 `(captions, embedding)`.
 
     Args:
-        state_dict: As for `load`.
+        state_dict: The same argument of `load`.
         captions: Texts; they are cut at the context length of the tower.
     """
     weights = text_weights(state_dict)

@@ -146,7 +146,11 @@ def score(
     gallery: RetrievalSet,
     max_rank: int = 50,
 ) -> RetrievalMetrics:
-    """MAP and CMC from distances or numbers with the same ranking; rules and errors as in `evaluate`."""
+    """Compute mAP and CMC from distances, or from numbers with the same ranking, by the rules of `evaluate`.
+
+    Raises:
+        RetrievalError: No query has a match.
+    """
     precision = np.full(len(query), np.nan)
     first_rank = np.zeros(len(query), dtype=np.int64)
     rows_by_identity = _rows_by_identity(gallery.identity)

@@ -32,7 +32,7 @@ class Geometry:
     """Random geometry of a global batch; a group is a whole sample, or one modality of it.
 
     Attributes:
-        flip: Whether to mirror, bool `(batch, groups)`.
+        flip: Whether to flip horizontally, bool `(batch, groups)`.
         offset: Top and left of the crop in the padded image, int `(batch, groups, 2)`.
         erase: Top, left, height and width of the erased rectangle, int `(batch, groups, 4)`; zeros for none.
     """
@@ -96,7 +96,7 @@ def augment(
         padding: Pixels of black (background in the mask) around the image before the crop.
         rows: Which rows of the global batch these are.
         noise_key: Seed, epoch and step of the noise that fills erased rectangles.
-        statistics: As in `normalise`.
+        statistics: The same argument of `normalise`.
 
     Returns:
         Normalised images, float32, and the mask, uint8, moved if the geometry is shared.
@@ -129,8 +129,8 @@ def _move(stack: Tensor, flip: np.ndarray, offset: np.ndarray, padding: int) -> 
     for i, group in np.ndindex(*flip.shape):
         top, left = offset[i, group]
         moved[i, group] = padded[i, group, :, top : top + height, left : left + width]
-    mirrored = torch.from_numpy(flip).to(stack.device)[:, :, None, None, None]
-    return torch.where(mirrored, moved.flip(-1), moved)
+    flipped = torch.from_numpy(flip).to(stack.device)[:, :, None, None, None]
+    return torch.where(flipped, moved.flip(-1), moved)
 
 
 def normalise(pixels: Tensor, statistics: str = "half") -> Tensor:

@@ -1,1 +1,1 @@
-"""What finds the object in a sample: GrabCut, SAM2, or masks that people already have."""
+"""Sources of masks: GrabCut, SAM2, or files with masks that exist already."""

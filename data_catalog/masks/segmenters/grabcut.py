@@ -2,8 +2,8 @@
 
 Rother, Kolmogorov and Blake 2004, "GrabCut: interactive foreground extraction using iterated graph
 cuts", in OpenCV's version, on an image whose three channels are visible brightness, near infrared and
-heat. Instead of a user's strokes, ellipses say where the object may be; they are put where the heat is,
-since people and engines are warmer than the background.
+heat. Instead of a user's strokes, ellipses say where the object may be. They are placed where the image is
+warm, since people and engines are warmer than the background.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Prior(Record):
 
 
 class GrabCutSettings(SegmenterSettings):
-    """GrabCut's settings. The defaults were chosen on validation identities of the procedural benchmark."""
+    """GrabCut's settings. The defaults were chosen on validation identities of the synthetic data set."""
 
     segmenter: Literal["grabcut"] = "grabcut"
     upright: Prior = Prior(body=(0.4, 0.2), core=(0.4, 0.07), likely=(0.45, 0.2), reach=(0.54, 0.36))
@@ -73,8 +73,8 @@ class GrabCutSegmenter:
     def segment(self, triplets: Sequence[Pixels]) -> list[Segmentation]:
         """One mask for each sample, of its own size.
 
-        The score is how far heat sets the mask apart from the rest (on the benchmark, of the cheap measures
-        tried, the one that goes most with the overlap with the truth; correlation 0.45 to 0.55).
+        The score says how much warmer the mask is than the rest. Of the cheap measures that were tried on the
+        synthetic data set, it correlates best with the overlap with the true masks (0.45 to 0.55).
 
         Args:
             triplets: Images, uint8 `(modality, height, width, channel)` each.
@@ -143,7 +143,7 @@ def ellipse(size: tuple[int, int], half_axes: Ellipse, centre: float = 0.5) -> M
 
 
 def _separation(heat: npt.NDArray[np.float32], mask: Mask) -> float:
-    """How far heat sets the mask apart: x / (1 + x) of the difference of means over the spreads, 0 to 1."""
+    """How much warmer the mask is than the rest: x / (1 + x), x the difference of means over spreads."""
     if mask.all() or not mask.any():
         return 0.0
     inside, outside = heat[mask], heat[~mask]

@@ -1,9 +1,9 @@
-"""Which of several masks of one sample is kept: the best over modalities and candidates.
+"""Chooses one of several masks of a sample: the best over modalities and candidates.
 
 A promptable segmenter answers a point with three masks (a part, a larger part, the whole), in each of the
-three modalities. Wanted is the whole object, in the modality that shows it best. So a candidate's own
-predicted IoU is combined with two facts about cropped images: about how much of the image the object
-covers, and that it is in the centre.
+three modalities. The best mask is that of the whole object, in the modality that shows it best. So the IoU
+that the segmenter predicts is combined with two facts about cropped images: about which share of the image
+the object covers, and that it is in the centre.
 """
 
 import math

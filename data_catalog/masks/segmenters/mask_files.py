@@ -1,9 +1,9 @@
-"""Masks that people already have to the `masks` table: `.npy` arrays or PNG files, one per sample.
+"""Makes the `masks` table from masks that exist already: `.npy` arrays or PNG files, one per sample.
 
-Where the mask of a sample lies is known by the format of its data set (`RGBNT201/<split>/mask/<name>.npy`
+The format of a data set says where the mask of a sample lies (`RGBNT201/<split>/mask/<name>.npy`
 and so on); plain folders `<split folder>/<name>.npy|png` are taken as well. A mask is at the sample's own
-size, at that size times any factor, or at the size that models are given, to which images are resized
-whatever their own shape.
+size, at that size times any factor, or at the size of the model's input, to which images of any shape are
+resized.
 """
 
 import hashlib
@@ -52,11 +52,11 @@ class MaskFileStatistics(MaskStatistics):
 
 
 class MaskFilesSettings(Record):
-    """What shapes imported masks besides their files."""
+    """What determines imported masks besides their files."""
 
     segmenter: Literal["files"] = "files"
     image_size: tuple[int, int] | None = None
-    """Height and width that models are given: a mask of this size fits a sample of any shape."""
+    """Height and width of the model's input: a mask of this size fits a sample of any shape."""
 
 
 def import_masks(
@@ -76,7 +76,7 @@ def import_masks(
     Args:
         samples: What the masks are of.
         folder: Root of the mask files; the folder that the samples came from when None.
-        image_size: Height and width that models are given; as the format's card has it when None.
+        image_size: Height and width of the model's input; the card's image size when None.
         allow_missing: Whether samples may be without a mask that can be used.
         true_masks: Folder of true masks to score against, as for `mask_table.make_masks`.
         progress: Called as shards complete.

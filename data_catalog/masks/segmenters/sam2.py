@@ -112,11 +112,13 @@ class Sam2Segmenter:
             triplets: Images, uint8 `(modality, height, width, channel)` each.
         """
         images = (image for triplet in triplets for image in triplet)
-        of_image = self._candidates(images)
+        candidates_by_image = self._candidates(images)
         found = []
         for _ in triplets:
             candidates = [
-                Candidate(mask, iou, source.value) for source in MODALITIES for mask, iou in next(of_image)
+                Candidate(mask, iou, source.value)
+                for source in MODALITIES
+                for mask, iou in next(candidates_by_image)
             ]
             found.append(choose(candidates, self.settings.choice))
         return found
@@ -135,8 +137,8 @@ class Sam2Segmenter:
                     f"{self.settings.image_size} pixels at once ({error}); lower --images-per-batch or "
                     "--image-size. Shards that are complete are kept"
                 ) from None
-            for of_image, of_iou in zip(masks, ious, strict=True):
-                yield [(mask > 0, float(iou)) for mask, iou in zip(of_image, of_iou, strict=True)]
+            for image_masks, image_ious in zip(masks, ious, strict=True):
+                yield [(mask > 0, float(iou)) for mask, iou in zip(image_masks, image_ious, strict=True)]
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
