@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
 from pyarrow import fs
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -20,8 +19,11 @@ from data_catalog.captions.llm.budget import NO_USAGE, ImageSize, Usage
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, describe_invalid
 from data_catalog.storage import filesystems
+from data_catalog.storage.claims import claim
 
 FOLDER = "answers"
+# The next job waits so long for one that was killed. One that is suspended for longer can at worst pay twice.
+_EXPIRY_SECONDS = 10.0
 
 
 class Answer(Record):
@@ -129,17 +131,13 @@ class AnswerStore:
         self._write(f"{job}.lost", _USAGE.dump_json(usage))
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Wait until no other job of this machine adds answers, so that two do not pay for the same one.
+    def claim(self) -> Iterator[None]:
+        """Wait until no other job adds answers, and keep others from it: two would pay for the same one.
 
-        On object storage nobody waits: there two jobs at the same time may ask the same question.
+        Raises:
+            NotWritableError: If the folder cannot be written to.
         """
-        filesystem, folder = self._location
-        if not isinstance(filesystem, fs.LocalFileSystem):
-            yield
-            return
-        filesystem.create_dir(folder, recursive=True)
-        with FileLock(Path(folder) / ".lock"):
+        with claim(self.root, wait=lambda: True, expiry_seconds=_EXPIRY_SECONDS):
             yield
 
     def _read(self, name: str, form: TypeAdapter[_Stored], fault: str) -> _Stored | None:

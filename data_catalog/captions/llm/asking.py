@@ -47,15 +47,15 @@ class Asker:
         if digest not in self._in_flight:
             self._in_flight[digest] = asyncio.create_task(self._find(question))
             self._in_flight[digest].add_done_callback(lambda _: self._in_flight.pop(digest))
-        return await asyncio.shield(self._in_flight[digest])
+        return await self._in_flight[digest]
 
     async def _find(self, question: Question) -> Answer:
         digest = question.digest
-        if digest in self.known and (answer := await asyncio.to_thread(self.store.read, digest)):
-            return answer
-        answer = await self._ask(question)
-        await asyncio.to_thread(self.store.write, digest, answer)
-        self.known.add(digest)
+        answer = await asyncio.to_thread(self.store.read, digest) if digest in self.known else None
+        if answer is None:
+            answer = await self._ask(question)
+            await asyncio.to_thread(self.store.write, digest, answer)
+            self.known.add(digest)
         return answer
 
     async def _ask(self, question: Question) -> Answer:
@@ -73,8 +73,7 @@ class Asker:
             usage += completion.usage or NO_USAGE
             model = completion.model or ""
             values, kind, fault = _judge(question, completion)
-            if len(values) >= len(best):
-                best = values
+            best = max(values, best, key=len)
             if not kind:
                 break
             self.faults[kind] += 1

@@ -23,13 +23,12 @@ from data_catalog.captions.caption_writer import (
 from data_catalog.captions.llm.answers import Answer, AnswerStore
 from data_catalog.captions.llm.job import READERS, AnswerJob, SampleAnswers, read_sample
 from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings, check_endpoint
-from data_catalog.captions.llm.prompt_images import ROW_COLUMNS
-from data_catalog.captions.llm.prompts import PROMPTS_VERSION
+from data_catalog.captions.llm.prompts import PROMPTS_VERSION, ROW_COLUMNS
 from data_catalog.captions.llm.questions import Question, Questions, offered
 from data_catalog.captions.predicted_attributes import FilledAttribute, Predictions, fill
 from data_catalog.cards import load_card
 from data_catalog.errors import CatalogError
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, Statistics
@@ -89,7 +88,7 @@ def make_llm_captions(
         ),
         summarise=summarise,
         created={"endpoint": client.endpoint},
-        before=lambda: job.run(asking),
+        before=lambda: job.run(asking or no_progress),
         progress=progress,
     )
 

@@ -106,59 +106,52 @@ class LlmClient:
         try:
             async with self._first:
                 if not self._is_proven:
-                    return await self._complete(request, is_first=True)
-            return await self._complete(request, is_first=False)
-        except RequestFailedError:
-            raise
+                    return await self._complete(request)
+            return await self._complete(request)
         except CatalogError as error:
-            self.stop(error)
-            raise
+            ending = error
+        if isinstance(ending, RequestFailedError):
+            if self._is_proven or self.was_answered_before:
+                raise ending
+            ending = self._unusable(ending)
+        self.stop(ending)
+        raise ending
 
-    async def _complete(self, request: Mapping[str, Any], *, is_first: bool) -> Completion:
+    async def _complete(self, request: Mapping[str, Any]) -> Completion:
         failures = rate_limits = 0
-        is_trial = is_first and not self.was_answered_before
         while True:
             try:
                 async with self._slots:
-                    return await self._attempt(request, is_trial=is_trial)
-            except FaultError as fault:
-                if fault.is_rate_limit:
-                    rate_limits += 1
-                    self.counts["rate_limited"] += 1
-                    self._hold_all(fault, fault.wait_seconds or self._backoff(rate_limits))
-                    continue
-                failures += 1
-                is_last = failures > self.settings.retries
-                if (is_first and fault.is_refused) or (is_trial and is_last):
-                    raise EndpointError(
-                        f"endpoint {self.settings.endpoint}: {fault}; check that it runs and that the URL is "
-                        "right (as a rule it ends in /v1)"
-                    ) from None
-                if is_last:
-                    raise RequestFailedError(f"{fault}; sent {failures} times") from None
-                self.counts["retries"] += 1
-                self._hold_all(fault, fault.wait_seconds or 0.0)
-                await self._sleep(self._backoff(failures))
+                    return await self._attempt(request)
+            except FaultError as error:
+                fault = error
+            if fault.is_rate_limit:
+                rate_limits += 1
+                self.counts["rate_limited"] += 1
+                self._hold_all(fault, fault.wait_seconds or self._backoff(rate_limits))
+                continue
+            failures += 1
+            if fault.is_refused and not self._is_proven:
+                raise self._unusable(fault)
+            if failures > self.settings.retries:
+                raise RequestFailedError(f"{fault}; sent {failures} times")
+            self.counts["retries"] += 1
+            self._hold_all(fault, fault.wait_seconds or 0.0)
+            await self._sleep(self._backoff(failures))
 
-    async def _attempt(self, request: Mapping[str, Any], *, is_trial: bool) -> Completion:
-        prompt = prompt_size(request)
-        while True:
+    async def _attempt(self, request: Mapping[str, Any]) -> Completion:
+        async with self.budget.reserve(prompt_size(request)) as reservation:
             while (wait := self._resume_at - time.monotonic()) > 0 and not self.stopped_by:
                 await self._sleep(wait)
-            async with self.budget.reserve(prompt) as reservation:
-                if self.stopped_by:
-                    raise self.stopped_by
-                # While this request waited for the budget, Retry-After may have asked all requests to wait.
-                if self._resume_at > time.monotonic():
-                    continue
-                self.counts["requests"] += 1
-                try:
-                    completion = await self._send(request, is_trial=is_trial)
-                except FaultError as fault:
-                    reservation.is_lost = fault.may_be_charged
-                    raise
-                reservation.usage = completion.usage
-            break
+            if self.stopped_by:
+                raise self.stopped_by
+            self.counts["requests"] += 1
+            try:
+                completion = await self._send(request)
+            except FaultError as fault:
+                reservation.is_lost = fault.may_be_charged
+                raise
+            reservation.usage = completion.usage
         if completion.usage is None and completion.text is not None and self.settings.budget_usd is not None:
             raise EndpointError(
                 f"endpoint {self.settings.endpoint} does not report how many tokens an answer took, so no "
@@ -167,7 +160,7 @@ class LlmClient:
         self._is_proven, self._answered_at = True, time.monotonic()
         return completion
 
-    async def _send(self, request: Mapping[str, Any], *, is_trial: bool) -> Completion:
+    async def _send(self, request: Mapping[str, Any]) -> Completion:
         seconds = self.settings.timeout_seconds
         try:
             # The library's own limit is per read, so a body that comes byte by byte would never end.
@@ -178,8 +171,14 @@ class LlmClient:
         except openai.APIConnectionError as error:
             raise connection_fault(error) from None
         except openai.APIStatusError as error:
-            return read_status(error, self.settings.endpoint, is_trial=is_trial)
+            return read_status(error, self.settings.endpoint)
         return read_completion(response.content)
+
+    def _unusable(self, reason: Exception) -> EndpointError:
+        return EndpointError(
+            f"endpoint {self.settings.endpoint}: {reason}; check that it runs, that the URL is right (as a "
+            "rule it ends in /v1), and that the model takes images and a JSON schema as response format"
+        )
 
     def _hold_all(self, fault: FaultError, seconds: float) -> None:
         """Send nothing for so long, unless that ends the job's patience."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +14,12 @@ from data_catalog.captions.llm.asking import Asker
 from data_catalog.captions.llm.budget import Budget
 from data_catalog.captions.llm.client import LlmClient
 from data_catalog.captions.llm.llm_settings import ClientSettings
-from data_catalog.captions.llm.prompt_images import ROW_COLUMNS
+from data_catalog.captions.llm.prompts import ROW_COLUMNS
 from data_catalog.captions.llm.questions import Question, Questions, Values, as_predictions
 from data_catalog.captions.llm.responses import RequestFailedError
 from data_catalog.captions.predicted_attributes import Predictions
 from data_catalog.errors import CatalogError
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table
 
@@ -85,16 +85,17 @@ class AnswerJob:
     client: ClientSettings
     _budget: Budget = field(init=False)
     _counts: Counter[str] = field(init=False, default_factory=Counter)
-    _reasked: dict[str, int] = field(init=False, default_factory=dict)
+    _reasked: Counter[str] = field(init=False, default_factory=Counter)
     _failures: list[str] = field(init=False, default_factory=list)
     _kept: set[str] = field(init=False, default_factory=set)
+    _done: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._budget = Budget(
             self.client.prices, self.client.budget_usd, self.questions.settings.max_answer_tokens
         )
 
-    def run(self, progress: Progress | None = None) -> None:
+    def run(self, progress: Progress = no_progress) -> None:
         """Get everything answered.
 
         Args:
@@ -103,18 +104,17 @@ class AnswerJob:
         Raises:
             CatalogError: If the job must end early, or questions stay unanswered.
         """
-        with self.store.lock():
+        with self.store.claim():
             # Two models are two jobs: what one lost is no part of what the other costs.
             job = json_digest([self.questions.settings.sampling, self.questions.schema_digest])[:16]
             self._budget.lost = self.store.read_lost(job)
             self._budget.note_lost = partial(self.store.write_lost, job)
             known = self.store.digests()
             missing = self._find_missing(known)
-            report = progress or (lambda done, total: None)
-            done = len(self.samples) - sum(map(len, missing.values()))
-            report(done, len(self.samples))
+            self._done = len(self.samples) - sum(map(len, missing.values()))
+            progress(self._done, len(self.samples))
             if missing:
-                asyncio.run(self._ask_all(missing, known, done, report))
+                asyncio.run(self._ask_all(missing, known, progress))
         if self._failures and self.questions.settings.failed == "stop":
             raise CatalogError(
                 f"{len(self._failures)} questions got no answer (first: "
@@ -143,76 +143,60 @@ class AnswerJob:
 
         missing: dict[int, list[int]] = {}
         with ThreadPoolExecutor(READERS) as readers:
-            for number, shard in enumerate(self.samples.manifest.shards):
-                missing[number] = list(range(shard.rows))
-                if known:
-                    rows = self.samples.read_shard(number, ROW_COLUMNS).to_pylist()
-                    found = list(readers.map(lambda row: read_sample(row, self.questions, read), rows))
-                    for question, answer in (entry for sample in found for entry in sample.answers):
+            for number in range(len(self.samples.manifest.shards)):
+                rows = self.samples.read_shard(number, ROW_COLUMNS).to_pylist()
+                found = readers.map(lambda row: read_sample(row, self.questions, read), rows)
+                for row, sample in enumerate(found):
+                    for question, answer in sample.answers:
                         if answer is not None and question.digest not in self._kept:
                             self._kept.add(question.digest)
                             self._budget.count_earlier(answer.usage, answer.requests, answer.images)
-                    missing[number] = [
-                        row
-                        for row, sample in enumerate(found)
-                        if any(answer is None for _, answer in sample.answers)
-                    ]
-        return {number: rows for number, rows in missing.items() if rows}
+                    if any(answer is None for _, answer in sample.answers):
+                        missing.setdefault(number, []).append(row)
+        return missing
 
-    async def _ask_all(
-        self, missing: Mapping[int, list[int]], known: set[str], done: int, report: Progress
-    ) -> None:
+    async def _ask_all(self, missing: Mapping[int, list[int]], known: set[str], progress: Progress) -> None:
         client = LlmClient(self.client, self._budget, self._counts, was_answered_before=bool(self._kept))
-        asker = Asker(client, self.store, known)
-        self._reasked = asker.faults
-        rows = self._rows(missing)
-        turn = asyncio.Lock()
-
-        async def ask_about_rows() -> None:
-            nonlocal done
-            while not client.stopped_by:
-                # A generator runs in one thread at a time.
-                async with turn:
-                    row = await asyncio.to_thread(next, rows, None)
-                if row is None:
-                    return
-                try:
-                    await self._ask_about(asker, row)
-                except CatalogError as error:
-                    # The other requests in flight are still answered: they are paid for.
-                    client.stop(error)
-                else:
-                    done += 1
-                    report(done, len(self.samples))
-
+        asker = Asker(client, self.store, known, self._reasked)
+        slots = asyncio.Semaphore(self.client.concurrency)
         try:
-            await asyncio.gather(*(ask_about_rows() for _ in range(self.client.concurrency)))
+            async with asyncio.TaskGroup() as tasks:
+                try:
+                    for number, wanted in missing.items():
+                        shard = await asyncio.to_thread(self.samples.read_shard, number, ROW_COLUMNS)
+                        for row in shard.take(wanted).to_pylist():
+                            await slots.acquire()
+                            if client.stopped_by:
+                                raise client.stopped_by
+                            task = tasks.create_task(self._ask_about(row, asker, progress))
+                            task.add_done_callback(lambda _: slots.release())
+                except CatalogError as error:
+                    # The requests in flight are still answered: they are paid for.
+                    client.stop(error)
         finally:
             await client.close()
         if client.stopped_by:
             raise client.stopped_by
 
-    def _rows(self, missing: Mapping[int, list[int]]) -> Iterator[dict[str, Any]]:
-        for number, wanted in missing.items():
-            yield from self.samples.read_shard(number, ROW_COLUMNS).take(wanted).to_pylist()
+    async def _ask_about(self, row: Mapping[str, Any], asker: Asker, progress: Progress) -> None:
+        answers: dict[str, Answer | None] = {}
 
-    async def _ask_about(self, asker: Asker, row: Mapping[str, Any]) -> None:
-        async def ask(question: Question) -> Answer | None:
+        async def ask(question: Question) -> None:
+            answers[question.digest] = None
             try:
-                return await asker.ask(question)
+                answers[question.digest] = await asker.ask(question)
             except RequestFailedError as error:
                 self._failures.append(f"sample {row['sample_id']}, {question.source}: {error}")
-                return None
+            except CatalogError as error:
+                asker.client.stop(error)
 
-        step_one = self.questions.about(row)
-        found = await asyncio.gather(*map(ask, step_one.values()), return_exceptions=True)
-        predictions = {}
-        for source, answer in zip(step_one, found, strict=True):
-            if isinstance(answer, BaseException):
-                raise answer
-            if answer is not None:
-                predictions[source] = as_predictions(answer.values)
-        if len(predictions) < len(step_one) and self.questions.settings.failed == "stop":
-            return
-        if (choice := self.questions.choice(predictions)) is not None:
-            await ask(choice)
+        # Step two is known when step one is answered.
+        while not asker.client.stopped_by:
+            sample = read_sample(row, self.questions, lambda question: answers.get(question.digest))
+            has_failed = None in answers.values() and self.questions.settings.failed == "stop"
+            unasked = [question for question, _ in sample.answers if question.digest not in answers]
+            if has_failed or not unasked:
+                self._done += 1
+                progress(self._done, len(self.samples))
+                return
+            await asyncio.gather(*map(ask, unasked))

@@ -15,12 +15,13 @@ from functools import cached_property
 from typing import Any
 
 from data_catalog.captions.llm.llm_settings import LlmCaptionSettings
-from data_catalog.captions.llm.prompt_images import PromptImage, prompt_images
 from data_catalog.captions.llm.prompts import (
+    PromptImage,
     choice_instructions,
     choice_text,
     prediction_instructions,
     prediction_text,
+    prompt_images,
 )
 from data_catalog.captions.predicted_attributes import (
     SOURCES,

@@ -120,13 +120,12 @@ def connection_fault(error: openai.APIConnectionError) -> FaultError:
     )
 
 
-def read_status(error: openai.APIStatusError, endpoint: str, *, is_trial: bool) -> Completion:
+def read_status(error: openai.APIStatusError, endpoint: str) -> Completion:
     """What a status from 400 on means; a filter's refusal is a completion.
 
     Args:
         error: The status and what came with it.
         endpoint: The endpoint's URL, for messages.
-        is_trial: Whether the endpoint has never answered a request.
 
     Raises:
         EndpointError: If no request can be answered.
@@ -159,11 +158,6 @@ def read_status(error: openai.APIStatusError, endpoint: str, *, is_trial: bool) 
         )
     if error.code in _REFUSAL_CODES:
         return Completion(message={}, refusal=f"the endpoint's filter refused the request ({message})")
-    if is_trial:
-        raise EndpointError(
-            f"endpoint {endpoint} refuses the request ({status}: {message}); the model must take images "
-            "and a JSON schema as response format"
-        )
     raise RequestFailedError(f"the endpoint refuses the request ({status}: {message})")
 
 

@@ -1,9 +1,11 @@
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data_catalog.samples.ingestion import IngestSettings, ingest
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from data_catalog.tables.table import Table, list_tables
 from tests.data_catalog.captions.llm.captioning import QUESTIONS, Asked, answers_of, caption
 from tests.data_catalog.captions.llm.chat_server import chat_server
@@ -16,8 +18,16 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-@pytest.fixture(scope="session")
-def ingested(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+@pytest.fixture(scope="package")
+def without_actors() -> Iterator[None]:
+    """Tables are built in the process of the test; none of these tests is about actors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
+        yield
+
+
+@pytest.fixture(scope="package")
+def ingested(tmp_path_factory: pytest.TempPathFactory, without_actors: None) -> Path:
     """A catalog with the samples alone; to be copied."""
     source, catalog = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("catalog")
     write_data_set(source)
@@ -35,7 +45,7 @@ def samples(ingested: Path, tmp_path: Path) -> Table:
     return table
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def plain(ingested: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[Asked]]:
     """The captions made with a server that makes no fault, and what it was asked, sample by sample."""
     catalog = shutil.copytree(ingested, tmp_path_factory.mktemp("undisturbed") / "catalog")

@@ -143,7 +143,10 @@ def test_wait_that_is_too_long_ends_the_job() -> None:
             r"does not know the model or the path \(404: no model tiny\); check --model",
         ),
         (error(429, "pay", "insufficient_quota"), r"the account has no money left \(pay\)"),
-        (error(400, "no images"), r"refuses the request \(400: no images\); the model must take images"),
+        (
+            error(400, "no images"),
+            r"refuses the request \(400: no images\); check .* takes images and a JSON",
+        ),
         (error(422, "no schema"), r"refuses the request \(422"),
     ],
     ids=["401", "403", "404", "quota", "400", "422"],
@@ -175,7 +178,8 @@ def test_endpoint_that_hangs_is_asked_again_one_request_at_a_time() -> None:
         found, _ = ask(server, 5, timeout_seconds=0.3, retries=2)
     assert len(server.requests) == 3
     assert {str(error).partition(": ")[2] for error in found} == {
-        "no answer within 0.3 s; check that it runs and that the URL is right (as a rule it ends in /v1)"
+        "no answer within 0.3 s; sent 3 times; check that it runs, that the URL is right (as a rule it ends "
+        "in /v1), and that the model takes images and a JSON schema as response format"
     }
     with chat_server(failing(Reply(is_hung=True), 0)) as server:
         found, _ = ask(server, 5, timeout_seconds=0.3)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,21 @@ def moved(samples: Table, uri: str) -> Table:
     filesystem.create_dir(folder)
     fs.copy_files(samples.catalog, folder, destination_filesystem=filesystem)
     return replace(samples, catalog=uri)
+
+
+@pytest.mark.parametrize("place", ["local disk", "object storage"])
+def test_jobs_at_the_same_time_pay_for_no_answer_twice(
+    samples: Table, place: str, object_storage: Callable[[str], str]
+) -> None:
+    if place == "object storage":
+        samples = moved(samples, object_storage("shared"))
+    with chat_server() as server, ThreadPoolExecutor() as jobs:
+        # Two tables, which ask the same questions in step one.
+        tables = [jobs.submit(caption, samples, server, filling=filling) for filling in ("llm", "rules")]
+        kept = [table.result().statistics["llm"]["answers_kept_from_before"] for table in tables]
+        assert server.answered.total() == QUESTIONS
+        assert max(server.answered.values()) == 1
+    assert sorted(kept) == [0, 4 * SAMPLES]
 
 
 @pytest.mark.parametrize("place", ["local disk", "object storage"])

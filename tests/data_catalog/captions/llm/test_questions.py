@@ -16,7 +16,7 @@ from data_catalog.captions.llm.budget import Budget, prompt_size
 from data_catalog.captions.llm.captioner import choose
 from data_catalog.captions.llm.client import LlmClient
 from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings
-from data_catalog.captions.llm.prompt_images import prompt_images
+from data_catalog.captions.llm.prompts import prompt_images
 from data_catalog.captions.llm.questions import Question, Questions
 from data_catalog.captions.predicted_attributes import AttributePrediction
 from data_catalog.cards import load_card
