@@ -71,10 +71,10 @@ def run(
             on_report(epoch)
         if not is_trained:
             _begin(folder, tables)
-        with _logged(config, folder, options) as mlflow_logger:
+        with _logged(folder, options) as mlflow_logger:
             if not is_trained:
-                with _observed(folder, config.train.epochs, mlflow_logger):
-                    _train(config, tables, folder, options, threads, on_report)
+                with _observed(folder, mlflow_logger):
+                    _train(folder, tables, options, threads, on_report)
             if not is_reused:
                 conclude(folder)
         result = folder.result
@@ -112,13 +112,13 @@ def _begin(folder: RunFolder, tables: RunTables) -> None:
 
 
 def _train(
-    config: ExperimentConfig,
-    tables: RunTables,
     folder: RunFolder,
+    tables: RunTables,
     options: RunOptions,
     threads: int | None,
     on_report: OnReport,
 ) -> None:
+    config = folder.config
     given = TrainingInput(config, tables.views, tables.captions, clip_source(config), folder.last_checkpoint)
     if threads is None or config.train.workers > 1:
         reported = len(folder.journal.epochs())
@@ -145,9 +145,7 @@ def _train(
 
 
 @contextmanager
-def _logged(
-    config: ExperimentConfig, folder: RunFolder, options: RunOptions
-) -> Iterator[MlflowLogger | None]:
+def _logged(folder: RunFolder, options: RunOptions) -> Iterator[MlflowLogger | None]:
     """Log a run to MLflow meanwhile, and close it there at the end, with its files and figures.
 
     Yields:
@@ -157,8 +155,7 @@ def _logged(
         yield None
         return
     _warn_of_other_code(folder)
-    description = describe_run(config, folder)
-    mlflow_logger = MlflowLogger(options.tracking_uri, folder.path, options.workspace, description)
+    mlflow_logger = MlflowLogger(options.tracking_uri, folder.path, options.workspace, describe_run(folder))
     try:
         yield mlflow_logger
     except BaseException as error:
@@ -180,7 +177,7 @@ def _warn_of_other_code(folder: RunFolder) -> None:
 
 
 @contextmanager
-def _observed(folder: RunFolder, epochs: int, mlflow_logger: MlflowLogger | None) -> Iterator[None]:
+def _observed(folder: RunFolder, mlflow_logger: MlflowLogger | None) -> Iterator[None]:
     """Show the journal as a progress bar and log it to MLflow meanwhile, unless others do."""
     if mlflow_logger is None:
         yield
@@ -188,7 +185,7 @@ def _observed(folder: RunFolder, epochs: int, mlflow_logger: MlflowLogger | None
     mlflow_logger.reopen()
     done = len(folder.journal.epochs())
     with (
-        tqdm(total=epochs, initial=done, desc="starting workers", unit="epoch") as bar,
+        tqdm(total=folder.config.train.epochs, initial=done, desc="starting workers", unit="epoch") as bar,
         polling(partial(_show, folder.journal, bar), POLL_SECONDS),
         # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
         polling(mlflow_logger.sync, LOG_SECONDS, final_call=False),

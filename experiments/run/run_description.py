@@ -71,8 +71,9 @@ def note_start(journal: Journal) -> None:
     journal.append("started", environment=environment(), **code_version())
 
 
-def describe_run(config: ExperimentConfig, folder: RunFolder) -> Description:
+def describe_run(folder: RunFolder) -> Description:
     """The description of a run that has begun."""
+    config = folder.config
     name = " ".join([config.recipe, *_changes(config), f"seed={config.seed}"])
     started, checks = folder.journal.last("started"), folder.journal.last("checks") or {"warnings": []}
     assert started is not None

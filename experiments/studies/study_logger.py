@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.recipes import ExperimentConfig
 from experiments.run.run_description import describe_run
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
@@ -18,13 +17,11 @@ class StudyRun:
 
     Attributes:
         folder: The run's.
-        config: Its settings.
         name: Its name in MLflow.
         tags: Which part of the study it is, for MLflow.
     """
 
     folder: RunFolder
-    config: ExperimentConfig
     name: str
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -94,7 +91,7 @@ class StudyLogger:
         if (parent, folder.name) not in self._children:
             if folder.journal.last("started") is None:
                 return None
-            known = describe_run(run.config, folder)
+            known = describe_run(folder)
             tags = known.tags | run.tags
             tags |= {"mlflow.parentRunId": parent, "stmi.study": self.folder.name}
             tags |= {"stmi.folder": str(folder.path)}

@@ -53,8 +53,8 @@ def train_runs(
     waiting = [run for run in runs if not run.folder.is_finished]
     from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
 
-    (workers,) = {run.config.train.workers for run in waiting}
-    configs = tune.grid_search([run.config.model_dump(mode="json") for run in waiting])
+    (workers,) = {run.folder.config.train.workers for run in waiting}
+    configs = tune.grid_search([run.folder.config.model_dump(mode="json") for run in waiting])
     outcomes = tune_trials(tables, options, study, workers, param_space={"config": configs})
     wrong = {}
     for run, outcome in zip(waiting, outcomes, strict=True):

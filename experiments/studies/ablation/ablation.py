@@ -65,12 +65,12 @@ class AblationStudy(Study[AblationResult]):
     @property
     def total(self) -> int:
         """Epochs of all runs."""
-        return sum(run.config.train.epochs for run in self._runs)
+        return sum(run.folder.config.train.epochs for run in self._runs)
 
     def progress(self) -> tuple[int, str]:
         """How many epochs are trained, and how many runs are finished."""
         for run in self._runs:
-            if self._epochs.get(run.folder.name, 0) < run.config.train.epochs:
+            if self._epochs.get(run.folder.name, 0) < run.folder.config.train.epochs:
                 self._epochs[run.folder.name] = len(run.folder.journal.epochs())
         finished = sum(run.folder.is_finished for run in self._runs)
         return sum(self._epochs.values()), f"{finished}/{len(self._runs)} runs"
@@ -112,14 +112,13 @@ class AblationStudy(Study[AblationResult]):
         labels = self.plan.labels(config)
         return StudyRun(
             RunFolder.of(self.options.workspace, config, self.tables),
-            config,
             f"{labels[0]}, seed {config.seed}",
             # Keys that MLflow has from older versions.
             {"stmi.arm": labels[0], "stmi.rows": "; ".join(labels), "stmi.seed": str(config.seed)},
         )
 
     def _row_runs(self, row: Row) -> RowRuns:
-        folders = {run.config.model_dump_json(): run.folder for run in self._runs}
+        folders = {run.folder.config.model_dump_json(): run.folder for run in self._runs}
         configs = dict(zip(self.plan.seeds, self.plan.configs_of(row), strict=True))
         runs = {seed: folders[config.model_dump_json()] for seed, config in configs.items()}
         first = configs[self.plan.seeds[0]]

@@ -185,7 +185,7 @@ class SweepStudy(Study[SweepResult]):
             self.folder,
             base.train.workers,
             concurrent=self.concurrent,
-            search_alg=StudySearcher(self.study, spec.trials, spec.config, describe, base.flat(), on_trial),
+            search_alg=StudySearcher(self.study, spec, describe, on_trial),
             scheduler=scheduler,
         )
         for outcome in outcomes:
@@ -264,7 +264,7 @@ class SweepStudy(Study[SweepResult]):
         name = f"trial {trial.number:02d}: {words(trial.values)}"
         # Keys that MLflow has from older versions.
         tags = {"stmi.arm": name, "stmi.trial": str(trial.number), "stmi.seed": str(config.seed)}
-        return StudyRun(RunFolder.of(self.options.workspace, config, self.tables), config, name, tags)
+        return StudyRun(RunFolder.of(self.options.workspace, config, self.tables), name, tags)
 
     def _tested(self, trial: SweepTrial) -> BestTrial:
         """The chosen trial with its metrics on the test identities, which had no say."""

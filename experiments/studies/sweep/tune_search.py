@@ -8,17 +8,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from experiments.recipes import ExperimentConfig, ReportConfig
+from experiments.recipes import ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.sweep_result import SweepTrial
-from experiments.studies.sweep.sweep_spec import chosen_by
+from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
 
 REDUCTION = 3
 """Of the trials that reach a rung of successive halving, the best one in so many goes on."""
 FIRST_RUNG = 9
 """The first rung is at the first validation after one in so many of the epochs."""
-
-Configure = Callable[[Mapping[str, Any]], ExperimentConfig]
 
 
 def value_of(curve: Mapping[int, float], report: ReportConfig) -> float:
@@ -31,30 +29,25 @@ class StudySearcher(Searcher):
 
     Args:
         study: The study.
-        trials: How many it is to have, beside those that crashed before.
-        configure: The config of a trial's values.
+        spec: What the sweep searches. Trials that crashed before do not count among its trials.
         describe: What is known of a trial before it runs.
-        first: Values of the first trial.
         on_trial: Called with a trial as soon as it runs, and once it has ended.
     """
 
     def __init__(
         self,
         study: OptunaStudy,
-        trials: int,
-        configure: Configure,
+        spec: SweepSpec,
         describe: Callable[[Mapping[str, Any]], TrialFacts],
-        first: Mapping[str, Any],
         on_trial: Callable[[SweepTrial], None],
     ) -> None:
         super().__init__()
         known = study.trials()
         self.study = study
         self.left = [trial for trial in known if trial.state == "running"]
-        self.new = trials - sum(trial.state != "crashed" for trial in known)
-        self.configure = configure
+        self.new = spec.trials - sum(trial.state != "crashed" for trial in known)
+        self.spec = spec
         self.describe = describe
-        self.first = first
         self.on_trial = on_trial
         self.numbers: dict[str, int] = {}
 
@@ -65,12 +58,12 @@ class StudySearcher(Searcher):
             trial = self.left.pop(0)
         elif self.new > 0:
             self.new -= 1
-            trial = self.study.ask(self.describe, self.first)
+            trial = self.study.ask(self.describe, self.spec.base.flat())
         else:
             return Searcher.FINISHED
         self.numbers[trial_id] = trial.number
         self.on_trial(trial)
-        return {"config": self.configure(trial.values).model_dump(mode="json"), "number": trial.number}
+        return {"config": self.spec.config(trial.values).model_dump(mode="json"), "number": trial.number}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -85,7 +78,7 @@ class StudySearcher(Searcher):
             self.study.crash(number, result["failed"])
         elif "finished" in result:
             trial = self.study.trials()[number]
-            self.study.finish(number, value_of(trial.curve, self.configure(trial.values).report))
+            self.study.finish(number, value_of(trial.curve, self.spec.config(trial.values).report))
         else:
             self.study.prune(number)
         self.on_trial(self.study.trials()[number])

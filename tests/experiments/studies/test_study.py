@@ -56,12 +56,10 @@ def run(tmp_path):
     """A run that has begun, as far as MLflow needs it."""
     folder = RunFolder(tmp_path / "train" / "r")
     folder.path.mkdir(parents=True)
-    config = resolve("demo")
-    (folder.path / "config.json").write_text(
-        json.dumps({"config": config.model_dump(mode="json"), "tables": {}})
-    )
+    config = resolve("demo").model_dump(mode="json")
+    (folder.path / "config.json").write_text(json.dumps({"config": config, "tables": {}}))
     note_start(folder.journal)
-    return StudyRun(folder, config, "the run")
+    return StudyRun(folder, "the run")
 
 
 @pytest.fixture

@@ -323,7 +323,8 @@ def test_searcher_takes_up_what_runs_before_it_draws_and_makes_up_for_crashes(ur
     study.crash(1, "out of memory")
     config = SimpleNamespace(model_dump=lambda mode: {}, report=ReportConfig())
     called = []
-    searcher = StudySearcher(study, 4, lambda values: config, known, {}, called.append)
+    spec = SimpleNamespace(trials=4, config=lambda values: config, base=SimpleNamespace(flat=dict))
+    searcher = StudySearcher(study, spec, known, called.append)
     numbers = []
     while (suggestion := searcher.suggest(f"t{len(numbers)}")) != "FINISHED":
         numbers.append(suggestion["number"])
