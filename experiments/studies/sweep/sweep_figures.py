@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -104,7 +105,8 @@ def parallel_coordinates(validated: Sequence[SweepTrial], best: SweepTrial | Non
     for number in order:
         trial = validated[number]
         chosen = best is not None and trial.number == best.number
-        heights = [*(scale.height(trial) for scale in scales), (values[number] - low) / (high - low)]
+        heights = [scale.height(scale.position(trial)) for scale in scales]
+        heights.append((values[number] - low) / (high - low))
         axes.plot(
             range(len(heights)),
             heights,
@@ -115,10 +117,10 @@ def parallel_coordinates(validated: Sequence[SweepTrial], best: SweepTrial | Non
         )
     for position, scale in enumerate(scales):
         axes.axvline(position, color="black", linewidth=0.8)
-        for height, label in zip(scale.tick_heights, scale.labels, strict=True):
+        for tick, label in zip(scale.ticks, scale.labels, strict=True):
             axes.annotate(
                 label,
-                (position, height),
+                (position, scale.height(tick)),
                 (4, 0),
                 textcoords="offset points",
                 fontsize=8,
@@ -206,50 +208,34 @@ class Scale:
     def __init__(self, dimension: Dimension) -> None:
         self.dimension = dimension
         self.log = "log" in dimension.kind
-        if dimension.kind == "choice":
-            self.ticks: list[float] = list(range(len(dimension.choices)))
-            self.labels = [str(choice) for choice in dimension.choices]
-        else:
-            ends = [self._on_axis(dimension.low), self._on_axis(dimension.high)]
-            values = [dimension.low, *self._between(), dimension.high]
-            self.ticks = [self._on_axis(value) for value in values]
-            self.labels = [f"{value:.3g}" for value in values]
-            if dimension.kind == "zero-or-log":
-                self.ticks.insert(0, ends[0] - LOG_DECADES_OF_ZERO)
-                self.labels.insert(0, "0")
+        values = dimension.choices or self._tick_values()
+        self.ticks = [self._on_axis(value) for value in values]
+        self.labels = [str(value) if dimension.choices else f"{value:.3g}" for value in values]
         margin = 0.08 * (self.ticks[-1] - self.ticks[0])
         self.limits = (self.ticks[0] - margin, self.ticks[-1] + margin)
         self.wordy = max(map(len, self.labels)) > 6
 
     def position(self, trial: SweepTrial) -> float:
         """The position of a trial's value on the axis."""
-        value = trial.values[self.dimension.name]
-        if self.dimension.kind == "choice":
+        return self._on_axis(trial.values[self.dimension.name])
+
+    def height(self, position: float) -> float:
+        """A position on the axis as a number that is 0 at the first tick and 1 at the last one."""
+        return (position - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+
+    def _on_axis(self, value: Any) -> float:
+        if self.dimension.choices:
             return self.dimension.choices.index(value)
-        if self.dimension.kind == "zero-or-log" and value == 0:
-            return self.ticks[0]
-        return self._on_axis(value)
-
-    def height(self, trial: SweepTrial) -> float:
-        """The position of a trial's value, from 0 to 1."""
-        return (self.position(trial) - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
-
-    @property
-    def tick_heights(self) -> list[float]:
-        """The positions of the ticks, from 0 to 1."""
-        return [(tick - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]) for tick in self.ticks]
-
-    def _on_axis(self, value: float) -> float:
+        if self.log and value == 0:
+            return float(np.log10(self.dimension.low)) - LOG_DECADES_OF_ZERO
         return float(np.log10(value)) if self.log else float(value)
 
-    def _between(self) -> list[float]:
+    def _tick_values(self) -> list[float]:
         low, high = self.dimension.low, self.dimension.high
         if self.log:
-            decades = [10.0**n for n in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)]
-            return [value for value in decades if low * 1.5 < value < high / 1.5]
-        values = np.linspace(low, high, 5)[1:-1]
-        return (
-            sorted({float(round(value)) for value in values})
-            if self.dimension.kind == "int"
-            else values.tolist()
-        )
+            decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+            between = [value for value in decades.tolist() if low * 1.5 < value < high / 1.5]
+        else:
+            values = np.linspace(low, high, 5)[1:-1]
+            between = (np.unique(values.round()) if self.dimension.kind == "int" else values).tolist()
+        return [*([0.0] if self.dimension.kind == "zero-or-log" else []), low, *between, high]
