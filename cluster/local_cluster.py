@@ -36,8 +36,8 @@ from cluster.services import (
     ClusterSettings,
     Service,
     ServiceMaker,
-    without_credentials,
 )
+from data_catalog.uris import without_credentials
 
 HOOKS = Path(__file__).resolve().parent / "submit_hook"
 _POLL_SECONDS = 0.25

@@ -49,11 +49,7 @@ def training_options(
     )
     add_json_options(options, record)
     locations = options.add_argument_group("where it runs, and where things are kept")
-    locations.add_argument(
-        "--workspace",
-        default=str(WORKSPACE),
-        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
-    )
+    add_workspace(locations)
     locations.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
     locations.add_argument(
         "--tracking-uri",
@@ -68,6 +64,15 @@ def training_options(
         help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
     )
     return options
+
+
+def add_workspace(options: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option that names the folder of runs."""
+    options.add_argument(
+        "--workspace",
+        default=str(WORKSPACE),
+        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
+    )
 
 
 def _share(text: str) -> float:

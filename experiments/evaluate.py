@@ -29,11 +29,11 @@ from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
-from experiments.command_line import metrics_table, run_command
+from experiments.command_line import add_workspace, metrics_table, run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster
 from experiments.evaluating.evaluation_target import EvaluationTarget, load_released_checkpoint, load_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
-from experiments.recipes import WORKSPACE, ConfigError
+from experiments.recipes import ConfigError
 from experiments.run import evaluation
 from experiments.run.run_figures import FEATURE_NAMES
 from experiments.run.run_options import resolve_catalog, resolve_workspace
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dataset", metavar="NAME", help="evaluate a run on this data set of the catalog instead of its own"
     )
-    parser.add_argument("--workspace", default=str(WORKSPACE), help="folder of runs (default: runs)")
+    add_workspace(parser)
     parser.add_argument(
         "--catalog", help="folder or URI of the catalog (default: the run's own, or WORKSPACE/catalog)"
     )

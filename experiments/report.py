@@ -21,11 +21,11 @@ from pydantic import RootModel
 from rich.console import Console
 
 from data_catalog.records import add_json_options
-from experiments.command_line import metrics_table, run_command
-from experiments.recipes import WORKSPACE
+from experiments.command_line import add_workspace, metrics_table, run_command
 from experiments.reports.report_page import StudyReport
 from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.run.run_options import resolve_workspace
 from experiments.run.run_result import EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.tracking.mlflow_store import MlflowRun, resolve_tracking_uri
@@ -113,8 +113,9 @@ def _study_report(given: argparse.Namespace) -> StudyReport:
     from experiments.reports.recorded_study import read_study  # noqa: PLC0415 - MLflow takes seconds to import
     from experiments.reports.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
 
-    study = read_study(resolve_tracking_uri(given.tracking_uri, given.workspace), given.study)
-    page = given.out or given.workspace / "studies" / given.study / "report.html"
+    workspace = resolve_workspace(given.workspace)
+    study = read_study(resolve_tracking_uri(given.tracking_uri, workspace), given.study)
+    page = given.out or workspace / "studies" / given.study / "report.html"
     return write_report(study, page.resolve())
 
 
@@ -157,19 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="the study's page (default: WORKSPACE/studies/NAME/report.html)"
     )
-    parser.add_argument(
-        "--workspace",
-        type=Path,
-        default=WORKSPACE,
-        help="folder of all runs (default: $STMI_WORKSPACE, or runs)",
-    )
+    add_workspace(parser)
     add_json_options(parser, PrintedReport)
     given = parser.parse_args(arguments)
     if given.study:
         return run_command(lambda: _study_report(given), given.json, print_study_report)
 
     def show_run() -> RunReport:
-        folder = RunFolder.open(given.run) if given.run else newest_run(given.workspace)
+        folder = RunFolder.open(given.run) if given.run else newest_run(resolve_workspace(given.workspace))
         result = folder.result
         if result is None:
             raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")

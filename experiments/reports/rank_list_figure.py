@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pyarrow import compute, parquet
 
 from data_catalog.views.view_reader import open_view
-from experiments.run.run_figures import embeddings_of, show_nearest, show_sample
+from experiments.run.run_figures import embeddings_of, make_sample_grid, show_nearest, show_sample
 from experiments.run.run_folder import RunFolder, RunFolderError
 from stmi.modality import MODALITIES
 
@@ -127,12 +127,7 @@ def plot_rank_lists(
     view, junk = open_view(first.view("test")), first.config.data.junk
     embeddings = {label: load_embeddings(run, feature) for label, run in runs.items()}
     precision = {label: _average_precision(run, feature) for label, run in runs.items()}
-    height, width = view.image_size
-    cell = 1.35
-    row_height = cell * height / (width * len(MODALITIES)) + 0.22
-    lines = len(rows) * len(queries)
-    figure = Figure(figsize=(cell * (RANKS + 2), row_height * lines + 0.4), layout="constrained")
-    axes = figure.subplots(lines, RANKS + 2, squeeze=False)
+    figure, axes = make_sample_grid(view, len(rows) * len(queries), RANKS + 2)
     view_row = {index: row for row, index in enumerate(view.sample_index.tolist())}
     for number, query in enumerate(queries):
         for position, label in enumerate(rows):

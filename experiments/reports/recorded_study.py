@@ -13,12 +13,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from pydantic import Field, TypeAdapter
 
+from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
 from experiments.run.run_result import RunError
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE
-from experiments.tracking.mlflow_store import MlflowRun, without_credentials
+from experiments.tracking.mlflow_store import MlflowRun
 
 RESULT_FILE = "result.json"
 PICTURES = "pictures"

@@ -117,11 +117,7 @@ def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) ->
     scored = np.flatnonzero(~np.isnan(metrics.average_precision))
     by_precision = scored[np.argsort(-metrics.average_precision[scored], kind="stable")]
     chosen = by_precision[np.linspace(0, len(by_precision) - 1, min(QUERIES, len(by_precision))).astype(int)]
-    height, width = view.image_size
-    cell = 1.35
-    row_height = cell * height / (width * len(MODALITIES)) + 0.22
-    figure = Figure(figsize=(cell * (RANKS + 1), row_height * len(chosen) + 0.4), layout="constrained")
-    axes = figure.subplots(len(chosen), RANKS + 1, squeeze=False)
+    figure, axes = make_sample_grid(view, len(chosen), RANKS + 1)
     for row, number in enumerate(chosen):
         title = f"query, AP {metrics.average_precision[number]:.0%}"
         show_sample(axes[row, 0], view, queries[number], title, "black")
@@ -131,6 +127,15 @@ def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) ->
         fontsize=10,
     )
     return figure
+
+
+def make_sample_grid(view: View, lines: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure whose cells have room for a sample's three modalities, and its axes `(lines, columns)`."""
+    height, width = view.image_size
+    cell = 1.35
+    line = cell * height / (width * len(MODALITIES)) + 0.22
+    figure = Figure(figsize=(cell * columns, line * lines + 0.4), layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False)
 
 
 def show_nearest(cells: np.ndarray, view: View, embedding: np.ndarray, query: int, junk: JunkRule) -> None:

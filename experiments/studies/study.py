@@ -106,7 +106,7 @@ class Study(ABC, Generic[Result]):
             study_logger = self._logger()
             warned = _warn_of_other_code(self.runs())
             if not self.is_trained():
-                study_logger.reopen()
+                study_logger.parent.reopen()
                 note_start(self.folder.journal)
                 with self._observed(study_logger):
                     self.train()

@@ -46,10 +46,6 @@ class StudyLogger:
         self._children: dict[tuple[str, str], MlflowLogger] = {}
         self._closed: set[str] = set()
 
-    def reopen(self) -> None:
-        """Show a study as running that was finished before and now goes on."""
-        self.parent.reopen()
-
     def sync(self, runs: Sequence[StudyRun]) -> None:
         """Send what the journals of study and runs have and MLflow has not; close the finished runs."""
         self.parent.sync()

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.storage import filesystems
+from data_catalog.uris import without_credentials
 from experiments.tracking.journal import Event, Journal
-from experiments.tracking.mlflow_store import LoggedRun, MlflowRun, MlflowState, without_credentials
+from experiments.tracking.mlflow_store import LoggedRun, MlflowRun, MlflowState
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from data_catalog.records import Record
+from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
@@ -31,15 +32,6 @@ def resolve_tracking_uri(uri: str | None, workspace: Path) -> str:
             "sqlite:////data/mlflow.db"
         )
     return chosen
-
-
-def without_credentials(uri: str) -> str:
-    """A URI as it may be stored and shown: without user name, password and query, well-formed or not."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme.startswith(("sqlite", "file")):
-        return uri
-    # Whatever stands before an @ may be a password, with a / or a # in it.
-    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 
 class MlflowRun(Record):

@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
 from experiments.studies.sweep.search_space import Space
 from experiments.studies.sweep.sweep_result import State, SweepTrial
-from experiments.tracking.mlflow_store import without_credentials
 from stmi import keyed_random
 
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)

@@ -4,10 +4,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cluster import services
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger
-from experiments.tracking.mlflow_store import local_store, without_credentials
+from experiments.tracking.mlflow_store import local_store
 from tests.mlflow_server import free_port, serving
 
 DESCRIPTION = Description(
@@ -257,24 +256,6 @@ def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, cap
     assert logger.public_uri == "http://127.0.0.1:9/mlflow"
     assert "secret" not in (folder / "mlflow.json").read_text()
     assert "secret" not in "".join(record.getMessage() for record in caplog.records)
-
-
-@pytest.mark.parametrize("shorten", [without_credentials, services.without_credentials])
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("postgresql://me:secret@host:5432/optuna", "postgresql://host:5432/optuna"),
-        ("postgresql://me:s#secret@host/db", "postgresql://host/db"),
-        ("postgresql://me:s/secret@host/db", "postgresql://host/db"),
-        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db"),
-        ("https://me:secret@host/mlflow", "https://host/mlflow"),
-        ("sqlite:////a/b@c.db?timeout=3", "sqlite:////a/b@c.db?timeout=3"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("databricks", "databricks"),
-    ],
-)
-def test_uri_is_shown_without_its_credentials(shorten, uri, shown):
-    assert shorten(uri) == shown
 
 
 def fail(*args, **kwargs):
