@@ -104,7 +104,7 @@ def paired_over_seeds(row: Mapping[int, float], reference: Mapping[int, float]) 
             "needs the same seeds in both: train the missing ones, or leave them out"
         )
     values = [
-        _finite(name, [by_seed[seed] for seed in row])
+        _finite(name, [by_seed[seed] for seed in sorted(row)])
         for name, by_seed in (("row", row), ("reference", reference))
     ]
     return _t_test(values[0] - values[1])
@@ -222,11 +222,10 @@ def _t_test(sample: np.ndarray, confidence: float = 0.95) -> Difference:
         # The limit of the formula: equal rows, or the same gain with every seed.
         return Difference(mean, (mean, mean), 1.0 if mean == 0 else 0.0, count)
     # Not `stats.ttest_1samp`, which warns of values that are equal up to rounding.
-    error = float(stats.sem(sample))
-    half = float(stats.t.isf(tail, count - 1)) * error
-    return Difference(
-        mean, (mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, count - 1)), count
-    )
+    std, root = float(sample.std(ddof=1)), float(np.sqrt(count))
+    half = float(stats.t.isf(tail, count - 1)) * std / root
+    p_value = float(2 * stats.t.sf(abs(mean / (std / root)), count - 1))
+    return Difference(mean, (mean - half, mean + half), p_value, count)
 
 
 def _gain_by_query(row: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ def chosen(table, device="cpu", dtype=torch.float32, tokens=129, needs_gradient=
         ({"device": "cuda", "tokens": 1025, "compiling": True}, compiled_attention),
         ({"device": "xpu"}, plain),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_modulated_attention_has_a_form_for_each_situation(dtype, situation, expected):
     assert chosen(forms.MODULATED_ATTENTION, dtype=dtype, **situation) is expected
