@@ -20,7 +20,7 @@ demo: $(READY)
 	$(BIN)/python experiments/demo.py $(DEMO_OPTIONS)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -8,6 +8,13 @@ import ray
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, keep tests that share expensive fixtures in one process: those of experiments."""
+    for item in items:
+        is_of_experiments = item.path.is_relative_to(ROOT / "tests" / "experiments")
+        item.add_marker(pytest.mark.xdist_group("experiments" if is_of_experiments else "others"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One small Ray session for all tests that need one; starting it takes seconds."""
