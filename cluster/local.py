@@ -139,7 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(result.to_json())
     else:
         show(result, exports=given.command == "up")
-    is_well = not isinstance(result, ClusterStatus) or result.state == "up"
+    # `up` has waited for an answer of each service; a later one that is slow does not undo that.
+    is_well = given.command != "status" or (isinstance(result, ClusterStatus) and result.state == "up")
     return 0 if is_well else NOT_WELL_STATUS
 
 
