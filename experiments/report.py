@@ -166,9 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def show_run() -> RunReport:
         folder = RunFolder.open(given.run) if given.run else newest_run(resolve_workspace(given.workspace))
-        result = folder.result
-        if result is None:
-            raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
+        result = folder.finished_result
         draw_all(folder, result)
         return RunReport(
             **dict(result), mlflow=folder.mlflow, paper=find_stmi_result(folder.config.data.dataset)

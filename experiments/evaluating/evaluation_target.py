@@ -71,9 +71,8 @@ def load_run(
         data_catalog.errors.CatalogError: There is no such view.
     """
     folder = RunFolder.open(path)
-    result, untrained = folder.result, folder.journal.last("untrained")
-    if result is None or untrained is None:
-        raise RunFolderError(f"{path} is not finished; run the command that started it again")
+    result, untrained = folder.finished_result, folder.journal.last("untrained")
+    assert untrained is not None
     clip = load_clip(run_data.clip_source(folder.config))
     model = STMI(folder.config.model, clip, untrained["identities"], untrained["cameras"], folder.config.seed)
     if result.reported is None or result.choices is None:

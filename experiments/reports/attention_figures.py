@@ -217,9 +217,7 @@ def plot_foreground_shares(target: EvaluationTarget, view: View, count: int) -> 
 
 def learned_strengths(run: RunFolder) -> tuple[np.ndarray, np.ndarray]:
     """Alpha and beta after the last epoch of a run, each `(layers, heads or 1)`; NaN without modulation."""
-    result = run.result
-    assert result is not None
-    with fetched(result.checkpoint) as folder, safe_open(folder / MODEL_FILE, "np") as weights:
+    with fetched(run.finished_result.checkpoint) as folder, safe_open(folder / MODEL_FILE, "np") as weights:
         pairs = [
             weights.get_tensor(f"image_tower.modulation.{name}")[..., 0, 0] for name in ("alpha", "beta")
         ]

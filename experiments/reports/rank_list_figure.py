@@ -94,9 +94,7 @@ def shared_seeds(rows: Collection[Mapping[int, RunFolder]]) -> list[int]:
 
 def load_embeddings(run: RunFolder, feature: str) -> np.ndarray:
     """One feature of a finished run's test view, `(rows, width)`, after the last epoch."""
-    result = run.result
-    assert result is not None
-    return embeddings_of(result)[feature]
+    return embeddings_of(run.finished_result)[feature]
 
 
 def _average_precision(run: RunFolder, feature: str) -> dict[int, float]:

@@ -77,10 +77,8 @@ def run(
                     _train(folder, tables, options, threads, on_report)
             if not is_reused:
                 conclude(folder)
-        result = folder.result
-        assert result is not None
         logged = None if mlflow_logger is None else mlflow_logger.logged_run
-        return LoggedRunResult(**dict(result) | {"reused": is_reused, "mlflow": logged})
+        return LoggedRunResult(**dict(folder.finished_result) | {"reused": is_reused, "mlflow": logged})
 
 
 @contextmanager
@@ -161,9 +159,7 @@ def _logged(folder: RunFolder, options: RunOptions) -> Iterator[MlflowLogger | N
     except BaseException as error:
         mlflow_logger.finish("FAILED" if isinstance(error, RunError) else "KILLED", folder.files)
         raise
-    result = folder.result
-    assert result is not None
-    figures = sorted(folder.pictures.glob("*.png")) or run_figures.draw_all(folder, result)
+    figures = sorted(folder.pictures.glob("*.png")) or run_figures.draw_all(folder, folder.finished_result)
     mlflow_logger.finish("FINISHED", [*figures, *folder.files])
 
 

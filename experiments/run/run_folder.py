@@ -179,6 +179,18 @@ class RunFolder(JournalFolder):
             raise RunFolderError(f"{self._result_file} is damaged, move it away: {error}") from error
 
     @property
+    def finished_result(self) -> RunResult:
+        """The result of a run that must be finished.
+
+        Raises:
+            RunFolderError: The run is not finished, or the file is damaged.
+        """
+        result = self.result
+        if result is None:
+            raise RunFolderError(f"{self.path} is not finished; run the command that started it again")
+        return result
+
+    @property
     def mlflow(self) -> MlflowState | None:
         """Where MLflow has the run; None where nothing was logged yet."""
         if not (state := self.path / "mlflow.json").exists():

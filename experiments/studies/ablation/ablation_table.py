@@ -71,8 +71,7 @@ class RowRuns:
         return np.stack(values).astype(float), tables[0]["identity"].to_numpy()
 
     def _epoch(self, run: RunFolder, choice: str | None) -> EpochMetrics | None:
-        result = run.result
-        assert result is not None
+        result = run.finished_result
         assert result.reported is not None
         is_reported = result.choices is not None and result.reported.feature == self.feature
         choices = result.choices if is_reported else choices_of(run, self.feature)
