@@ -120,9 +120,9 @@ def test_every_query_is_written_for_every_setting(trained, capsys, tmp_path):
     queries = pq.read_table(tmp_path / "queries.parquet").to_pandas()
     assert len(queries) == 4 * len(trained["metrics"]) * queries["sample_id"].nunique()
     for setting in result["settings"]:
-        of_setting = queries["missing"].eq("+".join(setting["missing"]))
-        of_setting &= queries["reranked"].eq(setting["reranked"])
-        means = queries[of_setting].groupby("feature")["average_precision"].mean()
+        selected = queries["missing"].eq("+".join(setting["missing"]))
+        selected &= queries["reranked"].eq(setting["reranked"])
+        means = queries[selected].groupby("feature")["average_precision"].mean()
         assert means.to_dict() == pytest.approx({f: m["mAP"] for f, m in setting["metrics"].items()})
 
 

@@ -95,8 +95,8 @@ def test_mlflow_has_a_parent_with_pictures_and_a_child_for_each_run(swept, works
     assert [point.step for point in best] == list(range(TRIALS))
     assert best[-1].value == swept["best"]["value"]
     pictures = {item.path for item in client.list_artifacts(parent.info.run_id, "pictures")}
-    drawn = ("history", "slice", "parallel_coordinates", "importance", "pareto")
-    assert pictures == {f"pictures/{name}.png" for name in drawn}
+    names = ("history", "slice", "parallel_coordinates", "importance", "pareto")
+    assert pictures == {f"pictures/{name}.png" for name in names}
     assert children(client, parent) == {
         trial["run"]: {"finished": "FINISHED", "pruned": "KILLED"}[trial["state"]]
         for trial in swept["trials"]

@@ -87,8 +87,8 @@ def test_page_refers_to_nothing_outside_itself(page):
 def test_every_picture_of_both_tables_is_drawn(report, page):
     assert report["missing"] == {}
     names = {Path(path).name for path in report["pictures"]}
-    of_table = ("differences.svg", "curves.svg", "tsne.svg", "ranks.png", "strengths.svg")
-    assert {f"{table}_{name}" for table in ("table3", "table4") for name in of_table} <= names
+    suffixes = ("differences.svg", "curves.svg", "tsne.svg", "ranks.png", "strengths.svg")
+    assert {f"{table}_{name}" for table in ("table3", "table4") for name in suffixes} <= names
     assert {"table3.png", "attention_shares.svg", "attention_0.png"} <= names
     assert sum(name == "src" for name, _ in page.references) == len(report["pictures"])
 
@@ -137,9 +137,9 @@ def test_rows_without_a_shared_seed_are_in_no_figure_together(recorded, tmp_path
     written = write_report(replace(recorded, runs=left), tmp_path / "report.html")
     missing = {title for title, reason in written.missing.items() if "no seed in common" in reason}
     assert {title.rpartition(": ")[2] for title in missing} == {"identities"}
-    drawn = {Path(path).name for path in written.pictures}
+    pictures = {Path(path).name for path in written.pictures}
     # Others of the rows have seeds in common.
-    assert drawn >= {"table3.png", "table3_strengths.svg", "table3_ranks.png"}
+    assert pictures >= {"table3.png", "table3_strengths.svg", "table3_ranks.png"}
 
 
 def test_run_without_tags_in_mlflow_is_omitted(recorded, study, workspace):

@@ -71,9 +71,9 @@ def test_workers_open_the_shards_of_their_own_identities_alone(train_view, clip,
     assert sorted(name for view in views for name in view.sample_id) == sorted(whole.sample_id)
     for labels, view in zip(schedule.labels, views, strict=True):
         assert np.array_equal(np.unique(whole.identity)[labels], view.identity)
-    drawn = [view.identity[schedule.rows(rank, epoch=0)] for rank, view in enumerate(views)]
+    batches = [view.identity[schedule.rows(rank, epoch=0)] for rank, view in enumerate(views)]
     # A batch over all workers: six identities, two samples each.
-    for step in np.concatenate(drawn, axis=1):
+    for step in np.concatenate(batches, axis=1):
         assert np.unique(step, return_counts=True)[1].tolist() == [2] * 6
 
 

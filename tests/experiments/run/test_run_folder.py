@@ -36,11 +36,11 @@ def test_folder_that_holds_another_run_is_refused_and_left_as_it_is(tmp_path, ta
     folder = RunFolder.of(tmp_path, config, tables)
     stored = folder.path / "config.json"
     # Names hold eight digits of a fingerprint, which two runs may share.
-    mark = fingerprint(config, tables)
+    own = fingerprint(config, tables)
     content = json.loads(stored.read_text())
-    stored.write_text(json.dumps(content | {"fingerprint": mark[:8] + "0" * 56}))
+    stored.write_text(json.dumps(content | {"fingerprint": own[:8] + "0" * 56}))
     before = stored.read_bytes()
-    with pytest.raises(RunFolderError, match=rf"{folder.name} holds another run .*expected {mark[:16]}"):
+    with pytest.raises(RunFolderError, match=rf"{folder.name} holds another run .*expected {own[:16]}"):
         RunFolder.of(tmp_path, config, tables)
     assert stored.read_bytes() == before
 

@@ -67,8 +67,8 @@ def test_tables_have_as_many_rows_and_numbers_as_the_paper():
 def test_row_of_several_tables_has_the_same_numbers_in_each():
     full = [("table1", "STMI"), ("table3", "D"), ("table4", "D"), ("table5", "E")]
     without_chi = [("table3", "C"), ("table4", "A")]
-    for places in (full, without_chi):
-        rows = [published(table).row(key).values["rgbnt201"] for table, key in places]
+    for rows_of_table in (full, without_chi):
+        rows = [published(table).row(key).values["rgbnt201"] for table, key in rows_of_table]
         for metric in ("mAP", "rank1"):
             assert len({row[metric] for row in rows}) == 1
     assert published("table4").row("D").values == published("table5").row("E").values

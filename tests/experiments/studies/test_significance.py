@@ -99,14 +99,14 @@ def test_bootstrap_equals_a_naive_loop():
     row[:, 5] = reference[:, 5] = np.nan
     found = bootstrap_over_queries(row, reference, identity, resamples=4000)
     gain = row.mean(axis=0) - reference.mean(axis=0)
-    members = [[gain[q] for q in range(60) if identity[q] == i and q != 5] for i in range(12)]
+    by_identity = [[gain[q] for q in range(60) if identity[q] == i and q != 5] for i in range(12)]
     means = []
     for _ in range(4000):
-        drawn = [value for i in random.integers(0, 12, 12) for value in members[i]]
-        means.append(sum(drawn) / len(drawn))
+        resample = [value for i in random.integers(0, 12, 12) for value in by_identity[i]]
+        means.append(sum(resample) / len(resample))
     n = 12
     tail = stats.norm.cdf((n / (n - 1)) ** 0.5 * stats.t.ppf(0.025, n - 1))
-    assert found.difference == close(np.mean([value for part in members for value in part]))
+    assert found.difference == close(np.mean([value for part in by_identity for value in part]))
     assert found.units == n
     # Two sets of random resamples: their quantiles agree to about a twentieth of the interval.
     expected = np.quantile(means, [tail, 1 - tail])

@@ -47,15 +47,15 @@ def run_to(study, trials, first=None):
 
 def test_each_sample_is_a_function_of_seed_number_and_history(url, tmp_path):
     run_to(open_study(url), 14)
-    # The same sweep by a process a trial; the last four are drawn by TPE, not at random.
+    # The same sweep by a process a trial; the last four are sampled by TPE, not at random.
     other = f"sqlite:///{tmp_path / 'other.db'}"
     for trials in range(1, 15):
         run_to(open_study(other), trials)
-    drawn = [trial.values for trial in open_study(url).trials()]
-    assert [trial.values for trial in open_study(other).trials()] == drawn
-    assert len({json.dumps(values) for values in drawn}) > 10
+    sampled = [trial.values for trial in open_study(url).trials()]
+    assert [trial.values for trial in open_study(other).trials()] == sampled
+    assert len({json.dumps(values) for values in sampled}) > 10
     run_to(open_study(f"sqlite:///{tmp_path / 'seed.db'}", seed=1), 3)
-    assert [t.values for t in open_study(f"sqlite:///{tmp_path / 'seed.db'}").trials()] != drawn[:3]
+    assert [t.values for t in open_study(f"sqlite:///{tmp_path / 'seed.db'}").trials()] != sampled[:3]
 
 
 def test_later_trials_are_sampled_where_earlier_ones_were_good(url):
@@ -316,7 +316,7 @@ def test_last_validation_stops_no_trial_nor_does_any_without_early_stopping(url)
             assert decisions[-1] == CONTINUE
 
 
-def test_searcher_takes_up_what_runs_before_it_draws_and_makes_up_for_crashes(url):
+def test_searcher_resumes_running_trials_then_samples_and_replaces_crashed_ones(url):
     study = open_study(url)
     for _ in range(3):
         study.ask(known)

@@ -28,11 +28,13 @@ class Crash:
 
     def __call__(self, *given, search_alg, **search):
         outcomes = []
-        while (drawn := search_alg.suggest(f"t{len(outcomes)}")) != "FINISHED":
-            number, place = drawn["number"], len(outcomes)
+        while (suggestion := search_alg.suggest(f"t{len(outcomes)}")) != "FINISHED":
+            number, position = suggestion["number"], len(outcomes)
             crashes = number in self.crashing
             outcomes.append(
-                SimpleNamespace(error="Traceback\nOSError: out of memory" if crashes else None, config=drawn)
+                SimpleNamespace(
+                    error="Traceback\nOSError: out of memory" if crashes else None, config=suggestion
+                )
             )
             if not crashes:
                 search_alg.study.report(number, 3, 0.5)
@@ -41,7 +43,9 @@ class Crash:
             if number == self.killed_after:
                 search_alg.study.finish(number, 0.5)
                 raise KeyboardInterrupt
-            search_alg.on_trial_complete(f"t{place}", None if crashes else {"finished": True}, error=crashes)
+            search_alg.on_trial_complete(
+                f"t{position}", None if crashes else {"finished": True}, error=crashes
+            )
         return outcomes
 
 
