@@ -22,13 +22,11 @@ class Asker:
     Attributes:
         client: Sends the requests.
         store: Keeps the answers.
-        known: Digests of the questions that are answered; grows.
         faults: Why questions were asked again, to how often.
     """
 
     client: LlmClient
     store: AnswerStore
-    known: set[str]
     faults: Counter[str] = field(default_factory=Counter)
     _in_flight: dict[str, asyncio.Task[Answer]] = field(default_factory=dict)
 
@@ -50,12 +48,10 @@ class Asker:
         return await self._in_flight[digest]
 
     async def _find(self, question: Question) -> Answer:
-        digest = question.digest
-        answer = await asyncio.to_thread(self.store.read, digest) if digest in self.known else None
+        answer = await asyncio.to_thread(self.store.read, question.digest)
         if answer is None:
             answer = await self._ask(question)
-            await asyncio.to_thread(self.store.write, digest, answer)
-            self.known.add(digest)
+            await asyncio.to_thread(self.store.write, question.digest, answer)
         return answer
 
     async def _ask(self, question: Question) -> Answer:

@@ -64,20 +64,15 @@ class LlmClient:
     stopped_by: CatalogError | None = None
 
     def __post_init__(self) -> None:
-        timeout, concurrency = self.settings.timeout_seconds, self.settings.concurrency
         self._client = openai.AsyncOpenAI(
             # An endpoint of one's own needs no key, but the library wants one.
             api_key=api_key() or "none",
             base_url=self.settings.endpoint,
             max_retries=0,
-            timeout=openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
-            http_client=openai.DefaultAsyncHttpxClient(
-                limits=type(openai.DEFAULT_CONNECTION_LIMITS)(
-                    max_connections=concurrency, max_keepalive_connections=concurrency
-                )
-            ),
+            # Its limit is per read, so a body that comes byte by byte would never end; `_send` has a limit.
+            timeout=openai.Timeout(None, connect=_CONNECT_SECONDS),
         )
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = asyncio.Semaphore(self.settings.concurrency)
         self._first = asyncio.Lock()
         self._is_proven = False
         self._resume_at = 0.0
@@ -163,10 +158,9 @@ class LlmClient:
     async def _send(self, request: Mapping[str, Any]) -> Completion:
         seconds = self.settings.timeout_seconds
         try:
-            # The library's own limit is per read, so a body that comes byte by byte would never end.
             async with asyncio.timeout(seconds):
                 response = await self._client.chat.completions.with_raw_response.create(**request)
-        except (TimeoutError, openai.APITimeoutError):
+        except TimeoutError:
             raise FaultError(f"no answer within {seconds:g} s", may_be_charged=True) from None
         except openai.APIConnectionError as error:
             raise connection_fault(error) from None
@@ -202,5 +196,4 @@ class LlmClient:
 
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+            await asyncio.wait_for(self._stopping.wait(), seconds)

@@ -109,12 +109,11 @@ class AnswerJob:
             job = json_digest([self.questions.settings.sampling, self.questions.schema_digest])[:16]
             self._budget.lost = self.store.read_lost(job)
             self._budget.note_lost = partial(self.store.write_lost, job)
-            known = self.store.digests()
-            missing = self._find_missing(known)
+            missing = self._find_missing()
             self._done = len(self.samples) - sum(map(len, missing.values()))
             progress(self._done, len(self.samples))
             if missing:
-                asyncio.run(self._ask_all(missing, known, progress))
+                asyncio.run(self._ask_all(missing, progress))
         if self._failures and self.questions.settings.failed == "stop":
             raise CatalogError(
                 f"{len(self._failures)} questions got no answer (first: "
@@ -135,8 +134,9 @@ class AnswerJob:
             cost_usd=self._budget.cost_usd,
         )
 
-    def _find_missing(self, known: set[str]) -> dict[int, list[int]]:
+    def _find_missing(self) -> dict[int, list[int]]:
         """Shard to the rows about which not everything is answered; what is answered is counted."""
+        known = self.store.digests()
 
         def read(question: Question) -> Answer | None:
             return self.store.read(question.digest) if question.digest in known else None
@@ -155,9 +155,9 @@ class AnswerJob:
                         missing.setdefault(number, []).append(row)
         return missing
 
-    async def _ask_all(self, missing: Mapping[int, list[int]], known: set[str], progress: Progress) -> None:
+    async def _ask_all(self, missing: Mapping[int, list[int]], progress: Progress) -> None:
         client = LlmClient(self.client, self._budget, self._counts, was_answered_before=bool(self._kept))
-        asker = Asker(client, self.store, known, self._reasked)
+        asker = Asker(client, self.store, self._reasked)
         slots = asyncio.Semaphore(self.client.concurrency)
         try:
             async with asyncio.TaskGroup() as tasks:

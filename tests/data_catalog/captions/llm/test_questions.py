@@ -229,7 +229,7 @@ def ask(
     async def run() -> tuple[list[Answer], Counter[str]]:
         settings = ClientSettings(endpoint=server.url, reasks=reasks, first_wait_seconds=0.01)
         client = LlmClient(settings, Budget(None, None, 300))
-        asker = Asker(client, store, store.digests())
+        asker = Asker(client, store)
         try:
             return list(await asyncio.gather(*(asker.ask(question) for question in questions))), asker.faults
         finally:
