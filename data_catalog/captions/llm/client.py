@@ -5,8 +5,9 @@ and limits of the whole job (requests at once, money) are easy to keep. The key 
 read from OPENAI_API_KEY, sent to the endpoint alone, and kept out of every message, log and file. (Ray that
 is started later by the same process inherits the variable, and does not read it.)
 
-The openai client sends requests, pools connections and classifies errors. Its own retries are off: they know
-neither of the budget nor of the other requests. What happens here, by kind of fault:
+The openai client sends requests, pools connections and classifies errors. Its own retries are off: they count
+rate limits as failures, let the other requests go on meanwhile, give up after half a minute, repeat no
+answer that is not a completion, and go on when the job has ended. What happens here, by kind of fault:
 
     no connection, wrong key, no such model   the job ends, before a second request is sent
     429, and any Retry-After                  every request waits as long as the endpoint asks for
@@ -31,6 +32,9 @@ from data_catalog.captions.llm.responses import (
     Completion,
     EndpointError,
     FaultError,
+    LostAnswerError,
+    RateLimitError,
+    RefusedError,
     RequestFailedError,
     api_key,
     connection_fault,
@@ -103,12 +107,12 @@ class LlmClient:
                 if not self._is_proven:
                     return await self._complete(request)
             return await self._complete(request)
+        except RequestFailedError as error:
+            if self._is_proven or self.was_answered_before:
+                raise
+            ending: CatalogError = self._unusable(error)
         except CatalogError as error:
             ending = error
-        if isinstance(ending, RequestFailedError):
-            if self._is_proven or self.was_answered_before:
-                raise ending
-            ending = self._unusable(ending)
         self.stop(ending)
         raise ending
 
@@ -118,21 +122,19 @@ class LlmClient:
             try:
                 async with self._slots:
                     return await self._attempt(request)
-            except FaultError as error:
-                fault = error
-            if fault.is_rate_limit:
+            except RateLimitError as fault:
                 rate_limits += 1
                 self.counts["rate_limited"] += 1
                 self._hold_all(fault, fault.wait_seconds or self._backoff(rate_limits))
-                continue
-            failures += 1
-            if fault.is_refused and not self._is_proven:
-                raise self._unusable(fault)
-            if failures > self.settings.retries:
-                raise RequestFailedError(f"{fault}; sent {failures} times")
-            self.counts["retries"] += 1
-            self._hold_all(fault, fault.wait_seconds or 0.0)
-            await self._sleep(self._backoff(failures))
+            except FaultError as fault:
+                failures += 1
+                if isinstance(fault, RefusedError) and not self._is_proven:
+                    raise self._unusable(fault) from None
+                if failures > self.settings.retries:
+                    raise RequestFailedError(f"{fault}; sent {failures} times") from None
+                self.counts["retries"] += 1
+                self._hold_all(fault, fault.wait_seconds)
+                await self._sleep(self._backoff(failures))
 
     async def _attempt(self, request: Mapping[str, Any]) -> Completion:
         async with self.budget.reserve(prompt_size(request)) as reservation:
@@ -143,8 +145,8 @@ class LlmClient:
             self.counts["requests"] += 1
             try:
                 completion = await self._send(request)
-            except FaultError as fault:
-                reservation.is_lost = fault.may_be_charged
+            except LostAnswerError:
+                reservation.is_lost = True
                 raise
             reservation.usage = completion.usage
         if completion.usage is None and completion.text is not None and self.settings.budget_usd is not None:
@@ -161,7 +163,7 @@ class LlmClient:
             async with asyncio.timeout(seconds):
                 response = await self._client.chat.completions.with_raw_response.create(**request)
         except TimeoutError:
-            raise FaultError(f"no answer within {seconds:g} s", may_be_charged=True) from None
+            raise LostAnswerError(f"no answer within {seconds:g} s") from None
         except openai.APIConnectionError as error:
             raise connection_fault(error) from None
         except openai.APIStatusError as error:

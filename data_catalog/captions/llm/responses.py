@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import openai
@@ -27,26 +26,28 @@ class RequestFailedError(CatalogError):
     """One request got no answer, however often it was sent."""
 
 
-@dataclass(eq=False)
 class FaultError(Exception):
     """A request failed in a way that may pass.
 
     Attributes:
-        message: What happened.
-        is_refused: Whether there was not even a connection.
-        is_rate_limit: Whether the endpoint wants fewer requests.
-        may_be_charged: Whether an answer may have been made and lost.
-        wait_seconds: How long the endpoint asks to wait; None where it does not.
+        wait_seconds: How long the endpoint asks to wait; 0 where it does not.
     """
 
-    message: str
-    is_refused: bool = False
-    is_rate_limit: bool = False
-    may_be_charged: bool = False
-    wait_seconds: float | None = None
+    def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
 
-    def __str__(self) -> str:
-        return self.message
+
+class RefusedError(FaultError):
+    """There was not even a connection."""
+
+
+class RateLimitError(FaultError):
+    """The endpoint wants fewer requests."""
+
+
+class LostAnswerError(FaultError):
+    """An answer may have been made, and charged."""
 
 
 class Completion(BaseModel):
@@ -94,15 +95,15 @@ def read_completion(content: bytes) -> Completion:
     """The completion in the body of a response.
 
     Raises:
-        FaultError: If the body is none: cut off, not JSON, or of another protocol.
+        LostAnswerError: If the body is none: cut off, not JSON, or of another protocol.
     """
     try:
         completion = Completion.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the body"
-        raise FaultError(
-            f"the answer is not a chat completion ({field}: {presentable(first['msg'])})", may_be_charged=True
+        raise LostAnswerError(
+            f"the answer is not a chat completion ({field}: {presentable(first['msg'])})"
         ) from None
     if completion.refusal is None and completion.finish_reason == "content_filter":
         return completion.model_copy(update={"refusal": "the endpoint's filter withheld the answer"})
@@ -112,12 +113,9 @@ def read_completion(content: bytes) -> Completion:
 def connection_fault(error: openai.APIConnectionError) -> FaultError:
     """What it means that there is no whole response."""
     cause = error.__cause__ or error
-    is_refused = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
-    return FaultError(
-        f"connection {'refused' if is_refused else 'broken off'} ({presentable(cause)})",
-        is_refused=is_refused,
-        may_be_charged=not is_refused,
-    )
+    if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol"):
+        return RefusedError(f"connection refused ({presentable(cause)})")
+    return LostAnswerError(f"connection broken off ({presentable(cause)})")
 
 
 def read_status(error: openai.APIStatusError, endpoint: str) -> Completion:
@@ -150,21 +148,20 @@ def read_status(error: openai.APIStatusError, endpoint: str) -> Completion:
             f"endpoint {endpoint}: the account has no money left ({message}); top it up and run the same "
             "command again, what is answered is kept"
         )
-    if status in (408, 409, 429) or status >= 500:
-        raise FaultError(
-            f"{'too many requests' if status == 429 else 'the endpoint failed'} ({status}: {message})",
-            is_rate_limit=status == 429,
-            wait_seconds=retry_after_seconds(error.response.headers),
-        )
+    wait_seconds = retry_after_seconds(error.response.headers)
+    if status == 429:
+        raise RateLimitError(f"too many requests ({status}: {message})", wait_seconds)
+    if status in (408, 409) or status >= 500:
+        raise FaultError(f"the endpoint failed ({status}: {message})", wait_seconds)
     if error.code in _REFUSAL_CODES:
         return Completion(message={}, refusal=f"the endpoint's filter refused the request ({message})")
     raise RequestFailedError(f"the endpoint refuses the request ({status}: {message})")
 
 
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What Retry-After asks for, as seconds or as a date; None where it is absent, malformed or past."""
+def retry_after_seconds(headers: Mapping[str, str]) -> float:
+    """What Retry-After asks for, as seconds or as a date; 0 where it is absent, malformed or past."""
     value, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms", "")
-    seconds: float | None = None
+    seconds = 0.0
     with suppress(ValueError):
         seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     with suppress(ValueError):
@@ -172,4 +169,4 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     with suppress(ValueError):
         seconds = float(milliseconds) / 1000
     # The comparison also leaves out "nan".
-    return seconds if seconds is not None and seconds > 0 else None
+    return seconds if seconds > 0 else 0.0

@@ -273,18 +273,18 @@ def test_endpoint_of_ones_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        ({}, None),
+        ({}, 0),
         ({"retry-after": "7"}, 7),
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after": "9", "retry-after-ms": "250"}, 0.25),
-        ({"retry-after": "0"}, None),
-        ({"retry-after": "-3"}, None),
-        ({"retry-after": "nan"}, None),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
+        ({"retry-after": "0"}, 0),
+        ({"retry-after": "-3"}, 0),
+        ({"retry-after": "nan"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
     ],
 )
-def test_retry_after_is_seconds(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_seconds(headers: dict[str, str], seconds: float) -> None:
     assert retry_after_seconds(headers) == seconds
 
 
