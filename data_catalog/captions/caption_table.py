@@ -22,7 +22,7 @@ from data_catalog.captions.caption_writer import (
 from data_catalog.captions.predicted_attributes import AttributePrediction, fill, load_predictions
 from data_catalog.cards import load_card
 from data_catalog.formats import FORMATS
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.held_out import splits_on_disk
 from data_catalog.tables.building import build_table
@@ -48,7 +48,7 @@ def make_captions(
     samples: Table,
     predictions: str | Path,
     settings: CaptionSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The `captions` table of a samples table.
 

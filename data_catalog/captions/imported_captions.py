@@ -18,7 +18,7 @@ from data_catalog.captions.caption_writer import (
 )
 from data_catalog.captions.redaction import redact
 from data_catalog.errors import CatalogError
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
@@ -49,7 +49,7 @@ def import_captions(
     samples: Table,
     folder: str | Path | None = None,
     settings: CaptionFileSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The `captions` table of caption files.
 

@@ -6,44 +6,25 @@ The text tower is not trained, so its output for a caption never changes; traini
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from data_catalog.errors import CatalogError
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, text_features_schema
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
+if TYPE_CHECKING:
+    from stmi.clip.loading import LoadedClip
+
 LIGHT_CAPTIONS = 512
 """Number of captions that are encoded in the time that an actor takes to load its tower."""
-
-
-class TextTower(Protocol):
-    """What is needed of a loaded CLIP."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its weights."""
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of a text feature."""
-
-    def tokenize(self, texts: list[str]) -> Any:
-        """Token numbers `(batch, context)`."""
-
-    def encode_text(self, tokens: Any) -> Any:
-        """Text features `(batch, embed_dim)`, float32, a torch tensor, not normalised."""
 
 
 class TextFeatureSettings(Record):
@@ -63,7 +44,7 @@ class TextFeatureStatistics(Record):
     """Captions that were encoded; equal ones of a shard count once."""
 
 
-def load_text_tower(source: str) -> TextTower:
+def load_text_tower(source: str) -> "LoadedClip":
     """The CLIP of `stmi.clip.loading.load_clip`; an actor loads its own.
 
     Raises:
@@ -82,8 +63,8 @@ def make_text_features(
     captions: Table,
     clip: str | Path,
     settings: TextFeatureSettings | None = None,
-    progress: Progress | None = None,
-    load: Callable[[str], TextTower] = load_text_tower,
+    progress: Progress = no_progress,
+    load: Callable[[str], "LoadedClip"] = load_text_tower,
 ) -> Table:
     """The `text_features` table of a captions table.
 
@@ -135,8 +116,8 @@ class TextFeaturesMaker(ShardMaker[int]):
     captions: Table
     source: str
     batch_size: int
-    load: Callable[[str], TextTower]
-    tower: TextTower | None = field(default=None, init=False)
+    load: Callable[[str], "LoadedClip"]
+    tower: "LoadedClip | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         # A few are encoded before every actor has loaded its tower.

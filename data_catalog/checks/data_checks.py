@@ -20,7 +20,7 @@ from data_catalog.checks.image_hashes import (
 )
 from data_catalog.checks.newest_tables import NewestTables, find_card
 from data_catalog.errors import name_first
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
@@ -81,7 +81,7 @@ class _Findings:
 
 
 def run_checks(
-    tables: NewestTables, settings: CheckSettings | None = None, progress: Progress | None = None
+    tables: NewestTables, settings: CheckSettings | None = None, progress: Progress = no_progress
 ) -> CheckReport:
     """Every check of a data set.
 

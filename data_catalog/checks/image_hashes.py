@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.samples.images import decode_triplets
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import IMAGE_HASHES_SCHEMA, TableKind
@@ -42,7 +42,7 @@ Pair = tuple[int, int]
 """Two row numbers, the smaller first."""
 
 
-def make_image_hashes(samples: Table, progress: Progress | None = None) -> Table:
+def make_image_hashes(samples: Table, progress: Progress = no_progress) -> Table:
     """The `image_hashes` table of a samples table.
 
     Args:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from data_catalog.checks.data_checks import CheckReport, CheckSettings, Finding, junk_rule, run_checks
 from data_catalog.checks.newest_tables import NewestTables
 from data_catalog.errors import NotWritableError
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.tables.digests import json_digest
@@ -35,7 +35,7 @@ class _Sealed(Record):
 
 
 def load_or_run_checks(
-    tables: NewestTables, settings: CheckSettings | None = None, progress: Progress | None = None
+    tables: NewestTables, settings: CheckSettings | None = None, progress: Progress = no_progress
 ) -> CheckReport:
     """The report of `run_checks`, from the catalog if the same tables had the same checks before.
 

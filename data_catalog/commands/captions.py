@@ -21,8 +21,7 @@ from data_catalog.commands.arguments import (
     given_options,
     setting_options,
 )
-from data_catalog.commands.command import BuiltTable, Command, build
-from data_catalog.commands.printing import print_result
+from data_catalog.commands.command import BuiltTable, Command, build, print_result
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.records import Record

@@ -5,8 +5,7 @@ import argparse
 from data_catalog.checks.data_checks import CheckReport, CheckSettings, run_checks
 from data_catalog.checks.newest_tables import find_newest_tables
 from data_catalog.commands.arguments import add_dataset, add_setting_options, check_dataset, given_settings
-from data_catalog.commands.command import Command, DatasetResult
-from data_catalog.commands.printing import print_findings
+from data_catalog.commands.command import Command, DatasetResult, print_findings
 from data_catalog.progress import progress_bar
 
 _SETTINGS = ("samples_per_identity", "near_empty", "near_full", "duplicate_bits")

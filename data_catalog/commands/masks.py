@@ -13,8 +13,7 @@ from data_catalog.commands.arguments import (
     given_options,
     image_size,
 )
-from data_catalog.commands.command import BuiltTable, Command, build
-from data_catalog.commands.printing import print_result
+from data_catalog.commands.command import BuiltTable, Command, build, print_result
 from data_catalog.errors import CatalogError, name_first
 from data_catalog.masks.mask_table import SegmenterSettings, list_below_gate, make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings

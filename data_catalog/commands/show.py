@@ -4,8 +4,7 @@ import argparse
 from typing import Any
 
 from data_catalog.commands.arguments import add_dataset, check_dataset
-from data_catalog.commands.command import Command, DatasetResult
-from data_catalog.commands.printing import print_findings
+from data_catalog.commands.command import Command, DatasetResult, print_findings
 from data_catalog.inspect.lineage import TableOrigin, draw_tree, trace
 from data_catalog.inspect.summary import SplitCounts, Summary, describe
 from data_catalog.records import Record

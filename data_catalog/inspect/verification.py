@@ -48,7 +48,7 @@ class Verification(Record):
     """Every fault, in the order of the tables and their shards."""
 
 
-def verify(catalog: str | Path, dataset: str, progress: Progress | None = None) -> Verification:
+def verify(catalog: str | Path, dataset: str, progress: Progress = no_progress) -> Verification:
     """Read every shard of every table of a data set and compare with the manifests.
 
     Three digests must agree: of a shard's bytes, of the rows in it, and of the table, which is computed from
@@ -84,8 +84,7 @@ def verify(catalog: str | Path, dataset: str, progress: Progress | None = None) 
                 tables[name] = table
     shards = {name: len(table.manifest.shards) for name, table in tables.items()}
     done, total = 0, sum(shards.values())
-    report = progress or no_progress
-    report(done, total)
+    progress(done, total)
     # Reading and hashing release the GIL, so a few threads keep disk and CPUs busy.
     with ThreadPoolExecutor(_THREADS) as threads:
         for name, table in tables.items():
@@ -95,7 +94,7 @@ def verify(catalog: str | Path, dataset: str, progress: Progress | None = None) 
                 if found is not None:
                     report_fault(name, *found)
                 done += 1
-                report(done, total)
+                progress(done, total)
     return Verification(dataset=dataset, tables=shards, unfinished=tuple(unfinished), errors=tuple(faults))
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from data_catalog.formats import FORMATS
 from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
 from data_catalog.tables.building import build_table
@@ -87,7 +87,7 @@ def make_masks(
     samples: Table,
     settings: SegmenterSettings,
     true_masks: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The `masks` table of a samples table, by a segmenter.
 
@@ -122,7 +122,7 @@ def build_masks(
     true_masks: str | Path | None = None,
     key_extra: Any = None,
     created: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The `masks` table of a samples table, from masks of any origin.
 

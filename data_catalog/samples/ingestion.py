@@ -22,7 +22,7 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.formats import FORMATS, SIDE_BY_SIDE, Listing, Rejected, SourceSample
 from data_catalog.formats.rgbnt201 import SYNTHESIS_MANIFEST
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.held_out import hold_out
 from data_catalog.samples.source_images import (
@@ -74,7 +74,7 @@ def ingest(
     catalog: str | Path,
     dataset: str,
     settings: IngestSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The `samples` table of a source folder.
 

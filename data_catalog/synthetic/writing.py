@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_catalog.errors import CatalogError
 from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS, SYNTHESIS_MANIFEST
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.synthetic.attributes import attribute_values
 from data_catalog.synthetic.rendering import RenderedSample, render_sample
@@ -49,7 +49,7 @@ class SynthesisReport(Record):
     """Time taken."""
 
 
-def synthesize(settings: SyntheticSettings, out: Path, progress: Progress | None = None) -> SynthesisReport:
+def synthesize(settings: SyntheticSettings, out: Path, progress: Progress = no_progress) -> SynthesisReport:
     """Write the data set of these settings, unless it exists already.
 
     An interrupted call leaves no `synthesis.json`; the next one writes the same bytes again.
@@ -89,7 +89,7 @@ def _write(
     out: Path,
     manifest: Mapping[str, Any],
     total: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / UNFINISHED).write_text(_as_text(manifest), encoding="utf-8")
@@ -97,8 +97,7 @@ def _write(
     for split in SPLITS:
         for _ in _write_split(settings, split, out):
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
     (out / UNFINISHED).replace(out / SYNTHESIS_MANIFEST)
 
 

@@ -54,7 +54,7 @@ def build_table(
     key_extra: Any = None,
     created: Mapping[str, Any] | None = None,
     before: Callable[[], None] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The table that these inputs and settings ask for; builds it if it does not exist yet.
 
@@ -135,11 +135,10 @@ def build_table(
         return Table(catalog, Manifest.model_validate_json(data), reused=False)
 
 
-def _report_files(root: str, files: Sequence[str], progress: Progress | None) -> None:
+def _report_files(root: str, files: Sequence[str], progress: Progress) -> None:
     """Report how many shards another process has written."""
-    if progress is not None:
-        found = filesystems.list_files(*filesystems.open_root(root))
-        progress(sum(name in found for name in files), len(files))
+    found = filesystems.list_files(*filesystems.open_root(root))
+    progress(sum(name in found for name in files), len(files))
 
 
 def _library_versions() -> dict[str, str]:
@@ -156,7 +155,7 @@ def _make_shards(
     files: Sequence[str],
     specs: Sequence[Spec],
     maker: ShardMaker[Spec],
-    progress: Progress | None,
+    progress: Progress,
 ) -> list[tuple[ShardRecord, Statistics]]:
     """Record and statistics of every shard, in order; makes those that are missing."""
     filesystem, folder = filesystems.open_root(root)
@@ -168,14 +167,13 @@ def _make_shards(
             done[number] = complete
         else:
             missing.append({"number": number, "file": file, "spec": json.dumps(spec)})
-    report = progress or no_progress
-    report(len(done), len(files))
+    progress(len(done), len(files))
     for result in _results(missing, root, maker):
         if result["error"]:
             raise (NotWritableError if result["is_unwritable"] else CatalogError)(result["error"])
         record = ShardRecord.model_validate_json(result["record"])
         done[int(result["number"])] = record, json.loads(result["statistics"])
-        report(len(done), len(files))
+        progress(len(done), len(files))
     return [done[number] for number in range(len(files))]
 
 

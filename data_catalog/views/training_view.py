@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from data_catalog.errors import CatalogError
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.images import decode_mask, decode_triplets, foreground_share
 from data_catalog.tables.building import build_table
@@ -56,7 +56,7 @@ def make_view(
     masks: Table | None,
     text_features: Table | None,
     settings: ViewSettings,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The `view` table of one split.
 

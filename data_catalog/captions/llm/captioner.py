@@ -39,8 +39,8 @@ def make_llm_captions(
     samples: Table,
     settings: LlmCaptionSettings,
     client: ClientSettings,
-    progress: Progress | None = None,
-    asking: Progress | None = None,
+    progress: Progress = no_progress,
+    asking: Progress = no_progress,
 ) -> Table:
     """The `captions` table that a language model's answers make.
 

@@ -21,7 +21,7 @@ from data_catalog.formats import FORMATS, SourceFormat
 from data_catalog.masks.mask_statistics import MaskStatistics, describe_table, file_facts
 from data_catalog.masks.mask_table import MaskMaker, build_masks
 from data_catalog.masks.segmenters.mask_reading import fit_mask, read_mask
-from data_catalog.progress import Progress
+from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.images import Segmentation
 from data_catalog.tables.shards import Statistics
@@ -66,7 +66,7 @@ def import_masks(
     image_size: tuple[int, int] | None = None,
     allow_missing: bool = False,
     true_masks: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Table:
     """The `masks` table of a samples table, from mask files.
 
