@@ -93,7 +93,7 @@ def object_storage() -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def readings_of(source: Path) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+def read_predictions(source: Path) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
     """Sample id to readings, as they stand in the files."""
     found = {}
     for split, name in (("train", "train_171"), ("val", "val"), ("test", "test")):

@@ -35,7 +35,7 @@ def test_convolution_equals_equations_15_and_16_written_as_loops():
         members = [
             [j for j in range(5) if functional.cosine_similarity(h[e], h[j], dim=0) >= 0.2] for e in range(5)
         ]
-        edges = [torch.stack([mapped[j] for j in of_edge]).mean(0) for of_edge in members]
+        edges = [torch.stack([mapped[j] for j in nodes_in_edge]).mean(0) for nodes_in_edge in members]
         for i in range(5):
             total = sum(module.hyperedge_weight[e] * edges[e] for e in range(5) if i in members[e])
             expected = functional.gelu(total + module.node_bias[i]) + h[i]

@@ -12,8 +12,8 @@ def test_random_numbers_depend_on_seed_purpose_and_counters_only():
 
 
 def test_random_numbers_are_the_same_on_every_machine():
-    drawn = keyed_random.generator(0, "flip", 1).integers(0, 1000, 4)
-    assert drawn.tolist() == [23, 373, 448, 947]
+    numbers = keyed_random.generator(0, "flip", 1).integers(0, 1000, 4)
+    assert numbers.tolist() == [23, 373, 448, 947]
 
 
 def test_construction_is_keyed_and_leaves_the_global_generator_alone():

@@ -106,7 +106,7 @@ def test_certain_perturbation_equals_an_all_foreground_mask(clip):
     assert torch.allclose(noisy.U, model(full).U, atol=ROUNDING_FLOAT32)
 
 
-def masks_of(model, inputs) -> torch.Tensor:
+def record_masks(model, inputs) -> torch.Tensor:
     """Boolean `(layers, batch, modalities, patches)`, as the image tower sees them in a training step."""
     seen = []
     model.image_tower.register_forward_pre_hook(lambda tower, arguments: seen.append(arguments[1]))
@@ -126,7 +126,9 @@ def masks_of(model, inputs) -> torch.Tensor:
 )
 def test_perturbation_of_each_layer_and_modality_is_its_own(clip, draw, perturbation, certain):
     inputs = batch()
-    masks = masks_of(build(clip, sfm=SfmConfig(perturbation=perturbation, perturbation_draw=draw)), inputs)
+    masks = record_masks(
+        build(clip, sfm=SfmConfig(perturbation=perturbation, perturbation_draw=draw)), inputs
+    )
     for layer in range(2):
         for column, modality in enumerate(Modality):
             expected = torch.ones(3, 8) if (modality, layer) in certain else inputs.foreground
@@ -134,7 +136,7 @@ def test_perturbation_of_each_layer_and_modality_is_its_own(clip, draw, perturba
 
 
 def test_layers_with_the_same_random_numbers_have_nested_masks(clip):
-    few, many = masks_of(build(clip, sfm=SfmConfig(perturbation=(0.2, 0.7))), batch())
+    few, many = record_masks(build(clip, sfm=SfmConfig(perturbation=(0.2, 0.7))), batch())
     assert few.sum() < many.sum()
     assert not (few & ~many).any()
 
@@ -222,9 +224,9 @@ def test_without_text_there_is_neither_t_nor_gttt(clip):
 @pytest.mark.parametrize("sections", [{}, {"str": StrConfig(enabled=False)}], ids=["queries", "patches"])
 def test_without_text_the_nodes_are_those_of_the_images(clip, sections):
     model, usual = build(clip, **sections, **NO_TEXT), build(clip, **sections)
-    of_images = 3 * (8 if sections else SMALL_STR.tokens)
-    assert (model.nodes, usual.nodes) == (of_images, of_images + (1 if sections else 3))
-    assert len(model.interaction.node_bias) == of_images
+    image_nodes = 3 * (8 if sections else SMALL_STR.tokens)
+    assert (model.nodes, usual.nodes) == (image_nodes, image_nodes + (1 if sections else 3))
+    assert len(model.interaction.node_bias) == image_nodes
 
 
 @pytest.mark.parametrize("sections", [{}, {"str": StrConfig(enabled=False)}], ids=["queries", "patches"])

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return write_captions(tmp_path / "captions")
 
 
-def captions_of(table: Table) -> dict[str, str]:
+def read_captions(table: Table) -> dict[str, str]:
     rows = table.read().to_pylist()
     assert [row["sample_id"] for row in rows] == sample_ids()
     assert all(row["attributes"] == [] for row in rows)
@@ -59,7 +59,7 @@ def captions_of(table: Table) -> dict[str, str]:
 
 def test_every_sample_gets_the_caption_of_its_file_name(samples: Table, folder: Path) -> None:
     table = import_captions(samples, folder)
-    assert captions_of(table) == {
+    assert read_captions(table) == {
         id_: f"A person, {id_.split('/')[0]} {id_.split('/')[1]}." for id_ in sample_ids()
     }
     assert table.statistics["captioned"] == 1
@@ -86,15 +86,15 @@ def test_files_of_another_data_set_are_refused(samples: Table, tmp_path: Path) -
 
 
 def test_content_of_the_files_decides_which_table_it_is(tmp_path: Path) -> None:
-    def digest_of(folder: Path, splits: tuple[str, ...] = ("train", "test")) -> str:
+    def find_digest(folder: Path, splits: tuple[str, ...] = ("train", "test")) -> str:
         return read_caption_files([(folder / f"{split}.json", split, "") for split in splits], []).digest
 
     first, moved = write_captions(tmp_path / "a"), write_captions(tmp_path / "b")
-    assert digest_of(moved) == digest_of(first)
-    assert digest_of(moved, ("train", "val")) != digest_of(first)
+    assert find_digest(moved) == find_digest(first)
+    assert find_digest(moved, ("train", "val")) != find_digest(first)
     changed = entries("test")
     changed[0]["description"] += " "
-    assert digest_of(write_captions(moved, test=changed)) != digest_of(first)
+    assert find_digest(write_captions(moved, test=changed)) != find_digest(first)
 
 
 def test_faulty_coverage_is_counted_and_listed(samples: Table, folder: Path) -> None:
@@ -115,19 +115,19 @@ def test_faulty_coverage_is_counted_and_listed(samples: Table, folder: Path) -> 
     table = import_captions(samples, write_captions(folder, train=train))
     listed = table.statistics["listed"]
 
-    def id_of(entry: dict[str, str]) -> str:
+    def find_id(entry: dict[str, str]) -> str:
         return f"train/{entry['item'].removesuffix('.jpg')}"
 
-    assert listed["missing"] == [id_of(left_out)]
-    assert listed["empty"] == [id_of(train[0])]
-    assert sorted(listed["too_long"]) == sorted([id_of(train[1]), id_of(train[3])])
+    assert listed["missing"] == [find_id(left_out)]
+    assert listed["empty"] == [find_id(train[0])]
+    assert sorted(listed["too_long"]) == sorted([find_id(train[1]), find_id(train[3])])
     assert listed["absent"] == ["train.json: 999999_cam1_0_00.jpg"]
     assert listed["duplicates"] == [f"train.json: {train[4]['item']}"]
     assert all(table.statistics[name] == len(items) for name, items in listed.items())
     assert table.statistics["captioned"] == pytest.approx(26 / 28)
-    captions = captions_of(table)
-    assert captions[id_of(left_out)] == captions[id_of(train[0])] == ""
-    assert captions[id_of(train[1])] == LONG.strip()
+    captions = read_captions(table)
+    assert captions[find_id(left_out)] == captions[find_id(train[0])] == ""
+    assert captions[find_id(train[1])] == LONG.strip()
 
 
 def test_one_modality_is_chosen_or_all_are_joined(samples: Table, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_one_modality_is_chosen_or_all_are_joined(samples: Table, tmp_path: Path
         read = read_caption_files(files, sample_ids()).captions
         assert read == {sample_id: {choose: text} for sample_id in sample_ids()}
     table = import_captions(samples, tmp_path, CaptionFileSettings(choose="join"))
-    assert set(captions_of(table).values()) == {"Red coat. Dark coat."}
+    assert set(read_captions(table).values()) == {"Red coat. Dark coat."}
     assert table.statistics["empty"] == 0
 
 
@@ -210,7 +210,7 @@ def test_byte_order_mark_chinese_and_white_space_are_read(samples: Table, folder
     test = entries("test")
     test[0]["description"] = "A car\n with  plate 粤B12345."
     data = b"\xef\xbb\xbf" + json.dumps(test, ensure_ascii=False).encode()
-    captions = captions_of(import_captions(samples, write_captions(folder, test=data)))
+    captions = read_captions(import_captions(samples, write_captions(folder, test=data)))
     assert captions[f"test/{test[0]['item'][:-4]}"] == "A car with plate 粤B12345."
 
 
@@ -247,7 +247,7 @@ def test_personal_text_is_redacted_and_counted(samples: Table, folder: Path) -> 
     plain = [[{**entry, "description": "A car."} for entry in entries(split)] for split in ("train", "val")]
     write_captions(folder, train=plain[0], val=plain[1], test=test)
     table = import_captions(samples, folder, CaptionFileSettings(redact=True))
-    captions = captions_of(table)
+    captions = read_captions(table)
     assert captions[f"test/{test[0]['item'][:-4]}"] == "A red car with the license plate on a road."
     assert captions[f"test/{test[1]['item'][:-4]}"] == ""
     assert table.statistics["redactions"] == {"plate": 2}

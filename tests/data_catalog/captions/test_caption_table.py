@@ -58,12 +58,12 @@ def test_of_equal_confidences_the_earlier_source_wins(position: int) -> None:
     assert filled["hair"].source == earlier
 
 
-def test_filling_is_that_of_a_plain_loop(built: Any, readings_of: dict[str, Any]) -> None:
+def test_filling_is_that_of_a_plain_loop(built: Any, read_predictions: dict[str, Any]) -> None:
     rows = built.captions.read().to_pylist()
     assert [row["sample_id"] for row in rows] == sample_ids()
     known = 0
     for row in rows:
-        expected = naive_fill(readings_of[row["sample_id"]])
+        expected = naive_fill(read_predictions[row["sample_id"]])
         found = {
             entry["name"]: (entry["value"], pytest.approx(entry["confidence"]), entry["source"])
             for entry in row["attributes"]
@@ -76,7 +76,7 @@ def test_filling_is_that_of_a_plain_loop(built: Any, readings_of: dict[str, Any]
     for source in SOURCES:
         read = sum(
             reading["value"].strip().lower() not in ("", "unknown")
-            for found in readings_of.values()
+            for found in read_predictions.values()
             for reading in found.get(source, {}).values()
         )
         assert built.captions.statistics["unknown"][source] == pytest.approx(1 - read / total)

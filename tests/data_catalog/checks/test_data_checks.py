@@ -33,7 +33,7 @@ class RowsTable(Table):
         return self.rows if columns is None else self.rows.select(list(columns))  # type: ignore[attr-defined]
 
 
-def table_of(rows: pa.Table, kind: TableKind, **statistics: Any) -> Table:
+def make_table(rows: pa.Table, kind: TableKind, **statistics: Any) -> Table:
     manifest = Manifest(
         table=kind,
         dataset="made_up",
@@ -57,7 +57,7 @@ def table_of(rows: pa.Table, kind: TableKind, **statistics: Any) -> Table:
 Row = tuple[int, int, int, bool, bool]
 
 
-def samples_of(**splits: list[Row]) -> Table:
+def make_samples(**splits: list[Row]) -> Table:
     rows = [
         {
             "sample_id": f"{split}/{identity:04d}_{camera}_{scene}_{number}",
@@ -73,7 +73,7 @@ def samples_of(**splits: list[Row]) -> Table:
     ]
     names = list(rows[0])
     schema = pa.schema([SAMPLES_SCHEMA.field(name) for name in names])
-    return table_of(
+    return make_table(
         pa.Table.from_pylist(rows, schema=schema), TableKind.SAMPLES, splits=dict.fromkeys(splits)
     )
 
@@ -99,7 +99,7 @@ def test_query_whose_matches_are_all_junk_is_named() -> None:
         (12, 1, -1, True, True),
         (13, 2, -1, True, False),
     ]
-    severity, finding = check(samples_of(train=TRAIN, test=test))["query_without_match"]
+    severity, finding = check(make_samples(train=TRAIN, test=test))["query_without_match"]
     assert severity == "warning"
     assert finding.rows == ("test/0011_0_-1_0", "test/0011_0_-1_1", "test/0013_2_-1_4")
     assert finding.message.startswith(
@@ -127,20 +127,20 @@ def test_queries_without_match_are_those_of_a_naive_loop_for_both_rules(rng: np.
             )
         ]
         assert expected
-        found = check(samples_of(train=TRAIN, test=test), junk=junk)
+        found = check(make_samples(train=TRAIN, test=test), junk=junk)
         assert list(found["query_without_match"][1].rows) == expected
 
 
 def test_split_in_which_nothing_can_be_measured_is_an_error() -> None:
     alone = [(11, 0, -1, True, True), (12, 1, -1, True, True)]
-    assert check(samples_of(train=TRAIN, test=alone))["query_without_match"][0] == "error"
-    assert check(samples_of(train=TRAIN, test=[(11, 0, -1, False, True)]))["no_queries"][0] == "error"
+    assert check(make_samples(train=TRAIN, test=alone))["query_without_match"][0] == "error"
+    assert check(make_samples(train=TRAIN, test=[(11, 0, -1, False, True)]))["no_queries"][0] == "error"
 
 
 def test_identities_with_few_samples_and_in_two_splits_are_named() -> None:
     train = [*TRAIN, (2, 0, -1, False, False), (3, 0, -1, False, False), (3, 1, -1, False, False)]
     test = [(3, 0, -1, True, True), (3, 1, -1, True, True)]
-    found = check(samples_of(train=train, test=test), samples_per_identity=2)
+    found = check(make_samples(train=train, test=test), samples_per_identity=2)
     assert found["few_samples"][0] == "warning"
     assert found["few_samples"][1].rows == ("train/0002_0_-1_4",)
     assert "2 has 1" in found["few_samples"][1].message
@@ -152,7 +152,7 @@ def test_identities_with_few_samples_and_in_two_splits_are_named() -> None:
 
 def test_sound_data_set_has_no_finding_but_the_missing_tables() -> None:
     test = [(11, 0, -1, True, True), (11, 1, -1, True, True)]
-    assert set(check(samples_of(train=TRAIN, test=test))) == {"missing_artifact"}
+    assert set(check(make_samples(train=TRAIN, test=test))) == {"missing_artifact"}
 
 
 def test_masks_near_empty_near_full_and_missing_are_named() -> None:
@@ -160,8 +160,8 @@ def test_masks_near_empty_near_full_and_missing_are_named() -> None:
     ids = [f"train/{number}" for number in range(6)]
     columns = [list(range(6)), ids, [b""] * 6, fractions, [1.0] * 6, ["RGB"] * 5 + ["missing"]]
     arrays = [pa.array(values, field.type) for values, field in zip(columns, MASKS_SCHEMA, strict=True)]
-    masks = table_of(pa.table(arrays, schema=MASKS_SCHEMA), TableKind.MASKS)
-    found = check(samples_of(train=TRAIN), masks)
+    masks = make_table(pa.table(arrays, schema=MASKS_SCHEMA), TableKind.MASKS)
+    found = check(make_samples(train=TRAIN), masks)
     rows = {name: finding.rows for name, (_, finding) in found.items()}
     assert rows["near_empty_mask"] == ("train/0", "train/1")
     assert rows["near_full_mask"] == ("train/3", "train/4")

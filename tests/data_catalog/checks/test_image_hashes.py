@@ -34,7 +34,7 @@ def test_digest_and_hash_are_those_of_the_decoded_images(built: Any) -> None:
     assert (found.details > 10).all()
 
 
-def hashes_of(details: list[list[float]]) -> ImageHashes:
+def make_hashes(details: list[list[float]]) -> ImageHashes:
     """Samples whose images are all the same, with as much detail as is given."""
     digests, bits = (np.ones((len(details), 3, width), dtype=np.uint8) for width in (32, HASH_BITS))
     return ImageHashes(digests, bits, np.array(details, dtype=np.float32).reshape(-1, 3))
@@ -43,11 +43,11 @@ def hashes_of(details: list[list[float]]) -> ImageHashes:
 def test_frames_without_detail_are_no_copies_unless_every_pixel_agrees() -> None:
     identity = np.array([1, 2, 2])
     # One colour, dim noise, a picture.
-    hashes = hashes_of([[0.1, 2.5, 30.0]] * 3)
+    hashes = make_hashes([[0.1, 2.5, 30.0]] * 3)
     assert find_copies(hashes, identity, 24) == {(0, 1): ("NIR", "TIR"), (0, 2): ("NIR", "TIR")}
     others = replace(hashes, digests=np.eye(3, 32, dtype=np.uint8)[:, None].repeat(3, axis=1))
     assert find_copies(others, identity, 24) == {(0, 1): ("TIR",), (0, 2): ("TIR",)}
-    assert find_copies(hashes_of([]), np.array([], dtype=np.int64), 24) == {}
+    assert find_copies(make_hashes([]), np.array([], dtype=np.int64), 24) == {}
 
 
 @pytest.mark.parametrize("distance", [0, 3, 6])
@@ -69,7 +69,7 @@ def test_near_pairs_are_those_of_every_pair_compared(distance: int, rng: np.rand
 
 
 def test_frame_that_stands_under_many_identities_is_no_copy() -> None:
-    frozen = hashes_of([[30.0, 30.0, 30.0]] * 60)
+    frozen = make_hashes([[30.0, 30.0, 30.0]] * 60)
     assert find_copies(frozen, np.arange(60), 24) == {}
     # One of a long shot of the same vehicle, under another identity.
     assert set(find_copies(frozen, np.arange(60) // 59, 24)) == {(row, 59) for row in range(59)}
@@ -77,7 +77,7 @@ def test_frame_that_stands_under_many_identities_is_no_copy() -> None:
 
 
 def test_image_of_many_identities_is_named_as_a_repeated_frame() -> None:
-    frozen = hashes_of([[30.0, 0.1, 30.0]] * 24)
+    frozen = make_hashes([[30.0, 0.1, 30.0]] * 24)
     apart = np.arange(24 * 32, dtype=np.uint8).reshape(24, 1, 32).repeat(3, axis=1)
     apart[:12, 2] = 7
     # In TIR twelve identities share one, in RGB all differ, and NIR shows nothing.

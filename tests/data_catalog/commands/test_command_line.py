@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
     return json.loads(output.out)
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def read_error(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(list(map(str, arguments))) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -64,10 +64,10 @@ def test_commands_work_one_after_another(
         captions["digest"],
     ]
     assert shown["tables"][1]["inputs"] == {"samples": samples["digest"]}
-    assert error_of(capsys, "text-features", *catalog, "--clip", tmp_path / "no").startswith(
+    assert read_error(capsys, "text-features", *catalog, "--clip", tmp_path / "no").startswith(
         "data_catalog text-features: clip"
     )
-    assert "has no text_features table" in error_of(capsys, "view", *catalog, "--size", "8x4")
+    assert "has no text_features table" in read_error(capsys, "view", *catalog, "--size", "8x4")
 
     assert main(["show", "small", *map(str, catalog)]) == 0
     assert samples["digest"][:12] in capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_synthesize_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixt
     result = run(capsys, *arguments)
     assert result["samples"] == {"train": 8, "val": 8, "test": 8}
     assert run(capsys, *arguments)["reused"]
-    assert "seed is 0 there and 1 here" in error_of(capsys, *arguments, "--seed", "1")
+    assert "seed is 0 there and 1 here" in read_error(capsys, *arguments, "--seed", "1")
 
 
 @pytest.mark.parametrize(
@@ -94,23 +94,23 @@ def test_synthesize_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_impossible_setting_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
 ) -> None:
-    assert message in error_of(capsys, "synthesize", "--out", tmp_path / "out", "--set", setting)
+    assert message in read_error(capsys, "synthesize", "--out", tmp_path / "out", "--set", setting)
     assert not (tmp_path / "out").exists()
 
 
 def test_user_errors_are_one_line_with_status_2(
     built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "holds no folder train_171" in error_of(
+    assert "holds no folder train_171" in read_error(
         capsys, "ingest", "--source", tmp_path, "--catalog", tmp_path
     )
     too_long = tmp_path / ("a" * 300)
-    assert f"{too_long}/train_171 cannot be used (File name too long); correct the path" in error_of(
+    assert f"{too_long}/train_171 cannot be used (File name too long); correct the path" in read_error(
         capsys, "ingest", "--source", too_long, "--catalog", tmp_path
     )
-    assert "name one with --dataset" in error_of(capsys, "masks", "--catalog", tmp_path)
-    assert "data set 'big' is not in catalog" in error_of(capsys, "show", "big", "--catalog", built.catalog)
-    assert "run `python -m data_catalog ingest` first" in error_of(
+    assert "name one with --dataset" in read_error(capsys, "masks", "--catalog", tmp_path)
+    assert "data set 'big' is not in catalog" in read_error(capsys, "show", "big", "--catalog", built.catalog)
+    assert "run `python -m data_catalog ingest` first" in read_error(
         capsys, "masks", "--catalog", built.catalog, "--dataset", "small", "--samples-key", "abc"
     )
 
@@ -195,5 +195,5 @@ def test_cluster_that_does_not_answer_is_named(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    error = error_of(capsys, "masks", "--catalog", built.catalog, "--dataset", "small")
+    error = read_error(capsys, "masks", "--catalog", built.catalog, "--dataset", "small")
     assert "RAY_ADDRESS=10.0.0.1:6379: no Ray cluster answers there (timed out)" in error

@@ -23,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
     return json.loads(output.out)
 
 
-def text_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def read_text(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """What a command prints for a person."""
     status = main(list(map(str, arguments)))
     output = capsys.readouterr()
@@ -31,7 +31,7 @@ def text_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return output.out
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def read_error(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(list(map(str, arguments))) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -55,7 +55,7 @@ def test_overlap_is_printed_by_camera_with_its_light(
     # Noise from 20 to 90, and 120 more on a third of it.
     assert all(0.25 < value < 0.45 for value in brightness.values())
     assert statistics["quality_gate"]["samples"] == sample_ids()
-    text = text_of(capsys, *arguments)
+    text = read_text(capsys, *arguments)
     for camera, iou in statistics["mean_iou_by_camera"].items():
         expected = f"{camera}  IoU {iou:.4f}  RGB brightness {brightness[camera]:.2f} (day)  RGB+NIR+TIR 14"
         assert expected in text
@@ -76,7 +76,7 @@ def test_published_size_works_from_the_command_line(
     checkpoint = tmp_path / "sam2_hiera_tiny.pt"
     torch.save({"model": build_sam2_model("sam2_hiera_t", 1024).state_dict()}, checkpoint)
     sam2 = (*masks, "--segmenter", "sam2", "--checkpoint", checkpoint, "--image-size", "64")
-    assert "does not fit --model sam2.1_hiera_t: weights" in error_of(
+    assert "does not fit --model sam2.1_hiera_t: weights" in read_error(
         capsys, *sam2, "--model", "sam2.1_hiera_t"
     )
     found = run(capsys, *sam2, "--model", "sam2_hiera_t", "--prompt", "both", "--quality-gate", "0.5")
@@ -96,7 +96,7 @@ def test_files_are_imported_from_the_command_line(
     gone = sample_ids()[4]
     mask_path(tmp_path, gone).unlink()
     files = (*masks, "--segmenter", "files", "--masks", tmp_path)
-    assert "pass --allow-missing" in error_of(capsys, *files)
+    assert "pass --allow-missing" in read_error(capsys, *files)
     found = run(capsys, *files, "--allow-missing", "--quality-gate", "0.5")
     assert (found["missing"], found["coverage"]) == (1, pytest.approx(27 / 28))
     assert found["quality_gate"]["samples"] == [gone]
@@ -104,7 +104,7 @@ def test_files_are_imported_from_the_command_line(
         "file",
         "missing",
     }
-    assert "is not there" in text_of(capsys, *files, "--allow-missing")
+    assert "is not there" in read_text(capsys, *files, "--allow-missing")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_files_are_imported_from_the_command_line(
 def test_options_that_do_not_go_together_are_named(
     masks: tuple[str, ...], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
-    assert message in error_of(capsys, *masks, *arguments)
+    assert message in read_error(capsys, *masks, *arguments)
 
 
 @pytest.mark.parametrize("score", ["1.5", "-1", "good", "nan"])
@@ -159,9 +159,9 @@ def test_sheet_shows_the_newest_tables(
     scores = built.masks.read(["score"])["score"].to_numpy()
     worst = run(capsys, *sheet, *key, "--lowest-score", "1")["samples"]
     assert worst == [sample_ids()[int(np.argmin(scores))]]
-    assert "give one of them" in error_of(capsys, *sheet, "--lowest-score", "1", "--count", "2")
-    assert "has no masks table" in error_of(capsys, *sheet, "--masks-key", "none")
-    assert "data set 'big' is not in catalog" in error_of(
+    assert "give one of them" in read_error(capsys, *sheet, "--lowest-score", "1", "--count", "2")
+    assert "has no masks table" in read_error(capsys, *sheet, "--masks-key", "none")
+    assert "data set 'big' is not in catalog" in read_error(
         capsys, "sheet", "big", "--catalog", built.catalog, "--out", tmp_path / "a.png"
     )
 

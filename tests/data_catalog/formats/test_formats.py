@@ -34,7 +34,7 @@ def vehicles(tmp_path: Path) -> Path:
     return tmp_path / "train_bounding_box_train_rgbir"
 
 
-def listing_of(name: str, source: Path) -> Listing:
+def list_source(name: str, source: Path) -> Listing:
     return FORMATS[name].list_samples(source)
 
 
@@ -45,7 +45,7 @@ def reasons(listing: Listing) -> dict[str, str]:
 @pytest.mark.parametrize("below", ["", "RGBNT100"])
 def test_rgbnt100_names_say_split_identity_camera_and_part(vehicles: Path, below: str) -> None:
     root = write_rgbnt100(vehicles)
-    listing = listing_of("rgbnt100", vehicles / below)
+    listing = list_source("rgbnt100", vehicles / below)
     assert listing.root == root
     assert [sample.sample_id for sample in listing.samples] == sorted(
         [f"train/{name}" for name in RGBNT100["bounding_box_train"]]
@@ -64,7 +64,7 @@ def test_rgbnt100_names_say_split_identity_camera_and_part(vehicles: Path, below
 
 def test_msvr310_names_say_split_identity_view_scene_and_part(vehicles: Path) -> None:
     root = write_msvr310(vehicles)
-    listing = listing_of("msvr310", vehicles)
+    listing = list_source("msvr310", vehicles)
     names = {*MSVR310["bounding_box_test"], *MSVR310["query3"]}
     assert [sample.sample_id for sample in listing.samples] == sorted(
         [f"train/{name}" for name in MSVR310["bounding_box_train"]] + [f"test/{name}" for name in names]
@@ -88,7 +88,7 @@ def test_listing_does_not_depend_on_the_order_of_the_folder(
     vehicles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_msvr310(vehicles)
-    before = listing_of("msvr310", vehicles)
+    before = list_source("msvr310", vehicles)
     scandir = os.scandir
 
     class Reversed:
@@ -101,7 +101,7 @@ def test_listing_does_not_depend_on_the_order_of_the_folder(
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.setattr(os, "scandir", Reversed)
-    assert listing_of("msvr310", vehicles) == before
+    assert list_source("msvr310", vehicles) == before
 
 
 def test_junk_and_background_are_left_out_with_a_reason(vehicles: Path, own_source: Path) -> None:
@@ -109,17 +109,17 @@ def test_junk_and_background_are_left_out_with_a_reason(vehicles: Path, own_sour
     test = write_rgbnt100(vehicles) / "rgbir" / "bounding_box_test"
     write_side_by_side(test / "-1_c0002_000.jpg", rng)
     write_side_by_side(test / "0000_c0002_000.jpg", rng)
-    assert reasons(listing_of("rgbnt100", vehicles)) == {
+    assert reasons(list_source("rgbnt100", vehicles)) == {
         "rgbir/bounding_box_test/-1_c0002_000.jpg": "has identity -1, which marks junk; it is left out",
         "rgbir/bounding_box_test/0000_c0002_000.jpg": "has identity 0, which marks background without an "
         "object; it is left out",
     }
     root = write_msvr310(vehicles)
     write_image(root / "bounding_box_test" / "-1" / "vis" / "-1_s001_v0_000.jpg", rng)
-    assert "junk" in reasons(listing_of("msvr310", vehicles))["bounding_box_test/-1/vis/-1_s001_v0_000.jpg"]
+    assert "junk" in reasons(list_source("msvr310", vehicles))["bounding_box_test/-1/vis/-1_s001_v0_000.jpg"]
     person = image_path(own_source, sample_ids()[0], 0)
     shutil.copy(person, person.with_name("000000_cam1_0_00.jpg"))
-    assert "identity 0" in reasons(listing_of("rgbnt201", own_source))["test/RGB/000000_cam1_0_00.jpg"]
+    assert "identity 0" in reasons(list_source("rgbnt201", own_source))["test/RGB/000000_cam1_0_00.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_junk_and_background_are_left_out_with_a_reason(vehicles: Path, own_sour
 )
 def test_bad_names_are_left_out(vehicles: Path, name: str) -> None:
     (write_rgbnt100(vehicles) / "rgbir" / "query" / name).touch()
-    [(file, reason)] = reasons(listing_of("rgbnt100", vehicles)).items()
+    [(file, reason)] = reasons(list_source("rgbnt100", vehicles)).items()
     assert file == f"rgbir/query/{name}"
     assert reason == "is not a name like 0548_c0002_000.jpg (four digits of identity, camera from 1)"
 
@@ -146,7 +146,7 @@ def test_bad_names_of_msvr310_are_left_out(vehicles: Path) -> None:
     strange.touch()
     (root / "query3" / "list.txt").touch()
     (root / "query3" / "0042").mkdir()
-    assert reasons(listing_of("msvr310", vehicles)) == {
+    assert reasons(list_source("msvr310", vehicles)) == {
         "bounding_box_train/0001/vis/0001_s001_v8_000.jpg": "is not a name like 0019_s012_v0_000.jpg (four "
         "digits of identity, three of scene, view 0 to 7)",
         "query3/list.txt": "lies in no folder of a vehicle",
@@ -158,7 +158,7 @@ def test_name_that_is_no_utf8_can_be_printed(vehicles: Path) -> None:
     folder = write_rgbnt100(vehicles) / "rgbir" / "query"
     with open(os.fsencode(folder) + b"/0501_\xff.jpg", "wb"):  # noqa: PTH123
         pass
-    [file] = reasons(listing_of("rgbnt100", vehicles))
+    [file] = reasons(list_source("rgbnt100", vehicles))
     assert file == "rgbir/query/0501_\\udcff.jpg"
 
 
@@ -166,7 +166,7 @@ def test_of_two_endings_the_published_one_is_kept(vehicles: Path) -> None:
     folder = write_rgbnt100(vehicles) / "rgbir" / "bounding_box_train"
     shutil.copy(folder / "0001_c0001_000.jpg", folder / "0001_c0001_000.JPG")
     (folder / "0001_c0002_000.jpg").rename(folder / "0001_c0002_000.JPG")
-    listing = listing_of("rgbnt100", vehicles)
+    listing = list_source("rgbnt100", vehicles)
     assert reasons(listing) == {
         "rgbir/bounding_box_train/0001_c0001_000.JPG": "has the same name as "
         "rgbir/bounding_box_train/0001_c0001_000.jpg; it is left out, so keep one of the two"
@@ -181,7 +181,7 @@ def test_file_in_the_folder_of_another_vehicle_is_left_out(vehicles: Path) -> No
     part = root / "bounding_box_train"
     shutil.copytree(part / "0001", part / "0004")
     shutil.copytree(part / "0003", part / "3")
-    listing = listing_of("msvr310", vehicles)
+    listing = list_source("msvr310", vehicles)
     assert len(listing.samples) == 9
     assert len({sample.sample_id for sample in listing.samples}) == 9
     found = reasons(listing)
@@ -272,7 +272,7 @@ def test_links_in_a_circle_end(vehicles: Path, tmp_path: Path, ray_session: None
     shutil.rmtree(folder)
     folder.symlink_to(folder)
     with pytest.raises(CatalogError, match=r"0019/ni cannot be read \(Too many levels of symbolic links\)"):
-        listing_of("msvr310", vehicles)
+        list_source("msvr310", vehicles)
 
 
 def test_unreadable_folder_is_named(vehicles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,12 +286,12 @@ def test_unreadable_folder_is_named(vehicles: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(CatalogError, match=r"rgbir/query cannot be read \(Permission denied\); the RGBNT100"):
-        listing_of("rgbnt100", vehicles)
+        list_source("rgbnt100", vehicles)
     monkeypatch.undo()
     shutil.rmtree(query)
     query.touch()
     with pytest.raises(CatalogError, match=r"rgbir/query cannot be read \(Not a directory\)"):
-        listing_of("rgbnt100", vehicles)
+        list_source("rgbnt100", vehicles)
 
 
 @pytest.mark.parametrize(
@@ -308,16 +308,16 @@ def test_empty_part_is_named(vehicles: Path, name: str, folder: str, needed: str
     shutil.rmtree(root / folder)
     (root / folder).mkdir()
     with pytest.raises(CatalogError, match=rf"folder {folder} holds no image; put the {needed} there"):
-        listing_of(name, vehicles)
+        list_source(name, vehicles)
     (root / folder / "notes.txt").touch()
     with pytest.raises(CatalogError, match=rf"\(first of the files: {folder}/notes.txt (is not|lies in)"):
-        listing_of(name, vehicles)
+        list_source(name, vehicles)
 
 
 @pytest.mark.parametrize(("name", "root"), [("rgbnt100", "RGBNT100"), ("msvr310", "MSVR310")])
 def test_source_that_is_another_layout_says_what_to_give(own_source: Path, name: str, root: str) -> None:
     with pytest.raises(CatalogError, match=f"give the folder {root} or the one it lies in"):
-        listing_of(name, own_source)
+        list_source(name, own_source)
 
 
 def test_side_by_side_file_is_kept_whole_and_cut_when_decoded(

@@ -23,7 +23,7 @@ def sheet(built: Any, out: Path, **settings: Any) -> Any:
     )
 
 
-def pixels_of(path: Path) -> np.ndarray:
+def read_pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image)
@@ -75,15 +75,15 @@ def test_chosen_samples_depend_on_the_seed_alone(built: Any, tmp_path: Path) -> 
     assert len(set(one.samples)) == 6
     assert list(one.samples) == sorted(one.samples)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert pixels_of(tmp_path / "a.png").shape == (one.height, one.width, 3)
+    assert read_pixels(tmp_path / "a.png").shape == (one.height, one.width, 3)
 
 
 def test_without_masks_and_captions_the_images_are_shown(built: Any, tmp_path: Path) -> None:
     found = draw_sheet(built.samples, None, None, tmp_path / "sheet.png", SheetSettings(count=2))
     assert len(found.samples) == 2
-    assert not (pixels_of(tmp_path / "sheet.png") == GREEN).all(axis=2).any()
+    assert not (read_pixels(tmp_path / "sheet.png") == GREEN).all(axis=2).any()
     sheet(built, tmp_path / "masked.png", count=2)
-    assert (pixels_of(tmp_path / "masked.png") == GREEN).all(axis=2).sum() > 100
+    assert (read_pixels(tmp_path / "masked.png") == GREEN).all(axis=2).sum() > 100
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_quarantine_is_a_warning(own_source: Path, tmp_path: Path, ray_session: 
 def test_synthetic_data_set_has_the_card_of_its_kind(tmp_path: Path, ray_session: None) -> None:
     few = {"train_identities": 2, "validation_identities": 2, "test_identities": 2, "shots": 1}
     settings = SyntheticSettings(kind="vehicle", height=16, width=32, **few)
-    synthesize(settings, tmp_path / "drawn")
-    ingest(tmp_path / "drawn" / "RGBNT201", tmp_path / "catalog", "bench")
+    synthesize(settings, tmp_path / "bench")
+    ingest(tmp_path / "bench" / "RGBNT201", tmp_path / "catalog", "bench")
     shown = describe(tmp_path / "catalog", "bench")
     assert shown.card.name == "synthetic_vehicle"
     [different] = shown.differences

@@ -25,7 +25,7 @@ from data_catalog.tables.shards import ShardMaker
 from tests.data_catalog.folders import HEIGHT, WIDTH, sample_ids, true_mask_path
 
 
-def drawn(kind: str, size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def render(kind: str, size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Images and true masks of some validation identities of the benchmark."""
     settings = SyntheticSettings(kind=kind, height=size[0], width=size[1])
     samples = [
@@ -88,7 +88,7 @@ def jpeg(level: int, size: tuple[int, int] = (4, 8)) -> bytes:
     return sink.getvalue()
 
 
-def shard_of(ids: list[str], cameras: list[int], levels: list[int], together: bool = False) -> pa.Table:
+def make_shard(ids: list[str], cameras: list[int], levels: list[int], together: bool = False) -> pa.Table:
     """Rows of a samples table of 8 x 4 pixels; RGB has the level given, NIR and TIR are bright."""
     if together:
         files = []
@@ -133,7 +133,7 @@ def test_statistics_are_those_of_a_count_over_all_samples(tmp_path: Path, togeth
                 Image.fromarray(true_mask).save(tmp_path / f"{sample_id}.png")
                 iou = (mask & true_mask).sum() / (mask | true_mask).sum()
             expected.append((sample_id, str(cameras[number]), found[-1], iou))
-        shards.append(describe_shard(shard_of(ids, cameras, levels, together), found, truth))
+        shards.append(describe_shard(make_shard(ids, cameras, levels, together), found, truth))
     statistics = describe_table(shards)
     assert statistics["foreground_fraction"] == pytest.approx(
         np.mean([one.mask.mean() for _, _, one, _ in expected])
@@ -148,11 +148,11 @@ def test_statistics_are_those_of_a_count_over_all_samples(tmp_path: Path, togeth
     # By number, not as text: 9 comes before 10.
     assert list(statistics["sources_by_camera"]) == ["9", "10", "11"]
     for camera, counts in statistics["sources_by_camera"].items():
-        sources = [one.source for _, of_camera, one, _ in expected if of_camera == camera]
+        sources = [one.source for _, its_camera, one, _ in expected if its_camera == camera]
         assert counts == {source: sources.count(source) for source in sorted(set(sources))}
     assert list(statistics["mean_iou_by_camera"]) == list(statistics["brightness_by_camera"]) == ["9", "11"]
     for camera, level in (("9", 200), ("11", 5)):
-        ious = [iou for _, of_camera, _, iou in expected if of_camera == camera and iou is not None]
+        ious = [iou for _, its_camera, _, iou in expected if its_camera == camera and iou is not None]
         assert statistics["mean_iou_by_camera"][camera] == pytest.approx(np.mean(ious))
         assert statistics["brightness_by_camera"][camera] == pytest.approx(level / 255, abs=0.02)
     ious = [iou for _, _, _, iou in expected if iou is not None]
@@ -212,7 +212,7 @@ def test_foreground_share_is_the_mean_of_the_block(rng: np.random.Generator) -> 
 def test_grabcut_beats_the_best_centre_ellipse(
     kind: str, size: tuple[int, int], half_axes: tuple[float, float]
 ) -> None:
-    triplets, truths = drawn(kind, size)
+    triplets, truths = render(kind, size)
     found = GrabCutSettings().build().segment(triplets)
     overlap = np.mean([intersection_over_union(a.mask, b) for a, b in zip(found, truths, strict=True)])
     # The half axes are those that overlap most with these masks.
@@ -221,7 +221,7 @@ def test_grabcut_beats_the_best_centre_ellipse(
 
 
 def test_grabcut_gives_the_same_mask_in_any_order() -> None:
-    triplets, _ = drawn("person", (64, 32))
+    triplets, _ = render("person", (64, 32))
     segmenter = GrabCutSettings().build()
     masks = [segmentation.mask for segmentation in segmenter.segment(triplets)]
     backwards = [segmentation.mask for segmentation in segmenter.segment(triplets[::-1])]

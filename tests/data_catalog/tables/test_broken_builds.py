@@ -27,7 +27,7 @@ from tests.data_catalog.tables import slow_build
 from tests.data_catalog.tables.slow_build import MASK_BYTES, SHARDS
 
 
-def shards_of(catalog: Path) -> list[Path]:
+def list_shards(catalog: Path) -> list[Path]:
     return sorted(catalog.rglob("shard-*.parquet"))
 
 
@@ -36,19 +36,19 @@ def test_killed_build_is_completed_once_by_two_processes(tmp_path: Path, ray_ses
     catalog = tmp_path / "catalog"
     killed = slow_build.start(catalog, 1.0, actors=True)
     deadline = time.monotonic() + 60
-    while len(shards_of(catalog)) < 2:
+    while len(list_shards(catalog)) < 2:
         assert killed.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    left = {path: path.stat().st_mtime_ns for path in shards_of(catalog)}
+    left = {path: path.stat().st_mtime_ns for path in list_shards(catalog)}
     assert 2 <= len(left) < SHARDS
     assert list_tables(catalog, "slow") == []
     [folder] = {path.parent for path in left}
     (folder / f".{left.popitem()[0].name}.0123.partial").write_bytes(b"half")
 
-    left = {path: path.stat().st_mtime_ns for path in shards_of(catalog)}
+    left = {path: path.stat().st_mtime_ns for path in list_shards(catalog)}
     processes = [slow_build.start(catalog, 0.5) for _ in range(2)]
     reports = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
     assert sorted(report["reused"] for report in reports) == [False, True]
@@ -94,7 +94,7 @@ def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_sessio
     with pytest.raises(NotWritableError, match=r"shard-0000\d\.parquet could not be written: .*Make room"):
         slow_build.build(tmp_path / "catalog", 0, full)
     assert list_tables(tmp_path / "catalog", "slow") == []
-    assert shards_of(tmp_path / "catalog") == []
+    assert list_shards(tmp_path / "catalog") == []
     assert not list(tmp_path.rglob("*.partial"))
     full.unlink()
     assert len(slow_build.build(tmp_path / "catalog", 0, full)) == SHARDS

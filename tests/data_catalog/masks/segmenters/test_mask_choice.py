@@ -145,8 +145,8 @@ def test_choice_across_modalities_helps_at_night_and_costs_nothing_by_day() -> N
             sample = render_sample(settings, identity, camera, shot=0)
             images = zip(sample.pixels, ("RGB", "NIR", "TIR"), strict=True)
             candidates = [one for image, source in images for one in cut_out(image, source)]
-            for which, of_which in (("RGB", candidates[:3]), ("all", candidates)):
-                found = choose(of_which, ChoiceSettings())
+            for which, some in (("RGB", candidates[:3]), ("all", candidates)):
+                found = choose(some, ChoiceSettings())
                 iou = intersection_over_union(found.mask, sample.mask > 0)
                 overlaps.setdefault((which, camera == 3), []).append(iou)
     mean = {case: float(np.mean(values)) for case, values in overlaps.items()}

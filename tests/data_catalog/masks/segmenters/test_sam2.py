@@ -150,8 +150,8 @@ def test_table_says_where_its_masks_come_from(built: Any, checkpoint: Path, tmp_
     assert {row["source"] for row in rows} <= {"RGB", "NIR", "TIR"}
     assert [row["sample_id"] for row in rows] == built.samples.read(["sample_id"])["sample_id"].to_pylist()
     counted: dict[str, int] = {}
-    for of_camera in table.statistics["sources_by_camera"].values():
-        for source, count in of_camera.items():
+    for counts in table.statistics["sources_by_camera"].values():
+        for source, count in counts.items():
             counted[source] = counted.get(source, 0) + count
     assert counted == {name: sum(row["source"] == name for row in rows) for name in counted}
 
