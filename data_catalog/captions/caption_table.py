@@ -31,7 +31,7 @@ from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 
 TEMPLATE_VERSION = 1
-"""Raised when the templates' words change, so that captions are written anew."""
+"""Raised when the templates' words change, so that captions are written again."""
 
 
 class CaptionSettings(Record):

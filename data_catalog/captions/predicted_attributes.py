@@ -83,7 +83,7 @@ class PredictionFiles:
     """The predictions of a data set.
 
     Attributes:
-        samples: Sample id to its predictions, as JSON values.
+        samples: The predictions for each sample, by sample id, as JSON values.
         digest: SHA-256 over splits and the files' bytes.
     """
 
@@ -98,7 +98,7 @@ def load_predictions(
 
     Args:
         folder: The folder.
-        split_folders: Split to its folder's name, by which the file may be named as well.
+        split_folders: Name of each split's folder; its file may have this name too.
         splits: Splits whose file must be there.
         attributes: Attributes that a prediction may name.
 

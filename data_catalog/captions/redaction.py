@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 REDACTION_VERSION = 2
-"""Raised when the rules change, so that captions are redacted anew."""
+"""Raised when the rules change, so that captions are redacted again."""
 
 _HIDDEN = "\ue000"
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

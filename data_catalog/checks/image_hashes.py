@@ -148,7 +148,7 @@ def find_copies(
 def find_repeated_frames(
     hashes: ImageHashes, identity: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Modality to the samples whose image has, with equal pixels, more than `MANY_IDENTITIES` identities.
+    """By modality, the samples whose image occurs pixel by pixel in more than `MANY_IDENTITIES` identities.
 
     Args:
         hashes: Of all samples.

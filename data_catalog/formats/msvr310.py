@@ -56,7 +56,7 @@ def list_samples(source: Path) -> Listing:
 
 
 def _triplets(root: Path, folder: str) -> tuple[dict[str, dict[str, NamedImage]], list[Rejected]]:
-    """Name to modality to image of a folder, over the folders of its vehicles."""
+    """The images of a folder by name and modality, from the folders of all its vehicles."""
     triplets: dict[str, dict[str, NamedImage]] = {}
     vehicles, stray = list_entries(root, folder, _LAYOUT)
     rejected = [leave_out(f"{folder}/{file}", "lies in no folder of a vehicle") for file in stray]

@@ -71,12 +71,12 @@ class SourceFormat:
 
     Attributes:
         name: Value of `ingest --format`.
-        split_folders: Split to the folder that holds it, in the order in which splits are listed.
+        split_folders: The folder of each split, in the order in which splits are listed.
         list_samples: Lists a source folder; raises CatalogError if it has another layout.
         masks: Path of the mask of a sample below the root of a listing: a pattern with `folder` (of the
             split), `identity` (in the name) and `name` (of the sample).
         captions: Path of the captions of a split below the root: a pattern with `split` and `modality`.
-        query_folders: Split to the folder of its queries, if they have their own.
+        query_folders: The folder of the queries of each split that has one.
     """
 
     name: str

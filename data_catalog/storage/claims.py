@@ -70,7 +70,7 @@ def claim(
 def claim_unless(
     root: str | Path, is_done: Callable[[], bool], *, expiry_seconds: float = EXPIRY_SECONDS
 ) -> Iterator[bool]:
-    """Hold the right to write in a folder, unless another process does what is wanted first.
+    """Hold the right to write in a folder, unless another process finishes the same task first.
 
     Args:
         root: As in `claim`.

@@ -39,7 +39,7 @@ class SimulatedPrediction(TypedDict):
 def predict_attributes(
     settings: SyntheticSettings, sample: RenderedSample, identity: int, camera: int, shot: int
 ) -> dict[str, dict[str, SimulatedPrediction]]:
-    """Source to attribute to prediction, of a sample; every attribute of every source."""
+    """The predictions for a sample by source and attribute: every attribute from every source."""
     values = attribute_values(settings.kind)
     image = RandomChoices(settings.seed, "image reading", settings.kind, identity, camera, shot)
     shared = RandomChoices(settings.seed, "reading", settings.kind, identity)

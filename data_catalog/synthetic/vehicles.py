@@ -49,16 +49,13 @@ class VehiclePainter:
     def paint(self) -> None:
         """Paint from back to front."""
         if self.view == "side":
-            self._accessory(*self._roof_span())
+            rear, front, _ = CABINS[self.worn["type"]]
+            self._accessory(rear, front)
             self._side()
         else:
             self._accessory(-self.half * 0.7, self.half * 0.7)
             self._end()
         self._patches()
-
-    def _roof_span(self) -> tuple[float, float]:
-        rear, front, _ = CABINS[self.worn["type"]]
-        return rear, front
 
     def _side(self) -> None:
         brush, paint, kind = self.brush, self.index["paint"], self.worn["type"]

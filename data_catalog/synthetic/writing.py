@@ -63,9 +63,15 @@ def synthesize(settings: SyntheticSettings, out: Path, progress: Progress = no_p
         SynthesisConflictError: If the folder holds other files, or a data set of other settings.
     """
     started, out = time.monotonic(), Path(out)
-    manifest = _manifest(settings)
     identities = {split: len(settings.identities(split)) for split in SPLITS}
     samples = {split: identities[split] * settings.cameras * settings.shots for split in SPLITS}
+    manifest = {
+        "drawing_version": RENDERING_VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "attributes": {name: list(values) for name, values in attribute_values(settings.kind).items()},
+        "identities": {SPLIT_FOLDERS[split]: count for split, count in identities.items()},
+        "samples": {SPLIT_FOLDERS[split]: count for split, count in samples.items()},
+    }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Of two processes that want the same data set one writes it, and the other waits and finds it.
@@ -92,7 +98,8 @@ def _write(
     progress: Progress,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / UNFINISHED).write_text(_as_text(manifest), encoding="utf-8")
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    (out / UNFINISHED).write_text(text, encoding="utf-8")
     done = 0
     for split in SPLITS:
         for _ in _write_split(settings, split, out):
@@ -104,21 +111,6 @@ def _write(
 def sample_name(identity: int, camera: int, shot: int) -> str:
     """The file name of a sample without its ending; camera and shot are 0-based."""
     return f"{identity:06d}_cam{camera + 1}_0_{shot:02d}"
-
-
-def _manifest(settings: SyntheticSettings) -> dict[str, Any]:
-    per_identity = settings.cameras * settings.shots
-    return {
-        "drawing_version": RENDERING_VERSION,
-        "settings": settings.model_dump(mode="json"),
-        "attributes": {name: list(values) for name, values in attribute_values(settings.kind).items()},
-        "identities": {SPLIT_FOLDERS[split]: len(settings.identities(split)) for split in SPLITS},
-        "samples": {SPLIT_FOLDERS[split]: len(settings.identities(split)) * per_identity for split in SPLITS},
-    }
-
-
-def _as_text(manifest: Mapping[str, Any]) -> str:
-    return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
 
 
 def _is_there(out: Path, wanted: Mapping[str, Any]) -> bool:

@@ -70,7 +70,7 @@ class GlobalBatchLoss(nn.Module):
         config: The objective's weights.
         autocast: Whether the network runs under bfloat16 autocast; losses are always float32.
         compiled: Whether the network is compiled. Evaluation is not: its batches have other sizes, and each
-            size would be compiled anew.
+            size would need its own compilation.
     """
 
     def __init__(self, model: STMI, config: LossConfig, autocast: bool, compiled: bool = False) -> None:
