@@ -88,7 +88,7 @@ def make_llm_captions(
         ),
         summarise=summarise,
         created={"endpoint": client.endpoint},
-        before=lambda: job.run(asking or no_progress),
+        before=lambda: job.run(asking),
         progress=progress,
     )
 
