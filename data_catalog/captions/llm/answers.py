@@ -22,7 +22,7 @@ from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim
 
 FOLDER = "answers"
-# The next job waits so long for one that was killed. One that is suspended for longer can at worst pay twice.
+# On object storage a job waits so long for one that was killed.
 _EXPIRY_SECONDS = 10.0
 
 

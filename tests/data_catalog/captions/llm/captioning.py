@@ -16,19 +16,19 @@ Asked = tuple[str, dict[str, Any], dict[str, Any]]
 
 
 def caption(samples: Table, server: ChatServer, asking: Any = None, **settings: Any) -> Table:
-    of_client = {"concurrency": 4, "first_wait_seconds": 0.01, "timeout_seconds": 20}
-    of_model = {"model": "tiny"}
+    client_settings = {"concurrency": 4, "first_wait_seconds": 0.01, "timeout_seconds": 20}
+    model_settings = {"model": "tiny"}
     for name, value in settings.items():
-        (of_client if name in ClientSettings.model_fields else of_model)[name] = value
+        (client_settings if name in ClientSettings.model_fields else model_settings)[name] = value
     return make_llm_captions(
         samples,
-        LlmCaptionSettings(**of_model),
-        ClientSettings(endpoint=server.url, **of_client),
+        LlmCaptionSettings(**model_settings),
+        ClientSettings(endpoint=server.url, **client_settings),
         asking=asking,
     )
 
 
-def answers_of(server: ChatServer) -> list[Asked]:
+def list_asked(server: ChatServer) -> list[Asked]:
     """Source, request and answer of every request; the source of step two is `choice`."""
     hints = {"side by side": "JOINT", "visible-light": "RGB", "near-infrared": "NIR", "thermal": "TIR"}
     found = []

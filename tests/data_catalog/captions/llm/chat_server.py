@@ -54,24 +54,24 @@ def error(status: int, message: str, code: str = "", **headers: str) -> Reply:
 
 def is_choice(request: Mapping[str, Any]) -> bool:
     """Whether the request is a question of step two."""
-    return "value" not in next(iter(schema_of(request).values())).get("properties", {})
+    return "value" not in next(iter(answer_schema(request).values())).get("properties", {})
 
 
-def schema_of(request: Mapping[str, Any]) -> dict[str, Any]:
+def answer_schema(request: Mapping[str, Any]) -> dict[str, Any]:
     return dict(request["response_format"]["json_schema"]["schema"]["properties"])
 
 
-def digest_of(request: Mapping[str, Any]) -> str:
+def request_digest(request: Mapping[str, Any]) -> str:
     """A digest of the request's content."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
 def fitting_answer(request: Mapping[str, Any]) -> str:
     """A sound answer that depends on the question: to step one any value, to step two one on offer."""
-    chance = int(digest_of(request)[:12], 16)
-    properties = schema_of(request)
+    chance = int(request_digest(request)[:12], 16)
+    properties = answer_schema(request)
     if is_choice(request):
-        offers = offers_of(request)
+        offers = listed_offers(request)
         return json.dumps({name: offers.get(name, ["unknown"])[-1] for name in properties})
     return json.dumps(
         {
@@ -86,7 +86,7 @@ def fitting_answer(request: Mapping[str, Any]) -> str:
     )
 
 
-def offers_of(request: Mapping[str, Any]) -> dict[str, list[str]]:
+def listed_offers(request: Mapping[str, Any]) -> dict[str, list[str]]:
     """Attribute to the known values that the text of step two lists."""
     [part] = request["messages"][1]["content"]
     offers: dict[str, list[str]] = {}
@@ -176,7 +176,7 @@ def chat_server(behaviour: Behaviour = lambda number, request: None) -> Iterator
                 self.close_connection = True
                 return
             state.stopping.wait(reply.delay_seconds)
-            data = body_of(request, reply)
+            data = reply_body(request, reply)
             self.send_response(reply.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -198,7 +198,7 @@ def chat_server(behaviour: Behaviour = lambda number, request: None) -> Iterator
             self.wfile.flush()
             if reply.status == 200:
                 with state.lock:
-                    state.answered[digest_of(request)] += 1
+                    state.answered[request_digest(request)] += 1
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -214,7 +214,7 @@ def chat_server(behaviour: Behaviour = lambda number, request: None) -> Iterator
         thread.join()
 
 
-def body_of(request: Mapping[str, Any], reply: Reply) -> bytes:
+def reply_body(request: Mapping[str, Any], reply: Reply) -> bytes:
     if isinstance(reply.body, bytes):
         return reply.body
     if reply.body is not None:

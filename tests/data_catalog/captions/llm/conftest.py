@@ -7,7 +7,7 @@ import pytest
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from data_catalog.tables.table import Table, list_tables
-from tests.data_catalog.captions.llm.captioning import QUESTIONS, Asked, answers_of, caption
+from tests.data_catalog.captions.llm.captioning import QUESTIONS, Asked, caption, list_asked
 from tests.data_catalog.captions.llm.chat_server import chat_server
 from tests.data_catalog.captions.llm.sending import KEY
 from tests.data_catalog.folders import write_data_set
@@ -54,7 +54,7 @@ def plain(ingested: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tab
         # One request at a time, so that the requests of a sample follow each other.
         table = caption(samples, server, concurrency=1)
         assert len(server.requests) == QUESTIONS
-        return table, answers_of(server)
+        return table, list_asked(server)
 
 
 @pytest.fixture

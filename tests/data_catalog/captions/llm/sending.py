@@ -33,9 +33,9 @@ def ask(
     merged = {"first_wait_seconds": 0.01, "timeout_seconds": 10, **settings}
 
     async def run() -> tuple[list[Completion | BaseException], LlmClient]:
-        of_client = ClientSettings(endpoint=url, **merged)
-        counted = budget or Budget(of_client.prices, of_client.budget_usd, 200)
-        client = LlmClient(of_client, counted, was_answered_before=before)
+        client_settings = ClientSettings(endpoint=url, **merged)
+        counted = budget or Budget(client_settings.prices, client_settings.budget_usd, 200)
+        client = LlmClient(client_settings, counted, was_answered_before=before)
         try:
             return (
                 await asyncio.gather(

@@ -125,7 +125,7 @@ def test_image_reserves_the_most_until_one_of_its_size_was_answered() -> None:
 def test_image_of_a_size_that_an_earlier_job_paid_for_is_known() -> None:
     budget = Budget(PRICES, None, 200)
     size = (32, 64)
-    # Two requests of which one did not tell its tokens, and an endpoint that tells none: nothing is learned.
+    # One of two requests without reported tokens, and an endpoint that reports none: nothing is learned.
     budget.count_earlier(Usage(900, 50), 2, [size])
     budget.count_earlier(Usage(0, 0), 1, [size])
     prompt = PromptSize(500, (size,))
@@ -181,8 +181,8 @@ def test_answer_that_was_lost_may_have_been_charged() -> None:
         found, client = ask(server, 2, concurrency=1, prices=PRICES, budget_usd=1.0)
     assert all(isinstance(completion, Completion) for completion in found)
     assert client.budget.lost == Usage(2 * PROMPT_TOKENS, 2 * 200)
-    dearest = Usage(PROMPT_TOKENS, 200).cost_usd(PRICES)
-    assert client.budget.cost_usd == pytest.approx(2 * COST + 2 * dearest)
+    most = Usage(PROMPT_TOKENS, 200).cost_usd(PRICES)
+    assert client.budget.cost_usd == pytest.approx(2 * COST + 2 * most)
     assert len(server.requests) == 4
 
 

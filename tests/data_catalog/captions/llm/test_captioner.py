@@ -17,11 +17,11 @@ from tests.data_catalog.captions.llm.chat_server import (
     PROMPT_TOKENS,
     Reply,
     chat_server,
-    digest_of,
     error,
     fitting_answer,
     is_choice,
-    offers_of,
+    listed_offers,
+    request_digest,
 )
 from tests.data_catalog.captions.llm.sending import KEY
 from tests.data_catalog.folders import sample_ids
@@ -57,7 +57,7 @@ def test_every_caption_is_what_plain_code_makes_of_the_answers(
         assert sorted(source for source, _, _ in group) == sorted([*SOURCES, "choice"])
         read = {source: answer for source, _, answer in group}
         [(_, choice_request, choice)] = [entry for entry in group if entry[0] == "choice"]
-        offers = offers_of(choice_request)
+        offers = listed_offers(choice_request)
         values = {}
         for name in load_card("synthetic_person").attributes:
             said = [read[source][name] for source in SOURCES if read[source][name]["value"] != "unknown"]
@@ -98,8 +98,8 @@ def test_unanswered_questions_stop_the_table_or_stay_unknown(samples: Table, und
 
     def behaviour(number: int, request: Mapping[str, Any]) -> Reply | None:
         if number == 6:
-            poisoned.add(digest_of(request))
-        return error(500, "poison") if digest_of(request) in poisoned else None
+            poisoned.add(request_digest(request))
+        return error(500, "poison") if request_digest(request) in poisoned else None
 
     with chat_server(behaviour) as server:
         with pytest.raises(

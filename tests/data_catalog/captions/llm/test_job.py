@@ -23,9 +23,9 @@ from tests.data_catalog.captions.llm.chat_server import (
     PROMPT_TOKENS,
     Reply,
     chat_server,
-    digest_of,
     error,
     fitting_answer,
+    request_digest,
 )
 from tests.data_catalog.captions.llm.sending import COST, PRICES
 
@@ -109,8 +109,8 @@ def test_interrupted_table_does_not_keep_gaps_that_a_later_run_has_filled(
 
     def behaviour(number: int, request: Mapping[str, Any]) -> Reply | None:
         if number == 6:
-            poisoned.add(digest_of(request))
-        return error(500, "poison") if digest_of(request) in poisoned else None
+            poisoned.add(request_digest(request))
+        return error(500, "poison") if request_digest(request) in poisoned else None
 
     with chat_server(behaviour) as server:
         begun = caption(samples, server, retries=0, failed="unknown")
@@ -149,11 +149,11 @@ def moved(samples: Table, uri: str) -> Table:
     return replace(samples, catalog=uri)
 
 
-@pytest.mark.parametrize("place", ["local disk", "object storage"])
+@pytest.mark.parametrize("storage", ["local disk", "object storage"])
 def test_jobs_at_the_same_time_pay_for_no_answer_twice(
-    samples: Table, place: str, object_storage: Callable[[str], str]
+    samples: Table, storage: str, object_storage: Callable[[str], str]
 ) -> None:
-    if place == "object storage":
+    if storage == "object storage":
         samples = moved(samples, object_storage("shared"))
     with chat_server() as server, ThreadPoolExecutor() as jobs:
         # Two tables, which ask the same questions in step one.
@@ -164,11 +164,11 @@ def test_jobs_at_the_same_time_pay_for_no_answer_twice(
     assert sorted(kept) == [0, 4 * SAMPLES]
 
 
-@pytest.mark.parametrize("place", ["local disk", "object storage"])
+@pytest.mark.parametrize("storage", ["local disk", "object storage"])
 def test_killed_job_goes_on_without_paying_twice(
-    samples: Table, undisturbed: Table, place: str, object_storage: Callable[[str], str]
+    samples: Table, undisturbed: Table, storage: str, object_storage: Callable[[str], str]
 ) -> None:
-    if place == "object storage":
+    if storage == "object storage":
         samples = moved(samples, object_storage("killed"))
     early = {2: error(500, "broken"), 5: error(429, "slow", retry_after="0.02"), 9: Reply(is_hung=True)}
     late = {60: Reply("x", is_cut_off=True), 66: error(503, "later")}

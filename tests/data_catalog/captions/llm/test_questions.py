@@ -24,9 +24,9 @@ from data_catalog.errors import CatalogError
 from tests.data_catalog.captions.llm.chat_server import (
     ChatServer,
     Reply,
+    answer_schema,
     chat_server,
     fitting_answer,
-    schema_of,
 )
 
 CARD = load_card("synthetic_vehicle")
@@ -212,7 +212,7 @@ def test_chosen_value_has_the_confidence_of_its_best_source() -> None:
     found = {name: (value.value, value.confidence, value.source) for name, value in filled.items()}
     assert found == {
         "type": ("pickup", 0.3, "NIR"),
-        # The model chose none, so the most confident reading stands.
+        # The model chose none, so the most confident prediction stands.
         "colour": ("blue", 0.6, "JOINT"),
         "lamps": ("round", 0.2, "NIR"),
     }
@@ -303,7 +303,7 @@ def test_answer_is_read_as_the_model_gave_it(store: AnswerStore) -> None:
         [answer], _ = ask(server, store, QUESTIONS.about(row())["NIR"])
         [request] = server.requests
     assert answer.values == json.loads(fitting_answer(request))
-    assert schema_of(request).keys() == answer.values.keys()
+    assert answer_schema(request).keys() == answer.values.keys()
     assert answer.images == prompt_size(request).images
     assert len(answer.images) == 1
     assert store.read(QUESTIONS.about(row())["NIR"].digest) == answer
