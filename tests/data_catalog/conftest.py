@@ -94,7 +94,7 @@ def object_storage() -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture
 def read_predictions(source: Path) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
-    """Sample id to readings, as they stand in the files."""
+    """The predictions in the files, by sample id."""
     found = {}
     for split, name in (("train", "train_171"), ("val", "val"), ("test", "test")):
         for line in (source / "readings" / f"{name}.jsonl").read_text().splitlines():

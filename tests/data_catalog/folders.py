@@ -40,7 +40,7 @@ def true_mask_path(source: Path, sample_id: str) -> Path:
 
 
 def write_data_set(source: Path) -> None:
-    """Images of a bright figure on noise, its true masks, and readings of four attributes."""
+    """Images of a bright figure on noise, its true masks, and predictions of four attributes."""
     rng = np.random.default_rng(0)
     for split, folder in FOLDERS.items():
         for kind in (*(f"RGBNT201/{folder}/{name}" for name in MODALITY_FOLDERS), f"true_masks/{folder}"):

@@ -35,7 +35,7 @@ def equations_in(docstring: str) -> Iterator[int]:
 
 
 def homes() -> dict[int, list[str]]:
-    """Equation to the names of the docstrings that name it, such as `stmi/model.py::STMI.forward`."""
+    """For each equation the docstrings that name it, such as `stmi/model.py::STMI.forward`."""
     found: dict[int, list[str]] = {number: [] for number in EQUATIONS}
     for path in sorted((ROOT / "stmi").rglob("*.py")):
         for name, docstring in docstrings(path):

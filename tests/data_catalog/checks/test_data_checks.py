@@ -79,7 +79,7 @@ def make_samples(**splits: list[Row]) -> Table:
 
 
 def check(samples: Table, masks: Table | None = None, **settings: Any) -> dict[str, tuple[str, Finding]]:
-    """Name of a check to severity and finding; the made-up data set has views, so that none is missed."""
+    """Severity and finding of each check, by its name; the made-up data set has all views."""
     views = dict.fromkeys(samples.statistics["splits"], samples)
     tables = NewestTables(samples, masks, None, None, views)
     report = run_checks(tables, CheckSettings(images=False, **settings))
@@ -260,7 +260,7 @@ def test_catalog_that_cannot_be_written_to_is_checked_too(
     catalog = tmp_path / "catalog"
     shutil.copytree(built.catalog, catalog, ignore=shutil.ignore_patterns("checks", "image_hashes"))
     tables = find_newest_tables(catalog, "small")
-    # No folder can be made where a file stands, whatever the rights of who runs the tests.
+    # A file is in the way of the folder, so this fails whatever rights the user has.
     (catalog / "small" / "checks").touch()
     expected = run_checks(tables, CheckSettings(images=False))
     assert load_or_run_checks(tables, CheckSettings(images=False)) == expected

@@ -28,7 +28,7 @@ from tests.data_catalog.vehicle_folders import (
 )
 
 
-# The name holds what a layout's folders are called, which must not confuse any path.
+# The name contains the folder names of a layout, which must not confuse any path.
 @pytest.fixture
 def vehicles(tmp_path: Path) -> Path:
     return tmp_path / "train_bounding_box_train_rgbir"

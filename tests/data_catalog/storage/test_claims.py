@@ -107,7 +107,7 @@ def test_all_who_wait_go_on_as_soon_as_the_work_is_done(root: str) -> None:
         done.set()
         for thread in waiting:
             thread.join(timeout=10)
-        # While the first still holds the right, which nobody needs any more.
+        # The first process still holds the right, but nobody needs it any more.
         assert through == [(False, True)] * 16
 
 

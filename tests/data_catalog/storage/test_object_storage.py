@@ -82,7 +82,7 @@ def test_shards_of_a_view_are_fetched_once_and_mapped(view: Table, copies: Path)
     files = sorted(copies.rglob("*.arrow"))
     assert [file.stem for file in files] == sorted(shard.sha256 for shard in view.manifest.shards)
     before = {file: file.stat().st_mtime_ns for file in files}
-    # Who fetched again would find other bytes, as the test below shows.
+    # A second fetch would find other bytes, as the test below shows.
     with changed_shard(view):
         with no_copies(len(view) * 9 * HEIGHT * WIDTH):
             again = open_view(view)
@@ -108,7 +108,7 @@ def test_only_the_shards_that_are_asked_for_are_fetched(view: Table, copies: Pat
 
 @contextmanager
 def changed_shard(view: Table) -> Iterator[None]:
-    """Meanwhile the last byte of the first shard is another one."""
+    """Within the block, the last byte of the first shard is changed."""
     filesystem, path = open_root(join(view.path, view.manifest.shards[0].file))
     with filesystem.open_input_stream(path) as stream:
         whole = stream.read()

@@ -211,9 +211,9 @@ def predict(settings: SyntheticSettings, identity: int, camera: int, shot: int):
 def test_every_source_predicts_every_attribute_as_a_value_or_unknown(kind):
     vocabulary = attribute_values(kind)
     for camera in range(4):
-        _, readings = predict(make_settings(kind=kind), 1, camera, 0)
-        assert tuple(readings) == SOURCES
-        for read in readings.values():
+        _, predictions = predict(make_settings(kind=kind), 1, camera, 0)
+        assert tuple(predictions) == SOURCES
+        for read in predictions.values():
             assert list(read) == list(vocabulary)
             for name, reading in read.items():
                 assert reading["value"] in (*vocabulary[name], UNKNOWN)
@@ -225,8 +225,8 @@ def test_invisible_attributes_are_unknown_with_low_confidence():
     blind, hidden = 0, 0
     for identity in range(1, 13):
         for camera in (DAY, NIGHT):
-            sample, readings = predict(settings, identity, camera, 0)
-            for source, read in readings.items():
+            sample, predictions = predict(settings, identity, camera, 0)
+            for source, read in predictions.items():
                 for name, reading in read.items():
                     by_day = source in ("RGB", "JOINT") and camera == DAY
                     if (source == "RGB" and camera == NIGHT) or ("colour" in name and not by_day):
@@ -264,11 +264,11 @@ def test_wrong_predictions_are_the_same_in_most_images_of_an_identity():
 
 
 def _tally(settings: SyntheticSettings, identities: range) -> dict[str, list[tuple[bool, bool, float]]]:
-    """For every source, of readable attributes: (known, right, confidence)."""
+    """For every source (known, right, confidence) of the visible attributes."""
     tally: dict[str, list[tuple[bool, bool, float]]] = {source: [] for source in SOURCES}
     for identity in identities:
-        sample, readings = predict(settings, identity, DAY, 0)
-        for source, read in readings.items():
+        sample, predictions = predict(settings, identity, DAY, 0)
+        for source, read in predictions.items():
             for name in sample.visible:
                 if "colour" in name and source in ("NIR", "TIR"):
                     continue

@@ -66,7 +66,7 @@ def test_killed_step_leaves_no_table_and_is_finished_by_the_next_run(
     folder, shards = Path(whole.path), [shard.file for shard in whole.manifest.shards]
     shutil.rmtree(folder)
     left: dict[str, int] = {}
-    # In the second shard, and, of those that are then left and the manifest, in the last.
+    # The process dies in the second shard; then in the last of the remaining shards and the manifest.
     for files in (2, len(shards)):
         process = multiprocessing.get_context("forkserver").Process(
             target=steps.die, args=(built.source, built.catalog, files)

@@ -91,7 +91,7 @@ def test_interrupted_build_leaves_no_table_and_makes_what_is_missing(
 
 @dataclass(frozen=True)
 class LightMaker(StubMaker):
-    """Says in every shard which process made it; takes a while where it is asked to."""
+    """Says in every shard which process made it; takes `seconds` for each."""
 
     is_light = True
     seconds: float = 0.0

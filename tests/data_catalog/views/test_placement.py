@@ -41,7 +41,7 @@ def test_every_shard_goes_to_one_worker_and_all_have_about_as_much(
     assert sorted(shard for shards in assigned for shard in shards) == list(range(20))
     assert all(shards == sorted(shards) for shards in assigned)
     filled = [sum(samples[shard] for shard in shards) for shards in assigned]
-    # No worker that is ahead would be behind without its smallest shard.
+    # Without its smallest shard, no worker has more samples than the one with the fewest.
     for shards, total in zip(assigned, filled, strict=True):
         assert total - min(samples[shard] for shard in shards) <= min(filled)
     assert assign_shards(samples, workers) == assigned

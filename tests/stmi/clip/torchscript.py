@@ -16,7 +16,7 @@ EXTRA = {
 
 
 class Node(nn.Module):
-    """A module that is nothing but what is attached to it."""
+    """An empty module, to which attributes are attached."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x

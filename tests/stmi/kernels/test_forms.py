@@ -18,7 +18,7 @@ def plain(*_: torch.Tensor) -> torch.Tensor:
 
 
 def chosen(table, device="cpu", dtype=torch.float32, tokens=129, needs_gradient=True, compiling=False):
-    """The form for an input on any device; the device need not exist here."""
+    """The form that is chosen for an input on a device; this machine need not have the device."""
     with FakeTensorMode():
         x = torch.empty(2, tokens, 8, dtype=dtype, device=device, requires_grad=needs_gradient)
         with pytest.MonkeyPatch.context() as patch:

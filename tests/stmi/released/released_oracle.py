@@ -14,7 +14,7 @@ KEYS = Path(__file__).parents[2] / "golden" / "released_checkpoint_keys.txt"
 IMAGE_SIZE = (64, 32)
 PATCH, HEADS, STR_HEADS, DISTANCE = 16, 2, 8, 5.0
 SMALLER = {768: 128, 2304: 384, 3072: 512, 512: 32, 1024: 64, 2048: 128, 1536: 96}
-"""Published sizes that the image tower and what follows it have, to small ones that keep heads 64 wide."""
+"""Small sizes instead of the published ones; heads stay 64 wide."""
 TEXT_SMALLER = {512: 64, 1536: 192, 2048: 256, 49408: 60}
 NAMES = ("rgb", "nir", "tir")
 

@@ -100,7 +100,7 @@ def test_model_is_the_released_recipes(dataset, size):
     published = released_oracle.published_shapes()
     config = load({name: torch.empty(shape, device="meta") for name, shape in published.items()}, size).config
     recipe = recipes.released(dataset).model
-    # The probability p is the data set's, and of no effect in evaluation.
+    # p depends on the data set, and has no effect in evaluation.
     same_p = recipe.sfm.model_copy(update={"perturbation": config.sfm.perturbation})
     assert config == recipe.model_copy(update={"sfm": same_p})
 

@@ -108,7 +108,7 @@ def test_shares_of_all_workers_make_identity_balanced_batches(world_size: int):
 def test_epoch_of_shares_is_as_long_as_that_of_the_shortest_worker_alone(world_size: int):
     labels = apart(world_size)
     smaller = BatchConfig(size=48 // world_size, samples_per_identity=4)
-    # The first worker has the random numbers of a single one; the others are longer or shorter by few steps.
+    # The first worker has the random numbers of a single one; the plans of the others differ by few steps.
     alone = batch_plan.plan(labels[0], smaller, seed=0, epoch=1)
     share = batch_plan.plan_share(labels, 0, SHARED, seed=0, epoch=1)
     assert np.array_equal(share, alone[: len(share)])

@@ -41,7 +41,7 @@ def test_mining_equals_a_naive_loop():
 def test_margin_of_the_triplet_loss_equals_the_formula():
     features = torch.tensor([[0.0], [1.0], [1.5], [4.0]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 1])
-    # Farthest positive less nearest negative: 1 - 1.5, 1 - 0.5, 2.5 - 0.5, 2.5 - 3.
+    # Farthest positive minus nearest negative: 1 - 1.5, 1 - 0.5, 2.5 - 0.5, 2.5 - 3.
     expected = (0 + 0.8 + 2.3 + 0) / 4
     assert float(losses.batch_hard_triplet(features, labels, margin=0.3)) == pytest.approx(expected)
 
