@@ -5,6 +5,7 @@ from typing import Any
 
 from data_catalog.captions.llm.captioner import make_llm_captions
 from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSettings
+from data_catalog.progress import Progress, no_progress
 from data_catalog.tables.table import Table
 from tests.data_catalog.captions.llm.chat_server import ChatServer, fitting_answer, is_choice
 
@@ -15,7 +16,7 @@ Asked = tuple[str, dict[str, Any], dict[str, Any]]
 """Source, request and answer."""
 
 
-def caption(samples: Table, server: ChatServer, asking: Any = None, **settings: Any) -> Table:
+def caption(samples: Table, server: ChatServer, asking: Progress = no_progress, **settings: Any) -> Table:
     client_settings = {"concurrency": 4, "first_wait_seconds": 0.01, "timeout_seconds": 20}
     model_settings = {"model": "tiny"}
     for name, value in settings.items():
