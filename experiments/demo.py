@@ -6,7 +6,7 @@ It generates the benchmark, ingests it, makes masks, captions, text features and
     python experiments/demo.py --floor 0.4  # fail if the mAP of U falls under 40 %
 
 Nothing is done twice: tables that exist are reused, an interrupted training continues, a finished one
-is shown. It has every option of experiments/train.py, too.
+is shown. It has the options of experiments/train.py, except for those of --plan.
 """
 
 import sys
@@ -26,8 +26,7 @@ FLOOR = 0.42
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    options = train.parser()
-    options.description = __doc__
+    options = train.training_parser(__doc__)
     options.add_argument(
         "--floor",
         type=float,

@@ -17,7 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pydantic import RootModel
+from pydantic import BaseModel, RootModel
 
 from experiments import recipes
 from experiments.command_line import run_command, run_options, training_options, with_workers
@@ -39,11 +39,15 @@ class PrintedTraining(RootModel[RunReport | run_plan.RunPlan]):
     """What this script prints with `--json`: the run's result, or with `--plan` its plan."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's options."""
-    options = training_options(
-        __doc__, "change a setting, for example model.sfm=off or model.str.tokens=2", PrintedTraining
-    )
+def training_parser(description: str | None, record: type[BaseModel] = RunReport) -> argparse.ArgumentParser:
+    """The options of a script that trains one model.
+
+    Args:
+        description: The script's docstring.
+        record: What it prints with `--json`.
+    """
+    setting_help = "change a setting, for example model.sfm=off or model.str.tokens=2"
+    options = training_options(description, setting_help, record)
     options.add_argument("--seed", type=int, help="shorthand for --set seed=N")
     options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
     options.add_argument(
@@ -51,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only continue a run that was begun before; refuse to begin a new one",
     )
+    return options
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = training_parser(__doc__, PrintedTraining)
     options.add_argument(
         "--plan",
         action="store_true",

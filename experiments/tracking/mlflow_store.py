@@ -28,7 +28,7 @@ def resolve_tracking_uri(uri: str | None, workspace: Path) -> str:
     if chosen.partition(":")[0] != "databricks" and scheme not in SCHEMES:
         raise ConfigError(
             f"MLflow's tracking URI {without_credentials(chosen)!r} (--tracking-uri, $MLFLOW_TRACKING_URI): "
-            "none of a server or a database; expected one such as http://127.0.0.1:5000 or "
+            "it is neither a server nor a database; expected one such as http://127.0.0.1:5000 or "
             "sqlite:////data/mlflow.db"
         )
     return chosen

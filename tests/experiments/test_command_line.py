@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from experiments import ablate, sweep_sfm, train
+from experiments import ablate, demo, sweep_sfm, train
 from experiments.command_line import INTERRUPTED_STATUS, USAGE_STATUS, run_command
 from experiments.recipes import ConfigError
 from experiments.studies.ablation.ablation_result import AblationResult
@@ -12,13 +12,25 @@ from tests.experiments import made_up
 
 
 @pytest.mark.parametrize(
-    ("script", "record"), [(train, train.PrintedTraining), (ablate, AblationResult), (sweep_sfm, SweepResult)]
+    ("script", "record"),
+    [
+        (train, train.PrintedTraining),
+        (demo, train.RunReport),
+        (ablate, AblationResult),
+        (sweep_sfm, SweepResult),
+    ],
 )
 def test_scripts_print_the_schema_of_their_json(script, record, capsys):
     with pytest.raises(SystemExit) as ended:
         script.main(["--json-schema"])
     assert ended.value.code == 0
     assert json.loads(capsys.readouterr().out) == record.model_json_schema(mode="serialization")
+
+
+def test_demo_refuses_to_plan_instead_of_training(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--plan"])
+    assert "unrecognized arguments: --plan" in capsys.readouterr().err
 
 
 def test_json_is_all_that_a_script_prints_and_its_status_is_that_of_the_result(capsys):
