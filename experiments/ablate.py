@@ -86,7 +86,7 @@ def print_ablation(result: AblationResult) -> None:
         table = RichTable(title=f"{result.titles[key]}: %, on the test identities", title_justify="left")
         for column in SHOWN:
             table.add_column(HEADER[column], justify="right" if column else "left")
-        for row in result.rows_of(key):
+        for row in result.find_rows(key):
             texts = cells(row)
             table.add_row(*(texts[column] for column in SHOWN))
         console.print(table)

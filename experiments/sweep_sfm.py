@@ -35,8 +35,8 @@ from experiments.studies.sweep.search_space import (
     DEFAULT_SPACE,
     check_space,
     check_switches,
+    make_space,
     setting_name,
-    space_of,
 )
 from experiments.studies.sweep.sweep import SweepStudy
 from experiments.studies.sweep.sweep_result import SweepResult, words
@@ -111,7 +111,7 @@ def specify(given: argparse.Namespace) -> SweepSpec:
             "--early-stopping goes by mAP and would cut the cheap end off the front of mAP and cost; "
             "leave one of the two out"
         )
-    space = space_of(given.search)
+    space = make_space(given.search)
     searched = {setting_name(dimension.name) for dimension in space.dimensions}
     if early_stopping and (uneven := searched & {"train.epochs", "train.validate_every"}):
         raise ConfigError(

@@ -54,7 +54,7 @@ class RecordedRow:
 def recorded_rows(study: RecordedStudy, table: str) -> list[RecordedRow]:
     """The rows of a table that have runs of their own; others show another feature of such runs."""
     found: dict[tuple[str, ...], RecordedRow] = {}
-    for row in study.ablation.rows_of(table):
+    for row in study.ablation.find_rows(table):
         known = {seed: study.find_run(name) for seed, name in row.runs.items()}
         runs = {seed: run for seed, run in known.items() if run is not None}
         if runs:
@@ -106,7 +106,7 @@ def _difference_section(study: RecordedStudy, table: str, title: str) -> Section
         if f"{table}.png" in study.pictures:
             caption = "mAP on the test identities, mean and 95 % interval over seeds."
             yield stored_png(f"{table}.png", caption, study.pictures[f"{table}.png"])
-        figure = plot_differences(study.ablation.rows_of(table))
+        figure = plot_differences(study.ablation.find_rows(table))
         if figure is not None:
             caption = "Differences of mAP between rows. Filled: real, by both tests after Holm's correction."
             yield as_svg(f"{table}_differences.svg", caption, figure)

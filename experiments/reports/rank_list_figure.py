@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pyarrow import compute, parquet
 
 from data_catalog.views.view_reader import open_view
-from experiments.run.run_figures import embeddings_of, make_sample_grid, show_nearest, show_sample
+from experiments.run.run_figures import load_test_embeddings, make_sample_grid, show_nearest, show_sample
 from experiments.run.run_folder import RunFolder, RunFolderError
 from stmi.modality import MODALITIES
 
@@ -94,7 +94,7 @@ def shared_seeds(rows: Collection[Mapping[int, RunFolder]]) -> list[int]:
 
 def load_embeddings(run: RunFolder, feature: str) -> np.ndarray:
     """One feature of a finished run's test view, `(rows, width)`, after the last epoch."""
-    return embeddings_of(run.finished_result)[feature]
+    return load_test_embeddings(run.finished_result)[feature]
 
 
 def _average_precision(run: RunFolder, feature: str) -> dict[int, float]:

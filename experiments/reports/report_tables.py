@@ -14,7 +14,7 @@ def ablation_tables(study: RecordedStudy) -> list[PageTable]:
     """The tables of an ablation, as in its own Markdown."""
     tables = []
     for key in study.ablation.tables:
-        rows = study.ablation.rows_of(key)
+        rows = study.ablation.find_rows(key)
         page_rows = tuple(
             PageRow(
                 key=f"{key}-{number}",

@@ -38,7 +38,7 @@ def _result(folder: RunFolder) -> RunResult:
     assert test is not None
     assert untrained is not None
     validation = [event for event in epochs if "validation" in event]
-    choices = choices_of(folder, folder.config.report.feature)
+    choices = find_choices(folder, folder.config.report.feature)
     return RunResult(
         run=folder.name,
         resumed=any(event["event"] == "resumed" for event in events),
@@ -56,7 +56,7 @@ def _result(folder: RunFolder) -> RunResult:
     )
 
 
-def choices_of(folder: RunFolder, feature: str) -> EpochChoices:
+def find_choices(folder: RunFolder, feature: str) -> EpochChoices:
     """The test metrics of the last epoch, of the one chosen on validation, and of the one best on test.
 
     Only epochs that were evaluated count (`train.validate_every`). Where the data set has no validation

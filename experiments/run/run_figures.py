@@ -43,7 +43,7 @@ def draw_all(folder: RunFolder, result: RunResult) -> list[Path]:
         "training_curves": training_curves(folder.journal),
         "cmc": cmc_curves(result.metrics, result.untrained),
         "rank_lists": rank_lists(
-            open_view(folder.view("test")), embeddings_of(result), folder.config.data.junk
+            open_view(folder.view("test")), load_test_embeddings(result), folder.config.data.junk
         ),
     }
     files = []
@@ -53,7 +53,7 @@ def draw_all(folder: RunFolder, result: RunResult) -> list[Path]:
     return files
 
 
-def embeddings_of(result: RunResult) -> dict[str, np.ndarray]:
+def load_test_embeddings(result: RunResult) -> dict[str, np.ndarray]:
     """The test embeddings of a finished run, `(rows, width)` by feature, in the order of the test view."""
     with fetched(result.checkpoint) as checkpoint:
         return load_file(checkpoint / EMBEDDINGS_FILE)

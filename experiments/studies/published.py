@@ -72,7 +72,7 @@ class PublishedTable(Record):
         known = ", ".join(row.index or row.name for row in self.rows) or "none"
         raise PublishedError(f"row {key!r} is not in {self.source} of the paper; its rows are {known}")
 
-    def source_of(self, key: str) -> str:
+    def row_source(self, key: str) -> str:
         """The source of a row: `Table 3, row D`.
 
         Raises:
@@ -123,7 +123,7 @@ def find_stmi_result(dataset: str) -> PublishedResult | None:
             metrics = {
                 name: round(percent / 100, 6) for name, percent in printed.items() if percent is not None
             }
-            return PublishedResult(source=table.source_of("STMI"), metrics=metrics)
+            return PublishedResult(source=table.row_source("STMI"), metrics=metrics)
     return None
 
 

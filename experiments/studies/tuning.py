@@ -59,13 +59,13 @@ def train_runs(
     wrong = {}
     for run, outcome in zip(waiting, outcomes, strict=True):
         if outcome.error is not None:
-            wrong[run.folder.name] = reason_of(outcome.error)
+            wrong[run.folder.name] = failure_reason(outcome.error)
         elif outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
             wrong[run.folder.name] = outcome.metrics[ends.pop()]
     return wrong
 
 
-def reason_of(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """What ended a trial: the last line of a traceback."""
     return str(error).strip().rpartition("\n")[2]
 

@@ -61,7 +61,7 @@ def started(cluster: LocalCluster, uri: str | None = None) -> StartedCluster:
     return status
 
 
-def process_of(status: StartedCluster, name: str) -> psutil.Process:
+def first_process(status: StartedCluster, name: str) -> psutil.Process:
     return psutil.Process(status.services[name].process)
 
 
@@ -113,7 +113,7 @@ def test_port_of_another_program_is_not_used(stand_ins):
 
 def test_mlflow_is_not_moved_away_from_the_jobs_when_its_port_is_taken(stand_ins):
     status = started(stand_ins.cluster())
-    victim = process_of(status, "mlflow")
+    victim = first_process(status, "mlflow")
     victim.kill()
     psutil.wait_procs([victim], 5)
     with socket.socket() as program:
@@ -134,7 +134,7 @@ def test_password_of_the_database_is_neither_kept_nor_shown(stand_ins, tmp_path)
     assert stand_ins.cluster().up() == status
     with pytest.raises(ClusterError, match=r"runs on postgresql://db\.example/mlflow"):
         stand_ins.cluster().up("sqlite:////elsewhere.db")
-    process_of(status, "mlflow").kill()
+    first_process(status, "mlflow").kill()
     time.sleep(0.2)
     with pytest.raises(ClusterError, match="whose password is not kept: give --backend-store-uri"):
         stand_ins.cluster().up()

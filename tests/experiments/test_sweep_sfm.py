@@ -131,13 +131,15 @@ def test_killed_sweep_goes_on_with_the_same_trials_and_is_logged_later(swept, cl
     killer.join()
     assert killed
     assert resumed["resumed"]
-    assert [facts_of(trial) for trial in resumed["trials"]] == [facts_of(trial) for trial in swept["trials"]]
+    assert [trial_facts(trial) for trial in resumed["trials"]] == [
+        trial_facts(trial) for trial in swept["trials"]
+    ]
     client = mlflow.MlflowClient(local_store(tmp_path))
     parent = client.get_run(resumed["mlflow"]["run_id"])
     assert set(children(client, parent)) == {trial["run"] for trial in resumed["trials"]}
 
 
-def facts_of(trial):
+def trial_facts(trial):
     return {name: trial[name] for name in ("number", "state", "config", "value", "curve", "run")}
 
 

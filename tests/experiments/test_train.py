@@ -109,7 +109,7 @@ def test_run_that_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait_until(tmp_path, process, lambda events: checkpoints_of(events) == 1)
+        wait_until(tmp_path, process, lambda events: find_checkpoints(events) == 1)
         worker = next(
             child
             for child in psutil.Process(process.pid).children(recursive=True)
@@ -120,7 +120,9 @@ def test_run_that_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
             tmp_path,
             process,
             # The second checkpoint may be there before the worker has gone.
-            lambda events: checkpoints_of(events) == 2 and "resumed" in {event["event"] for event in events},
+            lambda events: (
+                find_checkpoints(events) == 2 and "resumed" in {event["event"] for event in events}
+            ),
         )
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -144,7 +146,7 @@ def wait_until(workspace, process, has_come):
         time.sleep(0.01)
 
 
-def checkpoints_of(events):
+def find_checkpoints(events):
     return len({event["checkpoint"] for event in events if event.get("checkpoint")})
 
 

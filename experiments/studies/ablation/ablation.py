@@ -119,7 +119,7 @@ class AblationStudy(Study[AblationResult]):
 
     def _row_runs(self, row: Row) -> RowRuns:
         folders = {run.folder.config.model_dump_json(): run.folder for run in self._runs}
-        configs = dict(zip(self.plan.seeds, self.plan.configs_of(row), strict=True))
+        configs = dict(zip(self.plan.seeds, self.plan.row_configs(row), strict=True))
         runs = {seed: folders[config.model_dump_json()] for seed, config in configs.items()}
         first = configs[self.plan.seeds[0]]
         changed = differences(resolve(first.recipe), first)

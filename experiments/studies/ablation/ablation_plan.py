@@ -52,10 +52,10 @@ class AblationPlan:
             " ".join(filter(None, [ablation.key, row.index, row.name]))
             for ablation, rows in self.rows
             for row in rows
-            if row.feature is None and config in self.configs_of(row)
+            if row.feature is None and config in self.row_configs(row)
         ]
 
-    def configs_of(self, row: Row) -> list[ExperimentConfig]:
+    def row_configs(self, row: Row) -> list[ExperimentConfig]:
         """The configs of a row, by seed."""
         return [self.config_of[row, seed] for seed in self.seeds]
 
@@ -112,7 +112,7 @@ def _check_rows(plan: AblationPlan) -> None:
     """Refuse two rows with the same settings, which would differ in nothing but the name."""
     for ablation, rows in plan.rows:
         for one, other in combinations(rows, 2):
-            if one.feature == other.feature and plan.configs_of(one) == plan.configs_of(other):
+            if one.feature == other.feature and plan.row_configs(one) == plan.row_configs(other):
                 raise ConfigError(
                     f"rows {one.name!r} and {other.name!r} of {ablation.key} have the same settings with "
                     "what --recipe and --set give; leave out the --set that makes them so"

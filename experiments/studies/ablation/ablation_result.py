@@ -129,6 +129,6 @@ class AblationResult(StudyResult):
         """Whether every run is finished."""
         return not self.wrong
 
-    def rows_of(self, table: str) -> list[TableRow]:
+    def find_rows(self, table: str) -> list[TableRow]:
         """The rows of one table, from top to bottom."""
         return [row for row in self.rows if row.table == table]

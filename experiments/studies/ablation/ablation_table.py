@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from experiments.run.conclusion import choices_of
+from experiments.run.conclusion import find_choices
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import EpochMetrics, MetricName
 from experiments.studies.ablation.ablation_result import (
@@ -74,7 +74,7 @@ class RowRuns:
         result = run.finished_result
         assert result.reported is not None
         is_reported = result.choices is not None and result.reported.feature == self.feature
-        choices = result.choices if is_reported else choices_of(run, self.feature)
+        choices = result.choices if is_reported else find_choices(run, self.feature)
         assert choices is not None
         return choices.get(choice or result.reported.chosen_by)
 

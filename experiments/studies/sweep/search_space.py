@@ -122,7 +122,7 @@ class Space:
         return {name: value for part in parts if part is not None for name, value in part.items()}
 
 
-def space_of(searches: Iterable[str], defaults: Iterable[str] = DEFAULT_SPACE) -> Space:
+def make_space(searches: Iterable[str], defaults: Iterable[str] = DEFAULT_SPACE) -> Space:
     """The default space with some of its settings replaced, added, or taken out.
 
     Args:

@@ -19,12 +19,12 @@ from experiments.studies.sweep.sweep_result import (
     MetricsOnTest,
     SweepResult,
     SweepTrial,
-    best_of,
-    pareto_of,
+    find_best,
+    find_front,
     words,
 )
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
-from experiments.studies.tuning import reason_of, tune_trials
+from experiments.studies.tuning import failure_reason, tune_trials
 from experiments.tracking.mlflow_store import MlflowRun
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class SweepStudy(Study[SweepResult]):
     def progress(self) -> tuple[int, str]:
         """How many trials have ended, and the best one."""
         ended = [trial for trial in list(self._trials.values()) if trial.ended]
-        best = best_of(ended)
+        best = find_best(ended)
         return len(ended), f"best {best.value:.1%} (trial {best.number})" if best else ""
 
     def statuses(self) -> dict[str, str]:
@@ -150,8 +150,9 @@ class SweepStudy(Study[SweepResult]):
         except (*STORAGE_ERRORS, TuneError) as error:
             # Tune words an error of searcher or scheduler itself, after a traceback.
             raise RunError(
-                f"sweep {self.folder.name}, study in {self.study.url}, cannot go on ({reason_of(error)}); "
-                "what was measured is kept, so run the same command again once the cause is removed"
+                f"sweep {self.folder.name}, study in {self.study.url}, cannot go on "
+                f"({failure_reason(error)}); what was measured is kept, so run the same command again once "
+                "the cause is removed"
             ) from error
         self._read_trials()
 
@@ -191,12 +192,12 @@ class SweepStudy(Study[SweepResult]):
         for outcome in outcomes:
             if outcome.error is not None:
                 assert outcome.config is not None
-                self.study.crash(outcome.config["number"], reason_of(outcome.error))
+                self.study.crash(outcome.config["number"], failure_reason(outcome.error))
 
     def summarise(self, mlflow: MlflowRun) -> SweepResult:
         """The trials so far, with figures."""
         spec, trials = self.spec, list(self._trials.values())
-        best = best_of(trials)
+        best = find_best(trials)
         result = SweepResult(
             study=self.folder.name,
             recipe=spec.recipe,
@@ -208,7 +209,7 @@ class SweepStudy(Study[SweepResult]):
             unit={"value": "fraction: mAP on the validation identities", "cost": "TFLOP of training"},
             trials=tuple(trials),
             best=None if best is None else self._tested(best),
-            pareto=tuple(pareto_of(trials)),
+            pareto=tuple(find_front(trials)),
             importance=self.study.importance(),
             missing=self._missing,
             resumed=self.resumed,
@@ -252,7 +253,7 @@ class SweepStudy(Study[SweepResult]):
         for trial in trials:
             if trial.ended and trial.number not in known:
                 known.add(trial.number)
-                best = best_of([one for one in trials if one.number in known])
+                best = find_best([one for one in trials if one.number in known])
                 reached = {} if best is None else {"best": best.value}
                 value = {} if trial.value is None else {"value": trial.value}
                 self.folder.journal.append(

@@ -85,13 +85,13 @@ class SweepResult(StudyResult):
         return not self.missing
 
 
-def best_of(trials: Sequence[SweepTrial]) -> SweepTrial | None:
+def find_best(trials: Sequence[SweepTrial]) -> SweepTrial | None:
     """The finished trial with the highest value; the first of several."""
     finished = [(trial.value, -trial.number, trial) for trial in trials if trial.value is not None]
     return max(finished)[-1] if finished else None
 
 
-def pareto_of(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
+def find_front(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     """The finished trials that no other one beats in value without costing more, from cheap to expensive."""
     front = []
     highest = float("-inf")

@@ -19,7 +19,7 @@ FIRST_RUNG = 9
 """The first rung is at the first validation after one in so many of the epochs."""
 
 
-def value_of(curve: Mapping[int, float], report: ReportConfig) -> float:
+def trial_value(curve: Mapping[int, float], report: ReportConfig) -> float:
     """What a sweep maximises, from validation mAP by epoch: of the last one, or of the best."""
     return curve[max(curve)] if chosen_by(report) == "last" else max(curve.values())
 
@@ -78,7 +78,7 @@ class StudySearcher(Searcher):
             self.study.crash(number, result["failed"])
         elif "finished" in result:
             trial = self.study.trials()[number]
-            self.study.finish(number, value_of(trial.curve, self.spec.config(trial.values).report))
+            self.study.finish(number, trial_value(trial.curve, self.spec.config(trial.values).report))
         else:
             self.study.prune(number)
         self.on_trial(self.study.trials()[number])

@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("feature", "epoch"), [("U", 2), ("G", 1)])
 def test_every_feature_chooses_its_own_epochs(folder, feature, epoch):
-    choices = conclusion.choices_of(folder, feature)
+    choices = conclusion.find_choices(folder, feature)
     assert {choice: epoch_metrics.epoch for choice, epoch_metrics in choices} == {
         "last": 3,
         "validation": epoch,

@@ -86,7 +86,7 @@ def test_cmc_does_not_fall_with_the_rank(table):
 def test_every_row_names_its_source(table):
     number = table.removeprefix("table")
     for row in published(table).rows:
-        assert published(table).source_of(row.name) == f"Table {number}, row {row.index or row.name}"
+        assert published(table).row_source(row.name) == f"Table {number}, row {row.index or row.name}"
         assert row.index or (row.kind and row.cites), "a row of another method says whose it is"
 
 

@@ -67,7 +67,7 @@ def options(tmp_path):
     return RunOptions.resolve(tmp_path, tracking_uri=local_store(tmp_path))
 
 
-def logger_of(options):
+def make_logger(options):
     folder = StudyFolder.of(options.workspace, "s")
     return StudyLogger(folder, options, Description("demo", "s", {}, {"stmi.kind": "ablation"}, {}))
 
@@ -79,13 +79,13 @@ def children(options, parent):
 
 
 def test_children_follow_their_parent_into_a_store_that_was_replaced(run, options):
-    first = logger_of(options)
+    first = make_logger(options)
     first.sync([run])
     for state in (first.folder.path / "mlflow.json", run.folder.path / "mlflow-s.json"):
         # The store that is there now knows neither the run nor its uuid.
         lost = {"run_id": "0" * 32, "identity": f"lost {state.name}"}
         state.write_text(json.dumps(json.loads(state.read_text()) | lost))
-    again = logger_of(options)
+    again = make_logger(options)
     again.sync([run])
     assert again.parent.run_id not in (first.parent.run_id, "0" * 32)
     (child,) = children(options, again.parent)
@@ -93,7 +93,7 @@ def test_children_follow_their_parent_into_a_store_that_was_replaced(run, option
 
 
 def test_child_is_closed_when_its_run_is_finished_and_the_study_goes_on(run, options):
-    logger = logger_of(options)
+    logger = make_logger(options)
     logger.sync([run])
     assert [child.info.status for child in children(options, logger.parent)] == ["RUNNING"]
     (run.folder.path / "result.json").write_text("{}")
@@ -110,13 +110,13 @@ def test_interrupted_study_is_closed_in_mlflow_and_opened_again(run, options):
         raise KeyboardInterrupt
 
     def finish():
-        parent = logger_of(options).parent
+        parent = make_logger(options).parent
         shown.append(mlflow.MlflowClient(options.tracking_uri).get_run(parent.run_id).info.status)
         (run.folder.path / "result.json").write_text("{}")
 
     with pytest.raises(KeyboardInterrupt):
         OneRun(run, options, interrupt).run()
-    parent = logger_of(options).parent
+    parent = make_logger(options).parent
     client = mlflow.MlflowClient(options.tracking_uri)
     (child,) = children(options, parent)
     assert (client.get_run(parent.run_id).info.status, child.info.status) == ("FAILED", "KILLED")
@@ -137,7 +137,7 @@ def test_finished_study_trains_nothing(run, options):
 
 
 def test_server_that_does_not_answer_is_waited_for_once_a_round(run, options, monkeypatch):
-    logger_of(options).sync([run])
+    make_logger(options).sync([run])
     asked = []
 
     def hang(tracking_uri):
@@ -146,7 +146,7 @@ def test_server_that_does_not_answer_is_waited_for_once_a_round(run, options, mo
 
     monkeypatch.setattr(mlflow, "MlflowClient", hang)
     run.folder.journal.append("epoch", epoch=1, losses={}, seconds={}, learning_rate=0.1)
-    again = logger_of(options)
+    again = make_logger(options)
     again.folder.journal.append("row", name="A")
     again.sync([run] * 3)
     assert len(asked) == 1

@@ -165,7 +165,7 @@ def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace,
     assert stored(workspace, logger)[1].info.status == "FAILED"
 
 
-def runs_of(workspace, folder):
+def find_runs(workspace, folder):
     uuid = json.loads((folder / "mlflow.json").read_text())["identity"]
     client = mlflow.MlflowClient(local_store(workspace))
     experiment = client.get_experiment_by_name(DESCRIPTION.experiment)
@@ -179,7 +179,7 @@ def test_run_is_one_run_under_every_address_of_its_store(workspace, folder):
         logger = MlflowLogger(uri, folder, workspace, DESCRIPTION)
         logger.finish("FINISHED", [folder / "journal.jsonl"])
         assert not logger.behind
-    (run,) = runs_of(workspace, folder)
+    (run,) = find_runs(workspace, folder)
     client = mlflow.MlflowClient(local_store(workspace))
     history = client.get_metric_history(run.info.run_id, "loss/total")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
@@ -199,7 +199,7 @@ def test_run_whose_id_was_not_noted_is_found_again(workspace, folder, monkeypatc
     assert logger.behind
     again = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
     again.sync()
-    assert [run.info.run_id for run in runs_of(workspace, folder)] == [again.run_id]
+    assert [run.info.run_id for run in find_runs(workspace, folder)] == [again.run_id]
 
 
 def test_run_that_was_deleted_is_logged_anew(workspace, folder):

@@ -11,12 +11,12 @@ from ray.tune.schedulers import TrialScheduler
 
 from experiments.recipes import ConfigError, ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
-from experiments.studies.sweep.search_space import space_of
-from experiments.studies.sweep.sweep_result import best_of, pareto_of, words
-from experiments.studies.sweep.tune_search import StoringScheduler, StudySearcher, value_of
+from experiments.studies.sweep.search_space import make_space
+from experiments.studies.sweep.sweep_result import find_best, find_front, words
+from experiments.studies.sweep.tune_search import StoringScheduler, StudySearcher, trial_value
 from tests.experiments import made_up
 
-SPACE = space_of([])
+SPACE = make_space([])
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
@@ -129,7 +129,7 @@ def test_two_objectives_are_stored_as_two(url):
     study = open_study(url, two_objectives=True)
     run_to(study, 12)
     front = optuna.load_study(study_name="s", storage=url).best_trials
-    assert {trial.number for trial in front} >= {trial.number for trial in pareto_of(study.trials())}
+    assert {trial.number for trial in front} >= {trial.number for trial in find_front(study.trials())}
 
 
 def test_name_of_another_sweep_is_refused(url):
@@ -209,7 +209,7 @@ def test_what_tune_stores_of_a_study_does_not_open_its_storage(tmp_path):
     assert b"secret" not in cloudpickle.dumps(study)
 
 
-def trials_of(points):
+def make_trials(points):
     return [
         made_up.trial(number, "finished" if value is not None else "pruned", value, cost=cost)
         for number, (cost, value) in enumerate(points)
@@ -219,8 +219,8 @@ def trials_of(points):
 def test_front_holds_what_no_trial_beats():
     random = np.random.default_rng(0)
     points = [(float(cost), float(value)) for cost, value in random.integers(0, 8, (40, 2))] + [(0.0, None)]
-    trials = trials_of(points)
-    front = {trial.number for trial in pareto_of(trials)}
+    trials = make_trials(points)
+    front = {trial.number for trial in find_front(trials)}
     for number, (cost, value) in enumerate(points[:-1]):
         beaten = any(
             c <= cost and v >= value and ((c, v) != (cost, value) or other < number)
@@ -228,15 +228,15 @@ def test_front_holds_what_no_trial_beats():
             if other != number
         )
         assert (number in front) != beaten
-    assert best_of(trials).value == 7
-    assert best_of(trials_of([(1.0, None)])) is None
+    assert find_best(trials).value == 7
+    assert find_best(make_trials([(1.0, None)])) is None
 
 
 def test_value_is_that_of_the_epoch_that_the_recipe_reports_and_never_of_test():
     curve = {4: 0.6, 8: 0.7, 12: 0.65}
-    assert value_of(curve, ReportConfig(epoch="last")) == 0.65
-    assert value_of(curve, ReportConfig(epoch="validation")) == 0.7
-    assert value_of(curve, ReportConfig(epoch="best_on_test")) == 0.7
+    assert trial_value(curve, ReportConfig(epoch="last")) == 0.65
+    assert trial_value(curve, ReportConfig(epoch="validation")) == 0.7
+    assert trial_value(curve, ReportConfig(epoch="best_on_test")) == 0.7
 
 
 def test_words_of_values_are_short():

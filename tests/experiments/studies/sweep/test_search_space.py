@@ -5,9 +5,9 @@ from experiments.studies.sweep.search_space import (
     check_space,
     check_switches,
     config_with,
+    make_space,
     parse_dimension,
     setting_name,
-    space_of,
 )
 
 
@@ -33,7 +33,7 @@ class Script:
 
 def test_default_space_is_perturbation_tokens_and_sharing():
     script = Script(**{"sfm.perturbation = 0": False})
-    sampled = space_of([]).sample(script)
+    sampled = make_space([]).sample(script)
     assert sampled == {"sfm.perturbation": 0.001, "str.tokens": 1, "sfm.sharing": "all_layers"}
     assert script.asked["sfm.perturbation"] == (0.001, 0.1, "log")
     assert script.asked["str.tokens"] == (1, 16, 1)
@@ -57,7 +57,7 @@ def test_zero_or_log_gives_exactly_zero_and_asks_for_nothing_else():
     ],
 )
 def test_parameters_of_a_value_give_the_value_back(text, values):
-    space = space_of([text], defaults=[])
+    space = make_space([text], defaults=[])
     assert space.sample(Script(**space.parameters(values))) == values
 
 
@@ -70,12 +70,12 @@ def test_parameters_of_a_value_give_the_value_back(text, values):
     ],
 )
 def test_value_outside_the_space_has_no_parameters(text, value):
-    (dimension,) = space_of([text], defaults=[]).dimensions
+    (dimension,) = make_space([text], defaults=[]).dimensions
     assert dimension.parameters(value) is None
 
 
 def test_search_replaces_a_default_adds_a_setting_and_takes_one_out():
-    space = space_of(["model.str.tokens=int:2:8", "optim.beta2=float:0.9:0.999", "sfm.sharing=off"])
+    space = make_space(["model.str.tokens=int:2:8", "optim.beta2=float:0.9:0.999", "sfm.sharing=off"])
     assert [d.name for d in space.dimensions] == ["sfm.perturbation", "str.tokens", "optim.beta2"]
     assert space.dimensions[1].text == "str.tokens=int:2:8"
 
@@ -87,7 +87,7 @@ def test_a_step_ends_at_the_last_value_it_reaches():
 
 
 def test_final_rate_is_never_above_a_sampled_rate():
-    space = space_of(["optim.learning_rate=log:1e-6:1e-4"])
+    space = make_space(["optim.learning_rate=log:1e-6:1e-4"])
     check_space(space, "demo", [], lambda config: None)
     final = resolve("demo", []).optim.final_learning_rate
     assert config_with("demo", [], {"optim.learning_rate": 1e-6}).optim.final_learning_rate == 1e-6
@@ -130,25 +130,25 @@ def test_values_become_settings_of_the_recipe():
 )
 def test_search_that_cannot_be_read_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
-        space_of([text])
+        make_space([text])
 
 
 @pytest.mark.parametrize("name", ["text", "sfm", "str", "model.chi", "chi.enabled"])
 def test_module_is_searched_on_and_off_by_its_name(name):
-    (dimension,) = space_of([f"{name}=choice:on,off"], []).dimensions
+    (dimension,) = make_space([f"{name}=choice:on,off"], []).dimensions
     module = name.removeprefix("model.").removesuffix(".enabled")
     assert (dimension.name, dimension.choices) == (f"{module}.enabled", (True, False))
     base = resolve("demo", [])
-    assert space_of([f"{name}=choice:on,off"], []).parameters(base.flat()) == {dimension.name: True}
+    assert make_space([f"{name}=choice:on,off"], []).parameters(base.flat()) == {dimension.name: True}
     assert not getattr(config_with("demo", [], {dimension.name: False}).model, module).enabled
 
 
 def test_settings_of_a_module_that_is_off_are_not_searched():
-    space = space_of(["sfm.perturbation=off"])
+    space = make_space(["sfm.perturbation=off"])
     check_switches(space, "demo", ["model.chi=off"])
     with pytest.raises(ConfigError, match=r"--search sfm\.sharing: sfm\.enabled is False, so all trials"):
         check_switches(space, "demo", ["model.sfm=off"])
-    check_switches(space_of(["sfm=choice:on,off"]), "demo", ["model.sfm=off"])
+    check_switches(make_space(["sfm=choice:on,off"]), "demo", ["model.sfm=off"])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_search_is_written_as_exactly_as_it_is_read(text):
 
 def test_nothing_left_to_search_is_refused():
     with pytest.raises(ConfigError, match="nothing is left to search"):
-        space_of(["sfm.perturbation=off", "str.tokens=off", "sfm.sharing=off"])
+        make_space(["sfm.perturbation=off", "str.tokens=off", "sfm.sharing=off"])
 
 
 @pytest.mark.parametrize(
@@ -178,5 +178,5 @@ def test_nothing_left_to_search_is_refused():
 )
 def test_space_with_an_impossible_value_is_refused_before_anything_starts(text, message):
     with pytest.raises(ConfigError, match=message) as refused:
-        check_space(space_of([text]), "demo", [], lambda config: None)
+        check_space(make_space([text]), "demo", [], lambda config: None)
     assert f"--search {text.partition('=')[0]}" in str(refused.value)

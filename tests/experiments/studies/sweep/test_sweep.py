@@ -11,7 +11,7 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.sweep import sweep as sweeping
-from experiments.studies.sweep.search_space import space_of
+from experiments.studies.sweep.search_space import make_space
 from experiments.studies.sweep.sweep_spec import SweepSpec
 from tests.experiments import made_up, small_run
 
@@ -57,7 +57,7 @@ def swept(ray_session, clip, workspace, tmp_path, monkeypatch):
 
     def run(trials, crashing=(), **more):
         monkeypatch.setattr(sweeping, "tune_trials", Crash(tmp_path, crashing, **more))
-        spec = SweepSpec("demo", tuple(small_run.settings(clip)), space_of(SPACE), trials, name="s")
+        spec = SweepSpec("demo", tuple(small_run.settings(clip)), make_space(SPACE), trials, name="s")
         return sweeping.SweepStudy(spec, tables, options).run()
 
     return run

@@ -1,10 +1,10 @@
 import pytest
 
-from experiments.studies.sweep.search_space import parse_dimension, space_of
+from experiments.studies.sweep.search_space import make_space, parse_dimension
 from experiments.studies.sweep.sweep_figures import Scale, draw_all, reached
 from tests.experiments import made_up
 
-SPACE = space_of(["optim.learning_rate=log:1e-6:3e-3"])
+SPACE = make_space(["optim.learning_rate=log:1e-6:3e-3"])
 
 
 def trial(number, value, state="finished", **values):
