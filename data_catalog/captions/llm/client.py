@@ -65,9 +65,10 @@ class LlmClient:
     budget: Budget
     counts: Counter[str] = field(default_factory=Counter)
     was_answered_before: bool = False
-    stopped_by: CatalogError | None = None
+    stopped_by: Exception | None = None
 
     def __post_init__(self) -> None:
+        concurrency = self.settings.concurrency
         self._client = openai.AsyncOpenAI(
             # An endpoint of one's own needs no key, but the library wants one.
             api_key=api_key() or "none",
@@ -75,8 +76,13 @@ class LlmClient:
             max_retries=0,
             # Its limit is per read, so a body that comes byte by byte would never end; `_send` has a limit.
             timeout=openai.Timeout(None, connect=_CONNECT_SECONDS),
+            http_client=openai.DefaultAsyncHttpxClient(
+                limits=type(openai.DEFAULT_CONNECTION_LIMITS)(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                )
+            ),
         )
-        self._slots = asyncio.Semaphore(self.settings.concurrency)
+        self._slots = asyncio.Semaphore(concurrency)
         self._first = asyncio.Lock()
         self._is_proven = False
         self._resume_at = 0.0
@@ -87,7 +93,7 @@ class LlmClient:
         """Close the connections."""
         await self._client.close()
 
-    def stop(self, error: CatalogError) -> None:
+    def stop(self, error: Exception) -> None:
         """Send nothing more; requests in flight are still answered, since they are paid for."""
         self.stopped_by = self.stopped_by or error
         self._stopping.set()

@@ -170,7 +170,7 @@ class AnswerJob:
                                 raise client.stopped_by
                             task = tasks.create_task(self._ask_about(row, asker, progress))
                             task.add_done_callback(lambda _: slots.release())
-                except CatalogError as error:
+                except (CatalogError, OSError) as error:
                     # The requests in flight are still answered: they are paid for.
                     client.stop(error)
         finally:
@@ -187,7 +187,7 @@ class AnswerJob:
                 answers[question.digest] = await asker.ask(question)
             except RequestFailedError as error:
                 self._failures.append(f"sample {row['sample_id']}, {question.source}: {error}")
-            except CatalogError as error:
+            except (CatalogError, OSError) as error:
                 asker.client.stop(error)
 
         # Step two is known when step one is answered.

@@ -56,8 +56,8 @@ class ClientSettings(Record):
 
     endpoint: str
     """Base URL of an OpenAI-compatible API, usually ending in `/v1`; its key is read from OPENAI_API_KEY."""
-    concurrency: int = Field(8, ge=1, le=1000)
-    """Requests at the same time, at most; the openai client opens no more connections than 1000."""
+    concurrency: int = Field(8, ge=1, le=4096)
+    """Requests at the same time, at most."""
     timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
     """Time limit of a request, from sending to the last byte."""
     retries: int = Field(6, ge=0)

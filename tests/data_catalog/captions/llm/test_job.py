@@ -127,6 +127,19 @@ def test_interrupted_table_does_not_keep_gaps_that_a_later_run_has_filled(
     assert len(remade) == 1
 
 
+def test_job_ends_at_the_first_answer_that_cannot_be_kept(
+    samples: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(store: AnswerStore, digest: str, answer: object) -> None:
+        raise OSError("disk failure")
+
+    monkeypatch.setattr(AnswerStore, "write", write)
+    with chat_server() as server, pytest.raises(OSError, match="disk failure"):
+        caption(samples, server)
+    # What was in flight is answered, and nothing else is asked.
+    assert server.answered.total() == len(server.requests) < QUESTIONS
+
+
 def test_kept_answers_need_no_endpoint(samples: Table, undisturbed: Table) -> None:
     answers = Path(AnswerStore.of_dataset(undisturbed.catalog, "small").root)
     shutil.copytree(answers, AnswerStore.of_dataset(samples.catalog, "small").root)
