@@ -13,7 +13,7 @@ STARTS_WITHIN_SECONDS = 120
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which nothing listens."""
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         return free.getsockname()[1]
@@ -23,13 +23,13 @@ def free_port() -> int:
 def serving(
     store: str, folder: Path, port: int, started: Callable[[subprocess.Popen], None] = lambda process: None
 ) -> Iterator[str]:
-    """Meanwhile a server runs; gives its address.
+    """Run a server while the block runs; yields its address.
 
     Args:
         store: URI of its database.
         folder: Where it keeps its artifacts and its log.
         port: Where it listens.
-        started: Told of its process.
+        started: Called with its process.
     """
     folder.mkdir(exist_ok=True)
     service = mlflow_server(port, store, folder / "artifacts")

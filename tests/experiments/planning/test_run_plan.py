@@ -134,7 +134,7 @@ def test_calibration_without_enough_memory_is_refused():
         calibration.calibrate(resolve("demo"), workload, identities=60, cameras=4)
 
 
-def test_expected_time_is_the_work_divided_by_the_assumed_rate():
+def test_expected_time_is_the_flops_divided_by_the_assumed_rate():
     gpu = expect_time(WORKLOAD, "A100-80GB")
     rate = 4 * 312e12 * gpu.utilisation
     assert gpu.step_seconds == pytest.approx(10 * 3e9 / rate)

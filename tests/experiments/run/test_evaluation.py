@@ -8,7 +8,7 @@ from experiments.run import evaluation
 
 @pytest.fixture
 def view():
-    """Two people under two cameras, and one whom the second camera never saw; every row asks and answers."""
+    """Two people under two cameras, one under the first alone; each row is a query and in the gallery."""
     return SimpleNamespace(
         sample_index=np.arange(10, 15),
         sample_id=np.array(["a1", "a2", "b1", "b2", "c1"]),
@@ -20,7 +20,7 @@ def view():
     )
 
 
-def test_query_table_says_how_each_query_fared(view):
+def test_query_table_has_the_precision_of_each_query(view):
     angle = np.array([0.0, 0.1, 1.0, 1.3, 1.2])
     embeddings = {"U": np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)}
     rows = evaluation.query_table(view, evaluation.score_each(view, embeddings, "camera")).to_pylist()

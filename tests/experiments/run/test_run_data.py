@@ -23,7 +23,7 @@ ONE_EPOCH = ["train.epochs=1", "train.validate_every=1"]
 
 
 def own(clip, *settings: str, placement: str = "replicated") -> ExperimentConfig:
-    """The small run for one epoch, on its tables as if they were a data set of one's own."""
+    """The small run for one epoch, on its tables, as if they were those of a user's data set."""
     config = recipes.resolve(
         "demo", [*small_run.SETTINGS, *ONE_EPOCH, f"model.clip.source={clip}", *settings]
     )
@@ -126,7 +126,7 @@ def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, wor
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_precision_that_the_processor_is_slow_in_is_warned_of(fast, clip, monkeypatch, caplog):
+def test_precision_that_is_slow_on_this_cpu_gives_a_warning(fast, clip, monkeypatch, caplog):
     monkeypatch.setattr(preflight, "cpu_multiplies_bfloat16", lambda: fast)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(preflight.torch.cuda, "is_available", lambda: False)

@@ -1,4 +1,4 @@
-"""A script: stop a trial of two workers at its first look, and note in RUNS/left.json what it leaves.
+"""A script: stop a trial of two workers at its first report, and write what it leaves into RUNS/left.json.
 
 It starts a Ray session of its own, for the one that the tests share has no dashboard.
 

@@ -26,7 +26,7 @@ from tests.tolerances import ROUNDING_FLOAT32
 
 
 class KilledError(Exception):
-    """Stands for the end of a process."""
+    """Replaces the end of a process."""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_checkpoints_can_lie_elsewhere(alone, clip, workspace, tmp_path):
     assert folder.result.metrics == alone.result.metrics
 
 
-def test_how_every_query_fared_is_kept_and_its_mean_is_the_map(alone):
+def test_average_precision_of_every_query_is_kept_and_its_mean_is_the_map(alone):
     table = parquet.read_table(alone.queries)
     assert set(table.column_names) == {*QUERY_SCHEMA.names, "epoch"}
     rows = table.to_pandas().groupby(["epoch", "feature"])["average_precision"].mean()
@@ -174,7 +174,7 @@ def test_trials_share_gpus_as_gpus_per_worker_says(monkeypatch):
 
 
 def test_trial_is_tried_again_only_where_another_process_has_its_run(monkeypatch):
-    """One whose run failed too often, or stopped itself, is not."""
+    """A trial whose run failed too often, or stopped itself, is not tried again."""
     reports = []
     own = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: own)

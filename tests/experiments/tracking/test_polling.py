@@ -3,7 +3,7 @@ import threading
 from experiments.tracking.polling import polling
 
 
-def test_what_changes_at_any_time_is_seen_up_to_the_end():
+def test_polling_sees_every_change_up_to_the_end():
     written, seen, second_call = [0], [], threading.Event()
 
     def callback():

@@ -23,7 +23,7 @@ IDENTITY = np.repeat(np.arange(12), 3)
 
 
 def finished_run(path, precision, epoch=3):
-    """A run's folder as far as a table reads it: the result, and how every query fared with U and G."""
+    """A run's folder as far as a table reads it: the result, and the queries' precision with U and G."""
     path.mkdir(parents=True)
     queries = []
     for feature, shift in (("U", 0.0), ("G", -0.1)):
@@ -102,7 +102,7 @@ def test_queries_are_read_at_the_reported_epoch_in_the_order_of_the_samples(meas
     assert precision.mean(axis=1) == pytest.approx(means)
 
 
-def test_great_difference_is_real_and_none_is_not(measured):
+def test_large_difference_is_real_and_no_difference_is_not(measured):
     rows = {row.name: row.mean_average_precision for row in table_rows(TABLE, measured, "rgbnt201")}
     assert rows["baseline"].real is None
     assert rows["SFM"].real
@@ -172,7 +172,7 @@ def test_printed_ablation_keeps_its_keys():
 
 
 def test_ablation_of_the_first_version_is_read():
-    """Its rows have the reported epoch only."""
+    """Rows of that version have the reported epoch only."""
     sample = json.loads((json_samples.FOLDER / "ablate.json").read_text())
     for row in sample["rows"]:
         del row["epochs"]

@@ -34,7 +34,7 @@ def open_study(url, fingerprint="a", seed=0, **more):
 
 
 def mean_average_precision(trial):
-    """Stands for training: better with more tokens and little perturbation."""
+    """Replaces training: better with more tokens and little perturbation."""
     return 0.5 + 0.02 * trial.values["str.tokens"] - trial.values["sfm.perturbation"]
 
 

@@ -12,7 +12,7 @@ from experiments.studies.sweep.search_space import (
 
 
 class Script:
-    """Gives what a test wants sampled, and remembers between which ends."""
+    """Samples the values that a test gives, and records the ends of each range."""
 
     def __init__(self, **values):
         self.values = values

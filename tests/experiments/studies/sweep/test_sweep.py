@@ -19,7 +19,7 @@ SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
 
 
 class Crash:
-    """Stands for Tune: trials end as the test says, or crash."""
+    """Replaces Tune: trials end as the test says, or crash."""
 
     def __init__(self, workspace, crashing, killed_after=None):
         self.workspace = workspace
@@ -95,7 +95,7 @@ def test_sweep_with_fewer_trials_than_asked_for_exits_with_1(missing, status, mo
 
 @pytest.mark.parametrize(("reported", "epoch"), [("last", 4), ("validation", 2), ("best_on_test", 2)])
 def test_test_metrics_are_of_the_epoch_that_gave_the_value(reported, epoch):
-    """And never of one that was chosen on test."""
+    """An epoch that was chosen on test gives no value."""
     choices = {
         choice: {"epoch": number, "metrics": {"U": made_up.metrics(0.1 * number)}}
         for choice, number in (("last", 4), ("validation", 2), ("best_on_test", 3))
