@@ -155,9 +155,8 @@ def check_dataset(catalog: str, name: str) -> None:
     """
     found = list_datasets(catalog)
     if name not in found:
-        raise CatalogError(
-            f"data set {name!r} is not in catalog {catalog}; expected one of: {', '.join(found) or 'none'}"
-        )
+        expected = f"expected one of: {', '.join(found)}" if found else "it holds none; run ingest first"
+        raise CatalogError(f"data set {name!r} is not in catalog {catalog}; {expected}")
 
 
 def _dataset(args: argparse.Namespace) -> str:
