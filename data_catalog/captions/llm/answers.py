@@ -5,8 +5,7 @@ depends on (model, prompt, schema, image bytes), and over nothing else: not the 
 `answers/<job>.lost` holds the tokens that a job may have paid for in vain.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,15 +129,13 @@ class AnswerStore:
         """
         self._write(f"{job}.lost", _USAGE.dump_json(usage))
 
-    @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self) -> AbstractContextManager[None]:
         """Wait until no other job adds answers, and keep others from it: two would pay for the same one.
 
         Raises:
             NotWritableError: If the folder cannot be written to.
         """
-        with claim(self.root, wait=lambda: True, expiry_seconds=_EXPIRY_SECONDS):
-            yield
+        return claim(self.root, wait=lambda: True, expiry_seconds=_EXPIRY_SECONDS)
 
     def _read(self, name: str, form: TypeAdapter[_Stored], fault: str) -> _Stored | None:
         filesystem, folder = self._location
