@@ -113,9 +113,12 @@ def read_completion(content: bytes) -> Completion:
 def connection_fault(error: openai.APIConnectionError) -> FaultError:
     """What it means that there is no whole response."""
     cause = error.__cause__ or error
-    if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol"):
-        return RefusedError(f"connection refused ({presentable(cause)})")
-    return LostAnswerError(f"connection broken off ({presentable(cause)})")
+    kind = type(cause).__name__
+    # A time-out has no words of its own.
+    reason = presentable(cause) or kind
+    if kind in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol"):
+        return RefusedError(f"connection refused ({reason})")
+    return LostAnswerError(f"connection broken off ({reason})")
 
 
 def read_status(error: openai.APIStatusError, endpoint: str) -> Completion:
