@@ -60,7 +60,7 @@ def training_options(
     )
     locations.add_argument(
         "--gpus-per-worker",
-        type=_share,
+        type=_gpu_share,
         help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
     )
     return options
@@ -75,7 +75,7 @@ def add_workspace(options: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     )
 
 
-def _share(text: str) -> float:
+def _gpu_share(text: str) -> float:
     try:
         share = float(text)
     except ValueError:

@@ -13,15 +13,7 @@ from experiments.planning.expected_tables import ExpectedTable
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
 
-_PART_NAMES = {
-    "image_tower": "image tower",
-    "text_tower": "text tower",
-    "str": "STR",
-    "chi": "CHI",
-    "fusion": "fusion",
-    "heads": "identity heads",
-    "losses": "losses",
-}
+_PART_NAMES = {"str": "STR", "chi": "CHI", "heads": "identity heads"}
 _MEMORY_NAMES = {
     "weights": "weights",
     "gradients": "gradients",
@@ -81,7 +73,12 @@ def _print_cost(console: Console, plan: RunPlan) -> None:
         table.add_row(label, *map(_short, counts), *flops)
 
     for part, flops in forward.by_part.items():
-        add_row(_PART_NAMES[part], parameters.by_part.get(part), flops, step.by_part[part])
+        add_row(
+            _PART_NAMES.get(part, part.replace("_", " ")),
+            parameters.by_part.get(part),
+            flops,
+            step.by_part[part],
+        )
     add_row("total", parameters, forward.total, step.total)
     console.print(table)
     if parameters.by_part["text_tower"].trained == 0:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import mimetypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from experiments.run.run_folder import RunFolderError
 from experiments.tracking.mlflow_store import MlflowRun
 from stmi.clip.weights import ClipFileError
 
-KINDS = {"svg": "image/svg+xml", "png": "image/png"}
 PAGE_DPI = 96
 PICTURE_DPI = 130
 """Of pictures that contain images: more than the page's, for screens of high resolution and print."""
@@ -176,5 +176,5 @@ def render(template: str, parts: dict[str, Any]) -> str:
 
 def data_uri(picture: Picture) -> str:
     """A picture as a data URI."""
-    kind = KINDS[picture.name.rpartition(".")[2]]
+    kind, _ = mimetypes.guess_type(picture.name)
     return f"data:{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"

@@ -36,6 +36,11 @@ class PublishedRow(Record):
     cites: str | None = None
     values: dict[str, dict[Metric, Percent | None]] = Field(min_length=1)
 
+    def fractions(self, dataset: str) -> dict[Metric, float]:
+        """What the paper prints for a data set, as fractions; empty where it prints nothing."""
+        printed = self.values.get(dataset, {})
+        return {name: round(percent / 100, 6) for name, percent in printed.items() if percent is not None}
+
 
 class PublishedTable(Record):
     """One table or figure.
@@ -118,11 +123,7 @@ class PublishedResult(Record):
 def find_stmi_result(dataset: str) -> PublishedResult | None:
     """What Tables 1 and 2 of the paper print for STMI on a data set; None for another data set."""
     for table in (published("table1"), published("table2")):
-        printed = table.row("STMI").values.get(dataset)
-        if printed is not None:
-            metrics = {
-                name: round(percent / 100, 6) for name, percent in printed.items() if percent is not None
-            }
+        if metrics := table.row("STMI").fractions(dataset):
             return PublishedResult(source=table.row_source("STMI"), metrics=metrics)
     return None
 

@@ -166,10 +166,9 @@ def _judged(compared: tuple[Difference, Difference] | None, verdict: Verdict | N
     }
 
 
-def _paper(table: str, row: Row, dataset: str) -> dict[str, float]:
+def _paper(table: str, row: Row, dataset: str) -> dict[MetricName, float]:
     """What the paper prints for a row, as fractions; empty where it prints nothing."""
     if row.index is None:
         return {}
-    values = published(table).row(row.index).values
-    printed = values.get(dataset) or values["rgbnt201"]
-    return {metric: round(percent / 100, 6) for metric, percent in printed.items() if percent is not None}
+    printed = published(table).row(row.index)
+    return printed.fractions(dataset) or printed.fractions("rgbnt201")
