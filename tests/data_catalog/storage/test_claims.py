@@ -144,6 +144,8 @@ def test_removal_of_a_claim_by_others_fails_no_writer(
     with claim(str(tmp_path)):
         [own] = tmp_path.glob(f"{CLAIM}*")
         own.unlink()
+    with claim(str(tmp_path)):
+        assert len(list(tmp_path.glob(f"{CLAIM}*"))) == 1
 
 
 def test_claim_of_a_living_writer_holds_and_that_of_a_killed_one_expires(
