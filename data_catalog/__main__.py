@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_STATUS
     except KeyboardInterrupt:
         print(
-            f"data_catalog {command.name}: interrupted; complete parts are kept; run the same command "
-            "again to continue",
+            f"data_catalog {command.name}: interrupted; complete shards of a table are kept; run the same "
+            "command again",
             file=sys.stderr,
         )
         return INTERRUPTED_STATUS
