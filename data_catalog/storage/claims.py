@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pyarrow import fs
 
 from data_catalog.errors import CatalogError, NotWritableError
@@ -113,22 +114,17 @@ def _has_locks(folder: str) -> bool:
 
 @contextmanager
 def _locked(folder: str, is_done: Callable[[], bool]) -> Iterator[bool]:
-    with (Path(folder) / LOCK).open("a") as file:
-        while not (is_held := _try_lock(file.fileno())) and not is_done():
-            time.sleep(_LOCK_POLL_SECONDS)
+    lock = FileLock(Path(folder) / LOCK)
+    while not lock.is_locked:
         try:
-            yield is_held
-        finally:
-            # Closing the file is not enough: a child process that was forked meanwhile has it open too.
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _try_lock(descriptor: int) -> bool:
+            lock.acquire(timeout=_LOCK_POLL_SECONDS)
+        except Timeout:
+            if is_done():
+                break
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 @contextmanager
