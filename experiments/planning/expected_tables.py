@@ -90,18 +90,23 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
 
     samples = newest(TableKind.SAMPLES, {})
     features = newest(TableKind.TEXT_FEATURES, {"samples": samples})
-    made_from, size = {"samples": samples, "text_features": features}, config.model.image
+    made_from, size = {"samples": samples}, config.model.image
+    if config.model.text.enabled or features is not None:
+        made_from["text_features"] = features
     views = {
         f"view/{split}": newest(TableKind.VIEW, made_from, split=split, height=size.height, width=size.width)
         for split in _splits(config, samples)
     }
-    return {
+    found = {
         "samples": samples,
         "masks": find_input(views["view/train"], TableKind.MASKS),
         "captions": find_input(features, TableKind.CAPTIONS),
         "text_features": features,
         **views,
     }
+    is_needed = {"masks": config.model.sfm.enabled}
+    is_needed |= dict.fromkeys(("captions", "text_features"), config.model.text.enabled)
+    return {name: table for name, table in found.items() if table is not None or is_needed.get(name, True)}
 
 
 def _fits_run(table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Path) -> bool:
@@ -149,12 +154,14 @@ def _command(config: ExperimentConfig, name: str, catalog: str) -> str:
     if config.data.synthetic is not None:
         return "the run itself makes it"
     dataset, size = config.data.dataset, config.model.image
+    without = "" if config.model.sfm.enabled else " --no-masks"
+    without += "" if config.model.text.enabled else " --no-text"
     step = {
         "samples": f"ingest --format {dataset} --source DIR",
         "masks": "masks --segmenter sam2 --checkpoint FILE",
         "captions": "captions --captioner llm --endpoint URL --model NAME",
         "text_features": f"text-features --clip {config.model.clip.source}",
-    }.get(name, f"view --split {name.partition('/')[2]} --size {size.height}x{size.width}")
+    }.get(name, f"view --split {name.partition('/')[2]} --size {size.height}x{size.width}{without}")
     return f"python -m data_catalog {step} --catalog {catalog} --dataset {dataset}"
 
 

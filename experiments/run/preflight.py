@@ -107,7 +107,8 @@ def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) 
     size = (config.model.image.height, config.model.image.width)
     for table in tables.views.values():
         view = ViewSettings.model_validate(table.manifest.settings)
-        if (view.height, view.width) != size or view.text_dim != clip.embed_dim:
+        is_other_text = config.model.text.enabled and view.text_dim != clip.embed_dim
+        if (view.height, view.width) != size or is_other_text:
             raise ConfigError(
                 f"view {table.path} holds images of {(view.height, view.width)} and text features of width "
                 f"{view.text_dim}; the config asks for model.image={size}, and "

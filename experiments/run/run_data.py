@@ -37,13 +37,13 @@ class RunTables:
 
     Attributes:
         views: Split name to training view; `train` and `test` always, `val` where the data set has one.
-        captions: What the text features of the views were made from.
+        captions: What the text features of the views were made from; None where the views hold no text.
         digests: Table name to digest, of these and of all that they were made from.
         warnings: What the checks of the data warn of.
     """
 
     views: dict[str, Table]
-    captions: Table
+    captions: Table | None
     digests: dict[str, str]
     warnings: tuple[Finding, ...] = ()
 
@@ -80,12 +80,14 @@ def prepare_tables(
     else:
         tables = _found_tables(config, clip, options.catalog)
     views = {str(split): tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
-    made_from = views["train"].manifest.inputs | tables["text_features"].manifest.inputs
+    made_from = dict(views["train"].manifest.inputs)
+    if "text_features" in tables:
+        made_from |= tables["text_features"].manifest.inputs
     digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
     artifacts = NewestTables(
-        tables["samples"], tables.get("masks"), tables["captions"], tables["text_features"], views
+        tables["samples"], tables.get("masks"), tables.get("captions"), tables.get("text_features"), views
     )
-    return RunTables(views, tables["captions"], digests, _check_data(config, artifacts))
+    return RunTables(views, tables.get("captions"), digests, _check_data(config, artifacts))
 
 
 def _check_data(config: ExperimentConfig, artifacts: NewestTables) -> tuple[Finding, ...]:
@@ -171,31 +173,55 @@ def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: On
 
 
 def _found_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> dict[str, Table]:
-    dataset, size = config.data.dataset, config.model.image
-    samples = find_table(catalog, dataset, TableKind.SAMPLES)
-    made_from = {"samples": samples.digest}
+    samples = find_table(catalog, config.data.dataset, TableKind.SAMPLES)
+    try:
+        tables = _found_text(samples, clip)
+        tables |= _found_views(config, samples, tables["text_features"])
+    except CatalogError as error:
+        if config.model.text.enabled:
+            raise CatalogError(f"{error}. To train without captions: --set model.text=off") from None
+        # A run without text takes views with text where there are any, so that it is found again by its data.
+        tables = _found_views(config, samples, None)
+    for name in ("train", "test"):
+        if f"view/{name}" not in tables:
+            raise ConfigError(f"data set {config.data.dataset!r} has no {name} split; a run needs one")
+    if masks := tables["view/train"].manifest.inputs.get("masks"):
+        tables["masks"] = find_table(catalog, config.data.dataset, TableKind.MASKS, digest=masks)
+    return {"samples": samples, **tables}
+
+
+def _found_text(samples: Table, clip: LoadedClip) -> dict[str, Table]:
+    """The newest text features of this CLIP, and the captions that they were made from."""
+    catalog, dataset = samples.catalog, samples.manifest.dataset
     text_features = find_table(
-        catalog, dataset, TableKind.TEXT_FEATURES, inputs=made_from | {"clip": clip.digest}
+        catalog,
+        dataset,
+        TableKind.TEXT_FEATURES,
+        inputs={"samples": samples.digest, "clip": clip.digest},
     )
     captions = find_table(
         catalog, dataset, TableKind.CAPTIONS, digest=text_features.manifest.inputs["captions"]
     )
-    tables = {"samples": samples, "captions": captions, "text_features": text_features}
-    for split in SPLITS:
-        if split in samples.statistics["splits"]:
-            tables[f"view/{split}"] = find_table(
-                catalog,
-                dataset,
-                TableKind.VIEW,
-                inputs=made_from | {"text_features": text_features.digest},
-                settings={"split": split, "height": size.height, "width": size.width},
-            )
-    for name in ("train", "test"):
-        if f"view/{name}" not in tables:
-            raise ConfigError(f"data set {dataset!r} has no {name} split; a run needs one")
-    if masks := tables["view/train"].manifest.inputs.get("masks"):
-        tables["masks"] = find_table(catalog, dataset, TableKind.MASKS, digest=masks)
-    return tables
+    return {"captions": captions, "text_features": text_features}
+
+
+def _found_views(config: ExperimentConfig, samples: Table, text_features: Table | None) -> dict[str, Table]:
+    """The newest view of each split: with these text features, or with any or none."""
+    inputs = {"samples": samples.digest}
+    if text_features is not None:
+        inputs["text_features"] = text_features.digest
+    size = config.model.image
+    return {
+        f"view/{split}": find_table(
+            samples.catalog,
+            samples.manifest.dataset,
+            TableKind.VIEW,
+            inputs=inputs,
+            settings={"split": split, "height": size.height, "width": size.width},
+        )
+        for split in SPLITS
+        if split in samples.statistics["splits"]
+    }
 
 
 def _again(reused: bool) -> str:

@@ -13,13 +13,13 @@ class TrainingInput:
     Attributes:
         config: The run's settings.
         views: Split name to view.
-        captions: The captions that the text features of the views were made from.
+        captions: What the text features of the views were made from; None where they hold no text.
         clip: Source of the CLIP, as workers find it.
         checkpoint: Folder or URI of the checkpoint of an earlier start, from which to continue; or None.
     """
 
     config: ExperimentConfig
     views: dict[str, Table]
-    captions: Table
+    captions: Table | None
     clip: str
     checkpoint: str | None

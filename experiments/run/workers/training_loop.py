@@ -162,6 +162,7 @@ class _Run:
         self.model = model.to(self.device).train()
         self.captions: dict[str, torch.Tensor | None] = dict.fromkeys(self.views)
         if config.model.text.fine_tune:
+            assert given.captions is not None  # `run_data` refuses views without text where text is on
             self.captions |= caption_tokens(clip, given.captions, self.views)
         self.queries: list[pa.Table] = []
         self.best: checkpoints.Best | None = None

@@ -67,6 +67,14 @@ def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
+def test_plan_without_masks_and_text_asks_for_neither(tmp_path, capsys):
+    off = ("--set", "model.sfm=off", "--set", "model.text=off")
+    planned = plan(capsys, "--recipe", "rgbnt201-paper", "--workspace", str(tmp_path), *off)
+    commands = {table["name"]: table["command"] for table in planned["tables"]}
+    assert set(commands) == {"samples", "view/train", "view/test"}
+    assert "view --split train --size 256x128 --no-masks --no-text" in commands["view/train"]
+
+
 def test_plan_names_the_differences_to_the_other_recipe_of_the_data_set(clip, capsys):
     small = (f"model.clip.source={clip}", "model.image.height=32", "model.image.width=64")
     settings = (*small, "train.evaluation_batch=2", "train.workers=64")

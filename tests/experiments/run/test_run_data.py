@@ -7,10 +7,13 @@ import mlflow
 import numpy as np
 import pytest
 
+from data_catalog.errors import CatalogError
 from data_catalog.tables.table import TableKind, find_table
 from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
 from experiments import recipes, train
+from experiments.evaluate import evaluate
+from experiments.evaluating.evaluation_target import load_run
 from experiments.recipes import ConfigError, DataConfig, ExperimentConfig
 from experiments.run import lifecycle, preflight, run_data
 from experiments.run.batch_schedule import BatchSchedule
@@ -100,6 +103,50 @@ def test_warnings_of_the_checks_are_logged_with_the_run(ran):
     assert logged == [{"check": "few_samples", "message": finding.message, "samples": 24}]
     run = mlflow.MlflowClient(result.mlflow.uri).get_run(result.mlflow.run_id)
     assert run.data.tags["stmi.warnings"] == "few_samples"
+
+
+@pytest.fixture(scope="module")
+def images_only(catalog, tmp_path_factory):
+    """A catalog with samples and views alone: no masks, no captions."""
+    bare = tmp_path_factory.mktemp("bare") / "catalog"
+    kept = ("samples", "image_hashes")
+    for kind in kept:
+        if (folder := Path(catalog) / "synthetic_person" / kind).is_dir():
+            shutil.copytree(folder, bare / "synthetic_person" / kind)
+    samples = find_table(bare, "synthetic_person", TableKind.SAMPLES)
+    for split in samples.statistics["splits"]:
+        make_view(samples, None, None, ViewSettings(split=split, height=32, width=16))
+    return str(bare)
+
+
+def test_views_without_masks_and_text_serve_a_run_that_uses_neither(images_only, clip, workspace):
+    config, loaded = own(clip, "model.text=off", "model.sfm=off", "train.workers=1"), load_clip(clip)
+    options = RunOptions.resolve(workspace, images_only)
+    tables = run_data.prepare_tables(config, loaded, options)
+    preflight.check_tables(config, loaded, tables)
+    assert tables.captions is None
+    assert not {"masks", "captions", "text_features"} & tables.digests.keys()
+    result = lifecycle.run(config, tables, options, threads=1)
+    assert (result.status, len(result.losses)) == ("finished", 1)
+    target = load_run(Path(result.folder))
+    assert 0 < evaluate(target, [()], workers=0).settings[0].metrics["U"].mean_average_precision <= 1
+
+
+def test_run_with_text_on_views_without_is_refused_with_the_way_out(images_only, clip, workspace):
+    with pytest.raises(
+        CatalogError, match=r"text_features.*To train without captions: --set model\.text=off"
+    ):
+        run_data.prepare_tables(own(clip), load_clip(clip), RunOptions.resolve(workspace, images_only))
+
+
+def test_run_without_text_keeps_its_views_with_text(catalog, clip, workspace):
+    tables = [
+        run_data.prepare_tables(
+            own(clip, f"model.text={text}"), load_clip(clip), RunOptions.resolve(workspace, catalog)
+        )
+        for text in ("on", "off")
+    ]
+    assert tables[0].digests == tables[1].digests
 
 
 def test_too_many_workers_for_the_identities_of_a_batch_are_refused(clip):
