@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from data_catalog.errors import CatalogError
-from data_catalog.formats import FORMATS
+from data_catalog.formats import find_format
 from data_catalog.samples.held_out import splits_on_disk
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
@@ -57,7 +57,7 @@ def find_caption_files(samples: Table, folder: str | Path | None, choose: Choice
     Raises:
         CatalogError: If one is missing, or the modality must be chosen.
     """
-    root, source_format = None, FORMATS[samples.manifest.settings["format"]]
+    root, source_format = None, find_format(samples.manifest.settings["format"])
     if folder is None:
         source = samples.manifest.created.get("source")
         if source is None or not Path(source).is_dir():

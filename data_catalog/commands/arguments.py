@@ -10,9 +10,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from data_catalog.errors import CatalogError
+from data_catalog.extensions import is_own
 from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table, list_datasets
+
+OWN = "MODULE:ATTRIBUTE"
+"""How help and messages call an object of a user's own module."""
 
 
 def add_catalog(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +37,22 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
     add_catalog(parser)
     parser.add_argument("--dataset", metavar="NAME", help="default: the only one of the catalog")
     parser.add_argument("--samples-key", metavar="KEY", help="default: the newest samples table")
+
+
+def add_choice(
+    parser: argparse.ArgumentParser, option: str, names: Sequence[str], about: str, default: str
+) -> None:
+    """Declare an option whose value is a built-in name, or a user's own object as module:attribute."""
+
+    def built_in_or_own(text: str) -> str:
+        if text not in names and not is_own(text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not one of {', '.join(names)}; your own is named module:attribute"
+            )
+        return text
+
+    metavar = f"{{{','.join(names)},{OWN}}}"
+    parser.add_argument(option, type=built_in_or_own, metavar=metavar, default=default, help=about)
 
 
 def find_samples(args: argparse.Namespace) -> Table:

@@ -5,9 +5,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from data_catalog.commands.arguments import add_catalog, add_setting_options, given_settings, image_size
+from data_catalog.commands.arguments import (
+    add_catalog,
+    add_choice,
+    add_setting_options,
+    given_settings,
+    image_size,
+)
 from data_catalog.commands.command import BuiltTable, Command, build
-from data_catalog.formats import FORMATS
+from data_catalog.formats import FORMATS, find_format
 from data_catalog.samples.ingestion import IngestSettings, SamplesStatistics, ingest
 
 
@@ -26,7 +32,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_catalog(parser)
     parser.add_argument("--dataset", metavar="NAME", help="default: the format's name")
     parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the data set")
-    parser.add_argument("--format", choices=sorted(FORMATS), default="rgbnt201", help="its layout")
+    add_choice(parser, "--format", sorted(FORMATS), "its layout, or your own (default: rgbnt201)", "rgbnt201")
     parser.add_argument(
         "--size",
         type=_size_or_any,
@@ -42,7 +48,7 @@ def _run(args: argparse.Namespace) -> IngestResult:
         size=args.size or "most common",
         **given_settings(args, "validation_identities", "samples_per_shard"),
     )
-    dataset = args.dataset or args.format
+    dataset = args.dataset or find_format(args.format).name
     return build(
         "ingest",
         lambda progress: ingest(args.source, args.catalog, dataset, settings, progress),

@@ -1,10 +1,11 @@
 """What every layout lists of a source folder: samples to ingest, and files that are left out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from data_catalog.errors import CatalogError
 from data_catalog.records import Record
 from stmi.modality import MODALITIES, Modality
 
@@ -58,7 +59,7 @@ class Rejected(Record):
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found below `root`: samples sorted by id, and the files whose names rule them out."""
+    """What was found below `root`: samples, and the files that are left out."""
 
     root: Path
     samples: tuple[SourceSample, ...]
@@ -70,8 +71,10 @@ class SourceFormat:
     """A layout on disk.
 
     Attributes:
-        name: Value of `ingest --format`.
-        split_folders: The folder of each split, in the order in which splits are listed.
+        name: Value of `ingest --format` for a built-in layout; the default name of the data set, and the name
+            of its card.
+        split_folders: The folder of each split that a data set may have, in the order in which splits are
+            listed; masks and captions in files are looked for in folders of these names.
         list_samples: Lists a source folder; raises CatalogError if it has another layout.
         masks: Path of the mask of a sample below the root of a listing: a pattern with `folder` (of the
             split), `identity` (in the name) and `name` (of the sample).
@@ -82,9 +85,56 @@ class SourceFormat:
     name: str
     split_folders: Mapping[str, str]
     list_samples: Callable[[Path], Listing]
-    masks: str
-    captions: str
+    masks: str = "mask/{folder}/{name}.npy"
+    captions: str = "text/{split}{modality}.json"
     query_folders: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, source: Path) -> Listing:
+        """What `list_samples` finds, sorted by sample id and checked.
+
+        Raises:
+            CatalogError: If the folder has another layout, or a sample does not hold what SourceSample says;
+                names the sample and the field.
+        """
+        listing = self.list_samples(source)
+        if not isinstance(listing, Listing):
+            raise CatalogError(
+                f"format {self.name}: list_samples returned {type(listing).__name__}, expected a Listing"
+            )
+        samples = sorted(listing.samples, key=lambda sample: sample.sample_id)
+        if not samples:
+            raise CatalogError(f"format {self.name}: source {source} holds no sample; is it another layout?")
+        for before, sample in zip([None, *samples], samples, strict=False):
+            wrong = self._fault(sample)
+            if before is not None and before.sample_id == sample.sample_id:
+                wrong = "sample_id is that of another sample too, expected one of its own"
+            if wrong:
+                raise CatalogError(f"format {self.name}: sample {sample.sample_id!r}: {wrong}")
+        return replace(listing, samples=tuple(samples))
+
+    def _fault(self, sample: SourceSample) -> str:
+        """What is wrong with a sample, or "" if nothing is."""
+        names = {SIDE_BY_SIDE} if SIDE_BY_SIDE in sample.files else set(MODALITIES)
+        splits = [split for split in SPLITS if split in self.split_folders]
+        if sample.split not in splits:
+            return f"split is {sample.split!r}, expected one of split_folders, here {', '.join(splits)}"
+        if not sample.sample_id.startswith(f"{sample.split}/"):
+            return f"sample_id must begin with the split, expected {sample.split}/NAME"
+        if not sample.files or not set(sample.files) <= names:
+            return (
+                f"files has the keys {', '.join(sample.files) or '-'}, expected {', '.join(MODALITIES)}, or "
+                f"{SIDE_BY_SIDE} alone"
+            )
+        if not all(isinstance(file, str) for file in (*sample.files.values(), *sample.query_files.values())):
+            return "files holds a path that is no str, expected paths below the root with forward slashes"
+        for name, value, least in (
+            ("identity", sample.identity, 0),
+            ("camera_id", sample.camera_id, 0),
+            ("scene_id", sample.scene_id, -1),
+        ):
+            if not isinstance(value, int) or value < least:
+                return f"{name} is {value!r}, expected an integer of at least {least}"
+        return ""
 
     def mask_files(self, sample_id: str) -> tuple[str, ...]:
         """Possible paths of the mask of a sample below the root, the published one first.

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_catalog.formats import FORMATS
+from data_catalog.formats import find_format
 from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
@@ -140,7 +140,7 @@ def build_masks(
     """
     samples = maker.samples
     if true_masks is not None:
-        split_folders = FORMATS[samples.manifest.settings["format"]].split_folders
+        split_folders = find_format(samples.manifest.settings["format"]).split_folders
         maker.truth = TrueMasks(Path(true_masks).resolve(), split_folders)
         maker.truth.check()
         created = {**(created or {}), "true_masks": str(maker.truth.root)}

@@ -20,7 +20,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from data_catalog.errors import CatalogError
-from data_catalog.formats import FORMATS, SIDE_BY_SIDE, Listing, Rejected, SourceSample
+from data_catalog.extensions import is_own
+from data_catalog.formats import SIDE_BY_SIDE, Listing, Rejected, SourceSample, find_format
 from data_catalog.formats.rgbnt201 import SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
@@ -59,6 +60,7 @@ class IngestSettings(Record):
     """Which samples ingest accepts, and how it divides the table into shards."""
 
     format: str = "rgbnt201"
+    """A built-in layout, or the user's own as `module:attribute`."""
     size: Size | Literal["most common", "any"] = "most common"
     """Height and width that every image must have; or the most common size of the RGB images, if at least
     half have it. Otherwise they were cropped one by one, and any size is accepted: the view resizes them."""
@@ -92,12 +94,9 @@ def ingest(
         CatalogError: If the folder is not of the layout, or no good sample is left in one of its splits.
     """
     settings = settings or IngestSettings()
-    if settings.format not in FORMATS:
-        raise CatalogError(
-            f"format {settings.format!r} is not known; use one of {', '.join(sorted(FORMATS))}"
-        )
+    source_format = find_format(settings.format)
     _require_utf8(Path(source).resolve())
-    listing = FORMATS[settings.format].list_samples(Path(source))
+    listing = source_format.read(Path(source))
     listing = replace(listing, samples=hold_out(listing.samples, settings.validation_identities))
     listed = Counter(sample.split for sample in listing.samples)
     size = most_common_size(listing) if settings.size == "most common" else settings.size
@@ -124,8 +123,8 @@ def ingest(
         specs=_shard_specs(listing.samples, settings.samples_per_shard),
         maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size),
         summarise=summarise,
-        key_extra=_fingerprint(listing),
-        created={"source": str(listing.root.resolve()), "card": _card_name(listing.root, settings.format)},
+        key_extra=_fingerprint(listing, with_labels=is_own(settings.format)),
+        created={"source": str(listing.root.resolve()), "card": _card_name(listing.root, source_format.name)},
         progress=progress,
     )
 
@@ -159,9 +158,17 @@ def _require_utf8(root: Path) -> None:
         ) from None
 
 
-def _fingerprint(listing: Listing) -> str:
-    """Hash of names, sizes and modification times of the files, which stand for their content."""
+def _fingerprint(listing: Listing, with_labels: bool) -> str:
+    """Hash of names, sizes and modification times of the files, which stand for their content.
+
+    Args:
+        listing: What was found.
+        with_labels: Hash all of every sample too: a user's own layout may read other labels from the same
+            files once it is corrected.
+    """
     sha256 = hashlib.sha256()
+    if with_labels:
+        sha256.update(json.dumps([asdict(sample) for sample in listing.samples]).encode())
     files = [
         file
         for sample in listing.samples
