@@ -18,6 +18,7 @@ from experiments.run.run_folder import RunFolder
 from experiments.studies.ablation.ablation_result import TableRow
 from experiments.studies.ablation.ablation_table import EPOCHS
 from experiments.studies.published import published
+from experiments.studies.verdicts import DEFINITION
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _difference_section(study: RecordedStudy, table: str, title: str) -> Section
             yield stored_png(f"{table}.png", caption, study.pictures[f"{table}.png"])
         figure = plot_differences(study.ablation.find_rows(table))
         if figure is not None:
-            caption = "Differences of mAP between rows. Filled: real, by both tests after Holm's correction."
+            caption = f"Differences of mAP between rows, filled where they are real. {DEFINITION}"
             yield as_svg(f"{table}_differences.svg", caption, figure)
 
     text = (

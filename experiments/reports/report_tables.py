@@ -6,7 +6,7 @@ from typing import Any
 from experiments.reports.recorded_study import RecordedStudy
 from experiments.reports.report_page import PageRow, PageTable
 from experiments.studies.ablation.ablation_result import TableRow
-from experiments.studies.ablation.table_text import HEADER, cells
+from experiments.studies.ablation.table_text import HEADER, cells, undecided
 from experiments.studies.sweep.sweep_result import BestTrial, SweepTrial
 
 
@@ -29,18 +29,18 @@ def ablation_tables(study: RecordedStudy) -> list[PageTable]:
 
 
 def ablation_verdict(rows: Sequence[TableRow]) -> str:
-    """Which differences of a table are real, in words."""
+    """The differences of a table by their verdict, in words, and what would decide the undecided ones."""
     sentences = []
-    for real, opening in ((True, "Real"), (False, "Not shown to be real"), (None, "Cannot be tested")):
+    for verdict in ("real", "not real", "undecided"):
         differences = [
-            f"{row.name} minus {row.mean_average_precision.against} ({100 * difference:+.1f} points)"
+            f"{row.name} minus {row.mean_average_precision.against} "
+            f"({100 * (row.mean_average_precision.difference or 0):+.1f} points)"
             for row in rows
-            if (difference := row.mean_average_precision.difference) is not None
-            and row.mean_average_precision.real is real
+            if row.mean_average_precision.shown_verdict == verdict
         ]
         if differences:
-            sentences.append(f"{opening}: {'; '.join(differences)}.")
-    return " ".join(sentences)
+            sentences.append(f"{verdict.capitalize()}: {'; '.join(differences)}.")
+    return " ".join([*sentences, *(f"{sentence}." for sentence in undecided(rows))])
 
 
 def sweep_table(study: RecordedStudy) -> PageTable:

@@ -14,7 +14,7 @@ from experiments.studies.ablation.ablation_result import ComparedMetric, TableRo
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#999999")
 """Colours that colour-blind readers can distinguish (Okabe and Ito 2008)."""
 MARKERS = "osD^vPX*"
-REAL, NOT_SHOWN, PAPER = "#0072b2", "#56b4e9", "#d55e00"
+REAL, OTHER, PAPER = "#0072b2", "#56b4e9", "#d55e00"
 
 
 def plot_differences(rows: Sequence[TableRow]) -> Figure | None:
@@ -54,7 +54,7 @@ def plot_differences(rows: Sequence[TableRow]) -> Figure | None:
 
 def _plot_difference(axes: Axes, position: int, metric: ComparedMetric) -> None:
     """One difference: the interval over seeds above, over queries below; filled where it is real."""
-    colour = REAL if metric.real else NOT_SHOWN
+    colour = REAL if metric.real else OTHER
     for interval, offset, width in (
         (metric.difference_interval, -0.1, 2.5),
         (metric.query_interval, 0.1, 1.0),
@@ -68,7 +68,7 @@ def _plot_difference(axes: Axes, position: int, metric: ComparedMetric) -> None:
 
 def _add_difference_legend(axes: Axes) -> None:
     axes.plot([], [], "o", color=REAL, label="real")
-    axes.plot([], [], "o", color=NOT_SHOWN, markerfacecolor="white", label="not shown to be real")
+    axes.plot([], [], "o", color=OTHER, markerfacecolor="white", label="not real, or undecided")
     axes.plot([], [], color="grey", linewidth=2.5, label="95 % over seeds")
     axes.plot([], [], color="grey", linewidth=1.0, label="95 % over queries")
     axes.figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)

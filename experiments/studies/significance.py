@@ -1,9 +1,8 @@
-"""Statistics of an ablation table: spread over seeds, paired differences, and which of them are significant.
+"""Statistics of an ablation table: spread over seeds, paired differences with their tests, and variances.
 
 One row's mAP may exceed another's by chance for two reasons: the seeds that were trained, and the queries of
 the test split. A paired t-test over seeds covers the first, a bootstrap of the difference of average
-precision over queries (or identities) the second. A difference is called real where both find it, after
-Holm's correction for the number of differences in the table.
+precision over queries (or identities) the second. `verdicts` combines the two.
 
 Values may be fractions or percent: results have the unit of the arguments.
 """
@@ -60,18 +59,20 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether one of several differences is significant.
+class Variances:
+    """What makes a difference of mAP vary, as variances.
 
     Attributes:
-        p_value: The larger one of the two tests; None where one of them is not possible.
-        adjusted: The same, corrected for the number of differences; None in the same case.
-        real: Whether the corrected value is below the level; None in the same case.
+        seeds: Of the difference from one training seed to another.
+        identities: Of a test identity's difference, as unlimited seeds would show it.
+        noise: Of a test identity's difference from seed to seed, beside what all identities share.
+        identity_count: Number of test identities with a match.
     """
 
-    p_value: float | None = None
-    adjusted: float | None = None
-    real: bool | None = None
+    seeds: float
+    identities: float
+    noise: float
+    identity_count: int
 
 
 def summarise(values: Sequence[float], confidence: float = 0.95) -> SeedSummary:
@@ -180,23 +181,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def judge(differences: Mapping[str, tuple[Difference, Difference]]) -> dict[str, Verdict]:
-    """Which of a table's differences are real: over seeds AND over queries, corrected for their number.
+def split_variance(row: np.ndarray, reference: np.ndarray, identity: np.ndarray) -> Variances | None:
+    """The variances of a difference, by a two-way analysis of variance: seeds by identities.
 
-    The larger one of the two p-values tests that both hold; Holm's correction covers the differences that
-    have one.
+    An identity's part of the mean over queries is linearised as (s_i - d c_i) I / sum(c), with s_i the sum
+    and c_i the number of its queries' differences, d their mean and I the number of identities; where all
+    identities have equally many queries, it is the identity's mean difference minus d.
 
     Args:
-        differences: Name to the difference over seeds and the one over queries.
+        row: Average precision `(seeds, queries)`; NaN for a query without a match.
+        reference: The same, of the same queries and seeds in the same order.
+        identity: Of each query, `(queries,)`.
+
+    Returns:
+        None with a single seed or a single identity.
+
+    Raises:
+        SignificanceError: As in `bootstrap_over_queries`.
     """
-    tested = {
-        name: max(seeds.p_value, queries.p_value)
-        for name, (seeds, queries) in differences.items()
-        if seeds.p_value is not None and queries.p_value is not None
-    }
-    adjusted = zip(tested.items(), holm(list(tested.values())), strict=True)
-    verdicts = {name: Verdict(value, corrected, corrected < LEVEL) for (name, value), corrected in adjusted}
-    return dict.fromkeys(differences, Verdict()) | verdicts
+    _, matched = _gain_by_query(row, reference)
+    gain = (row - reference)[:, matched]
+    _, cluster = np.unique(identity[matched], return_inverse=True)
+    counts = np.bincount(cluster)
+    seeds, count = len(gain), len(counts)
+    if seeds == 1 or count == 1:
+        return None
+    by_seed = gain.mean(axis=1, keepdims=True)
+    sums = np.stack([np.bincount(cluster, one) for one in gain])
+    parts = (sums - by_seed * counts) / counts.mean()
+    of_identity = parts.mean(axis=0)
+    noise = float(((parts - of_identity) ** 2).sum() / ((seeds - 1) * (count - 1)))
+    identities = max(0.0, float(of_identity.var(ddof=1)) - noise / seeds)
+    return Variances(float(by_seed.var(ddof=1)), identities, noise, count)
 
 
 def _tail(confidence: float) -> float:

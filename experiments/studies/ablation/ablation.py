@@ -18,6 +18,7 @@ from experiments.studies.published import published
 from experiments.studies.study import Study, describe_other_code
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.tuning import train_runs
+from experiments.studies.verdicts import DEFINITION
 from experiments.tracking.mlflow_store import MlflowRun
 
 
@@ -153,6 +154,6 @@ def _notes(config: ExperimentConfig, plan: AblationPlan) -> list[str]:
         "set or starts from other weights, only the direction of their differences can be compared.",
         "T alone and G alone are features of the full model's runs; no text is the model trained without T.",
         "Differences are to the row above, those of T alone, G alone and no text to the full model. Their "
-        "intervals are over seeds (paired t) and over queries (bootstrap of identities). Real: both tests "
-        "together below 0.05 after Holm's correction for the differences of the table.",
+        "intervals are over seeds (paired t) and over queries (bootstrap of test identities).",
+        f"Verdicts: {DEFINITION}",
     ]

@@ -9,6 +9,7 @@ from data_catalog.records import Record
 from experiments.run.run_result import MetricName
 from experiments.studies.significance import summarise
 from experiments.studies.study_result import StudyResult
+from experiments.studies.verdicts import Word
 
 Interval = tuple[float, float]
 
@@ -58,7 +59,20 @@ class ComparedMetric(RowMetric):
     """Corrected for the number of differences that the table shows (Holm)."""
     real: bool | None = None
     """None where that cannot be said, as with one seed."""
+    verdict: Word | None = None
+    """None for the first row of a table, a row without a finished run, and in studies of older versions."""
+    seeds_needed: int | None = None
+    """Estimated number of seeds that would decide; None where it is decided or cannot be said."""
+    advice: str = ""
+    """What would decide it; empty where it is decided."""
     paper_difference: float | None
+
+    @property
+    def shown_verdict(self) -> str:
+        """The verdict in words; empty without a difference. What older versions left open is undecided."""
+        if self.difference is None:
+            return ""
+        return self.verdict or ("real" if self.real else "undecided")
 
 
 class EpochSpread(SeedSpread):

@@ -1,4 +1,4 @@
-"""An ablation's rows: spread over seeds, the paper's numbers beside them, and which differences are real."""
+"""An ablation's rows: spread over seeds, the paper's numbers beside them, and verdicts on the differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,8 @@ from experiments.studies.ablation.ablation_result import (
 )
 from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.published import published
-from experiments.studies.significance import (
-    Difference,
-    Verdict,
-    bootstrap_over_queries,
-    judge,
-    paired_over_seeds,
-)
+from experiments.studies.significance import bootstrap_over_queries, paired_over_seeds, split_variance
+from experiments.studies.verdicts import Comparison, Verdict, judge
 
 EPOCHS = {
     "last": "the last epoch",
@@ -139,30 +134,33 @@ def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) ->
     return rows
 
 
-def _compare(one: RowRuns, other: RowRuns) -> tuple[Difference, Difference]:
-    """A row's mAP less that of the row it is compared with: over seeds, and over queries."""
+def _compare(one: RowRuns, other: RowRuns) -> Comparison:
+    """A row's mAP less that of the row it is compared with."""
     seeds = sorted(one.runs.keys() & other.runs.keys())
     ours, theirs = one.values("mAP"), other.values("mAP")
     row, identity = one.precision(seeds)
     reference, _ = other.precision(seeds)
-    return (
+    return Comparison(
         paired_over_seeds({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds}),
         # Queries of one identity are alike, so whole identities are resampled.
         bootstrap_over_queries(row, reference, identity),
+        split_variance(row, reference, identity),
     )
 
 
-def _judged(compared: tuple[Difference, Difference] | None, verdict: Verdict | None) -> dict[str, Any]:
+def _judged(compared: Comparison | None, verdict: Verdict | None) -> dict[str, Any]:
     if compared is None or verdict is None:
         return {}
-    over_seeds, over_queries = compared
     return {
-        "difference": over_seeds.difference,
-        "difference_interval": over_seeds.interval,
-        "query_interval": over_queries.interval,
+        "difference": compared.over_seeds.difference,
+        "difference_interval": compared.over_seeds.interval,
+        "query_interval": compared.over_queries.interval,
         "p_value": verdict.p_value,
         "p_adjusted": verdict.adjusted,
         "real": verdict.real,
+        "verdict": verdict.word,
+        "seeds_needed": verdict.seeds_needed,
+        "advice": verdict.advice,
     }
 
 

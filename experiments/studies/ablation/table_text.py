@@ -17,7 +17,7 @@ HEADER = (
     "95 % over seeds",
     "95 % over queries",
     "p, corrected",
-    "real?",
+    "verdict",
     "paper's difference",
     "mAP, last epoch",
     "mAP, epoch by validation",
@@ -30,7 +30,17 @@ def as_markdown(title: str, rows: Sequence[TableRow], notes: Sequence[str]) -> s
     """The table for a README; numbers in percent."""
     lines = [f"**{title}**", "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in [*undecided(rows), *notes])]) + "\n"
+
+
+def undecided(rows: Sequence[TableRow]) -> list[str]:
+    """What would decide each undecided difference; differences with the same advice together."""
+    advised: dict[str, list[str]] = {}
+    for row in rows:
+        precision = row.mean_average_precision
+        if precision.advice:
+            advised.setdefault(precision.advice, []).append(f"{row.name} minus {precision.against}")
+    return [f"{'; '.join(names)}: undecided; {advice}" for advice, names in advised.items()]
 
 
 def as_csv(rows: Sequence[TableRow]) -> str:
@@ -39,7 +49,7 @@ def as_csv(rows: Sequence[TableRow]) -> str:
     columns = [
         *("table", "index", "name", "feature", "seeds", "mAP", "mAP_std", "mAP_low", "mAP_high", "paper_mAP"),
         *("against", "difference", "difference_low", "difference_high", "query_low", "query_high"),
-        *("p_value", "p_adjusted", "real", "paper_difference"),
+        *("p_value", "p_adjusted", "real", "verdict", "seeds_needed", "paper_difference"),
         *(f"mAP_{choice}{part}" for choice in EPOCHS for part in ("", "_std")),
         *METRICS[1:],
     ]
@@ -54,7 +64,7 @@ def as_csv(rows: Sequence[TableRow]) -> str:
                 *(precision.mean, precision.std, *_ends(precision.interval), precision.paper),
                 *(precision.against, precision.difference, *_ends(precision.difference_interval)),
                 *(*_ends(precision.query_interval), precision.p_value, precision.p_adjusted),
-                *(precision.real, precision.paper_difference),
+                *(precision.real, precision.verdict, precision.seeds_needed, precision.paper_difference),
                 *(number for spread in epochs for number in (spread.mean, spread.std)),
                 *(row.metric(metric).mean for metric in METRICS[1:]),
             ]
@@ -69,7 +79,6 @@ def _ends(interval: Sequence[float] | None) -> tuple[float | None, float | None]
 def cells(row: TableRow) -> list[str]:
     """A row's cells as text, in percent, in the order of `HEADER`."""
     precision = row.mean_average_precision
-    real = {True: "yes", False: "no", None: "unsaid"}[precision.real]
     return [
         row.label,
         _spread(precision),
@@ -79,7 +88,7 @@ def cells(row: TableRow) -> list[str]:
         _interval(precision.difference_interval, signed=True),
         _interval(precision.query_interval, signed=True),
         "" if precision.p_adjusted is None else f"{precision.p_adjusted:.3f}",
-        "" if precision.against is None else real,
+        precision.shown_verdict,
         _signed(precision.paper_difference),
         # Studies that older versions recorded have the reported epoch only.
         *("" if row.epochs is None else _spread(row.epochs[choice], missing="") for choice in EPOCHS),

@@ -9,8 +9,8 @@ from experiments.studies.significance import (
     SignificanceError,
     bootstrap_over_queries,
     holm,
-    judge,
     paired_over_seeds,
+    split_variance,
     summarise,
 )
 from tests.tolerances import EXACT_FLOAT64
@@ -218,52 +218,54 @@ def test_holm_rejects_what_its_stepwise_rule_rejects():
         assert {i for i, p in enumerate(holm(p_values)) if p <= 0.05} == rejected
 
 
-def with_p(p_value) -> Difference:
-    return Difference(1.0, None, p_value, 3)
+def rows_with(random, seeds: int, shots: int, spread=(0.03, 0.05, 0.02)) -> tuple[np.ndarray, ...]:
+    """Two rows whose difference varies by seed, by identity and by both, and the identity of each query."""
+    identity = np.repeat(np.arange(16), shots)
+    by_seed, by_identity, noise = spread
+    gain = random.normal(0, by_seed, (seeds, 1)) + random.normal(0, by_identity, 16)
+    gain = gain + random.normal(0, noise, (seeds, 16))
+    reference = random.uniform(0, 1, (seeds, len(identity)))
+    return reference + gain[:, identity], reference, identity
 
 
-def test_difference_is_real_only_if_seeds_and_queries_both_show_it():
-    verdicts = judge(
-        {
-            "both": (with_p(0.001), with_p(0.01)),
-            "seeds only": (with_p(0.001), with_p(0.3)),
-            "queries only": (with_p(0.3), with_p(0.001)),
-        }
+def test_variances_are_those_of_a_two_way_analysis_of_variance():
+    row, reference, identity = rows_with(np.random.default_rng(10), 4, 3)
+    table = [[float((row - reference)[s][identity == i].mean()) for i in range(16)] for s in range(4)]
+    total = sum(map(sum, table)) / 64
+    seed_means = [sum(line) / 16 for line in table]
+    identity_means = [sum(line[i] for line in table) / 4 for i in range(16)]
+    residual = sum(
+        (table[s][i] - seed_means[s] - identity_means[i] + total) ** 2 for s in range(4) for i in range(16)
     )
-    assert {name: v.real for name, v in verdicts.items()} == {
-        "both": True,
-        "seeds only": False,
-        "queries only": False,
-    }
-    assert (verdicts["both"].p_value, verdicts["both"].adjusted) == (0.01, close(0.03))
+    of_identities = 4 * sum((mean - total) ** 2 for mean in identity_means) / 15
+    found = split_variance(row, reference, identity)
+    assert found.noise == close(residual / (3 * 15))
+    assert found.identities == close((of_identities - residual / 45) / 4)
+    assert found.seeds == close(np.var(seed_means, ddof=1))
+    assert found.identity_count == 16
 
 
-def test_more_differences_need_smaller_p_values():
-    assert judge({"a": (with_p(0.03), with_p(0.03))})["a"].real
-    three = judge({name: (with_p(0.03), with_p(0.03)) for name in "abc"})
-    assert not any(verdict.real for verdict in three.values())
+def test_variances_are_on_average_those_that_were_simulated():
+    random = np.random.default_rng(11)
+    found = [split_variance(*rows_with(random, 3, 2)) for _ in range(TRIALS)]
+    assert np.mean([one.identities for one in found]) == pytest.approx(0.05**2, rel=0.1)
+    assert np.mean([one.noise for one in found]) == pytest.approx(0.02**2, rel=0.1)
+    # The mean over 16 identities keeps a sixteenth of the noise.
+    assert np.mean([one.seeds for one in found]) == pytest.approx(0.03**2 + 0.02**2 / 16, rel=0.15)
 
 
-def test_difference_without_a_test_has_no_verdict_and_is_not_counted():
-    verdicts = judge(
-        {
-            "one seed": (with_p(None), with_p(0.001)),
-            "one identity": (with_p(0.001), with_p(None)),
-            "three": (with_p(0.04), with_p(0.04)),
-        }
-    )
-    assert verdicts["one seed"].real is verdicts["one identity"].real is None
-    assert verdicts["three"].real
+def test_queries_without_a_match_have_no_part_in_the_variances():
+    row, reference, identity = rows_with(np.random.default_rng(12), 3, 2)
+    kept = np.arange(len(identity)) != 5
+    expected = split_variance(row[:, kept], reference[:, kept], identity[kept])
+    row[:, 5] = reference[:, 5] = np.nan
+    assert split_variance(row, reference, identity) == expected
 
 
-def test_tables_without_any_gain_have_few_real_differences():
-    random = np.random.default_rng(9)
-    tables = 300
-    wrong = 0
-    for p_values in random.uniform(0, 1, (tables, 4, 2)):
-        verdicts = judge({str(i): (with_p(a), with_p(b)) for i, (a, b) in enumerate(p_values)})
-        wrong += any(verdict.real for verdict in verdicts.values())
-    assert wrong <= 0.05 * tables
+@pytest.mark.parametrize(("seeds", "identity"), [(1, np.arange(6)), (3, np.zeros(6, dtype=int))])
+def test_one_seed_or_one_identity_has_no_variances(seeds, identity):
+    row = np.random.default_rng(13).uniform(0, 1, (seeds, 6))
+    assert split_variance(row, row / 2, identity) is None
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,15 @@ def test_large_difference_is_real_and_no_difference_is_not(measured):
     assert rows["baseline"].real is None
     assert rows["SFM"].real
     assert not rows["SFM + STR"].real
+    assert [rows[name].verdict for name in ("baseline", "SFM", "SFM + STR")] == [None, "real", "not real"]
     assert rows["G alone"].difference == pytest.approx(-0.1, abs=0.001)
+
+
+def test_markdown_says_what_would_decide_an_undecided_difference(measured):
+    short = [replace(one, runs={seed: one.runs[seed] for seed in (0, 1)}) for one in measured]
+    rows = table_rows(TABLE, short, "rgbnt201")
+    line = "- SFM + STR + CHI minus SFM + STR: undecided; 2 seeds cannot decide, use 3 or more"
+    assert line in as_markdown("t", rows, [])
 
 
 def test_papers_numbers_stand_beside_the_measured_ones_in_the_same_unit(measured):
@@ -179,3 +187,4 @@ def test_ablation_of_the_first_version_is_read():
     for row in AblationResult.model_validate(sample).rows:
         shown = dict(zip(HEADER, cells(row), strict=True))
         assert shown["mAP, last epoch"] == shown["mAP, epoch by validation"] == ""
+        assert shown["verdict"] == ("" if row.mean_average_precision.difference is None else "undecided")
