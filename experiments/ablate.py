@@ -4,6 +4,9 @@
     python experiments/ablate.py --table 4 5 --recipe demo --seeds 3
     python experiments/ablate.py --figure 5 --recipe demo --seeds 3 --json
     python experiments/ablate.py --table 3 --recipe demo --set train.epochs=3 --seeds 2     # a quick try
+    python experiments/ablate.py --table 3 --row 'K = 2: model.str.tokens=2'               # one of your own
+    python experiments/ablate.py --row 'no SFM: model.sfm=off'                            # and the full model
+    python experiments/ablate.py --table 3 --row 'SFM, K = 2: model.chi=off model.str.tokens=2 against SFM'
     python experiments/ablate.py --table 3 --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 4
 
 As many runs train at once as the cluster has room for; a row that stands in several tables is trained
@@ -31,6 +34,7 @@ from experiments.run.preflight import Check, preflight
 from experiments.studies.ablation.ablation import AblationStudy
 from experiments.studies.ablation.ablation_plan import plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.ablation.table_text import HEADER, cells
 from experiments.studies.tuning import start_ray
@@ -55,6 +59,15 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--figure", choices=tuple(FIGURES), help="figure of the paper: p, and K")
     options.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        dest="rows",
+        metavar=f"'{SYNTAX}'",
+        help="add a row to the tables; it is compared with the full model, or with the row after 'against' "
+        "(name or letter). Without --table: a table of the full model and these rows. May be repeated",
+    )
+    options.add_argument(
         "--seeds", type=int, default=3, help="how many, from the recipe's on; two rarely decide (default: 3)"
     )
     add_workers(options, "run")
@@ -68,11 +81,12 @@ def ablate(given: argparse.Namespace) -> AblationResult:
         ConfigError: Nothing is asked for, or a setting is impossible.
     """
     keys = [f"table{number}" for number in sorted(set(given.table))] + list(FIGURES.get(given.figure, ()))
-    if not keys:
-        raise ConfigError("name what to train: --table 3, 4 or 5 (or several), or --figure 5")
+    if not keys and not given.rows:
+        raise ConfigError("name what to train: --table 3, 4 or 5 (or several), --figure 5, or --row")
     if given.seeds < 1:
         raise ConfigError(f"--seeds={given.seeds}: at least one; three give an interval")
-    plan = plan_ablation([ABLATIONS[key] for key in keys], given.recipe, with_workers(given), given.seeds)
+    ablations = add_rows([ABLATIONS[key] for key in keys], [parse_row(text) for text in given.rows])
+    plan = plan_ablation(ablations, given.recipe, with_workers(given), given.seeds)
     options, first = run_options(given), plan.configs[0]
 
     def check_each(check: Check) -> None:

@@ -1,6 +1,5 @@
 """The sections of an ablation's report: differences, training curves, t-SNE, rank lists, and SFM."""
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,18 +73,21 @@ def ablation_sections(study: RecordedStudy) -> list[Section]:
         if not rows:
             continue
         sections.append(_curve_section(table, title, rows))
-        paper_rows = [row for row in rows if row.row.index is not None]
-        if len(paper_rows) > 1:
-            sections.append(_tsne_section(table, title, paper_rows, epoch))
-            sections.append(_rank_section(table, title, paper_rows, epoch))
+        full = study.ablation.find_full(table)
+        models = [row for row in rows if row.row.index or row.row.name in (full, *study.ablation.added)]
+        if len(models) > 1:
+            sections.append(_tsne_section(table, title, models, epoch))
+        if pairs := _compared_pairs(models, full):
+            sections.append(_rank_section(table, title, models, pairs, epoch))
         with_sfm = partial(_open_all, [row for row in rows if row.has_sfm])
         sections.append(strengths_section(table, title, with_sfm, epoch))
-    with_sfm_rows = [row for row in recorded_rows(study, study.ablation.tables[0]) if row.has_sfm]
+    table = study.ablation.tables[0]
+    with_sfm_rows = [row for row in recorded_rows(study, table) if row.has_sfm]
     if not with_sfm_rows:
         return sections
-    # The full model is the row with the fewest changes of the recipe.
-    full = min(with_sfm_rows, key=lambda row: len(row.row.config))
-    return [*sections, attention_section(full.label, full.runs[min(full.runs)], epoch)]
+    full = study.ablation.find_full(table)
+    shown = next((row for row in with_sfm_rows if row.row.name == full), with_sfm_rows[0])
+    return [*sections, attention_section(shown.label, shown.runs[min(shown.runs)], epoch)]
 
 
 def _epoch_sentence(study: RecordedStudy) -> str:
@@ -155,25 +157,27 @@ def _tsne_section(table: str, title: str, rows: Sequence[RecordedRow], epoch: st
     return make_section(f"{table}-identities", f"{title}: identities", text, draw)
 
 
-def _rank_section(table: str, title: str, rows: Sequence[RecordedRow], epoch: str) -> Section:
+def _rank_section(
+    table: str, title: str, rows: Sequence[RecordedRow], pairs: Sequence[tuple[str, str]], epoch: str
+) -> Section:
     feature = rows[0].row.feature
-    pairs = list(dict.fromkeys([*itertools.pairwise(range(len(rows))), (0, len(rows) - 1)]))
 
     def draw() -> Iterator[Picture]:
-        folders = [row.open_runs() for row in rows]
+        folders = {row.row.name: row.open_runs() for row in rows}
+        labels = {row.row.name: row.label for row in rows}
 
-        def disagreement(pair: tuple[int, int]) -> float:
-            first, second = (folders[number] for number in pair)
+        def disagreement(pair: tuple[str, str]) -> float:
+            first, second = (folders[name] for name in pair)
             if not first.keys() & second.keys():
                 return -1.0
             return rank_list_figure.mean_disagreement(first, second, feature)
 
         first, last = max(pairs, key=disagreement)
-        both = {rows[number].label: folders[number] for number in (first, last)}
+        both = {labels[name]: folders[name] for name in (first, last)}
         found = rank_list_figure.find_disagreements(folders[first], folders[last], feature)
         if found:
             caption = (
-                f"From “{rows[first].label}” to “{rows[last].label}”: the queries that gain most, then those "
+                f"From “{labels[first]}” to “{labels[last]}”: the queries that gain most, then those "
                 "that lose most. The number of a query is its sample_index; green hits have its identity, "
                 "orange misses do not."
             )
@@ -181,8 +185,18 @@ def _rank_section(table: str, title: str, rows: Sequence[RecordedRow], epoch: st
             yield as_png(f"{table}_ranks.png", caption, figure)
 
     text = (
-        "Of all neighbouring rows, and of the first and the last row, the two whose queries differ most in "
-        "average precision (mean over seeds): the queries with the largest differences, and their nearest "
-        f"gallery samples in both rows, without junk. {epoch}"
+        "Of all rows that are compared (and the full model with those that are compared with none), the two "
+        "whose queries differ most in average precision (mean over seeds): the queries with the largest "
+        f"differences, and their nearest gallery samples in both rows, without junk. {epoch}"
     )
     return make_section(f"{table}-ranks", f"{title}: where rows disagree most", text, draw)
+
+
+def _compared_pairs(rows: Sequence[RecordedRow], full: str) -> list[tuple[str, str]]:
+    """Names of two rows each: those that are compared, and a row that is compared with none and `full`."""
+    names = [row.row.name for row in rows]
+    pairs = []
+    for row in rows:
+        name, against = row.row.name, row.row.mean_average_precision.against
+        pairs.append((against, name) if against in names else (name, full))
+    return [(first, second) for first, second in pairs if second in names and first != second]

@@ -1,6 +1,7 @@
 import html
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,6 +14,7 @@ from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.studies.ablation import ablation
 from experiments.studies.ablation.ablation_plan import plan_ablation
+from experiments.studies.ablation.added_rows import add_rows, parse_row
 from experiments.studies.ablation.rows import ABLATIONS, Ablation, Row
 from experiments.studies.published import published
 from experiments.studies.study_folder import StudyFolder
@@ -210,10 +212,135 @@ def test_all_tables_and_figures_can_be_planned_for_every_recipe(recipe):
 
 
 def test_rows_that_come_out_the_same_are_named():
-    row = Row("again the same", ("model.str=off",))
-    twice = Ablation("table3", "Modules", (Row("first"), Row("without STR", ("model.str=off",)), row))
+    rows = (
+        Row("first", against=None),
+        Row("without STR", ("model.str=off",), against="first"),
+        Row("again the same", ("model.str=off",), against="first"),
+    )
+    twice = Ablation("table3", "Modules", rows, full="first")
     with pytest.raises(ConfigError, match="rows 'without STR' and 'again the same' of table3 have the same"):
         plan_ablation([twice], "demo", [], 1)
+
+
+def test_comparisons_of_the_papers_rows_are_those_that_they_always_were():
+    compared = {
+        key: {row.index or row.name: row.against for row in ablation.all_rows()}
+        for key, ablation in ABLATIONS.items()
+    }
+    names = {key: [row.name for row in ablation.rows] for key, ablation in ABLATIONS.items()}
+    for key in ("table3", "table4", "table5"):
+        full = names[key][-1]
+        letters = dict(zip("ABCDE", [None, *names[key][:-1]], strict=False))
+        assert compared[key] == {**letters, "T alone": full, "G alone": full, "no text": full}
+    assert list(compared["figure5"].values()) == [None, *names["figure5"][:-1]]
+    assert list(compared["figure5_tokens"].values()) == [None, *names["figure5_tokens"][:-1]]
+
+
+def test_order_of_rows_means_nothing():
+    table = ABLATIONS["table3"]
+    backwards = replace(table, rows=table.rows[::-1])
+    planned, turned = (plan_ablation([one], "demo", [], 1) for one in (table, backwards))
+    assert {row.name: row for row in turned.rows[0][1]} == {row.name: row for row in planned.rows[0][1]}
+    assert turned.config_of == planned.config_of
+
+
+def test_full_model_of_every_table_is_the_recipe_itself():
+    plan = plan_ablation(list(ABLATIONS.values()), "demo", [], 1)
+    for table, rows in plan.rows:
+        (full,) = [row for row in rows if row.name == table.full]
+        assert plan.config_of[full, 0] == recipes.resolve("demo", ["seed=0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("no SFM: model.sfm=off", Row("no SFM", ("model.sfm=off",), against=None)),
+        (
+            "K = 2 (no SFM):model.sfm=off  model.str.tokens=2 against SFM + STR",
+            Row("K = 2 (no SFM)", ("model.sfm=off", "model.str.tokens=2"), against="SFM + STR"),
+        ),
+        (
+            "against all: model.sfm=off against against all",
+            Row("against all", ("model.sfm=off",), against="against all"),
+        ),
+    ],
+)
+def test_row_of_the_command_line_has_name_settings_and_comparison(text, row):
+    assert parse_row(text) == row
+
+
+def test_added_rows_are_compared_with_each_tables_full_model_or_with_the_named_row():
+    tables = [ABLATIONS["table3"], ABLATIONS["table5"], ABLATIONS["figure5"]]
+    rows = [parse_row("K = 2: model.str.tokens=2"), parse_row("K = 8: model.str.tokens=8 against B")]
+    third, fifth, figure = add_rows(tables, [*rows, parse_row("K = 1: model.str.tokens=1 against K = 8")])
+    assert [row.against for row in third.added] == ["SFM + STR + CHI", "SFM", "K = 8"]
+    assert [row.against for row in fifth.added] == [fifth.full, "early half of the layers", "K = 8"]
+    assert figure == ABLATIONS["figure5"]
+
+
+def test_name_of_a_study_says_that_rows_were_added_and_depends_on_their_comparison(clip, workspace):
+    tables = small_run.configured(clip, workspace)[1]
+
+    def name(*rows):
+        ablations = add_rows([ABLATIONS["table4"]], [parse_row(row) for row in rows])
+        return plan_ablation(ablations, "demo", small_run.settings(clip), 2).name(tables)
+
+    row = "K = 2: model.str.tokens=2"
+    names = [name(), name(row), name(f"{row} against A"), name("K = 8: model.str.tokens=8")]
+    assert len(set(names)) == len(names)
+    assert names[0].startswith("demo-table4-2seeds-")
+    assert all(added.startswith("demo-table4-rows-2seeds-") for added in names[1:])
+    assert name(f"{row} against CHI (full model)") == name(row)
+
+
+def test_added_rows_are_trained_compared_and_shown_in_tables_mlflow_and_report(
+    finished, ray_session, capsys, clip, workspace
+):
+    two = "K = 2: model.str.tokens=2"
+    without = "K = 2, no CHI: model.str.tokens=2 model.chi=off against K = 2"
+    asked = study(capsys, clip, workspace, "--table", "4", "--row", two, "--row", without)
+    paper = [row for row in finished["rows"] if row["table"] == "table4"]
+    found = [row["name"] for row in asked["rows"]]
+    assert found == [*(row["name"] for row in paper), "K = 2", "K = 2, no CHI"]
+    for before, row in zip(paper, asked["rows"], strict=False):
+        assert row["runs"] == before["runs"]
+        assert row["mAP"]["difference"] == before["mAP"]["difference"]
+    for row, against in zip(asked["rows"][-2:], (paper[3], asked["rows"][-2]), strict=True):
+        expected = sum(row["mAP"]["values"].values()) - sum(against["mAP"]["values"].values())
+        assert row["mAP"]["against"] == against["name"]
+        assert row["mAP"]["difference"] == pytest.approx(expected / 2)
+        assert (row["index"], row["mAP"]["paper"]) == (None, None)
+        assert row["config"]["str.tokens"] == 2
+        assert row["runs"].keys() == {"0", "1"}
+    assert (asked["full"], asked["added"]) == ({"table4": paper[3]["name"]}, ["K = 2", "K = 2, no CHI"])
+    assert any("K = 2 (model.str.tokens=2)" in note for note in asked["notes"])
+    assert "| K = 2, no CHI |" in Path(asked["table"]).read_text()
+    client = mlflow.MlflowClient(local_store(workspace))
+    parent = client.get_run(asked["mlflow"]["run_id"])
+    assert "K = 2 (model.str.tokens=2)" in parent.data.params["added_rows"]
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    )
+    assert "table4 K = 2, seed 1" in {child.info.run_name for child in children}
+    out = workspace / "added.html"
+    assert report.main(["--study", asked["study"], "--workspace", str(workspace), "--out", str(out)]) == 0
+    assert "K = 2, no CHI minus K = 2" in out.read_text()
+
+
+def test_rows_without_a_table_stand_beside_the_full_model(finished, ray_session, capsys, clip, workspace):
+    asked = study(capsys, clip, workspace, "--row", "no SFM: model.sfm=off", "--seeds", "1")
+    assert asked["study"].startswith("demo-rows-1seeds-")
+    assert [(row["table"], row["name"]) for row in asked["rows"]] == [
+        ("rows", "full model"),
+        ("rows", "no SFM"),
+    ]
+    full, added = asked["rows"]
+    table3 = {row["index"]: row["runs"] for row in finished["rows"] if row["table"] == "table3"}
+    assert full["runs"]["0"] == table3["D"]["0"]
+    assert added["mAP"]["difference"] == pytest.approx(added["mAP"]["mean"] - full["mAP"]["mean"])
+    out = workspace / "rows.html"
+    assert report.main(["--study", asked["study"], "--workspace", str(workspace), "--out", str(out)]) == 0
+    assert "no SFM minus full model" in out.read_text()
 
 
 def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
@@ -237,6 +364,24 @@ def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
         (["--table", "5", "--set", "model.sfm=off"], "of table5 sets model.sfm.sharing itself"),
         (["--table", "3", "--set", "model.text=off"], "row 'no text' of table3 sets model.text itself"),
         (["--figure", "5", "--set", "model.str.tokens=2"], "row 'K = 1' of figure5_tokens sets"),
+        (["--row", "model.sfm=off"], "expected 'NAME: setting=value"),
+        (["--row", "no SFM:"], "at least one setting"),
+        (["--row", "[bold]: model.sfm=off"], "a name of letters, digits"),
+        (["--row", "no SFM: model.sfmm=off"], "--row 'no SFM': setting model.sfmm is unknown; did you mean"),
+        (["--row", "K = 99: model.str.tokens=99"], "--row 'K = 99': model.str.tokens=99"),
+        (["--row", "other: seed=3"], "seed is the same in all rows"),
+        (["--row", "other: data.dataset=rgbnt100"], "data is the same in all rows"),
+        (["--row", "a: model.sfm=off", "--row", "a: model.str=off"], "two rows of rows have the name 'a'"),
+        (["--row", "full: model.sfm=on"], "rows 'full model' and 'full' of rows have the same settings"),
+        (["--table", "3", "--row", "SFM: model.sfm=off"], "two rows of table3 have the name 'SFM'"),
+        (["--table", "3", "--row", "no text: model.text=off"], "two rows of table3 have the name 'no text'"),
+        (["--table", "3", "--row", "C again: model.chi=off"], "change the settings of --row 'C again'"),
+        (["--table", "3", "--row", "a: model.str=off against Z"], "'a' of table3 is compared with 'Z', but"),
+        (["--table", "3", "--row", "a: model.str=off against a"], "'a' of table3 is compared with 'a', but"),
+        (
+            ["--figure", "5", "--row", "a: model.str=off against K = 4"],
+            "'a' of rows is compared with 'K = 4'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(arguments, message, capsys, tmp_path):

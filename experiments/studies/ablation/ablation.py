@@ -11,6 +11,7 @@ from experiments.run.run_options import RunOptions
 from experiments.studies.ablation.ablation_plan import AblationPlan
 from experiments.studies.ablation.ablation_result import AblationResult, TableRow
 from experiments.studies.ablation.ablation_table import EPOCHS, RowRuns, table_rows
+from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.ablation.table_figure import draw
 from experiments.studies.ablation.table_text import as_csv, as_markdown
@@ -49,6 +50,7 @@ class AblationStudy(Study[AblationResult]):
             "settings": " ".join(self.plan.settings),
             "tables": " ".join(ablation.key for ablation, _ in self.plan.rows),
             "runs": len(self._runs),
+            **({"added_rows": "; ".join(map(_describe, self.plan.added))} if self.plan.added else {}),
         }
 
     def open(self) -> None:
@@ -86,8 +88,7 @@ class AblationStudy(Study[AblationResult]):
         titles = {}
         for ablation, planned in plan.rows:
             table = table_rows(ablation, [self._row_runs(row) for row in planned], full.data.dataset)
-            source = published("figure5" if ablation.is_figure else ablation.key).source
-            titles[ablation.key] = f"{source} of the paper ({ablation.title}), {plan.recipe}"
+            titles[ablation.key] = f"{_heading(ablation)}, {plan.recipe}"
             files |= self._write(ablation, titles[ablation.key], table, notes)
             rows += table
         for row in rows:
@@ -103,6 +104,8 @@ class AblationStudy(Study[AblationResult]):
             epoch=full.report.epoch,
             rows=tuple(rows),
             notes=tuple(notes),
+            full={ablation.key: ablation.full for ablation, _ in plan.rows},
+            added=tuple(row.name for row in plan.added),
             table=files[f"{plan.rows[0][0].key}.md"],
             files=files,
             wrong=self.wrong,
@@ -146,14 +149,44 @@ class AblationStudy(Study[AblationResult]):
         return {path.name: str(path) for path in paths}
 
 
+def _heading(ablation: Ablation) -> str:
+    if ablation.key == ADDED_TABLE:
+        return ablation.title
+    source = published("figure5" if ablation.is_figure else ablation.key).source
+    return f"{source} of the paper ({ablation.title})"
+
+
+def _describe(row: Row) -> str:
+    return f"{row.name} ({' '.join(row.settings)})"
+
+
 def _notes(config: ExperimentConfig, plan: AblationPlan) -> list[str]:
-    return [
+    notes = [
         f"Measured: {config.data.dataset}, feature {config.report.feature}, {EPOCHS[config.report.epoch]}, "
         f"{len(plan.seeds)} seeds of training ({', '.join(map(str, plan.seeds))}).",
         "The paper's numbers are those of RGBNT201, without a spread. Where the recipe is for another data "
         "set or starts from other weights, only the direction of their differences can be compared.",
-        "T alone and G alone are features of the full model's runs; no text is the model trained without T.",
-        "Differences are to the row above, those of T alone, G alone and no text to the full model. Their "
-        "intervals are over seeds (paired t) and over queries (bootstrap of test identities).",
+    ]
+    if any(ablation.text_rows for ablation, _ in plan.rows):
+        notes.append(
+            "T alone and G alone are features of the full model's runs; no text is the model trained without "
+            "T."
+        )
+    if plan.added:
+        notes.append(f"Added with --row: {'; '.join(map(_describe, plan.added))}.")
+    notes += [_comparisons(ablation, rows) for ablation, rows in plan.rows]
+    return [
+        *notes,
+        "Intervals of differences are over seeds (paired t) and over queries (bootstrap of test identities).",
         f"Verdicts: {DEFINITION}",
     ]
+
+
+def _comparisons(ablation: Ablation, rows: Sequence[Row]) -> str:
+    """Which row each row of a table is compared with, in words."""
+    compared: dict[str, list[str]] = {}
+    for row in rows:
+        if row.against is not None:
+            compared.setdefault(row.against, []).append(row.name)
+    pairs = "; ".join(f"{', '.join(names)} with {against}" for against, names in compared.items())
+    return f"Compared in {ablation.key}: {pairs}."

@@ -1,12 +1,14 @@
 """What a study of ablations trains: every row of its tables with every seed, and no run twice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from data_catalog.tables.digests import json_digest
 from experiments.recipes import ConfigError, ExperimentConfig, resolve
 from experiments.run.run_data import RunTables
+from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row
 
 
@@ -18,7 +20,7 @@ class AblationPlan:
         recipe: Name.
         settings: Changes of every row.
         seeds: In ascending order.
-        rows: Ablation and its rows, those of the paper first.
+        rows: Ablation and its rows, in the order in which they are shown.
         config_of: Row and seed to the config of the run.
     """
 
@@ -34,17 +36,24 @@ class AblationPlan:
         ordered = (self.config_of[row, seed] for seed in self.seeds for _, rows in self.rows for row in rows)
         return list({config.model_dump_json(): config for config in ordered}.values())
 
+    @property
+    def added(self) -> list[Row]:
+        """The rows from the command line, each once."""
+        return list({row.name: row for ablation, _ in self.rows for row in ablation.added}.values())
+
     def name(self, tables: RunTables) -> str:
         """Of the study: what it shows, and the start of the digest of its configs and data."""
-        digest = json_digest(
-            {
-                "configs": [config.model_dump(mode="json") for config in self.configs],
-                "tables": tables.digests,
-                "rows": [[ablation.key, *(row.name for row in rows)] for ablation, rows in self.rows],
-            }
-        )
-        keys = "-".join(ablation.key for ablation, _ in self.rows)
-        return f"{self.recipe}-{keys}-{len(self.seeds)}seeds-{digest[:8]}"
+        content: dict[str, Any] = {
+            "configs": [config.model_dump(mode="json") for config in self.configs],
+            "tables": tables.digests,
+            "rows": [[ablation.key, *(row.name for row in rows)] for ablation, rows in self.rows],
+        }
+        keys = [ablation.key for ablation, _ in self.rows]
+        if self.added:
+            # Studies without such rows keep the names that they always had.
+            content["against"] = [[row.against for row in ablation.added] for ablation, _ in self.rows]
+            keys = list(dict.fromkeys([*keys, ADDED_TABLE]))
+        return f"{self.recipe}-{'-'.join(keys)}-{len(self.seeds)}seeds-{json_digest(content)[:8]}"
 
     def labels(self, config: ExperimentConfig) -> list[str]:
         """The rows that a config belongs to: `table3 A baseline`, and so on."""
@@ -72,9 +81,11 @@ def plan_ablation(
         seeds: How many, from the recipe's on.
 
     Raises:
-        ConfigError: A name is unknown, or the rows' own; a value is impossible; two rows come out the same.
+        ConfigError: A name is unknown, taken, or the rows' own; a value is impossible; two rows come out the
+            same.
     """
     for ablation in ablations:
+        _check_names(ablation)
         _check_settings(ablation, settings)
     first = resolve(recipe, list(settings))
     numbers = tuple(range(first.seed, first.seed + seeds))
@@ -82,8 +93,9 @@ def plan_ablation(
     reports_text = first.report.feature in ("T", "GTTT")
     rows = tuple((ablation, ablation.all_rows(reports_text)) for ablation in ablations)
     config_of = {
-        (row, seed): resolve(recipe, [*settings, *row.settings, f"seed={seed}"])
-        for row in (row for _, of_table in rows for row in of_table)
+        (row, seed): _row_config(ablation, row, recipe, [*settings, *row.settings, f"seed={seed}"])
+        for ablation, of_table in rows
+        for row in of_table
         for seed in numbers
     }
     plan = AblationPlan(recipe, tuple(settings), numbers, rows, config_of)
@@ -91,9 +103,35 @@ def plan_ablation(
     return plan
 
 
-def _check_settings(ablation: Ablation, settings: Sequence[str]) -> None:
-    """Refuse to set for all rows what they differ in, or to switch off what it belongs to."""
+def _row_config(ablation: Ablation, row: Row, recipe: str, settings: list[str]) -> ExperimentConfig:
+    try:
+        return resolve(recipe, settings)
+    except ConfigError as error:
+        if row not in ablation.added:
+            raise
+        raise ConfigError(f"--row {row.name!r}: {error}") from None
+
+
+def _check_names(ablation: Ablation) -> None:
+    """Refuse two rows of the same name, and a comparison with a row that the table does not have."""
+    names = [row.name for row in ablation.all_rows()]
     for row in ablation.all_rows():
+        others = [name for name in names if name != row.name]
+        if len(others) < len(names) - 1:
+            raise ConfigError(f"two rows of {ablation.key} have the name {row.name!r}; choose another one")
+        if row.against is not None and row.against not in others:
+            raise ConfigError(
+                f"row {row.name!r} of {ablation.key} is compared with {row.against!r}, but the other rows "
+                f"there are {', '.join(others)}"
+            )
+
+
+def _check_settings(ablation: Ablation, settings: Sequence[str]) -> None:
+    """Refuse to set for all rows what they differ in, or to switch off what it belongs to.
+
+    Rows of the command line are named by their user, who may change in them what `--set` gives the others.
+    """
+    for row in replace(ablation, added=()).all_rows():
         for varied in map(_name, row.settings):
             for setting in settings:
                 if f"{varied}.".startswith(f"{_name(setting)}."):
@@ -113,7 +151,10 @@ def _check_rows(plan: AblationPlan) -> None:
     for ablation, rows in plan.rows:
         for one, other in combinations(rows, 2):
             if one.feature == other.feature and plan.row_configs(one) == plan.row_configs(other):
+                remedy = "leave out the --set that makes them so"
+                if other in ablation.added:
+                    remedy = f"change the settings of --row {other.name!r}, or leave it out"
                 raise ConfigError(
                     f"rows {one.name!r} and {other.name!r} of {ablation.key} have the same settings with "
-                    "what --recipe and --set give; leave out the --set that makes them so"
+                    f"what --recipe and --set give; {remedy}"
                 )

@@ -46,7 +46,7 @@ class ComparedMetric(RowMetric):
     """A metric of a row, and how much it differs from that of the row it is compared with."""
 
     against: str | None
-    """Name of that row; None for the first of a table."""
+    """Name of that row; None for a row that is compared with none."""
     difference: float | None = None
     """Mean over the seeds of both rows."""
     difference_interval: Interval | None = None
@@ -133,6 +133,10 @@ class AblationResult(StudyResult):
     rows: tuple[TableRow, ...]
     """Of all tables."""
     notes: tuple[str, ...] = ()
+    full: dict[str, str] = Field(default_factory=dict)
+    """Name of the full model's row by key of the table. Empty in studies of older versions."""
+    added: tuple[str, ...] = ()
+    """Names of the rows from the command line."""
     table: str
     """Path of the first table as Markdown."""
     wrong: dict[str, str]
@@ -146,3 +150,8 @@ class AblationResult(StudyResult):
     def find_rows(self, table: str) -> list[TableRow]:
         """The rows of one table, from top to bottom."""
         return [row for row in self.rows if row.table == table]
+
+    def find_full(self, table: str) -> str:
+        """Name of the row of a table that is the full model."""
+        # In studies of older versions, the first row with the fewest changes of the recipe.
+        return self.full.get(table) or min(self.find_rows(table), key=lambda row: len(row.config)).name

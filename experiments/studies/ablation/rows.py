@@ -1,6 +1,7 @@
 """The paper's ablations as settings: every row of Tables 3 to 5 and every point of Figure 5."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 SWITCHES = ("model.sfm", "model.str", "model.chi")
 
@@ -15,7 +16,7 @@ class Row:
         index: Letter of the paper's row; None where the paper has no such row.
         x: Position on the axis, in a figure.
         feature: The retrieval feature that it shows; None for the one that its runs report.
-        against: Name of the row that it is compared with.
+        against: Name of the row of the same table that it is compared with; None for no comparison.
     """
 
     name: str
@@ -23,22 +24,31 @@ class Row:
     index: str | None = None
     x: float | None = None
     feature: str | None = None
-    against: str | None = None
+    against: str | None = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A table or figure of the paper.
+    """A table or figure: of the paper, or of rows from the command line alone.
+
+    The order of rows is the order in which they are shown and means nothing else.
 
     Attributes:
         key: Its name in `published.yaml`.
         title: For a heading.
         rows: From top to bottom.
+        full: Name of the row that is the full model (in a figure, with the paper's value on RGBNT201).
+        text_rows: Whether text alone, G alone and the full model without text are shown too: captions can
+            make any gain of U.
+        added: Rows from the command line, shown last.
     """
 
     key: str
     title: str
     rows: tuple[Row, ...]
+    full: str
+    text_rows: bool = True
+    added: tuple[Row, ...] = ()
 
     @property
     def is_figure(self) -> bool:
@@ -46,26 +56,22 @@ class Ablation:
         return self.key.startswith("figure")
 
     def all_rows(self, reports_text: bool = False) -> tuple[Row, ...]:
-        """The paper's rows, each compared with the one above it, and those beside them.
-
-        Beside a table's rows are text alone, G alone and the full model without text: captions can make any
-        gain of U.
+        """Its own rows, those about the text, and those from the command line.
 
         Args:
             reports_text: Whether the recipe reports a feature that needs the text. The row without text then
                 reports G.
         """
-        above = [None, *(row.name for row in self.rows)]
-        rows = [replace(row, against=name) for row, name in zip(self.rows, above, strict=False)]
-        if self.is_figure:
-            return tuple(rows)
-        full = self.rows[-1]
+        if not self.text_rows:
+            return self.rows + self.added
+        full = next(row for row in self.rows if row.name == self.full)
         without_text = ("model.text=off", *(("report.feature=G",) if reports_text else ()))
         return (
-            *rows,
+            *self.rows,
             Row("T alone", full.settings, feature="T", against=full.name),
             Row("G alone", full.settings, feature="G", against=full.name),
             Row("no text", without_text, against=full.name),
+            *self.added,
         )
 
 
@@ -77,6 +83,12 @@ def _sharing(name: str) -> tuple[str, ...]:
     return (f"model.sfm.sharing={name}",)
 
 
+def _points(symbol: str, setting: str, values: tuple[float, ...]) -> tuple[Row, ...]:
+    """The points of a curve, each compared with the next smaller value."""
+    first, *others = (Row(f"{symbol} = {x:g}", (f"{setting}={x:g}",), x=x, against=None) for x in values)
+    return (first, *(replace(row, against=smaller.name) for smaller, row in pairwise([first, *others])))
+
+
 ABLATIONS = {
     ablation.key: ablation
     for ablation in (
@@ -84,45 +96,63 @@ ABLATIONS = {
             "table3",
             "Modules",
             (
-                Row("baseline", _modules(), "A"),
-                Row("SFM", _modules("sfm"), "B"),
-                Row("SFM + STR", _modules("sfm", "str"), "C"),
-                Row("SFM + STR + CHI", (), "D"),
+                Row("baseline", _modules(), "A", against=None),
+                Row("SFM", _modules("sfm"), "B", against="baseline"),
+                Row("SFM + STR", _modules("sfm", "str"), "C", against="SFM"),
+                Row("SFM + STR + CHI", (), "D", against="SFM + STR"),
             ),
+            full="SFM + STR + CHI",
         ),
         Ablation(
             "table4",
             "Fusion",
             (
-                Row("without CHI", ("model.chi=off",), "A"),
-                Row("MLP in place of CHI", ("model.chi.mixer=mlp",), "B"),
-                Row("self-attention in place of CHI", ("model.chi.mixer=self_attention",), "C"),
-                Row("CHI (full model)", (), "D"),
+                Row("without CHI", ("model.chi=off",), "A", against=None),
+                Row("MLP in place of CHI", ("model.chi.mixer=mlp",), "B", against="without CHI"),
+                Row(
+                    "self-attention in place of CHI",
+                    ("model.chi.mixer=self_attention",),
+                    "C",
+                    against="MLP in place of CHI",
+                ),
+                Row("CHI (full model)", (), "D", against="self-attention in place of CHI"),
             ),
+            full="CHI (full model)",
         ),
         Ablation(
             "table5",
             "Sharing of alpha and beta",
             (
-                Row("one pair for all layers", _sharing("all_layers"), "A"),
-                Row("early half of the layers", _sharing("early_half"), "B"),
-                Row("late half of the layers", _sharing("late_half"), "C"),
-                Row("a pair for each head", _sharing("per_head"), "D"),
-                Row("a pair for each layer (full model)", _sharing("per_layer"), "E"),
+                Row("one pair for all layers", _sharing("all_layers"), "A", against=None),
+                Row(
+                    "early half of the layers", _sharing("early_half"), "B", against="one pair for all layers"
+                ),
+                Row(
+                    "late half of the layers", _sharing("late_half"), "C", against="early half of the layers"
+                ),
+                Row("a pair for each head", _sharing("per_head"), "D", against="late half of the layers"),
+                Row(
+                    "a pair for each layer (full model)",
+                    _sharing("per_layer"),
+                    "E",
+                    against="a pair for each head",
+                ),
             ),
+            full="a pair for each layer (full model)",
         ),
         Ablation(
             "figure5",
             "Perturbation probability p",
-            tuple(
-                Row(f"p = {p:g}", (f"model.sfm.perturbation={p:g}",), x=p)
-                for p in (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
-            ),
+            _points("p", "model.sfm.perturbation", (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)),
+            full="p = 0.01",
+            text_rows=False,
         ),
         Ablation(
             "figure5_tokens",
             "Tokens K",
-            tuple(Row(f"K = {k}", (f"model.str.tokens={k}",), x=k) for k in (1, 2, 4, 8, 16)),
+            _points("K", "model.str.tokens", (1, 2, 4, 8, 16)),
+            full="K = 4",
+            text_rows=False,
         ),
     )
 }

@@ -15,18 +15,19 @@ MEASURED, PAPER, BESIDE = "#0072b2", "#d55e00", "#7f7f7f"
 def draw(ablation: Ablation, title: str, rows: Sequence[TableRow], path: Path) -> Path:
     """Draw a finished table or figure into a file; returns its path."""
     finished = [row for row in rows if row.mean_average_precision.mean is not None]
-    figure = (_curve if ablation.rows[0].x is not None else _points)(finished)
+    figure = _curve(finished) if ablation.is_figure else _points(ablation, finished)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     return path
 
 
-def _points(rows: Sequence[TableRow]) -> Figure:
+def _points(ablation: Ablation, rows: Sequence[TableRow]) -> Figure:
     """Each row's mean with its interval and seeds; what the paper prints in a panel of its own."""
+    beside = {row.name for row in ablation.all_rows()} - {row.name for row in ablation.rows + ablation.added}
     figure = Figure(figsize=(9.5, 0.42 * len(rows) + 1.3), layout="constrained")
     measured, paper = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for position, row in enumerate(rows):
-        colour = MEASURED if row.index else BESIDE
+        colour = BESIDE if row.name in beside else MEASURED
         precision = row.mean_average_precision
         if precision.interval is not None:
             measured.plot(
