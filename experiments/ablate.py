@@ -26,7 +26,6 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from experiments.command_line import add_workers, run_command, run_options, training_options, with_workers
 from experiments.recipes import ConfigError
@@ -36,11 +35,10 @@ from experiments.studies.ablation.ablation_plan import plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
 from experiments.studies.ablation.rows import ABLATIONS
-from experiments.studies.ablation.table_text import HEADER, cells
+from experiments.studies.ablation.table_text import HEADER, SHORT_HEADER, cells, short_cells, undecided
 from experiments.studies.tuning import start_ray
+from experiments.terminal_tables import print_facts, print_table, text_table
 
-SHOWN = (0, 1, 3, 4, 6, 7, 8, 9)
-"""Columns that a terminal has room for."""
 FIGURES = {"5": ("figure5", "figure5_tokens")}
 
 
@@ -69,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--seeds", type=int, default=3, help="how many, from the recipe's on; two rarely decide (default: 3)"
+    )
+    options.add_argument(
+        "--wide", action="store_true", help="print all columns of the tables; the files have them in any case"
     )
     add_workers(options, "run")
     return options
@@ -99,31 +100,38 @@ def ablate(given: argparse.Namespace) -> AblationResult:
     return AblationStudy(plan, tables, options).run()
 
 
-def print_ablation(result: AblationResult) -> None:
-    """The finished tables, for a terminal."""
+def print_ablation(result: AblationResult, wide: bool = False) -> None:
+    """The finished tables, for a terminal.
+
+    Args:
+        result: Of the study.
+        wide: All columns of the tables, in lines that may be longer than those of the terminal.
+    """
     console = Console()
     for key in result.tables:
-        table = RichTable(title=f"{result.titles[key]}: %, on the test identities", title_justify="left")
-        for column in SHOWN:
-            table.add_column(HEADER[column], justify="right" if column else "left")
-        for row in result.find_rows(key):
-            texts = cells(row)
-            table.add_row(*(texts[column] for column in SHOWN))
-        console.print(table)
+        rows = result.find_rows(key)
+        title = f"{result.titles[key]}: %, on the test identities"
+        table = text_table(title, *(HEADER if wide else SHORT_HEADER))
+        for row in rows:
+            table.add_row(*(cells(row) if wide else short_cells(row, rows)))
+        print_table(console, table, wide)
+        for sentence in undecided(rows):
+            console.print(f"- {sentence}", highlight=False)
     for note in result.notes:
         console.print(f"- {note}", highlight=False)
     for run, reason in result.wrong.items():
         console.print(f"[red]not finished[/red] {run}: {reason}", highlight=False)
-    for name, path in result.files.items():
-        console.print(f"{name:22} {path}", soft_wrap=True, highlight=False)
-    console.print(f"report: python experiments/report.py --study {result.study}", highlight=False)
+    print_facts(console, {**result.files, "report": f"python experiments/report.py --study {result.study}"})
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where a run could not be finished."""
     given = parser().parse_args(arguments)
     return run_command(
-        lambda: ablate(given), given.json, print_ablation, lambda result: int(not result.is_complete)
+        lambda: ablate(given),
+        given.json,
+        lambda result: print_ablation(result, given.wide),
+        lambda result: int(not result.is_complete),
     )
 
 

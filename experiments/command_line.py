@@ -16,6 +16,7 @@ from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, RunError
+from experiments.terminal_tables import text_table
 from stmi.clip.weights import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
 
@@ -117,9 +118,7 @@ def with_workers(given: argparse.Namespace) -> list[str]:
 
 def metrics_table(title: str, rows: Mapping[str, FeatureMetrics]) -> Table:
     """A table of retrieval metrics in percent, one row per label."""
-    table = Table("feature", title=title, title_justify="left")
-    for column in ("mAP", "rank 1", "rank 5", "rank 10"):
-        table.add_column(column, justify="right")
+    table = text_table(title, "feature", "mAP", "rank 1", "rank 5", "rank 10")
     for label, metrics in rows.items():
         table.add_row(label, *(f"{100 * metrics.value(name):.1f}" for name in METRICS))
     return table

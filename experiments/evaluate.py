@@ -24,6 +24,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 from rich.console import Console
+from rich.table import Table
 
 from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
@@ -37,8 +38,9 @@ from experiments.recipes import ConfigError
 from experiments.run import evaluation
 from experiments.run.run_figures import FEATURE_NAMES
 from experiments.run.run_options import resolve_catalog, resolve_workspace
-from experiments.run.run_result import FeatureMetrics
+from experiments.run.run_result import METRICS, FeatureMetrics
 from experiments.studies.published import PublishedResult, find_stmi_result
+from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
 from stmi.retrieval.metrics import JunkRule
 
@@ -198,6 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rerank", action="store_true", help="also with k-reciprocal re-ranking")
     parser.add_argument(
+        "--wide", action="store_true", help="with --missing or --rerank, print ranks as well, in longer lines"
+    )
+    parser.add_argument(
         "--embeddings", metavar="FILE", help="write the features as Parquet, to a file or URI"
     )
     parser.add_argument(
@@ -215,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
         target = load_target(given)
         return evaluate(target, missing, given.rerank, given.workers, given.embeddings, given.queries)
 
-    return run_command(command, given.json, show)
+    return run_command(command, given.json, lambda result: show(result, given.wide))
 
 
 def load_target(given: argparse.Namespace) -> EvaluationTarget:
@@ -245,18 +250,38 @@ def load_target(given: argparse.Namespace) -> EvaluationTarget:
     return load_released_checkpoint(given.released_checkpoint, config, catalog)
 
 
-def show(result: Evaluation) -> None:
-    """Print one table for each setting."""
+def show(result: Evaluation, wide: bool = False) -> None:
+    """Print the metrics of every feature; of several settings, a table of their mAP.
+
+    Args:
+        result: Of the evaluation.
+        wide: Of several settings, print the ranks, too, in lines that may be longer than the terminal's.
+    """
     console = Console()
-    for setting in result.settings:
-        absent = f", without {' and '.join(setting.missing)}" if setting.missing else ""
-        reranked = ", re-ranked" if setting.reranked else ""
-        epoch = "" if result.epoch is None else f", epoch {result.epoch}"
-        title = f"{result.target}{epoch} on {result.dataset}{absent}{reranked}, %"
-        rows = {FEATURE_NAMES[name]: metrics for name, metrics in setting.metrics.items()}
-        console.print(metrics_table(title, rows))
+    epoch = "" if result.epoch is None else f", epoch {result.epoch}"
+    title = f"{result.target}{epoch} on {result.dataset}"
+    if len(result.settings) == 1:
+        rows = {FEATURE_NAMES[name]: metrics for name, metrics in result.settings[0].metrics.items()}
+        print_table(console, metrics_table(f"{title}, %", rows))
+    else:
+        print_table(console, settings_table(title, result.settings, wide), wide)
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
+
+
+def settings_table(title: str, settings: Sequence[EvaluationSetting], wide: bool) -> Table:
+    """A row for each setting, a column for each feature: its mAP in percent, and where `wide` its ranks."""
+    shown = METRICS if wide else METRICS[:1]
+    names = ", ".join(name.replace("rank", "rank ") for name in shown)
+    table = text_table(f"{title}: {names}, %", "missing", *settings[0].metrics)
+    for setting in settings:
+        label = " and ".join(setting.missing) or "nothing"
+        cells = [
+            " ".join(f"{100 * metrics.value(name):.1f}" for name in shown)
+            for metrics in setting.metrics.values()
+        ]
+        table.add_row(f"{label}, re-ranked" if setting.reranked else label, *cells)
+    return table
 
 
 if __name__ == "__main__":

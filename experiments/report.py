@@ -22,12 +22,14 @@ from rich.console import Console
 
 from data_catalog.records import add_json_options
 from experiments.command_line import add_workspace, metrics_table, run_command
+from experiments.recipes import ConfigError
 from experiments.reports.report_page import StudyReport
 from experiments.run.run_figures import FEATURE_NAMES, draw_all
 from experiments.run.run_folder import RunFolder, RunFolderError
 from experiments.run.run_options import resolve_workspace
 from experiments.run.run_result import EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
+from experiments.terminal_tables import print_facts, print_table
 from experiments.tracking.mlflow_store import MlflowRun, resolve_tracking_uri
 
 
@@ -46,8 +48,8 @@ def print_report(result: RunReport) -> None:
     console = Console()
     # A run finished by an older version has fewer features, and only the last epoch.
     rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
-    title = f"{result.run}: retrieval on the test identities, %"
-    console.print(metrics_table(title, rows | {"U before training": result.untrained}))
+    title = f"{result.run}: test identities, %"
+    print_table(console, metrics_table(title, rows | {"U before training": result.untrained}))
     if result.choices is not None and result.reported is not None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
@@ -69,8 +71,7 @@ def print_report(result: RunReport) -> None:
         "journal": _shown(folder / "journal.jsonl"),
         "MLflow": _mlflow(result.mlflow),
     }
-    for name, path in paths.items():
-        console.print(f"{name:8} {path}", soft_wrap=True, highlight=False)
+    print_facts(console, paths, width=8)
 
 
 def _print_choices(console: Console, choices: EpochChoices, reported: ReportedEpoch) -> None:
@@ -122,9 +123,8 @@ def _study_report(given: argparse.Namespace) -> StudyReport:
 def print_study_report(report: StudyReport) -> None:
     """Print the paths of a study's report, and its missing figures, for a terminal."""
     console = Console()
-    for name, path in {"page": report.page, "markdown": report.markdown}.items():
-        console.print(f"{name:9} {_shown(Path(path))}", soft_wrap=True, highlight=False)
-    console.print(f"pictures  {len(report.pictures)}", highlight=False)
+    paths = {"page": _shown(Path(report.page)), "markdown": _shown(Path(report.markdown))}
+    print_facts(console, {**paths, "pictures": len(report.pictures)}, width=9)
     for section, reason in report.missing.items():
         console.print(f"[yellow]not drawn[/yellow] {section}: {reason}", soft_wrap=True, highlight=False)
 
@@ -153,10 +153,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--tracking-uri",
-        help="MLflow server with the study (default: $MLFLOW_TRACKING_URI, or SQLite in the workspace)",
+        help="with --study, the MLflow server that has it (default: $MLFLOW_TRACKING_URI, or SQLite in the "
+        "workspace)",
     )
     parser.add_argument(
-        "--out", type=Path, help="the study's page (default: WORKSPACE/studies/NAME/report.html)"
+        "--out", type=Path, help="with --study, its page (default: WORKSPACE/studies/NAME/report.html)"
     )
     add_workspace(parser)
     add_json_options(parser, PrintedReport)
@@ -165,6 +166,9 @@ def main(arguments: list[str] | None = None) -> int:
         return run_command(lambda: _study_report(given), given.json, print_study_report)
 
     def show_run() -> RunReport:
+        for option, value in {"--out": given.out, "--tracking-uri": given.tracking_uri}.items():
+            if value is not None:
+                raise ConfigError(f"{option}={value} belongs to a study; add --study NAME, or leave it out")
         folder = RunFolder.open(given.run) if given.run else newest_run(resolve_workspace(given.workspace))
         result = folder.finished_result
         draw_all(folder, result)

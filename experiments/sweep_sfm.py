@@ -25,7 +25,6 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from experiments.command_line import add_workers, run_command, run_options, training_options, with_workers
 from experiments.recipes import ConfigError
@@ -42,6 +41,7 @@ from experiments.studies.sweep.sweep import SweepStudy
 from experiments.studies.sweep.sweep_result import SweepResult, words
 from experiments.studies.sweep.sweep_spec import SweepSpec
 from experiments.studies.tuning import start_ray
+from experiments.terminal_tables import print_facts, print_table, text_table
 
 
 def parser() -> argparse.ArgumentParser:
@@ -162,20 +162,19 @@ def sweep(given: argparse.Namespace) -> SweepResult:
 def print_sweep(result: SweepResult) -> None:
     """The trials, for a terminal."""
     console = Console()
-    names = list(dict.fromkeys(name for trial in result.trials for name in trial.values))
-    table = RichTable(title=f"{result.study}: mAP of {result.feature}, validation identities, %")
-    short = [name.rpartition(".")[2] for name in names]
-    for column in ("trial", "mAP", "state", "epochs", "TFLOP", *short):
-        table.add_column(column, justify="left" if column in ("state", *short) else "right", overflow="fold")
+    title = f"{result.study}: mAP of {result.feature}, validation identities, %"
+    table = text_table(title, "trial", "state", "settings", "mAP", "epochs", "TFLOP", left=3)
     best = result.best
     # A sweep without a finished trial is an error.
     assert best is not None
     for trial in sorted(result.trials, key=lambda t: (t.value is None, -(t.value or 0))):
         value = "" if trial.value is None else f"{100 * trial.value:.2f}"
-        shown = [words({name: trial.values[name]}).partition("=")[2] for name in names]
-        cells = [str(trial.number), value, trial.state, str(trial.epochs), f"{trial.cost:.3g}"]
-        table.add_row(*cells, *shown, style="bold" if trial.number == best.number else None)
-    console.print(table)
+        table.add_row(
+            *(str(trial.number), trial.state, words(trial.values)),
+            *(value, str(trial.epochs), f"{trial.cost:.3g}"),
+            style="bold" if trial.number == best.number else None,
+        )
+    print_table(console, table)
     console.print(
         f"best: trial {best.number}, {words(best.values)}; on the test identities, which had no say, "
         f"mAP {best.test.mean_average_precision:.1%} at epoch {best.test.epoch}. Train it with other seeds "
@@ -192,10 +191,11 @@ def print_sweep(result: SweepResult) -> None:
             f"[red]not finished[/red] {result.missing} of the trials; the same command makes up for them",
             highlight=False,
         )
-    for name, path in result.files.items():
-        console.print(f"{name:22} {path}", soft_wrap=True, highlight=False)
-    console.print(f"study: optuna studies --storage {result.storage}", soft_wrap=True, highlight=False)
-    console.print(f"report: python experiments/report.py --study {result.study}", highlight=False)
+    commands = {
+        "study": f"optuna studies --storage {result.storage}",
+        "report": f"python experiments/report.py --study {result.study}",
+    }
+    print_facts(console, {**result.files, **commands})
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,13 +5,13 @@ from datetime import timedelta
 from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.filesize import pick_unit_and_suffix
-from rich.table import Table as RichTable
 
 from experiments.planning.calibration import Calibration
 from experiments.planning.cost import ParameterCount
 from experiments.planning.expected_tables import ExpectedTable
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
+from experiments.terminal_tables import print_table, text_table
 
 _PART_NAMES = {"str": "STR", "chi": "CHI", "heads": "identity heads"}
 _MEMORY_NAMES = {
@@ -39,33 +39,25 @@ def print_plan(plan: RunPlan) -> None:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, *columns: str, left: int = 1) -> RichTable:
-    """An empty table whose first columns are text, and the others numbers."""
-    table = RichTable(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
-    return table
-
-
 def _print_settings(console: Console, plan: RunPlan) -> None:
-    settings = _table(f"{plan.recipe}: settings", "setting", "value", "changed from", left=3)
+    settings = text_table(f"{plan.recipe}: settings", "setting", "value", "changed from", left=3)
     for name, value in plan.config.items():
         changed = plan.changed.get(name)
         settings.add_row(name, str(value), str(changed.recipe) if changed else "")
-    console.print(settings)
+    print_table(console, settings)
     if plan.counterpart is None:
         return
     names = (plan.recipe, plan.counterpart)
-    table = _table(f"differences between {names[0]} and {names[1]}", "setting", *names, left=3)
+    table = text_table(f"differences between {names[0]} and {names[1]}", "setting", *names, left=3)
     for name, different in plan.differences.items():
         table.add_row(name, str(different.here), str(different.there))
-    console.print(table)
+    print_table(console, table)
 
 
 def _print_cost(console: Console, plan: RunPlan) -> None:
     parameters, forward, step = plan.parameters, plan.flops.forward, plan.flops.training_step
     title = "parameters, and FLOPs of one sample (three images)"
-    table = _table(title, "part", "parameters", "trained", "forward", "step")
+    table = text_table(title, "part", "parameters", "trained", "forward", "step")
 
     def add_row(label: str, count: ParameterCount | None, forward_flops: int, step_flops: int) -> None:
         counts = (0, 0) if count is None else (count.total, count.trained)
@@ -80,31 +72,31 @@ def _print_cost(console: Console, plan: RunPlan) -> None:
             step.by_part[part],
         )
     add_row("total", parameters, forward.total, step.total)
-    console.print(table)
+    print_table(console, table)
     if parameters.by_part["text_tower"].trained == 0:
         caption = _short(plan.flops.caption, "FLOP")
         console.print(f"The text tower is frozen and not part of training: {caption} per caption, once.")
 
 
 def _print_memory(console: Console, memory: Memory, workers: int) -> None:
-    table = _table(
+    table = text_table(
         f"memory of a worker ({memory.samples} samples of a batch, 1 of {workers})", "what", "bytes"
     )
     for name, label in _MEMORY_NAMES.items():
         table.add_row(label, _bytes(getattr(memory, name)))
-    console.print(table)
+    print_table(console, table)
     console.print("Its process (about 1 GiB), and the waste of its allocator, are not included.")
 
 
 def _print_tables(console: Console, tables: list[ExpectedTable]) -> None:
-    shown = _table("tables it reads", "table", "key", "digest", "rows", "size", left=3)
+    shown = text_table("tables it reads", "table", "key", "digest", "rows", "size", left=3)
     for table in tables:
         if table.command is None:
             digest = (table.digest or "")[:12]
             shown.add_row(table.name, table.key, digest, str(table.rows), _bytes(table.bytes or 0))
         else:
             shown.add_row(table.name, "missing")
-    console.print(shown)
+    print_table(console, shown)
     for table in tables:
         if table.command is not None:
             console.print(f"missing {table.name}: {table.command}", highlight=False, soft_wrap=True)
@@ -116,20 +108,20 @@ def _print_time(console: Console, plan: RunPlan) -> None:
         f"{extent.steps} steps in {plan.config['train.epochs']} epochs of {extent.samples['train']} samples, "
         f"{extent.embedded} samples embedded for evaluation, according to {extent.source}"
     )
-    peak = f"peak, {plan.config['train.precision']}"
-    columns = ("hardware", peak, "assumed share", "step", "run", "GPU-hours", "memory")
-    table = _table("expected time", *columns)
+    peak = f"peak,\n{plan.config['train.precision']}"
+    columns = ("hardware", peak, "assumed\nshare", "step", "run", "GPU-\nhours", "memory")
+    table = text_table("expected time", *columns)
     for entry in plan.hardware:
         table.add_row(
             entry.name,
             _short(entry.peak_flops, "FLOP/s"),
             f"{entry.utilisation:.0%}",
             _short(entry.step_seconds, "s"),
-            _duration(entry.seconds),
+            _duration(entry.seconds).replace(", ", "\n"),
             f"{entry.gpu_hours:.2g}" if entry.kind == "gpu" else "-",
-            f"{_bytes(entry.needed_bytes)} of {_bytes(entry.memory_bytes)}",
+            f"{_bytes(entry.needed_bytes)}\nof {_bytes(entry.memory_bytes)}",
         )
-    console.print(table)
+    print_table(console, table)
     console.print(
         "The share of the peak is an assumption, not a measurement (experiments/planning/hardware.yaml); "
         "--calibrate measures this machine. The start of workers, the exchange of gradients, checkpoints and "

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from experiments import ablate, demo, sweep_sfm, train
+from experiments import ablate, demo, report, sweep_sfm, train
 from experiments.command_line import INTERRUPTED_STATUS, USAGE_STATUS, run_command
 from experiments.recipes import ConfigError
 from experiments.studies.ablation.ablation_result import AblationResult
@@ -31,6 +31,17 @@ def test_demo_refuses_to_plan_instead_of_training(capsys):
     with pytest.raises(SystemExit):
         demo.main(["--plan"])
     assert "unrecognized arguments: --plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--tracking-uri"])
+@pytest.mark.parametrize("run", [[], ["--run", "runs/train/demo-seed0-1a2b3c4d"]])
+def test_report_of_a_run_refuses_the_options_of_a_studys(option, run, capsys):
+    assert report.main([*run, option, "somewhere"]) == USAGE_STATUS
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert (
+        captured.err == f"error: {option}=somewhere belongs to a study; add --study NAME, or leave it out\n"
+    )
 
 
 def test_json_is_all_that_a_script_prints_and_its_status_is_that_of_the_result(capsys):

@@ -24,6 +24,8 @@ HEADER = (
     "mAP, epoch best on test (flatters)",
     "rank 1",
 )
+SHORT_HEADER = ("row", "mAP, %", "difference", "95 % interval over", "verdict")
+"""For a terminal of 80 columns."""
 
 
 def as_markdown(title: str, rows: Sequence[TableRow], notes: Sequence[str]) -> str:
@@ -94,6 +96,18 @@ def cells(row: TableRow) -> list[str]:
         *("" if row.epochs is None else _spread(row.epochs[choice], missing="") for choice in EPOCHS),
         _spread(row.rank1),
     ]
+
+
+def short_cells(row: TableRow, table: Sequence[TableRow]) -> list[str]:
+    """A row's cells in percent, in the order of `SHORT_HEADER`, with two lines where it is compared."""
+    precision = row.mean_average_precision
+    names = {one.name: one.index or one.name for one in table}
+    intervals = {"seeds  ": precision.difference_interval, "queries": precision.query_interval}
+    shown = [f"{kind} {_interval(ends, signed=True)}" for kind, ends in intervals.items() if ends is not None]
+    difference = ""
+    if precision.difference is not None and precision.against is not None:
+        difference = f"{_signed(precision.difference)}\nto {names[precision.against]}"
+    return [row.label, _spread(precision), difference, "\n".join(shown), precision.shown_verdict]
 
 
 def _spread(spread: SeedSpread, missing: str = "not finished") -> str:

@@ -1,0 +1,141 @@
+"""What the scripts print for a terminal of 80 columns."""
+
+import json
+from collections import Counter
+
+import pytest
+from rich.console import Console
+
+from experiments import ablate, evaluate, report, sweep_sfm
+from experiments.planning.plan_printout import print_plan
+from experiments.planning.run_plan import RunPlan
+from experiments.reports.report_page import StudyReport
+from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.ablation.rows import ABLATIONS
+from experiments.studies.sweep.sweep_result import SweepResult
+from experiments.terminal_tables import print_table, text_table
+from tests import json_samples
+from tests.experiments import made_up
+
+
+def sample(name, record):
+    return record.model_validate(json.loads((json_samples.FOLDER / f"{name}.json").read_text()))
+
+
+def widest_ablation():
+    """Every row of every table of the paper, with the longest numbers."""
+    rows = [
+        made_up.table_row(
+            row.name,
+            std=0.123,
+            against=row.against,
+            difference=None if row.against is None else -0.567,
+            difference_interval=(-0.999, 0.999),
+            query_interval=(-0.888, 0.888),
+            verdict=None if row.against is None else "undecided",
+            advice="" if row.against is None else "about 17 seeds would decide",
+        ).model_copy(update={"table": key, "index": row.index})
+        for key, ablation in ABLATIONS.items()
+        for row in ablation.all_rows()
+    ]
+    stored = sample("ablate", AblationResult)
+    titles = {key: f"{key} of the paper ({one.title}), rgbnt201-paper" for key, one in ABLATIONS.items()}
+    changes = {"tables": tuple(ABLATIONS), "titles": titles, "rows": tuple(rows)}
+    return stored.model_copy(update=changes)
+
+
+def many_settings():
+    stored = sample("evaluate", evaluate.Evaluation)
+    missing = [(), *evaluate.PROPER_SUBSETS]
+    settings = [
+        stored.settings[0].model_copy(update={"missing": absent, "reranked": reranked})
+        for absent in missing
+        for reranked in (False, True)
+    ]
+    return stored.model_copy(update={"settings": tuple(settings)})
+
+
+def one_setting():
+    stored = sample("evaluate", evaluate.Evaluation)
+    return stored.model_copy(update={"settings": stored.settings[:1]})
+
+
+PRINTED = {
+    "ablate": lambda: ablate.print_ablation(widest_ablation()),
+    "evaluate": lambda: evaluate.show(one_setting()),
+    "evaluate many": lambda: evaluate.show(many_settings()),
+    "plan": lambda: print_plan(sample("plan", RunPlan)),
+    "report": lambda: report.print_report(sample("report", report.RunReport)),
+    "report of a study": lambda: report.print_study_report(sample("report_study", StudyReport)),
+    "sweep": lambda: sweep_sfm.print_sweep(sample("sweep", SweepResult)),
+}
+
+
+def words(text: str) -> Counter:
+    return Counter(word for word in text.split() if "─" not in word)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_80_columns_cut_off_nothing_and_break_no_word(name, capsys, monkeypatch):
+    shown = {}
+    for columns in (80, 1000):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        PRINTED[name]()
+        shown[columns] = capsys.readouterr().out
+    assert "…" not in shown[80]
+    assert words(shown[80]) == words(shown[1000])
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_tables_fit_80_columns(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    PRINTED[name]()
+    rules = [line for line in capsys.readouterr().out.splitlines() if line.startswith("──")]
+    assert all(len(line) <= 80 for line in rules)
+    assert len(rules) == {"ablate": 5, "plan": 5, "report of a study": 0}.get(name, 1)
+
+
+def test_ablation_shows_both_intervals_verdict_and_the_row_compared_with(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stored = sample("ablate", AblationResult)
+    ablate.print_ablation(stored)
+    shown = capsys.readouterr().out.splitlines()
+    row = stored.rows[1].mean_average_precision
+    first = next(number for number, line in enumerate(shown) if line.startswith("B MLP"))
+    low, high = row.difference_interval
+    assert f"seeds {100 * low:+.1f} to {100 * high:+.1f}" in " ".join(shown[first].split())
+    assert shown[first].rstrip().endswith("undecided")
+    low, high = row.query_interval
+    assert f"to A queries {100 * low:+.1f} to {100 * high:+.1f}" in " ".join(shown[first + 1].split())
+
+
+def test_wide_ablation_has_every_column_of_the_file(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = widest_ablation()
+    ablate.print_ablation(result, wide=True)
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("row"))
+    assert all(name in header for name in ablate.HEADER)
+
+
+def test_settings_of_an_evaluation_are_rows_and_features_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = many_settings()
+    evaluate.show(result)
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    features = list(result.settings[0].metrics)
+    assert table[1] == ["missing", *features]
+    numbers = [f"{100 * metrics.value('mAP'):.1f}" for metrics in result.settings[0].metrics.values()]
+    assert table[3] == ["nothing", *numbers]
+    assert table[4] == ["nothing,", "re-ranked", *numbers]
+    evaluate.show(result, wide=True)
+    ranks = capsys.readouterr().out
+    assert f"{100 * result.settings[0].metrics['U'].value('rank10'):.1f}" in ranks
+
+
+def test_table_is_wider_than_a_terminal_that_is_too_narrow_for_its_numbers(capsys):
+    table = text_table("title", "name", "number", "other")
+    table.add_row("some long name", "1000.0 to 2000.0", "two\n22 lines")
+    print_table(Console(width=20), table)
+    shown = capsys.readouterr().out
+    assert words(shown) == words("title name number other some long name 1000.0 to 2000.0 two 22 lines")
+    assert "1000.0 to 2000.0  " in shown
