@@ -16,9 +16,10 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell, encode_png
 from data_catalog.records import Record
-from data_catalog.samples.images import Mask, Pixels, decode_mask, decode_triplets, foreground_share
+from data_catalog.samples.images import decode_mask, decode_triplets
 from data_catalog.storage.filesystems import open_root, write_atomically
 from data_catalog.tables.table import Table
+from stmi.images import Mask, Pixels, foreground_share
 
 MAX_SAMPLES = 400
 

@@ -4,12 +4,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
+from stmi.images import Mask, Pixels, resize_image
 
 IMAGE_COLUMNS = ("rgb", "nir", "tir")
 """Columns of the samples table that hold the three images, in the order of MODALITIES."""
@@ -26,9 +24,7 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None) -> Pixels:
         size: Height and width of the result; those of the image when None.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        if size is not None and (image.height, image.width) != size:
-            return _resize(image, size)
-        return np.asarray(image)
+        return resize_image(image, size or (image.height, image.width))
 
 
 def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> list[Pixels]:
@@ -53,11 +49,7 @@ def _cut(data: bytes, size: tuple[int, int] | None) -> Pixels:
     if size is None or (height, width) == size:
         return images
     # Resized after the cut, because otherwise pixels at the seam would mix two modalities.
-    return np.stack([_resize(Image.fromarray(image), size) for image in images])
-
-
-def _resize(image: Image.Image, size: tuple[int, int]) -> Pixels:
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return np.stack([resize_image(Image.fromarray(image), size) for image in images])
 
 
 def encode_mask(mask: Mask) -> bytes:
@@ -75,17 +67,6 @@ def decode_mask(data: bytes) -> Mask:
     """
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         return np.asarray(image.convert("L")) >= 128
-
-
-def foreground_share(mask: Mask, size: tuple[int, int]) -> Pixels:
-    """Share of foreground in each pixel at another size, uint8 `(height, width)`, 255 for all of it.
-
-    Averages over the area of each new pixel.
-    """
-    image = Image.fromarray(mask.astype(np.uint8) * 255)
-    if mask.shape != size:
-        image = image.resize((size[1], size[0]), Image.Resampling.BOX)
-    return np.asarray(image)
 
 
 def intersection_over_union(mask: Mask, truth: Mask) -> float:

@@ -21,12 +21,13 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
-from data_catalog.samples.images import decode_mask, decode_triplets, foreground_share
+from data_catalog.samples.images import decode_mask, decode_triplets
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, view_schema
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import count_identities, cut_by_identity
+from stmi.images import foreground_share
 
 LABELS = ("identity", "camera_id", "scene_id", "is_query", "is_gallery")
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_catalog.samples.images import Mask
+from stmi.images import Mask, binary_mask
 
 MAX_PIXELS = 16 * 2**20
 _MAX_BYTES = 8 * MAX_PIXELS + 2**16
@@ -56,13 +56,7 @@ def read_mask(path: Path) -> Mask:
     if not data:
         raise ValueError("is empty (zero bytes)")
     values = _read_png(data) if path.suffix == ".png" else _read_npy(data)
-    if values.dtype == np.bool_:
-        return values.astype(np.bool_)
-    highest = 255 if values.max() == 255 else 1
-    wrong = (values != 0) & (values != highest)
-    if wrong.any():
-        raise ValueError(f"holds the value {values[wrong][0]}, expected 0 and 1 (or 0 and 255)")
-    return values != 0
+    return binary_mask(values)
 
 
 def fit_mask(mask: Mask, size: tuple[int, int], image_size: tuple[int, int] | None) -> Mask:

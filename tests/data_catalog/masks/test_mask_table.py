@@ -16,12 +16,12 @@ from data_catalog.samples.images import (
     Segmentation,
     decode_mask,
     encode_mask,
-    foreground_share,
     intersection_over_union,
 )
 from data_catalog.synthetic import SyntheticSettings, render_sample
 from data_catalog.tables.building import share_machines
 from data_catalog.tables.shards import ShardMaker
+from stmi.images import foreground_share
 from tests.data_catalog.folders import HEIGHT, WIDTH, sample_ids, true_mask_path
 
 
