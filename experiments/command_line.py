@@ -19,6 +19,7 @@ from experiments.run.run_result import METRICS, FeatureMetrics, RunError
 from experiments.terminal_tables import text_table
 from stmi.clip.weights import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
+from stmi.stored_run import TrainedRunError
 
 Result = TypeVar("Result", bound=Record)
 
@@ -149,6 +150,7 @@ def run_command(
         RunFolderError,
         RunError,
         RetrievalError,
+        TrainedRunError,
         OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)

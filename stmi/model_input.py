@@ -20,7 +20,7 @@ class ModelInput:
         images: Normalised pixels, `(B, M, 3, height, width)`.
         foreground: Share of each patch that the mask covers, in [0, 1], `(B, N)`.
         text: T, the frozen text features, `(B, D)`.
-        camera_id: `(B,)`, int64.
+        camera_id: `(B,)`, int64; -1 for a camera that the model was not trained with.
         caption: Token numbers of the captions, `(B, context)`; needed if the model trains its text tower.
     """
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from data_catalog.errors import CatalogError, NotWritableError
+from stmi.uris import presentable_uri
 
 PARTIAL = ".{name}.{unique}.partial"
 """Name of a file until it is complete."""
@@ -49,13 +50,6 @@ def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
         # Arrow's message quotes the URI, and a traceback would show that message again.
         raise CatalogError(_unopened(shown, str(error).replace(text, shown))) from None
     return filesystem, path.rstrip("/")
-
-
-def presentable_uri(text: str) -> str:
-    """A URI, well-formed or not, without what may be secret: everything before an @, and the query."""
-    scheme, separator, rest = text.partition("://") if "://" in text else ("", "", text)
-    _, at, location = rest.rpartition("@")
-    return f"{scheme}{separator}{'...@' if at else ''}{location.partition('?')[0]}"
 
 
 def _holds_credentials(parts: SplitResult) -> bool:

@@ -4,25 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+import stmi
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
 from data_catalog.views.view_reader import View, open_view
 from experiments.recipes import ConfigError, ExperimentConfig, differences
-from experiments.run import checkpoints, run_data
-from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.run.run_folder import RunFolder
 from experiments.run.workers.training_loop import caption_tokens
-from stmi.clip.loading import load_clip
 from stmi.model import STMI
 from stmi.released import released_checkpoint
 from stmi.retrieval.metrics import JunkRule
-
-EpochChoice = Literal["reported", "last"]
+from stmi.stored_run import EpochChoice
 
 TEXTS_COMPARED = 16
 SAME_TEXT = 0.99
@@ -66,35 +63,24 @@ def load_run(
         epoch: Whose weights are loaded.
 
     Raises:
-        RunFolderError: The run is not finished, or the weights of that epoch were not kept.
+        RunFolderError: There is no run in the folder.
+        stmi.TrainedRunError: The run is not finished, or the weights of that epoch were not kept.
         ConfigError: The view does not fit the model.
         data_catalog.errors.CatalogError: There is no such view.
     """
     folder = RunFolder.open(path)
-    result, untrained = folder.finished_result, folder.journal.last("untrained")
-    assert untrained is not None
-    clip = load_clip(run_data.clip_source(folder.config))
-    model = STMI(folder.config.model, clip, untrained["identities"], untrained["cameras"], folder.config.seed)
-    if result.reported is None or result.choices is None:
-        raise RunFolderError(f"{path} was finished by an older version; move it away and train it anew")
-    number = result.reported.epoch if epoch == "reported" else result.choices.last.epoch
-    with checkpoints.fetched(result.checkpoint) as checkpoint:
-        if not checkpoints.load_epoch(checkpoint, model, number):
-            raise RunFolderError(
-                f"{path} reports epoch {number}, whose weights were not kept; evaluate its last one with "
-                "--epoch last"
-            )
+    run = stmi.load(folder.path, epoch=epoch, device="cpu")
     table, junk, tokens = folder.view("test"), folder.config.data.junk, None
     if dataset is not None:
         table = _find_view(folder, catalog or table.catalog, dataset)
         if dataset != folder.config.data.dataset:
             view = open_view(table)
             junk = junk_rule(view)
-            forget_cameras(model, int(view.camera_id.max()) + 1)
+            forget_cameras(run.model, int(view.camera_id.max()) + 1)
     if folder.config.model.text.fine_tune:
-        tokens = caption_tokens(clip, find_captions(table), {"test": open_view(table)})["test"]
+        tokens = caption_tokens(run.tokenize, find_captions(table), {"test": open_view(table)})["test"]
     autocast = folder.config.train.precision == "bfloat16"
-    return EvaluationTarget(folder.name, model.eval(), folder.config, table, junk, autocast, tokens, number)
+    return EvaluationTarget(folder.name, run.model, folder.config, table, junk, autocast, tokens, run.epoch)
 
 
 def find_captions(view: Table) -> Table:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_data
-from stmi.clip.architecture import build_clip
+from stmi.clip import loading
 from stmi.clip.loading import LoadedClip
 from stmi.modality import MODALITIES
 from stmi.model import STMI, Features
@@ -17,16 +17,8 @@ from stmi.training.train_step import TrainStep
 
 
 def untrained_clip(config: ExperimentConfig) -> LoadedClip:
-    """The run's CLIP with random weights; reads no weights and downloads nothing.
-
-    Returns:
-        The towers, without digest and tokenizer.
-
-    Raises:
-        ClipFileError: The architecture is unknown, as in `stmi.clip.architecture.build_clip`.
-    """
-    source = run_data.clip_source(config)
-    return LoadedClip(build_clip(source).eval().requires_grad_(False), None, source, digest="")
+    """The run's CLIP with random weights, as `stmi.clip.loading.untrained_clip`."""
+    return loading.untrained_clip(run_data.clip_source(config))
 
 
 class DryRun:

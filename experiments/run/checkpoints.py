@@ -20,12 +20,10 @@ from data_catalog.storage import filesystems
 from experiments.tracking.journal import Event
 from stmi.clip.weights import load_strictly
 from stmi.model import STMI
+from stmi.stored_run import MODEL_FILE, REPORTED_FILE
 
 KEPT = 2
 """Checkpoints of a run that are kept: the newest, and one more."""
-MODEL_FILE = "model.safetensors"
-REPORTED_FILE = "reported.safetensors"
-"""The model's weights at the best epoch so far, where the config does not report the last one."""
 TRAINING_FILE = "training.pt"
 HISTORY_FILE = "history.json"
 QUERIES_FILE = "queries.parquet"
@@ -99,19 +97,6 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
     if optimizer is not None:
         optimizer.load_state_dict(training["optimizer"])
     return Progress(training["epoch"], training["step"])
-
-
-def load_epoch(folder: Path, model: STMI, epoch: int) -> bool:
-    """Load the weights of an epoch; returns whether the checkpoint has them.
-
-    Raises:
-        stmi.clip.weights.ClipFileError: The weights are not those of this model; names which.
-    """
-    best = load_best(folder)
-    if best is not None and best.epoch == epoch and best.weights is not None:
-        load_strictly(model, best.weights, folder / REPORTED_FILE)
-        return True
-    return load(folder, model).epoch == epoch
 
 
 @contextmanager

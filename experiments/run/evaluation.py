@@ -149,15 +149,7 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
     if not reranked:
         return retrieval_metrics.evaluate(query, gallery)
     gallery_row = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
-    # A small data set has fewer neighbours.
-    ranked = int((view.is_query | view.is_gallery).sum())
-    chunks = rerank(
-        query.embedding,
-        gallery.embedding,
-        k1=min(20, ranked),
-        k2=min(6, ranked),
-        gallery_row=gallery_row[view.is_query],
-    )
+    chunks = rerank(query.embedding, gallery.embedding, gallery_row=gallery_row[view.is_query])
     return retrieval_metrics.score(chunks, query, gallery)
 
 

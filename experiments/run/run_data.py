@@ -20,9 +20,9 @@ from data_catalog.synthetic import synthesize
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, find_table
 from data_catalog.views.training_view import ViewSettings, make_view
-from experiments.recipes import ROOT, ConfigError, ExperimentConfig
+from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.run_options import RunOptions
-from stmi.clip.architecture import clip_folder
+from stmi.clip.architecture import find_clip
 from stmi.clip.loading import LoadedClip
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,7 @@ class RunTables:
 
 def clip_source(config: ExperimentConfig) -> str:
     """The recipe's CLIP as workers find it: a folder (relative to here, or to the project), or a name."""
-    source = config.model.clip.source
-    for path in (Path(source), ROOT / source):
-        if (folder := clip_folder(path)) is not None:
-            return str(folder.resolve())
-    return source
+    return find_clip(config.model.clip.source)
 
 
 def prepare_tables(

@@ -20,6 +20,8 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 MERGES_FILE = "bpe_merges.txt.gz"
 DIGEST_FILE = "SHA256SUMS"
 """Optional: the digest that the weights file must have, in the form of `sha256sum`."""
+PROJECT = Path(__file__).resolve().parents[2]
+"""The folder that holds `stmi`, with the demo's CLIP in it."""
 
 
 _MALFORMED = (
@@ -41,6 +43,14 @@ def clip_folder(source: str | Path) -> Path | None:
     if path.is_file() and path.name == WEIGHTS_FILE:
         return path.parent
     return path if path.is_dir() else None
+
+
+def find_clip(source: str) -> str:
+    """The CLIP that a setting names: a folder, relative to here or to the project, or an open_clip name."""
+    for path in (Path(source), PROJECT / source):
+        if (folder := clip_folder(path)) is not None:
+            return str(folder.resolve())
+    return source
 
 
 def split_name(source: str) -> tuple[str, str]:

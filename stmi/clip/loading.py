@@ -88,6 +88,18 @@ def load_clip(source: str | Path) -> LoadedClip:
     return LoadedClip(_frozen(model), build_tokenizer(source), str(source), digest.hexdigest())
 
 
+def untrained_clip(source: str | Path) -> LoadedClip:
+    """A CLIP with random weights, for a model that gets its own; reads no weights and downloads nothing.
+
+    Returns:
+        The towers, without digest and tokenizer.
+
+    Raises:
+        ClipFileError: The architecture is unknown, as in `stmi.clip.architecture.build_clip`.
+    """
+    return LoadedClip(_frozen(build_clip(source)), None, str(source), digest="")
+
+
 def _download(name: str, pretrained: str) -> Path:
     try:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))

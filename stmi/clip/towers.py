@@ -81,7 +81,8 @@ class ImageTower(nn.Module):
         Args:
             images: Normalised pixels, `(batch, 3, height, width)`.
             foreground: Boolean patches, `(layers or 1, batch, patches)`, or None for plain attention.
-            camera_id: `(batch,)`, needed if the tower has a camera embedding.
+            camera_id: `(batch,)`, needed if the tower has a camera embedding; -1 for an unknown camera, which
+                has the mean of the learned vectors.
 
         Returns:
             Projected tokens, the class token first, `(batch, 1 + patches, embed_dim)`.
@@ -89,7 +90,9 @@ class ImageTower(nn.Module):
         patches = self._embed_patches(images)
         class_token = self.class_embedding.expand(len(images), 1, -1)
         if self.camera_embedding is not None and camera_id is not None:
-            class_token = class_token + self.camera_embedding[camera_id][:, None]
+            # The last row, which -1 names, is the mean.
+            cameras = torch.cat([self.camera_embedding, self.camera_embedding.mean(dim=0, keepdim=True)])
+            class_token = class_token + cameras[camera_id][:, None]
         tokens = torch.cat([class_token.to(patches.dtype), patches], dim=1)
         tokens = self.ln_pre(tokens + self.positional_embedding.to(tokens.dtype))
         if foreground is not None:

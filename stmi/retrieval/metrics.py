@@ -79,19 +79,32 @@ def distance_chunks(
     Yields:
         The rows, and their distances `(rows, gallery)`, 0 to 2.
     """
-    for rows, cosines in _opposite_cosines(query, gallery, chunk):
-        # |a - b|^2 = 2 - 2 a.b for rows of length one; a zero row has the distance of a right angle.
-        distances = np.multiply(cosines, 2, out=cosines)
-        np.add(distances, 2, out=distances)
-        np.maximum(distances, 0, out=distances)
-        np.sqrt(distances, out=distances)
-        yield rows, distances
+    for rows, cosines in opposite_cosines(query, gallery, chunk):
+        yield rows, as_distances(cosines)
 
 
-def _opposite_cosines(
+def as_distances(cosines: np.ndarray) -> np.ndarray:
+    """Euclidean distances of normalised rows from minus their cosines; computed in place."""
+    # |a - b|^2 = 2 - 2 a.b for rows of length one; a zero row has the distance of a right angle.
+    distances = np.multiply(cosines, 2, out=cosines)
+    np.add(distances, 2, out=distances)
+    np.maximum(distances, 0, out=distances)
+    return np.sqrt(distances, out=distances)
+
+
+def opposite_cosines(
     query: np.ndarray, gallery: np.ndarray, chunk: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Minus the cosines between rows: the same ranking as by distance, with fewer passes over memory."""
+    """Minus the cosines between rows: the same ranking as by distance, with fewer passes over memory.
+
+    Args:
+        query: As in `distance_chunks`.
+        gallery: As in `distance_chunks`.
+        chunk: As in `distance_chunks`.
+
+    Yields:
+        The rows, and `(rows, gallery)`, -1 to 1.
+    """
     chunk = chunk or max(1, CHUNK_ELEMENTS // max(1, len(gallery)))
     # Divide the products, not the gallery: a normalised copy of the gallery may not fit in memory.
     gallery_lengths = _lengths(gallery)
@@ -130,14 +143,23 @@ def evaluate(
     Raises:
         RetrievalError: An embedding is not finite, or no query has a match.
     """
-    for name, samples in (("query", query), ("gallery", gallery)):
+    check_finite(query.embedding, gallery.embedding)
+    return score(opposite_cosines(query.embedding, gallery.embedding, chunk), query, gallery, max_rank)
+
+
+def check_finite(query: np.ndarray, gallery: np.ndarray) -> None:
+    """Refuse embeddings `(samples, width)` that are not finite.
+
+    Raises:
+        RetrievalError: Names the first such row.
+    """
+    for name, embedding in (("query", query), ("gallery", gallery)):
         # The sum of a row shows it in little memory. Large finite numbers may also sum to infinity, so check
         # the rows themselves.
-        suspects = np.flatnonzero(~np.isfinite(np.einsum("ij->i", samples.embedding)))
-        rows = suspects[~np.isfinite(samples.embedding[suspects]).all(axis=1)]
+        suspects = np.flatnonzero(~np.isfinite(np.einsum("ij->i", embedding)))
+        rows = suspects[~np.isfinite(embedding[suspects]).all(axis=1)]
         if len(rows):
             raise RetrievalError(f"{name} embeddings are not finite, first in row {rows[0]}")
-    return score(_opposite_cosines(query.embedding, gallery.embedding, chunk), query, gallery, max_rank)
 
 
 def score(

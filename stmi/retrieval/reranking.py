@@ -33,8 +33,8 @@ BLOCK_ELEMENTS = 8 * 2**20
 def rerank(
     query: np.ndarray,
     gallery: np.ndarray,
-    k1: int = 20,
-    k2: int = 6,
+    k1: int | None = None,
+    k2: int | None = None,
     weight: float = 0.3,
     gallery_row: np.ndarray | None = None,
     chunk: int | None = None,
@@ -46,8 +46,10 @@ def rerank(
     Args:
         query: float32 `(queries, width)`, not normalised.
         gallery: float32 `(gallery, width)`, not normalised.
-        k1: Number of neighbours, with the sample itself, that can be k-reciprocal.
-        k2: Number of neighbours, with the sample itself, of the local query expansion; 1 for none.
+        k1: Number of neighbours, with the sample itself, that can be k-reciprocal; None for 20, or all
+            samples where they are fewer.
+        k2: Number of neighbours, with the sample itself, of the local query expansion; 1 for none; None for
+            6, or k1 where it is smaller.
         weight: Lambda, the share of the plain distance, 0 to 1; with 1 the ranking is the plain one.
         gallery_row: Integer `(queries,)`: the row of the gallery that is the same sample, -1 for none.
             Without it, a query that is also in the gallery counts as two samples, which are neighbours of
@@ -61,6 +63,8 @@ def rerank(
         RetrievalError: A setting is out of range, or an embedding is not finite.
     """
     samples, row = _joined(query, gallery, gallery_row)
+    k1 = min(20, len(samples)) if k1 is None else k1
+    k2 = min(6, k1) if k2 is None else k2
     _check(samples, k1, k2, weight)
     nearest = _nearest(samples, k1, chunk)
     encoding = _expanded(_encoding(samples, nearest), nearest[:, :k2])

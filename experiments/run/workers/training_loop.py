@@ -26,7 +26,7 @@ from experiments.run.run_result import FeatureMetrics
 from experiments.run.workers.session import Session
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event
-from stmi.clip.loading import LoadedClip, load_clip
+from stmi.clip.loading import load_clip
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
 from stmi.model_input import ModelInput
@@ -163,7 +163,7 @@ class _Run:
         self.captions: dict[str, torch.Tensor | None] = dict.fromkeys(self.views)
         if config.model.text.fine_tune:
             assert given.captions is not None  # `run_data` refuses views without text where text is on
-            self.captions |= caption_tokens(clip, given.captions, self.views)
+            self.captions |= caption_tokens(clip.tokenize, given.captions, self.views)
         self.queries: list[pa.Table] = []
         self.best: checkpoints.Best | None = None
         self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, config.train.compile)
@@ -268,9 +268,11 @@ class _Run:
         return model_input, torch.from_numpy(self.labels[rows]).to(self.device)
 
 
-def caption_tokens(clip: LoadedClip, captions: Table, views: dict[str, View]) -> dict[str, torch.Tensor]:
+def caption_tokens(
+    tokenize: Callable[[list[str]], torch.Tensor], captions: Table, views: dict[str, View]
+) -> dict[str, torch.Tensor]:
     """Token numbers of the captions of each view's rows, int64 `(rows, context)`."""
     table = captions.read(["sample_index", "caption"])
-    tokens = clip.tokenize(table["caption"].to_pylist())
+    tokens = tokenize(table["caption"].to_pylist())
     row_of = {index: row for row, index in enumerate(table["sample_index"].to_pylist())}
     return {split: tokens[[row_of[i] for i in view.sample_index.tolist()]] for split, view in views.items()}

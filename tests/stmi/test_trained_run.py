@@ -1,0 +1,341 @@
+"""A run of an older version, loaded with `import stmi` alone."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import stmi
+from data_catalog.samples.images import decode_mask
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import find_table
+from data_catalog.views.view_reader import open_view
+from experiments.evaluating.evaluation_target import load_run
+from experiments.run import evaluation
+from stmi.modality import MODALITIES
+from stmi.released import released_checkpoint
+from stmi.stored_run import RunConfig
+from tests import json_samples, kept_workspace, tiny_clip
+from tests.stmi.released import released_oracle
+from tests.tolerances import GOLDEN_VALUE
+
+DATASET = "synthetic_person"
+FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
+"""Folder of each modality in RGBNT201's layout."""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return kept_workspace.unpack(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture(scope="module")
+def folder(workspace):
+    return workspace / "train" / json.loads((json_samples.FOLDER / "train.json").read_text())["run"]
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return stmi.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def view(workspace):
+    """The run's test view, as evaluate.py reads it."""
+    settings = {"split": "test"}
+    return open_view(find_table(str(workspace / "catalog"), DATASET, TableKind.VIEW, settings=settings))
+
+
+@pytest.fixture(scope="module")
+def files(workspace, view):
+    """The three images of each row of the view, by the names of the arguments."""
+    root = next((workspace / "data").glob("*/RGBNT201/test"))
+    names = [f"{sample_id.rpartition('/')[2]}.jpg" for sample_id in view.sample_id]
+    return {name: [root / sub / file for file in names] for name, sub in FOLDERS.items()}
+
+
+@pytest.fixture(scope="module")
+def extras(workspace, view):
+    """The mask and the caption of each row, by the names of the arguments."""
+    found = {}
+    for name, kind in (("mask", TableKind.MASKS), ("caption", TableKind.CAPTIONS)):
+        rows = find_table(str(workspace / "catalog"), DATASET, kind).read(["sample_index", name])
+        by_index = dict(zip(rows["sample_index"].to_pylist(), rows[name].to_pylist(), strict=True))
+        found[name] = [by_index[index] for index in view.sample_index.tolist()]
+    return found | {"mask": [decode_mask(data) for data in found["mask"]]}
+
+
+def assert_equal(embeddings, expected):
+    assert set(embeddings.features) == set(expected)
+    for name, values in expected.items():
+        assert embeddings[name].dtype == np.float32
+        assert np.allclose(embeddings[name], values, rtol=0, atol=GOLDEN_VALUE), name
+
+
+def test_features_of_files_are_those_that_training_stored(run, files, extras, folder):
+    [stored] = folder.glob("*/test_embeddings.safetensors")
+    expected = {name: values.numpy() for name, values in load_file(stored).items()}
+    assert_equal(run.embed(**files, **extras), expected)
+
+
+@pytest.mark.parametrize("missing", [("nir",), ("rgb", "tir")])
+def test_missing_images_are_those_of_evaluation(run, files, extras, view, folder, missing):
+    absent = [name for name in MODALITIES if str(name).lower() in missing]
+    target = load_run(folder)
+    expected = evaluation.embed(target.model, view, 128, target.autocast, missing=absent)
+    given = files | dict.fromkeys(missing)
+    assert_equal(run.embed(**given, **extras), expected)
+    # A sample's missing images may differ from those of the others.
+    mixed = {name: [None if name in missing else paths[0], paths[1]] for name, paths in files.items()}
+    embedded = run.embed(**mixed, mask=extras["mask"][:2], caption=extras["caption"][:2])
+    assert np.allclose(embedded["U"][0], expected["U"][0], atol=GOLDEN_VALUE)
+    assert not np.allclose(embedded["U"][1], expected["U"][1], atol=GOLDEN_VALUE)
+
+
+def test_without_masks_and_captions_the_input_is_that_of_such_a_view(run, files):
+    with pytest.warns(UserWarning, match="no sample has a") as warned:
+        bare = run.embed(**files)
+    assert [str(one.message).split(",")[0].split()[-1] for one in warned] == ["mask", "caption"]
+    assert not bare["T"].any()
+    size = np.asarray(Image.open(files["rgb"][0])).shape[:2]
+    with pytest.warns(UserWarning, match="no sample has a caption"):
+        full = run.embed(**files, mask=[np.ones(size, dtype=bool)] * len(files["rgb"]))
+    assert_equal(bare, full.features)
+
+
+def test_one_sample_is_a_batch_of_one_whatever_its_images_are(run, files, extras):
+    paths = {name: values[3] for name, values in files.items()}
+    mask, caption = extras["mask"][3], extras["caption"][3]
+    expected = run.embed(**{name: [path] for name, path in paths.items()}, mask=[mask], caption=[caption])
+    assert len(expected) == 1
+    images = {name: Image.open(path) for name, path in paths.items()}
+    arrays = {name: np.asarray(image) for name, image in images.items()}
+    for given, own_mask in (
+        ({name: str(path) for name, path in paths.items()}, mask.astype(np.uint8)),
+        (images, Image.fromarray(mask)),
+        (arrays, mask.astype(np.uint8) * 255),
+    ):
+        assert_equal(run.embed(**given, mask=own_mask, caption=caption), expected.features)
+    batches = {name: values[None] for name, values in arrays.items()}
+    assert_equal(run.embed(**batches, mask=mask[None], caption=[caption]), expected.features)
+
+
+def test_grey_infrared_images_have_their_channel_repeated(run, files, extras):
+    grey = [np.asarray(Image.open(path).convert("L")) for path in files["nir"][:2]]
+    more = {"rgb": files["rgb"][:2], "mask": extras["mask"][:2], "caption": extras["caption"][:2]}
+    expected = run.embed(nir=[np.repeat(image[..., None], 3, axis=2) for image in grey], **more)
+    for given in (grey, [image[..., None] for image in grey], [Image.fromarray(image) for image in grey]):
+        assert_equal(run.embed(nir=given, **more), expected.features)
+
+
+def test_ranking_gives_the_average_precisions_of_evaluation(run, files, extras, view):
+    embeddings = run.embed(**files, **extras)
+    for rerank in (False, True):
+        scored = evaluation.score(view, embeddings["U"], "camera", rerank)
+        query, gallery = np.flatnonzero(view.is_query), np.flatnonzero(view.is_gallery)
+        row_of = {row: i for i, row in enumerate(gallery)}
+        found = run.rank(
+            *(stmi.Embeddings({"U": embeddings["U"][rows]}) for rows in (query, gallery)),
+            rerank=rerank,
+            gallery_row=np.array([row_of.get(row, -1) for row in query]),
+        )
+        assert (np.diff(found.distance) >= 0).all()
+        precisions = []
+        for row, order in zip(query, found.order, strict=True):
+            ranked = gallery[order]
+            same = view.identity[ranked] == view.identity[row]
+            hits = same[~(same & (view.camera_id[ranked] == view.camera_id[row]))]
+            ranks = np.flatnonzero(hits) + 1
+            precisions.append((np.arange(1, len(ranks) + 1) / ranks).mean())
+        assert np.allclose(precisions, scored.average_precision, atol=GOLDEN_VALUE)
+
+
+def test_ranking_is_by_euclidean_distance_of_unit_vectors():
+    query = stmi.Embeddings({"G": np.array([[2.0, 0.0]], dtype=np.float32)})
+    gallery = stmi.Embeddings({"G": np.array([[0, 3], [-1, 0], [5, 0]], dtype=np.float32)})
+    found = stmi.TrainedRun.rank(None, query, gallery, feature="G")
+    assert found.order.tolist() == [[2, 0, 1]]
+    assert found.distance[0] == pytest.approx([0, 2**0.5, 2])
+
+
+def test_embeddings_are_joined_and_stored(run, files, extras, tmp_path):
+    halves = [
+        run.embed(**{name: values[rows] for name, values in (files | extras).items()})
+        for rows in (slice(0, 5), slice(5, None))
+    ]
+    joined = stmi.Embeddings.concatenate(halves)
+    assert_equal(joined, run.embed(**files, **extras).features)
+    np.savez(tmp_path / "gallery.npz", **joined.features)
+    assert_equal(stmi.Embeddings(dict(np.load(tmp_path / "gallery.npz"))), joined.features)
+
+
+def broken(tmp_path):
+    file = tmp_path / "broken.jpg"
+    file.write_bytes(b"\xff\xd8\xff\xe0 no image")
+    return file
+
+
+GOOD = np.zeros((32, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "no images: give at least one of rgb, nir and tir"),
+        ({"rgb": []}, "the lists are empty"),
+        ({"rgb": [GOOD, None], "nir": [None, None]}, "sample 1 has no image"),
+        (
+            {"rgb": [GOOD], "nir": [GOOD] * 2},
+            "lists of one length; there are rgb a list of 1, nir a list of 2",
+        ),
+        ({"rgb": GOOD, "caption": ["one"]}, "there are rgb one, caption a list of 1"),
+        ({"rgb": [GOOD, broken]}, r"rgb[1] cannot be read as an image"),
+        ({"rgb": "nowhere.jpg"}, "rgb[0] cannot be read as an image nowhere.jpg"),
+        ({"rgb": GOOD / 255}, "rgb[0] is float64 (32, 16, 3), expected uint8 (height, width, 3)"),
+        ({"rgb": GOOD.transpose(2, 0, 1)}, "rgb[0] is uint8 (3, 32, 16), expected uint8 (height, width, 3)"),
+        ({"rgb": GOOD[..., 0]}, "rgb[0] has the Pillow mode L, expected RGB; a grey image can only be NIR"),
+        (
+            {"tir": Image.new("RGBA", (16, 32))},
+            "tir[0] has the Pillow mode RGBA, expected RGB, or L for grey",
+        ),
+        (
+            {"nir": torch.zeros(3)},
+            "nir[0] is of type Tensor, expected a path, a Pillow image or a numpy array",
+        ),
+        ({"rgb": GOOD, "mask": GOOD}, "there are rgb one, mask a list of 32"),
+        (
+            {"rgb": [GOOD], "mask": [GOOD]},
+            "mask[0] is uint8 (32, 16, 3), expected bool or uint8 (height, width)",
+        ),
+        ({"rgb": GOOD, "mask": np.full((32, 16), 7)}, "mask[0] holds the value 7, expected 0 and 1"),
+        ({"rgb": GOOD, "mask": np.ones((16, 32), bool)}, "mask[0] is 16x32 (height x width), expected 32x16"),
+        ({"rgb": GOOD, "caption": 5}, "caption[0] is 5, expected text, or None"),
+        ({"rgb": GOOD, "camera": "cam1"}, "camera[0] is 'cam1', expected a whole number from 0, or None"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:no sample has a")
+def test_input_that_cannot_be_used_is_named_with_its_position(run, given, message, tmp_path):
+    given = {
+        name: [v(tmp_path) if callable(v) else v for v in value] if isinstance(value, list) else value
+        for name, value in given.items()
+    }
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run.embed(**given)
+
+
+def test_feature_that_the_run_does_not_have_is_refused(run, files, extras):
+    embeddings = run.embed(**files, **extras)
+    with pytest.raises(stmi.RetrievalError, match="feature 'V': expected one of U, G, T"):
+        run.rank(embeddings, embeddings, feature="V")
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """The run, moved to another folder; where it was is not known to it any more."""
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    result = moved / "result.json"
+    result.write_text(result.read_text().replace(str(folder), "/gone"))
+    return moved
+
+
+def test_run_that_was_moved_loads_with_the_weights_in_its_folder(run, copied):
+    moved = stmi.load(copied, device="cpu")
+    assert (
+        (moved.name, moved.epoch, moved.feature) == (run.name, run.epoch, run.feature) == (run.name, 3, "U")
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(moved.model.parameters(), run.model.parameters(), strict=True)
+    )
+
+
+def test_run_that_cannot_be_loaded_says_what_is_missing(copied, tmp_path):
+    with pytest.raises(stmi.TrainedRunError, match=r"is no run's folder: it has no config\.json"):
+        stmi.load(tmp_path)
+    with pytest.raises(stmi.TrainedRunError, match="epoch='best': expected one of reported, last"):
+        stmi.load(copied, epoch="best")
+    with pytest.raises(stmi.TrainedRunError, match=r"neither a folder nor an open_clip name.*clip=folder"):
+        stmi.load(copied, clip="nowhere")
+    [weights] = copied.glob("*/model.safetensors")
+    weights.unlink()
+    with pytest.raises(stmi.TrainedRunError, match="copy that checkpoint into the run's folder"):
+        stmi.load(copied)
+    (copied / "result.json").write_text("{")
+    with pytest.raises(stmi.TrainedRunError, match=r"result\.json is damaged"):
+        stmi.load(copied)
+    (copied / "result.json").unlink()
+    with pytest.raises(stmi.TrainedRunError, match="is not finished"):
+        stmi.load(copied)
+
+
+def test_captions_need_the_clip_that_the_run_started_from(folder, tmp_path):
+    own = kept_workspace.CLIP
+    architecture = shutil.copytree(own, tmp_path / "architecture")
+    (architecture / "open_clip_model.safetensors").unlink()
+    run = stmi.load(folder, clip=architecture)
+    with pytest.warns(UserWarning, match="no sample has a caption"):
+        run.embed(GOOD, mask=np.ones((32, 16), bool))
+    with pytest.raises(stmi.TrainedRunError, match=r"is missing.*clip=folder"):
+        run.embed(GOOD, mask=np.ones((32, 16), bool), caption="a man")
+    other = stmi.load(folder, clip=tiny_clip.write(tmp_path / "other", seed=1))
+    with pytest.raises(stmi.TrainedRunError, match=r"is not the one that run .* started from"):
+        other.embed(GOOD, mask=np.ones((32, 16), bool), caption="a man")
+
+
+def test_unknown_camera_has_the_mean_of_the_learned_vectors():
+    model = released_checkpoint.load(released_oracle.small_checkpoint(), (64, 32))
+    train = {"precision": "float32", "evaluation_batch": 2}
+    config = RunConfig.model_validate({"model": model.config, "seed": 0, "train": train})
+    run = stmi.TrainedRun("released", config, model, 1, "U", clip="", clip_digest=None)
+    learned = model.image_tower.camera_embedding
+    mask, images = np.ones((32, 16), bool), [GOOD] * 3
+    with pytest.warns(UserWarning, match="no sample has a caption"):
+        found = run.embed(images, mask=[mask] * 3, camera=[0, None, 1])["RGB"]
+    with pytest.raises(ValueError, match=re.escape(f"camera[0] is {len(learned)}, expected 0 to")):
+        run.embed(GOOD, camera=len(learned))
+    with torch.no_grad():
+        learned[0] = learned.mean(dim=0)
+    with pytest.warns(UserWarning, match="no sample has a caption"):
+        [mean] = run.embed(GOOD, mask=mask, camera=0)["RGB"]
+    assert np.allclose(found[1], mean, atol=GOLDEN_VALUE)
+    assert not np.allclose(found[0], mean, atol=GOLDEN_VALUE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_features_on_a_gpu_are_those_of_a_cpu(run, folder, files, extras):
+    on_gpu = stmi.load(folder)
+    assert on_gpu.device.type == "cuda"
+    found, expected = (one.embed(**files, **extras) for one in (on_gpu, run))
+    for name, values in expected.features.items():
+        assert np.allclose(found[name], values, atol=1e-4), name
+
+
+PROBE = """
+import sys
+import numpy as np
+import stmi
+assert "torch" not in sys.modules
+run = stmi.load(sys.argv[1], device="cpu")
+one = run.embed(np.zeros((32, 16, 3), np.uint8), mask=np.ones((32, 16), bool), caption="a man")
+run.rank(one, one, rerank=True)
+print(*sorted({"ray", "mlflow", "optuna", "pyarrow", "data_catalog", "experiments"} & set(sys.modules)))
+"""
+
+
+def test_neither_ray_nor_the_catalog_is_imported_and_torch_only_when_used(folder):
+    command = [sys.executable, "-c", PROBE, str(folder)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_every_public_name_is_there():
+    assert {name: getattr(stmi, name).__name__ for name in stmi.__all__} == {n: n for n in stmi.__all__}
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = stmi.nothing
