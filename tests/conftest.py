@@ -1,11 +1,22 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import ray
 
+from data_catalog.storage.filesystems import open_root
+
 ROOT = Path(__file__).parents[1]
+BUCKET = "lab"
+S3_SECRET = "not-a-secret"
+# Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,3 +44,18 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_storage() -> Iterator[Callable[[str], str]]:
+    """From a name to the URI of a catalog of that name, on an S3 server of the session's own."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes seconds, which most tests need not wait for
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
+    filesystem, _ = open_root(f"s3://{BUCKET}?{urlencode(query | {'allow_bucket_creation': 'true'})}")
+    filesystem.create_dir(BUCKET)
+    yield lambda name: f"s3://{BUCKET}/catalogs/{name}?{urlencode(query)}"
+    server.stop()

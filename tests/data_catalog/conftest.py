@@ -1,30 +1,17 @@
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlencode
 
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
-from data_catalog.storage.filesystems import open_root
 from data_catalog.tables import building
 from data_catalog.tables.table import Table
 from tests.data_catalog import steps
 from tests.data_catalog.folders import write_data_set
-
-BUCKET = "lab"
-S3_SECRET = "not-a-secret"
-# Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
-os.environ |= {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 @dataclass(frozen=True)
@@ -77,19 +64,6 @@ def built(built_once: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
         for name in ("samples", "masks", "captions", "text_features", "view")
     }
     return replace(built_once, catalog=catalog, **tables)
-
-
-@pytest.fixture(scope="session")
-def object_storage() -> Iterator[Callable[[str], str]]:
-    """From a name to the URI of a catalog of that name, on an S3 server of the session's own."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
-    filesystem, _ = open_root(f"s3://{BUCKET}?{urlencode(query | {'allow_bucket_creation': 'true'})}")
-    filesystem.create_dir(BUCKET)
-    yield lambda name: f"s3://{BUCKET}/catalogs/{name}?{urlencode(query)}"
-    server.stop()
 
 
 @pytest.fixture

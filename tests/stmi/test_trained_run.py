@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import fs
 from safetensors.torch import load_file
 
 import stmi
@@ -22,6 +23,7 @@ from experiments.evaluating.evaluation_target import load_run
 from experiments.run import evaluation
 from stmi.modality import MODALITIES
 from stmi.released import released_checkpoint
+from stmi.retrieval.metrics import distance_chunks, rank_gallery
 from stmi.stored_run import RunConfig
 from tests import json_samples, kept_workspace, tiny_clip
 from tests.stmi.released import released_oracle
@@ -256,6 +258,29 @@ def test_run_that_was_moved_loads_with_the_weights_in_its_folder(run, copied):
     )
 
 
+def test_run_in_object_storage_is_loaded_by_its_uri(run, copied, object_storage, tmp_path):
+    uri = object_storage("runs/moved")
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    fs.copy_files(str(copied), path, destination_filesystem=filesystem)
+    remote = stmi.load(uri, device="cpu")
+    assert all(
+        torch.equal(a, b) for a, b in zip(remote.model.parameters(), run.model.parameters(), strict=True)
+    )
+    # Its checkpoint may also be elsewhere, where the run wrote it.
+    [checkpoint] = copied.glob("checkpoint_*")
+    shutil.move(checkpoint, tmp_path / checkpoint.name)
+    stored = json.loads((copied / "result.json").read_text())
+    where = uri.replace("runs/moved", f"runs/moved/{checkpoint.name}")
+    (copied / "result.json").write_text(json.dumps(stored | {"checkpoint": where}))
+    assert stmi.load(copied, device="cpu").epoch == run.epoch
+    with pytest.raises(stmi.TrainedRunError, match=r"s3://lab/catalogs/runs/none is no run's folder"):
+        stmi.load(object_storage("runs/none"))
+    with pytest.raises(
+        stmi.TrainedRunError, match=r"^ftp://\.\.\.@host/run cannot be read \(.*ftp://\.\.\.@host/run\)"
+    ):
+        stmi.load("ftp://me:secret@host/run?token=1")
+
+
 def test_run_that_cannot_be_loaded_says_what_is_missing(copied, tmp_path):
     with pytest.raises(stmi.TrainedRunError, match=r"is no run's folder: it has no config\.json"):
         stmi.load(tmp_path)
@@ -333,6 +358,37 @@ def test_neither_ray_nor_the_catalog_is_imported_and_torch_only_when_used(folder
     command = [sys.executable, "-c", PROBE, str(folder)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_example_of_the_readme_prints_the_nearest_gallery_samples(
+    run, folder, files, extras, tmp_path, monkeypatch, capsys
+):
+    text = (Path(stmi.__file__).parent / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(example.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    for name, paths in files.items():
+        for path in paths[1:]:
+            (tmp_path / "gallery" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "gallery" / name)
+        shutil.copy(paths[0], tmp_path / f"{name}.jpg")
+    Image.fromarray(extras["mask"][0]).save(tmp_path / "mask.png")
+    (tmp_path / "runs/train").mkdir(parents=True)
+    (tmp_path / "runs/train/demo-seed0-1a2b3c4d").symlink_to(folder)
+    with pytest.warns(UserWarning, match="no sample has a") as warned:
+        exec(example, {})
+    assert len(warned) == 2
+    # The rank lists are those of evaluation's distance, for the same input.
+    query = run.embed(
+        **{name: paths[0] for name, paths in files.items()},
+        mask=extras["mask"][0],
+        caption=re.search(r'caption="(.*?)"', example)[1],
+    )
+    with pytest.warns(UserWarning, match="no sample has a"):
+        gallery = run.embed(**{name: paths[1:] for name, paths in files.items()})
+    order = rank_gallery(next(distance_chunks(query["U"], gallery["U"]))[1][0], np.zeros(len(gallery), bool))
+    by_distance = [files["rgb"][1:][row].name for row in order[:5]]
+    assert re.findall(r"gallery/rgb/(\S+)", capsys.readouterr().out) == by_distance
 
 
 def test_every_public_name_is_there():

@@ -26,7 +26,7 @@ from data_catalog.storage.filesystems import join, list_files, open_root, remove
 from data_catalog.tables.table import Table, list_datasets, list_tables
 from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
-from tests.data_catalog.conftest import BUCKET, S3_SECRET
+from tests.conftest import BUCKET, S3_SECRET
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
 from tests.data_catalog.memory import no_copies
 from tests.data_catalog.tables import slow_build
