@@ -11,6 +11,7 @@ The features are those of `experiments/evaluate.py` for the same images, masks a
 """
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -265,17 +266,19 @@ def load(
     """
     stored = StoredRun(location)
     config, number = stored.config, stored.epoch(epoch)
-    source = find_clip(str(clip or config.model.clip.source))
+    source, weights = find_clip(str(clip or config.model.clip.source)), stored.weights(epoch)
     try:
-        towers = untrained_clip(source)
+        # On the meta device nothing is initialised, since every weight comes from the run; but the text tower
+        # has a mask that is none of the weights.
+        with nullcontext() if config.model.text.fine_tune else torch.device("meta"):
+            towers = untrained_clip(source)
+            model = STMI(config.model, towers, *_training_counts(weights), config.seed)
     except ClipFileError as error:
         raise TrainedRunError(
             f"run {stored.name} started from a CLIP that cannot be read: {error}; name its folder with "
             "stmi.load(..., clip=folder)"
         ) from None
-    weights = stored.weights(epoch)
-    model = STMI(config.model, towers, *_training_counts(weights), config.seed)
-    load_strictly(model, weights, f"run {stored.name}")
+    load_strictly(model, weights, f"run {stored.name}", assign=True)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedRun(
         stored.name, config, model.to(place).eval(), number, stored.feature, source, stored.clip_digest

@@ -35,8 +35,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
+def load_strictly(
+    module: nn.Module, weights: dict[str, Tensor], path: Path | str, assign: bool = False
+) -> None:
     """Load all weights of a module, or none.
+
+    Args:
+        module: Where the weights go.
+        weights: By name.
+        path: Where they come from, for messages.
+        assign: Make them the module's own instead of copying them, for a module on the meta device.
 
     Raises:
         ClipFileError: Names the weights that are missing, unknown or of another shape.
@@ -44,7 +52,7 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path | st
     problems = misfits({name: value.shape for name, value in module.state_dict().items()}, weights)
     if problems:
         raise ClipFileError(f"{path}: {len(problems)} weights do not fit: " + "; ".join(problems))
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=assign)
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> list[str]:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import fs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import stmi
 from data_catalog.samples.images import decode_mask
@@ -21,7 +22,11 @@ from data_catalog.tables.table import find_table
 from data_catalog.views.view_reader import open_view
 from experiments.evaluating.evaluation_target import load_run
 from experiments.run import evaluation
+from stmi.clip.architecture import find_clip
+from stmi.clip.loading import load_clip
+from stmi.config import ModelConfig
 from stmi.modality import MODALITIES
+from stmi.model import STMI
 from stmi.released import released_checkpoint
 from stmi.retrieval.metrics import distance_chunks, rank_gallery
 from stmi.stored_run import RunConfig
@@ -312,6 +317,47 @@ def test_captions_need_the_clip_that_the_run_started_from(folder, tmp_path):
     other = stmi.load(folder, clip=tiny_clip.write(tmp_path / "other", seed=1))
     with pytest.raises(stmi.TrainedRunError, match=r"is not the one that run .* started from"):
         other.embed(GOOD, mask=np.ones((32, 16), bool), caption="a man")
+
+
+@pytest.fixture
+def write_run(copied):
+    """Writes a run of a fresh model with other settings, and gives that model."""
+
+    def write(**changes):
+        stored = json.loads((copied / "config.json").read_text())
+        model = stored["config"]["model"] | changes.get("model", {})
+        stored["config"] |= {"model": model, "train": stored["config"]["train"] | changes.get("train", {})}
+        (copied / "config.json").write_text(json.dumps(stored))
+        clip = load_clip(find_clip(model["clip"]["source"]))
+        fresh = STMI(ModelConfig.model_validate(model), clip, 6, 2, seed=5).eval()
+        [weights] = copied.glob("*/model.safetensors")
+        save_file(fresh.state_dict(), weights)
+        return fresh
+
+    return write
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_run_with_a_text_tower_of_its_own_encodes_captions_with_it(
+    write_run, copied, view, files, extras, precision
+):
+    model = write_run(model={"text": {"enabled": True, "fine_tune": True}}, train={"precision": precision})
+    run = stmi.load(copied, device="cpu")
+    tokens = run.tokenize(extras["caption"])
+    expected = evaluation.embed(model, view, 128, autocast=precision == "bfloat16", captions=tokens)
+    assert_equal(run.embed(**files, **extras), expected)
+    with pytest.raises(ValueError, match=r"caption\[0\] is missing: run .* trained its text tower"):
+        run.embed(GOOD, mask=np.ones((32, 16), bool))
+
+
+def test_run_without_sfm_and_text_reads_neither_masks_nor_captions(write_run, copied, files, extras):
+    write_run(model={"text": {"enabled": False}, "sfm": {"enabled": False}})
+    run = stmi.load(copied, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare = run.embed(**files)
+    assert list(bare.features) == ["U", "G", *MODALITIES]
+    assert_equal(run.embed(**files, **extras), bare.features)
 
 
 def test_unknown_camera_has_the_mean_of_the_learned_vectors():
