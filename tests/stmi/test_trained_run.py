@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pyarrow import fs
 from safetensors.torch import load_file, save_file
 
 import stmi
@@ -30,28 +27,13 @@ from stmi.model import STMI
 from stmi.released import released_checkpoint
 from stmi.retrieval.metrics import distance_chunks, rank_gallery
 from stmi.stored_run import RunConfig
-from tests import json_samples, kept_workspace, tiny_clip
+from tests import kept_workspace, tiny_clip
 from tests.stmi.released import released_oracle
 from tests.tolerances import GOLDEN_VALUE
 
 DATASET = "synthetic_person"
 FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 """Folder of each modality in RGBNT201's layout."""
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return kept_workspace.unpack(tmp_path_factory.mktemp("kept"))
-
-
-@pytest.fixture(scope="module")
-def folder(workspace):
-    return workspace / "train" / json.loads((json_samples.FOLDER / "train.json").read_text())["run"]
-
-
-@pytest.fixture(scope="module")
-def run(folder):
-    return stmi.load(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +147,6 @@ def test_ranking_gives_the_average_precisions_of_evaluation(run, files, extras, 
         assert np.allclose(precisions, scored.average_precision, atol=GOLDEN_VALUE)
 
 
-def test_ranking_is_by_euclidean_distance_of_unit_vectors():
-    query = stmi.Embeddings({"G": np.array([[2.0, 0.0]], dtype=np.float32)})
-    gallery = stmi.Embeddings({"G": np.array([[0, 3], [-1, 0], [5, 0]], dtype=np.float32)})
-    found = stmi.TrainedRun.rank(None, query, gallery, feature="G")
-    assert found.order.tolist() == [[2, 0, 1]]
-    assert found.distance[0] == pytest.approx([0, 2**0.5, 2])
-
-
 def test_embeddings_are_joined_and_stored(run, files, extras, tmp_path):
     halves = [
         run.embed(**{name: values[rows] for name, values in (files | extras).items()})
@@ -184,125 +158,7 @@ def test_embeddings_are_joined_and_stored(run, files, extras, tmp_path):
     assert_equal(stmi.Embeddings(dict(np.load(tmp_path / "gallery.npz"))), joined.features)
 
 
-def broken(tmp_path):
-    file = tmp_path / "broken.jpg"
-    file.write_bytes(b"\xff\xd8\xff\xe0 no image")
-    return file
-
-
 GOOD = np.zeros((32, 16, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "no images: give at least one of rgb, nir and tir"),
-        ({"rgb": []}, "the lists are empty"),
-        ({"rgb": [GOOD, None], "nir": [None, None]}, "sample 1 has no image"),
-        (
-            {"rgb": [GOOD], "nir": [GOOD] * 2},
-            "lists of one length; there are rgb a list of 1, nir a list of 2",
-        ),
-        ({"rgb": GOOD, "caption": ["one"]}, "there are rgb one, caption a list of 1"),
-        ({"rgb": [GOOD, broken]}, r"rgb[1] cannot be read as an image"),
-        ({"rgb": "nowhere.jpg"}, "rgb[0] cannot be read as an image nowhere.jpg"),
-        ({"rgb": GOOD / 255}, "rgb[0] is float64 (32, 16, 3), expected uint8 (height, width, 3)"),
-        ({"rgb": GOOD.transpose(2, 0, 1)}, "rgb[0] is uint8 (3, 32, 16), expected uint8 (height, width, 3)"),
-        ({"rgb": GOOD[..., 0]}, "rgb[0] has the Pillow mode L, expected RGB; a grey image can only be NIR"),
-        (
-            {"tir": Image.new("RGBA", (16, 32))},
-            "tir[0] has the Pillow mode RGBA, expected RGB, or L for grey",
-        ),
-        (
-            {"nir": torch.zeros(3)},
-            "nir[0] is of type Tensor, expected a path, a Pillow image or a numpy array",
-        ),
-        ({"rgb": GOOD, "mask": GOOD}, "there are rgb one, mask a list of 32"),
-        (
-            {"rgb": [GOOD], "mask": [GOOD]},
-            "mask[0] is uint8 (32, 16, 3), expected bool or uint8 (height, width)",
-        ),
-        ({"rgb": GOOD, "mask": np.full((32, 16), 7)}, "mask[0] holds the value 7, expected 0 and 1"),
-        ({"rgb": GOOD, "mask": np.ones((16, 32), bool)}, "mask[0] is 16x32 (height x width), expected 32x16"),
-        ({"rgb": GOOD, "caption": 5}, "caption[0] is 5, expected text, or None"),
-        ({"rgb": GOOD, "camera": "cam1"}, "camera[0] is 'cam1', expected a whole number from 0, or None"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:no sample has a")
-def test_input_that_cannot_be_used_is_named_with_its_position(run, given, message, tmp_path):
-    given = {
-        name: [v(tmp_path) if callable(v) else v for v in value] if isinstance(value, list) else value
-        for name, value in given.items()
-    }
-    with pytest.raises(ValueError, match=re.escape(message)):
-        run.embed(**given)
-
-
-def test_feature_that_the_run_does_not_have_is_refused(run, files, extras):
-    embeddings = run.embed(**files, **extras)
-    with pytest.raises(stmi.RetrievalError, match="feature 'V': expected one of U, G, T"):
-        run.rank(embeddings, embeddings, feature="V")
-
-
-@pytest.fixture
-def copied(folder, tmp_path):
-    """The run, moved to another folder; where it was is not known to it any more."""
-    moved = shutil.copytree(folder, tmp_path / "moved")
-    result = moved / "result.json"
-    result.write_text(result.read_text().replace(str(folder), "/gone"))
-    return moved
-
-
-def test_run_that_was_moved_loads_with_the_weights_in_its_folder(run, copied):
-    moved = stmi.load(copied, device="cpu")
-    assert (
-        (moved.name, moved.epoch, moved.feature) == (run.name, run.epoch, run.feature) == (run.name, 3, "U")
-    )
-    assert all(
-        torch.equal(a, b) for a, b in zip(moved.model.parameters(), run.model.parameters(), strict=True)
-    )
-
-
-def test_run_in_object_storage_is_loaded_by_its_uri(run, copied, object_storage, tmp_path):
-    uri = object_storage("runs/moved")
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    fs.copy_files(str(copied), path, destination_filesystem=filesystem)
-    remote = stmi.load(uri, device="cpu")
-    assert all(
-        torch.equal(a, b) for a, b in zip(remote.model.parameters(), run.model.parameters(), strict=True)
-    )
-    # Its checkpoint may also be elsewhere, where the run wrote it.
-    [checkpoint] = copied.glob("checkpoint_*")
-    shutil.move(checkpoint, tmp_path / checkpoint.name)
-    stored = json.loads((copied / "result.json").read_text())
-    where = uri.replace("runs/moved", f"runs/moved/{checkpoint.name}")
-    (copied / "result.json").write_text(json.dumps(stored | {"checkpoint": where}))
-    assert stmi.load(copied, device="cpu").epoch == run.epoch
-    with pytest.raises(stmi.TrainedRunError, match=r"s3://lab/catalogs/runs/none is no run's folder"):
-        stmi.load(object_storage("runs/none"))
-    with pytest.raises(
-        stmi.TrainedRunError, match=r"^ftp://\.\.\.@host/run cannot be read \(.*ftp://\.\.\.@host/run\)"
-    ):
-        stmi.load("ftp://me:secret@host/run?token=1")
-
-
-def test_run_that_cannot_be_loaded_says_what_is_missing(copied, tmp_path):
-    with pytest.raises(stmi.TrainedRunError, match=r"is no run's folder: it has no config\.json"):
-        stmi.load(tmp_path)
-    with pytest.raises(stmi.TrainedRunError, match="epoch='best': expected one of reported, last"):
-        stmi.load(copied, epoch="best")
-    with pytest.raises(stmi.TrainedRunError, match=r"neither a folder nor an open_clip name.*clip=folder"):
-        stmi.load(copied, clip="nowhere")
-    [weights] = copied.glob("*/model.safetensors")
-    weights.unlink()
-    with pytest.raises(stmi.TrainedRunError, match="copy that checkpoint into the run's folder"):
-        stmi.load(copied)
-    (copied / "result.json").write_text("{")
-    with pytest.raises(stmi.TrainedRunError, match=r"result\.json is damaged"):
-        stmi.load(copied)
-    (copied / "result.json").unlink()
-    with pytest.raises(stmi.TrainedRunError, match="is not finished"):
-        stmi.load(copied)
 
 
 def test_captions_need_the_clip_that_the_run_started_from(folder, tmp_path):
@@ -388,24 +244,6 @@ def test_features_on_a_gpu_are_those_of_a_cpu(run, folder, files, extras):
         assert np.allclose(found[name], values, atol=1e-4), name
 
 
-PROBE = """
-import sys
-import numpy as np
-import stmi
-assert "torch" not in sys.modules
-run = stmi.load(sys.argv[1], device="cpu")
-one = run.embed(np.zeros((32, 16, 3), np.uint8), mask=np.ones((32, 16), bool), caption="a man")
-run.rank(one, one, rerank=True)
-print(*sorted({"ray", "mlflow", "optuna", "pyarrow", "data_catalog", "experiments"} & set(sys.modules)))
-"""
-
-
-def test_neither_ray_nor_the_catalog_is_imported_and_torch_only_when_used(folder):
-    command = [sys.executable, "-c", PROBE, str(folder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
 def test_example_of_the_readme_prints_the_nearest_gallery_samples(
     run, folder, files, extras, tmp_path, monkeypatch, capsys
 ):
@@ -435,9 +273,3 @@ def test_example_of_the_readme_prints_the_nearest_gallery_samples(
     order = rank_gallery(next(distance_chunks(query["U"], gallery["U"]))[1][0], np.zeros(len(gallery), bool))
     by_distance = [files["rgb"][1:][row].name for row in order[:5]]
     assert re.findall(r"gallery/rgb/(\S+)", capsys.readouterr().out) == by_distance
-
-
-def test_every_public_name_is_there():
-    assert {name: getattr(stmi, name).__name__ for name in stmi.__all__} == {n: n for n in stmi.__all__}
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = stmi.nothing
