@@ -263,7 +263,9 @@ def load(
         TrainedRunError: There is no run, it is not finished, its weights were not kept, or its CLIP is not
             there; says what to do.
         stmi.clip.weights.ClipFileError: The weights are damaged, or are not those of this model.
+        ValueError: The device is unknown, or this machine does not have it.
     """
+    place = _usable_device(device)
     stored = StoredRun(location)
     config, number = stored.config, stored.epoch(epoch)
     source, weights = find_clip(str(clip or config.model.clip.source)), stored.weights(epoch)
@@ -279,10 +281,20 @@ def load(
             "stmi.load(..., clip=folder)"
         ) from None
     load_strictly(model, weights, f"run {stored.name}", assign=True)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedRun(
         stored.name, config, model.to(place).eval(), number, stored.feature, source, stored.clip_digest
     )
+
+
+def _usable_device(given: str | torch.device | None) -> torch.device:
+    device = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device={str(given)!r}: expected cpu, or cuda where there is a GPU ({reason})"
+        ) from None
 
 
 def _is_name(source: str) -> bool:

@@ -235,6 +235,12 @@ def test_unknown_camera_has_the_mean_of_the_learned_vectors():
     assert not np.allclose(found[0], mean, atol=GOLDEN_VALUE)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_device_that_is_not_there_is_refused(folder, device):
+    with pytest.raises(ValueError, match=f"device='{device}': expected cpu, or cuda where there is a GPU"):
+        stmi.load(folder, device=device)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_features_on_a_gpu_are_those_of_a_cpu(run, folder, files, extras):
     on_gpu = stmi.load(folder)
