@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, add_json_options
-from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.recipes import RECIPES, WORKSPACE, ConfigError, full_name
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, RunError
@@ -23,6 +23,8 @@ from stmi.stored_run import TrainedRunError
 
 Result = TypeVar("Result", bound=Record)
 
+NAMES = "A name is a full dotted one, as --list-settings prints it; `model.` may be left out"
+"""How settings are named, for the help of each option that takes a name."""
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
 
@@ -47,7 +49,8 @@ def training_options(
         default=[],
         metavar="NAME=VALUE",
         dest="settings",
-        help=f"{setting_help}; may be repeated",
+        type=full_name,
+        help=f"{setting_help}; may be repeated. {NAMES}",
     )
     add_json_options(options, record)
     locations = options.add_argument_group("where it runs, and where things are kept")

@@ -30,11 +30,11 @@ from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
-from experiments.command_line import add_workspace, metrics_table, run_command
+from experiments.command_line import NAMES, add_workspace, metrics_table, run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster
 from experiments.evaluating.evaluation_target import EvaluationTarget, load_released_checkpoint, load_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
-from experiments.recipes import ConfigError
+from experiments.recipes import ConfigError, full_name
 from experiments.run import evaluation
 from experiments.run.run_figures import FEATURE_NAMES
 from experiments.run.run_options import resolve_catalog, resolve_workspace
@@ -170,7 +170,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--released-checkpoint", type=Path, metavar="FILE", help="a checkpoint of the authors' released code"
     )
     parser.add_argument("--recipe", help="the recipe that a released checkpoint belongs to")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        type=full_name,
+        help=f"change a setting of that recipe, for example model.sfm=off; may be repeated. {NAMES}",
+    )
     parser.add_argument(
         "--epoch",
         choices=("reported", "last"),

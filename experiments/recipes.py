@@ -2,14 +2,15 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from data_catalog.synthetic import SyntheticSettings
 from stmi.config import (
@@ -144,13 +145,27 @@ class ExperimentConfig(Section):
         return self
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its dotted name; those of the model without `model.` (`sfm.perturbation`)."""
-        names = _flatten(self.model_dump(mode="json"))
-        return {name.removeprefix("model."): value for name, value in names.items()}
+        """Every setting by its full dotted name (`model.sfm.perturbation`), as `--set` takes it."""
+        return _flatten(self.model_dump(mode="json"))
+
+
+def full_name(text: str) -> str:
+    """The full dotted name of a setting, for one whose `model.` was left out.
+
+    Older versions stored and printed names without it, and people may leave it out: `sfm.perturbation` is
+    `model.sfm.perturbation`. What follows the name (`=0.2`) stays as it is.
+    """
+    first = re.match(r"\w*", text.strip())
+    assert first is not None
+    return f"model.{text.strip()}" if first[0] in ModelConfig.model_fields else text
+
+
+SettingName = Annotated[str, BeforeValidator(full_name)]
+"""A setting's full dotted name; those that older versions stored are read as such."""
 
 
 def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configs differ, by flat name, each with both values; the recipe's name aside."""
+    """Settings in which two configs differ, by full name, each with both values; the recipe's name aside."""
     ours, theirs = one.flat(), other.flat()
     return {
         name: (ours.get(name), theirs.get(name))
@@ -309,18 +324,22 @@ def parse(tree: dict[str, Any]) -> ExperimentConfig:
 def _set(tree: dict[str, Any], name: str, text: str) -> None:
     """Change one value of a dumped config, which is modified."""
     section: type[BaseModel] = ExperimentConfig
-    *parents, last = name.split(".")
-    for parent in parents:
-        _require(section, parent, name)
-        kind = _section_of(section, parent)
-        if kind is None or tree[parent] is None:
-            raise ConfigError(f"{name}: {parent} is no group of settings here")
-        section, tree = kind, tree[parent]
-    _require(section, last, name)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{name}={text}: not a value; quote what has brackets or colons") from None
+    *parents, last = name.split(".")
+    for parent in parents:
+        _require(section, parent, name)
+        kind = _section_of(section, parent)
+        if kind is None and isinstance(tree[parent], dict) and parent == parents[-1]:
+            # One value for each modality.
+            tree[parent] |= {last: value}
+            return
+        if kind is None or tree[parent] is None:
+            raise ConfigError(f"{name}: {parent} is no group of settings here")
+        section, tree = kind, tree[parent]
+    _require(section, last, name)
     kind = _section_of(section, last)
     if kind is not None and issubclass(kind, Switch) and isinstance(value, bool):
         tree[last]["enabled"] = value

@@ -3,7 +3,7 @@
     python experiments/sweep_sfm.py --recipe demo --trials 20
     python experiments/sweep_sfm.py --recipe demo --trials 40              # the same sweep, twenty more
     python experiments/sweep_sfm.py --recipe demo --search 'optim.learning_rate=log:1e-4:1e-2'
-    python experiments/sweep_sfm.py --recipe demo --search sfm.sharing=off --set model.sfm.sharing=per_head
+    python experiments/sweep_sfm.py --recipe demo --search model.str.tokens=off --set model.str.tokens=4
     python experiments/sweep_sfm.py --recipe demo --objectives mAP,cost --trials 30 --json
     python experiments/sweep_sfm.py --recipe rgbnt201-paper --study-storage postgresql://host/optuna
 
@@ -15,6 +15,7 @@ more trials, the same command goes on.
 """
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -35,7 +36,6 @@ from experiments.studies.sweep.search_space import (
     check_space,
     check_switches,
     make_space,
-    setting_name,
 )
 from experiments.studies.sweep.sweep import SweepStudy
 from experiments.studies.sweep.sweep_result import SweepResult, words
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=KIND:LOW:HIGH",
         help="search a setting: float:0:1, log:1e-6:1e-4, zero-or-log:0.001:0.1, int:1:16, int:8:64:8, "
-        "choice:a,b,c; or off to leave one out; may be repeated "
+        "choice:a,b,c; or off to leave one out; may be repeated; names as in --set "
         f"(default: {' '.join(DEFAULT_SPACE)})",
     )
     options.add_argument("--seed", type=int, help="of the sampler and of every trial's training")
@@ -112,7 +112,7 @@ def specify(given: argparse.Namespace) -> SweepSpec:
             "leave one of the two out"
         )
     space = make_space(given.search)
-    searched = {setting_name(dimension.name) for dimension in space.dimensions}
+    searched = {dimension.name for dimension in space.dimensions}
     if early_stopping and (uneven := searched & {"train.epochs", "train.validate_every"}):
         raise ConfigError(
             f"--search {min(uneven)}: early stopping compares trials at the same epoch; add "
@@ -176,11 +176,13 @@ def print_sweep(result: SweepResult) -> None:
         )
     print_table(console, table)
     console.print(
-        f"best: trial {best.number}, {words(best.values)}; on the test identities, which had no say, "
+        f"best: trial {best.number}; on the test identities, which had no say, "
         f"mAP {best.test.mean_average_precision:.1%} at epoch {best.test.epoch}. Train it with other seeds "
-        "before it is compared.",
+        "before it is compared:",
         highlight=False,
     )
+    chosen = " ".join(f"--set {name}={json.dumps(value)}" for name, value in best.values.items())
+    console.print(f"  {chosen}", soft_wrap=True, highlight=False)
     front = ", ".join(f"trial {t.number} ({t.value:.1%}, {t.cost:.3g} TFLOP)" for t in result.pareto)
     console.print(f"Pareto front of mAP and training cost: {front}", highlight=False)
     for trial in result.trials:

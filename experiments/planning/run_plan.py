@@ -24,7 +24,7 @@ from experiments.planning.expected_time import (
 )
 from experiments.planning.flop_counts import Flops
 from experiments.planning.memory_use import Memory
-from experiments.recipes import RECIPES, ExperimentConfig, differences, resolve
+from experiments.recipes import RECIPES, ExperimentConfig, SettingName, differences, resolve
 from experiments.run import run_data
 from stmi.clip.architecture import WEIGHTS_FILE
 from stmi.clip.loading import load_clip
@@ -48,13 +48,13 @@ class RunPlan(Record):
     """What a run would do."""
 
     recipe: str
-    config: dict[str, Any]
-    """All settings by flat name."""
-    changed: dict[str, ChangedSetting]
+    config: dict[SettingName, Any]
+    """All settings by full name."""
+    changed: dict[SettingName, ChangedSetting]
     """Settings that differ from the recipe."""
     counterpart: str | None
     """The released recipe of a paper recipe, and the other way round; None for others."""
-    differences: dict[str, DifferentSetting]
+    differences: dict[SettingName, DifferentSetting]
     """Settings that differ from the counterpart."""
     parameters: ModelParameters
     flops: Flops

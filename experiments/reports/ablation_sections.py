@@ -40,7 +40,7 @@ class RecordedRow:
     @property
     def has_sfm(self) -> bool:
         """Whether its runs use SFM."""
-        return all(run.parameters["sfm.enabled"] == "True" for run in self.runs.values())
+        return all(run.parameters["model.sfm.enabled"] == "True" for run in self.runs.values())
 
     def open_runs(self) -> dict[int, RunFolder]:
         """Seed to the folder of the run.

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import Field, TypeAdapter
 
 from data_catalog.uris import without_credentials
-from experiments.recipes import ConfigError
+from experiments.recipes import ConfigError, full_name
 from experiments.run.run_result import RunError
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
@@ -39,7 +39,7 @@ class RecordedRun:
         seed: Of its training.
         folder: Folder in which it was trained, possibly on another machine.
         status: FINISHED, FAILED, KILLED or RUNNING.
-        parameters: Settings by flat name.
+        parameters: Settings by full name.
         digests: Table name to digest.
         tags: Versions, machine and code.
         curves: `loss`, and mAP of the reported feature on the `validation` and `test` identities (fractions);
@@ -186,7 +186,7 @@ def _read_run(client: MlflowClient, uri: str, child: Run) -> RecordedRun:
         seed=int(settings["seed"]),
         folder=Path(tags["stmi.folder"]),
         status=child.info.status,
-        parameters={key: value for key, value in settings.items() if not key.startswith(prefix)},
+        parameters={full_name(key): value for key, value in settings.items() if not key.startswith(prefix)},
         digests={
             key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)
         },

@@ -78,7 +78,7 @@ def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(finished, 
     by_name = {child.info.run_name: child for child in children}
     assert "table3 A baseline, seed 0" in by_name
     baseline = by_name["table3 A baseline, seed 0"]
-    assert baseline.data.params["sfm.enabled"] == "False"
+    assert baseline.data.params["model.sfm.enabled"] == "False"
     row = next(row for row in finished["rows"] if row["index"] == "A")
     assert baseline.data.metrics["test/U/mAP"] == pytest.approx(row["mAP"]["values"]["0"])
 
@@ -108,7 +108,7 @@ def test_points_of_figure_5_have_their_p_and_k_and_the_full_model_is_trained_onc
     assert [row["x"] for row in points["figure5"]] == [0, 0.005, 0.01, 0.02, 0.05, 0.1]
     assert [row["x"] for row in points["figure5_tokens"]] == [1, 2, 4, 8, 16]
     full = recipes.resolve("demo", [])
-    names = {"figure5": "sfm.perturbation", "figure5_tokens": "str.tokens"}
+    names = {"figure5": "model.sfm.perturbation", "figure5_tokens": "model.str.tokens"}
     for key, rows in points.items():
         for row in rows:
             assert row["config"].get(names[key], full.flat()[names[key]]) == row["x"]
@@ -310,7 +310,7 @@ def test_added_rows_are_trained_compared_and_shown_in_tables_mlflow_and_report(
         assert row["mAP"]["against"] == against["name"]
         assert row["mAP"]["difference"] == pytest.approx(expected / 2)
         assert (row["index"], row["mAP"]["paper"]) == (None, None)
-        assert row["config"]["str.tokens"] == 2
+        assert row["config"]["model.str.tokens"] == 2
         assert row["runs"].keys() == {"0", "1"}
     assert (asked["full"], asked["added"]) == ({"table4": paper[3]["name"]}, ["K = 2", "K = 2, no CHI"])
     assert any("K = 2 (model.str.tokens=2)" in note for note in asked["notes"])

@@ -138,8 +138,8 @@ def test_mlflows_comparison_names_the_rows_and_shows_the_differences(browser, se
     expect(parameters).to_have_count(0)
     shown = [line.split("\t") for line in page.locator("body").inner_text().split("\n")]
     differing = {name: values for name, *values in shown}
-    assert differing["sfm.enabled"] == ["False", "True", "True", "True"]
-    assert differing["str.enabled"] == ["False", "False", "True", "True"]
+    assert differing["model.sfm.enabled"] == ["False", "True", "True", "True"]
+    assert differing["model.str.enabled"] == ["False", "False", "True", "True"]
     # The UI renders only the visible metrics: names in one grid, values in another.
     names, values = (grid.inner_text().split("\n") for grid in page.locator(".ReactVirtualized__Grid").all())
     g_values = values[4 * names.index("test/G/mAP") :][:4]

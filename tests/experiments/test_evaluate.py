@@ -252,8 +252,8 @@ def test_checkpoint_of_the_released_code_is_evaluated(view_with, weights, capsys
         ({"weights": None}, [], "was made without text_features"),
         ({"weights": "own", "masks": False}, [], "was made without masks"),
         ({"weights": "other"}, [], "are not those of the checkpoint's own text tower"),
-        ({"weights": "own"}, ["--set=model.sfm=off"], r"sfm.enabled=False (it has True)"),
-        ({"weights": "own"}, ["--recipe=rgbnt201-paper"], r"chi.convolution=paper (it has released)"),
+        ({"weights": "own"}, ["--set=model.sfm=off"], r"model.sfm.enabled=False (it has True)"),
+        ({"weights": "own"}, ["--recipe=rgbnt201-paper"], r"model.chi.convolution=paper (it has released)"),
     ],
 )
 def test_view_or_recipe_that_does_not_fit_a_released_checkpoint_is_refused(

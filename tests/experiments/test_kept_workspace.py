@@ -5,6 +5,8 @@ import json
 import pytest
 
 from experiments import ablate, evaluate, sweep_sfm, train
+from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.sweep.sweep_result import SweepResult
 from tests import json_samples, kept_workspace
 from tests.experiments import small_run
 from tests.tolerances import GOLDEN_VALUE
@@ -55,6 +57,16 @@ def test_tables_of_older_code_are_found(kept):
     assert config.data.dataset == "synthetic_person"
     assert all(view.reused for view in tables.views.values())
     assert tables.digests == printed("train")["tables"]
+
+
+@pytest.mark.parametrize(("name", "record"), [("ablate", AblationResult), ("sweep", SweepResult)])
+def test_results_of_older_code_are_read_with_full_names_of_settings(tmp_path, name, record):
+    studies = kept_workspace.unpack(tmp_path) / "studies"
+    stored = (studies / printed(name)["study"] / "result.json").read_bytes()
+    assert b'"sfm.perturbation":' in stored
+    read = record.model_validate_json(stored).model_dump(mode="json")
+    for field in ("rows", "trials", "best", "pareto", "space", "importance"):
+        assert read.get(field) == printed(name).get(field)
 
 
 @pytest.mark.usefixtures("untouched")

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from experiments import recipes
-from experiments.recipes import RECIPES, ConfigError, resolve
+from experiments.recipes import RECIPES, ConfigError, ExperimentConfig, full_name, resolve
+from stmi.config import ModelConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -16,7 +19,7 @@ def test_settings_change_what_they_name_and_nothing_else():
     assert (config.optim.learning_rate, config.model.str.tokens) == (2e-3, 2)
     usual = resolve("demo").flat()
     changed = {name for name, value in config.flat().items() if usual[name] != value}
-    assert changed == {"optim.learning_rate", "str.tokens"}
+    assert changed == {"optim.learning_rate", "model.str.tokens"}
 
 
 @pytest.mark.parametrize("module", ["text", "sfm", "str", "chi"])
@@ -31,16 +34,45 @@ def test_perturbation_is_given_for_each_modality_and_layer_and_flat_by_modality(
     assert config.model.sfm.perturbation == {"RGB": 0.01, "NIR": 0.0, "TIR": (0.02, 0.0, 0.0, 0.1)}
     assert recipes.parse(config.model_dump(mode="json")) == config
     flat = config.flat()
-    assert flat["sfm.perturbation.RGB"] == 0.01
-    assert flat["sfm.perturbation.TIR"] == [0.02, 0.0, 0.0, 0.1]
-    assert "sfm.perturbation" not in flat
+    assert flat["model.sfm.perturbation.RGB"] == 0.01
+    assert flat["model.sfm.perturbation.TIR"] == [0.02, 0.0, 0.0, 0.1]
+    assert "model.sfm.perturbation" not in flat
 
 
-def test_parameters_of_the_model_are_flat_and_without_prefix():
-    flat = resolve("demo").flat()
-    assert flat["sfm.perturbation"] == 0.01
-    assert flat["str.tokens"] == 4
-    assert not any(isinstance(value, dict) for value in flat.values())
+@pytest.mark.parametrize(
+    "settings",
+    [[], ["model.sfm.perturbation={RGB: 0.01, NIR: 0, TIR: [0.02, 0, 0, 0.1]}", "model.chi=off"]],
+    ids=["recipe", "changed"],
+)
+def test_settings_are_listed_by_names_that_set_takes(settings):
+    config = resolve("demo", settings)
+    listed = {name: value for name, value in config.flat().items() if name != "recipe"}
+    assert (
+        resolve("demo", [*settings, *(f"{name}={json.dumps(value)}" for name, value in listed.items())])
+        == config
+    )
+    for name, value in listed.items():
+        assert resolve("demo", [*settings, f"{name}={json.dumps(value)}"]) == config
+
+
+def test_no_setting_of_the_model_has_the_name_of_another_section():
+    assert not ModelConfig.model_fields.keys() & ExperimentConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("sfm.perturbation", "model.sfm.perturbation"),
+        ("sfm.perturbation = 0", "model.sfm.perturbation = 0"),
+        ("pixels=clip", "model.pixels=clip"),
+        ("model.sfm=off", "model.sfm=off"),
+        ("optim.beta2=0.9", "optim.beta2=0.9"),
+        ("sfmm.sharing=off", "sfmm.sharing=off"),
+    ],
+)
+def test_a_name_without_model_is_that_of_a_setting_of_the_model(text, full):
+    assert full_name(text) == full
+    assert full_name(full) == full
 
 
 @pytest.mark.parametrize(
@@ -62,9 +94,14 @@ def test_parameters_of_the_model_are_flat_and_without_prefix():
         ("train.epochs=many", r"train\.epochs='many': .*valid integer"),
         ("optim.learning_rate=.nan", r"optim\.learning_rate=nan"),
         ("model.sfm=0.5", r"this is a group; set one of its fields \(enabled, .*\) or on/off"),
+        (
+            "model.sfm.perturbation={RGB: 0, NIR: 0, TIR: 0}|model.sfm.perturbation.RBG=0.1",
+            r"model\.sfm\.perturbation=.*RBG.*: .* a mapping of RGB, NIR and TIR",
+        ),
+        ("model.sfm.perturbation.RGB=0.1", r"model\.sfm\.perturbation\.RGB: perturbation is no group"),
         ("train.epochs.more=1", r"train\.epochs\.more: epochs is no group"),
         (
-            "optim.schedule=released optim.learning_rate=1e-3",
+            "optim.schedule=released|optim.learning_rate=1e-3",
             r"optim\.warmup_epochs=1\.0 has no effect where optim\.schedule=released",
         ),
         ("optim.warmup_epochs=30", r"optim\.warmup_epochs=30\.0 is more than train\.epochs=10"),
@@ -73,16 +110,16 @@ def test_parameters_of_the_model_are_flat_and_without_prefix():
             r"data\.dataset=rgbnt201 is rendered by .*; set data\.dataset=synthetic_person",
         ),
         ("train.epochs=[1", r"train\.epochs=\[1: not a value"),
-        ("model.text.fine_tune=on model.text=off", r"model\.text\.fine_tune=True .* model\.text is off"),
-        ("report.feature=T model.text=off", r"report\.feature=T needs the text, .* use one of U, G, RGB"),
-        ("report.feature=GTTT model.text=off", r"report\.feature=GTTT needs the text"),
+        ("model.text.fine_tune=on|model.text=off", r"model\.text\.fine_tune=True .* model\.text is off"),
+        ("report.feature=T|model.text=off", r"report\.feature=T needs the text, .* use one of U, G, RGB"),
+        ("report.feature=GTTT|model.text=off", r"report\.feature=GTTT needs the text"),
         ("recipe=other", r"recipe is not a setting"),
         ("model.sfm", r"setting 'model\.sfm' is not name=value"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(setting, message):
     with pytest.raises(ConfigError, match=message):
-        resolve("demo", setting.split())
+        resolve("demo", setting.split("|"))
 
 
 def test_unknown_recipe_is_refused_with_those_there_are():
@@ -94,7 +131,7 @@ def test_unknown_recipe_is_refused_with_those_there_are():
     ("dataset", "more"),
     [
         ("rgbnt201", {}),
-        ("rgbnt100", {"separate_modality_heads": (False, True), "report.feature": ("U", "GTTT")}),
+        ("rgbnt100", {"model.separate_modality_heads": (False, True), "report.feature": ("U", "GTTT")}),
         ("msvr310", {"report.feature": ("U", "GTTT")}),
     ],
 )
@@ -104,13 +141,13 @@ def test_released_recipe_differs_from_the_paper_in_nothing_that_is_not_listed(da
     assert {name: differences.pop(name) for name in more} == more
     assert differences == {
         "seed": (0, 1111),
-        "camera_embedding": (False, True),
-        "sfm.mask_threshold": (0.0, 0.5),
-        "sfm.perturbation_draw": ("sample", "layer_and_modality"),
-        "chi.convolution": ("paper", "released"),
-        "chi.incidence": ("cosine", "euclidean"),
-        "chi.activation": ("gelu", "silu"),
-        "fusion.dropout": (0.0, 0.1),
+        "model.camera_embedding": (False, True),
+        "model.sfm.mask_threshold": (0.0, 0.5),
+        "model.sfm.perturbation_draw": ("sample", "layer_and_modality"),
+        "model.chi.convolution": ("paper", "released"),
+        "model.chi.incidence": ("cosine", "euclidean"),
+        "model.chi.activation": ("gelu", "silu"),
+        "model.fusion.dropout": (0.0, 0.1),
         "loss.identity_weight": (1.0, 0.25),
         "augment.geometry": ("shared", "per_modality"),
         "augment.erase_aspect": ("uniform", "log_uniform"),

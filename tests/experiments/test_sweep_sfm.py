@@ -56,7 +56,11 @@ def swept(ray_session, clip, workspace):
 def test_trials_are_numbered_valued_on_validation_and_begin_with_the_recipe(swept, workspace):
     trials = swept["trials"]
     assert [trial["number"] for trial in trials] == list(range(TRIALS))
-    assert trials[0]["config"] == {"sfm.perturbation": 0.2, "str.tokens": 4, "sfm.sharing": "per_layer"}
+    assert trials[0]["config"] == {
+        "model.sfm.perturbation": 0.2,
+        "model.str.tokens": 4,
+        "model.sfm.sharing": "per_layer",
+    }
     assert {trial["state"] for trial in trials} == {"finished", "pruned"}
     for trial in trials:
         events = Journal(run_folder(workspace, trial) / "journal.jsonl").epochs()
@@ -77,7 +81,7 @@ def test_best_is_the_highest_on_validation_and_only_its_test_metrics_are_shown(s
 
 
 def test_cost_grows_with_the_tokens_and_the_front_has_the_cheapest_and_the_best(swept):
-    by_tokens = sorted(swept["trials"], key=lambda trial: trial["config"]["str.tokens"])
+    by_tokens = sorted(swept["trials"], key=lambda trial: trial["config"]["model.str.tokens"])
     assert [t["cost"] for t in by_tokens] == sorted(t["cost"] for t in by_tokens)
     finished = [trial for trial in swept["trials"] if trial["value"] is not None]
     front = [trial["number"] for trial in swept["pareto"]]
@@ -90,7 +94,7 @@ def test_mlflow_has_a_parent_with_pictures_and_a_child_for_each_run(swept, works
     parent = client.get_run(swept["mlflow"]["run_id"])
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", swept["study"])
     assert parent.data.tags["stmi.kind"] == "sweep"
-    assert parent.data.params["search.str.tokens"] == "int:1:16"
+    assert parent.data.params["search.model.str.tokens"] == "int:1:16"
     best = client.get_metric_history(parent.info.run_id, "trial/best")
     assert [point.step for point in best] == list(range(TRIALS))
     assert best[-1].value == swept["best"]["value"]

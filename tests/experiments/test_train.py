@@ -64,7 +64,7 @@ def test_mlflow_has_parameters_curves_and_pictures(trained, workspace):
     client = mlflow.MlflowClient(local_store(workspace))
     stored = client.get_run(trained["mlflow"]["run_id"])
     assert stored.info.status == "FINISHED"
-    assert stored.data.params["sfm.perturbation"] == "0.2"
+    assert stored.data.params["model.sfm.perturbation"] == "0.2"
     assert stored.data.params["table.view/train"] == trained["tables"]["view/train"]
     assert stored.data.metrics["test/U/mAP"] == pytest.approx(trained["metrics"]["U"]["mAP"])
     assert len(client.get_metric_history(stored.info.run_id, "loss/total")) == 3

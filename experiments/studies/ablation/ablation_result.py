@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from data_catalog.records import Record
+from experiments.recipes import SettingName
 from experiments.run.run_result import MetricName
 from experiments.studies.significance import summarise
 from experiments.studies.study_result import StudyResult
@@ -92,8 +93,8 @@ class TableRow(Record):
     name: str
     x: int | float | None
     """Position on the axis, in a figure."""
-    config: dict[str, Any]
-    """Settings that differ from the recipe, by flat name."""
+    config: dict[SettingName, Any]
+    """Settings that differ from the recipe, by full name."""
     feature: str
     """The retrieval feature that the row shows."""
     seeds: tuple[int, ...]

@@ -38,7 +38,7 @@ class RowRuns:
         row: Which.
         feature: The retrieval feature that it shows.
         runs: Seed to the finished run.
-        changed: Settings that differ from the recipe, by flat name.
+        changed: Settings that differ from the recipe, by full name.
     """
 
     row: Row

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from data_catalog.uris import without_credentials
-from experiments.recipes import ConfigError
+from experiments.recipes import ConfigError, full_name
 from experiments.studies.sweep.search_space import Space
 from experiments.studies.sweep.sweep_result import State, SweepTrial
 from stmi import keyed_random
@@ -187,7 +187,7 @@ class OptunaStudy:
         self._study.tell(number, state=TrialState.FAIL)
 
     def importance(self) -> dict[str, float]:
-        """Share of each parameter in what sets the best finished trials apart (PED-ANOVA), largest first.
+        """Share of each setting in what sets the best finished trials apart (PED-ANOVA), largest first.
 
         Empty where fewer than two trials are finished, or all have the same value.
         """
@@ -197,7 +197,8 @@ class OptunaStudy:
         with warnings.catch_warnings():
             # It warns that low targets are best, and of settings that few trials have.
             warnings.simplefilter("ignore", UserWarning)
-            return optuna.importance.get_param_importances(self._study, target=lambda t: -t.values[0])
+            shares = optuna.importance.get_param_importances(self._study, target=lambda t: -t.values[0])
+        return {full_name(parameter): share for parameter, share in shares.items()}
 
     def _belong_to(self, owner: Mapping[str, str]) -> None:
         known = self._study.user_attrs.get(OWNER, owner)

@@ -8,15 +8,15 @@ from typing import Any, Literal, Protocol, get_args
 
 import yaml
 
-from experiments.recipes import ConfigError, ExperimentConfig, resolve
+from experiments.recipes import ConfigError, ExperimentConfig, full_name, resolve
 from stmi.config import ModelConfig, Switch
 
 Kind = Literal["float", "log", "zero-or-log", "int", "choice"]
 
 DEFAULT_SPACE = (
-    "sfm.perturbation=zero-or-log:0.001:0.1",
-    "str.tokens=int:1:16",
-    "sfm.sharing=choice:all_layers,early_half,late_half,per_head,per_layer",
+    "model.sfm.perturbation=zero-or-log:0.001:0.1",
+    "model.str.tokens=int:1:16",
+    "model.sfm.sharing=choice:all_layers,early_half,late_half,per_head,per_layer",
 )
 """Of the SFM sweep; the paper varies the first two in figure 5 and the third in Table 5."""
 
@@ -48,7 +48,7 @@ class Dimension:
     """A setting that is searched.
 
     Attributes:
-        name: As `ExperimentConfig.flat` has it.
+        name: Full dotted name.
         kind: How it is sampled; `zero-or-log` is exactly 0 or, on a log scale, between the ends.
         low: Least value, where it is a number.
         high: Largest value.
@@ -66,24 +66,24 @@ class Dimension:
     def sample(self, sampler: Sampler) -> Any:
         """A value."""
         if self.kind == "choice":
-            return sampler.suggest_categorical(self.name, self.choices)
+            return sampler.suggest_categorical(self.stored_name, self.choices)
         if self.kind == "int":
-            return sampler.suggest_int(self.name, int(self.low), int(self.high), step=self.step)
-        if self.kind == "zero-or-log" and sampler.suggest_categorical(f"{self.name} = 0", (True, False)):
+            return sampler.suggest_int(self.stored_name, int(self.low), int(self.high), step=self.step)
+        if self.kind == "zero-or-log" and sampler.suggest_categorical(self._is_zero, (True, False)):
             return 0.0
-        return sampler.suggest_float(self.name, self.low, self.high, log=self.kind != "float")
+        return sampler.suggest_float(self.stored_name, self.low, self.high, log=self.kind != "float")
 
     def parameters(self, value: Any) -> dict[str, Any] | None:
         """The sampler's parameters that give this value; None where none do."""
         if self.kind == "choice":
-            return {self.name: value} if value in self.choices else None
+            return {self.stored_name: value} if value in self.choices else None
         if self.kind == "zero-or-log" and value == 0:
-            return {f"{self.name} = 0": True}
+            return {self._is_zero: True}
         if not isinstance(value, int | float) or not self.low <= value <= self.high:
             return None
         if self.kind == "int" and (value - self.low) % self.step:
             return None
-        return ({f"{self.name} = 0": False} if self.kind == "zero-or-log" else {}) | {self.name: value}
+        return ({self._is_zero: False} if self.kind == "zero-or-log" else {}) | {self.stored_name: value}
 
     @property
     def probes(self) -> list[Any]:
@@ -94,6 +94,21 @@ class Dimension:
             values = range(int(self.low), int(self.high) + 1, self.step)
             return list(values) if len(values) <= PROBED else [values[0], values[-1]]
         return [*([0.0] if self.kind == "zero-or-log" else []), self.low, self.high]
+
+    @property
+    def stored_name(self) -> str:
+        """The name without `model.`: sweeps are found by such names, and continue with them."""
+        return self.name.removeprefix("model.")
+
+    @property
+    def stored_text(self) -> str:
+        """The text with the stored name."""
+        return self.text.removeprefix("model.")
+
+    @property
+    def _is_zero(self) -> str:
+        """The sampler's parameter that says whether a `zero-or-log` is 0."""
+        return f"{self.stored_name} = 0"
 
     @property
     def text(self) -> str:
@@ -111,7 +126,7 @@ class Space:
     dimensions: tuple[Dimension, ...]
 
     def sample(self, sampler: Sampler) -> dict[str, Any]:
-        """A value for each setting, by its flat name."""
+        """A value for each setting, by its full name."""
         return {dimension.name: dimension.sample(sampler) for dimension in self.dimensions}
 
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -135,11 +150,11 @@ def make_space(searches: Iterable[str], defaults: Iterable[str] = DEFAULT_SPACE)
     found: dict[str, Dimension] = {}
     for text in (*defaults, *searches):
         name, _, rest = text.partition("=")
-        flat = flat_name(name)
+        setting = setting_name(name)
         if rest.strip() in ("off", "false"):
-            found.pop(flat, None)
+            found.pop(setting, None)
         else:
-            found[flat] = parse_dimension(text)
+            found[setting] = parse_dimension(text)
     if not found:
         raise ConfigError("--search: nothing is left to search; name a setting, or leave one of the defaults")
     return Space(tuple(found.values()))
@@ -155,25 +170,24 @@ def parse_dimension(text: str) -> Dimension:
         ConfigError: The text cannot be read.
     """
     name, equals, rest = text.partition("=")
-    flat = flat_name(name)
+    setting = setting_name(name)
     kind, colon, ends = rest.strip().partition(":")
     if not equals or not colon or kind not in get_args(Kind):
         raise ConfigError(
             f"--search {text!r} is not NAME=KIND:LOW:HIGH with a kind of {', '.join(get_args(Kind))}; for "
             "example optim.learning_rate=log:1e-6:1e-4"
         )
-    setting = setting_name(flat)
     if any(setting == fixed or setting.startswith(f"{fixed}.") for fixed in FIXED):
         raise ConfigError(
-            f"--search {text!r}: {flat} cannot be searched, for all trials read the same tables, are "
+            f"--search {text!r}: {setting} cannot be searched, for all trials read the same tables, are "
             "measured alike and use the same seed; change it for all of them with --set"
         )
     if kind == "choice":
         choices = tuple(_plain(text, choice) for choice in ends.split(","))
         if not 2 <= len(set(choices)) == len(choices):
             raise ConfigError(f"--search {text!r}: give two or more different values, as in choice:a,b")
-        return Dimension(flat, "choice", choices=choices)
-    return _parse_range(text, flat, kind, ends)
+        return Dimension(setting, "choice", choices=choices)
+    return _parse_range(text, setting, kind, ends)
 
 
 def _plain(text: str, choice: str) -> str | int | float | bool:
@@ -214,19 +228,14 @@ def _parse_range(text: str, name: str, kind: Any, ends: str) -> Dimension:
     return Dimension(name, kind, low, top, int(step))
 
 
-def flat_name(name: str) -> str:
-    """The name of a setting without `model.`; a module that can be switched on and off is its `enabled`."""
-    flat = name.strip().removeprefix("model.")
-    field = ModelConfig.model_fields.get(flat)
+def setting_name(name: str) -> str:
+    """The full name of a setting; a module that can be switched on and off is its `enabled`."""
+    full = full_name(name.strip())
+    field = ModelConfig.model_fields.get(full.removeprefix("model."))
     is_switch = (
         field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Switch)
     )
-    return f"{flat}.enabled" if is_switch else flat
-
-
-def setting_name(flat: str) -> str:
-    """The name of a setting for `--set`: flat names leave `model.` out."""
-    return flat if flat.split(".", maxsplit=1)[0] in ExperimentConfig.model_fields else f"model.{flat}"
+    return f"{full}.enabled" if is_switch else full
 
 
 def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any]) -> ExperimentConfig:
@@ -246,7 +255,7 @@ def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any])
         and sampled[rate] < resolve(recipe, list(settings)).flat()[final]
     ):
         sampled[final] = sampled[rate]
-    named = [f"{setting_name(name)}={json.dumps(value)}" for name, value in sampled.items()]
+    named = [f"{name}={json.dumps(value)}" for name, value in sampled.items()]
     return resolve(recipe, [*settings, *named])
 
 
@@ -259,7 +268,7 @@ def check_switches(space: Space, recipe: str, settings: Sequence[str]) -> None:
     base = resolve(recipe, list(settings)).flat()
     searched = {dimension.name for dimension in space.dimensions}
     for name in sorted(searched):
-        switch = f"{name.partition('.')[0]}.enabled"
+        switch = f"{name.rpartition('.')[0]}.enabled"
         if base.get(switch) is False and switch not in searched:
             raise ConfigError(
                 f"--search {name}: {switch} is False, so all trials would be alike; add --search {name}=off"

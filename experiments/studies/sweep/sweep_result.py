@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_catalog.records import Record
+from experiments.recipes import SettingName
 from experiments.studies.study_result import StudyResult
 
 State = Literal["running", "finished", "pruned", "failed", "crashed"]
@@ -19,8 +20,8 @@ class SweepTrial(Record):
     state: State
     """"pruned" was stopped early; "failed" stopped itself and would stop again; "crashed" ended with an error
     too often, and another trial replaces it when the sweep goes on."""
-    values: dict[str, Any] = Field(alias="config")
-    """The sampled settings, by flat name."""
+    values: dict[SettingName, Any] = Field(alias="config")
+    """The sampled settings, by full name."""
     value: float | None
     """What the sweep maximises: mAP on the validation identities, a fraction. None unless finished."""
     cost: float
@@ -60,7 +61,7 @@ class SweepResult(StudyResult):
 
     kind: Literal["sweep"] = "sweep"
     seed: int
-    space: tuple[str, ...]
+    space: tuple[SettingName, ...]
     """The searched settings, as `--search` takes them."""
     objectives: tuple[str, ...]
     unit: dict[str, str]
@@ -70,7 +71,7 @@ class SweepResult(StudyResult):
     """None where no trial is finished."""
     pareto: tuple[SweepTrial, ...]
     """The finished trials that no other one beats in value without costing more."""
-    importance: dict[str, float]
+    importance: dict[SettingName, float]
     """Share of each setting in what sets the best trials apart (PED-ANOVA), largest first."""
     missing: int = 0
     """How many trials less than asked for came to an end; studies of the first version do not say."""

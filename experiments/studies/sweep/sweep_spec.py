@@ -51,7 +51,7 @@ class SweepSpec:
             {
                 "base": self.base.model_dump(mode="json"),
                 "tables": tables.digests,
-                "space": [dimension.text for dimension in self.space.dimensions],
+                "space": [dimension.stored_text for dimension in self.space.dimensions],
                 "objectives": 2 if self.two_objectives else 1,
                 "early_stopping": self.early_stopping,
             }

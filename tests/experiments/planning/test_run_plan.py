@@ -82,13 +82,13 @@ def test_plan_names_the_differences_to_the_other_recipe_of_the_data_set(clip, ca
     planned = plan(capsys, "--recipe", "rgbnt100-released", *arguments)
     assert planned["counterpart"] == "rgbnt100-paper"
     assert planned["changed"] == {
-        "clip.source": {"recipe": "ViT-B-16-quickgelu/openai", "here": str(clip)},
-        "image.height": {"recipe": 128, "here": 32},
-        "image.width": {"recipe": 256, "here": 64},
+        "model.clip.source": {"recipe": "ViT-B-16-quickgelu/openai", "here": str(clip)},
+        "model.image.height": {"recipe": 128, "here": 32},
+        "model.image.width": {"recipe": 256, "here": 64},
         "train.workers": {"recipe": 1, "here": 64},
         "train.evaluation_batch": {"recipe": 128, "here": 2},
     }
-    assert planned["differences"]["chi.incidence"] == {"here": "euclidean", "there": "cosine"}
+    assert planned["differences"]["model.chi.incidence"] == {"here": "euclidean", "there": "cosine"}
     assert planned["differences"]["report.feature"] == {"here": "GTTT", "there": "U"}
 
 

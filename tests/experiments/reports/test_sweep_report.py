@@ -23,9 +23,9 @@ def mlflow_run(run_id):
 @pytest.fixture
 def sweep():
     trials = [
-        trial(0, "finished", 0.41, **{"sfm.perturbation": 0.0, "str.tokens": 4}),
-        trial(1, "pruned", None, **{"sfm.perturbation": 0.0312345, "str.tokens": 16}),
-        trial(2, "finished", 0.52, **{"sfm.perturbation": 0.002, "str.tokens": 1}),
+        trial(0, "finished", 0.41, **{"model.sfm.perturbation": 0.0, "model.str.tokens": 4}),
+        trial(1, "pruned", None, **{"model.sfm.perturbation": 0.0312345, "model.str.tokens": 16}),
+        trial(2, "finished", 0.52, **{"model.sfm.perturbation": 0.002, "model.str.tokens": 1}),
     ]
     runs = tuple(
         RecordedRun(
@@ -35,7 +35,7 @@ def sweep():
             seed=0,
             folder=Path("/elsewhere") / one.run,
             status="FINISHED",
-            parameters={"seed": "0", "str.tokens": str(one.values["str.tokens"])},
+            parameters={"seed": "0", "model.str.tokens": str(one.values["model.str.tokens"])},
             digests={"view/test": "abc"},
             tags={"code.digest": "c0de"},
             curves={"validation": {1: 0.1, 2: 0.2}, "loss": {1: 3.0, 2: 2.0}},
@@ -60,12 +60,12 @@ def test_best_trial_comes_first_and_stopped_ones_last(sweep):
     assert [row.cells[0] for row in table.rows] == ["2", "0", "1"]
     columns = dict(zip(table.header, zip(*(row.cells for row in table.rows), strict=True), strict=True))
     assert columns["validation mAP, %"] == ("52.00", "41.00", "")
-    assert columns["sfm.perturbation"] == ("0.002", "0", "0.03123")
-    assert columns["str.tokens"] == ("1", "4", "16")
+    assert columns["model.sfm.perturbation"] == ("0.002", "0", "0.03123")
+    assert columns["model.str.tokens"] == ("1", "4", "16")
     assert columns["on the Pareto front"] == ("", "yes", "")
     assert [row.separate for row in table.rows] == [False, False, True]
     assert table.verdict.startswith(
-        "Best: trial 2 (sfm.perturbation=0.002, str.tokens=1), 52.00 % validation mAP"
+        "Best: trial 2 (model.sfm.perturbation=0.002, model.str.tokens=1), 52.00 % validation mAP"
     )
 
 
@@ -87,7 +87,7 @@ def test_page_shows_the_sweeps_figures_and_links_to_mlflow(sweep, tmp_path):
 
 
 def test_html_in_a_setting_is_escaped(sweep, tmp_path):
-    sweep.result.trials[0].values["clip.source"] = "<script>alert(1)</script>"
+    sweep.result.trials[0].values["model.clip.source"] = "<script>alert(1)</script>"
     page = Path(write_report(sweep, tmp_path / "report.html").page).read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;" in page

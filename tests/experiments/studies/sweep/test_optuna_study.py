@@ -21,7 +21,7 @@ CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
 def known(values):
-    return TrialFacts(run=json.dumps(values), cost=float(values["str.tokens"]))
+    return TrialFacts(run=json.dumps(values), cost=float(values["model.str.tokens"]))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def open_study(url, fingerprint="a", seed=0, **more):
 
 def mean_average_precision(trial):
     """Replaces training: better with more tokens and little perturbation."""
-    return 0.5 + 0.02 * trial.values["str.tokens"] - trial.values["sfm.perturbation"]
+    return 0.5 + 0.02 * trial.values["model.str.tokens"] - trial.values["model.sfm.perturbation"]
 
 
 def run_to(study, trials, first=None):
@@ -65,32 +65,37 @@ def test_later_trials_are_sampled_where_earlier_ones_were_good(url):
     at_random = 0.5 + 0.02 * 8.5
     assert np.mean(values[20:]) > at_random + 0.05
     importance = study.importance()
-    assert max(importance, key=importance.get) == "str.tokens"
+    assert max(importance, key=importance.get) == "model.str.tokens"
     assert sum(importance.values()) == pytest.approx(1)
 
 
 def test_first_trial_is_the_recipe_where_the_space_has_it(url, tmp_path):
-    recipe = {"sfm.perturbation": 0.01, "str.tokens": 4, "sfm.sharing": "per_layer", "seed": 0}
+    recipe = {
+        "model.sfm.perturbation": 0.01,
+        "model.str.tokens": 4,
+        "model.sfm.sharing": "per_layer",
+        "seed": 0,
+    }
     study = open_study(url)
     run_to(study, 2, first=recipe)
     assert study.trials()[0].values == {
-        name: recipe[name] for name in ("sfm.perturbation", "str.tokens", "sfm.sharing")
+        name: recipe[name] for name in ("model.sfm.perturbation", "model.str.tokens", "model.sfm.sharing")
     }
     outside = open_study(f"sqlite:///{tmp_path / 'outside.db'}")
-    run_to(outside, 1, first=recipe | {"sfm.perturbation": 0.5})
-    assert outside.trials()[0].values["sfm.perturbation"] <= 0.1
+    run_to(outside, 1, first=recipe | {"model.sfm.perturbation": 0.5})
+    assert outside.trials()[0].values["model.sfm.perturbation"] <= 0.1
 
 
 def test_impossible_samples_are_sampled_again_and_not_stored(url):
     def describe(values):
-        if values["str.tokens"] % 2:
+        if values["model.str.tokens"] % 2:
             raise ConfigError("odd")
         return known(values)
 
     study = open_study(url)
     for _ in range(5):
         study.finish(study.ask(describe).number, 0.5)
-    assert all(trial.values["str.tokens"] % 2 == 0 for trial in study.trials())
+    assert all(trial.values["model.str.tokens"] % 2 == 0 for trial in study.trials())
 
     def refuse(values):
         raise ConfigError("never")
@@ -240,7 +245,7 @@ def test_value_is_that_of_the_epoch_that_the_recipe_reports_and_never_of_test():
 
 
 def test_words_of_values_are_short():
-    values = {"sfm.perturbation": 0.0123456, "str.tokens": 4, "sfm.sharing": "per_head"}
+    values = {"model.sfm.perturbation": 0.0123456, "model.str.tokens": 4, "model.sfm.sharing": "per_head"}
     assert words(values) == "perturbation=0.0123 tokens=4 sharing=per_head"
 
 

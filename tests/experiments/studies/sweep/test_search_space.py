@@ -1,13 +1,12 @@
 import pytest
 
-from experiments.recipes import ConfigError, resolve
+from experiments.recipes import ConfigError, full_name, resolve
 from experiments.studies.sweep.search_space import (
     check_space,
     check_switches,
     config_with,
     make_space,
     parse_dimension,
-    setting_name,
 )
 
 
@@ -34,7 +33,11 @@ class Script:
 def test_default_space_is_perturbation_tokens_and_sharing():
     script = Script(**{"sfm.perturbation = 0": False})
     sampled = make_space([]).sample(script)
-    assert sampled == {"sfm.perturbation": 0.001, "str.tokens": 1, "sfm.sharing": "all_layers"}
+    assert sampled == {
+        "model.sfm.perturbation": 0.001,
+        "model.str.tokens": 1,
+        "model.sfm.sharing": "all_layers",
+    }
     assert script.asked["sfm.perturbation"] == (0.001, 0.1, "log")
     assert script.asked["str.tokens"] == (1, 16, 1)
     assert len(script.asked["sfm.sharing"]) == 5
@@ -50,10 +53,10 @@ def test_zero_or_log_gives_exactly_zero_and_asks_for_nothing_else():
     ("text", "values"),
     [
         ("optim.learning_rate=log:1e-6:1e-4", {"optim.learning_rate": 3e-5}),
-        ("sfm.perturbation=zero-or-log:0.001:0.1", {"sfm.perturbation": 0.0}),
-        ("sfm.perturbation=zero-or-log:0.001:0.1", {"sfm.perturbation": 0.02}),
+        ("sfm.perturbation=zero-or-log:0.001:0.1", {"model.sfm.perturbation": 0.0}),
+        ("sfm.perturbation=zero-or-log:0.001:0.1", {"model.sfm.perturbation": 0.02}),
         ("batch.size=int:8:64:8", {"batch.size": 24}),
-        ("model.chi=choice:on,off", {"chi.enabled": False}),
+        ("model.chi=choice:on,off", {"model.chi.enabled": False}),
     ],
 )
 def test_parameters_of_a_value_give_the_value_back(text, values):
@@ -76,8 +79,9 @@ def test_value_outside_the_space_has_no_parameters(text, value):
 
 def test_search_replaces_a_default_adds_a_setting_and_takes_one_out():
     space = make_space(["model.str.tokens=int:2:8", "optim.beta2=float:0.9:0.999", "sfm.sharing=off"])
-    assert [d.name for d in space.dimensions] == ["sfm.perturbation", "str.tokens", "optim.beta2"]
-    assert space.dimensions[1].text == "str.tokens=int:2:8"
+    assert [d.name for d in space.dimensions] == ["model.sfm.perturbation", "model.str.tokens", "optim.beta2"]
+    assert space.dimensions[1].text == "model.str.tokens=int:2:8"
+    assert space.dimensions[1].stored_text == "str.tokens=int:2:8"
 
 
 def test_a_step_ends_at_the_last_value_it_reaches():
@@ -99,11 +103,10 @@ def test_final_rate_is_never_above_a_sampled_rate():
 
 def test_values_become_settings_of_the_recipe():
     config = config_with(
-        "demo", ["train.epochs=3"], {"sfm.perturbation": 1e-6, "chi": False, "optim.beta2": 0.9}
+        "demo", ["train.epochs=3"], {"model.sfm.perturbation": 1e-6, "model.chi": False, "optim.beta2": 0.9}
     )
     expected = ["train.epochs=3", "model.sfm.perturbation=0.000001", "model.chi=off", "optim.beta2=0.9"]
     assert config == resolve("demo", expected)
-    assert setting_name("str.tokens") == "model.str.tokens"
 
 
 @pytest.mark.parametrize(
@@ -137,16 +140,18 @@ def test_search_that_cannot_be_read_is_refused(text, message):
 def test_module_is_searched_on_and_off_by_its_name(name):
     (dimension,) = make_space([f"{name}=choice:on,off"], []).dimensions
     module = name.removeprefix("model.").removesuffix(".enabled")
-    assert (dimension.name, dimension.choices) == (f"{module}.enabled", (True, False))
+    assert (dimension.name, dimension.choices) == (f"model.{module}.enabled", (True, False))
     base = resolve("demo", [])
-    assert make_space([f"{name}=choice:on,off"], []).parameters(base.flat()) == {dimension.name: True}
+    assert make_space([f"{name}=choice:on,off"], []).parameters(base.flat()) == {f"{module}.enabled": True}
     assert not getattr(config_with("demo", [], {dimension.name: False}).model, module).enabled
 
 
 def test_settings_of_a_module_that_is_off_are_not_searched():
     space = make_space(["sfm.perturbation=off"])
     check_switches(space, "demo", ["model.chi=off"])
-    with pytest.raises(ConfigError, match=r"--search sfm\.sharing: sfm\.enabled is False, so all trials"):
+    with pytest.raises(
+        ConfigError, match=r"--search model\.sfm\.sharing: model\.sfm\.enabled is False, so all trials"
+    ):
         check_switches(space, "demo", ["model.sfm=off"])
     check_switches(make_space(["sfm=choice:on,off"]), "demo", ["model.sfm=off"])
 
@@ -179,4 +184,4 @@ def test_nothing_left_to_search_is_refused():
 def test_space_with_an_impossible_value_is_refused_before_anything_starts(text, message):
     with pytest.raises(ConfigError, match=message) as refused:
         check_space(make_space([text]), "demo", [], lambda config: None)
-    assert f"--search {text.partition('=')[0]}" in str(refused.value)
+    assert f"--search {full_name(text).partition('=')[0]}" in str(refused.value)

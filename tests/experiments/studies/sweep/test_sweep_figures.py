@@ -9,9 +9,9 @@ SPACE = make_space(["optim.learning_rate=log:1e-6:3e-3"])
 
 def trial(number, value, state="finished", **values):
     config = {
-        "sfm.perturbation": 0.01,
-        "str.tokens": 4,
-        "sfm.sharing": "per_head",
+        "model.sfm.perturbation": 0.01,
+        "model.str.tokens": 4,
+        "model.sfm.sharing": "per_head",
         "optim.learning_rate": 1e-4,
     }
     return made_up.trial(
@@ -33,12 +33,12 @@ def result(*trials, best=None, importance=None):
 @pytest.mark.parametrize(
     "text",
     [
-        "sfm.perturbation=zero-or-log:0.001:0.1",
+        "model.sfm.perturbation=zero-or-log:0.001:0.1",
         "optim.learning_rate=log:1e-6:3e-3",
         "optim.beta2=float:0.9:0.999",
-        "str.tokens=int:1:16",
+        "model.str.tokens=int:1:16",
         "batch.size=int:8:64:8",
-        "sfm.sharing=choice:per_layer,per_head,all_layers",
+        "model.sfm.sharing=choice:per_layer,per_head,all_layers",
     ],
 )
 def test_values_stand_between_the_ends_of_their_axis_in_their_order(text):
@@ -53,8 +53,8 @@ def test_values_stand_between_the_ends_of_their_axis_in_their_order(text):
 
 
 def test_zero_of_a_log_scale_stands_apart_below_its_least_value():
-    scale = Scale(parse_dimension("sfm.perturbation=zero-or-log:0.001:0.1"))
-    trials = [trial(0, 0.5, **{"sfm.perturbation": p}) for p in (0.0, 0.001, 0.01)]
+    scale = Scale(parse_dimension("model.sfm.perturbation=zero-or-log:0.001:0.1"))
+    trials = [trial(0, 0.5, **{"model.sfm.perturbation": p}) for p in (0.0, 0.001, 0.01)]
     zero, least, middle = (scale.height(scale.position(one)) for one in trials)
     assert least - zero > 0.1
     assert middle - least == pytest.approx(1 - middle)
@@ -73,7 +73,9 @@ def test_few_trials_give_the_figures_that_they_can(tmp_path):
     assert {path.stem for path in running} == {"history", "slice", "parallel_coordinates"}
     alone = draw_all(tmp_path, result(one, best=one), SPACE)
     assert {path.stem for path in alone} == {"history", "slice", "parallel_coordinates", "pareto"}
-    every = result(one, trial(1, 0.5), trial(2, None, "failed"), best=one, importance={"str.tokens": 1.0})
+    every = result(
+        one, trial(1, 0.5), trial(2, None, "failed"), best=one, importance={"model.str.tokens": 1.0}
+    )
     assert {path.stem for path in draw_all(tmp_path, every, SPACE)} == {
         "history",
         "slice",
