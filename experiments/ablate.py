@@ -27,7 +27,14 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from rich.console import Console
 
-from experiments.command_line import add_workers, run_command, run_options, training_options, with_workers
+from experiments.command_line import (
+    add_workers,
+    print_listed,
+    run_command,
+    run_options,
+    training_options,
+    with_workers,
+)
 from experiments.recipes import ConfigError
 from experiments.run.preflight import Check, preflight
 from experiments.studies.ablation.ablation import AblationStudy
@@ -127,6 +134,8 @@ def print_ablation(result: AblationResult, wide: bool = False) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where a run could not be finished."""
     given = parser().parse_args(arguments)
+    if given.list_settings:
+        return print_listed(given)
     return run_command(
         lambda: ablate(given),
         given.json,

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, add_json_options
-from experiments.recipes import RECIPES, WORKSPACE, ConfigError, full_name
+from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, RunError
+from experiments.settings_list import list_settings, or_settings, print_settings
 from experiments.terminal_tables import text_table
 from stmi.clip.weights import ClipFileError
 from stmi.retrieval.metrics import RetrievalError
@@ -25,6 +26,7 @@ Result = TypeVar("Result", bound=Record)
 
 NAMES = "A name is a full dotted one, as --list-settings prints it; `model.` may be left out"
 """How settings are named, for the help of each option that takes a name."""
+LIST_HELP = "print every setting with its value (with --recipe and --set), what it accepts and what it means"
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
 
@@ -49,10 +51,10 @@ def training_options(
         default=[],
         metavar="NAME=VALUE",
         dest="settings",
-        type=full_name,
         help=f"{setting_help}; may be repeated. {NAMES}",
     )
-    add_json_options(options, record)
+    options.add_argument("--list-settings", action="store_true", help=LIST_HELP)
+    add_json_options(options, or_settings(record))
     locations = options.add_argument_group("where it runs, and where things are kept")
     add_workspace(locations)
     locations.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
@@ -118,6 +120,11 @@ def with_workers(given: argparse.Namespace) -> list[str]:
         wrong = "it contradicts --set train.workers" if is_set else "at least 1 is needed"
         raise ConfigError(f"--workers={given.workers}: {wrong}")
     return [*given.settings, *([] if is_set else [f"train.workers={given.workers or 1}"])]
+
+
+def print_listed(given: argparse.Namespace) -> int:
+    """Print the settings of a command line's recipe with its changes; returns the exit status."""
+    return run_command(lambda: list_settings(given.recipe, given.settings), given.json, print_settings)
 
 
 def metrics_table(title: str, rows: Mapping[str, FeatureMetrics]) -> Table:

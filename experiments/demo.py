@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments import train
-from experiments.command_line import run_command
+from experiments.command_line import print_listed, run_command
 from experiments.report import RunReport, print_report
 
 FLOOR = 0.42
@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"{FLOOR} (default: no floor)",
     )
     given = options.parse_args(arguments)
+    if given.list_settings:
+        return print_listed(given)
     start = time.perf_counter()
 
     def show_step(step: str, result: str) -> None:

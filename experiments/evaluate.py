@@ -30,15 +30,16 @@ from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
-from experiments.command_line import NAMES, add_workspace, metrics_table, run_command
+from experiments.command_line import LIST_HELP, NAMES, add_workspace, metrics_table, print_listed, run_command
 from experiments.evaluating.embedding_actors import embed_on_cluster
 from experiments.evaluating.evaluation_target import EvaluationTarget, load_released_checkpoint, load_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
-from experiments.recipes import ConfigError, full_name
+from experiments.recipes import ConfigError
 from experiments.run import evaluation
 from experiments.run.run_figures import FEATURE_NAMES
 from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.run.run_result import METRICS, FeatureMetrics
+from experiments.settings_list import or_settings
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
@@ -169,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     target.add_argument(
         "--released-checkpoint", type=Path, metavar="FILE", help="a checkpoint of the authors' released code"
     )
+    target.add_argument("--list-settings", action="store_true", help=LIST_HELP)
     parser.add_argument("--recipe", help="the recipe that a released checkpoint belongs to")
     parser.add_argument(
         "--set",
@@ -176,7 +178,6 @@ def main(arguments: list[str] | None = None) -> int:
         default=[],
         metavar="NAME=VALUE",
         dest="settings",
-        type=full_name,
         help=f"change a setting of that recipe, for example model.sfm=off; may be repeated. {NAMES}",
     )
     parser.add_argument(
@@ -216,8 +217,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--queries", metavar="FILE", help="write the average precision of each query in the same way"
     )
-    add_json_options(parser, Evaluation)
+    add_json_options(parser, or_settings(Evaluation))
     given = parser.parse_args(arguments)
+    if given.list_settings:
+        if given.recipe is None:
+            parser.error("--list-settings needs --recipe, for example --recipe rgbnt201-released")
+        return print_listed(given)
 
     def command() -> Evaluation:
         missing = [(), *(subset for text in given.missing for subset in parse_missing(text))]

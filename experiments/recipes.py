@@ -69,14 +69,14 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """How long, on how many workers, and how often to validate."""
 
-    epochs: int = Field(50, ge=1)
+    epochs: int = Field(50, ge=1, description="Passes over the training identities.")
     workers: int = Field(
         1,
         ge=1,
         description="Data-parallel workers; the result depends on it only where data.placement=by_identity.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="Of the network; losses are float32."
+        "bfloat16", description="Precision of the network; losses are float32."
     )
     compile: bool = Field(
         False, description="Compile the training step's network: faster after a minute or so at the start."
@@ -93,20 +93,23 @@ class ReportConfig(Section):
 
     feature: Literal["U", "G", "T", "RGB", "NIR", "TIR", "GTTT"] = Field(
         "U",
-        description="GTTT is what the released code compares vehicles by: class tokens and three times T.",
+        description="The feature that the headline ranks by. GTTT is what the released code compares "
+        "vehicles by: class tokens and three times T.",
     )
     epoch: Literal["last", "validation", "best_on_test"] = Field(
         "last",
-        description="The last epoch, the one best on validation identities, or the one best on test, which "
-        "the released code reports and which flatters.",
+        description="The epoch that the headline is of: the last one, the one best on validation identities, "
+        "or the one best on test, which the released code reports and which flatters.",
     )
 
 
 class ExperimentConfig(Section):
     """Everything that decides the result of a run, beside the tables it reads."""
 
-    recipe: str
-    seed: int = Field(0, ge=0)
+    recipe: str = Field(description="Name of the recipe; chosen with --recipe.")
+    seed: int = Field(
+        0, ge=0, description="Another seed gives other initial weights, batches, augmentation and dropout."
+    )
     data: DataConfig
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -286,7 +289,8 @@ def resolve(recipe: str, settings: list[str] | None = None) -> ExperimentConfig:
 
     Args:
         recipe: A name in `RECIPES`.
-        settings: Changes as `dotted.name=value`, for example `model.sfm=off` or `batch.size=96`.
+        settings: Changes as `dotted.name=value`, for example `model.sfm=off` or `batch.size=96`;
+            `model.` may be left out.
 
     Raises:
         ConfigError: A name is unknown, or a value impossible.
@@ -295,7 +299,7 @@ def resolve(recipe: str, settings: list[str] | None = None) -> ExperimentConfig:
         raise ConfigError(f"recipe {recipe!r} is unknown; there are {', '.join(RECIPES)}")
     tree = RECIPES[recipe]().model_dump(mode="json")
     for setting in settings or []:
-        name, equals, text = setting.partition("=")
+        name, equals, text = full_name(setting).partition("=")
         if not equals:
             raise ConfigError(f"setting {setting!r} is not name=value, for example model.sfm=off")
         if name.strip() == "recipe":

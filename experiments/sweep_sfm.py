@@ -27,7 +27,14 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from rich.console import Console
 
-from experiments.command_line import add_workers, run_command, run_options, training_options, with_workers
+from experiments.command_line import (
+    add_workers,
+    print_listed,
+    run_command,
+    run_options,
+    training_options,
+    with_workers,
+)
 from experiments.recipes import ConfigError
 from experiments.run.preflight import preflight
 from experiments.studies.sweep.optuna_study import check_url
@@ -203,6 +210,8 @@ def print_sweep(result: SweepResult) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where trials are missing because they crashed."""
     given = parser().parse_args(arguments)
+    if given.list_settings:
+        return print_listed(given)
     return run_command(
         lambda: sweep(given), given.json, print_sweep, lambda result: int(not result.is_complete)
     )

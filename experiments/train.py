@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from pydantic import BaseModel, RootModel
 
 from experiments import recipes
-from experiments.command_line import run_command, run_options, training_options, with_workers
+from experiments.command_line import print_listed, run_command, run_options, training_options, with_workers
 from experiments.planning import run_plan
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, known_hardware
 from experiments.planning.plan_printout import print_plan
@@ -120,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = parser()
     given = options.parse_args(arguments)
+    if given.list_settings:
+        return print_listed(given)
     if given.plan and given.resume:
         options.error("--plan trains nothing, so there is nothing to --resume; leave one of them out")
     if given.plan:

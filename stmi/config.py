@@ -47,8 +47,8 @@ class Switch(Section):
 class ImageSize(Section):
     """Height and width of the model's input."""
 
-    height: int = Field(256, ge=8, le=4096, description="Pixels.")
-    width: int = Field(128, ge=8, le=4096, description="Pixels.")
+    height: int = Field(256, ge=8, le=4096, description="Height in pixels.")
+    width: int = Field(128, ge=8, le=4096, description="Width in pixels.")
 
 
 class ClipConfig(Section):
@@ -96,7 +96,9 @@ class SfmConfig(Switch):
         "(the paper's words). The released code uses 0.5.",
     )
     initial_strength: float = Field(0.1, description="Mean of the initial alpha and beta.")
-    initial_strength_std: float = Field(0.05, ge=0, description="Their standard deviation.")
+    initial_strength_std: float = Field(
+        0.05, ge=0, description="Standard deviation of the initial alpha and beta."
+    )
 
     @field_validator("perturbation", mode="wrap")
     @classmethod
@@ -149,7 +151,7 @@ class FusionConfig(Section):
         description="The fusion if CHI is off: eq. 17-18 over the tokens of STR (H' = H), or concatenated "
         "class tokens, as in the text of the paper; then STR has no effect and is not built.",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="On the attention and on its output.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the attention and on its output.")
 
 
 class TextConfig(Switch):
@@ -253,7 +255,9 @@ class BatchConfig(Section):
 class OptimConfig(Section):
     """Optimiser and learning rate."""
 
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw"] = Field(
+        "adam", description="Adam with weight decay in the gradient, or AdamW (decoupled weight decay)."
+    )
     learning_rate: float = Field(3.5e-6, gt=0, description="The highest rate.")
     final_learning_rate: float = Field(3.5e-7, ge=0, description="The rate at the end (cosine).")
     schedule: Literal["cosine", "released"] = Field(
@@ -262,9 +266,9 @@ class OptimConfig(Section):
         "ten times the rate, with seeded noise.",
     )
     warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up from zero.")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the optimiser's mean of gradients.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of its mean of squared gradients.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay, except of alpha and beta.")
     gradient_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 does not limit it.")
     modulation_rate_factor: float = Field(
         1.0, gt=0, description="Learning rate of alpha and beta over that of the other weights."

@@ -3,9 +3,10 @@ import sys
 
 import pytest
 
-from experiments import ablate, demo, report, sweep_sfm, train
+from experiments import ablate, demo, evaluate, report, sweep_sfm, train
 from experiments.command_line import INTERRUPTED_STATUS, USAGE_STATUS, run_command
 from experiments.recipes import ConfigError
+from experiments.settings_list import SettingsList
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
 from tests.experiments import made_up
@@ -18,13 +19,35 @@ from tests.experiments import made_up
         (demo, train.RunReport),
         (ablate, AblationResult),
         (sweep_sfm, SweepResult),
+        (evaluate, evaluate.Evaluation),
     ],
 )
 def test_scripts_print_the_schema_of_their_json(script, record, capsys):
     with pytest.raises(SystemExit) as ended:
         script.main(["--json-schema"])
     assert ended.value.code == 0
-    assert json.loads(capsys.readouterr().out) == record.model_json_schema(mode="serialization")
+    printed = json.loads(capsys.readouterr().out)
+    for part in (record, SettingsList):
+        definitions = part.model_json_schema(mode="serialization").pop("$defs", {})
+        assert printed["$defs"].items() >= definitions.items()
+    named = {part["$ref"].rpartition("/")[2] for part in printed["anyOf"]}
+    assert named == {record.__name__, "SettingsList"}
+
+
+@pytest.mark.parametrize("script", [train, demo, ablate, sweep_sfm, evaluate])
+def test_scripts_list_the_settings_of_a_recipe_with_its_changes(script, capsys):
+    arguments = ["--list-settings", "--recipe", "rgbnt100-paper", "--set", "sfm.sharing=per_head", "--json"]
+    assert script.main(arguments) == 0
+    listed = SettingsList.model_validate_json(capsys.readouterr().out)
+    values = {setting.name: (setting.value, setting.recipe) for setting in listed.settings}
+    assert values["model.sfm.sharing"] == ("per_head", "per_layer")
+    assert values["train.epochs"] == (20, 20)
+
+
+def test_a_setting_that_is_listed_and_unknown_is_refused_in_one_line(capsys):
+    assert ablate.main(["--list-settings", "--set", "sfm.sharring=per_head"]) == USAGE_STATUS
+    error = capsys.readouterr().err
+    assert error == "error: setting model.sfm.sharring is unknown; did you mean model.sfm.sharing?\n"
 
 
 def test_demo_refuses_to_plan_instead_of_training(capsys):

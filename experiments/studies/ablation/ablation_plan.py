@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from data_catalog.tables.digests import json_digest
-from experiments.recipes import ConfigError, ExperimentConfig, resolve
+from experiments.recipes import ConfigError, ExperimentConfig, full_name, resolve
 from experiments.run.run_data import RunTables
 from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row
@@ -143,7 +143,7 @@ def _check_settings(ablation: Ablation, settings: Sequence[str]) -> None:
 
 def _name(setting: str) -> str:
     """Name of a setting; a switch has that of its group (`model.chi` for `model.chi.enabled=off`)."""
-    return setting.partition("=")[0].strip().removesuffix(".enabled")
+    return full_name(setting).partition("=")[0].strip().removesuffix(".enabled")
 
 
 def _check_rows(plan: AblationPlan) -> None:
