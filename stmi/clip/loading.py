@@ -6,14 +6,17 @@ weights is never executed.
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import constants
 from torch import Tensor
 
+from stmi.clip import hub
 from stmi.clip.architecture import (
     CONFIG_FILE,
     DIGEST_FILE,
@@ -101,13 +104,23 @@ def untrained_clip(source: str | Path) -> LoadedClip:
 
 
 def _download(name: str, pretrained: str) -> Path:
+    published = open_clip.get_pretrained_cfg(name, pretrained)
+    is_on_disk, is_on_hub = "file" in published, "hf_hub" in published
+    fault = hub.why_unreachable() if is_on_hub and not is_on_disk else None
     try:
-        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
+        with nullcontext() if fault is None else hub.cache_alone():
+            return Path(open_clip.download_pretrained(published))
     except (OSError, RuntimeError, ValueError) as error:
+        reason = (
+            f"cannot be fetched ({error})"
+            if fault is None
+            else f"are not in the cache ({constants.HF_HUB_CACHE}) and cannot be downloaded ({fault})"
+        )
         raise ClipFileError(
-            f"clip source '{name}/{pretrained}': its weights cannot be fetched ({error}); without a network "
-            "give a folder instead"
-        ) from error
+            f"clip source '{name}/{pretrained}': its weights {reason}; name a folder that has them with "
+            "--set model.clip.source=DIR (--clip DIR of `data_catalog text-features`); "
+            "experiments/convert_clip.py makes one"
+        ) from None
 
 
 def _load_folder(folder: Path) -> LoadedClip:
