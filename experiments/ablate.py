@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
         choices=("3", "4", "5"),
         help="tables of the paper, together in one study",
     )
-    options.add_argument("--figure", choices=tuple(FIGURES), help="figure of the paper: p, and K")
+    options.add_argument(
+        "--figure", choices=tuple(FIGURES), help="figure of the paper: p, and K (default: none)"
+    )
     options.add_argument(
         "--row",
         action="append",

@@ -171,7 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--released-checkpoint", type=Path, metavar="FILE", help="a checkpoint of the authors' released code"
     )
     target.add_argument("--list-settings", action="store_true", help=LIST_HELP)
-    parser.add_argument("--recipe", help="the recipe that a released checkpoint belongs to")
+    parser.add_argument(
+        "--recipe", help="the recipe that a released checkpoint belongs to, needed with it (default: none)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -186,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="epoch of a run: the one that it reports, or its last one (default: reported)",
     )
     parser.add_argument(
-        "--dataset", metavar="NAME", help="evaluate a run on this data set of the catalog instead of its own"
+        "--dataset", metavar="NAME", help="evaluate a run on this data set of the catalog (default: its own)"
     )
     add_workspace(parser)
     parser.add_argument(
@@ -212,10 +214,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--wide", action="store_true", help="with --missing or --rerank, print ranks as well, in longer lines"
     )
     parser.add_argument(
-        "--embeddings", metavar="FILE", help="write the features as Parquet, to a file or URI"
+        "--embeddings",
+        metavar="FILE",
+        help="write the features as Parquet, to a file or URI (default: not written)",
     )
     parser.add_argument(
-        "--queries", metavar="FILE", help="write the average precision of each query in the same way"
+        "--queries",
+        metavar="FILE",
+        help="write the average precision of each query in the same way (default: not written)",
     )
     add_json_options(parser, or_settings(Evaluation))
     given = parser.parse_args(arguments)

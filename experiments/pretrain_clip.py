@@ -225,7 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2_400, help="optimisation steps (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="pairs in a batch (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of people, batches and weights")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of people, batches and weights (default: 0)"
+    )
     add_json_options(parser, PretrainedClip)
     given = parser.parse_args(arguments)
     least = 2 * (HELD_OUT + given.batch)

@@ -149,7 +149,9 @@ def main(arguments: list[str] | None = None) -> int:
     reported = parser.add_mutually_exclusive_group()
     reported.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
     reported.add_argument(
-        "--study", metavar="NAME", help="a study, by the name that ablate.py or sweep_sfm.py printed"
+        "--study",
+        metavar="NAME",
+        help="a study, by the name that ablate.py or sweep_sfm.py printed (default: a run)",
     )
     parser.add_argument(
         "--tracking-uri",

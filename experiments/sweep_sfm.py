@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
         "choice:a,b,c; or off to leave one out; may be repeated; names as in --set "
         f"(default: {' '.join(DEFAULT_SPACE)})",
     )
-    options.add_argument("--seed", type=int, help="of the sampler and of every trial's training")
+    options.add_argument(
+        "--seed", type=int, help="of the sampler and of every trial's training (default: the recipe's)"
+    )
     options.add_argument(
         "--objectives",
         choices=("mAP", "mAP,cost"),

@@ -48,8 +48,10 @@ def training_parser(description: str | None, record: type[BaseModel] = RunReport
     """
     setting_help = "change a setting, for example model.sfm=off or model.str.tokens=2"
     options = training_options(description, setting_help, record)
-    options.add_argument("--seed", type=int, help="shorthand for --set seed=N")
-    options.add_argument("--workers", type=int, help="shorthand for --set train.workers=N")
+    options.add_argument("--seed", type=int, help="shorthand for --set seed=N (default: the recipe's)")
+    options.add_argument(
+        "--workers", type=int, help="shorthand for --set train.workers=N (default: the recipe's)"
+    )
     options.add_argument(
         "--resume",
         action="store_true",

@@ -141,8 +141,13 @@ def _setting_option(name: str, field: FieldInfo) -> Option:
     kind = tuple(kinds) if kinds and isinstance(kinds[0], str) else (kinds or [field.annotation])[0]
     about, default = field.description or "", field.default
     about = f"{about[:1].lower()}{about[1:].rstrip('.')}"
-    if default not in (None, PydanticUndefined):
+    about = " ".join(about.split())
+    if default is PydanticUndefined:
+        about += "; needed"
+    elif default is not None:
         about += f" (default: {f'{default:g}' if kind is float else default})"
+    elif "default" not in about:
+        about += " (default: none)"
     metavar = "N" if kind is int else "X" if kind is float else None
     return Option(f"--{name.replace('_', '-')}", about.replace("%", "%%"), kind, metavar)
 

@@ -51,7 +51,10 @@ _CARD = Option(
     tuple(card_names()),
 )
 _OPTIONS: Mapping[str, tuple[Option, ...]] = {
-    "readings": (_CARD, Option("--readings", "predicted attributes, one .jsonl file per split", Path, "DIR")),
+    "readings": (
+        _CARD,
+        Option("--readings", "predicted attributes, one .jsonl file per split, needed", Path, "DIR"),
+    ),
     "llm": (
         _CARD,
         *setting_options(ClientSettings, "endpoint"),
@@ -59,31 +62,38 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--temperature", "default: 0; `endpoint` leaves it to the endpoint", _temperature, "T"),
         *setting_options(ClientSettings, "concurrency", "timeout_seconds", "retries", "reasks"),
         *setting_options(ClientSettings, "patience_seconds", "budget_usd"),
-        Option("--usd-per-million-input", "price of tokens sent", float, "USD"),
-        Option("--usd-per-million-output", "price of tokens answered", float, "USD"),
+        Option("--usd-per-million-input", "price of tokens sent (default: unknown)", float, "USD"),
+        Option("--usd-per-million-output", "price of tokens answered (default: unknown)", float, "USD"),
     ),
     "files": (
         Option("--captions", "default: where the source keeps them", Path, "DIR"),
-        Option("--choose", "which, where each modality has its own", ("RGB", "NIR", "TIR", "join")),
+        Option(
+            "--choose",
+            "which, where each modality has its own (default: none, such a data set needs it)",
+            ("RGB", "NIR", "TIR", "join"),
+        ),
     ),
 }
-_TITLES = {
-    "readings": "from predicted attributes in files",
-    "llm": "by a multi-modal language model",
-    "files": "captions that exist already",
+_ROUTES = {
+    "readings": "Sentences from predicted attributes; needs the predictions in files.",
+    "llm": "Written by a multi-modal language model; needs an OpenAI-compatible endpoint.",
+    "files": 'Captions that exist already: JSON lists of {"item": file name, "description": text}.',
 }
+"""What each captioner is and needs, for the help."""
 _REQUIRED = {"readings": ("readings",), "llm": ("endpoint", "model"), "files": ()}
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
-    parser.add_argument("--captioner", choices=_OPTIONS, default="readings", help="what writes them")
+    parser.add_argument(
+        "--captioner", choices=_OPTIONS, default="readings", help="what writes them (default: readings)"
+    )
     _CARD.add_to(parser)
     parser.add_argument(
         "--redact", action="store_true", help="leave out licence plates and other personal text"
     )
     for captioner, options in _OPTIONS.items():
-        group = parser.add_argument_group(f"--captioner {captioner}, {_TITLES[captioner]}")
+        group = parser.add_argument_group(f"--captioner {captioner}", _ROUTES[captioner])
         for option in options:
             if option is not _CARD:
                 option.add_to(group)

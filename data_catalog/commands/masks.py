@@ -56,15 +56,23 @@ def _score(text: str) -> float:
     return value
 
 
+_ROUTES = {
+    "grabcut": "OpenCV's GrabCut on brightness, near infrared and heat; needs no weights and no GPU.",
+    "sam2": "Segment Anything 2; needs its published weights, and a GPU to be quick.",
+    "files": "Masks that exist already, a .npy or .png file per sample; needs no weights.",
+}
+"""What each segmenter is and needs, for the help."""
 _OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "grabcut": (),
     "sam2": (
-        Option("--checkpoint", "published weights (.pt)", Path, "FILE"),
+        Option("--checkpoint", "published weights (.pt), needed", Path, "FILE"),
         Option("--model", "their size (default: sam2.1_hiera_l)", tuple(SAM2_MODELS)),
         Option("--prompt", "where the object is (default: point)", ("point", "box", "both")),
-        Option("--image-size", "side of the square that images are resized to (1024)", int, "PIXELS"),
+        Option(
+            "--image-size", "side of the square that images are resized to (default: 1024)", int, "PIXELS"
+        ),
         Option("--precision", "default: bfloat16", ("bfloat16", "float32")),
-        Option("--images-per-batch", "images encoded at once (6)", int, "N"),
+        Option("--images-per-batch", "images encoded at once (default: 6)", int, "N"),
     ),
     "files": (
         Option("--masks", "default: the folder of the samples", Path, "DIR"),
@@ -76,13 +84,20 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
-    parser.add_argument("--segmenter", choices=_OPTIONS, default="grabcut", help="what finds the object")
-    parser.add_argument("--true-masks", type=Path, metavar="DIR", help="score the masks against these")
     parser.add_argument(
-        "--quality-gate", type=_score, metavar="SCORE", help="list the samples whose mask scores less"
+        "--segmenter", choices=_OPTIONS, default="grabcut", help="what finds the object (default: grabcut)"
+    )
+    parser.add_argument(
+        "--true-masks", type=Path, metavar="DIR", help="score the masks against these (default: not scored)"
+    )
+    parser.add_argument(
+        "--quality-gate",
+        type=_score,
+        metavar="SCORE",
+        help="list the samples whose mask scores less (default: none)",
     )
     for segmenter, options in _OPTIONS.items():
-        group = parser.add_argument_group(f"--segmenter {segmenter}")
+        group = parser.add_argument_group(f"--segmenter {segmenter}", _ROUTES[segmenter])
         for option in options:
             option.add_to(group)
 

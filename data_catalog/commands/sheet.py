@@ -30,7 +30,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--ids", nargs="+", default=[], metavar="ID", help="these samples, like test/000077_cam1_0_00"
     )
-    which.add_argument("--lowest-score", type=int, metavar="N", help="the N masks that score lowest")
+    which.add_argument(
+        "--lowest-score",
+        type=int,
+        metavar="N",
+        help="the N masks that score lowest (default: a random choice)",
+    )
     add_setting_options(which, SheetSettings, "count", "seed")
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(

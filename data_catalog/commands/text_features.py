@@ -20,7 +20,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
     parser.add_argument("--captions-key", metavar="KEY", help="default: the newest captions of the samples")
     parser.add_argument(
-        "--clip", default=str(DEMO_CLIP), metavar="DIR", help="folder of a CLIP, or open_clip name/pretrained"
+        "--clip",
+        default=str(DEMO_CLIP),
+        metavar="DIR",
+        help="folder of a CLIP, or open_clip name/pretrained (default: that of the demo, stmi/demo_clip)",
     )
 
 
