@@ -12,7 +12,7 @@ from data_catalog.commands.arguments import (
     given_settings,
     image_size,
 )
-from data_catalog.commands.command import BuiltTable, Command, build
+from data_catalog.commands.command import BuiltTable, Command, build, print_result
 from data_catalog.formats import FORMATS, find_format
 from data_catalog.samples.ingestion import IngestSettings, SamplesStatistics, ingest
 
@@ -40,6 +40,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="size every image must have, or `any` (default: the one that half of them have, else any)",
     )
     add_setting_options(parser, IngestSettings, "validation_identities", "samples_per_shard")
+    for name, layout in sorted(FORMATS.items()):
+        parser.add_argument_group(f"--format {name}", layout.tree)
+
+
+def _show(result: IngestResult) -> None:
+    """Print the result, and say how cameras are counted."""
+    cameras = ", ".join(map(str, result.cameras))
+    print_result(result.model_dump(mode="json") | {"cameras": f"{cameras} (camera_id, counted from 0)"})
 
 
 def _run(args: argparse.Namespace) -> IngestResult:
@@ -63,4 +71,5 @@ COMMAND = Command(
     add_options=_add_options,
     run=_run,
     result=IngestResult,
+    show=_show,
 )

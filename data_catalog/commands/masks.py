@@ -146,7 +146,7 @@ def _show(result: MasksResult) -> None:
     shown: dict[str, Any] = {}
     for name, value in result.model_dump(mode="json", exclude_none=True).items():
         if name == "sources_by_camera":
-            shown["by_camera"] = by_camera
+            shown["by_camera_id (from 0)"] = by_camera
         elif name == "quality_gate":
             shown[name] = {**value, "samples": _shorten(value["samples"])}
         elif name not in ("mean_iou_by_camera", "brightness_by_camera", "lowest_scores"):

@@ -83,6 +83,21 @@ def _triplets(root: Path, folder: str) -> tuple[dict[str, dict[str, NamedImage]]
     return triplets, rejected
 
 
+TREE = """\
+MSVR310/
+  bounding_box_train/
+    0019/                       one folder for each vehicle
+      vis/0019_s012_v0_000.jpg  RGB; identity 19, scene 12, view 0, which is
+                                camera_id 0 in tables
+      ni/0019_s012_v0_000.jpg   NIR, the same name
+      th/0019_s012_v0_000.jpg   TIR
+  query3/                       like bounding_box_train
+  bounding_box_test/            like bounding_box_train; the gallery
+  mask/bounding_box_train/
+    0019/0019_s012_v0_000.npy   optional, for masks --segmenter files
+  text/train.json               optional, for captions --captioner files
+"""
+
 FORMAT = SourceFormat(
     name="msvr310",
     split_folders={"train": TRAIN, "test": GALLERY},
@@ -90,4 +105,5 @@ FORMAT = SourceFormat(
     masks="mask/{folder}/{identity}/{name}.npy",
     captions="text/{split}{modality}.json",
     query_folders={"test": QUERY},
+    tree=TREE,
 )

@@ -48,6 +48,21 @@ def list_samples(source: Path) -> Listing:
     return list_with_queries(source, root, folders, read, lambda image: (int(image.parts["camera"]) - 1, -1))
 
 
+TREE = """\
+RGBNT100/
+  rgbir/
+    bounding_box_train/
+      0548_c0002_000.jpg  RGB, NIR and TIR side by side; identity 548,
+                          camera 2 (camera_id 1 in tables)
+    query/
+      0549_c0001_000.jpg
+    bounding_box_test/    the gallery
+      0549_c0001_000.jpg
+    text/train.json       optional, for captions --captioner files
+  mask/bounding_box_train/
+    0548_c0002_000.npy    optional, for masks --segmenter files
+"""
+
 FORMAT = SourceFormat(
     name="rgbnt100",
     split_folders={"train": TRAIN, "test": GALLERY},
@@ -55,4 +70,5 @@ FORMAT = SourceFormat(
     masks="mask/{folder}/{name}.npy",
     captions="rgbir/text/{split}{modality}.json",
     query_folders={"test": QUERY},
+    tree=TREE,
 )

@@ -75,10 +75,23 @@ def _sample(split: str, image: NamedImage, files: dict[str, str]) -> SourceSampl
     )
 
 
+TREE = """\
+RGBNT201/
+  train_171/
+    RGB/000028_cam1_0_02.jpg   identity 28, camera 1 (camera_id 0 in tables)
+    NI/000028_cam1_0_02.jpg    the same name in the three folders
+    TI/000028_cam1_0_02.jpg
+    mask/000028_cam1_0_02.npy  optional, for masks --segmenter files
+  val/                         optional, like train_171
+  test/                        like train_171; all are queries and gallery
+  text/train.json              optional, for captions --captioner files
+"""
+
 FORMAT = SourceFormat(
     name="rgbnt201",
     split_folders=SPLIT_FOLDERS,
     list_samples=list_samples,
     masks="{folder}/mask/{name}.npy",
     captions="text/{split}{modality}.json",
+    tree=TREE,
 )

@@ -80,6 +80,7 @@ class SourceFormat:
             split), `identity` (in the name) and `name` (of the sample).
         captions: Path of the captions of a split below the root: a pattern with `split` and `modality`.
         query_folders: The folder of the queries of each split that has one.
+        tree: An example of the folders and files, for help and messages; "" for none.
     """
 
     name: str
@@ -88,6 +89,7 @@ class SourceFormat:
     masks: str = "mask/{folder}/{name}.npy"
     captions: str = "text/{split}{modality}.json"
     query_folders: Mapping[str, str] = field(default_factory=dict)
+    tree: str = ""
 
     def read(self, source: Path) -> Listing:
         """What `list_samples` finds, sorted by sample id and checked.
@@ -96,7 +98,12 @@ class SourceFormat:
             CatalogError: If the folder has another layout, or a sample does not hold what SourceSample says;
                 names the sample and the field.
         """
-        listing = self.list_samples(source)
+        try:
+            listing = self.list_samples(source)
+        except CatalogError as error:
+            if not self.tree:
+                raise
+            raise CatalogError(f"{error}\nexpected:\n{self.tree.rstrip()}") from error
         if not isinstance(listing, Listing):
             raise CatalogError(
                 f"format {self.name}: list_samples returned {type(listing).__name__}, expected a Listing"

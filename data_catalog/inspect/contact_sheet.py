@@ -190,7 +190,7 @@ def _read_cells(
 
 
 def _cell(row: Mapping[str, Any], triplet: Pixels, settings: SheetSettings) -> Cell:
-    labels = [f"identity {row['identity']}", f"camera {row['camera_id']}"]
+    labels = [f"identity {row['identity']}", f"camera_id {row['camera_id']}"]
     labels += [f"scene {row['scene_id']}"] if row["scene_id"] >= 0 else []
     mask = tokens = None
     if "mask" in row:
