@@ -37,6 +37,8 @@ class StartedCluster(ClusterStatus):
     """Address of the MLflow server."""
     backend: str
     """MLflow's database, without credentials."""
+    earlier_backend: str | None = None
+    """A database with runs that an older version of this command logged, if there is one."""
     environment: dict[str, str]
     """What a user exports; it contains no secret."""
 

@@ -7,7 +7,8 @@
     python cluster/local.py check-upload .   # what `ray job submit --working-dir .` would send
 
 `up` may be repeated: services that are well keep running, others are started again on the same port.
-WORKSPACE/cluster has the logs, MLflow's database and artifacts, and the token that Ray asks for.
+WORKSPACE/cluster has the logs and the token that Ray asks for. MLflow's database is that of the workspace,
+WORKSPACE/mlflow.db, so runs that were submitted and runs that were not are in one place, also after `down`.
 """
 
 import argparse
@@ -21,7 +22,7 @@ if __package__ in (None, ""):  # run as a file
 
 from cluster.cluster_state import ClusterError
 from cluster.cluster_status import ClusterStatus, EndedProcesses, StartedCluster
-from cluster.local_cluster import HOOKS, LocalCluster
+from cluster.local_cluster import EXPORTED, HOOKS, LocalCluster
 from data_catalog.records import Record, add_json_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
                 "--backend-store-uri",
                 default=os.environ.get("MLFLOW_BACKEND_STORE_URI"),
                 help="MLflow's database, such as postgresql://user:password@host/mlflow (default: "
-                "$MLFLOW_BACKEND_STORE_URI, which keeps the password off the command line, or a SQLite file)",
+                "$MLFLOW_BACKEND_STORE_URI, which keeps the password off the command line, or "
+                "WORKSPACE/mlflow.db)",
             )
             command.add_argument(
                 "--timeout-seconds", type=float, default=120.0, help="time to answer (default: 120)"
@@ -113,12 +115,16 @@ def show(result: Record, exports: bool) -> None:
     elif isinstance(result, EndedProcesses):
         counts = ", ".join(f"{count} of {name}" for name, count in result.ended.items())
         print(f"ended processes: {counts}")
+        print(f"shells that have what `up` exported keep it: unset {' '.join(EXPORTED)}")
     elif isinstance(result, ClusterStatus):
         for name, service in result.services.items():
             print(f"# {name:7} {service.state:13} log: {service.log}")
     if isinstance(result, StartedCluster) and exports:
         print(f"# dashboard {result.dashboard} (asks for the token in $RAY_AUTH_TOKEN_PATH)")
         print(f"# MLflow    {result.mlflow} ({result.backend})")
+        if result.earlier_backend is not None:
+            print(f"# Runs that an older version logged are in {result.earlier_backend};")
+            print(f"# to see them: `down`, then `up --backend-store-uri {result.earlier_backend}`")
         for name, value in result.environment.items():
             print(f"export {name}={shlex.quote(value)}")
         ray = Path(sys.executable).parent / "ray"

@@ -1,7 +1,8 @@
 """A Ray head and an MLflow server on this machine, to which jobs are submitted.
 
-The folder WORKSPACE/cluster, which only its owner can open, holds the state, the token, the logs, and the
-database and artifacts of MLflow.
+The folder WORKSPACE/cluster, which only its owner can open, holds the state, the token and the logs. MLflow's
+database and artifacts are those that runs without a cluster use too: WORKSPACE/mlflow.db and
+WORKSPACE/mlartifacts. Versions before kept a database and artifacts in WORKSPACE/cluster; they stay there.
 """
 
 import hashlib
@@ -40,6 +41,14 @@ from cluster.services import (
 from data_catalog.uris import without_credentials
 
 HOOKS = Path(__file__).resolve().parent / "submit_hook"
+EXPORTED = (
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN_PATH",
+    "RAY_JOB_SUBMIT_HOOK",
+    "MLFLOW_TRACKING_URI",
+)
+"""What a user exports for this cluster alone; PYTHONPATH may have a use beside it."""
 _POLL_SECONDS = 0.25
 _END_TIMEOUT_SECONDS = 15.0
 """Time to end in good order: Ray takes some seconds to end its processes."""
@@ -80,7 +89,7 @@ class LocalCluster:
         """Start the services that do not run.
 
         Args:
-            backend_store_uri: MLflow's database; None for the one that it has, or a SQLite file.
+            backend_store_uri: MLflow's database; None for the one that it has, or the workspace's file.
 
         Raises:
             ClusterError: A service does not answer (with the end of its log), or the request cannot be met.
@@ -178,6 +187,7 @@ class LocalCluster:
             dashboard=settings.dashboard,
             mlflow=settings.tracking_uri,
             backend=self._state.backend,
+            earlier_backend=self._earlier_backend(),
             environment=environment,
         )
 
@@ -211,26 +221,37 @@ class LocalCluster:
         return self._makers[name](self._settings(backend))
 
     def _settings(self, backend: str = "") -> ClusterSettings:
-        artifacts = self.folder / "mlartifacts"
         return ClusterSettings(
-            self.workspace, self.token_file, self._sessions, artifacts, self._state.ports, backend
+            workspace=self.workspace,
+            token_file=self.token_file,
+            sessions=self._sessions,
+            artifacts=self.workspace / "mlartifacts",
+            earlier_artifacts=self.folder / "mlartifacts",
+            ports=self._state.ports,
+            backend_store_uri=backend,
         )
 
     def _choose_backend(self, asked: str | None, healthy: bool) -> str:
         """MLflow's database, with its password where MLflow must be started."""
-        usual = f"sqlite:///{self.folder / 'mlflow.db'}"
+        usual = f"sqlite:///{self.workspace / 'mlflow.db'}"
         current = self._state.backend or usual
         if asked is not None and healthy and without_credentials(asked) != current:
             raise ClusterError(
                 f"--backend-store-uri={without_credentials(asked)}, but the MLflow server runs on {current}; "
                 "run `down` first"
             )
-        if asked is None and not healthy and current != usual:
+        if asked is None and not healthy and not current.startswith("sqlite:"):
             raise ClusterError(
                 f"the MLflow server ran on {current}, whose password is not kept: give --backend-store-uri "
                 "(or $MLFLOW_BACKEND_STORE_URI) again, or run `down` first to go on with a SQLite file"
             )
         return asked or current
+
+    def _earlier_backend(self) -> str | None:
+        """The database that older versions kept apart from that of the workspace, unless it is served."""
+        file = self.folder / "mlflow.db"
+        uri = f"sqlite:///{file}"
+        return uri if file.exists() and self._state.backend != uri else None
 
     def _choose_ports(self, healthy: set[str]) -> dict[str, dict[str, int]]:
         """The ports of the healthy services; for the others the ports they had, where they are free."""

@@ -37,7 +37,8 @@ class ClusterSettings:
         token_file: Holds the token that Ray asks for.
         sessions: The Ray head's own folder for sessions. In the usual one, which the machine shares, jobs
             find the cluster that was started last. Its path is short, because sockets lie below it.
-        artifacts: Folder of MLflow's artifacts.
+        artifacts: Folder of MLflow's artifacts, which clients write and read themselves.
+        earlier_artifacts: Folder of the artifacts that earlier versions had the server write and read.
         ports: Of each service by role, as in `USUAL_PORTS`.
         backend_store_uri: MLflow's database, with user name and password where it asks for them.
     """
@@ -46,6 +47,7 @@ class ClusterSettings:
     token_file: Path
     sessions: Path
     artifacts: Path
+    earlier_artifacts: Path
     ports: Mapping[str, Mapping[str, int]]
     backend_store_uri: str
 
@@ -106,18 +108,23 @@ def ray_head(settings: ClusterSettings) -> Service:
     return Service(command, environment, is_healthy)
 
 
-def mlflow_server(port: int, backend_store_uri: str, artifacts: Path) -> Service:
+def mlflow_server(port: int, backend_store_uri: str, artifacts: Path, earlier_artifacts: Path) -> Service:
     """An MLflow tracking server.
+
+    Artifacts of new experiments have the address of their folder, not that of the server, so that a client of
+    the database finds them too, with and without the server.
 
     Args:
         port: Where it listens.
         backend_store_uri: Database, with user name and password where it asks for them.
-        artifacts: Folder of the artifacts.
+        artifacts: Folder of the artifacts of new experiments.
+        earlier_artifacts: Folder of those whose address is that of the server (`mlflow-artifacts:`).
     """
     command = (
         *_program("mlflow"),
         *("server", f"--host={LOOPBACK}", f"--port={port}", "--workers=1"),
-        f"--artifacts-destination={artifacts}",
+        f"--default-artifact-root={artifacts.as_uri()}",
+        f"--artifacts-destination={earlier_artifacts}",
         # A request by a page of another host through the user's browser is refused.
         f"--allowed-hosts={LOOPBACK}:{port},localhost:{port}",
     )
@@ -135,7 +142,10 @@ ServiceMaker = Callable[[ClusterSettings], Service]
 SERVICES: dict[str, ServiceMaker] = {
     "ray": ray_head,
     "mlflow": lambda settings: mlflow_server(
-        settings.ports["mlflow"]["http"], settings.backend_store_uri, settings.artifacts
+        settings.ports["mlflow"]["http"],
+        settings.backend_store_uri,
+        settings.artifacts,
+        settings.earlier_artifacts,
     ),
 }
 """What makes each service, by name."""

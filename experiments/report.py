@@ -30,7 +30,7 @@ from experiments.run.run_options import resolve_workspace
 from experiments.run.run_result import EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_facts, print_table
-from experiments.tracking.mlflow_store import MlflowRun, resolve_tracking_uri
+from experiments.tracking.mlflow_store import MlflowRun
 
 
 class RunReport(LoggedRunResult):
@@ -111,11 +111,11 @@ def _shown(path: Path) -> str:
 
 def _study_report(given: argparse.Namespace) -> StudyReport:
     """Write the report of the study that the command line names."""
-    from experiments.reports.recorded_study import read_study  # noqa: PLC0415 - MLflow takes seconds to import
+    from experiments.reports.recorded_study import find_study  # noqa: PLC0415 - MLflow takes seconds to import
     from experiments.reports.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
 
     workspace = resolve_workspace(given.workspace)
-    study = read_study(resolve_tracking_uri(given.tracking_uri, workspace), given.study)
+    study = find_study(given.tracking_uri, workspace, given.study)
     page = given.out or workspace / "studies" / given.study / "report.html"
     return write_report(study, page.resolve())
 

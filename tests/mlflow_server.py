@@ -32,7 +32,7 @@ def serving(
         started: Called with its process.
     """
     folder.mkdir(exist_ok=True)
-    service = mlflow_server(port, store, folder / "artifacts")
+    service = mlflow_server(port, store, folder / "artifacts", folder / "earlier_artifacts")
     with (folder / "log").open("a") as log:
         process = subprocess.Popen(service.command, env=service.environment, stdout=log, stderr=log)
     started(process)

@@ -19,7 +19,9 @@ from experiments.run.run_result import RunError
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE
-from experiments.tracking.mlflow_store import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun, MlflowState, local_store, resolve_tracking_uri
+
+logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 PICTURES = "pictures"
@@ -93,6 +95,46 @@ class RecordedStudy:
         return next((run for run in self.runs if run.run == name), None)
 
 
+def find_study(asked: str | None, workspace: Path, name: str) -> RecordedStudy:
+    """Read a finished study from the store that is asked for, or from the stores of this workspace.
+
+    Args:
+        asked: Tracking URI. None for $MLFLOW_TRACKING_URI and then the workspace's own store: the variable
+            may name a server that `cluster/local.py down` has ended.
+        workspace: Folder of runs and studies.
+        name: Name of the study.
+
+    Raises:
+        ConfigError: No such store has the study; says where it was logged, and what to do.
+        RunError: The study is not finished.
+        ConnectionError: MLflow does not answer.
+    """
+    first, own = resolve_tracking_uri(asked, workspace), local_store(workspace)
+    failures: list[ConfigError | ConnectionError] = []
+    for uri in [first, *([own] if asked is None and first != own else [])]:
+        try:
+            study = read_study(uri, name)
+        except (ConfigError, ConnectionError) as error:
+            failures.append(error)
+            continue
+        if failures:
+            logger.warning("%s; it is read from %s", failures[0], uri)
+        return study
+    raise type(failures[0])(f"{failures[0]}. {_where_logged(workspace, name, first)}")
+
+
+def _where_logged(workspace: Path, name: str, asked: str) -> str:
+    """Where the study's own record says that MLflow has it, and what to do."""
+    record = workspace / "studies" / name / "mlflow.json"
+    if not record.exists():
+        return f"Nor is there a record of it ({record}); name the folder of its runs with --workspace"
+    logged = MlflowState.model_validate_json(record.read_bytes())
+    again = "run the command that started the study again: it trains nothing anew, and logs what is missing"
+    if logged.run_id is None or logged.uri == without_credentials(asked):
+        return f"To log it there, {again}"
+    return f"{record} says that it was logged to {logged.uri}: give --tracking-uri {logged.uri}; or {again}"
+
+
 def read_study(uri: str, name: str) -> RecordedStudy:
     """Read a finished study.
 
@@ -124,7 +166,7 @@ def _read_study(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
     parents = list(_search(client, experiments, "tags.`stmi.kind` != ''"))
     named = [run for run in parents if run.data.tags["stmi.study"] == name]
     if not named:
-        known = ", ".join(dict.fromkeys(run.data.tags["stmi.study"] for run in parents)) or "none"
+        known = ", ".join(dict.fromkeys(run.data.tags["stmi.study"] for run in parents)) or "no study"
         raise ConfigError(f"study {name!r} is not in MLflow at {uri}; it has {known}")
     finished = [run for run in named if RESULT_FILE in _artifacts(client, run)]
     if not finished:

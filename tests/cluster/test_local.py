@@ -10,8 +10,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
+
+from experiments.tracking.mlflow_store import local_store
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -75,6 +78,12 @@ def without_processes(status: dict) -> dict:
     return status | {"services": services}
 
 
+def note_of(run_id: str, workspace: Path) -> str:
+    client = mlflow.MlflowClient(local_store(workspace))
+    assert client.get_run(run_id).data.metrics == {"answer": 42}
+    return Path(client.download_artifacts(run_id, "note.txt", str(workspace))).read_text()
+
+
 def known_processes(cluster: dict) -> list[int]:
     state = json.loads((Path(cluster["folder"]) / "state.json").read_text())
     return [number for keys in state["processes"].values() for number, _ in keys]
@@ -117,8 +126,7 @@ def test_cluster_is_started_used_repaired_and_ended(workspace, tmp_path):
     found = ask(f"{cluster['mlflow']}/api/2.0/mlflow/runs/search", "POST", {"experiment_ids": ["0"]})
     (run,) = found["runs"]
     assert run["info"]["run_name"] == "from a job"
-    (kept,) = Path(cluster["folder"]).glob("mlartifacts/**/note.txt")
-    assert kept.read_text() == "kept"
+    assert note_of(run["info"]["run_id"], workspace) == "kept"
 
     # A tree that is too large is refused before it is packed.
     (tree / "weights.bin").touch()
@@ -158,4 +166,6 @@ def test_cluster_is_started_used_repaired_and_ended(workspace, tmp_path):
     assert list(Path(cluster["folder"]).glob("logs/session_*/*.log"))
     status = local("status", workspace, "--json")
     assert (status.returncode, json.loads(status.stdout)["state"]) == (1, "down")
+    # A client of the database needs no server.
+    assert note_of(run["info"]["run_id"], workspace) == "kept"
     assert json.loads(local("down", workspace, "--json").stdout)["ended"] == {"ray": 0, "mlflow": 0}

@@ -17,6 +17,7 @@ from cluster.cluster_status import StartedCluster
 from cluster.local_cluster import LocalCluster, make_private_folder
 from cluster.processes import end_processes, find_family, process_keys, start_process
 from cluster.services import USUAL_PORTS, ClusterSettings, Service, answers
+from experiments.tracking.mlflow_store import local_store
 
 SERVER = """
 import http.server, sys
@@ -139,6 +140,28 @@ def test_password_of_the_database_is_neither_kept_nor_shown(stand_ins, tmp_path)
     with pytest.raises(ClusterError, match="whose password is not kept: give --backend-store-uri"):
         stand_ins.cluster().up()
     assert started(stand_ins.cluster(), uri).mlflow == status.mlflow
+
+
+def test_mlflow_serves_the_database_of_runs_without_a_cluster(stand_ins, tmp_path):
+    status = started(stand_ins.cluster())
+    assert (status.backend, status.earlier_backend) == (local_store(tmp_path), None)
+
+
+def test_database_of_an_older_version_is_named_and_can_be_served(stand_ins, tmp_path):
+    file = tmp_path / "cluster" / "mlflow.db"
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    earlier = f"sqlite:///{file}"
+    status = started(stand_ins.cluster())
+    assert (status.backend, status.earlier_backend) == (local_store(tmp_path), earlier)
+    stand_ins.cluster().down()
+    status = started(stand_ins.cluster(), earlier)
+    assert (status.backend, status.earlier_backend) == (earlier, None)
+    # It asks for no password, so a server that died is started again on it.
+    first_process(status, "mlflow").kill()
+    time.sleep(0.2)
+    assert started(stand_ins.cluster()).backend == earlier
+    assert file.exists()
 
 
 def test_damaged_state_or_state_of_another_machine_is_refused(tmp_path):

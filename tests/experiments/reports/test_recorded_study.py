@@ -1,0 +1,66 @@
+import json
+
+import mlflow
+import pytest
+
+from experiments.recipes import ConfigError
+from experiments.reports.recorded_study import find_study
+from experiments.tracking.mlflow_store import MlflowState, local_store
+from tests import json_samples
+
+NAME = "demo-table4-2seeds-1a2b3c4d"
+# Nothing listens on the discard port.
+ENDED = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """A workspace whose store has a study."""
+    client = mlflow.MlflowClient(local_store(tmp_path))
+    experiment = client.create_experiment("demo", (tmp_path / "mlartifacts").as_uri())
+    tags = {"stmi.kind": "ablation", "stmi.study": NAME}
+    run = client.create_run(experiment, tags=tags, run_name=NAME).info.run_id
+    sample = json.loads((json_samples.FOLDER / "ablate.json").read_text())
+    client.log_text(run, json.dumps(sample | {"kind": "ablation"}), "result.json")
+    return tmp_path
+
+
+def record(workspace, name, **state):
+    folder = workspace / "studies" / name
+    folder.mkdir(parents=True)
+    (folder / "mlflow.json").write_text(MlflowState(**state).to_json())
+    return folder / "mlflow.json"
+
+
+def test_study_is_found_in_the_workspace_after_its_server_has_ended(workspace, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ENDED)
+    study = find_study(None, workspace, NAME)
+    assert (study.name, study.mlflow.uri) == (NAME, local_store(workspace))
+    assert f"MLflow at {ENDED} cannot be read" in caplog.text
+    assert f"it is read from {local_store(workspace)}" in caplog.text
+
+
+def test_store_that_is_named_is_the_only_one_asked(workspace):
+    with pytest.raises(ConnectionError, match=f"MLflow at {ENDED} cannot be read"):
+        find_study(ENDED, workspace, NAME)
+
+
+def test_message_says_where_a_missing_study_was_logged_and_what_to_type(workspace):
+    path = record(workspace, "demo-other", uri="http://mlflow.example:5000", run_id="1" * 32)
+    with pytest.raises(ConfigError) as refused:
+        find_study(None, workspace, "demo-other")
+    message = str(refused.value)
+    assert f"it has {NAME}" in message
+    assert f"{path} says that it was logged to http://mlflow.example:5000" in message
+    assert "give --tracking-uri http://mlflow.example:5000; or run the command" in message
+
+
+def test_study_that_its_own_store_lost_is_to_be_logged_again(workspace):
+    record(workspace, "demo-lost", uri=local_store(workspace), run_id="1" * 32)
+    with pytest.raises(ConfigError, match="To log it there, run the command that started the study again"):
+        find_study(None, workspace, "demo-lost")
+
+
+def test_study_of_another_workspace_is_said_to_have_no_record_here(workspace):
+    with pytest.raises(ConfigError, match=r"Nor is there a record of it .*--workspace"):
+        find_study(None, workspace, "demo-elsewhere")
