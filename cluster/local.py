@@ -19,15 +19,20 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 from cluster.cluster_state import ClusterError
 from cluster.cluster_status import ClusterStatus, EndedProcesses, StartedCluster
 from cluster.local_cluster import EXPORTED, HOOKS, LocalCluster
+from data_catalog.interrupts import interruptible
 from data_catalog.records import Record, add_json_options
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_WELL_STATUS = 1
 USAGE_STATUS = 2
+INTERRUPTED = "error: interrupted; run the same command again, or `down` to end what was started"
 
 
 class Upload(Record):
@@ -137,7 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     given = parser().parse_args(arguments)
     try:
-        result = run(given)
+        with interruptible(INTERRUPTED):
+            result = run(given)
     except (ClusterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_STATUS

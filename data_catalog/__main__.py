@@ -9,6 +9,11 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
+from data_catalog.interrupts import end_on_interrupt, interruptible
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 from pydantic import ValidationError
 
 from data_catalog.commands import COMMANDS
@@ -18,16 +23,19 @@ from data_catalog.synthetic import SynthesisConflictError
 
 UNSOUND_STATUS = 1
 USAGE_STATUS = 2
-INTERRUPTED_STATUS = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 1 if a check found errors, 2 if it could not run."""
     args = _parser().parse_args(arguments)
     command = args.command_run
+    interrupted = (
+        f"data_catalog {command.name}: interrupted; complete shards of a table are kept; run the same "
+        "command again"
+    )
     try:
         # Standard output holds the JSON document alone; what libraries print goes to standard error.
-        with contextlib.redirect_stdout(sys.stderr):
+        with interruptible(interrupted), contextlib.redirect_stdout(sys.stderr):
             result = command.run(args)
     except (CatalogError, SynthesisConflictError) as error:
         print(f"data_catalog {command.name}: {error}", file=sys.stderr)
@@ -45,17 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USAGE_STATUS
-    except KeyboardInterrupt:
-        print(
-            f"data_catalog {command.name}: interrupted; complete shards of a table are kept; run the same "
-            "command again",
-            file=sys.stderr,
-        )
-        return INTERRUPTED_STATUS
     if args.json:
         print(result.to_json())
     else:
         command.show(result)
+    sys.stdout.flush()
     return 0 if command.succeeded(result) else UNSOUND_STATUS
 
 

@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -43,25 +43,35 @@ def describe_invalid(error: ValidationError, whole: str = "") -> str:
     return f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
+Printed = type[BaseModel] | Callable[[], type[BaseModel]]
+"""A model, or a function that gives it where its import takes seconds."""
+
+
+def model_of(printed: Printed) -> type[BaseModel]:
+    """The model itself."""
+    # A model can be called, too.
+    return cast(type[BaseModel], printed if isinstance(printed, type) else printed())
+
+
 class _PrintSchema(argparse.Action):
     """Prints a schema and exits, whatever else the command line lacks, as `--help` does."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, record: type[BaseModel], help: str) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, record: Printed, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
         self.record = record
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Print the schema."""
-        print(json.dumps(self.record.model_json_schema(mode="serialization"), indent=2))  # noqa: T201
+        print(json.dumps(model_of(self.record).model_json_schema(mode="serialization"), indent=2))  # noqa: T201
         parser.exit()
 
 
-def add_json_options(parser: argparse.ArgumentParser, record: type[BaseModel]) -> None:
+def add_json_options(parser: argparse.ArgumentParser, record: Printed) -> None:
     """Add `--json` and `--json-schema` to a command.
 
     Args:
         parser: The command's parser.
-        record: What the command prints with `--json`.
+        record: What the command prints with `--json`; a function is called for `--json-schema` only.
     """
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument(

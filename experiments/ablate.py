@@ -24,6 +24,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 from rich.console import Console
 
@@ -37,7 +40,6 @@ from experiments.command_line import (
 )
 from experiments.recipes import ConfigError
 from experiments.run.preflight import Check, preflight
-from experiments.studies.ablation.ablation import AblationStudy
 from experiments.studies.ablation.ablation_plan import plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
@@ -106,6 +108,8 @@ def ablate(given: argparse.Namespace) -> AblationResult:
     tables = preflight(
         first, options, check_each, lambda: start_ray(first.train.workers, options.gpus_per_worker)
     )
+    from experiments.studies.ablation.ablation import AblationStudy
+
     return AblationStudy(plan, tables, options).run()
 
 

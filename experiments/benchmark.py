@@ -18,10 +18,13 @@ from typing import cast
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
 
-import torch
+    end_on_interrupt()
+
 from pydantic import RootModel
 
+from data_catalog.interrupts import interruptible
 from data_catalog.records import Record, add_json_options
 from experiments.benchmarks.measuring import BenchmarkReport
 from stmi.kernels.host_memory import keep_freed_memory
@@ -78,10 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--repeats={given.repeats}: at least 1 is needed")
     names = list(BENCHMARKS) if given.name == "all" else [given.name]
 
+    import torch
+
     torch.set_num_threads(THREADS)
     keep_freed_memory()
-    # Not through `run_command`: it imports Ray, whose memory would be counted.
-    with contextlib.redirect_stdout(sys.stderr):
+    # Not through `run_command`: the memory of what it imports would be counted.
+    with interruptible("error: interrupted"), contextlib.redirect_stdout(sys.stderr):
         reports = [find_benchmark(name)(given.repeats) for name in names]
     if given.json:
         document = AllReports(benchmarks=tuple(reports)) if given.name == "all" else reports[0]

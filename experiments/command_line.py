@@ -7,20 +7,19 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from pydantic import BaseModel
 from rich.table import Table
 
 from data_catalog.errors import CatalogError
-from data_catalog.records import Record, add_json_options
+from data_catalog.interrupts import interruptible
+from data_catalog.records import Printed, Record, add_json_options
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, RunError
 from experiments.settings_list import list_settings, or_settings, print_settings
 from experiments.terminal_tables import text_table
-from stmi.clip.weights import ClipFileError
+from stmi.errors import ClipFileError, TrainedRunError
 from stmi.retrieval.metrics import RetrievalError
-from stmi.stored_run import TrainedRunError
 
 Result = TypeVar("Result", bound=Record)
 
@@ -28,18 +27,16 @@ NAMES = "A name is a full dotted one, as --list-settings prints it; `model.` may
 """How settings are named, for the help of each option that takes a name."""
 LIST_HELP = "print every setting with its value (with --recipe and --set), what it accepts and what it means"
 USAGE_STATUS = 2
-INTERRUPTED_STATUS = 130
+INTERRUPTED = "error: interrupted; what is complete is kept, so run the same command again to continue"
 
 
-def training_options(
-    description: str | None, setting_help: str, record: type[BaseModel]
-) -> argparse.ArgumentParser:
+def training_options(description: str | None, setting_help: str, record: Printed) -> argparse.ArgumentParser:
     """A parser with the options of every script that trains: recipe, settings, and where things are kept.
 
     Args:
         description: The script's docstring.
         setting_help: What `--set` does there.
-        record: What it prints with `--json`.
+        record: What it prints with `--json`, as `add_json_options` takes it.
     """
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,10 +145,13 @@ def run_command(
         as_json: Print it as one JSON document, and nothing else on standard output.
         show: Print it for a person.
         status: Exit status of a result.
+
+    Raises:
+        SystemExit: After Ctrl-C.
     """
     try:
         # A library that prints must not spoil the one JSON document on standard output.
-        with contextlib.redirect_stdout(sys.stderr):
+        with interruptible(INTERRUPTED), contextlib.redirect_stdout(sys.stderr):
             result = command()
     except (
         ConfigError,
@@ -165,14 +165,10 @@ def run_command(
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_STATUS
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted; what is complete is kept, so run the same command again to continue",
-            file=sys.stderr,
-        )
-        return INTERRUPTED_STATUS
     if as_json:
         print(result.to_json())
     else:
         show(result)
+    # From here on Ctrl-C ends the process at once, and what was printed is not lost.
+    sys.stdout.flush()
     return status(result)

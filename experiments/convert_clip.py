@@ -15,10 +15,13 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 from data_catalog.records import Record, add_json_options
 from experiments.command_line import run_command
-from stmi.clip import openai_archive
+from stmi.clip.clip_files import check_conversion
 
 
 class ConvertedClip(Record):
@@ -61,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
 
     def command() -> ConvertedClip:
+        check_conversion(given.archive, given.out)
+        from stmi.clip import openai_archive
+
         return ConvertedClip.model_validate(openai_archive.convert(given.archive, given.out, given.sha256))
 
     return run_command(command, given.json, show)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 from experiments import train
 from experiments.command_line import print_listed, run_command

@@ -15,13 +15,16 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -31,19 +34,19 @@ from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
 from experiments.command_line import LIST_HELP, NAMES, add_workspace, metrics_table, print_listed, run_command
-from experiments.evaluating.embedding_actors import embed_on_cluster
-from experiments.evaluating.evaluation_target import EvaluationTarget, load_released_checkpoint, load_run
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
 from experiments.recipes import ConfigError
-from experiments.run import evaluation
-from experiments.run.run_figures import FEATURE_NAMES
+from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
-from experiments.run.run_result import METRICS, FeatureMetrics
+from experiments.run.run_result import FEATURE_NAMES, METRICS, FeatureMetrics
 from experiments.settings_list import or_settings
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
 from stmi.retrieval.metrics import JunkRule
+
+if TYPE_CHECKING:
+    from experiments.evaluating.evaluation_target import EvaluationTarget
 
 PROPER_SUBSETS = [
     subset for size in range(1, len(MODALITIES)) for subset in itertools.combinations(MODALITIES, size)
@@ -80,7 +83,7 @@ class Evaluation(Record):
 
 
 def evaluate(
-    target: EvaluationTarget,
+    target: "EvaluationTarget",
     missing: Sequence[tuple[Modality, ...]],
     rerank: bool = False,
     workers: int | None = None,
@@ -97,6 +100,9 @@ def evaluate(
         embeddings: Parquet file or URI for the features of the first set.
         queries: Parquet file or URI for the average precision of each query, in every setting.
     """
+    from experiments.evaluating.embedding_actors import embed_on_cluster
+    from experiments.run import evaluation
+
     view = open_view(target.table)
     embedded = (
         embed_here(target, view, missing) if workers == 0 else embed_on_cluster(target, missing, workers)
@@ -127,9 +133,13 @@ def evaluate(
 
 
 def embed_here(
-    target: EvaluationTarget, view: View, missing: Sequence[tuple[Modality, ...]]
+    target: "EvaluationTarget", view: View, missing: Sequence[tuple[Modality, ...]]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The same as `embed_on_cluster`, in this process."""
+    import torch
+
+    from experiments.run import evaluation
+
     model = target.model.to("cuda" if torch.cuda.is_available() else "cpu")
     for absent in missing:
         batch = target.config.train.evaluation_batch
@@ -242,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(command, given.json, lambda result: show(result, given.wide))
 
 
-def load_target(given: argparse.Namespace) -> EvaluationTarget:
+def load_target(given: argparse.Namespace) -> "EvaluationTarget":
     """The evaluation target of the command line.
 
     Raises:
@@ -254,6 +264,9 @@ def load_target(given: argparse.Namespace) -> EvaluationTarget:
             raise ConfigError("--recipe and --set go with --released-checkpoint; a run has its own settings")
         if given.catalog and given.dataset is None:
             raise ConfigError("--catalog goes with --dataset; a run finds its own data set where it was")
+        RunFolder.open(given.run)  # a wrong folder does not wait for the import of PyTorch
+        from experiments.evaluating.evaluation_target import load_run
+
         return load_run(
             given.run, given.dataset, catalog if given.catalog else None, given.epoch or "reported"
         )
@@ -266,6 +279,10 @@ def load_target(given: argparse.Namespace) -> EvaluationTarget:
             f"--dataset goes with --run; for a released checkpoint use --set data.dataset={given.dataset}"
         )
     config = recipes.resolve(given.recipe, given.settings)
+    if not given.released_checkpoint.is_file():
+        raise ConfigError(f"--released-checkpoint={given.released_checkpoint}: there is no such file")
+    from experiments.evaluating.evaluation_target import load_released_checkpoint
+
     return load_released_checkpoint(given.released_checkpoint, config, catalog)
 
 

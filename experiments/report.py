@@ -16,6 +16,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 from pydantic import RootModel
 from rich.console import Console
@@ -23,11 +26,10 @@ from rich.console import Console
 from data_catalog.records import add_json_options
 from experiments.command_line import add_workspace, metrics_table, run_command
 from experiments.recipes import ConfigError
-from experiments.reports.report_page import StudyReport
-from experiments.run.run_figures import FEATURE_NAMES, draw_all
+from experiments.reports.report_files import StudyReport
 from experiments.run.run_folder import RunFolder, RunFolderError
 from experiments.run.run_options import resolve_workspace
-from experiments.run.run_result import EpochChoices, LoggedRunResult, ReportedEpoch
+from experiments.run.run_result import FEATURE_NAMES, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_facts, print_table
 from experiments.tracking.mlflow_store import MlflowRun
@@ -111,10 +113,10 @@ def _shown(path: Path) -> str:
 
 def _study_report(given: argparse.Namespace) -> StudyReport:
     """Write the report of the study that the command line names."""
-    from experiments.reports.recorded_study import find_study  # noqa: PLC0415 - MLflow takes seconds to import
-    from experiments.reports.study_report import write_report  # noqa: PLC0415 - so does scikit-learn
-
     workspace = resolve_workspace(given.workspace)
+    from experiments.reports.recorded_study import find_study
+    from experiments.reports.study_report import write_report
+
     study = find_study(given.tracking_uri, workspace, given.study)
     page = given.out or workspace / "studies" / given.study / "report.html"
     return write_report(study, page.resolve())
@@ -173,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ConfigError(f"{option}={value} belongs to a study; add --study NAME, or leave it out")
         folder = RunFolder.open(given.run) if given.run else newest_run(resolve_workspace(given.workspace))
         result = folder.finished_result
+        from experiments.run.run_figures import draw_all
+
         draw_all(folder, result)
         return RunReport(
             **dict(result), mlflow=folder.mlflow, paper=find_stmi_result(folder.config.data.dataset)

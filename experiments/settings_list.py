@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, RootModel
 
-from data_catalog.records import Record
+from data_catalog.records import Printed, Record, model_of
 from experiments.recipes import ExperimentConfig, resolve
 
 WIDEST = 100
@@ -43,10 +43,14 @@ class SettingsList(Record):
     settings: tuple[Setting, ...]
 
 
-def or_settings(record: type[BaseModel]) -> type[BaseModel]:
+def or_settings(record: Printed) -> Printed:
     """What a script prints that has `--list-settings` and prints a record otherwise."""
-    root: Any = RootModel
-    printed: type[BaseModel] = root[record | SettingsList]
+
+    def printed() -> type[BaseModel]:
+        root: Any = RootModel
+        union: type[BaseModel] = root[model_of(record) | SettingsList]
+        return union
+
     return printed
 
 

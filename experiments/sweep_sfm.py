@@ -24,6 +24,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 from rich.console import Console
 
@@ -37,14 +40,13 @@ from experiments.command_line import (
 )
 from experiments.recipes import ConfigError
 from experiments.run.preflight import preflight
-from experiments.studies.sweep.optuna_study import check_url
 from experiments.studies.sweep.search_space import (
     DEFAULT_SPACE,
     check_space,
     check_switches,
     make_space,
 )
-from experiments.studies.sweep.sweep import SweepStudy
+from experiments.studies.sweep.study_storage import check_url
 from experiments.studies.sweep.sweep_result import SweepResult, words
 from experiments.studies.sweep.sweep_spec import SweepSpec
 from experiments.studies.tuning import start_ray
@@ -158,6 +160,8 @@ def sweep(given: argparse.Namespace) -> SweepResult:
             f"data set {base.data.dataset!r} has no val split, and a sweep never chooses on test; ingest it "
             "with --validation-identities N, which holds N training identities out, and make the val view"
         )
+    from experiments.studies.sweep.sweep import SweepStudy
+
     return SweepStudy(
         spec,
         tables,

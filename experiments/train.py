@@ -13,38 +13,49 @@ RAY_ADDRESS set, or submitted with `ray job submit`, the workers run on that clu
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 from pydantic import BaseModel, RootModel
 
+from data_catalog.records import Printed
 from experiments import recipes
 from experiments.command_line import print_listed, run_command, run_options, training_options, with_workers
-from experiments.planning import run_plan
-from experiments.planning.expected_time import SHOWN_BY_DEFAULT, known_hardware
-from experiments.planning.plan_printout import print_plan
+from experiments.planning.expected_time import SHOWN_BY_DEFAULT, find_hardware, known_hardware
 from experiments.recipes import ExperimentConfig
 from experiments.report import RunReport, print_report
-from experiments.run.lifecycle import run
 from experiments.run.preflight import preflight
-from experiments.run.run_data import OnStep
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
+from experiments.run.run_tables import OnStep
 from experiments.run.workers.ray_train import prepare_ray
 from experiments.studies.published import find_stmi_result
 
+if TYPE_CHECKING:
+    from experiments.planning.run_plan import RunPlan
 
-class PrintedTraining(RootModel[RunReport | run_plan.RunPlan]):
-    """What this script prints with `--json`: the run's result, or with `--plan` its plan."""
+
+def printed_training() -> type[BaseModel]:
+    """What this script prints with `--json`."""
+    from experiments.planning.run_plan import RunPlan
+
+    class PrintedTraining(RootModel[RunReport | RunPlan]):
+        """What this script prints with `--json`: the run's result, or with `--plan` its plan."""
+
+    return PrintedTraining
 
 
-def training_parser(description: str | None, record: type[BaseModel] = RunReport) -> argparse.ArgumentParser:
+def training_parser(description: str | None, record: Printed = RunReport) -> argparse.ArgumentParser:
     """The options of a script that trains one model.
 
     Args:
         description: The script's docstring.
-        record: What it prints with `--json`.
+        record: What it prints with `--json`, as `add_json_options` takes it.
     """
     setting_help = "change a setting, for example model.sfm=off or model.str.tokens=2"
     options = training_options(description, setting_help, record)
@@ -62,7 +73,7 @@ def training_parser(description: str | None, record: type[BaseModel] = RunReport
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = training_parser(__doc__, PrintedTraining)
+    options = training_parser(__doc__, printed_training)
     options.add_argument(
         "--plan",
         action="store_true",
@@ -103,19 +114,31 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
     """
     config, options = configure(given), run_options(given)
     tables = preflight(config, options, lambda check: check(config), prepare_ray, on_step)
+    from experiments.run.lifecycle import run
+
     if given.resume:
         RunFolder.begun(options.workspace, config, tables)
     result = run(config, tables, options)
     return RunReport(**dict(result), paper=find_stmi_result(config.data.dataset))
 
 
-def make_plan(given: argparse.Namespace) -> run_plan.RunPlan:
+def make_plan(given: argparse.Namespace) -> "RunPlan":
     """What a run of this command line would do."""
-    workspace, hardware = resolve_workspace(given.workspace), given.hardware or SHOWN_BY_DEFAULT
+    config, hardware = configure(given), given.hardware or SHOWN_BY_DEFAULT
+    for name in hardware:
+        find_hardware(name)
+    workspace = resolve_workspace(given.workspace)
     catalog = resolve_catalog(workspace, given.catalog)
-    return run_plan.make_plan(
-        configure(given), workspace, catalog, hardware, given.calibrate, given.gpus_per_worker
-    )
+    from experiments.planning import run_plan
+
+    return run_plan.make_plan(config, workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
+
+
+def show_plan(plan: "RunPlan") -> None:
+    """Print a plan for a terminal."""
+    from experiments.planning.plan_printout import print_plan
+
+    print_plan(plan)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.plan and given.resume:
         options.error("--plan trains nothing, so there is nothing to --resume; leave one of them out")
     if given.plan:
-        return run_command(lambda: make_plan(given), given.json, print_plan)
+        return run_command(lambda: make_plan(given), given.json, show_plan)
     if given.hardware or given.calibrate:
         options.error("--hardware and --calibrate belong to --plan; add it")
     return run_command(lambda: train(given), given.json, print_report)

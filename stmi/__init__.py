@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stmi.errors import TrainedRunError
     from stmi.retrieval.metrics import RetrievalError
     from stmi.retrieval.ranking import Embeddings, Ranking
-    from stmi.stored_run import TrainedRunError
     from stmi.trained_run import TrainedRun, load
 
 _MODULES = {
@@ -20,7 +20,7 @@ _MODULES = {
     "Ranking": "stmi.retrieval.ranking",
     "RetrievalError": "stmi.retrieval.metrics",
     "TrainedRun": "stmi.trained_run",
-    "TrainedRunError": "stmi.stored_run",
+    "TrainedRunError": "stmi.errors",
     "load": "stmi.trained_run",
 }
 

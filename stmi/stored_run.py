@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stmi.clip.weights import read_weights
 from stmi.config import ModelConfig
+from stmi.errors import TrainedRunError
 from stmi.uris import presentable_uri
 
 MODEL_FILE = "model.safetensors"
@@ -27,10 +28,6 @@ RESULT_FILE = "result.json"
 
 Content = TypeVar("Content", bound=BaseModel)
 EpochChoice = Literal["reported", "last"]
-
-
-class TrainedRunError(ValueError):
-    """A run that cannot be loaded; names what is missing or wrong in it, and what to do."""
 
 
 class _Train(BaseModel):

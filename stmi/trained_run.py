@@ -22,15 +22,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stmi.clip.architecture import build_tokenizer, clip_folder, find_clip, split_name
+from stmi.clip.architecture import build_tokenizer, split_name
+from stmi.clip.clip_files import clip_folder, find_clip
 from stmi.clip.loading import LoadedClip, load_clip, untrained_clip
-from stmi.clip.weights import ClipFileError, load_strictly
+from stmi.clip.weights import load_strictly
+from stmi.errors import ClipFileError, TrainedRunError
 from stmi.modality import Modality
 from stmi.model import STMI
 from stmi.model_input import ModelInput
 from stmi.raw_samples import Cameras, Captions, Images, RawSamples
 from stmi.retrieval.ranking import Embeddings, Ranking, rank
-from stmi.stored_run import EpochChoice, RunConfig, StoredRun, TrainedRunError
+from stmi.stored_run import EpochChoice, RunConfig, StoredRun
 from stmi.training.augment import normalise, patch_foreground
 
 UNKNOWN_CAMERA = -1

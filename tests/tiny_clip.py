@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stmi.clip import architecture
+from stmi.clip import architecture, clip_files
 
 MODEL_CONFIG = {
     "embed_dim": 16,
@@ -18,12 +18,12 @@ MODEL_CONFIG = {
 
 def write(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = architecture.write_merges(folder / architecture.MERGES_FILE, 256)
+    vocabulary = architecture.write_merges(folder / clip_files.MERGES_FILE, 256)
     config = json.loads(json.dumps(MODEL_CONFIG))
     config["text_cfg"]["vocab_size"] = vocabulary
-    (folder / architecture.CONFIG_FILE).write_text(json.dumps({"model_cfg": config}))
+    (folder / clip_files.CONFIG_FILE).write_text(json.dumps({"model_cfg": config}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = architecture.build_clip(folder)
-    save_file(model.state_dict(), folder / architecture.WEIGHTS_FILE)
+    save_file(model.state_dict(), folder / clip_files.WEIGHTS_FILE)
     return folder

@@ -51,7 +51,7 @@ def load_text_tower(source: str) -> "LoadedClip":
         CatalogError: If there is none.
     """
     from stmi.clip.loading import load_clip  # noqa: PLC0415 - open_clip takes seconds to import
-    from stmi.clip.weights import ClipFileError  # noqa: PLC0415
+    from stmi.errors import ClipFileError  # noqa: PLC0415
 
     try:
         return load_clip(source)

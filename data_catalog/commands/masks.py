@@ -16,7 +16,6 @@ from data_catalog.commands.arguments import (
 from data_catalog.commands.command import BuiltTable, Command, build, print_result
 from data_catalog.errors import CatalogError, name_first
 from data_catalog.masks.mask_table import SegmenterSettings, list_below_gate, make_masks
-from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.masks.segmenters.mask_files import MaskFileStatistics, import_masks
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS
 from data_catalog.progress import Progress
@@ -123,16 +122,19 @@ def _make(args: argparse.Namespace, samples: Table, given: Mapping[str, Any], pr
             true_masks=args.true_masks,
             progress=progress,
         )
-    settings: SegmenterSettings = GrabCutSettings()
+    # OpenCV and torch take long to import, which other commands and `--help` need not pay.
     if args.segmenter == "sam2":
         if args.checkpoint is None:
             raise CatalogError(
                 "--segmenter sam2 needs --checkpoint FILE, the weights as SAM2's authors publish them"
             )
-        # It needs torch, whose import takes seconds that other commands need not pay.
         from data_catalog.masks.segmenters.sam2 import sam2_settings  # noqa: PLC0415
 
-        settings = sam2_settings(**given)
+        settings: SegmenterSettings = sam2_settings(**given)
+    else:
+        from data_catalog.masks.segmenters.grabcut import GrabCutSettings  # noqa: PLC0415
+
+        settings = GrabCutSettings()
     return make_masks(samples, settings, args.true_masks, progress)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
@@ -124,6 +123,8 @@ def _outlined(image: Pixels, mask: Mask | None) -> Pixels:
     """The image with the mask's outline, bright on a dark halo, so that it is visible on any background."""
     if mask is None:
         return image
+    import cv2  # noqa: PLC0415 - takes long to import, which other commands and `--help` need not pay
+
     height, width = image.shape[:2]
     enlarged = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     contours, _ = cv2.findContours(

@@ -136,8 +136,6 @@ def load_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str)
         TableKind.VIEW,
         settings={"split": "test", "height": size.height, "width": size.width},
     )
-    if not path.is_file():
-        raise ConfigError(f"--released-checkpoint={path}: there is no such file")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError) as error:

@@ -14,7 +14,7 @@ from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.planning.flop_counts import PARTS, Flops, count_flops, with_small_batch
 from experiments.planning.memory_use import Memory, measure_memory
 from experiments.recipes import ExperimentConfig
-from experiments.run.preflight import check_settings
+from experiments.run.config_checks import check_settings
 from stmi.clip.loading import LoadedClip
 from stmi.model import STMI
 

@@ -26,7 +26,7 @@ from experiments.planning.flop_counts import Flops
 from experiments.planning.memory_use import Memory
 from experiments.recipes import RECIPES, ExperimentConfig, SettingName, differences, resolve
 from experiments.run import run_data
-from stmi.clip.architecture import WEIGHTS_FILE
+from stmi.clip.clip_files import WEIGHTS_FILE
 from stmi.clip.loading import load_clip
 
 

@@ -4,7 +4,7 @@ from data_catalog.views.view_reader import open_view
 from experiments.planning.flop_counts import step_flops
 from experiments.recipes import ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
-from experiments.run.run_data import RunTables
+from experiments.run.run_tables import RunTables
 
 
 class TrainingCost:

@@ -14,8 +14,7 @@ from experiments.reports.sfm_sections import attention_section, open_run, streng
 from experiments.reports.study_figures import plot_curves, plot_differences
 from experiments.reports.tsne_figure import choose_samples, plot_tsne
 from experiments.run.run_folder import RunFolder
-from experiments.studies.ablation.ablation_result import TableRow
-from experiments.studies.ablation.ablation_table import EPOCHS
+from experiments.studies.ablation.ablation_result import EPOCHS, TableRow
 from experiments.studies.published import published
 from experiments.studies.verdicts import DEFINITION
 

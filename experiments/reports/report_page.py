@@ -6,7 +6,7 @@ import mimetypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
@@ -14,10 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data_catalog.errors import CatalogError
-from data_catalog.records import Record
 from experiments.run.run_folder import RunFolderError
-from experiments.tracking.mlflow_store import MlflowRun
-from stmi.clip.weights import ClipFileError
+from stmi.errors import ClipFileError
 
 PAGE_DPI = 96
 PICTURE_DPI = 130
@@ -106,24 +104,6 @@ class PageTable:
     header: tuple[str, ...]
     rows: tuple[PageRow, ...]
     verdict: str
-
-
-class StudyReport(Record):
-    """The files of a study's report."""
-
-    study: str
-    """Name of the study."""
-    kind: Literal["ablation", "sweep"]
-    page: str
-    """Path of the HTML page."""
-    markdown: str
-    """Path of the Markdown."""
-    pictures: tuple[str, ...]
-    """Paths, in the order of the page."""
-    missing: dict[str, str]
-    """Title of a section to the reason why it has no pictures."""
-    mlflow: MlflowRun
-    """The parent run of the study."""
 
 
 def make_section(key: str, title: str, text: str, draw: Callable[[], Iterator[Picture]]) -> Section:

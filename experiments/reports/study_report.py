@@ -6,7 +6,8 @@ from data_catalog.storage import filesystems
 from experiments.reports.ablation_sections import ablation_sections
 from experiments.reports.provenance import find_provenance
 from experiments.reports.recorded_study import RecordedStudy
-from experiments.reports.report_page import StudyReport, render
+from experiments.reports.report_files import StudyReport
+from experiments.reports.report_page import render
 from experiments.reports.report_tables import ablation_tables, sweep_table
 from experiments.reports.sweep_sections import sweep_sections
 from experiments.studies.ablation.ablation_result import AblationResult

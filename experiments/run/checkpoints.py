@@ -22,8 +22,6 @@ from stmi.clip.weights import load_strictly
 from stmi.model import STMI
 from stmi.stored_run import MODEL_FILE, REPORTED_FILE
 
-KEPT = 2
-"""Checkpoints of a run that are kept: the newest, and one more."""
 TRAINING_FILE = "training.pt"
 HISTORY_FILE = "history.json"
 QUERIES_FILE = "queries.parquet"

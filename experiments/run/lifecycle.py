@@ -11,11 +11,12 @@ from tqdm import tqdm
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
 from experiments.run.conclusion import conclude
-from experiments.run.run_data import RunTables, clip_source
+from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import LoggedRunResult, RunError
+from experiments.run.run_tables import RunTables
 from experiments.run.workers.ray_train import train_on_workers
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal

@@ -1,26 +1,11 @@
 """The checks before a run or a study starts, the cheapest ones first."""
 
-import logging
-import os
 from collections.abc import Callable
 
-import numpy as np
-import torch
-
 from data_catalog.tables.table import TableKind, find_table
-from data_catalog.views.training_view import ViewSettings
-from experiments.recipes import ConfigError, ExperimentConfig
-from experiments.run.batch_schedule import BatchSchedule
-from experiments.run.run_data import OnStep, RunTables, clip_source, prepare_tables
+from experiments.recipes import ExperimentConfig
 from experiments.run.run_options import RunOptions
-from stmi.clip.loading import LoadedClip, load_clip
-from stmi.feature_modulation import perturbation_probability
-from stmi.kernels.capabilities import cpu_multiplies_bfloat16
-from stmi.model import token_grid
-from stmi.training import batch_plan
-from stmi.training.batch_plan import BatchPlanError
-
-logger = logging.getLogger(__name__)
+from experiments.run.run_tables import OnStep, RunTables
 
 Check = Callable[[ExperimentConfig], None]
 """Raises ConfigError where a config is impossible."""
@@ -47,6 +32,11 @@ def preflight(
         CatalogError: A table is missing or damaged, or the data has errors.
     """
     check_data_set(first, options.catalog)
+    # PyTorch takes seconds to import, which a missing data set does not wait for.
+    from experiments.run.config_checks import check_settings, check_tables  # noqa: PLC0415
+    from experiments.run.run_data import clip_source, prepare_tables  # noqa: PLC0415
+    from stmi.clip.loading import load_clip  # noqa: PLC0415
+
     clip = load_clip(clip_source(first))
     check_each(lambda config: check_settings(config, clip))
     start_ray()
@@ -63,63 +53,3 @@ def check_data_set(config: ExperimentConfig, catalog: str) -> None:
     """
     if config.data.synthetic is None:
         find_table(catalog, config.data.dataset, TableKind.SAMPLES)
-
-
-def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
-    """Refuse a config that its CLIP cannot serve, before anything starts; warn of one that is very slow here.
-
-    Raises:
-        ConfigError: Names the setting, its value and what would fit.
-    """
-    try:
-        token_grid(config.model, clip.model.visual.conv1.kernel_size[0])
-        perturbation_probability(config.model.sfm, len(clip.model.visual.transformer.resblocks))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    attends = config.model.str.enabled or (
-        config.model.chi.enabled and config.model.chi.mixer == "self_attention"
-    )
-    if attends and clip.embed_dim % config.model.str.heads:
-        raise ConfigError(
-            f"model.str.heads={config.model.str.heads} does not divide the token width {clip.embed_dim} "
-            f"of model.clip.source={config.model.clip.source}"
-        )
-    # Nothing is known here of the machines of a cluster.
-    on_cpus = not torch.cuda.is_available() and os.environ.get("RAY_ADDRESS", "local") == "local"
-    if config.train.precision == "bfloat16" and on_cpus and not cpu_multiplies_bfloat16():
-        logger.warning(
-            "train.precision=bfloat16: this CPU has no instructions for it and is some hundred times slower "
-            "than in float32; set train.precision=float32"
-        )
-    if config.data.synthetic is not None:
-        try:
-            batch_plan.plan(np.arange(config.data.synthetic.train_identities), config.batch, config.seed, 0)
-        except BatchPlanError as error:
-            raise ConfigError(str(error)) from None
-
-
-def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) -> None:
-    """Refuse a config that its tables cannot serve, before any training starts.
-
-    Raises:
-        ConfigError: Names the setting, its value and what would fit.
-    """
-    size = (config.model.image.height, config.model.image.width)
-    for table in tables.views.values():
-        view = ViewSettings.model_validate(table.manifest.settings)
-        is_other_text = config.model.text.enabled and view.text_dim != clip.embed_dim
-        if (view.height, view.width) != size or is_other_text:
-            raise ConfigError(
-                f"view {table.path} holds images of {(view.height, view.width)} and text features of width "
-                f"{view.text_dim}; the config asks for model.image={size}, and "
-                f"model.clip.source={config.model.clip.source} has width {clip.embed_dim}"
-            )
-        if config.model.sfm.enabled and "masks" not in table.manifest.inputs:
-            raise ConfigError(
-                f"model.sfm is on, but view {table.path} was made without masks; make it with masks, or set "
-                "model.sfm=off"
-            )
-    try:
-        BatchSchedule(tables.views["train"], config).rows(rank=0, epoch=0)
-    except BatchPlanError as error:
-        raise ConfigError(f"data.placement={config.data.placement}: {error}") from None

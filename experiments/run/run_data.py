@@ -1,8 +1,6 @@
 """The tables that a run reads: found in the catalog, or made there for the embedded benchmark."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
@@ -22,30 +20,11 @@ from data_catalog.tables.table import Table, TableKind, find_table
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.run_options import RunOptions
-from stmi.clip.architecture import find_clip
+from experiments.run.run_tables import OnStep, RunTables
+from stmi.clip.clip_files import find_clip
 from stmi.clip.loading import LoadedClip
 
 logger = logging.getLogger(__name__)
-
-OnStep = Callable[[str, str], None]
-"""Called with the name of a finished step and its result in words."""
-
-
-@dataclass(frozen=True)
-class RunTables:
-    """What a run reads.
-
-    Attributes:
-        views: Split name to training view; `train` and `test` always, `val` where the data set has one.
-        captions: What the text features of the views were made from; None where the views hold no text.
-        digests: Table name to digest, of these and of all that they were made from.
-        warnings: What the checks of the data warn of.
-    """
-
-    views: dict[str, Table]
-    captions: Table | None
-    digests: dict[str, str]
-    warnings: tuple[Finding, ...] = ()
 
 
 def clip_source(config: ExperimentConfig) -> str:

@@ -8,8 +8,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from experiments.recipes import RECIPES, ROOT, ExperimentConfig, differences
 from experiments.run.run_folder import RunFolder
 from experiments.tracking.journal import Journal
@@ -57,6 +55,8 @@ def environment() -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "not installed"
+    import torch  # noqa: PLC0415 - takes seconds, and only a run that begins asks for its devices
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -13,21 +13,12 @@ from data_catalog.views.view_reader import View, open_view
 from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import FeatureMetrics, RunResult
+from experiments.run.run_result import FEATURE_NAMES, FeatureMetrics, RunResult
 from experiments.tracking.journal import Journal
 from stmi.modality import MODALITIES
 from stmi.retrieval import metrics as retrieval_metrics
 from stmi.retrieval.metrics import JunkRule
 
-FEATURE_NAMES = {
-    "U": "U, fused",
-    "G": "G, class tokens",
-    "T": "T, text alone",
-    "RGB": "RGB alone",
-    "NIR": "NIR alone",
-    "TIR": "TIR alone",
-    "GTTT": "G and three times T",
-}
 QUERIES = 6
 RANKS = 8
 HIT, MISS = "#009e73", "#d55e00"

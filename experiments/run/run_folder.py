@@ -11,10 +11,13 @@ from data_catalog.storage import filesystems
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, open_table
 from experiments.recipes import ExperimentConfig, parse
-from experiments.run.run_data import RunTables
 from experiments.run.run_result import RunResult
+from experiments.run.run_tables import RunTables
 from experiments.tracking.journal_folder import JournalFolder
 from experiments.tracking.mlflow_store import MlflowState
+
+KEPT_CHECKPOINTS = 2
+"""Checkpoints of a run that are kept: the newest, and one more."""
 
 
 class RunFolderError(RuntimeError):

@@ -9,6 +9,15 @@ from experiments.tracking.mlflow_store import LoggedRun, MlflowState
 
 MetricName = Literal["mAP", "rank1", "rank5", "rank10"]
 METRICS: tuple[MetricName, ...] = ("mAP", "rank1", "rank5", "rank10")
+FEATURE_NAMES = {
+    "U": "U, fused",
+    "G": "G, class tokens",
+    "T": "T, text alone",
+    "RGB": "RGB alone",
+    "NIR": "NIR alone",
+    "TIR": "TIR alone",
+    "GTTT": "G and three times T",
+}
 
 
 class RunError(RuntimeError):

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05
 """Probability to call any difference of a table real where there is none."""
@@ -152,6 +151,8 @@ def bootstrap_over_queries(
     difference = float(sums.sum() / counts.sum())
     if units == 1:
         return Difference(difference, None, None, 1)
+    from scipy import stats  # noqa: PLC0415 - takes half a second, and the records of results do without
+
     means = _resampled_means(sums, counts, resamples, np.random.default_rng(seed))
     tail = float(stats.norm.cdf(_expansion(units) * stats.t.ppf(_tail(confidence), units - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
@@ -237,6 +238,8 @@ def _t_test(sample: np.ndarray, confidence: float = 0.95) -> Difference:
     if np.ptp(sample) == 0:
         # The limit of the formula: equal rows, or the same gain with every seed.
         return Difference(mean, (mean, mean), 1.0 if mean == 0 else 0.0, count)
+    from scipy import stats  # noqa: PLC0415 - as above
+
     # Not `stats.ttest_1samp`, which warns of values that are equal up to rounding.
     std, root = float(sample.std(ddof=1)), float(np.sqrt(count))
     half = float(stats.t.isf(tail, count - 1)) * std / root

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from tqdm import tqdm
 
-from experiments.run.run_data import RunTables
 from experiments.run.run_description import code_version, note_start, other_code_digests
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
+from experiments.run.run_tables import RunTables
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult

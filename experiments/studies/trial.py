@@ -8,9 +8,9 @@ from ray import tune
 from experiments.recipes import parse
 from experiments.run import lifecycle
 from experiments.run.lifecycle import BusyError
-from experiments.run.run_data import RunTables
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, StoppedError
+from experiments.run.run_tables import RunTables
 from experiments.run.workers.ray_train import gpus_of_each
 from experiments.tracking.journal import Event
 

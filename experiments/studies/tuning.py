@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_catalog.ray_session import ensure_ray
-from experiments.run.run_data import RunTables
 from experiments.run.run_options import RunOptions
+from experiments.run.run_tables import RunTables
 from experiments.run.workers.ray_train import MAX_FAILURES, gpus_of_each, prepare_ray
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
@@ -94,7 +94,7 @@ def tune_trials(
     Returns:
         The outcome of each trial.
     """
-    from ray import tune  # noqa: PLC0415
+    from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
 
     from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from experiments.studies.significance import LEVEL, Difference, Variances, holm
 
@@ -174,6 +173,8 @@ def _power(difference: float, errors: np.ndarray, units: np.ndarray, level: floa
     Returns:
         `(2, cases)`.
     """
+    from scipy import stats  # noqa: PLC0415 - takes half a second, and the records of results do without
+
     errors = np.maximum(errors, 1e-9)  # not zero where the gain is the same with every seed
 
     def exceeds(distance: float, tail: float) -> np.ndarray:

@@ -13,16 +13,8 @@ from typing import Any
 import open_clip
 from open_clip.tokenizer import SimpleTokenizer
 
-from stmi.clip.weights import ClipFileError
-
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
-MERGES_FILE = "bpe_merges.txt.gz"
-DIGEST_FILE = "SHA256SUMS"
-"""Optional: the digest that the weights file must have, in the form of `sha256sum`."""
-PROJECT = Path(__file__).resolve().parents[2]
-"""The folder that holds `stmi`, with the demo's CLIP in it."""
-
+from stmi.clip.clip_files import CONFIG_FILE, MERGES_FILE, clip_folder
+from stmi.errors import ClipFileError
 
 _MALFORMED = (
     AssertionError,
@@ -35,22 +27,6 @@ _MALFORMED = (
 )
 """What open_clip raises for settings that make no model."""
 _SHAPE_OPTIONS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
-
-
-def clip_folder(source: str | Path) -> Path | None:
-    """The folder that a source names, itself or by the file of weights in it; None for an open_clip name."""
-    path = Path(source)
-    if path.is_file() and path.name == WEIGHTS_FILE:
-        return path.parent
-    return path if path.is_dir() else None
-
-
-def find_clip(source: str) -> str:
-    """The CLIP that a setting names: a folder, relative to here or to the project, or an open_clip name."""
-    for path in (Path(source), PROJECT / source):
-        if (folder := clip_folder(path)) is not None:
-            return str(folder.resolve())
-    return source
 
 
 def split_name(source: str) -> tuple[str, str]:

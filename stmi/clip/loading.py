@@ -17,17 +17,16 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from stmi.clip import hub
-from stmi.clip.architecture import (
+from stmi.clip.architecture import build_clip, build_tokenizer, split_name
+from stmi.clip.clip_files import (
     CONFIG_FILE,
     DIGEST_FILE,
     MERGES_FILE,
     WEIGHTS_FILE,
-    build_clip,
-    build_tokenizer,
     clip_folder,
-    split_name,
 )
-from stmi.clip.weights import ClipFileError, load_strictly, read_weights
+from stmi.clip.weights import load_strictly, read_weights
+from stmi.errors import ClipFileError
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stmi.clip import architecture, loading
+from stmi.clip import clip_files, loading
 from stmi.clip.torchscript_weights import TorchScriptError, read_tensors
-from stmi.clip.weights import ClipFileError
+from stmi.errors import ClipFileError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEAD_WIDTH = 64
@@ -60,16 +60,8 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
             transformer, or has weights that are missing, unknown or of another shape.
         OSError: The folder cannot be written.
     """
-    if out.exists():
-        raise ClipFileError(f"{out} exists; name another folder, or remove it to convert again")
-    try:
-        opened = archive.open("rb")
-    except OSError as error:
-        raise ClipFileError(
-            f"archive {archive} cannot be read ({error.strerror}); name the file that OpenAI serves for a "
-            "model, for example ViT-B-16.pt"
-        ) from error
-    with opened as file:
+    clip_files.check_conversion(archive, out)
+    with archive.open("rb") as file:
         digest = _check_digest(archive, file, sha256)
         weights = _weights(archive, file)
     config = model_config(weights, archive)
@@ -78,15 +70,15 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
         folder = Path(parent) / out.name
         folder.mkdir()
-        described = folder / architecture.CONFIG_FILE
+        described = folder / clip_files.CONFIG_FILE
         described.write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
-        path = folder / architecture.WEIGHTS_FILE
+        path = folder / clip_files.WEIGHTS_FILE
         save_file(weights, path)
         # safetensors makes files that only the owner can read, but folders of weights are often shared.
         path.chmod(described.stat().st_mode)
         with path.open("rb") as written:
             written_digest = hashlib.file_digest(written, "sha256").hexdigest()
-        (folder / architecture.DIGEST_FILE).write_text(f"{written_digest}  {architecture.WEIGHTS_FILE}\n")
+        (folder / clip_files.DIGEST_FILE).write_text(f"{written_digest}  {clip_files.WEIGHTS_FILE}\n")
         try:
             loaded = loading.load_clip(folder)
         except ClipFileError as error:

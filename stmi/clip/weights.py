@@ -9,9 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-
-class ClipFileError(ValueError):
-    """A CLIP folder, name or file that cannot be used; names it and what is wrong."""
+from stmi.errors import ClipFileError
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from experiments import recipes, train
 from experiments.recipes import ExperimentConfig
 from experiments.run import lifecycle, run_data
 from experiments.run.lifecycle import OnReport
-from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
+from experiments.run.run_tables import RunTables
 from stmi.clip.loading import load_clip
 
 SETTINGS = [

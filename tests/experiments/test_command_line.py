@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
+from data_catalog.interrupts import INTERRUPTED_STATUS
 from experiments import ablate, demo, evaluate, report, sweep_sfm, train
-from experiments.command_line import INTERRUPTED_STATUS, USAGE_STATUS, run_command
+from experiments.command_line import USAGE_STATUS, run_command
 from experiments.recipes import ConfigError
 from experiments.settings_list import SettingsList
 from experiments.studies.ablation.ablation_result import AblationResult
@@ -15,7 +16,7 @@ from tests.experiments import made_up
 @pytest.mark.parametrize(
     ("script", "record"),
     [
-        (train, train.PrintedTraining),
+        (train, train.printed_training()),
         (demo, train.RunReport),
         (ablate, AblationResult),
         (sweep_sfm, SweepResult),
@@ -78,19 +79,22 @@ def test_json_is_all_that_a_script_prints_and_its_status_is_that_of_the_result(c
     assert json.loads(capsys.readouterr().out) == json.loads(result.to_json())
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [
-        (ConfigError("seed=-1"), USAGE_STATUS, "error: seed=-1"),
-        (KeyboardInterrupt(), INTERRUPTED_STATUS, "run the same command again to continue"),
-    ],
-)
-def test_errors_are_one_line_without_a_traceback(error, status, message, capsys):
+def test_an_error_is_one_line_without_a_traceback(capsys):
     def command():
-        raise error
+        raise ConfigError("seed=-1")
 
-    assert run_command(command, True, print) == status
+    assert run_command(command, True, print) == USAGE_STATUS
+    assert capsys.readouterr() == ("", "error: seed=-1\n")
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_continue(capsys):
+    def command():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(command, True, print)
+    assert ended.value.code == INTERRUPTED_STATUS
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert message in captured.err
+    assert "run the same command again to continue" in captured.err
     assert captured.err.count("\n") == 1

@@ -18,7 +18,7 @@ from data_catalog.views.view_reader import open_view
 from experiments import evaluate
 from experiments.evaluating import evaluation_target
 from experiments.run import checkpoints, evaluation
-from stmi.clip import architecture
+from stmi.clip import architecture, clip_files
 from stmi.modality import Modality
 from stmi.released import released_checkpoint
 from tests import json_samples
@@ -184,10 +184,10 @@ def write_clip(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
     vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16}
     text = {"context_length": 77, "vocab_size": VOCABULARY, "width": 64, "heads": 1, "layers": 2}
     settings = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    (folder / architecture.CONFIG_FILE).write_text(json.dumps({"model_cfg": settings}))
+    (folder / clip_files.CONFIG_FILE).write_text(json.dumps({"model_cfg": settings}))
     model = architecture.build_clip(folder)
     model.load_state_dict(released_checkpoint.text_weights(weights), strict=False)
-    save_file(model.state_dict(), folder / architecture.WEIGHTS_FILE)
+    save_file(model.state_dict(), folder / clip_files.WEIGHTS_FILE)
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from data_catalog.storage.claims import claim
 from experiments import sweep_sfm
-from experiments.run import preflight
+from experiments.run import run_data
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_store import local_store
 from tests.experiments import small_run
@@ -273,14 +273,14 @@ def test_resume_begins_nothing(swept, clip, workspace, capsys):
 
 
 def test_sweep_without_validation_identities_is_refused(swept, clip, workspace, capsys, monkeypatch):
-    prepare_tables = preflight.prepare_tables
+    prepare_tables = run_data.prepare_tables
 
     def without_validation(*given):
         tables = prepare_tables(*given)
         del tables.views["val"]
         return tables
 
-    monkeypatch.setattr(preflight, "prepare_tables", without_validation)
+    monkeypatch.setattr(run_data, "prepare_tables", without_validation)
     assert "a sweep never chooses on test; ingest it with --validation-identities N" in refused(
         capsys, *arguments(clip, workspace)
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments import ablate, evaluate, report, sweep_sfm
 from experiments.planning.plan_printout import print_plan
 from experiments.planning.run_plan import RunPlan
-from experiments.reports.report_page import StudyReport
+from experiments.reports.report_files import StudyReport
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.sweep.sweep_result import SweepResult

@@ -19,7 +19,7 @@ from data_catalog.tables.table import find_table
 from data_catalog.views.view_reader import open_view
 from experiments.evaluating.evaluation_target import load_run
 from experiments.run import evaluation
-from stmi.clip.architecture import find_clip
+from stmi.clip.clip_files import find_clip
 from stmi.clip.loading import load_clip
 from stmi.config import ModelConfig
 from stmi.modality import MODALITIES

@@ -6,8 +6,7 @@ from typing import Any
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from experiments.recipes import ROOT
-from experiments.run import checkpoints
-from experiments.run.run_folder import RunFolder
+from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.run.workers.training_input import TrainingInput
@@ -59,7 +58,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
             storage_path=path.rpartition("/")[0],
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.KEPT),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             # The annotation is that of the older trainer, which is not the one that runs.
             callbacks=[JournalCallback(folder.journal, location)],  # type: ignore[list-item]
         ),
@@ -83,7 +82,7 @@ def worker_resources(workers: int, gpus_per_worker: float | None) -> dict[str, A
     Raises:
         RunError: The cluster has fewer GPUs than that.
     """
-    import ray  # noqa: PLC0415
+    import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
 
     gpus = gpus_of_each(workers, gpus_per_worker)
     # More workers than CPUs share them: the result is the same, only later.
@@ -101,7 +100,7 @@ def gpus_of_each(workers: int, gpus_per_worker: float | None) -> float:
     Raises:
         RunError: The cluster has fewer.
     """
-    import ray  # noqa: PLC0415
+    import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
 
     there = ray.cluster_resources().get("GPU", 0)
     gpus = float(there > 0) if gpus_per_worker is None else gpus_per_worker

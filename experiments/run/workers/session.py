@@ -12,7 +12,7 @@ from ray.train.torch import get_device
 
 from data_catalog.storage import filesystems
 from experiments.run import checkpoints
-from experiments.run.run_folder import RunFolder
+from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.tracking.journal import Event
 
 
@@ -126,7 +126,7 @@ class OwnProcessSession:
     def _delete_old(self) -> None:
         stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
         # Newest first. A checkpoint that was lost and written again counts as new.
-        for location in list(dict.fromkeys(reversed(stored)))[checkpoints.KEPT :]:
+        for location in list(dict.fromkeys(reversed(stored)))[KEPT_CHECKPOINTS:]:
             _delete(*filesystems.open_root(location))
 
 

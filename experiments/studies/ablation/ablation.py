@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.recipes import ExperimentConfig, differences, resolve
-from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
+from experiments.run.run_tables import RunTables
 from experiments.studies.ablation.ablation_plan import AblationPlan
-from experiments.studies.ablation.ablation_result import AblationResult, TableRow
-from experiments.studies.ablation.ablation_table import EPOCHS, RowRuns, table_rows
+from experiments.studies.ablation.ablation_result import EPOCHS, AblationResult, TableRow
+from experiments.studies.ablation.ablation_table import RowRuns, table_rows
 from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.ablation.table_figure import draw

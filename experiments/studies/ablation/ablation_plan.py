@@ -7,7 +7,7 @@ from typing import Any
 
 from data_catalog.tables.digests import json_digest
 from experiments.recipes import ConfigError, ExperimentConfig, full_name, resolve
-from experiments.run.run_data import RunTables
+from experiments.run.run_tables import RunTables
 from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row
 

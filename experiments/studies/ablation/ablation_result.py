@@ -12,6 +12,12 @@ from experiments.studies.significance import summarise
 from experiments.studies.study_result import StudyResult
 from experiments.studies.verdicts import Word
 
+EPOCHS = {
+    "last": "the last epoch",
+    "validation": "the epoch chosen on validation identities",
+    "best_on_test": "the epoch best on test, which flatters",
+}
+"""The choices of epoch that every run measures, in words."""
 Interval = tuple[float, float]
 
 

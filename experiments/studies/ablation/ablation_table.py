@@ -12,6 +12,7 @@ from experiments.run.conclusion import find_choices
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import EpochMetrics, MetricName
 from experiments.studies.ablation.ablation_result import (
+    EPOCHS,
     ComparedMetric,
     EpochSpread,
     RowMetric,
@@ -21,13 +22,6 @@ from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.published import published
 from experiments.studies.significance import bootstrap_over_queries, paired_over_seeds, split_variance
 from experiments.studies.verdicts import Comparison, Verdict, judge
-
-EPOCHS = {
-    "last": "the last epoch",
-    "validation": "the epoch chosen on validation identities",
-    "best_on_test": "the epoch best on test, which flatters",
-}
-"""The choices of epoch that every run measures, in words."""
 
 
 @dataclass(frozen=True)

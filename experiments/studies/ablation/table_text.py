@@ -5,8 +5,7 @@ import io
 from collections.abc import Sequence
 
 from experiments.run.run_result import METRICS
-from experiments.studies.ablation.ablation_result import SeedSpread, TableRow
-from experiments.studies.ablation.ablation_table import EPOCHS
+from experiments.studies.ablation.ablation_result import EPOCHS, SeedSpread, TableRow
 
 HEADER = (
     "row",

@@ -15,7 +15,6 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from data_catalog.uris import without_credentials
@@ -260,21 +259,6 @@ _STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
-
-
-def check_url(url: str) -> None:
-    """Refuse what is no URL of a database, before anything is made for it.
-
-    Raises:
-        ConfigError: It cannot be read; the message holds no password.
-    """
-    try:
-        make_url(url)
-    except (ArgumentError, ValueError):
-        raise ConfigError(
-            f"--study-storage {without_credentials(url)} is no database's URL; expected one such as "
-            "postgresql://user:password@host:5432/optuna"
-        ) from None
 
 
 def _engine_options(url: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from experiments.planning.training_cost import TrainingCost
 from experiments.recipes import ConfigError, ReportConfig
-from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
+from experiments.run.run_tables import RunTables
 from experiments.studies.study import Study
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.sweep import sweep_figures

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from data_catalog.tables.digests import json_digest
 from experiments.recipes import ExperimentConfig, ReportConfig, resolve
-from experiments.run.run_data import RunTables
+from experiments.run.run_tables import RunTables
 from experiments.studies.sweep.search_space import Space, config_with
 
 

@@ -10,7 +10,7 @@ from experiments.planning.flop_counts import PARTS, step_flops
 from experiments.recipes import ConfigError, resolve
 from experiments.run import run_data
 from stmi.clip.loading import load_clip
-from stmi.clip.weights import ClipFileError
+from stmi.errors import ClipFileError
 from stmi.model import STMI
 
 IDENTITIES, CAMERAS = 60, 4

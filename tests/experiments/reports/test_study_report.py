@@ -9,7 +9,7 @@ import pytest
 from experiments.recipes import ConfigError
 from experiments.reports.ablation_sections import ablation_sections
 from experiments.reports.recorded_study import read_study
-from experiments.reports.report_page import StudyReport
+from experiments.reports.report_files import StudyReport
 from experiments.reports.study_report import write_report
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError

@@ -15,7 +15,7 @@ from experiments import recipes, train
 from experiments.evaluate import evaluate
 from experiments.evaluating.evaluation_target import load_run
 from experiments.recipes import ConfigError, DataConfig, ExperimentConfig
-from experiments.run import lifecycle, preflight, run_data
+from experiments.run import config_checks, lifecycle, run_data
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.run_options import RunOptions
 from experiments.tracking.journal import Journal
@@ -57,7 +57,7 @@ def ran(catalog, clip, workspace):
     config, loaded = own(clip, *settings, placement="by_identity"), load_clip(clip)
     options = RunOptions.resolve(workspace, catalog)
     tables = run_data.prepare_tables(config, loaded, options)
-    preflight.check_tables(config, loaded, tables)
+    config_checks.check_tables(config, loaded, tables)
     return tables, lifecycle.run(config, tables, options)
 
 
@@ -123,7 +123,7 @@ def test_views_without_masks_and_text_serve_a_run_that_uses_neither(images_only,
     config, loaded = own(clip, "model.text=off", "model.sfm=off", "train.workers=1"), load_clip(clip)
     options = RunOptions.resolve(workspace, images_only)
     tables = run_data.prepare_tables(config, loaded, options)
-    preflight.check_tables(config, loaded, tables)
+    config_checks.check_tables(config, loaded, tables)
     assert tables.captions is None
     assert not {"masks", "captions", "text_features"} & tables.digests.keys()
     result = lifecycle.run(config, tables, options, threads=1)
@@ -174,11 +174,11 @@ def test_data_with_errors_stops_a_run_before_ray_train_starts(catalog, clip, wor
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_precision_that_is_slow_on_this_cpu_gives_a_warning(fast, clip, monkeypatch, caplog):
-    monkeypatch.setattr(preflight, "cpu_multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(config_checks, "cpu_multiplies_bfloat16", lambda: fast)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(preflight.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(config_checks.torch.cuda, "is_available", lambda: False)
     said = []
     for precision in ("float32", "bfloat16"):
-        preflight.check_settings(own(clip, f"train.precision={precision}"), load_clip(clip))
+        config_checks.check_settings(own(clip, f"train.precision={precision}"), load_clip(clip))
         said.append("set train.precision=float32" in caplog.text)
     assert said == [False, not fast]

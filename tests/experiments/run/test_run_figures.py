@@ -2,7 +2,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.run import run_figures
-from experiments.run.run_result import FeatureMetrics
+from experiments.run.run_result import FEATURE_NAMES, FeatureMetrics
 from experiments.tracking.journal import Journal
 
 
@@ -25,7 +25,7 @@ def test_cmc_curves_carry_the_map_of_every_feature():
         FeatureMetrics(mean_average_precision=value, rank1=0.1, rank5=0.2, rank10=0.2, cmc=(0.1, 0.2))
         for value in (0.05, 0.25)
     )
-    metrics = dict.fromkeys(run_figures.FEATURE_NAMES, high)
+    metrics = dict.fromkeys(FEATURE_NAMES, high)
     figure = run_figures.cmc_curves(metrics, low)
     assert isinstance(figure, Figure)
     labels = [line.get_label() for line in figure.axes[0].lines]

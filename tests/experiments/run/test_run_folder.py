@@ -3,8 +3,8 @@ import json
 import pytest
 
 from experiments.recipes import resolve
-from experiments.run.run_data import RunTables
 from experiments.run.run_folder import RunFolder, RunFolderError, fingerprint
+from experiments.run.run_tables import RunTables
 from tests.experiments import small_run
 
 

@@ -5,10 +5,10 @@ import mlflow
 import pytest
 
 from experiments.recipes import ConfigError, resolve
-from experiments.run.run_data import RunTables
 from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
+from experiments.run.run_tables import RunTables
 from experiments.studies.study import Study
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun

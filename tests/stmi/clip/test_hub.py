@@ -8,9 +8,9 @@ import open_clip
 import pytest
 from huggingface_hub import constants
 
-from stmi.clip import architecture, hub
+from stmi.clip import clip_files, hub
 from stmi.clip.loading import load_clip
-from stmi.clip.weights import ClipFileError
+from stmi.errors import ClipFileError
 from tests.stmi.clip.test_loading import publish, write_with_all_merges
 
 REVISION = "0" * 40
@@ -83,7 +83,7 @@ def test_a_name_in_the_cache_is_loaded_without_a_network(
     (stored / "snapshots" / REVISION).mkdir(parents=True)
     (stored / "refs").mkdir()
     (stored / "refs" / "main").write_text(REVISION)
-    shutil.copy(folder / architecture.WEIGHTS_FILE, stored / "snapshots" / REVISION)
+    shutil.copy(folder / clip_files.WEIGHTS_FILE, stored / "snapshots" / REVISION)
     unreachable(monkeypatch, kind, port)
     loaded, expected = load_clip(source), load_clip(folder)
     assert loaded.embed_dim == expected.embed_dim

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stmi.clip import architecture
+from stmi.clip import architecture, clip_files
 from stmi.clip.loading import load_clip
-from stmi.clip.weights import ClipFileError
+from stmi.errors import ClipFileError
 from tests import tiny_clip
 from tests.tolerances import ROUNDING_FLOAT32
 
@@ -36,10 +36,10 @@ def test_digest_depends_on_weights_config_and_vocabulary_not_on_the_folder(clip,
     digests = {clip.digest, load_clip(tiny_clip.write(tmp_path / "same")).digest}
     assert len(digests) == 1
     digests.add(load_clip(tiny_clip.write(tmp_path / "weights", seed=1)).digest)
-    config = tiny_clip.write(tmp_path / "config") / architecture.CONFIG_FILE
+    config = tiny_clip.write(tmp_path / "config") / clip_files.CONFIG_FILE
     config.write_text(config.read_text().replace('"quick_gelu": true', '"quick_gelu": false'))
     digests.add(load_clip(config.parent).digest)
-    merges = tiny_clip.write(tmp_path / "merges") / architecture.MERGES_FILE
+    merges = tiny_clip.write(tmp_path / "merges") / clip_files.MERGES_FILE
     merges.write_bytes(gzip.compress(gzip.decompress(merges.read_bytes()) + b"\n"))
     digests.add(load_clip(merges.parent).digest)
     assert len(digests) == 4
@@ -60,12 +60,12 @@ def publish(monkeypatch, path: Path, **vision: object) -> str:
 def write_with_all_merges(folder: Path) -> Path:
     """A folder with the tokenizer that open_clip gives a model by name."""
     tiny_clip.write(folder)
-    (folder / architecture.MERGES_FILE).unlink()
-    config = folder / architecture.CONFIG_FILE
+    (folder / clip_files.MERGES_FILE).unlink()
+    config = folder / clip_files.CONFIG_FILE
     settings = json.loads(config.read_text())
     settings["model_cfg"]["text_cfg"]["vocab_size"] = 49408
     config.write_text(json.dumps(settings))
-    save_file(architecture.build_clip(folder).state_dict(), folder / architecture.WEIGHTS_FILE)
+    save_file(architecture.build_clip(folder).state_dict(), folder / clip_files.WEIGHTS_FILE)
     return folder
 
 
@@ -82,25 +82,25 @@ def test_options_that_the_image_tower_does_not_support_are_refused(tmp_path, mon
     with pytest.raises(ClipFileError, match=message):
         load_clip(publish(monkeypatch, tmp_path / "none.safetensors", **vision))
     folder = tiny_clip.write(tmp_path / "clip")
-    config = json.loads((folder / architecture.CONFIG_FILE).read_text())
+    config = json.loads((folder / clip_files.CONFIG_FILE).read_text())
     config["model_cfg"]["vision_cfg"] |= vision
-    (folder / architecture.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / clip_files.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(ClipFileError, match=message):
         load_clip(folder)
 
 
 def test_options_with_their_default_values_are_accepted(clip, tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    config = json.loads((folder / architecture.CONFIG_FILE).read_text())
+    config = json.loads((folder / clip_files.CONFIG_FILE).read_text())
     config["model_cfg"]["vision_cfg"] |= {"pool_type": "tok", "mlp_ratio": 4.0}
-    (folder / architecture.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / clip_files.CONFIG_FILE).write_text(json.dumps(config))
     weights, others = clip.model.state_dict(), load_clip(folder).model.state_dict()
     assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
 def test_same_weights_by_name_and_from_a_folder_give_the_same_tower(tmp_path, monkeypatch):
     clip = load_clip(write_with_all_merges(tmp_path / "clip"))
-    path = tmp_path / "clip" / architecture.WEIGHTS_FILE
+    path = tmp_path / "clip" / clip_files.WEIGHTS_FILE
     source = publish(monkeypatch, path)
     named = load_clip(source)
     tokens = clip.tokenize(["a man in a red jacket"])
@@ -113,7 +113,7 @@ def test_same_weights_by_name_and_from_a_folder_give_the_same_tower(tmp_path, mo
 
 
 def test_weights_by_name_that_do_not_fit_are_all_named_and_never_resized(tmp_path, monkeypatch):
-    path = write_with_all_merges(tmp_path / "clip") / architecture.WEIGHTS_FILE
+    path = write_with_all_merges(tmp_path / "clip") / clip_files.WEIGHTS_FILE
     weights = load_file(path)
     del weights["visual.proj"]
     others = {"logit_bias": (1,), "visual.positional_embedding": (5, 16), "positional_embedding": (32, 16)}
@@ -131,7 +131,7 @@ def test_weights_by_name_that_do_not_fit_are_all_named_and_never_resized(tmp_pat
 
 
 def test_weights_saved_by_training_code_are_read_by_name(tmp_path, monkeypatch):
-    path = write_with_all_merges(tmp_path / "clip") / architecture.WEIGHTS_FILE
+    path = write_with_all_merges(tmp_path / "clip") / clip_files.WEIGHTS_FILE
     weights = load_file(path)
     saved = {f"module.{name}": value for name, value in weights.items()}
     saved["module.logit_scale"] = saved["module.logit_scale"].reshape(1)
@@ -167,7 +167,7 @@ def test_failed_download_of_weights_is_reported(tmp_path, monkeypatch):
 
 def test_path_of_the_weights_file_loads_its_folder(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    assert load_clip(folder / architecture.WEIGHTS_FILE).digest == load_clip(folder).digest
+    assert load_clip(folder / clip_files.WEIGHTS_FILE).digest == load_clip(folder).digest
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_weights_that_open_clip_only_warns_about_are_refused(source, message):
 
 
 def test_square_image_size_may_be_one_number(tmp_path):
-    config = tiny_clip.write(tmp_path / "clip") / architecture.CONFIG_FILE
+    config = tiny_clip.write(tmp_path / "clip") / clip_files.CONFIG_FILE
     config.write_text(config.read_text().replace('"image_size": [32, 16]', '"image_size": 16'))
     model = architecture.build_clip(config.parent)
     assert model.visual.grid_size == (2, 2)
@@ -203,7 +203,7 @@ def test_square_image_size_may_be_one_number(tmp_path):
     ],
 )
 def test_config_that_makes_no_model_is_refused_with_its_file(tmp_path, old, new):
-    config = tiny_clip.write(tmp_path / "clip") / architecture.CONFIG_FILE
+    config = tiny_clip.write(tmp_path / "clip") / clip_files.CONFIG_FILE
     new = new if isinstance(new, bytes) else new.encode()
     config.write_bytes(config.read_bytes().replace(old.encode(), new, 1))
     with pytest.raises(ClipFileError, match=r"open_clip_config\.json: not a model config of open_clip"):
@@ -212,7 +212,7 @@ def test_config_that_makes_no_model_is_refused_with_its_file(tmp_path, old, new)
 
 def test_damaged_weights_are_refused_with_their_file(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    path = folder / architecture.WEIGHTS_FILE
+    path = folder / clip_files.WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors cannot be read as weights"):
         load_clip(folder)
@@ -220,7 +220,7 @@ def test_damaged_weights_are_refused_with_their_file(tmp_path):
 
 def test_weights_that_do_not_fit_are_all_named(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    path = folder / architecture.WEIGHTS_FILE
+    path = folder / clip_files.WEIGHTS_FILE
     weights = load_file(path)
     del weights["visual.proj"]
     weights["visual.extra"] = torch.zeros(1)
@@ -243,18 +243,18 @@ def test_missing_files_and_unknown_names_are_refused(tmp_path):
     with pytest.raises(ClipFileError, match=r"open_clip_config\.json is missing"):
         load_clip(tmp_path / "empty")
     folder = tiny_clip.write(tmp_path / "clip")
-    (folder / architecture.WEIGHTS_FILE).unlink()
+    (folder / clip_files.WEIGHTS_FILE).unlink()
     with pytest.raises(ClipFileError, match=r"open_clip_model\.safetensors is missing"):
         load_clip(folder)
-    (folder / architecture.CONFIG_FILE).write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
+    (folder / clip_files.CONFIG_FILE).write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
     with pytest.raises(ClipFileError, match="not a model config"):
         load_clip(folder)
 
 
 def test_weights_with_another_digest_are_refused(tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
-    digest = hashlib.sha256((folder / architecture.WEIGHTS_FILE).read_bytes()).hexdigest()
-    (folder / architecture.DIGEST_FILE).write_text(f"{digest}  {architecture.WEIGHTS_FILE}\n")
+    digest = hashlib.sha256((folder / clip_files.WEIGHTS_FILE).read_bytes()).hexdigest()
+    (folder / clip_files.DIGEST_FILE).write_text(f"{digest}  {clip_files.WEIGHTS_FILE}\n")
     load_clip(folder)
     tiny_clip.write(folder, seed=1)
     with pytest.raises(ClipFileError, match=r"not the one in .*SHA256SUMS; restore the file"):
@@ -263,8 +263,8 @@ def test_weights_with_another_digest_are_refused(tmp_path):
 
 def test_shipped_clip_is_small_and_has_its_stated_digest():
     folder = Path(architecture.__file__).parents[1] / "demo_clip"
-    assert (folder / architecture.DIGEST_FILE).is_file()
-    assert (folder / architecture.WEIGHTS_FILE).stat().st_size <= 4_000_000
+    assert (folder / clip_files.DIGEST_FILE).is_file()
+    assert (folder / clip_files.WEIGHTS_FILE).stat().st_size <= 4_000_000
     shipped = load_clip(folder)
     assert shipped.model.visual.grid_size == (8, 4)
     captions = ["A photo of a man, wearing a red coat.", "A photo of a man, wearing a blue coat."]

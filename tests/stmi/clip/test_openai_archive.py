@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stmi.clip import architecture, openai_archive
+from stmi.clip import clip_files, openai_archive
 from stmi.clip.loading import load_clip
 from stmi.clip.openai_archive import convert, model_config, published_digests
 from stmi.clip.towers import ImageTower
-from stmi.clip.weights import ClipFileError, misfits
+from stmi.clip.weights import misfits
 from stmi.config import ClipConfig, SfmConfig
+from stmi.errors import ClipFileError
 from tests.stmi.clip import torchscript
 from tests.tolerances import ROUNDING_FLOAT32
 
@@ -42,7 +43,7 @@ def test_converted_archive_gives_the_features_of_the_original(model, tmp_path):
 def test_converted_weights_are_float32_and_nothing_but_weights(model, tmp_path):
     digest = torchscript.archive(tmp_path / "tiny.pt", model)
     convert(tmp_path / "tiny.pt", tmp_path / "tiny", digest.upper())
-    weights = load_file(tmp_path / "tiny" / architecture.WEIGHTS_FILE)
+    weights = load_file(tmp_path / "tiny" / clip_files.WEIGHTS_FILE)
     assert set(weights) == set(model.state_dict())
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())

@@ -1,0 +1,48 @@
+"""Ctrl-C ends a command with one line and status 130 at any moment, also while modules are imported."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED_STATUS = 130
+
+
+def end_on_interrupt() -> None:
+    """From now on Ctrl-C ends this process at once: for imports, help and the end of a command.
+
+    A script calls it before its imports. Where the caller of the script ignores Ctrl-C, it stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+@contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Meanwhile Ctrl-C raises KeyboardInterrupt, so that what was opened is closed; then the command ends.
+
+    Args:
+        message: What is printed then: what is kept, and how to go on.
+
+    Raises:
+        SystemExit: After Ctrl-C, with status 130.
+    """
+    ends = signal.getsignal(signal.SIGINT) is _end
+    if ends:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(message, file=sys.stderr)  # noqa: T201
+        raise SystemExit(INTERRUPTED_STATUS) from None
+    finally:
+        if ends:
+            signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End without any more Python: what imports or shuts down may swallow an exception, or print it."""
+    os.write(2, b"error: interrupted\n")
+    os._exit(INTERRUPTED_STATUS)

@@ -1,0 +1,1 @@
+"""Training of the small CLIP from which the demo starts."""

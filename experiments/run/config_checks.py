@@ -1,0 +1,80 @@
+"""Whether a config fits its CLIP and its tables."""
+
+import logging
+import os
+
+import numpy as np
+import torch
+
+from data_catalog.views.training_view import ViewSettings
+from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.run_tables import RunTables
+from stmi.clip.loading import LoadedClip
+from stmi.feature_modulation import perturbation_probability
+from stmi.kernels.capabilities import cpu_multiplies_bfloat16
+from stmi.model import token_grid
+from stmi.training import batch_plan
+from stmi.training.batch_plan import BatchPlanError
+
+logger = logging.getLogger(__name__)
+
+
+def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
+    """Refuse a config that its CLIP cannot serve, before anything starts; warn of one that is very slow here.
+
+    Raises:
+        ConfigError: Names the setting, its value and what would fit.
+    """
+    try:
+        token_grid(config.model, clip.model.visual.conv1.kernel_size[0])
+        perturbation_probability(config.model.sfm, len(clip.model.visual.transformer.resblocks))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    attends = config.model.str.enabled or (
+        config.model.chi.enabled and config.model.chi.mixer == "self_attention"
+    )
+    if attends and clip.embed_dim % config.model.str.heads:
+        raise ConfigError(
+            f"model.str.heads={config.model.str.heads} does not divide the token width {clip.embed_dim} "
+            f"of model.clip.source={config.model.clip.source}"
+        )
+    # Nothing is known here of the machines of a cluster.
+    on_cpus = not torch.cuda.is_available() and os.environ.get("RAY_ADDRESS", "local") == "local"
+    if config.train.precision == "bfloat16" and on_cpus and not cpu_multiplies_bfloat16():
+        logger.warning(
+            "train.precision=bfloat16: this CPU has no instructions for it and is some hundred times slower "
+            "than in float32; set train.precision=float32"
+        )
+    if config.data.synthetic is not None:
+        try:
+            batch_plan.plan(np.arange(config.data.synthetic.train_identities), config.batch, config.seed, 0)
+        except BatchPlanError as error:
+            raise ConfigError(str(error)) from None
+
+
+def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) -> None:
+    """Refuse a config that its tables cannot serve, before any training starts.
+
+    Raises:
+        ConfigError: Names the setting, its value and what would fit.
+    """
+    size = (config.model.image.height, config.model.image.width)
+    for table in tables.views.values():
+        view = ViewSettings.model_validate(table.manifest.settings)
+        is_other_text = config.model.text.enabled and view.text_dim != clip.embed_dim
+        if (view.height, view.width) != size or is_other_text:
+            raise ConfigError(
+                f"view {table.path} holds images of {(view.height, view.width)} and text features of width "
+                f"{view.text_dim}; the config asks for model.image={size}, and "
+                f"model.clip.source={config.model.clip.source} has width {clip.embed_dim}"
+            )
+        if config.model.sfm.enabled and "masks" not in table.manifest.inputs:
+            raise ConfigError(
+                f"model.sfm is on, but view {table.path} was made without masks; make it with masks, or set "
+                "model.sfm=off"
+            )
+    try:
+        BatchSchedule(tables.views["train"], config).rows(rank=0, epoch=0)
+    except BatchPlanError as error:
+        raise ConfigError(f"data.placement={config.data.placement}: {error}") from None

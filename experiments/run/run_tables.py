@@ -1,0 +1,27 @@
+"""The tables that a run reads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from data_catalog.checks.data_checks import Finding
+from data_catalog.tables.table import Table
+
+OnStep = Callable[[str, str], None]
+"""Called with the name of a finished step that makes a table, and its result in words."""
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """What a run reads.
+
+    Attributes:
+        views: Split name to training view; `train` and `test` always, `val` where the data set has one.
+        captions: What the text features of the views were made from; None where the views hold no text.
+        digests: Table name to digest, of these and of all that they were made from.
+        warnings: What the checks of the data warn of.
+    """
+
+    views: dict[str, Table]
+    captions: Table | None
+    digests: dict[str, str]
+    warnings: tuple[Finding, ...] = ()

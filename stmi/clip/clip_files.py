@@ -1,0 +1,46 @@
+"""The files of a CLIP's folder, and where a source finds it; imports nothing that takes time."""
+
+from pathlib import Path
+
+from stmi.errors import ClipFileError
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+MERGES_FILE = "bpe_merges.txt.gz"
+DIGEST_FILE = "SHA256SUMS"
+"""Optional: the digest that the weights file must have, in the form of `sha256sum`."""
+PROJECT = Path(__file__).resolve().parents[2]
+"""The folder that holds `stmi`, with the demo's CLIP in it."""
+
+
+def clip_folder(source: str | Path) -> Path | None:
+    """The folder that a source names, itself or by the file of weights in it; None for an open_clip name."""
+    path = Path(source)
+    if path.is_file() and path.name == WEIGHTS_FILE:
+        return path.parent
+    return path if path.is_dir() else None
+
+
+def find_clip(source: str) -> str:
+    """The CLIP that a setting names: a folder, relative to here or to the project, or an open_clip name."""
+    for path in (Path(source), PROJECT / source):
+        if (folder := clip_folder(path)) is not None:
+            return str(folder.resolve())
+    return source
+
+
+def check_conversion(archive: Path, out: Path) -> None:
+    """Refuse to convert an archive that cannot be read, or to a folder that exists.
+
+    Raises:
+        ClipFileError: Names the path.
+    """
+    if out.exists():
+        raise ClipFileError(f"{out} exists; name another folder, or remove it to convert again")
+    try:
+        archive.open("rb").close()
+    except OSError as error:
+        raise ClipFileError(
+            f"archive {archive} cannot be read ({error.strerror}); name the file that OpenAI serves for a "
+            "model, for example ViT-B-16.pt"
+        ) from error
