@@ -1,10 +1,52 @@
-"""Objects of a user's own modules, named `module:attribute` as uvicorn and gunicorn name applications."""
+"""What users add in modules of their own, named `module:attribute` as uvicorn names applications."""
 
 import importlib
+import inspect
 import traceback
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import ValidationError
 
 from data_catalog.errors import CatalogError
+from data_catalog.records import Record, describe_invalid
+
+
+class ActorSettings(Record):
+    """Everything that determines the results of a segmenter or captioner; builds it.
+
+    Settings are sent to Ray's actors and stored with the table, so a model that takes long to load belongs
+    into what `build` returns.
+    """
+
+    version: ClassVar[int] = 1
+    """Version of the code of a user's own class. To be raised when results change though no setting does;
+    otherwise a table made before is found again."""
+    gpus_per_actor: ClassVar[float] = 0
+    """GPUs that one actor uses where the cluster has any."""
+    cpus_per_actor: ClassVar[float] = 1
+    """CPUs that one actor uses otherwise."""
+
+    @abstractmethod
+    def build(self) -> Any:
+        """What does the work; called once in every actor."""
+
+    def stored(self, role: str) -> dict[str, Any]:
+        """What a table stores of these settings, as part of its key.
+
+        Args:
+            role: `segmenter` or `captioner`. The built-in ones have a field of this name; the settings of a
+                user's own class get the class's name there, and its version.
+        """
+        own = type(self)
+        if own.__module__.partition(".")[0] == __package__:
+            return self.model_dump()
+        values = self.model_dump(mode="json", exclude={role, "version"})
+        return {role: f"{own.__module__}:{own.__qualname__}", "version": own.version} | values
+
+
+S = TypeVar("S", bound=ActorSettings)
 
 
 def is_own(name: str) -> bool:
@@ -49,6 +91,36 @@ def load_object(name: str, role: str) -> Any:
             "correct the name"
         )
     return getattr(module, attribute)
+
+
+def load_settings(name: str, role: str, base: type[S], values: Mapping[str, Any]) -> S:
+    """Settings of a user's own class.
+
+    Args:
+        name: The class, as `module:attribute`.
+        role: What it is used as, such as `segmenter`; begins messages.
+        base: The class that it must extend.
+        values: Its fields, by name.
+
+    Raises:
+        CatalogError: If there is no such class, it lacks a method, or a value is impossible.
+    """
+    found = load_object(name, role)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CatalogError(
+            f"{role} {name}: expected a subclass of {base.__name__} ({base.__module__}), found {found!r:.80}"
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise CatalogError(f"{role} {name}: the class lacks the method {missing}; define it")
+    try:
+        return found(**values)
+    except ValidationError as error:
+        settings = ", ".join(found.model_fields) or "none"
+        raise CatalogError(
+            f"{role} {name}: {describe_invalid(error)} (got {error.errors()[0]['input']!r}); its settings "
+            f"are: {settings}"
+        ) from None
 
 
 def _position(error: Exception) -> str:

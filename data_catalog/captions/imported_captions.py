@@ -1,22 +1,15 @@
 """The `captions` table from captions that exist already; see `data_catalog.captions.caption_files`."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
-from data_catalog.captions.caption_files import Choice, ReadCaptions, find_caption_files, read_caption_files
-from data_catalog.captions.caption_writer import (
-    ShardSpec,
-    caption_rows,
-    redaction_settings,
-    shard_specs,
-    total_counts,
-)
-from data_catalog.captions.redaction import redact
+from data_catalog.captions.caption_files import Choice, find_caption_files, read_caption_files
+from data_catalog.captions.caption_texts import CaptionTexts, summarise_texts
+from data_catalog.captions.caption_writer import ShardSpec, redaction_settings, shard_specs
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
@@ -24,12 +17,6 @@ from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
-
-CLIP_CONTEXT = 77
-"""Tokens that CLIP reads of a text, its start and end included."""
-
-LISTED = 100
-"""How many samples or items of a kind are listed; all are counted."""
 
 _NAMED = 5
 
@@ -80,7 +67,8 @@ def import_captions(
         )
 
     def summarise(shards: list[Statistics]) -> Statistics:
-        return _summarise(shards, read, settings.redact)
+        items = {"absent": read.absent, "duplicates": read.duplicates}
+        return summarise_texts(shards, settings.redact, items)
 
     return build_table(
         catalog=samples.catalog,
@@ -89,7 +77,7 @@ def import_captions(
         settings=settings.model_dump(exclude={"redact"}) | redaction_settings(settings.redact),
         inputs={"samples": samples.digest, "captions": read.digest},
         specs=shard_specs(samples, read.captions),
-        maker=_ImportedCaptionsMaker(samples, settings.redact),
+        maker=_ImportedCaptionsMaker(samples, CaptionTexts(settings.redact)),
         summarise=summarise,
         created={"captions": sorted({str(path.parent) for path, _, _ in files})},
         progress=progress,
@@ -101,47 +89,13 @@ class _ImportedCaptionsMaker(ShardMaker[ShardSpec]):
     is_light = True
 
     samples: Table
-    redact: bool
-    tokenizer: Any = field(default=None, init=False)
+    texts: CaptionTexts
 
     def make(self, spec: ShardSpec) -> tuple[pa.Table, Statistics]:
         keys = self.samples.read_shard(spec["shard"], ["sample_index", "sample_id"])
-        captions: list[str] = []
-        redactions: Counter[str] = Counter()
-        listed: dict[str, list[str]] = {name: [] for name in ("missing", "empty", "too_long", "redacted")}
-        for sample_id in keys["sample_id"].to_pylist():
-            found = spec["given"].get(sample_id)
-            caption = "" if found is None else join_captions(list(found.values()))
-            if found is None:
-                listed["missing"].append(sample_id)
-            elif not caption:
-                listed["empty"].append(sample_id)
-            if self.redact and caption:
-                redacted = redact(caption)
-                caption = redacted.text
-                redactions.update(redacted.counts)
-                if redacted.counts:
-                    listed["redacted"].append(sample_id)
-            if self._is_too_long(caption):
-                listed["too_long"].append(sample_id)
-            captions.append(caption)
-        return caption_rows(keys, captions, [[] for _ in captions]), {
-            "samples": len(captions),
-            "captioned": len(captions) - captions.count(""),
-            "redactions": dict(redactions),
-            "listed": listed,
-        }
-
-    def _is_too_long(self, caption: str) -> bool:
-        words = CLIP_CONTEXT - 2
-        # A token is a byte at least, and the tokenizer takes seconds to import.
-        if len(caption.encode()) <= words:
-            return False
-        if self.tokenizer is None:
-            from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415
-
-            self.tokenizer = SimpleTokenizer()
-        return len(self.tokenizer.encode(caption)) > words
+        given = [spec["given"].get(sample_id) for sample_id in keys["sample_id"].to_pylist()]
+        texts = [None if found is None else join_captions(list(found.values())) for found in given]
+        return self.texts.write(keys, texts)
 
 
 def join_captions(captions: Sequence[str]) -> str:
@@ -152,16 +106,3 @@ def join_captions(captions: Sequence[str]) -> str:
     return " ".join(
         caption if caption.endswith((".", "!", "?", "。")) else f"{caption}." for caption in distinct
     )
-
-
-def _summarise(shards: Sequence[Statistics], read: ReadCaptions, is_redacted: bool) -> Statistics:
-    names = ("missing", "empty", "too_long", *(("redacted",) if is_redacted else ()))
-    found = {name: [id_ for shard in shards for id_ in shard["listed"][name]] for name in names}
-    found |= {"absent": read.absent, "duplicates": read.duplicates}
-    total = sum(shard["samples"] for shard in shards)
-    return {
-        "captioned": sum(shard["captioned"] for shard in shards) / total if total else None,
-        **{name: len(items) for name, items in found.items()},
-        **({"redactions": total_counts(shards, "redactions")} if is_redacted else {}),
-        "listed": {name: items[:LISTED] for name, items in found.items() if items},
-    }

@@ -1,6 +1,7 @@
 """Arguments that several commands take, and the tables that they name."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
@@ -75,12 +76,14 @@ class Option:
         help: Its help, with the default of the settings.
         type: Reads the text; a tuple holds the values to choose from, and bool makes a flag.
         metavar: What stands for the value in the help.
+        is_repeated: Whether it may be given several times; its value is then a list.
     """
 
     name: str
     help: str
     type: Callable[[str], Any] | tuple[str, ...] = str
     metavar: str | None = None
+    is_repeated: bool = False
 
     @property
     def attribute(self) -> str:
@@ -94,7 +97,12 @@ class Option:
         elif isinstance(self.type, tuple):
             group.add_argument(self.name, help=self.help, choices=self.type)
         else:
-            group.add_argument(self.name, help=self.help, type=self.type, metavar=self.metavar)
+            action = "append" if self.is_repeated else "store"
+            group.add_argument(self.name, help=self.help, type=self.type, metavar=self.metavar, action=action)
+
+
+OWN_SETTINGS = Option("--set", "one of its settings, repeatable", str, "NAME=VALUE", is_repeated=True)
+"""The option of a user's own segmenter or captioner, whose settings the parser does not know."""
 
 
 def given_options(
@@ -105,12 +113,13 @@ def given_options(
     Args:
         args: The arguments.
         choice: Name of the option that chooses, such as `captioner`.
-        options: What can be chosen, to its options; some may have the same.
+        options: What can be chosen, to its options; some may have the same. OWN stands for all that users
+            add themselves.
 
     Raises:
         CatalogError: If an option was given that only another choice has: it would be ignored.
     """
-    chosen = getattr(args, choice)
+    chosen = OWN if is_own(getattr(args, choice)) else getattr(args, choice)
     for option in [option for listed in options.values() for option in listed]:
         if getattr(args, option.attribute) is not None and option not in options[chosen]:
             owners = [name for name, listed in options.items() if option in listed]
@@ -170,6 +179,24 @@ def image_size(text: str) -> tuple[int, int]:
             f"{text!r} is no image size; write height x width, for example 256x128"
         )
     return int(height), int(width)
+
+
+def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Name to value of arguments like `seed=3`; a value that is no JSON is text.
+
+    Raises:
+        CatalogError: If one is not of that form.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise CatalogError(f"--set {text!r} sets nothing; write name=value, for example seed=3")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
 
 
 def check_dataset(catalog: str, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_catalog.captions.caption_statistics import CaptionStatistics
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
+from data_catalog.captions.image_captioner import CaptionerSettings, make_image_captions
 from data_catalog.captions.imported_captions import (
     CaptionFileSettings,
     import_captions,
@@ -15,14 +16,19 @@ from data_catalog.captions.llm.llm_settings import ClientSettings, LlmCaptionSet
 from data_catalog.cards import card_names
 from data_catalog.checks.newest_tables import find_card
 from data_catalog.commands.arguments import (
+    OWN,
+    OWN_SETTINGS,
     Option,
+    add_choice,
     add_samples,
     find_samples,
     given_options,
+    parse_assignments,
     setting_options,
 )
 from data_catalog.commands.command import BuiltTable, Command, build, print_result
 from data_catalog.errors import CatalogError
+from data_catalog.extensions import is_own, load_settings
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.records import Record
 from data_catalog.tables.table import Table
@@ -73,20 +79,26 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
             ("RGB", "NIR", "TIR", "join"),
         ),
     ),
+    OWN: (OWN_SETTINGS,),
 }
 _ROUTES = {
     "readings": "Sentences from predicted attributes; needs the predictions in files.",
     "llm": "Written by a multi-modal language model; needs an OpenAI-compatible endpoint.",
     "files": 'Captions that exist already: JSON lists of {"item": file name, "description": text}.',
+    OWN: "Written by a class of your own, a subclass of CaptionerSettings; needs its module.",
 }
 """What each captioner is and needs, for the help."""
-_REQUIRED = {"readings": ("readings",), "llm": ("endpoint", "model"), "files": ()}
+_REQUIRED = {"readings": ("readings",), "llm": ("endpoint", "model")}
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
-    parser.add_argument(
-        "--captioner", choices=_OPTIONS, default="readings", help="what writes them (default: readings)"
+    add_choice(
+        parser,
+        "--captioner",
+        [name for name in _OPTIONS if name != OWN],
+        "what writes them, a class of your own too (default: readings)",
+        "readings",
     )
     _CARD.add_to(parser)
     parser.add_argument(
@@ -101,7 +113,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> CaptionsResult:
     given = given_options(args, "captioner", _OPTIONS)
-    for name in _REQUIRED[args.captioner]:
+    for name in _REQUIRED.get(args.captioner, ()):
         if name not in given:
             raise CatalogError(f"--{name} is missing; --captioner {args.captioner} needs it")
     samples = find_samples(args)
@@ -112,6 +124,10 @@ def _make(args: argparse.Namespace, samples: Table, given: dict[str, Any], progr
     if args.captioner == "files":
         settings = CaptionFileSettings(choose=args.choose, redact=args.redact)
         return import_captions(samples, args.captions, settings, progress)
+    if is_own(args.captioner):
+        values = parse_assignments(given.get("set", []))
+        own = load_settings(args.captioner, "captioner", CaptionerSettings, values)  # type: ignore[type-abstract]
+        return make_image_captions(samples, own, args.redact, progress)
     if args.card is None:
         # A data set that has a card is captioned by it.
         own_card = find_card(samples)

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.commands.arguments import (
+    OWN,
+    OWN_SETTINGS,
     Option,
+    add_choice,
     add_samples,
     find_made_from,
     find_samples,
     given_options,
     image_size,
+    parse_assignments,
 )
 from data_catalog.commands.command import BuiltTable, Command, build, print_result
 from data_catalog.errors import CatalogError, name_first
+from data_catalog.extensions import is_own, load_settings
 from data_catalog.masks.mask_table import SegmenterSettings, list_below_gate, make_masks
 from data_catalog.masks.segmenters.mask_files import MaskFileStatistics, import_masks
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS
@@ -59,6 +64,7 @@ _ROUTES = {
     "grabcut": "OpenCV's GrabCut on brightness, near infrared and heat; needs no weights and no GPU.",
     "sam2": "Segment Anything 2; needs its published weights, and a GPU to be quick.",
     "files": "Masks that exist already, a .npy or .png file per sample; needs no weights.",
+    OWN: "A class of your own, a subclass of SegmenterSettings; needs its module.",
 }
 """What each segmenter is and needs, for the help."""
 _OPTIONS: Mapping[str, tuple[Option, ...]] = {
@@ -78,13 +84,18 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--mask-size", "size models are given (default: the card's)", image_size, "HxW"),
         Option("--allow-missing", "samples without one are all foreground", bool),
     ),
+    OWN: (OWN_SETTINGS,),
 }
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
-    parser.add_argument(
-        "--segmenter", choices=_OPTIONS, default="grabcut", help="what finds the object (default: grabcut)"
+    add_choice(
+        parser,
+        "--segmenter",
+        [name for name in _OPTIONS if name != OWN],
+        "what finds the object, a class of your own too (default: grabcut)",
+        "grabcut",
     )
     parser.add_argument(
         "--true-masks", type=Path, metavar="DIR", help="score the masks against these (default: not scored)"
@@ -131,6 +142,9 @@ def _make(args: argparse.Namespace, samples: Table, given: Mapping[str, Any], pr
         from data_catalog.masks.segmenters.sam2 import sam2_settings  # noqa: PLC0415
 
         settings: SegmenterSettings = sam2_settings(**given)
+    elif is_own(args.segmenter):
+        values = parse_assignments(given.get("set", []))
+        settings = load_settings(args.segmenter, "segmenter", SegmenterSettings, values)  # type: ignore[type-abstract]
     else:
         from data_catalog.masks.segmenters.grabcut import GrabCutSettings  # noqa: PLC0415
 

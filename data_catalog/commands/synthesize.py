@@ -1,13 +1,10 @@
 """`synthesize`: generate the synthetic data set."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from data_catalog.commands.arguments import add_setting_options, given_settings, image_size
+from data_catalog.commands.arguments import add_setting_options, given_settings, image_size, parse_assignments
 from data_catalog.commands.command import Command
-from data_catalog.errors import CatalogError
 from data_catalog.progress import progress_bar
 from data_catalog.synthetic import SynthesisReport, SyntheticSettings, synthesize
 
@@ -22,16 +19,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> SynthesisReport:
-    values: dict[str, Any] = {}
-    for assignment in args.set:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise CatalogError(f"--set {assignment!r} sets nothing; write name=value, for example seed=3")
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value
-    values |= given_settings(args, "kind", "seed")
+    values = parse_assignments(args.set) | given_settings(args, "kind", "seed")
     if args.size is not None:
         values["height"], values["width"] = args.size
     settings = SyntheticSettings(**values)

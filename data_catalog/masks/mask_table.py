@@ -9,15 +9,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_catalog.errors import CatalogError
+from data_catalog.extensions import ActorSettings
 from data_catalog.formats import find_format
 from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
 from data_catalog.progress import Progress, no_progress
-from data_catalog.records import Record
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
@@ -32,17 +33,15 @@ class Segmenter(Protocol):
         """One mask for each sample, of its own size.
 
         Args:
-            triplets: Images, uint8 `(modality, height, width, channel)` each.
+            triplets: Images, uint8 `(modality, height, width, channel)` each; RGB, NIR, TIR.
+
+        Raises:
+            CatalogError: If the user can correct what is wrong; its message is what they read.
         """
 
 
-class SegmenterSettings(Record):
+class SegmenterSettings(ActorSettings):
     """Everything that determines a segmenter's masks; builds the segmenter."""
-
-    gpus_per_actor: ClassVar[float] = 0
-    """GPUs that one segmenter uses where the cluster has any."""
-    cpus_per_actor: ClassVar[float] = 1
-    """CPUs that one segmenter uses otherwise."""
 
     @abstractmethod
     def build(self) -> Segmenter:
@@ -107,7 +106,7 @@ def make_masks(
     """
     return build_masks(
         _SegmenterMaker(samples, settings),
-        settings=settings.model_dump(),
+        settings=settings.stored("segmenter"),
         summarise=describe_table,
         true_masks=true_masks,
         progress=progress,
@@ -188,4 +187,24 @@ class _SegmenterMaker(MaskMaker):
         if self.segmenter is None:
             # Not before the first shard, so that wrong weights are reported as an error of it.
             self.segmenter = self.settings.build()
-        return self.segmenter.segment(decode_triplets(samples)), []
+        triplets = decode_triplets(samples)
+        found = self.segmenter.segment(triplets)
+        self._check(found, triplets, samples["sample_id"].to_pylist())
+        return found, []
+
+    def _check(self, found: Sequence[Segmentation], triplets: Sequence[Pixels], ids: Sequence[str]) -> None:
+        """Refuse what is no mask of its sample: a user's own segmenter may be wrong."""
+        name = self.settings.stored("segmenter")["segmenter"]
+        if len(found) != len(triplets):
+            raise CatalogError(f"segmenter {name} gave {len(found)} masks for {len(triplets)} samples")
+        for one, triplet, sample_id in zip(found, triplets, ids, strict=True):
+            mask, size = one.mask, triplet.shape[1:3]
+            if mask.dtype != bool or mask.shape != size:
+                raise CatalogError(
+                    f"segmenter {name}, sample {sample_id}: the mask is {mask.dtype} {mask.shape}, expected "
+                    f"bool {size}, the size of its images"
+                )
+            if not 0 <= one.score <= 1:
+                raise CatalogError(
+                    f"segmenter {name}, sample {sample_id}: the score is {one.score}, expected 0 to 1"
+                )

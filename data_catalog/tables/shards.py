@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
@@ -95,9 +96,11 @@ class ShardWriter:
             result |= {"error": str(error), "is_unwritable": isinstance(error, NotWritableError)}
         except Exception as error:
             _LOGGER.exception("shard %s could not be made", path)
+            fault = traceback.extract_tb(error.__traceback__)[-1]
             result["error"] = (
-                f"shard {path} could not be made ({type(error).__name__}: {error}). This is a fault of the "
-                "program: its traceback is in the log of the worker, usually below "
+                f"shard {path} could not be made ({type(error).__name__}: {error}, in {fault.filename} line "
+                f"{fault.lineno}). This is a fault of the program, or of a module of your own: its traceback "
+                "is in the log of the worker, usually below "
                 "/tmp/ray/session_latest/logs. Complete shards are kept"
             )
         return {name: [value] for name, value in result.items()}
