@@ -12,6 +12,7 @@ from rich.table import Table
 from data_catalog.errors import CatalogError
 from data_catalog.interrupts import interruptible
 from data_catalog.records import Printed, Record, add_json_options
+from experiments.recipe_files import name_recipe
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
@@ -41,7 +42,12 @@ def training_options(description: str | None, setting_help: str, record: Printed
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--recipe", default="demo", help=f"one of {', '.join(RECIPES)} (default: demo)")
+    options.add_argument(
+        "--recipe",
+        type=name_recipe,
+        default="demo",
+        help=f"one of {', '.join(RECIPES)}, or a YAML file of your own (default: demo)",
+    )
     options.add_argument(
         "--set",
         action="append",

@@ -35,6 +35,7 @@ from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
 from experiments.command_line import LIST_HELP, NAMES, add_workspace, metrics_table, print_listed, run_command
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
+from experiments.recipe_files import name_recipe
 from experiments.recipes import ConfigError
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
@@ -182,7 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     target.add_argument("--list-settings", action="store_true", help=LIST_HELP)
     parser.add_argument(
-        "--recipe", help="the recipe that a released checkpoint belongs to, needed with it (default: none)"
+        "--recipe",
+        type=name_recipe,
+        help="recipe or YAML file that a released checkpoint belongs to, needed with it (default: none)",
     )
     parser.add_argument(
         "--set",

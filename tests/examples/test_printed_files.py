@@ -4,7 +4,13 @@ import pytest
 
 from tests.examples.command_line import EXAMPLES
 
-PRINTED = ("market_layout.py", "warm_segmenter.py", "template_captioner.py")
+PRINTED = (
+    "market_layout.py",
+    "warm_segmenter.py",
+    "template_captioner.py",
+    "small_recipe.yaml",
+    "ablation_row.sh",
+)
 
 
 @pytest.mark.parametrize("file", PRINTED)
