@@ -82,11 +82,11 @@ def check_upload(folder: Path) -> Upload:
     Raises:
         ClusterError: It is no folder, or too large; names the largest files.
     """
+    if not folder.is_dir():
+        raise ClusterError(f"{folder} is no folder; name the one that is to be --working-dir")
     sys.path.insert(0, str(HOOKS))
     import stmi_upload  # noqa: PLC0415 - takes a second, because it loads Ray's own rules
 
-    if not folder.is_dir():
-        raise ClusterError(f"{folder} is no folder; name the one that is to be --working-dir")
     try:
         sizes = stmi_upload.check_upload(folder)
     except stmi_upload.UploadTooLargeError as error:

@@ -27,9 +27,12 @@ from pydantic import RootModel
 from data_catalog.interrupts import interruptible
 from data_catalog.records import Record, add_json_options
 from experiments.benchmarks.measuring import BenchmarkReport
+from experiments.benchmarks.startup_benchmark import StartupReport
 from stmi.kernels.host_memory import keep_freed_memory
 
 THREADS = 2
+
+Report = BenchmarkReport | StartupReport
 
 BENCHMARKS = {
     "train-step": "training_benchmarks.train_step",
@@ -37,6 +40,7 @@ BENCHMARKS = {
     "augment": "training_benchmarks.augmentation",
     "retrieval": "retrieval_benchmarks.retrieve",
     "view-read": "view_read_benchmark.view_read",
+    "startup": "startup_benchmark.startup",
 }
 """Name to function. Its module is imported when it runs: Ray's memory must not count for the others."""
 LONG_BENCHMARKS = {
@@ -52,18 +56,18 @@ class AllReports(Record):
     """The results of `all`."""
 
     name: str = "all"
-    benchmarks: tuple[BenchmarkReport, ...]
+    benchmarks: tuple[Report, ...]
 
 
-class PrintedReport(RootModel[BenchmarkReport | AllReports]):
+class PrintedReport(RootModel[Report | AllReports]):
     """What this script prints: one report, or with `all` several."""
 
 
-def find_benchmark(name: str) -> Callable[[int], BenchmarkReport]:
+def find_benchmark(name: str) -> Callable[[int], Report]:
     """The benchmark with this name, a function of the number of repeats."""
     module, function = (BENCHMARKS | LONG_BENCHMARKS)[name].split(".")
     found = getattr(importlib.import_module(f"experiments.benchmarks.{module}"), function)
-    return cast(Callable[[int], BenchmarkReport], found)
+    return cast(Callable[[int], Report], found)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,8 +97,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(document.to_json())
     else:
         for report in reports:
-            _print(report)
+            if isinstance(report, StartupReport):
+                _print_startup(report)
+            else:
+                _print(report)
     return 0
+
+
+def _print_startup(report: StartupReport) -> None:
+    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
+    print(f"{report.name} ({settings})\n  {'import torch':34} {report.import_torch_seconds:.2f} s")
+    for one in report.scripts:
+        print(
+            f"  {one.script:34} help {one.help_seconds:.2f} s ({one.help_ratio:.2f} x import torch)  "
+            f"refusal {one.refusal_seconds:.2f} s ({one.refusal_ratio:.2f} x)"
+        )
 
 
 def _print(report: BenchmarkReport) -> None:

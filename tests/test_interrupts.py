@@ -1,0 +1,101 @@
+"""Ctrl-C, a real SIGINT, ends a command with one line and status 130, whatever it is doing."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+AT_ONCE = "error: interrupted\n"
+KEPT = "error: interrupted; what is complete is kept, so run the same command again to continue\n"
+
+
+def start(*command: str) -> subprocess.Popen:
+    """A Python process that SIGINT reaches, also where the tests themselves run in the background."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAY_ADDRESS": "local"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - takes no lock
+    )
+
+
+def interrupt_at_import(module: str, *command: str) -> tuple[int, str]:
+    """Interrupt a command once it has imported a module: its exit status and what it printed as errors."""
+    process = start("-X", "importtime", *command)
+    printed = []
+    for line in process.stderr:
+        if not line.startswith("import time:"):
+            printed.append(line)
+        elif line.rpartition("|")[2].strip() == module:
+            process.send_signal(signal.SIGINT)
+            break
+    printed += [line for line in process.stderr if not line.startswith("import time:")]
+    return process.wait(timeout=60), "".join(printed)
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("pydantic", ["experiments/train.py", "--help"]),
+        ("numpy", ["experiments/ablate.py", "--help"]),
+        ("experiments.run.preflight", ["experiments/sweep_sfm.py"]),
+        ("pydantic", ["cluster/local.py", "status"]),
+        ("data_catalog.errors", ["-m", "data_catalog", "--help"]),
+        ("pyarrow.lib", ["-m", "data_catalog", "--help"]),
+    ],
+)
+def test_interrupt_while_a_script_imports_is_one_line(module, command):
+    assert interrupt_at_import(module, *command) == (130, AT_ONCE)
+
+
+@pytest.mark.parametrize("module", ["torch.nn", "open_clip", "stmi.model"])
+def test_interrupt_in_preflight_is_one_line_that_says_how_to_continue(module, tmp_path):
+    command = ["experiments/train.py", "--recipe", "demo", "--workspace", str(tmp_path)]
+    assert interrupt_at_import(module, *command) == (130, KEPT)
+
+
+ENDING = """
+import atexit, time
+from data_catalog.interrupts import end_on_interrupt, interruptible
+
+end_on_interrupt()
+with interruptible("error: kept"):
+    print("working", flush=True)
+    {work}
+print("result", flush=True)
+atexit.register(time.sleep, 60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "moment", "message"),
+    [("time.sleep(60)", "working\n", "error: kept\n"), ("pass", "result\n", AT_ONCE)],
+)
+def test_interrupt_after_the_result_does_not_wait_for_the_end(work, moment, message):
+    process = start("-c", ENDING.format(work=work))
+    while process.stdout.readline() != moment:
+        pass
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == message
+    assert process.returncode == 130
+
+
+def test_interrupts_that_the_caller_ignores_stay_ignored():
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from data_catalog.interrupts import end_on_interrupt, interruptible\n"
+        "end_on_interrupt()\n"
+        "with interruptible('error: kept'):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    process = start("-c", code)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
