@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from data_catalog.commands.arguments import (
+    OWN,
     add_catalog,
     add_choice,
     add_setting_options,
@@ -42,6 +43,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_setting_options(parser, IngestSettings, "validation_identities", "samples_per_shard")
     for name, layout in sorted(FORMATS.items()):
         parser.add_argument_group(f"--format {name}", layout.tree)
+    parser.add_argument_group(f"--format {OWN}", "A SourceFormat of your own; needs its module.")
 
 
 def _show(result: IngestResult) -> None:
