@@ -110,7 +110,7 @@ def _difference_section(study: RecordedStudy, table: str, title: str) -> Section
             yield stored_png(f"{table}.png", caption, study.pictures[f"{table}.png"])
         figure = plot_differences(study.ablation.find_rows(table))
         if figure is not None:
-            caption = f"Differences of mAP between rows, filled where they are real. {DEFINITION}"
+            caption = f"Differences of mAP between rows, filled where they are real: {DEFINITION}"
             yield as_svg(f"{table}_differences.svg", caption, figure)
 
     text = (
@@ -174,14 +174,17 @@ def _rank_section(
         first, last = max(pairs, key=disagreement)
         both = {labels[name]: folders[name] for name in (first, last)}
         found = rank_list_figure.find_disagreements(folders[first], folders[last], feature)
-        if found:
-            caption = (
-                f"From “{labels[first]}” to “{labels[last]}”: the queries that gain most, then those "
-                "that lose most. The number of a query is its sample_index; green hits have its identity, "
-                "orange misses do not."
-            )
-            figure = rank_list_figure.plot_rank_lists(both, feature, found)
-            yield as_png(f"{table}_ranks.png", caption, figure)
+        gained = [query for query in found if query.gain > 0]
+        lost = [query for query in found if query.gain < 0]
+        # Two pictures, for both together are higher than a printed page.
+        for name, kind, queries in (("ranks", "gain", gained), ("ranks_lost", "lose", lost)):
+            if queries:
+                caption = (
+                    f"From “{labels[first]}” to “{labels[last]}”: the queries that {kind} most. The number "
+                    "of a query is its sample_index; green hits have its identity, orange misses do not."
+                )
+                figure = rank_list_figure.plot_rank_lists(both, feature, queries)
+                yield as_png(f"{table}_{name}.png", caption, figure)
 
     text = (
         "Of all rows that are compared (and the full model with those that are compared with none), the two "

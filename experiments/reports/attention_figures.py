@@ -168,7 +168,7 @@ def _show_inputs(cells: np.ndarray, pixels: np.ndarray, mask: np.ndarray, tokens
 
 def _format(axes: Axes, title: str) -> None:
     axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize=7, pad=2)
+    axes.set_title(title, fontsize=8, pad=2)
     for spine in axes.spines.values():
         spine.set(visible=True, color="#bbbbbb", linewidth=0.5)
 

@@ -18,7 +18,7 @@ from experiments.run.run_folder import RunFolderError
 from stmi.errors import ClipFileError
 
 PAGE_DPI = 96
-PICTURE_DPI = 130
+PICTURE_DPI = 200
 """Of pictures that contain images: more than the page's, for screens of high resolution and print."""
 WIDE_INCHES = 7.0
 """A small screen scrolls wider pictures, and shrinks the others."""
@@ -48,7 +48,8 @@ class Picture:
     @property
     def wide(self) -> bool:
         """Whether a small screen scrolls the picture instead of shrinking it."""
-        return self.inches > WIDE_INCHES
+        # A PNG stores whole dots per metre, so its width in inches is not exact.
+        return self.width > WIDE_INCHES * PAGE_DPI
 
 
 @dataclass(frozen=True)

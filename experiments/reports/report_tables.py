@@ -6,7 +6,7 @@ from typing import Any
 from experiments.reports.recorded_study import RecordedStudy
 from experiments.reports.report_page import PageRow, PageTable
 from experiments.studies.ablation.ablation_result import TableRow
-from experiments.studies.ablation.table_text import HEADER, cells, undecided
+from experiments.studies.ablation.table_text import HEADER, cells
 from experiments.studies.sweep.sweep_result import BestTrial, SweepTrial
 
 
@@ -30,17 +30,15 @@ def ablation_tables(study: RecordedStudy) -> list[PageTable]:
 
 def ablation_verdict(rows: Sequence[TableRow]) -> str:
     """The differences of a table by their verdict, in words, and what would decide the undecided ones."""
-    sentences = []
-    for verdict in ("real", "not real", "undecided"):
-        differences = [
-            f"{row.name} minus {row.mean_average_precision.against} "
-            f"({100 * (row.mean_average_precision.difference or 0):+.1f} points)"
-            for row in rows
-            if row.mean_average_precision.shown_verdict == verdict
-        ]
-        if differences:
-            sentences.append(f"{verdict.capitalize()}: {'; '.join(differences)}.")
-    return " ".join([*sentences, *(f"{sentence}." for sentence in undecided(rows))])
+    found: dict[str, list[str]] = {"Real": [], "Not real": []}
+    for row in rows:
+        metric = row.mean_average_precision
+        if metric.difference is not None:
+            advice = f" ({metric.advice})" if metric.advice else ""
+            verdict = f"{metric.shown_verdict.capitalize()}{advice}"
+            points = f"{100 * metric.difference:+.1f} points"
+            found.setdefault(verdict, []).append(f"{row.name} minus {metric.against} ({points})")
+    return " ".join(f"{verdict}: {'; '.join(names)}." for verdict, names in found.items() if names)
 
 
 def sweep_table(study: RecordedStudy) -> PageTable:

@@ -60,7 +60,7 @@ def training_curves(journal: Journal) -> Figure:
         style = {"color": "black", "linewidth": 2} if name == "total" else {"linewidth": 1}
         losses.plot(x, [event["losses"][name] for event in epochs], label=name, **style)
     losses.set(title="Training loss", xlabel="epoch", ylim=(0, None))
-    losses.legend(fontsize=7, frameon=False)
+    losses.legend(fontsize=8, frameon=False)
     validated = [event for event in epochs if "validation" in event]
     for name in [one for one in ("U", "G", "T") if validated and one in validated[0]["validation"]]:
         values = [100 * event["validation"][name]["mAP"] for event in validated]
@@ -69,7 +69,7 @@ def training_curves(journal: Journal) -> Figure:
         )
     validation.set(title="Validation identities", xlabel="epoch", ylabel="mAP, %", ylim=(0, None))
     if validated:
-        validation.legend(fontsize=7, frameon=False)
+        validation.legend(fontsize=8, frameon=False)
     rate.plot(x, [event["learning_rate"] for event in epochs], color="grey")
     rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
     return figure
@@ -84,7 +84,7 @@ def cmc_curves(metrics: dict[str, FeatureMetrics], untrained: FeatureMetrics) ->
         _cmc(axes, metrics[name], label, linewidth=2.5 if name == "U" else 1.2)
     _cmc(axes, untrained, "U before training", linestyle="--", color="grey")
     axes.set(title="Test identities", xlabel="rank k", ylabel="matched within k, %", ylim=(0, 101))
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
@@ -155,7 +155,7 @@ def show_sample(axes: Axes, view: View, row: int, title: str, colour: str) -> No
     """Show a sample's three modalities side by side."""
     pixels = view.batch([row]).pixels[0]
     axes.imshow(np.concatenate(list(pixels.transpose(0, 2, 3, 1)), axis=1), interpolation="nearest")
-    axes.set_title(title, fontsize=7, color=colour, pad=4)
+    axes.set_title(title, fontsize=8, color=colour, pad=4)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=2.5)

@@ -27,9 +27,9 @@ FEWEST_SEEDS = 3
 MOST_SEEDS = 100
 """The estimate ends here."""
 DEFINITION = (
-    "real: p < 0.05, Holm-corrected, in a paired t-test over seeds and a bootstrap over test identities. "
-    f"not real: both 95 % intervals exclude a difference of {100 * WORTH:g} point of mAP or more. "
-    "undecided: neither."
+    "'real' means p < 0.05, Holm-corrected, in a paired t-test over seeds and a bootstrap over test "
+    "identities; 'not real', that both 95 % intervals exclude a difference of "
+    f"{100 * WORTH:g} point of mAP or more; 'undecided', neither."
 )
 """For tables, pages and help texts."""
 

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.skipif(
 )
 PHONE = {"width": 390, "height": 844}
 SCREEN = {"width": 1400, "height": 1000}
+PAPER = {"width": 1062, "height": 733}
+"""A4 in landscape without its margins, in pixels of CSS."""
 SHOWN_WITHIN_MILLISECONDS = 30_000
 
 
@@ -111,11 +113,47 @@ def test_page_follows_the_colour_scheme_of_the_reader(opened, scheme, text, back
     assert page.evaluate(f"{style}.backgroundColor").startswith(f"rgb({back},")
 
 
+def test_nothing_scrolls_sideways_at_1200_pixels(opened):
+    page, _, _ = opened({"width": 1200, "height": 900})
+    parts = page.locator(".scroll").all()
+    assert len(parts) > 10
+    for part in parts:
+        assert part.evaluate("part => part.scrollWidth <= part.clientWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") == 1200
+    # A number and its spread stand in one line.
+    spread = page.locator("#table3-3 td").nth(1)
+    assert spread.evaluate("cell => cell.firstChild.getClientRects().length") == 1
+
+
 def test_page_is_printed_completely(opened):
-    page, _, _ = opened({"width": 760, "height": 1000})
+    page, _, _ = opened(PAPER)
     page.emulate_media(media="print")
-    right = "table => table.getBoundingClientRect().right"
-    assert max(table.evaluate(right) for table in page.locator("main table").all()) <= 760
+    for part in page.locator("main table, main img").all():
+        assert part.evaluate("part => part.getBoundingClientRect().right") <= PAPER["width"]
+
+
+def test_printed_pictures_keep_their_size_as_far_as_the_paper_allows(opened):
+    page, _, _ = opened(PAPER)
+    page.emulate_media(media="print")
+    scale = """picture => Math.min(
+        picture.clientWidth / picture.width_on_screen,
+        picture.clientHeight / picture.width_on_screen * picture.naturalWidth / picture.naturalHeight)"""
+    scale = scale.replace("picture.width_on_screen", 'picture.getAttribute("width")')
+    # Text of 8 points is then printed with 7 or more.
+    assert min(picture.evaluate(scale) for picture in page.locator("main img").all()) >= 7 / 8
+
+
+def test_page_is_printed_on_landscape_paper(opened):
+    page, _, _ = opened(PAPER)
+    page_box = re.search(rb"/MediaBox *\[([0-9. ]+)\]", page.pdf(prefer_css_page_size=True))
+    assert page_box is not None
+    _, _, width, height = map(float, page_box.group(1).split())
+    assert (round(width), round(height)) == (842, 595)  # A4, in points
+
+
+def test_navigation_is_not_printed(opened):
+    page, _, _ = opened(PAPER)
+    page.emulate_media(media="print")
     expect(page.get_by_role("navigation")).to_be_hidden()
 
 

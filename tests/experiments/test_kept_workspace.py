@@ -66,7 +66,7 @@ def test_results_of_older_code_are_read_with_full_names_of_settings(tmp_path, na
     assert b'"sfm.perturbation":' in stored
     read = record.model_validate_json(stored).model_dump(mode="json")
     for field in ("rows", "trials", "best", "pareto", "space", "importance"):
-        assert read.get(field) == printed(name).get(field)
+        assert json_samples.missing(printed(name).get(field), read.get(field)) == []
 
 
 @pytest.mark.usefixtures("untouched")
@@ -81,7 +81,10 @@ def test_a_run_of_older_code_is_found_with_its_result(command, options):
 def test_an_ablation_of_older_code_is_found_with_its_rows(command, options):
     found, then = command(ablate.main, *options, "--table", 4, "--seeds", 2), printed("ablate")
     assert found["study"] == then["study"]
-    assert found["rows"] == then["rows"]
+    assert json_samples.missing(then["rows"], found["rows"]) == []
+    compared = [row["mAP"] for row in found["rows"] if row["mAP"]["against"] is not None]
+    assert {metric["verdict"] for metric in compared} == {"undecided"}
+    assert all("2 seeds cannot decide" in metric["advice"] for metric in compared)
     assert found["wrong"] == {}
 
 

@@ -18,16 +18,22 @@ def check(name: str, record: type[Record]) -> None:
     """
     sample = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     dumped = record.model_validate(sample).model_dump(mode="json")
-    assert _missing(sample, dumped, name) == []
+    assert missing(sample, dumped, name) == []
 
 
-def _missing(sample: Any, dumped: Any, path: str) -> list[str]:
-    """Paths of what a sample has and a dump lacks or changes; a dump may have more keys."""
+def missing(sample: Any, dumped: Any, path: str = "") -> list[str]:
+    """Paths of what a sample has and a dump lacks or changes; a dump may have more keys.
+
+    Args:
+        sample: Part of a sample.
+        dumped: The same part of what is printed now.
+        path: Where it stands in the sample.
+    """
     if isinstance(sample, dict) and isinstance(dumped, dict):
         lost = [f"{path}.{key}" for key in sample if key not in dumped]
         common = [key for key in sample if key in dumped]
-        return lost + [p for key in common for p in _missing(sample[key], dumped[key], f"{path}.{key}")]
+        return lost + [p for key in common for p in missing(sample[key], dumped[key], f"{path}.{key}")]
     if isinstance(sample, list) and isinstance(dumped, list) and len(sample) == len(dumped):
         pairs = zip(sample, dumped, strict=True)
-        return [p for number, (a, b) in enumerate(pairs) for p in _missing(a, b, f"{path}[{number}]")]
+        return [p for number, (a, b) in enumerate(pairs) for p in missing(a, b, f"{path}[{number}]")]
     return [] if sample == dumped else [path]

@@ -17,7 +17,7 @@ def draw(ablation: Ablation, title: str, rows: Sequence[TableRow], path: Path) -
     finished = [row for row in rows if row.mean_average_precision.mean is not None]
     figure = _curve(finished) if ablation.is_figure else _points(ablation, finished)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=200)
     return path
 
 

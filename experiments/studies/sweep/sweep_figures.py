@@ -39,7 +39,7 @@ def draw_all(folder: Path, result: SweepResult, space: Space) -> list[Path]:
     files = []
     for name, figure in figures.items():
         files.append(folder / f"{name}.png")
-        figure.savefig(files[-1], dpi=130)
+        figure.savefig(files[-1], dpi=200)
     return files
 
 
