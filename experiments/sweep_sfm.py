@@ -7,9 +7,9 @@
     python experiments/sweep_sfm.py --recipe demo --objectives mAP,cost --trials 30 --json
     python experiments/sweep_sfm.py --recipe rgbnt201-paper --study-storage postgresql://host/optuna
 
-Searched by default: the perturbation probability (on a log scale, and exactly 0), the number K of tokens, and
-how layers share alpha and beta. Optuna's multivariate TPE samples the trials, and Ray Tune runs as many at
-once as there is room for; weak ones are stopped early by successive halving (ASHA). The first trial is the
+Searched by default are the perturbation probability (on a log scale, and exactly 0), the number K of tokens,
+and how layers share alpha and beta. Optuna's multivariate TPE samples the trials, and Ray Tune runs as many
+at once as there is room for; weak ones are stopped early by successive halving (ASHA). The first trial is the
 recipe itself. Test identities choose nothing. The study opens with Optuna's own tools. Interrupted, or with
 more trials, the same command goes on.
 """
@@ -55,8 +55,9 @@ from experiments.terminal_tables import print_facts, print_table, text_table
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
+    searched = "\n".join(["Searched by default:", "", *(f"    {dimension}" for dimension in DEFAULT_SPACE)])
     options = training_options(
-        __doc__,
+        f"{__doc__}\n{searched}\n",
         "change a setting of every trial, for example train.epochs=10; of one that is searched, the "
         "first trial's",
         SweepResult,
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=KIND:LOW:HIGH",
         help="search a setting: float:0:1, log:1e-6:1e-4, zero-or-log:0.001:0.1, int:1:16, int:8:64:8, "
         "choice:a,b,c; or off to leave one out; may be repeated; names as in --set "
-        f"(default: {' '.join(DEFAULT_SPACE)})",
+        "(default: the three above)",
     )
     options.add_argument(
         "--seed", type=int, help="of the sampler and of every trial's training (default: the recipe's)"

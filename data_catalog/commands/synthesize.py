@@ -8,13 +8,21 @@ from data_catalog.commands.command import Command
 from data_catalog.progress import progress_bar
 from data_catalog.synthetic import SynthesisReport, SyntheticSettings, synthesize
 
+OPTIONS = ("kind", "seed", "height", "width")
+"""Settings that have an option of their own."""
+
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     add_setting_options(parser, SyntheticSettings, "kind", "seed")
     parser.add_argument("--size", type=image_size, metavar="HxW", help="image size (default: 64x32)")
+    names = ", ".join(name for name in SyntheticSettings.model_fields if name not in OPTIONS)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting, repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"any other setting, repeatable: {names}",
     )
 
 

@@ -11,6 +11,7 @@ from experiments.planning.cost import ParameterCount
 from experiments.planning.expected_tables import ExpectedTable
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
+from experiments.settings_list import as_typed
 from experiments.terminal_tables import print_table, text_table
 
 _PART_NAMES = {"str": "STR", "chi": "CHI", "heads": "identity heads"}
@@ -43,14 +44,14 @@ def _print_settings(console: Console, plan: RunPlan) -> None:
     settings = text_table(f"{plan.recipe}: settings", "setting", "value", "changed from", left=3)
     for name, value in plan.config.items():
         changed = plan.changed.get(name)
-        settings.add_row(name, str(value), str(changed.recipe) if changed else "")
+        settings.add_row(name, as_typed(value), as_typed(changed.recipe) if changed else "")
     print_table(console, settings)
     if plan.counterpart is None:
         return
     names = (plan.recipe, plan.counterpart)
     table = text_table(f"differences between {names[0]} and {names[1]}", "setting", *names, left=3)
     for name, different in plan.differences.items():
-        table.add_row(name, str(different.here), str(different.there))
+        table.add_row(name, as_typed(different.here), as_typed(different.there))
     print_table(console, table)
 
 
