@@ -13,9 +13,9 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from data_catalog.captions.sentences import PERSON, write_caption
+from data_catalog.progress import open_progress
 from data_catalog.synthetic import SyntheticSettings, render_sample, true_attributes
 from experiments.pretraining.pretrained_clip import HELD_OUT, PretrainedClip
 from stmi import keyed_random
@@ -50,10 +50,12 @@ def render_people(
     """
     pixels = np.empty((count, 3, 3, settings.height, settings.width), dtype=np.uint8)
     attributes = []
-    for i in tqdm(range(count), desc="rendering people", unit="person"):
-        sample = render_sample(settings, identity=first + i, camera=i % settings.cameras, shot=0)
-        pixels[i] = sample.pixels.transpose(0, 3, 1, 2)
-        attributes.append(true_attributes(settings, first + i))
+    with open_progress("rendering people", "person", count) as show:
+        for i in range(count):
+            sample = render_sample(settings, identity=first + i, camera=i % settings.cameras, shot=0)
+            pixels[i] = sample.pixels.transpose(0, 3, 1, 2)
+            attributes.append(true_attributes(settings, first + i))
+            show(i + 1)
     return pixels, attributes
 
 
@@ -145,22 +147,22 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     pairs = render_pairs(people, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     clip_loss = open_clip.ClipLoss()
-    progress = tqdm(range(steps), desc="pretraining", unit="step")
-    for step in progress:
-        decay = (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 100) * decay
-        share_clear = max(0.25, 1 - step / (0.4 * steps))
-        images, texts = pairs.batch(batch, share_clear, seed, step)
-        image = model.encode_image(images, normalize=True)
-        text = model.encode_text(tokenizer(texts), normalize=True)
-        loss = clip_loss(image, text, model.logit_scale.exp())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+    with open_progress("pretraining", "step", steps) as show:
+        for step in range(steps):
+            decay = (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 100) * decay
+            share_clear = max(0.25, 1 - step / (0.4 * steps))
+            images, texts = pairs.batch(batch, share_clear, seed, step)
+            image = model.encode_image(images, normalize=True)
+            text = model.encode_text(tokenizer(texts), normalize=True)
+            loss = clip_loss(image, text, model.logit_scale.exp())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))
+            show(step + 1, f"loss={loss.item():.3f}")
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     partial = out / f".{clip_files.WEIGHTS_FILE}.partial"
     save_file(weights, partial)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from tqdm import tqdm
-
+from data_catalog.progress import ShowProgress, open_progress
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
 from experiments.run.conclusion import conclude
@@ -175,28 +174,26 @@ def _warn_of_other_code(folder: RunFolder) -> None:
 
 @contextmanager
 def _observed(folder: RunFolder, mlflow_logger: MlflowLogger | None) -> Iterator[None]:
-    """Show the journal as a progress bar and log it to MLflow meanwhile, unless others do."""
+    """Show the progress in the journal and log it to MLflow meanwhile, unless others do."""
     if mlflow_logger is None:
         yield
         return
     mlflow_logger.reopen()
-    done = len(folder.journal.epochs())
+    epochs, done = folder.config.train.epochs, len(folder.journal.epochs())
     with (
-        tqdm(total=folder.config.train.epochs, initial=done, desc="starting workers", unit="epoch") as bar,
-        polling(partial(_show, folder.journal, bar), POLL_SECONDS),
+        open_progress("starting workers", "epoch", epochs, done, line_each=True) as show,
+        polling(partial(_show, folder.journal, show), POLL_SECONDS),
         # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
         polling(mlflow_logger.sync, LOG_SECONDS, final_call=False),
     ):
         yield
 
 
-def _show(journal: Journal, bar: tqdm) -> None:
+def _show(journal: Journal, show: ShowProgress) -> None:
     events = journal.epochs()
-    if len(events) <= bar.n:
+    if not events:
         return
-    bar.set_description("training", refresh=False)
     validated = [event["validation"]["U"]["mAP"] for event in events if "validation" in event]
-    shown = {"loss": f"{events[-1]['losses']['total']:.3f}"}
-    shown |= {"validation mAP": f"{validated[-1]:.1%}"} if validated else {}
-    bar.set_postfix(shown, refresh=False)
-    bar.update(len(events) - bar.n)
+    text = f"loss={events[-1]['losses']['total']:.3f}"
+    text += f", validation mAP={validated[-1]:.1%}" if validated else ""
+    show(len(events), text, "training")

@@ -4,12 +4,10 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from tqdm import tqdm
-
+from data_catalog.progress import open_progress
 from experiments.run.run_description import code_version, note_start, other_code_digests
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
@@ -40,7 +38,7 @@ class Study(ABC, Generic[Result]):
 
     Attributes:
         kind: Kind of the study, in one word.
-        unit: What the progress bar counts.
+        unit: What the progress counts.
     """
 
     kind: ClassVar[str]
@@ -83,7 +81,7 @@ class Study(ABC, Generic[Result]):
 
     @abstractmethod
     def progress(self) -> tuple[int, str]:
-        """How many units are done, and a text for the progress bar; called by another thread meanwhile."""
+        """How many units are done, and a text to show beside it; called by another thread meanwhile."""
 
     def statuses(self) -> dict[str, str]:
         """MLflow's status of each run that has ended, by its name: FINISHED, FAILED or KILLED."""
@@ -132,8 +130,9 @@ class Study(ABC, Generic[Result]):
         """Show the progress meanwhile, log it to MLflow, and close the study there if it is interrupted."""
         try:
             with (
-                tqdm(total=self.total, desc="training", unit=self.unit) as bar,
-                polling(partial(self._show, bar), POLL_SECONDS),
+                # Runs of an ablation train at once, so that their epochs would be many lines.
+                open_progress("training", self.unit, self.total, line_each=self.unit == "trial") as show,
+                polling(lambda: show(*self.progress()), POLL_SECONDS),
                 # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
                 polling(lambda: study_logger.sync(self.runs()), LOG_SECONDS, final_call=False),
             ):
@@ -144,11 +143,6 @@ class Study(ABC, Generic[Result]):
             status = {run.folder.name: "FINISHED" if run.folder.is_finished else "KILLED" for run in runs}
             study_logger.finish(runs, status, [], complete=False)
             raise
-
-    def _show(self, bar: tqdm) -> None:
-        done, text = self.progress()
-        bar.set_postfix_str(text, refresh=False)
-        bar.update(done - bar.n)
 
     def _logger(self) -> StudyLogger:
         name = self.folder.name

@@ -62,7 +62,8 @@ class MlflowLogger:
     def __init__(
         self, uri: str, folder: Path, workspace: Path, description: Description, state: str = "mlflow.json"
     ) -> None:
-        os.environ.update({name: os.environ.get(name, value) for name, value in PATIENCE.items()})
+        for setting, value in {**PATIENCE, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
+            os.environ.setdefault(setting, value)
         self.uri = uri
         self.public_uri = without_credentials(uri)
         self.folder = folder

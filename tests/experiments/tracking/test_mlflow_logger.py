@@ -3,6 +3,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from click.testing import CliRunner
+from mlflow.cli import gc
 
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger
@@ -242,20 +244,39 @@ def test_everything_is_logged_anew_to_a_store_that_was_replaced(workspace, folde
     assert run.data.params["str.tokens"] == "4"
     assert run.data.metrics["loss/total"] == 1.0
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["journal.jsonl"]
-    logger._remember(run_id="1" * 32)
-    Journal(files[0]).append("untrained", metrics={"mAP": 0.1})
+
+
+def test_run_that_is_purged_while_it_is_logged_is_logged_anew(workspace, folder):
+    store = local_store(workspace)
+    logger = MlflowLogger(store, folder, workspace, DESCRIPTION)
     logger.sync()
-    assert stored(workspace, logger)[1].data.metrics["untrained/mAP"] == 0.1
+    client, run = stored(workspace, logger)
+    client.delete_run(run.info.run_id)
+    purged = CliRunner().invoke(
+        gc, ["--backend-store-uri", store, "--tracking-uri", store, "--run-ids", run.info.run_id]
+    )
+    assert purged.exit_code == 0, purged.output
+    Journal(folder / "journal.jsonl").append("untrained", metrics={"mAP": 0.1})
+    logger.sync()
     assert not logger.behind
+    client, anew = stored(workspace, logger)
+    assert anew.info.run_id != run.info.run_id
+    assert anew.data.metrics["untrained/mAP"] == 0.1
+    assert anew.data.metrics["loss/total"] == 1.0
 
 
-def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, caplog):
-    logger = MlflowLogger("http://me:secret@127.0.0.1:9/mlflow", folder, workspace, DESCRIPTION)
-    logger.sync()
-    logger._remember()
-    assert logger.public_uri == "http://127.0.0.1:9/mlflow"
+def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, tmp_path, caplog):
+    with serving(local_store(workspace), tmp_path / "server", free_port()) as address:
+        logger = MlflowLogger(address.replace("//", "//me:secret@"), folder, workspace, DESCRIPTION)
+        logger.sync()
+        assert not logger.behind
+    assert logger.public_uri == address
+    assert json.loads((folder / "mlflow.json").read_text())["uri"] == address
     assert "secret" not in (folder / "mlflow.json").read_text()
-    assert "secret" not in "".join(record.getMessage() for record in caplog.records)
+    Journal(folder / "journal.jsonl").append("untrained", metrics={"mAP": 0.1})
+    logger.sync()
+    assert f"MLflow at {address} cannot be reached" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def fail(*args, **kwargs):
