@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -70,6 +70,18 @@ def find_benchmark(name: str) -> Callable[[int], Report]:
     return cast(Callable[[int], Report], found)
 
 
+def _measure(names: Sequence[str], repeats: int) -> list[Report]:
+    from data_catalog.progress import open_progress
+
+    reports: list[Report] = []
+    with open_progress("measuring", "benchmark", len(names), line_each=True) as show:
+        for name in names:
+            show(len(reports), title=f"measuring {name}")
+            reports.append(find_benchmark(name)(repeats))
+            show(len(reports))
+    return reports
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -91,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     keep_freed_memory()
     # Not through `run_command`: the memory of what it imports would be counted.
     with interruptible("error: interrupted"), contextlib.redirect_stdout(sys.stderr):
-        reports = [find_benchmark(name)(given.repeats) for name in names]
+        reports = _measure(names, given.repeats)
     if given.json:
         document = AllReports(benchmarks=tuple(reports)) if given.name == "all" else reports[0]
         print(document.to_json())
