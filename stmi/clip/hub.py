@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 10.0
 
 def why_unreachable() -> str | None:
     """Why nothing can be downloaded from the hub; None where it, or the proxy in front of it, answers."""
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     url = urlsplit(constants.ENDPOINT)
     proxies = getproxies()

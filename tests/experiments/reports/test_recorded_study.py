@@ -64,3 +64,21 @@ def test_study_that_its_own_store_lost_is_to_be_logged_again(workspace):
 def test_study_of_another_workspace_is_said_to_have_no_record_here(workspace):
     with pytest.raises(ConfigError, match=r"Nor is there a record of it .*--workspace"):
         find_study(None, workspace, "demo-elsewhere")
+
+
+def test_settings_that_older_versions_logged_without_model_have_their_full_names(workspace):
+    client = mlflow.MlflowClient(local_store(workspace))
+    experiment = client.get_experiment_by_name("demo").experiment_id
+    (parent,) = client.search_runs([experiment])
+    tags = {"mlflow.parentRunId": parent.info.run_id, "stmi.run": "demo-seed0-1", "stmi.folder": "/elsewhere"}
+    run = client.create_run(experiment, tags=tags, run_name="A").info.run_id
+    logged = {"seed": "0", "report.feature": "U", "sfm.enabled": "True", "model.str.tokens": "4"}
+    for name, value in logged.items():
+        client.log_param(run, name, value)
+    (recorded,) = find_study(local_store(workspace), workspace, NAME).runs
+    assert recorded.parameters == {
+        "seed": "0",
+        "report.feature": "U",
+        "model.sfm.enabled": "True",
+        "model.str.tokens": "4",
+    }
