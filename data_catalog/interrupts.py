@@ -23,6 +23,8 @@ def end_on_interrupt() -> None:
 def interruptible(message: str) -> Iterator[None]:
     """Meanwhile Ctrl-C raises KeyboardInterrupt, so that what was opened is closed; then the command ends.
 
+    A second Ctrl-C ends the process at once: a library may swallow the first one, or closing may take long.
+
     Args:
         message: What is printed then: what is kept, and how to go on.
 
@@ -31,7 +33,7 @@ def interruptible(message: str) -> Iterator[None]:
     """
     ends = signal.getsignal(signal.SIGINT) is _end
     if ends:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
@@ -40,6 +42,11 @@ def interruptible(message: str) -> Iterator[None]:
     finally:
         if ends:
             signal.signal(signal.SIGINT, _end)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _end)
+    raise KeyboardInterrupt
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -87,6 +87,20 @@ def test_interrupt_after_the_result_does_not_wait_for_the_end(work, moment, mess
     assert process.returncode == 130
 
 
+def test_a_second_interrupt_ends_what_swallowed_the_first_one():
+    work = """try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("swallowed", flush=True)
+        time.sleep(60)"""
+    process = start("-c", ENDING.format(work=work))
+    for moment in ("working\n", "swallowed\n"):
+        assert process.stdout.readline() == moment
+        process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == AT_ONCE
+    assert process.returncode == 130
+
+
 def test_interrupts_that_the_caller_ignores_stay_ignored():
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
