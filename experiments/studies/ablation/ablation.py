@@ -164,9 +164,12 @@ def _notes(config: ExperimentConfig, plan: AblationPlan) -> list[str]:
     notes = [
         f"Measured: {config.data.dataset}, feature {config.report.feature}, {EPOCHS[config.report.epoch]}, "
         f"{len(plan.seeds)} seeds of training ({', '.join(map(str, plan.seeds))}).",
-        "The paper's numbers are those of RGBNT201, without a spread. Where the recipe is for another data "
-        "set or starts from other weights, only the direction of their differences can be compared.",
     ]
+    if any(ablation.key != ADDED_TABLE for ablation, _ in plan.rows):
+        notes.append(
+            "The paper's numbers are those of RGBNT201, without a spread. Where the recipe is for another "
+            "data set or starts from other weights, only the direction of their differences can be compared."
+        )
     if any(ablation.text_rows for ablation, _ in plan.rows):
         notes.append(
             "T alone and G alone are features of the full model's runs; no text is the model trained without "

@@ -22,10 +22,13 @@ def draw(ablation: Ablation, title: str, rows: Sequence[TableRow], path: Path) -
 
 
 def _points(ablation: Ablation, rows: Sequence[TableRow]) -> Figure:
-    """Each row's mean with its interval and seeds; what the paper prints in a panel of its own."""
+    """Each row's mean with its interval and seeds; what the paper prints, if anything, in its own panel."""
     beside = {row.name for row in ablation.all_rows()} - {row.name for row in ablation.rows + ablation.added}
-    figure = Figure(figsize=(9.5, 0.42 * len(rows) + 1.3), layout="constrained")
-    measured, paper = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    printed = any(row.mean_average_precision.paper is not None for row in rows)
+    columns = 1 + printed
+    figure = Figure(figsize=(9.5 if printed else 6.5, 0.42 * len(rows) + 1.3), layout="constrained")
+    panels = figure.subplots(1, columns, sharey=True, squeeze=False, width_ratios=(3, 2)[:columns])[0]
+    measured = panels[0]
     for position, row in enumerate(rows):
         colour = BESIDE if row.name in beside else MEASURED
         precision = row.mean_average_precision
@@ -38,12 +41,13 @@ def _points(ablation: Ablation, rows: Sequence[TableRow]) -> Figure:
         if precision.mean is not None:
             measured.plot(100 * precision.mean, position, "o", color=colour, markersize=6)
         if precision.paper is not None:
-            paper.plot(100 * precision.paper, position, "D", color=PAPER, markersize=6)
+            panels[1].plot(100 * precision.paper, position, "D", color=PAPER, markersize=6)
     measured.set_yticks(range(len(rows)), [row.label for row in rows])
     measured.invert_yaxis()
     measured.set(xlabel="measured mAP, %: mean, 95 % interval over seeds, each seed")
-    paper.set(xlabel="paper's mAP on RGBNT201, % (its own scale)")
-    for axes in (measured, paper):
+    if printed:
+        panels[1].set(xlabel="paper's mAP on RGBNT201, % (its own scale)")
+    for axes in panels:
         axes.grid(axis="x", alpha=0.3)
         axes.margins(x=0.08)
     return figure
