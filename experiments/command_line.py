@@ -77,11 +77,12 @@ def training_options(description: str | None, setting_help: str, record: Printed
 
 
 def add_workspace(options: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add the option that names the folder of runs."""
+    """Add the option that says where runs are kept."""
     options.add_argument(
         "--workspace",
-        default=str(WORKSPACE),
-        help="folder of runs, on a disk that all nodes share (default: $STMI_WORKSPACE, or runs)",
+        default=WORKSPACE,
+        help="folder or URI (s3://bucket/folder) of runs, which all nodes reach "
+        "(default: $STMI_WORKSPACE, or runs)",
     )
 
 

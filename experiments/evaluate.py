@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--run", type=Path, metavar="DIR", help="a finished run's folder")
+    target.add_argument("--run", metavar="DIR", help="a finished run's folder or URI")
     target.add_argument(
         "--released-checkpoint", type=Path, metavar="FILE", help="a checkpoint of the authors' released code"
     )
@@ -205,7 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_workspace(parser)
     parser.add_argument(
-        "--catalog", help="folder or URI of the catalog (default: the run's own, or WORKSPACE/catalog)"
+        "--catalog",
+        help="folder or URI of the catalog with --dataset, or with the run's own tables if they are not "
+        "where it found them (default: the run's own, or WORKSPACE/catalog)",
     )
     parser.add_argument(
         "--workers",
@@ -265,8 +267,6 @@ def load_target(given: argparse.Namespace) -> "EvaluationTarget":
     if given.run is not None:
         if given.recipe or given.settings:
             raise ConfigError("--recipe and --set go with --released-checkpoint; a run has its own settings")
-        if given.catalog and given.dataset is None:
-            raise ConfigError("--catalog goes with --dataset; a run finds its own data set where it was")
         RunFolder.open(given.run)  # a wrong folder does not wait for the import of PyTorch
         from experiments.evaluating.evaluation_target import load_run
 

@@ -30,7 +30,7 @@ from stmi.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKSPACE = Path(os.environ.get("STMI_WORKSPACE") or ROOT / "runs")
+WORKSPACE = os.environ.get("STMI_WORKSPACE") or str(ROOT / "runs")
 """Where runs are kept by default. The folder of a submitted job is deleted with the job, so a cluster names
 a lasting one (`cluster/local.py` does)."""
 DEMO_CLIP = "stmi/demo_clip"

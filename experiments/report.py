@@ -24,14 +24,17 @@ from pydantic import RootModel
 from rich.console import Console
 
 from data_catalog.records import add_json_options
+from data_catalog.storage.folders import Folder
 from experiments.command_line import add_workspace, metrics_table, run_command
 from experiments.recipes import ConfigError
 from experiments.reports.report_files import StudyReport
-from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.run.run_folder import PICTURES, RESULT_FILE, TRAIN, RunFolder, RunFolderError
 from experiments.run.run_options import resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
+from experiments.studies.study_folder import STUDIES
 from experiments.terminal_tables import print_facts, print_table
+from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_store import MlflowRun
 
 
@@ -65,12 +68,13 @@ def print_report(result: RunReport) -> None:
     console.print(
         f"seconds  {parts} ({seconds['share_in_steps_and_evaluation']:.0%} in steps and evaluation)"
     )
-    folder = Path(result.folder)
-    figures = ", ".join(sorted(path.name for path in (folder / "pictures").glob("*.png")))
+    folder = Folder(result.folder)
+    pictures = folder / PICTURES
+    figures = ", ".join(name for name in pictures.list_files() if name.endswith(".png"))
     paths = {
-        "run": _shown(folder),
-        "pictures": f"{_shown(folder / 'pictures')}: {figures}",
-        "journal": _shown(folder / "journal.jsonl"),
+        "run": _shown(folder.location),
+        "pictures": f"{_shown(pictures.location)}: {figures}",
+        "journal": _shown(folder.file(JOURNAL)),
         "MLflow": _mlflow(result.mlflow),
     }
     print_facts(console, paths, width=8)
@@ -94,53 +98,54 @@ def _mlflow(run: MlflowRun | None) -> str:
         return "has nothing yet; the journal keeps it, and the same command logs it when the server answers"
     if not run.uri.startswith("sqlite:///"):
         return run.page or f"{run.uri}, run {run.run_id}"
-    store = _shown(Path(run.uri.removeprefix("sqlite:///")))
+    store = _shown(run.uri.removeprefix("sqlite:///"))
     served = run.model_copy(update={"uri": "http://127.0.0.1:5000"})
     return (
-        f"{_shown(Path(sys.executable).parent)}/mlflow server --host 127.0.0.1 --port 5000 "
+        f"{_shown(str(Path(sys.executable).parent))}/mlflow server --host 127.0.0.1 --port 5000 "
         f"--backend-store-uri sqlite:///{store}\n"
         f"         then open {served.page}"
     )
 
 
-def _shown(path: Path) -> str:
-    """A path relative to the current folder, where possible."""
+def _shown(location: str) -> str:
+    """A path relative to the current folder, where possible; a URI as it is."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        return location if "://" in location else str(Path(location).relative_to(Path.cwd()))
     except ValueError:
-        return str(path)
+        return location
 
 
 def _study_report(given: argparse.Namespace) -> StudyReport:
     """Write the report of the study that the command line names."""
     workspace = resolve_workspace(given.workspace)
-    from experiments.reports.recorded_study import find_study
     from experiments.reports.study_report import write_report
+    from experiments.reports.study_sources import find_study
 
-    study = find_study(given.tracking_uri, workspace, given.study)
-    page = given.out or workspace / "studies" / given.study / "report.html"
-    return write_report(study, page.resolve())
+    study = find_study(given.tracking_uri, workspace, given.study, given.catalog)
+    return write_report(study, given.out or (workspace / STUDIES / given.study).file("report.html"))
 
 
 def print_study_report(report: StudyReport) -> None:
     """Print the paths of a study's report, and its missing figures, for a terminal."""
     console = Console()
-    paths = {"page": _shown(Path(report.page)), "markdown": _shown(Path(report.markdown))}
+    paths = {"page": _shown(report.page), "markdown": _shown(report.markdown)}
     print_facts(console, {**paths, "pictures": len(report.pictures)}, width=9)
     for section, reason in report.missing.items():
         console.print(f"[yellow]not drawn[/yellow] {section}: {reason}", soft_wrap=True, highlight=False)
 
 
-def newest_run(workspace: Path) -> RunFolder:
+def newest_run(workspace: Folder, catalog: str | None = None) -> RunFolder:
     """The run of a workspace that finished last.
 
     Raises:
         RunFolderError: There is none.
     """
-    finished = sorted((workspace / "train").glob("*/result.json"), key=lambda path: path.stat().st_mtime)
+    runs = workspace / TRAIN
+    times = {name: (runs / name).list_files().get(RESULT_FILE) for name in runs.list_folders()}
+    finished = {name: time for name, time in times.items() if time is not None}
     if not finished:
-        raise RunFolderError(f"{workspace / 'train'} has no finished run; run experiments/train.py first")
-    return RunFolder.open(finished[-1].parent)
+        raise RunFolderError(f"{runs} has no finished run; run experiments/train.py first")
+    return RunFolder.open(runs / max(finished, key=lambda name: finished[name]), catalog)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,7 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     reported = parser.add_mutually_exclusive_group()
-    reported.add_argument("--run", type=Path, help="a run's folder (default: the run finished last)")
+    reported.add_argument(
+        "--run", metavar="DIR", help="a run's folder or URI (default: the run finished last)"
+    )
     reported.add_argument(
         "--study",
         metavar="NAME",
@@ -160,8 +167,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="with --study, the MLflow server that has it (default: $MLFLOW_TRACKING_URI, or SQLite in the "
         "workspace)",
     )
+    parser.add_argument("--out", help="with --study, its page (default: WORKSPACE/studies/NAME/report.html)")
     parser.add_argument(
-        "--out", type=Path, help="with --study, its page (default: WORKSPACE/studies/NAME/report.html)"
+        "--catalog",
+        help="folder or URI of the catalog, for tables that are not where the runs found them (default: "
+        "where they found them, or WORKSPACE/catalog)",
     )
     add_workspace(parser)
     add_json_options(parser, PrintedReport)
@@ -173,7 +183,10 @@ def main(arguments: list[str] | None = None) -> int:
         for option, value in {"--out": given.out, "--tracking-uri": given.tracking_uri}.items():
             if value is not None:
                 raise ConfigError(f"{option}={value} belongs to a study; add --study NAME, or leave it out")
-        folder = RunFolder.open(given.run) if given.run else newest_run(resolve_workspace(given.workspace))
+        if given.run:
+            folder = RunFolder.open(given.run, given.catalog)
+        else:
+            folder = newest_run(resolve_workspace(given.workspace), given.catalog)
         result = folder.finished_result
         from experiments.run.run_figures import draw_all
 

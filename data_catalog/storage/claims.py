@@ -50,7 +50,8 @@ def claim(
     Args:
         root: The folder, path or URI; it is made if it does not exist.
         wait: Called every half second or more often while another process holds the right; waiting ends when
-            it returns False. None does not wait.
+            it returns False. None does not wait, except until it is seen whether the holder of a claim is
+            alive: it renews the claim, or the claim expires.
         expiry_seconds: How long a claim counts if it is not renewed; all processes that use the folder need
             the same value.
 
@@ -58,7 +59,11 @@ def claim(
         ClaimedError: If another process holds the right.
         NotWritableError: If the folder cannot be written to.
     """
-    with claim_unless(root, lambda: wait is None or not wait(), expiry_seconds=expiry_seconds) as is_held:
+
+    def gives_up(is_alive: bool) -> bool:
+        return is_alive and (wait is None or not wait())
+
+    with _right(root, gives_up, expiry_seconds) as is_held:
         if not is_held:
             raise ClaimedError(
                 f"{filesystems.presentable_uri(str(root))} is being written by another process; wait for it, "
@@ -85,12 +90,27 @@ def claim_unless(
     Raises:
         NotWritableError: If the folder cannot be written to.
     """
+    with _right(root, lambda is_alive: is_done(), expiry_seconds) as is_held:
+        yield is_held
+
+
+@contextmanager
+def _right(root: str | Path, gives_up: Callable[[bool], bool], expiry_seconds: float) -> Iterator[bool]:
+    """Hold the right to write, unless the caller gives up first.
+
+    Args:
+        root: As in `claim`.
+        gives_up: Called every half second or more often while another process holds the right, with whether
+            that process is known to be alive.
+        expiry_seconds: As in `claim`.
+    """
     filesystem, folder = filesystems.open_root(root)
     if isinstance(filesystem, fs.LocalFileSystem) and _has_locks(folder):
-        with _locked(folder, is_done) as is_held:
+        # The operating system releases the lock of a process that has ended.
+        with _locked(folder, lambda: gives_up(True)) as is_held:
             yield is_held
     else:
-        with _claimed(filesystem, folder, is_done, expiry_seconds) as is_held:
+        with _claimed(filesystem, folder, gives_up, expiry_seconds) as is_held:
             yield is_held
 
 
@@ -129,23 +149,23 @@ def _locked(folder: str, is_done: Callable[[], bool]) -> Iterator[bool]:
 
 @contextmanager
 def _claimed(
-    filesystem: fs.FileSystem, folder: str, is_done: Callable[[], bool], expiry_seconds: float
+    filesystem: fs.FileSystem, folder: str, gives_up: Callable[[bool], bool], expiry_seconds: float
 ) -> Iterator[bool]:
     own = f"{CLAIM}{uuid.uuid4().hex}"
-    seen: dict[str, tuple[int, float]] = {}
+    others = _OtherClaims(filesystem, folder, own, expiry_seconds)
     poll_seconds = _CLAIM_POLL_SECONDS
     while True:
-        if _others(filesystem, folder, own, seen, expiry_seconds):
-            if is_done():
+        if others.hold():
+            if gives_up(others.are_alive):
                 yield False
                 return
         else:
             _write(filesystem, f"{folder}/{own}")
             # Look only after writing: of two who claim at once, at least one then sees the other.
-            if not _others(filesystem, folder, own, seen, expiry_seconds):
+            if not others.hold():
                 break
             _remove(filesystem, f"{folder}/{own}")
-            if is_done():
+            if gives_up(others.are_alive):
                 yield False
                 return
             # The more processes compete, the further apart their attempts must be.
@@ -165,34 +185,47 @@ def _claimed(
         _remove(filesystem, f"{folder}/{own}")
 
 
-def _others(
-    filesystem: fs.FileSystem,
-    folder: str,
-    own: str,
-    seen: dict[str, tuple[int, float]],
-    expiry_seconds: float,
-) -> bool:
-    """Whether others hold a claim; removes those that expired.
+class _OtherClaims:
+    """The claims of other processes on a folder.
+
+    No clock is compared with that of another machine: a claim counts for so long after its modification time
+    was first seen here.
 
     Args:
         filesystem: Where the folder is.
         folder: The folder.
         own: Name of the claim that does not count.
-        seen: For each claim its modification time, and when this process first saw that value; updated here.
-            So no clock is compared with that of another machine.
         expiry_seconds: How long a claim counts if it is not renewed.
+
+    Attributes:
+        are_alive: Whether one of them was renewed while this process looked.
     """
-    is_held = False
-    for name, modified in filesystems.list_files(filesystem, folder).items():
-        if not name.startswith(CLAIM) or name == own:
-            continue
-        if name not in seen or seen[name][0] != modified:
-            seen[name] = modified, time.monotonic()
-        if time.monotonic() - seen[name][1] < expiry_seconds:
-            is_held = True
-        else:
-            _remove(filesystem, f"{folder}/{name}")
-    return is_held
+
+    def __init__(self, filesystem: fs.FileSystem, folder: str, own: str, expiry_seconds: float) -> None:
+        self.filesystem = filesystem
+        self.folder = folder
+        self.own = own
+        self.expiry_seconds = expiry_seconds
+        self.are_alive = False
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def hold(self) -> bool:
+        """Whether others hold a claim now; removes those that expired."""
+        known, self._seen = self._seen, {}
+        for name, modified in filesystems.list_files(self.filesystem, self.folder).items():
+            if not name.startswith(CLAIM) or name == self.own:
+                continue
+            before, since = known.get(name, (modified, time.monotonic()))
+            if before != modified:
+                since = time.monotonic()
+                self.are_alive = True
+            if time.monotonic() - since < self.expiry_seconds:
+                self._seen[name] = modified, since
+            else:
+                _remove(self.filesystem, f"{self.folder}/{name}")
+        # Nobody is known to live once all claims have gone.
+        self.are_alive = self.are_alive and bool(self._seen)
+        return bool(self._seen)
 
 
 def _remove(filesystem: fs.FileSystem, path: str) -> None:

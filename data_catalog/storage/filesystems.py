@@ -5,8 +5,9 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -16,6 +17,11 @@ from stmi.uris import presentable_uri
 
 PARTIAL = ".{name}.{unique}.partial"
 """Name of a file until it is complete."""
+
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""PyArrow's names of filesystems that have objects in place of files."""
+ONE_UPLOAD_BYTES = 5 * 2**20
+"""PyArrow uploads so much in one piece on every one of them."""
 
 _SECRET = re.compile(r"secret|password|token|key|signature|^sig$", re.IGNORECASE)
 
@@ -41,15 +47,24 @@ def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
         raise CatalogError(_unopened(shown, str(error))) from None
     if _holds_credentials(parts):
         raise CatalogError(
-            f"catalog {shown} holds credentials, which would end up in logs and records; put them into the "
+            f"{shown} holds credentials, which would end up in logs and records; put them into the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's configuration instead"
         )
     try:
+        if parts.scheme in ("s3", "gs") and ":" not in parts.netloc and "@" not in parts.path:
+            filesystem, name = _open_bucket(parts._replace(path="", fragment="").geturl())
+            return filesystem, f"{name}{unquote(parts.path)}".rstrip("/")
         filesystem, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         # Arrow's message quotes the URI, and a traceback would show that message again.
         raise CatalogError(_unopened(shown, str(error).replace(text, shown))) from None
     return filesystem, path.rstrip("/")
+
+
+@cache
+def _open_bucket(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a bucket, and its name. Opened once: that takes some 50 ms, as long as a request."""
+    return fs.FileSystem.from_uri(uri)
 
 
 def _holds_credentials(parts: SplitResult) -> bool:
@@ -60,14 +75,26 @@ def _holds_credentials(parts: SplitResult) -> bool:
 
 
 def _unopened(shown: str, reason: str) -> str:
-    return f"catalog {shown} cannot be opened ({reason}); give a folder or a URI such as s3://bucket/folder"
+    return f"{shown} cannot be opened ({reason}); give a folder or a URI such as s3://bucket/folder"
 
 
 def join(root: str | Path, *names: str) -> str:
     """The path or URI of a file or folder below a root; the query of a URI stays at its end."""
-    text = str(root)
-    path, separator, query = text.partition("?") if "://" in text else (text, "", "")
+    path, separator, query = split_query(str(root))
     return "/".join([path.rstrip("/"), *names]) + separator + query
+
+
+def split_query(location: str) -> tuple[str, str, str]:
+    """What comes before the query of a URI, the question mark and the query; a path has no query."""
+    return location.partition("?") if "://" in location else (location, "", "")
+
+
+def absolute(location: str | Path) -> str:
+    """A location that means the same in every process: an absolute path, or a URI of another place."""
+    text = str(location)
+    if text.startswith("file://"):
+        return open_root(text)[1]
+    return text if "://" in text else str(Path(text).resolve())
 
 
 def remove_partial_files(filesystem: fs.FileSystem, folder: str) -> None:
@@ -79,6 +106,14 @@ def remove_partial_files(filesystem: fs.FileSystem, folder: str) -> None:
 
 def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:
     """Write all bytes of a file, as `written_atomically` does."""
+    if filesystem.type_name in OBJECT_STORES and len(data) <= ONE_UPLOAD_BYTES:
+        # An object that is uploaded in one piece is there as a whole or not at all; a rename would be a copy.
+        try:
+            with filesystem.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
+        except OSError as error:
+            raise _not_written(path, error) from error
+        return
     with written_atomically(filesystem, path) as stream:
         stream.write(data)
 
@@ -105,10 +140,14 @@ def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.Nati
                 filesystem.delete_file(partial)
             raise
     except OSError as error:
-        raise NotWritableError(
-            f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
-            "again; complete shards are kept"
-        ) from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: str, error: OSError) -> NotWritableError:
+    return NotWritableError(
+        f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
+        "again; what is complete is kept"
+    )
 
 
 def _flush_to_disk(path: str) -> None:
@@ -125,6 +164,34 @@ def exists(filesystem: fs.FileSystem, path: str) -> bool:
     """
     try:
         return filesystem.get_file_info(path).type == fs.FileType.File
+    except OSError as error:
+        raise _unreachable(path, error) from error
+
+
+def has_folder(filesystem: fs.FileSystem, path: str) -> bool:
+    """Whether there is a folder at this path; object storage has those that something is in.
+
+    Raises:
+        CatalogError: If it cannot be reached.
+    """
+    try:
+        return filesystem.get_file_info(path).type == fs.FileType.Directory
+    except OSError as error:
+        raise _unreachable(path, error) from error
+
+
+def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        FileNotFoundError: If there is none at this path.
+        CatalogError: If it cannot be reached.
+    """
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise _unreachable(path, error) from error
 
@@ -158,9 +225,7 @@ def _list(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
 
 
 def _unreachable(path: str, error: OSError) -> CatalogError:
-    return CatalogError(
-        f"{path} cannot be reached ({error}); check the catalog's address, your rights and the network"
-    )
+    return CatalogError(f"{path} cannot be reached ({error}); check its address, your rights and the network")
 
 
 def read_buffer(filesystem: fs.FileSystem, path: str) -> pa.Buffer:

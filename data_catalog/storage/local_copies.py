@@ -14,6 +14,7 @@ from filelock import FileLock
 from pyarrow import fs
 
 from data_catalog.errors import CatalogError
+from data_catalog.storage.folders import Folder
 
 FOLDER_VARIABLE = "DATA_CATALOG_CACHE"
 _CHUNK_BYTES = 8 * 2**20
@@ -23,6 +24,18 @@ def copies_folder() -> Path:
     """Folder of the copies: that in DATA_CATALOG_CACHE, or one in the home folder."""
     named = os.environ.get(FOLDER_VARIABLE)
     return Path(named) if named else Path.home() / ".cache" / "stmi" / "shards"
+
+
+def local_files(folder: Folder | Path) -> Path:
+    """Where this machine keeps what must lie on a disk and belongs to a folder: in it, or beside the copies.
+
+    What lies beside the copies is made again where it is missing.
+    """
+    folder = Folder(folder)
+    if folder.is_local:
+        return folder.path
+    digest = hashlib.sha256(folder.location.encode()).hexdigest()
+    return copies_folder().resolve() / "folders" / f"{folder.name}-{digest[:8]}"
 
 
 def local_copy(filesystem: fs.FileSystem, path: str, sha256: str) -> Path:

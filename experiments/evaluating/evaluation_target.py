@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import stmi
+from data_catalog.storage.folders import Folder
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
 from data_catalog.views.view_reader import View, open_view
@@ -52,14 +53,18 @@ class EvaluationTarget:
 
 
 def load_run(
-    path: Path, dataset: str | None = None, catalog: str | None = None, epoch: EpochChoice = "reported"
+    path: str | Path | Folder,
+    dataset: str | None = None,
+    catalog: str | None = None,
+    epoch: EpochChoice = "reported",
 ) -> EvaluationTarget:
     """A finished run, with the weights of the epoch that it reports, or of its last one.
 
     Args:
-        path: Folder of the run.
+        path: Folder of the run, path or URI.
         dataset: Another data set, whose newest test view of the same image size is used; None for its own.
-        catalog: Catalog of that data set; None for the catalog of the run.
+        catalog: Catalog of that data set, or of the run's tables if they are not where it found them; None
+            for the catalog of the run.
         epoch: Whose weights are loaded.
 
     Raises:
@@ -68,8 +73,8 @@ def load_run(
         ConfigError: The view does not fit the model.
         data_catalog.errors.CatalogError: There is no such view.
     """
-    folder = RunFolder.open(path)
-    run = stmi.load(folder.path, epoch=epoch, device="cpu")
+    folder = RunFolder.open(path, catalog)
+    run = stmi.load(folder.location, epoch=epoch, device="cpu")
     table, junk, tokens = folder.view("test"), folder.config.data.junk, None
     if dataset is not None:
         table = _find_view(folder, catalog or table.catalog, dataset)

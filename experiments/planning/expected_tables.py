@@ -10,6 +10,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables
 from experiments.recipes import ConfigError, ExperimentConfig
@@ -52,13 +53,15 @@ class ExpectedTable(Record):
     """The command that makes the table; None where it exists."""
 
 
-def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Path, catalog: str) -> Tables:
+def find_tables(
+    config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path, catalog: str
+) -> Tables:
     """The tables that a run would find in the catalog: `samples`, `masks`, ..., and a `view/SPLIT` per split.
 
     Args:
         config: The run.
         clip_digest: Digest of its CLIP; None where the weights are not available, so its name must suffice.
-        workspace: Folder of the images of the embedded benchmark.
+        workspace: Folder | Path of the images of the embedded benchmark.
         catalog: Root of the catalog.
 
     Raises:
@@ -109,11 +112,14 @@ def find_tables(config: ExperimentConfig, clip_digest: str | None, workspace: Pa
     return {name: table for name, table in found.items() if table is not None or is_needed.get(name, True)}
 
 
-def _fits_run(table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Path) -> bool:
+def _fits_run(
+    table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path
+) -> bool:
     """Whether a table comes from the run's own rendering of the benchmark, and from its own CLIP."""
     if table.kind is TableKind.SAMPLES and config.data.synthetic is not None:
         rendered = run_data.benchmark_folder(config, workspace) / "RGBNT201"
-        return bool(table.manifest.created["source"] == str(rendered))
+        # By its last parts: the workspace may have been moved.
+        return Path(table.manifest.created["source"]).parts[-2:] == rendered.parts[-2:]
     if table.kind is TableKind.TEXT_FEATURES:
         if clip_digest is None:
             source = run_data.clip_source(config)

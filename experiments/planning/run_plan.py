@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.records import Record
+from data_catalog.storage.folders import Folder
 from experiments.planning.calibration import Calibration, calibrate
 from experiments.planning.cost import Cost, ModelParameters, measure_cost
 from experiments.planning.expected_tables import (
@@ -69,7 +70,7 @@ class RunPlan(Record):
 
 def make_plan(
     config: ExperimentConfig,
-    workspace: Path,
+    workspace: Folder,
     catalog: str,
     hardware: Sequence[str] = SHOWN_BY_DEFAULT,
     calibrates: bool = False,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pyarrow import compute, parquet
+from pyarrow import compute
 
 from data_catalog.views.view_reader import open_view
 from experiments.run.run_figures import load_test_embeddings, make_sample_grid, show_nearest, show_sample
@@ -99,7 +99,7 @@ def load_embeddings(run: RunFolder, feature: str) -> np.ndarray:
 
 def _average_precision(run: RunFolder, feature: str) -> dict[int, float]:
     """The average precision after the last epoch of every query with a match, by `sample_index`."""
-    table = parquet.read_table(run.queries)
+    table = run.read_queries()
     last = compute.max(table["epoch"])
     chosen = compute.and_(compute.equal(table["feature"], feature), compute.equal(table["epoch"], last))
     table = table.filter(chosen).drop_null()

@@ -1,4 +1,4 @@
-"""A study as MLflow has it: a parent run with the result and the pictures, and a child for each run."""
+"""A study as it was recorded, and how MLflow has it: a parent run, and a child for each run of the study."""
 
 import logging
 import os
@@ -15,31 +15,30 @@ from pydantic import Field, TypeAdapter
 
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError, full_name
+from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
 from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.study_folder import RESULT_FILE
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE
-from experiments.tracking.mlflow_store import MlflowRun, MlflowState, local_store, resolve_tracking_uri
+from experiments.tracking.mlflow_store import MlflowRun
 
-logger = logging.getLogger(__name__)
-
-RESULT_FILE = "result.json"
 PICTURES = "pictures"
-_RESULT: TypeAdapter[AblationResult | SweepResult] = TypeAdapter(
+RESULT: TypeAdapter[AblationResult | SweepResult] = TypeAdapter(
     Annotated[AblationResult | SweepResult, Field(discriminator="kind")]
 )
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run of a study, as MLflow has it.
+    """A run of a study, as it was recorded.
 
     Attributes:
         mlflow: Where MLflow has the run.
         name: As MLflow's UI shows it.
         run: Name of its folder, with recipe, seed and fingerprint.
         seed: Of its training.
-        folder: Folder in which it was trained, possibly on another machine.
+        folder: Its folder: in the report's workspace, or where it was trained, possibly on another machine.
         status: FINISHED, FAILED, KILLED or RUNNING.
         parameters: Settings by full name.
         digests: Table name to digest.
@@ -52,7 +51,7 @@ class RecordedRun:
     name: str
     run: str
     seed: int
-    folder: Path
+    folder: RunFolder
     status: str
     parameters: Mapping[str, str]
     digests: Mapping[str, str]
@@ -62,7 +61,7 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class RecordedStudy:
-    """A finished study, as MLflow has it.
+    """A finished study, as it was recorded.
 
     Attributes:
         name: Name of the study.
@@ -95,48 +94,8 @@ class RecordedStudy:
         return next((run for run in self.runs if run.run == name), None)
 
 
-def find_study(asked: str | None, workspace: Path, name: str) -> RecordedStudy:
-    """Read a finished study from the store that is asked for, or from the stores of this workspace.
-
-    Args:
-        asked: Tracking URI. None for $MLFLOW_TRACKING_URI and then the workspace's own store: the variable
-            may name a server that `cluster/local.py down` has ended.
-        workspace: Folder of runs and studies.
-        name: Name of the study.
-
-    Raises:
-        ConfigError: No such store has the study; says where it was logged, and what to do.
-        RunError: The study is not finished.
-        ConnectionError: MLflow does not answer.
-    """
-    first, own = resolve_tracking_uri(asked, workspace), local_store(workspace)
-    failures: list[ConfigError | ConnectionError] = []
-    for uri in [first, *([own] if asked is None and first != own else [])]:
-        try:
-            study = read_study(uri, name)
-        except (ConfigError, ConnectionError) as error:
-            failures.append(error)
-            continue
-        if failures:
-            logger.warning("%s; it is read from %s", failures[0], uri)
-        return study
-    raise type(failures[0])(f"{failures[0]}. {_where_logged(workspace, name, first)}")
-
-
-def _where_logged(workspace: Path, name: str, asked: str) -> str:
-    """Where the study's own record says that MLflow has it, and what to do."""
-    record = workspace / "studies" / name / "mlflow.json"
-    if not record.exists():
-        return f"Nor is there a record of it ({record}); name the folder of its runs with --workspace"
-    logged = MlflowState.model_validate_json(record.read_bytes())
-    again = "run the command that started the study again: it trains nothing anew, and logs what is missing"
-    if logged.run_id is None or logged.uri == without_credentials(asked):
-        return f"To log it there, {again}"
-    return f"{record} says that it was logged to {logged.uri}: give --tracking-uri {logged.uri}; or {again}"
-
-
 def read_study(uri: str, name: str) -> RecordedStudy:
-    """Read a finished study.
+    """Read a finished study from MLflow.
 
     Args:
         uri: Tracking URI.
@@ -175,7 +134,7 @@ def _read_study(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
     parent = finished[0]
     with tempfile.TemporaryDirectory() as folder:
         path = client.download_artifacts(parent.info.run_id, RESULT_FILE, folder)
-        result = _RESULT.validate_json(Path(path).read_bytes())
+        result = RESULT.validate_json(Path(path).read_bytes())
         pictures = {
             Path(artifact).name: Path(
                 client.download_artifacts(parent.info.run_id, artifact, folder)
@@ -215,18 +174,13 @@ def _where(uri: str, run: Run) -> MlflowRun:
 
 def _read_run(client: MlflowClient, uri: str, child: Run) -> RecordedRun:
     tags, settings = child.data.tags, child.data.params
-    prefix, feature = "table.", settings["report.feature"]
-    curves = {
-        "loss": "loss/total",
-        "validation": f"validation/{feature}/mAP",
-        "test": f"test/{feature}/mAP",
-    }
+    prefix, curves = "table.", curve_metrics(settings["report.feature"])
     return RecordedRun(
         mlflow=_where(uri, child),
         name=child.info.run_name,
         run=tags["stmi.run"],
         seed=int(settings["seed"]),
-        folder=Path(tags["stmi.folder"]),
+        folder=RunFolder(tags["stmi.folder"]),
         status=child.info.status,
         parameters={full_name(key): value for key, value in settings.items() if not key.startswith(prefix)},
         digests={
@@ -239,6 +193,15 @@ def _read_run(client: MlflowClient, uri: str, child: Run) -> RecordedRun:
             if metric in child.data.metrics
         },
     )
+
+
+def curve_metrics(feature: str) -> dict[str, str]:
+    """Curve to MLflow's name of it."""
+    return {
+        "loss": "loss/total",
+        "validation": f"validation/{feature}/mAP",
+        "test": f"test/{feature}/mAP",
+    }
 
 
 def _curve(client: MlflowClient, run: Run, metric: str) -> dict[int, float]:

@@ -27,15 +27,14 @@ def open_run(run: RecordedRun) -> RunFolder:
     Raises:
         RunFolderError: This machine cannot reach the folder, or the run was started again and is unfinished.
     """
-    if not run.folder.is_dir():
+    if not run.folder.list_files():
         raise RunFolderError(
             f"the folder {run.folder} of run {run.run} cannot be reached from this machine; make the report "
-            "where it is"
+            "where it is, or name its --workspace"
         )
-    folder = RunFolder.open(run.folder)
-    if not folder.is_finished:
-        raise RunFolderError(f"{folder.path} is not finished; run the command that started it again")
-    return folder
+    if not run.folder.is_finished:
+        raise RunFolderError(f"{run.folder} is not finished; run the command that started it again")
+    return run.folder
 
 
 def strengths_section(
@@ -77,8 +76,8 @@ def attention_section(label: str, run: RecordedRun, epoch: str) -> Section:
     """
 
     def draw() -> Iterator[Picture]:
-        open_run(run)
-        target = evaluation_target.load_run(run.folder, epoch="last")
+        folder = open_run(run)
+        target = evaluation_target.load_run(folder, catalog=folder.catalog, epoch="last")
         view = open_view(target.table)
         for number, row in enumerate(spread_queries(view, ATTENTION_SAMPLES)):
             figure = plot_attention_maps(target, view, row)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from experiments.reports.ablation_sections import ablation_sections
 from experiments.reports.provenance import find_provenance
 from experiments.reports.recorded_study import RecordedStudy
@@ -15,22 +15,23 @@ from experiments.studies.published import PUBLISHED, load_published
 from experiments.studies.sweep.sweep_result import SweepResult
 
 
-def write_report(study: RecordedStudy, page: Path) -> StudyReport:
+def write_report(study: RecordedStudy, page: str | Path) -> StudyReport:
     """Write a study's page, its Markdown and its pictures.
 
     Args:
-        study: As MLflow has it.
-        page: The HTML file; the Markdown and the folder of the pictures are written beside it.
+        study: As it was recorded.
+        page: The HTML file, path or URI; the Markdown and the folder of the pictures are written beside it.
     """
     if isinstance(study.result, SweepResult):
         tables, sections = [sweep_table(study)], sweep_sections(study)
     else:
         tables, sections = ablation_tables(study), ablation_sections(study)
-    folder = page.parent / f"{page.stem}_pictures"
-    folder.mkdir(parents=True, exist_ok=True)
+    target = Folder(page)
+    folder, stem = target.parent, target.name.rpartition(".")[0] or target.name
+    picture_folder = folder / f"{stem}_pictures"
     pictures = [picture for section in sections for picture in section.pictures]
     for picture in pictures:
-        (folder / picture.name).write_bytes(picture.data)
+        picture_folder.write(picture.name, picture.data)
     parts = {
         "study": study,
         "tables": tables,
@@ -38,17 +39,17 @@ def write_report(study: RecordedStudy, page: Path) -> StudyReport:
         "provenance": find_provenance(study),
         "notes": study.result.notes if isinstance(study.result, AblationResult) else (),
         "paper": load_published(PUBLISHED).paper,
-        "folder": folder.name,
+        "folder": picture_folder.name,
     }
-    markdown = page.with_suffix(".md")
-    for path, template in ((page, "study_report.html.j2"), (markdown, "study_report.md.j2")):
-        filesystems.write_atomically(*filesystems.open_root(path), render(template, parts).encode())
+    markdown = f"{stem}.md"
+    for name, template in ((target.name, "study_report.html.j2"), (markdown, "study_report.md.j2")):
+        folder.write(name, render(template, parts))
     return StudyReport(
         study=study.name,
         kind=study.result.kind,
-        page=str(page),
-        markdown=str(markdown),
-        pictures=tuple(str(folder / picture.name) for picture in pictures),
+        page=target.location,
+        markdown=folder.file(markdown),
+        pictures=tuple(picture_folder.file(picture.name) for picture in pictures),
         missing={section.title: section.missing for section in sections if section.missing is not None},
         mlflow=study.mlflow,
     )

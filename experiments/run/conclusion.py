@@ -1,9 +1,9 @@
 """How a run ends: its journal becomes its result, with metrics of each choice of epoch, losses and times."""
 
-from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from experiments.recipes import ReportConfig
 from experiments.run import checkpoints
-from experiments.run.run_folder import RunFolder
+from experiments.run.run_folder import QUERIES_FILE, RunFolder
 from experiments.run.run_result import EpochChoices, EpochMetrics, ReportedEpoch, RunResult, StoppedError
 from experiments.tracking.journal import Event
 
@@ -20,9 +20,7 @@ def conclude(folder: RunFolder) -> RunResult:
     folder.journal.append(
         "finished", seconds=result.seconds, epoch=reported["epoch"], metrics=reported["metrics"]
     )
-    with checkpoints.fetched(result.checkpoint) as checkpoint:
-        queries = (checkpoint / checkpoints.QUERIES_FILE).read_bytes()
-    filesystems.write_atomically(*filesystems.open_root(folder.queries), queries)
+    folder.write(QUERIES_FILE, Folder(result.checkpoint).read(checkpoints.QUERIES_FILE))
     folder.write_result(result)
     return result
 
@@ -42,8 +40,8 @@ def _result(folder: RunFolder) -> RunResult:
     return RunResult(
         run=folder.name,
         resumed=any(event["event"] == "resumed" for event in events),
-        folder=str(folder.path),
-        checkpoint=test["checkpoint"],
+        folder=folder.location,
+        checkpoint=folder.find_checkpoint(test["checkpoint"]),
         config=folder.config.model_dump(mode="json"),
         metrics=test["metrics"],
         untrained=untrained["metrics"],

@@ -25,6 +25,8 @@ from experiments.tracking.polling import polling
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+REMOTE_POLL_SECONDS = 2.0
+"""Each look into a journal in object storage is a request."""
 LOG_SECONDS = 5.0
 
 OnReport = Callable[[Event], None]
@@ -63,7 +65,7 @@ def run(
         BusyError: Another process trains the run.
         RunError: The workers failed more often than a run survives.
     """
-    folder = RunFolder.of(options.workspace, config, tables)
+    folder = RunFolder.of(options.workspace, config, tables, options.storage)
     with _claimed(folder, patience_seconds):
         is_reused, is_trained = folder.is_finished, folder.trained
         for epoch in folder.journal.epochs():
@@ -128,7 +130,7 @@ def _train(
                 reported += 1
 
         # Ray Train's controller, another process, writes the journal.
-        with polling(report_new_epochs, POLL_SECONDS):
+        with polling(report_new_epochs, _poll_seconds(folder)):
             train_on_workers(given, folder, options)
         return
     import torch  # noqa: PLC0415 - takes seconds, which a run on workers does not need here
@@ -138,8 +140,7 @@ def _train(
 
     is_accelerated = torch.cuda.is_available() and options.gpus_per_worker != 0
     device = torch.device("cuda" if is_accelerated else "cpu")
-    location = folder.checkpoint_location(options.storage)
-    train(given, OwnProcessSession(folder, location, threads, device, on_report))
+    train(given, OwnProcessSession(folder, threads, device, on_report))
 
 
 @contextmanager
@@ -153,13 +154,13 @@ def _logged(folder: RunFolder, options: RunOptions) -> Iterator[MlflowLogger | N
         yield None
         return
     _warn_of_other_code(folder)
-    mlflow_logger = MlflowLogger(options.tracking_uri, folder.path, options.workspace, describe_run(folder))
+    mlflow_logger = MlflowLogger(options.tracking_uri, folder, options.workspace, describe_run(folder))
     try:
         yield mlflow_logger
     except BaseException as error:
         mlflow_logger.finish("FAILED" if isinstance(error, RunError) else "KILLED", folder.files)
         raise
-    figures = sorted(folder.pictures.glob("*.png")) or run_figures.draw_all(folder, folder.finished_result)
+    figures = run_figures.find_pictures(folder) or run_figures.draw_all(folder, folder.finished_result)
     mlflow_logger.finish("FINISHED", [*figures, *folder.files])
 
 
@@ -182,11 +183,15 @@ def _observed(folder: RunFolder, mlflow_logger: MlflowLogger | None) -> Iterator
     epochs, done = folder.config.train.epochs, len(folder.journal.epochs())
     with (
         open_progress("starting workers", "epoch", epochs, done, line_each=True) as show,
-        polling(partial(_show, folder.journal, show), POLL_SECONDS),
+        polling(partial(_show, folder.journal, show), _poll_seconds(folder)),
         # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
         polling(mlflow_logger.sync, LOG_SECONDS, final_call=False),
     ):
         yield
+
+
+def _poll_seconds(folder: RunFolder) -> float:
+    return POLL_SECONDS if folder.is_local else REMOTE_POLL_SECONDS
 
 
 def _show(journal: Journal, show: ShowProgress) -> None:

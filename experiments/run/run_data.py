@@ -14,6 +14,8 @@ from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.progress import progress_bar
 from data_catalog.samples.ingestion import ingest
+from data_catalog.storage.folders import Folder
+from data_catalog.storage.local_copies import local_files
 from data_catalog.synthetic import synthesize
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, find_table
@@ -92,11 +94,11 @@ def _check_data(config: ExperimentConfig, artifacts: NewestTables) -> tuple[Find
     return report.warnings
 
 
-def benchmark_folder(config: ExperimentConfig, workspace: Path) -> Path:
-    """Where the embedded benchmark's images are: each combination of settings has a folder of its own."""
+def benchmark_folder(config: ExperimentConfig, workspace: Folder | Path) -> Path:
+    """Where this machine has the embedded benchmark's images: a folder for each combination of settings."""
     assert config.data.synthetic is not None
     digest = json_digest(config.data.synthetic.model_dump(mode="json"))
-    return workspace / "data" / f"{config.data.dataset}-{digest[:8]}"
+    return local_files(workspace) / "data" / f"{config.data.dataset}-{digest[:8]}"
 
 
 def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: OnStep) -> dict[str, Table]:

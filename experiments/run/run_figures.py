@@ -1,6 +1,6 @@
 """Pictures of one run: training curves, CMC curves, and rank lists in three modalities."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import matplotlib as mpl
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched
-from experiments.run.run_folder import RunFolder
+from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_result import FEATURE_NAMES, FeatureMetrics, RunResult
 from experiments.tracking.journal import Journal
 from stmi.modality import MODALITIES
@@ -27,9 +27,8 @@ HIT, MISS = "#009e73", "#d55e00"
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "font.size": 9})
 
 
-def draw_all(folder: RunFolder, result: RunResult) -> list[Path]:
-    """Draw every picture of a finished run into its folder; returns the files."""
-    folder.pictures.mkdir(exist_ok=True)
+def draw_all(folder: RunFolder, result: RunResult) -> list[str]:
+    """Draw every picture of a finished run into its folder; returns the names of the files."""
     figures = {
         "training_curves": training_curves(folder.journal),
         "cmc": cmc_curves(result.metrics, result.untrained),
@@ -37,11 +36,16 @@ def draw_all(folder: RunFolder, result: RunResult) -> list[Path]:
             open_view(folder.view("test")), load_test_embeddings(result), folder.config.data.junk
         ),
     }
-    files = []
     for name, figure in figures.items():
-        files.append(folder.pictures / f"{name}.png")
-        figure.savefig(files[-1], bbox_inches="tight")
-    return files
+        picture = io.BytesIO()
+        figure.savefig(picture, bbox_inches="tight")
+        folder.write(f"{PICTURES}/{name}.png", picture.getvalue())
+    return find_pictures(folder)
+
+
+def find_pictures(folder: RunFolder) -> list[str]:
+    """Names of the pictures of a run that were drawn, in its folder."""
+    return [f"{PICTURES}/{name}" for name in (folder / PICTURES).list_files() if name.endswith(".png")]
 
 
 def load_test_embeddings(result: RunResult) -> dict[str, np.ndarray]:

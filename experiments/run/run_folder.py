@@ -1,20 +1,32 @@
 """A run's folder: its config, its journal, its checkpoints and, once it is finished, its result."""
 
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import parquet
+
 from data_catalog.errors import CatalogError
 from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, open_table
 from experiments.recipes import ExperimentConfig, parse
+from experiments.run.run_options import CATALOG
 from experiments.run.run_result import RunResult
 from experiments.run.run_tables import RunTables
-from experiments.tracking.journal_folder import JournalFolder
-from experiments.tracking.mlflow_store import MlflowState
+from experiments.tracking.journal_folder import JOURNAL, JournalFolder
+from experiments.tracking.mlflow_store import MLFLOW_FILE, MlflowState, child_file
+
+TRAIN = "train"
+"""Folder of all runs in a workspace."""
+CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
+QUERIES_FILE = "queries.parquet"
+PICTURES = "pictures"
+"""Folder of the pictures in that of a run."""
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints of a run that are kept: the newest, and one more."""
@@ -29,30 +41,58 @@ def fingerprint(config: ExperimentConfig, tables: RunTables) -> str:
     return json_digest({"config": config.model_dump(mode="json"), "tables": tables.digests})
 
 
-@dataclass(frozen=True)
 class RunFolder(JournalFolder):
-    """The files of one run: `<workspace>/train/<recipe>-seed<seed>-<start of the fingerprint>`."""
+    """The files of one run: `<workspace>/train/<recipe>-seed<seed>-<start of the fingerprint>`.
+
+    No stored state holds the path of the run or its workspace, so that a workspace may be moved, or mounted
+    elsewhere on another machine.
+
+    Args:
+        location: Path or URI.
+        catalog: Where tables are looked for that are not where the run found them; or None.
+        storage: Folder or URI of the checkpoints of all runs, where they are not in the runs' own folders.
+    """
+
+    def __init__(
+        self, location: str | Path | Folder, catalog: str | None = None, storage: str | None = None
+    ) -> None:
+        super().__init__(location)
+        self.catalog = catalog
+        self.storage = storage
+        self._is_finished = False
+        self._result: RunResult | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.location, self.catalog, self.storage)
 
     @classmethod
-    def of(cls, workspace: Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
+    def of(
+        cls, workspace: Folder | Path, config: ExperimentConfig, tables: RunTables, storage: str | None = None
+    ) -> "RunFolder":
         """The folder of the run with this config and these tables, made where it is new.
+
+        Args:
+            workspace: Of all runs.
+            config: The run's settings.
+            tables: What it reads.
+            storage: As the class has it.
 
         Raises:
             RunFolderError: The folder holds another run.
         """
         own = fingerprint(config, tables)
-        folder = cls._named(workspace, config, own)
-        if folder._config_file.exists():
-            known = folder._stored()["fingerprint"]
+        folder = cls._named(workspace, config, own, tables.catalog, storage)
+        if (stored := folder._read_config()) is not None:
+            known = stored["fingerprint"]
             if known != own:
                 raise RunFolderError(
-                    f"{folder.path} holds another run (fingerprint {known[:16]}, expected {own[:16]}); "
-                    "move it away"
+                    f"{folder} holds another run (fingerprint {known[:16]}, expected {own[:16]}); move it "
+                    "away"
                 )
             return folder
         views = {
             split: {
-                "catalog": str(table.catalog),
+                "catalog": folder._stored_catalog(table.catalog),
                 "dataset": table.manifest.dataset,
                 "key": table.manifest.key,
             }
@@ -64,105 +104,152 @@ class RunFolder(JournalFolder):
             "tables": tables.digests,
             "views": views,
         }
-        folder.write(folder._config_file.name, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+        folder.write(CONFIG_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
         return folder
 
     @classmethod
-    def begun(cls, workspace: Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
+    def begun(cls, workspace: Folder | Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
         """The folder of this run if it was begun before.
 
         Raises:
             RunFolderError: It was not; names the runs of this recipe and seed that were.
         """
-        folder = cls._named(workspace, config, fingerprint(config, tables))
-        if folder.journal.path.exists():
+        folder = cls._named(workspace, config, fingerprint(config, tables), tables.catalog, None)
+        if folder.has_file(JOURNAL):
             return folder
-        others = [path.parent.name for path in folder.path.parent.glob(f"{config.recipe}-*/journal.jsonl")]
+        others = [
+            name
+            for name in folder.parent.list_folders()
+            if name.startswith(f"{config.recipe}-") and (folder.parent / name).has_file(JOURNAL)
+        ]
         raise RunFolderError(
             f"there is no run of these settings and tables to resume ({folder.name}); begun are "
-            f"{', '.join(sorted(others)) or 'none of this recipe'}: leave --resume out to begin it"
+            f"{', '.join(others) or 'none of this recipe'}: leave --resume out to begin it"
         )
 
     @classmethod
-    def _named(cls, workspace: Path, config: ExperimentConfig, fingerprint: str) -> "RunFolder":
-        return cls((workspace / "train" / f"{config.recipe}-seed{config.seed}-{fingerprint[:8]}").resolve())
+    def _named(
+        cls,
+        workspace: Folder | Path,
+        config: ExperimentConfig,
+        fingerprint: str,
+        catalog: str | None,
+        storage: str | None,
+    ) -> "RunFolder":
+        name = f"{config.recipe}-seed{config.seed}-{fingerprint[:8]}"
+        return cls(Folder(workspace) / TRAIN / name, catalog, storage)
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, location: str | Path | Folder, catalog: str | None = None) -> "RunFolder":
         """An existing run's folder.
+
+        Args:
+            location: Path or URI.
+            catalog: As the class has it.
 
         Raises:
             RunFolderError: There is no run in it.
         """
-        folder = cls(path.resolve())
-        if not folder._config_file.exists():
-            raise RunFolderError(f"{path} is no run's folder: it has no config.json")
+        folder = cls(location, catalog)
+        if folder._read_config() is None:
+            raise RunFolderError(f"{location} is no run's folder: it has no {CONFIG_FILE}")
         return folder
 
     @property
-    def pictures(self) -> Path:
-        """Where the report's pictures go."""
-        return self.path / "pictures"
+    def files(self) -> list[str]:
+        """Names of config, journal and result, as far as they exist."""
+        there = self.list_files()
+        return [name for name in (CONFIG_FILE, JOURNAL, RESULT_FILE) if name in there]
 
-    @property
-    def files(self) -> list[Path]:
-        """Config, journal and result, as far as they exist."""
-        return [path for path in (self._config_file, self.journal.path, self._result_file) if path.exists()]
-
-    @property
-    def queries(self) -> Path:
+    def read_queries(self) -> pa.Table:
         """Average precision of every test query at each epoch that was tested, once the run is finished."""
-        return self.path / "queries.parquet"
+        return parquet.read_table(pa.BufferReader(self.read(QUERIES_FILE)))
 
-    def checkpoint_location(self, storage: str | None) -> str:
-        """Where the run's checkpoints go.
+    @property
+    def checkpoints(self) -> Folder:
+        """Where the run's checkpoints go."""
+        return Folder(filesystems.join(self.storage, self.name)) if self.storage else self
+
+    def stored_checkpoint(self, name: str) -> str:
+        """How the journal names a checkpoint: by its name alone where it is in the run's own folder.
 
         Args:
-            storage: Folder or URI that holds those of all runs; None for the run's own folder.
+            name: Of its folder below `checkpoints`.
         """
-        return filesystems.join(storage, self.name) if storage else str(self.path)
+        return self.checkpoints.file(name) if self.storage else name
+
+    def find_checkpoint(self, stored: str) -> str:
+        """Path or URI of a checkpoint that the journal or the result names.
+
+        Older versions stored absolute paths. Where a workspace or storage was moved, the checkpoint is in the
+        run's folder, or where checkpoints go now.
+        """
+        name = filesystems.split_query(stored)[0].rstrip("/").rpartition("/")[2]
+        places = [self, self.checkpoints, *([] if stored == name else [Folder(stored).parent])]
+        found = next((place for place in places if place.has_folder(name)), places[-1])
+        return found.file(name)
 
     @property
     def last_checkpoint(self) -> str | None:
-        """Folder or URI of the newest checkpoint that the journal knows, or None."""
-        stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
-        existing = [location for location in stored if "://" in location or Path(location).is_dir()]
-        return existing[-1] if existing else None
+        """Folder or URI of the newest checkpoint that the journal knows and that exists, or None."""
+        for event in reversed(self.journal.read()):
+            if event.get("checkpoint"):
+                location = Folder(self.find_checkpoint(event["checkpoint"]))
+                if location.parent.has_folder(location.name):
+                    return location.location
+        return None
 
     @property
     def trained(self) -> bool:
         """Whether training and test are complete: the test was reported, and its checkpoint exists."""
+        if self.is_finished:
+            return True
         checkpoint = (self.journal.last("test") or {}).get("checkpoint")
-        return self.is_finished or (checkpoint is not None and checkpoint == self.last_checkpoint)
+        return checkpoint is not None and self.find_checkpoint(checkpoint) == self.last_checkpoint
 
     @cached_property
     def config(self) -> ExperimentConfig:
         """The run's settings."""
-        return parse(self._stored()["config"])
+        return parse(self._stored["config"])
 
     @property
     def digests(self) -> dict[str, str]:
         """Table name to digest, of all that the run reads."""
-        return self._stored()["tables"]
+        return self._stored["tables"]
 
     def view(self, split: str) -> Table:
-        """The view of a split.
+        """The view of a split: where the run found it, or else in the catalog given, or in the workspace's.
 
         Raises:
-            data_catalog.errors.CatalogError: It is not in the catalog any more.
+            data_catalog.errors.CatalogError: It is in none of them.
         """
-        stored = self._stored()["views"][split]
-        table = open_table(stored["catalog"], stored["dataset"], TableKind.VIEW, stored["key"])
-        if table is None:
-            raise CatalogError(
-                f"the {split} view {stored['key']} of run {self.name} is gone from {stored['catalog']}"
-            )
-        return table
+        stored = self._stored["views"][split]
+        own = (self.parent.parent / CATALOG).location
+        catalogs = dict.fromkeys(filter(None, (stored["catalog"] or own, self.catalog, own)))
+        wrong: CatalogError | None = None
+        for catalog in catalogs:
+            try:
+                table = open_table(catalog, stored["dataset"], TableKind.VIEW, stored["key"])
+            except CatalogError as error:
+                # Where the run found it may be out of reach from here.
+                wrong = wrong or error
+                continue
+            if table is not None:
+                return table
+        raise wrong or CatalogError(
+            f"the {split} view {stored['key']} of run {self.name} is not in {' or '.join(catalogs)}; name "
+            "the catalog that has it with --catalog"
+        )
+
+    def _stored_catalog(self, catalog: str) -> str | None:
+        """A catalog as the run's config stores it: None for that of the workspace, which may be moved."""
+        return None if Folder(catalog) == self.parent.parent / CATALOG else str(catalog)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has its result."""
-        return self._result_file.exists()
+        """Whether the run has its result; it keeps that forever."""
+        self._is_finished = self._is_finished or self.has_file(RESULT_FILE)
+        return self._is_finished
 
     @property
     def result(self) -> RunResult | None:
@@ -171,15 +258,19 @@ class RunFolder(JournalFolder):
         Raises:
             RunFolderError: The file is damaged.
         """
-        if not self.is_finished:
-            return None
+        if self._result is not None:
+            return self._result
         try:
-            stored = json.loads(self._result_file.read_text(encoding="utf-8"))
+            stored = json.loads(self.read(RESULT_FILE))
             # The first versions stored where MLflow has the run, too.
             stored.pop("mlflow", None)
-            return RunResult.model_validate(stored)
-        except ValueError as error:
-            raise RunFolderError(f"{self._result_file} is damaged, move it away: {error}") from error
+            stored |= {"folder": self.location, "checkpoint": self.find_checkpoint(stored["checkpoint"])}
+            self._result = RunResult.model_validate(stored)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError) as error:
+            raise RunFolderError(f"{self.file(RESULT_FILE)} is damaged, move it away: {error}") from error
+        return self._result
 
     @property
     def finished_result(self) -> RunResult:
@@ -190,27 +281,40 @@ class RunFolder(JournalFolder):
         """
         result = self.result
         if result is None:
-            raise RunFolderError(f"{self.path} is not finished; run the command that started it again")
+            raise RunFolderError(f"{self} is not finished; run the command that started it again")
         return result
 
     @property
     def mlflow(self) -> MlflowState | None:
         """Where MLflow has the run; None where nothing was logged yet."""
-        if not (state := self.path / "mlflow.json").exists():
+        return self._logged(MLFLOW_FILE)
+
+    def logged_in(self, study: str) -> MlflowState | None:
+        """Where MLflow has the run as a child of a study; None where nothing was logged yet."""
+        return self._logged(child_file(study))
+
+    def _logged(self, file: str) -> MlflowState | None:
+        try:
+            return MlflowState.model_validate_json(self.read(file))
+        except FileNotFoundError:
             return None
-        return MlflowState.model_validate_json(state.read_bytes())
 
     def write_result(self, result: RunResult) -> None:
-        """Store the result; from then on the run is finished."""
-        self.write(self._result_file.name, result.to_json() + "\n")
+        """Store the result, without the absolute path of the folder; from then on the run is finished."""
+        stored = result.model_dump(mode="json", exclude={"folder"})
+        if Folder(result.checkpoint).parent == self:
+            stored["checkpoint"] = Folder(result.checkpoint).name
+        self.write(RESULT_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
 
-    @property
-    def _config_file(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def _result_file(self) -> Path:
-        return self.path / "result.json"
-
+    @cached_property
     def _stored(self) -> dict[str, Any]:
-        return json.loads(self._config_file.read_text(encoding="utf-8"))
+        stored = self._read_config()
+        if stored is None:
+            raise RunFolderError(f"{self} is no run's folder: it has no {CONFIG_FILE}")
+        return stored
+
+    def _read_config(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.read(CONFIG_FILE))
+        except FileNotFoundError:
+            return None

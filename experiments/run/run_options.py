@@ -1,11 +1,17 @@
 """Where runs are kept and logged, and what their workers get: one value for every function that needs it."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_catalog.storage import filesystems
-from experiments.recipes import ConfigError
-from experiments.tracking.mlflow_store import resolve_tracking_uri
+from data_catalog.storage.folders import Folder
+from experiments.tracking.mlflow_store import local_store, resolve_tracking_uri
+
+logger = logging.getLogger(__name__)
+
+CATALOG = "catalog"
+"""Folder of a workspace's own catalog."""
 
 
 @dataclass(frozen=True)
@@ -13,14 +19,14 @@ class RunOptions:
     """Options that do not identify a run: under other options it is still the same run.
 
     Attributes:
-        workspace: Folder of all runs and studies, on a disk that all nodes share.
+        workspace: Of all runs and studies; all nodes must reach it.
         catalog: Root of the catalog, path or URI.
         storage: Folder or URI for checkpoints; None for each run's own folder.
         tracking_uri: MLflow's; None for a run that others log, such as the study that it belongs to.
         gpus_per_worker: May be a fraction; None for one each where the cluster has GPUs, 0 to train on CPUs.
     """
 
-    workspace: Path
+    workspace: Folder
     catalog: str
     storage: str | None = None
     tracking_uri: str | None = None
@@ -29,7 +35,7 @@ class RunOptions:
     @classmethod
     def resolve(
         cls,
-        workspace: str | Path,
+        workspace: str | Path | Folder,
         catalog: str | None = None,
         storage: str | None = None,
         tracking_uri: str | None = None,
@@ -38,24 +44,31 @@ class RunOptions:
         """Options with absolute locations, since workers run in other folders.
 
         Args:
-            workspace: A folder.
+            workspace: A folder or URI.
             catalog: A folder or URI; None for the workspace's own.
             storage: A folder or URI; None for each run's own folder.
             tracking_uri: None for $MLFLOW_TRACKING_URI, or the workspace's embedded store.
             gpus_per_worker: As the attribute.
 
         Raises:
-            ConfigError: The workspace is a URI, or MLflow does not know the kind of store.
-            CatalogError: No filesystem handles the storage's URI, or it holds credentials.
+            ConfigError: MLflow does not know the kind of store.
+            CatalogError: No filesystem handles a URI, or it holds credentials.
         """
         folder = resolve_workspace(workspace)
         if storage is not None:
             filesystems.open_root(storage)
+        chosen = resolve_tracking_uri(tracking_uri, folder)
+        if not folder.is_local and chosen == local_store(folder):
+            logger.warning(
+                "MLflow: runs are logged to %s, a file of this machine, since workspace %s is at a URI; name "
+                "a server with --tracking-uri, or in $MLFLOW_TRACKING_URI",
+                *(chosen, folder),
+            )
         return cls(
             folder,
             resolve_catalog(folder, catalog),
             None if storage is None else _absolute(storage),
-            resolve_tracking_uri(tracking_uri, folder),
+            chosen,
             gpus_per_worker,
         )
 
@@ -64,22 +77,20 @@ class RunOptions:
         return replace(self, tracking_uri=None)
 
 
-def resolve_workspace(workspace: str | Path) -> Path:
-    """The absolute path of a workspace.
+def resolve_workspace(workspace: str | Path | Folder) -> Folder:
+    """The folder of a workspace.
 
     Raises:
-        ConfigError: It is a URI.
+        CatalogError: No filesystem handles its URI, or it holds credentials.
     """
-    if "://" in str(workspace):
-        raise ConfigError(
-            f"--workspace={workspace}: runs are kept in a folder that all nodes share, not at a URI"
-        )
-    return Path(workspace).resolve()
+    folder = Folder(workspace)
+    filesystems.open_root(folder.location)
+    return folder
 
 
-def resolve_catalog(workspace: Path, catalog: str | None) -> str:
+def resolve_catalog(workspace: Folder, catalog: str | None) -> str:
     """The absolute path or the URI of a catalog; None for the workspace's own."""
-    return str(workspace / "catalog") if catalog is None else _absolute(catalog)
+    return (workspace / CATALOG).location if catalog is None else _absolute(catalog)
 
 
 def _absolute(location: str) -> str:

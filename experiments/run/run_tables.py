@@ -25,3 +25,8 @@ class RunTables:
     captions: Table | None
     digests: dict[str, str]
     warnings: tuple[Finding, ...] = ()
+
+    @property
+    def catalog(self) -> str | None:
+        """Where the views are; None where there are none."""
+        return next((view.catalog for view in self.views.values()), None)

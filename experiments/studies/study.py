@@ -4,7 +4,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from data_catalog.progress import open_progress
@@ -12,7 +11,7 @@ from experiments.run.run_description import code_version, note_start, other_code
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.run.run_tables import RunTables
-from experiments.studies.study_folder import StudyFolder
+from experiments.studies.study_folder import RESULT_FILE, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
 from experiments.tracking.mlflow_logger import Description
@@ -22,6 +21,8 @@ from experiments.tracking.polling import polling
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+REMOTE_POLL_SECONDS = 5.0
+"""Each look into a journal in object storage is a request."""
 LOG_SECONDS = 5.0
 
 Result = TypeVar("Result", bound=StudyResult)
@@ -112,18 +113,24 @@ class Study(ABC, Generic[Result]):
             runs = self.runs()
             _warn_of_other_code(runs, warned)
             # Before it is logged to MLflow, which may take its time, or fail.
+            self.folder.write_runs({run.folder.name: {"name": run.name, "tags": run.tags} for run in runs})
             self.folder.write_result(result)
             study_logger.sync(runs)
             result = result.model_copy(update={"mlflow": study_logger.parent.mlflow_run})
-            files = [self.folder.write_result(result), *map(Path, result.files.values())]
+            self.folder.write_result(result)
+            files = [RESULT_FILE, *result.files.values()]
             study_logger.finish(runs, self.statuses(), files, complete=result.is_complete)
-        return result
+        return result.located(self.folder)
 
     def _busy(self) -> RunError:
         return RunError(
             f"study {self.folder.name} is being run by another process; wait for it, then run the same "
             "command again to see its result"
         )
+
+    @property
+    def _poll_seconds(self) -> float:
+        return POLL_SECONDS if self.folder.is_local else REMOTE_POLL_SECONDS
 
     @contextmanager
     def _observed(self, study_logger: StudyLogger) -> Iterator[None]:
@@ -132,7 +139,7 @@ class Study(ABC, Generic[Result]):
             with (
                 # Runs of an ablation train at once, so that their epochs would be many lines.
                 open_progress("training", self.unit, self.total, line_each=self.unit == "trial") as show,
-                polling(lambda: show(*self.progress()), POLL_SECONDS),
+                polling(lambda: show(*self.progress()), self._poll_seconds),
                 # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
                 polling(lambda: study_logger.sync(self.runs()), LOG_SECONDS, final_call=False),
             ):

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from experiments.run.run_description import describe_run
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.studies.study_folder import StudyFolder
 from experiments.tracking.mlflow_logger import Description, MlflowLogger
+from experiments.tracking.mlflow_store import child_file
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class StudyLogger:
         self.uri = options.tracking_uri
         self.workspace = options.workspace
         self.folder = folder
-        self.parent = MlflowLogger(self.uri, folder.path, self.workspace, description)
+        self.parent = MlflowLogger(self.uri, folder, self.workspace, description)
         self._children: dict[tuple[str, str], MlflowLogger] = {}
         self._closed: set[str] = set()
 
@@ -61,14 +61,14 @@ class StudyLogger:
                 self._closed.add(run.folder.name)
 
     def finish(
-        self, runs: Sequence[StudyRun], status: Mapping[str, str], artifacts: list[Path], complete: bool
+        self, runs: Sequence[StudyRun], status: Mapping[str, str], artifacts: Sequence[str], complete: bool
     ) -> None:
         """Close the children and the parent.
 
         Args:
             runs: All runs of the study.
             status: Of each run that has ended, by its name: FINISHED, FAILED or KILLED.
-            artifacts: Files of the study.
+            artifacts: Names of files in the folder of the study.
             complete: Whether the study has all the runs that it was asked for.
         """
         self.parent.sync()
@@ -90,12 +90,12 @@ class StudyLogger:
             known = describe_run(folder)
             tags = known.tags | run.tags
             tags |= {"mlflow.parentRunId": parent, "stmi.study": self.folder.name}
-            tags |= {"stmi.folder": str(folder.path)}
+            tags |= {"stmi.folder": folder.location}
             self._children[parent, folder.name] = MlflowLogger(
                 self.uri,
-                folder.path,
+                folder,
                 self.workspace,
                 replace(known, name=run.name, tags=tags),
-                f"mlflow-{self.folder.name}.json",
+                child_file(self.folder.name),
             )
         return self._children[parent, folder.name]

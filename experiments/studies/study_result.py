@@ -1,8 +1,10 @@
 """The part of a study's result that every kind of study has."""
 
 from abc import abstractmethod
+from typing import Self
 
 from data_catalog.records import Record
+from data_catalog.storage.folders import Folder
 from experiments.tracking.mlflow_store import MlflowRun
 
 
@@ -18,8 +20,12 @@ class StudyResult(Record):
     feature: str
     """The retrieval feature that is measured."""
     files: dict[str, str]
-    """Name to path, of tables and figures."""
+    """Name to path or URI, of tables and figures; in the stored result, their names in the study's folder."""
     mlflow: MlflowRun
+
+    def located(self, folder: Folder) -> Self:
+        """The same with the places of its files, which are stored as names in the study's folder."""
+        return self.model_copy(update={"files": {name: folder.file(at) for name, at in self.files.items()}})
 
     @property
     @abstractmethod

@@ -1,16 +1,22 @@
 """How Ray Tune trains the runs of a study: as many at once as fit on the cluster."""
 
 import os
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from data_catalog.ray_session import ensure_ray
+from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
 from experiments.run.workers.ray_train import MAX_FAILURES, gpus_of_each, prepare_ray
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
+
+SHARED_DISK_SECONDS = 3.0
+"""How long another node's file may take to appear on a shared disk, which caches the lists of its folders."""
 
 if TYPE_CHECKING:
     from ray import tune
@@ -62,7 +68,30 @@ def train_runs(
             wrong[run.folder.name] = failure_reason(outcome.error)
         elif outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
             wrong[run.folder.name] = outcome.metrics[ends.pop()]
+        elif reason := lost_reason(run.folder, RESULT_FILE, outcome.metrics or {}):
+            wrong[run.folder.name] = reason
     return wrong
+
+
+def lost_reason(run: RunFolder, name: str, report: Mapping[str, Any]) -> str | None:
+    """Why this process does not find a file that a trial has written into the folder of its run, or None.
+
+    Args:
+        run: The folder.
+        name: Of the file.
+        report: The last one of the trial; Tune adds the node on which it ran.
+    """
+    deadline = time.monotonic() + (SHARED_DISK_SECONDS if run.is_local else 0.0)
+    while name not in run.list_files():
+        if time.monotonic() > deadline:
+            node = f"{report.get('hostname', 'unknown')} ({report.get('node_ip', 'unknown')})"
+            return (
+                f"it was trained on node {node}, but {run.file(name)} is not there as this machine sees it: "
+                "the nodes do not share the workspace. Name one that all of them reach, such as --workspace "
+                "s3://bucket/runs or a folder of a shared disk, and run the same command again"
+            )
+        time.sleep(0.2)
+    return None
 
 
 def failure_reason(error: Exception) -> str:
@@ -99,24 +128,25 @@ def tune_trials(
     from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
 
     trainable = tune.with_parameters(train_trial, tables=tables, options=options.without_tracking())
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, trial_resources(workers, options.gpus_per_worker)),
-        param_space=param_space,
-        tune_config=tune.TuneConfig(
-            num_samples=-1 if search else 1,
-            max_concurrent_trials=concurrent or concurrent_trials(workers, options.gpus_per_worker),
-            # A process that waits for workers of Ray Train is not free for another trial until they end.
-            reuse_actors=workers == 1,
-            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
-            **search,
-        ),
-        run_config=tune.RunConfig(
-            # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
-            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(study.path),
-            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            verbose=0,
-        ),
-    )
-    outcomes = tuner.fit()
+    # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
+    with nullcontext(study.path) if study.is_local else tempfile.TemporaryDirectory() as state:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, trial_resources(workers, options.gpus_per_worker)),
+            param_space=param_space,
+            tune_config=tune.TuneConfig(
+                num_samples=-1 if search else 1,
+                max_concurrent_trials=concurrent or concurrent_trials(workers, options.gpus_per_worker),
+                # A process that waits for workers of Ray Train is not free for another trial until they end.
+                reuse_actors=workers == 1,
+                trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+                **search,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=str(state),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                verbose=0,
+            ),
+        )
+        outcomes = tuner.fit()
     return [outcomes[number] for number in range(len(outcomes))]

@@ -1,14 +1,21 @@
-"""The journal of a run: an append-only file of JSON lines, the complete record of what happened.
+"""The journal of a run: JSON lines that are only ever added to, the complete record of what happened.
 
-MLflow and the reports are made from it. A line is written whole or, if the machine dies, cut off at
-the end of the file. Readers skip a line that is cut off; nothing overwrites it.
+MLflow and the reports are made from it. On a disk it is a file, whose lines one can follow with `tail -f`. A
+line is written whole or, if the machine dies, cut off at the end of the file. Readers skip a line that is cut
+off; nothing overwrites it. Object storage cannot add to an object, so there the writer replaces the whole
+journal with each event; it is small, and has one writer at a time (see `journal_folder`).
 """
 
 import json
 import os
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from pyarrow import fs
+
+from data_catalog.storage import filesystems
 
 Event = dict[str, Any]
 """An event: `event` is its name; what else it has depends on that."""
@@ -18,19 +25,31 @@ class Journal:
     """Events of one run, in the order in which they happened.
 
     Args:
-        path: The file; its folder must exist.
+        location: Path of the file, whose folder must exist, or URI of the object.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"location": self.location}
 
     def append(self, event: str, **facts: Any) -> None:
-        """Add an event; it is on the disk when this returns."""
+        """Add an event; it is stored when this returns.
+
+        Raises:
+            NotWritableError: Object storage cannot be written to.
+            OSError: The disk cannot be written to.
+        """
         line = json.dumps({"event": event, "time": time.time(), **facts}, allow_nan=False) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            if file.tell() and not self._ends_whole():
+        filesystem, path = self._opened
+        if not isinstance(filesystem, fs.LocalFileSystem):
+            filesystems.write_atomically(filesystem, path, self._read() + line.encode())
+            return
+        with Path(path).open("a+b") as file:
+            if file.tell() and not _ends_whole(file):
                 line = "\n" + line
-            file.write(line)
+            file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
 
@@ -50,13 +69,11 @@ class Journal:
 
     def read(self) -> list[Event]:
         """All complete events."""
-        if not self.path.exists():
-            return []
         events = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self._read().split(b"\n"):
             try:
                 events.append(json.loads(line))
-            except json.JSONDecodeError:
+            except ValueError:
                 continue  # cut off by a crash
         return events
 
@@ -73,9 +90,20 @@ class Journal:
     @property
     def size(self) -> int:
         """Bytes written so far; grows with every event."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        filesystem, path = self._opened
+        return filesystem.get_file_info(path).size or 0
 
-    def _ends_whole(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+    def _read(self) -> bytes:
+        try:
+            return filesystems.read_bytes(*self._opened)
+        except FileNotFoundError:
+            return b""
+
+    @cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        return filesystems.open_root(self.location)
+
+
+def _ends_whole(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

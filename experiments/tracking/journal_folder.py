@@ -2,34 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from data_catalog.storage import filesystems
 from data_catalog.storage.claims import ClaimedError, claim
+from data_catalog.storage.folders import Folder
 from experiments.tracking.journal import Journal
 
+JOURNAL = "journal.jsonl"
 
-@dataclass(frozen=True)
-class JournalFolder:
-    """The files of a run or a study.
 
-    Attributes:
-        path: Its last part is the name.
+class JournalFolder(Folder):
+    """The files of a run or a study, on a disk or in object storage; its name is that of the run or study.
+
+    Whoever writes in it holds its claim: a lock on a disk, and a claim that is renewed in object storage.
     """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The name of the run or the study."""
-        return self.path.name
 
     @cached_property
     def journal(self) -> Journal:
         """What happened."""
-        return Journal(self.path / "journal.jsonl")
+        return Journal(self.file(JOURNAL))
 
     @contextmanager
     def claimed(self, refusal: Exception, wait: Callable[[], bool] | None = None) -> Iterator[None]:
@@ -41,13 +32,7 @@ class JournalFolder:
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(claim(self.path, wait=wait))
+                stack.enter_context(claim(self.location, wait=wait))
             except ClaimedError:
                 raise refusal from None
             yield
-
-    def write(self, name: str, text: str) -> Path:
-        """Write a file completely or not at all; returns its path."""
-        path = self.path / name
-        filesystems.write_atomically(*filesystems.open_root(path), text.encode())
-        return path

@@ -9,15 +9,18 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
+from data_catalog.storage.local_copies import local_files
 from data_catalog.uris import without_credentials
-from experiments.tracking.journal import Event, Journal
-from experiments.tracking.mlflow_store import LoggedRun, MlflowRun, MlflowState
+from experiments.tracking.journal import Event
+from experiments.tracking.journal_folder import JournalFolder
+from experiments.tracking.mlflow_store import MLFLOW_FILE, LoggedRun, MlflowRun, MlflowState, local_store
 
 logger = logging.getLogger(__name__)
 
@@ -54,28 +57,33 @@ class MlflowLogger:
     Args:
         uri: Tracking URI.
         folder: The run's or the study's folder.
-        workspace: Where the embedded store keeps artifacts.
+        workspace: An embedded store keeps artifacts in it, or on this machine if it is at a URI.
         description: What is logged at the start.
         state: Name of the file in the folder that says what was logged so far.
     """
 
     def __init__(
-        self, uri: str, folder: Path, workspace: Path, description: Description, state: str = "mlflow.json"
+        self,
+        uri: str,
+        folder: Folder | Path,
+        workspace: Folder | Path,
+        description: Description,
+        state: str = MLFLOW_FILE,
     ) -> None:
         for setting, value in {**PATIENCE, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
             os.environ.setdefault(setting, value)
         self.uri = uri
         self.public_uri = without_credentials(uri)
-        self.folder = folder
-        self.workspace = workspace
+        self.folder = JournalFolder(folder)
+        self.workspace = Folder(workspace)
         self.description = description
-        self.journal = Journal(folder / "journal.jsonl")
+        self.journal = self.folder.journal
         self.behind = False
         self._found = False
-        self._state_file = folder / state
+        self._state_file = state
         self._state = MlflowState(uri=self.public_uri, uuid=uuid.uuid4().hex)
-        if self._state_file.exists():
-            stored = MlflowState.model_validate_json(self._state_file.read_bytes())
+        with suppress(FileNotFoundError):
+            stored = MlflowState.model_validate_json(self.folder.read(state))
             own = stored.uuid or self._state.uuid
             # The same store may have another address now.
             known = stored if stored.uri == self.public_uri else self._state
@@ -112,13 +120,18 @@ class MlflowLogger:
         """Send what the journal has and MLflow has not; on failure warn once and leave it for later."""
         self._attempt(self._sync)
 
-    def finish(self, status: str, artifacts: list[Path]) -> None:
-        """Send the rest and the files that have changed, and close the run as FINISHED or FAILED."""
+    def finish(self, status: str, artifacts: Sequence[str]) -> None:
+        """Send the rest and the files that have changed, and close the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            artifacts: Names of files in the folder.
+        """
 
         def send() -> None:
             self._sync()
-            for path in artifacts:
-                self._send_file(path)
+            for name in artifacts:
+                self._send_file(name)
             if self._state.status == status:
                 return
             ended = [int(event["time"] * 1000) for event in self.journal.read()[-1:]]
@@ -163,6 +176,8 @@ class MlflowLogger:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        if self.uri == local_store(self.workspace):
+            local_files(self.workspace).mkdir(parents=True, exist_ok=True)
         return mlflow.MlflowClient(tracking_uri=self.uri)
 
     def _sync(self) -> None:
@@ -171,7 +186,7 @@ class MlflowLogger:
         if not self._state.described:
             self._describe()
         events = self.journal.read()
-        metrics = [entry for event in events[self._state.sent :] for entry in _metrics_of(event)]
+        metrics = [entry for event in events[self._state.sent :] for entry in metrics_of(event)]
         if metrics:
             from mlflow.entities import Metric  # noqa: PLC0415
 
@@ -186,12 +201,13 @@ class MlflowLogger:
             for start in range(0, len(values), _BATCH[kind]):
                 client.log_batch(self.run_id, **{kind: values[start : start + _BATCH[kind]]})
 
-    def _send_file(self, path: Path) -> None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self._state.files.get(path.name) == digest:
-            return
-        folder = "pictures" if path.suffix == ".png" else None
-        self._client().log_artifact(self.run_id, str(path), folder)
+    def _send_file(self, name: str) -> None:
+        with self.folder.local_file(name) as path:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if self._state.files.get(path.name) == digest:
+                return
+            folder = "pictures" if path.suffix == ".png" else None
+            self._client().log_artifact(self.run_id, str(path), folder)
         self._remember(files=self._state.files | {path.name: digest})
 
     def _start(self) -> None:
@@ -199,9 +215,8 @@ class MlflowLogger:
         experiment = client.get_experiment_by_name(self.description.experiment)
         if experiment is None:
             # A server decides itself where artifacts go; the embedded store keeps them beside its file.
-            location = (
-                (self.workspace / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite") else None
-            )
+            embedded = local_files(self.workspace) / "mlartifacts"
+            location = embedded.as_uri() if self.uri.startswith("sqlite") else None
             experiment_id = client.create_experiment(self.description.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
@@ -240,11 +255,10 @@ class MlflowLogger:
 
     def _remember(self, **changes: Any) -> None:
         self._state = self._state.model_copy(update=changes)
-        text = self._state.to_json() + "\n"
-        filesystems.write_atomically(*filesystems.open_root(self._state_file), text.encode())
+        self.folder.write(self._state_file, self._state.to_json() + "\n")
 
 
-def _metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
+def metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
     """Key, value, time in milliseconds and step of each number that an event has for the charts."""
     values: dict[str, float] = {}
     step = event.get("epoch", 0)

@@ -6,18 +6,27 @@ from pathlib import Path
 from pydantic import Field
 
 from data_catalog.records import Record
+from data_catalog.storage.folders import Folder
+from data_catalog.storage.local_copies import local_files
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
 
+MLFLOW_FILE = "mlflow.json"
+"""What MLflow has of a run or a study, in its folder."""
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
-def local_store(workspace: Path) -> str:
-    """URI of the embedded store of a workspace: a SQLite file."""
-    return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+def child_file(study: str) -> str:
+    """What MLflow has of a run as a child of a study, in the folder of the run."""
+    return f"mlflow-{study}.json"
 
 
-def resolve_tracking_uri(uri: str | None, workspace: Path) -> str:
+def local_store(workspace: Folder | Path) -> str:
+    """URI of the embedded store of a workspace: a SQLite file in it, or on this machine if it is at a URI."""
+    return f"sqlite:///{local_files(workspace) / 'mlflow.db'}"
+
+
+def resolve_tracking_uri(uri: str | None, workspace: Folder | Path) -> str:
     """The tracking URI that was asked for, or $MLFLOW_TRACKING_URI, or the workspace's embedded store.
 
     Raises:

@@ -44,12 +44,12 @@ def options(clip: Path, without: str | None = None) -> list[str]:
     return [part for s in chosen for part in ("--set", s)]
 
 
-def arguments(clip: Path, workspace: Path, *extra: str) -> list[str]:
+def arguments(clip: Path, workspace: Path | str, *extra: str) -> list[str]:
     """Arguments of experiments/train.py for the small run."""
     return [*options(clip), "--workspace", str(workspace), "--json", *extra]
 
 
-def run(capsys, clip: Path, workspace: Path, *extra: str) -> dict:
+def run(capsys, clip: Path, workspace: Path | str, *extra: str) -> dict:
     """The one JSON document that a successful training prints."""
     capsys.readouterr()
     assert train.main(arguments(clip, workspace, *extra)) == 0
@@ -67,7 +67,7 @@ def alone(
     clip: Path,
     workspace: Path,
     *settings: str,
-    runs: Path | None = None,
+    runs: Path | str | None = None,
     storage: str | None = None,
     on_report: OnReport = lambda facts: None,
     patience_seconds: float = 900,
@@ -78,7 +78,7 @@ def alone(
         clip: Folder of its CLIP.
         workspace: Where its tables are.
         settings: Changes.
-        runs: Another workspace for the run itself: making the tables anew takes seconds.
+        runs: Another workspace, path or URI, for the run itself: making the tables anew takes seconds.
         storage: Folder or URI of its checkpoints.
         on_report: Called with each report.
         patience_seconds: How long another process may have the run without progress.
@@ -92,4 +92,4 @@ def alone(
         on_report=on_report,
         patience_seconds=patience_seconds,
     )
-    return RunFolder(Path(result.folder))
+    return RunFolder(result.folder)

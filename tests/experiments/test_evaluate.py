@@ -285,7 +285,6 @@ def test_pickled_checkpoint_is_refused_and_not_executed(view_with, capsys, works
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "a", "--catalog", "b"], "--catalog goes with --dataset"),
         (["--run", "a", "--workers", "-1"], "--workers=-1: expected a number of actors, or 0"),
         (["--run", "a", "--embeddings", "gopher://b"], "cannot be opened"),
         (["--released-checkpoint", "a", "--recipe", "demo", "--dataset", "b"], "use --set data.dataset=b"),

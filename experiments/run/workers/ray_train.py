@@ -45,8 +45,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     prepare_ray()
     ensure_ray()
     workers = given.config.train.workers
-    location = folder.checkpoint_location(options.storage)
-    filesystem, path = filesystems.open_root(location)
+    filesystem, path = filesystems.open_root(folder.checkpoints.location)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"input": given},
@@ -60,7 +59,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             # The annotation is that of the older trainer, which is not the one that runs.
-            callbacks=[JournalCallback(folder.journal, location)],  # type: ignore[list-item]
+            callbacks=[JournalCallback(folder.journal, folder.checkpoints if folder.storage else None)],  # type: ignore[list-item]
         ),
     )
     try:
@@ -71,7 +70,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     except ray.train.TrainingFailedError as error:
         folder.journal.append("failed", error=str(error))
         raise RunError(
-            f"run {folder.name} failed: {error}\nIts journal is {folder.journal.path}; once the cause is "
+            f"run {folder.name} failed: {error}\nIts journal is {folder.journal.location}; once the cause is "
             "removed, the same command continues from the last checkpoint"
         ) from error
 

@@ -11,6 +11,7 @@ from pyarrow import fs
 from ray.train.torch import get_device
 
 from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from experiments.run import checkpoints
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.tracking.journal import Event
@@ -84,7 +85,6 @@ class OwnProcessSession:
 
     Args:
         folder: The run's.
-        location: Folder or URI of its checkpoints.
         threads: CPUs that it may use.
         device: Where it computes.
         on_report: Called with each report once the journal has it.
@@ -96,13 +96,11 @@ class OwnProcessSession:
     def __init__(
         self,
         folder: RunFolder,
-        location: str,
         threads: int,
         device: torch.device,
         on_report: Callable[[Event], None],
     ) -> None:
-        self.journal = folder.journal
-        self.location = location
+        self.folder = folder
         self.threads = threads
         self.device = device
         self.on_report = on_report
@@ -114,20 +112,23 @@ class OwnProcessSession:
 
     def report(self, facts: Event, checkpoint: Path | None) -> None:
         """As in `Session`; written into the journal here."""
-        kept = None
+        stored = None
         if checkpoint is not None:
-            kept = filesystems.join(self.location, f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}")
-            _store(checkpoint, kept)
-        self.journal.record(facts, kept)
-        if kept is not None:
+            name = f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}"
+            _store(checkpoint, self.folder.checkpoints.file(name))
+            stored = self.folder.stored_checkpoint(name)
+        self.folder.journal.record(facts, stored)
+        if stored is not None:
             self._delete_old()
         self.on_report(facts)
 
     def _delete_old(self) -> None:
-        stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        stored = [event["checkpoint"] for event in self.folder.journal.read() if event.get("checkpoint")]
         # Newest first. A checkpoint that was lost and written again counts as new.
-        for location in list(dict.fromkeys(reversed(stored)))[KEPT_CHECKPOINTS:]:
-            _delete(*filesystems.open_root(location))
+        newest = list(dict.fromkeys(Folder(location).name for location in reversed(stored)))
+        there = self.folder.checkpoints.list_folders()
+        for name in set(newest[KEPT_CHECKPOINTS:]).intersection(there):
+            _delete(*filesystems.open_root(self.folder.checkpoints.file(name)))
 
 
 def _store(checkpoint: Path, location: str) -> None:

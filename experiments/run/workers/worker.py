@@ -11,7 +11,7 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint, UserCallback
 
-from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
 
@@ -33,20 +33,23 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
 class JournalCallback(UserCallback):
     """Appends every report to a journal, after its checkpoint is stored.
 
-    The controller runs on the driver's node, so the journal is a local file wherever the workers are.
+    The controller is the run's only writer while it trains. It runs on the driver's node, so on a disk the
+    journal is a local file wherever the workers are.
 
     Args:
         journal: Where to write.
-        location: Folder or URI of the run's checkpoints.
+        storage: Where the run's checkpoints go; None for its own folder, in which names without a path do.
     """
 
-    def __init__(self, journal: Journal, location: str) -> None:
+    def __init__(self, journal: Journal, storage: Folder | None) -> None:
         self.journal = journal
-        self.location = location
+        self.storage = storage
 
     def after_report(self, run_context: Any, metrics: list[Event], checkpoint: Checkpoint | None) -> None:
         """Write the first worker's report; all workers report the same."""
-        stored = None if checkpoint is None else filesystems.join(self.location, Path(checkpoint.path).name)
+        stored = None if checkpoint is None else Path(checkpoint.path).name
+        if stored is not None and self.storage is not None:
+            stored = self.storage.file(stored)
         self.journal.record(metrics[0], stored)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

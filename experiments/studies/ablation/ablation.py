@@ -1,7 +1,7 @@
 """An ablation as a study: its runs are the rows of its tables with every seed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.recipes import ExperimentConfig, differences, resolve
@@ -84,12 +84,12 @@ class AblationStudy(Study[AblationResult]):
         full = plan.configs[0]
         notes = [*_notes(full, plan), *describe_other_code(self._runs)]
         rows: list[TableRow] = []
-        files: dict[str, str] = {}
+        files: list[str] = []
         titles = {}
         for ablation, planned in plan.rows:
             table = table_rows(ablation, [self._row_runs(row) for row in planned], full.data.dataset)
             titles[ablation.key] = f"{_heading(ablation)}, {plan.recipe}"
-            files |= self._write(ablation, titles[ablation.key], table, notes)
+            files += self._write(ablation, titles[ablation.key], table, notes)
             rows += table
         for row in rows:
             self.folder.journal.append("row", **row.model_dump(mode="json"))
@@ -106,8 +106,8 @@ class AblationStudy(Study[AblationResult]):
             notes=tuple(notes),
             full={ablation.key: ablation.full for ablation, _ in plan.rows},
             added=tuple(row.name for row in plan.added),
-            table=files[f"{plan.rows[0][0].key}.md"],
-            files=files,
+            table=f"{plan.rows[0][0].key}.md",
+            files={name: name for name in files},
             wrong=self.wrong,
             mlflow=mlflow,
         )
@@ -115,7 +115,7 @@ class AblationStudy(Study[AblationResult]):
     def _study_run(self, config: ExperimentConfig) -> StudyRun:
         labels = self.plan.labels(config)
         return StudyRun(
-            RunFolder.of(self.options.workspace, config, self.tables),
+            RunFolder.of(self.options.workspace, config, self.tables, self.options.storage),
             f"{labels[0]}, seed {config.seed}",
             # Keys that MLflow has from older versions.
             {"stmi.arm": labels[0], "stmi.rows": "; ".join(labels), "stmi.seed": str(config.seed)},
@@ -136,17 +136,18 @@ class AblationStudy(Study[AblationResult]):
 
     def _write(
         self, ablation: Ablation, title: str, table: Sequence[TableRow], notes: Sequence[str]
-    ) -> Mapping[str, str]:
-        """Write a table; returns name to path."""
+    ) -> list[str]:
+        """Write a table; returns the names of its files."""
         rows = [row.model_dump(mode="json") for row in table]
-        texts = {
+        contents: dict[str, str | bytes] = {
             "md": as_markdown(title, table, notes),
             "csv": as_csv(table),
             "json": json.dumps(rows, indent=2, allow_nan=False) + "\n",
+            "png": draw(ablation, title, table),
         }
-        paths = [self.folder.write(f"{ablation.key}.{kind}", text) for kind, text in texts.items()]
-        paths.append(draw(ablation, title, table, self.folder.path / f"{ablation.key}.png"))
-        return {path.name: str(path) for path in paths}
+        for kind, content in contents.items():
+            self.folder.write(f"{ablation.key}.{kind}", content)
+        return [f"{ablation.key}.{kind}" for kind in contents]
 
 
 def _heading(ablation: Ablation) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from data_catalog.records import Record
+from data_catalog.storage.folders import Folder
 from experiments.recipes import SettingName
 from experiments.run.run_result import MetricName
 from experiments.studies.significance import summarise
@@ -145,9 +146,13 @@ class AblationResult(StudyResult):
     added: tuple[str, ...] = ()
     """Names of the rows from the command line."""
     table: str
-    """Path of the first table as Markdown."""
+    """Path or URI of the first table as Markdown; in the stored result, its name in the study's folder."""
     wrong: dict[str, str]
     """Run to the reason why it could not be finished."""
+
+    def located(self, folder: Folder) -> Self:
+        """As in `StudyResult`."""
+        return super().located(folder).model_copy(update={"table": folder.file(self.table)})
 
     @property
     def is_complete(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import compute
 
 from experiments.run.conclusion import find_choices
 from experiments.run.run_folder import RunFolder
@@ -68,7 +68,7 @@ class RowRuns:
         return choices.get(choice or result.reported.chosen_by)
 
     def _queries(self, run: RunFolder, epoch: int) -> pa.Table:
-        table = parquet.read_table(run.queries)
+        table = run.read_queries()
         chosen = compute.and_(
             compute.equal(table["feature"], self.feature), compute.equal(table["epoch"], epoch)
         )

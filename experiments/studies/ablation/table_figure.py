@@ -1,7 +1,7 @@
 """Pictures of an ablation: its rows as points with intervals, or a curve over a hyper-parameter."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,13 +12,14 @@ from experiments.studies.ablation.rows import Ablation
 MEASURED, PAPER, BESIDE = "#0072b2", "#d55e00", "#7f7f7f"
 
 
-def draw(ablation: Ablation, title: str, rows: Sequence[TableRow], path: Path) -> Path:
-    """Draw a finished table or figure into a file; returns its path."""
+def draw(ablation: Ablation, title: str, rows: Sequence[TableRow]) -> bytes:
+    """Draw a finished table or figure as PNG."""
     finished = [row for row in rows if row.mean_average_precision.mean is not None]
     figure = _curve(finished) if ablation.is_figure else _points(ablation, finished)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=200)
-    return path
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=200)
+    return picture.getvalue()
 
 
 def _points(ablation: Ablation, rows: Sequence[TableRow]) -> Figure:

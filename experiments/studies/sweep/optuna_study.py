@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError, full_name
 from experiments.studies.sweep.search_space import Space
+from experiments.studies.sweep.stored_trials import StoredTrials
 from experiments.studies.sweep.sweep_result import State, SweepTrial
 from stmi import keyed_random
 
@@ -59,6 +60,7 @@ class OptunaStudy:
         two_objectives: Search for a low cost as well as for a high mAP.
         owner: `id` and `path` of the folder whose claim keeps a second process away from the study. Another
             folder, in a workspace that shares the storage, is refused.
+        stored: Where each trial is stored besides, and read from where the storage lacks it; or None.
 
     Raises:
         ConfigError: The storage cannot be opened, or holds another study of this name.
@@ -73,7 +75,9 @@ class OptunaStudy:
         seed: int,
         two_objectives: bool = False,
         owner: Mapping[str, str] | None = None,
+        stored: StoredTrials | None = None,
     ) -> None:
+        self.stored = stored
         self.url = without_credentials(url)
         self.name = name
         self.space = space
@@ -113,6 +117,8 @@ class OptunaStudy:
         self._study.set_user_attr(FINGERPRINT, fingerprint)
         with _without_experimental_warnings():
             self._study.set_metric_names(list(METRIC_NAMES[: len(self.directions)]))
+        if stored is not None:
+            self._exchange(stored)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune stores all that it is given on the disk, where no password of the storage may lie.
@@ -154,21 +160,25 @@ class OptunaStudy:
                     user_attrs={"run": known.run, "cost": known.cost},
                 )
             )
+            self._store(len(trials))
             return self.trials()[-1]
         raise ConfigError(f"{ATTEMPTS} samples in a row from the space were impossible settings: {wrong}")
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store a trial's validation mAP after an epoch; what is stored already is stored again."""
         self._storage.set_trial_intermediate_value(self._id(number), epoch, value)
+        self._store(number)
 
     def finish(self, number: int, value: float) -> None:
         """Note a trial that was trained to its end."""
         cost = self._study.get_trials(deepcopy=False)[number].user_attrs["cost"]
         self._study.tell(number, [value, cost][: len(self.directions)])
+        self._store(number)
 
     def prune(self, number: int) -> None:
         """Note a trial that was stopped early."""
         self._study.tell(number, state=TrialState.PRUNED)
+        self._store(number)
 
     def fail(self, number: int, reason: str) -> None:
         """Note a trial that stopped itself.
@@ -178,12 +188,14 @@ class OptunaStudy:
         """
         self._storage.set_trial_user_attr(self._id(number), "reason", reason)
         self._study.tell(number, state=TrialState.PRUNED if len(self.directions) == 1 else TrialState.FAIL)
+        self._store(number)
 
     def crash(self, number: int, reason: str) -> None:
         """Note a trial whose process ended too often, which says nothing about its settings."""
         self._storage.set_trial_user_attr(self._id(number), "reason", reason)
         self._storage.set_trial_user_attr(self._id(number), "crashed", True)
         self._study.tell(number, state=TrialState.FAIL)
+        self._store(number)
 
     def importance(self) -> dict[str, float]:
         """Share of each setting in what sets the best finished trials apart (PED-ANOVA), largest first.
@@ -198,6 +210,19 @@ class OptunaStudy:
             warnings.simplefilter("ignore", UserWarning)
             shares = optuna.importance.get_param_importances(self._study, target=lambda t: -t.values[0])
         return {full_name(parameter): share for parameter, share in shares.items()}
+
+    def _exchange(self, stored: StoredTrials) -> None:
+        """Read the trials that the storage lacks, and store those that an older version did not."""
+        known, kept = self._study.get_trials(deepcopy=False), stored.read()
+        self._study.add_trials([_from_json(trial) for trial in kept[len(known) :]])
+        for trial in known:
+            # A kill may have come between the two, too.
+            if kept[trial.number : trial.number + 1] != [as_stored := _as_json(trial)]:
+                stored.write(trial.number, as_stored)
+
+    def _store(self, number: int) -> None:
+        if self.stored is not None:
+            self.stored.write(number, _as_json(self._study.get_trials(deepcopy=False)[number]))
 
     def _belong_to(self, owner: Mapping[str, str]) -> None:
         known = self._study.user_attrs.get(OWNER, owner)
@@ -259,6 +284,31 @@ _STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+
+
+def _as_json(trial: FrozenTrial) -> dict[str, Any]:
+    distributions = optuna.distributions.distribution_to_json
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "values": trial.values,
+        "params": trial.params,
+        "distributions": {name: distributions(one) for name, one in trial.distributions.items()},
+        "user_attrs": trial.user_attrs,
+        "intermediate_values": {str(epoch): value for epoch, value in trial.intermediate_values.items()},
+    }
+
+
+def _from_json(stored: Mapping[str, Any]) -> FrozenTrial:
+    distributions = optuna.distributions.json_to_distribution
+    return create_trial(
+        state=TrialState[stored["state"]],
+        values=stored["values"],
+        params=stored["params"],
+        distributions={name: distributions(one) for name, one in stored["distributions"].items()},
+        user_attrs=stored["user_attrs"],
+        intermediate_values={int(epoch): value for epoch, value in stored["intermediate_values"].items()},
+    )
 
 
 def _engine_options(url: str) -> dict[str, Any]:

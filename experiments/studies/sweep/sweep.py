@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from data_catalog.storage.local_copies import local_files
 from experiments.planning.training_cost import TrainingCost
-from experiments.recipes import ConfigError, ReportConfig
-from experiments.run.run_folder import RunFolder
+from experiments.recipes import ConfigError, ExperimentConfig, ReportConfig
+from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
 from experiments.run.run_tables import RunTables
 from experiments.studies.study import Study
+from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.sweep import sweep_figures
 from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, OptunaStudy, TrialFacts
+from experiments.studies.sweep.stored_trials import StoredTrials
 from experiments.studies.sweep.sweep_result import (
     BestTrial,
     MetricsOnTest,
@@ -24,7 +28,8 @@ from experiments.studies.sweep.sweep_result import (
     words,
 )
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
-from experiments.studies.tuning import failure_reason, tune_trials
+from experiments.studies.tuning import failure_reason, lost_reason, tune_trials
+from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_store import MlflowRun
 
 logger = logging.getLogger(__name__)
@@ -60,7 +65,7 @@ class SweepStudy(Study[SweepResult]):
     ) -> None:
         super().__init__(spec.recipe, spec.study_name(tables), tables, options)
         self.spec = spec
-        self.url = study_storage or f"sqlite:///{self.folder.path / 'optuna.db'}"
+        self.study_storage = study_storage
         self.concurrent = concurrent
         self.resume = resume
         self.resumed = False
@@ -90,14 +95,16 @@ class SweepStudy(Study[SweepResult]):
         Raises:
             ConfigError: The storage is that of another sweep, or there is no sweep to resume.
         """
+        stored = None if self.study_storage else StoredTrials(self.folder)
         self.study = OptunaStudy(
-            self.url,
+            self.study_storage or f"sqlite:///{_sqlite_file(self.folder)}",
             self.folder.name,
             self.fingerprint,
             self.spec.space,
             self.spec.base.seed,
             self.spec.two_objectives,
-            owner={"id": self.folder.uuid, "path": str(self.folder.path)},
+            owner={"id": self.folder.uuid, "path": self.folder.location},
+            stored=stored,
         )
         self._read_trials()
         if self.resume and not self._trials:
@@ -165,7 +172,7 @@ class SweepStudy(Study[SweepResult]):
 
         def describe(values: Mapping[str, Any]) -> TrialFacts:
             config = spec.config(values)
-            return TrialFacts(RunFolder.of(self.options.workspace, config, self.tables).name, costs(config))
+            return TrialFacts(self._run_folder(config).name, costs(config))
 
         def on_trial(trial: SweepTrial) -> None:
             self._trials[trial.number] = trial
@@ -186,7 +193,7 @@ class SweepStudy(Study[SweepResult]):
             self.folder,
             base.train.workers,
             concurrent=self.concurrent,
-            search_alg=StudySearcher(self.study, spec, describe, on_trial),
+            search_alg=StudySearcher(self.study, spec, describe, on_trial, self._lost_reason),
             scheduler=scheduler,
         )
         for outcome in outcomes:
@@ -212,13 +219,16 @@ class SweepStudy(Study[SweepResult]):
             pareto=tuple(find_front(trials)),
             importance=self.study.importance(),
             missing=self._missing,
+            wrong={t.run: t.reason for t in trials if t.state in ("failed", "crashed") and t.reason},
             resumed=self.resumed,
             storage=self.study.url,
             files={},
             mlflow=mlflow,
         )
-        figures = sweep_figures.draw_all(self.folder.path, result, spec.space)
-        return result.model_copy(update={"files": {path.stem: str(path) for path in figures}})
+        figures = sweep_figures.draw_all(result, spec.space)
+        for name, picture in figures.items():
+            self.folder.write(f"{name}.png", picture)
+        return result.model_copy(update={"files": {name: f"{name}.png" for name in figures}})
 
     def run(self) -> SweepResult:
         """As in `Study`.
@@ -265,16 +275,36 @@ class SweepStudy(Study[SweepResult]):
         name = f"trial {trial.number:02d}: {words(trial.values)}"
         # Keys that MLflow has from older versions.
         tags = {"stmi.arm": name, "stmi.trial": str(trial.number), "stmi.seed": str(config.seed)}
-        return StudyRun(RunFolder.of(self.options.workspace, config, self.tables), name, tags)
+        return StudyRun(self._run_folder(config), name, tags)
+
+    def _run_folder(self, config: ExperimentConfig) -> RunFolder:
+        return RunFolder.of(self.options.workspace, config, self.tables, self.options.storage)
+
+    def _lost_reason(self, trial: SweepTrial, report: Mapping[str, Any]) -> str | None:
+        """Why the result of a finished trial, or the journal of any other, cannot be found; or None."""
+        folder = self._run_folder(self.spec.config(trial.values))
+        return lost_reason(folder, RESULT_FILE if "finished" in report else JOURNAL, report)
 
     def _tested(self, trial: SweepTrial) -> BestTrial:
         """The chosen trial with its metrics on the test identities, which had no say."""
-        result = RunFolder.of(self.options.workspace, self.spec.config(trial.values), self.tables).result
+        result = self._run_folder(self.spec.config(trial.values)).result
         if result is None:
             raise RunError(
                 f"run {trial.run} of trial {trial.number} has no result any more; its folder was changed"
             )
         return BestTrial(**dict(trial), test=measured_on_test(result, self.spec.base.report))
+
+
+def _sqlite_file(folder: StudyFolder) -> Path:
+    """The SQLite file of a study, which is made from the stored trials where it is missing.
+
+    For a study in object storage it is made anew each time: another machine may have gone on with the study.
+    """
+    file = local_files(folder) / "optuna.db"
+    if not folder.is_local:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+    return file
 
 
 def measured_on_test(result: RunResult, report: ReportConfig) -> MetricsOnTest:

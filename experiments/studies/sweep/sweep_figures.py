@@ -1,7 +1,7 @@
 """Pictures of a sweep: its history, each setting, all settings at once, what mattered, and what it costs."""
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ LOG_DECADES_OF_ZERO = 0.6
 """Distance of the zero of a log scale below its least value, in decades."""
 
 
-def draw_all(folder: Path, result: SweepResult, space: Space) -> list[Path]:
-    """Draw every picture that the trials so far give into a folder; returns the files."""
+def draw_all(result: SweepResult, space: Space) -> dict[str, bytes]:
+    """Every picture that the trials so far give: name to PNG."""
     trials, best = result.trials, result.best
     validated = [trial for trial in trials if trial.curve]
     if not validated:
-        return []
+        return {}
     figures = {
         "history": history(trials, validated),
         "slice": slices(validated, best, space),
@@ -36,11 +36,12 @@ def draw_all(folder: Path, result: SweepResult, space: Space) -> list[Path]:
         figures["importance"] = importance(result.importance, finished)
     if best is not None:
         figures["pareto"] = pareto(validated, result.pareto)
-    files = []
+    pictures = {}
     for name, figure in figures.items():
-        files.append(folder / f"{name}.png")
-        figure.savefig(files[-1], dpi=200)
-    return files
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=200)
+        pictures[name] = picture.getvalue()
+    return pictures
 
 
 def reached(trial: SweepTrial) -> float:

@@ -75,6 +75,8 @@ class SweepResult(StudyResult):
     """Share of each setting in what sets the best trials apart (PED-ANOVA), largest first."""
     missing: int = 0
     """How many trials less than asked for came to an end; studies of the first version do not say."""
+    wrong: dict[str, str] = Field(default_factory=dict)
+    """Run of a trial that failed or crashed to the reason; studies of older versions do not say."""
     resumed: bool
     """Whether there were trials before this command."""
     storage: str

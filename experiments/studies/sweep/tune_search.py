@@ -32,6 +32,8 @@ class StudySearcher(Searcher):
         spec: What the sweep searches. Trials that crashed before do not count among its trials.
         describe: What is known of a trial before it runs.
         on_trial: Called with a trial as soon as it runs, and once it has ended.
+        find_lost: From a trial that has ended and its last report: why what it stored cannot be found, or
+            None. A trial that is lost counts as crashed.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class StudySearcher(Searcher):
         spec: SweepSpec,
         describe: Callable[[Mapping[str, Any]], TrialFacts],
         on_trial: Callable[[SweepTrial], None],
+        find_lost: Callable[[SweepTrial, Mapping[str, Any]], str | None] = lambda trial, report: None,
     ) -> None:
         super().__init__()
         known = study.trials()
@@ -49,6 +52,7 @@ class StudySearcher(Searcher):
         self.spec = spec
         self.describe = describe
         self.on_trial = on_trial
+        self.find_lost = find_lost
         self.numbers: dict[str, int] = {}
 
     # Ray documents the word FINISHED as an answer, and leaves it out of the annotation.
@@ -72,12 +76,14 @@ class StudySearcher(Searcher):
         number = self.numbers[trial_id]
         if error or result is None:
             return
-        if "stopped" in result:
+        trial = self.study.trials()[number]
+        if lost := self.find_lost(trial, result):
+            self.study.crash(number, lost)
+        elif "stopped" in result:
             self.study.fail(number, result["stopped"])
         elif "failed" in result:
             self.study.crash(number, result["failed"])
         elif "finished" in result:
-            trial = self.study.trials()[number]
             self.study.finish(number, trial_value(trial.curve, self.spec.config(trial.values).report))
         else:
             self.study.prune(number)

@@ -1,11 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from experiments.reports import study_figures
 from experiments.reports.recorded_study import RecordedRun
+from experiments.run.run_folder import RunFolder
 from experiments.tracking.mlflow_store import MlflowRun
 from tests.experiments import made_up
 
@@ -32,7 +31,7 @@ def run(seed, validation, loss=(3.0, 2.0), split="validation"):
     }
     return RecordedRun(
         *(MlflowRun(uri=""), f"row, seed {seed}", f"run{seed}", seed),
-        Path("there"),
+        RunFolder("there"),
         "FINISHED",
         {},
         {},

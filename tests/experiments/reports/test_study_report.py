@@ -120,7 +120,7 @@ def test_curves_equal_those_of_the_journals(recorded):
 
 
 def test_unreachable_folders_are_named_and_the_rest_is_shown(recorded, tmp_path):
-    away = tuple(replace(run, folder=Path("/elsewhere") / run.run) for run in recorded.runs)
+    away = tuple(replace(run, folder=RunFolder(Path("/elsewhere") / run.run)) for run in recorded.runs)
     written = write_report(replace(recorded, runs=away), tmp_path / "report.html")
     names = {Path(path).name for path in written.pictures}
     assert {"table3.png", "table3_differences.svg", "table3_curves.svg"} <= names
@@ -155,7 +155,7 @@ def test_run_without_tags_in_mlflow_is_omitted(recorded, study, workspace):
 
 @pytest.mark.parametrize(("reported", "table"), [("last", "as the table"), ("best_on_test", "best on test")])
 def test_figures_of_the_last_epoch_name_the_epoch_of_the_table(recorded, reported, table):
-    away = tuple(replace(run, folder=Path("/elsewhere") / run.run) for run in recorded.runs)
+    away = tuple(replace(run, folder=RunFolder(Path("/elsewhere") / run.run)) for run in recorded.runs)
     result = recorded.result.model_copy(update={"epoch": reported})
     sections = ablation_sections(replace(recorded, runs=away, result=result))
     texts = {part.key: part.text for part in sections}

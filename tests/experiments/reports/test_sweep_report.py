@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from experiments.reports.recorded_study import RecordedRun, RecordedStudy
 from experiments.reports.report_tables import sweep_table
 from experiments.reports.study_report import write_report
+from experiments.run.run_folder import RunFolder
 from experiments.tracking.mlflow_store import MlflowRun
 from tests.experiments import made_up
 
@@ -33,7 +34,7 @@ def sweep():
             name=f"trial {one.number}",
             run=one.run,
             seed=0,
-            folder=Path("/elsewhere") / one.run,
+            folder=RunFolder(Path("/elsewhere") / one.run),
             status="FINISHED",
             parameters={"seed": "0", "model.str.tokens": str(one.values["model.str.tokens"])},
             digests={"view/test": "abc"},

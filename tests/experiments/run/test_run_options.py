@@ -1,6 +1,7 @@
 import pytest
 
 from data_catalog.errors import CatalogError
+from data_catalog.storage import local_copies
 from experiments.recipes import ConfigError
 from experiments.run.run_options import RunOptions
 from experiments.tracking.mlflow_store import local_store
@@ -9,7 +10,7 @@ from experiments.tracking.mlflow_store import local_store
 def test_relative_locations_are_those_below_this_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = RunOptions.resolve("here", catalog="data", storage="kept")
-    assert options.workspace == tmp_path / "here"
+    assert options.workspace.path == tmp_path / "here"
     assert (options.catalog, options.storage) == (str(tmp_path / "data"), str(tmp_path / "kept"))
 
 
@@ -19,6 +20,20 @@ def test_catalog_and_mlflow_store_are_the_workspaces_own_by_default(tmp_path, mo
     assert (options.catalog, options.storage) == (str(tmp_path / "catalog"), None)
     assert options.tracking_uri == local_store(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workspace_at_a_uri_has_its_own_catalog_and_names_mlflows_file_of_this_machine(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(local_copies.FOLDER_VARIABLE, str(tmp_path))
+    options = RunOptions.resolve("s3://lab/runs?region=us-east-1")
+    assert options.catalog == "s3://lab/runs/catalog?region=us-east-1"
+    assert options.tracking_uri.startswith(f"sqlite:///{tmp_path}/")
+    assert options.tracking_uri in caplog.text
+    caplog.clear()
+    RunOptions.resolve("s3://lab/runs?region=us-east-1", tracking_uri="http://127.0.0.1:9")
+    assert caplog.text == ""
 
 
 def test_uris_stay_as_they_are(tmp_path):
@@ -36,7 +51,7 @@ def test_trials_do_not_get_the_tracking_uri_and_its_password(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"workspace": "s3://lab/runs"}, ConfigError, "runs are kept in a folder that all nodes share"),
+        ({"workspace": "foo://x"}, CatalogError, "foo://x cannot be opened"),
         ({"storage": "foo://x"}, CatalogError, "foo://x cannot be opened"),
         ({"tracking_uri": "foo://bar"}, ConfigError, "tracking URI 'foo://bar'"),
     ],

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
-from pyarrow import fs, parquet
+from pyarrow import fs
 
 from data_catalog.storage.claims import claim
 from experiments import evaluate
@@ -56,7 +56,7 @@ def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone,
     assert resumed.result.resumed
     assert resumed.result.losses == alone.result.losses
     assert resumed.result.metrics == alone.result.metrics
-    assert parquet.read_table(resumed.queries).equals(parquet.read_table(alone.queries))
+    assert resumed.read_queries().equals(alone.read_queries())
     assert len(list(resumed.path.glob("checkpoint_*"))) == 2
 
 
@@ -71,7 +71,7 @@ def test_killed_between_its_last_test_and_its_result_it_is_not_tested_again(alon
     events = [event["event"] for event in concluded.journal.read()]
     assert events.count("test") == events.count("started") == 1
     assert concluded.result.metrics == alone.result.metrics
-    assert parquet.read_table(concluded.queries).equals(parquet.read_table(alone.queries))
+    assert concluded.read_queries().equals(alone.read_queries())
 
 
 def test_last_test_that_is_repeated_from_its_own_checkpoint_counts_once(
@@ -85,12 +85,12 @@ def test_last_test_that_is_repeated_from_its_own_checkpoint_counts_once(
     monkeypatch.setattr(RunFolder, "trained", False)
     repeated = small_run.alone(clip, workspace, runs=tmp_path)
     assert repeated.result.metrics == alone.result.metrics
-    assert parquet.read_table(repeated.queries).equals(parquet.read_table(alone.queries))
+    assert repeated.read_queries().equals(alone.read_queries())
 
 
 def test_checkpoint_that_is_cut_off_is_not_taken_for_one(alone, tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
-    session = OwnProcessSession(run, str(tmp_path), 1, torch.device("cpu"), lambda facts: None)
+    session = OwnProcessSession(run, 1, torch.device("cpu"), lambda facts: None)
     stored = tmp_path / "checkpoint_epoch_00000003"
     session.report({"event": "epoch", "step": 3}, Path(alone.result.checkpoint))
     complete = sorted(path.name for path in stored.iterdir())
@@ -127,7 +127,7 @@ def test_checkpoints_can_lie_elsewhere(alone, clip, workspace, tmp_path):
 
 
 def test_average_precision_of_every_query_is_kept_and_its_mean_is_the_map(alone):
-    table = parquet.read_table(alone.queries)
+    table = alone.read_queries()
     assert set(table.column_names) == {*QUERY_SCHEMA.names, "epoch"}
     rows = table.to_pandas().groupby(["epoch", "feature"])["average_precision"].mean()
     assert set(rows.index.get_level_values("epoch")) == {0, 2, 3}

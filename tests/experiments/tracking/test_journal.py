@@ -1,12 +1,38 @@
+import json
+from pathlib import Path
+
 import pytest
 
+from data_catalog.storage.folders import Folder
 from experiments.run.workers.worker import JournalCallback
 from experiments.tracking.journal import Journal
 
 
-@pytest.fixture
-def journal(tmp_path) -> Journal:
-    return Journal(tmp_path / "journal.jsonl")
+@pytest.fixture(params=["disk", "object storage"])
+def journal(request, tmp_path, object_storage) -> Journal:
+    if request.param == "disk":
+        return Journal(tmp_path / "journal.jsonl")
+    return Journal((Folder(object_storage("journals")) / tmp_path.name).file("journal.jsonl"))
+
+
+def test_journal_grows_with_every_event_and_another_reader_sees_each(journal):
+    reader, sizes = Journal(journal.location), [journal.size]
+    for epoch in (1, 2):
+        journal.append("epoch", epoch=epoch)
+        sizes.append(reader.size)
+        assert [event["epoch"] for event in reader.read()] == list(range(1, epoch + 1))
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] == 0
+
+
+def test_journal_on_a_disk_is_a_file_of_lines_that_is_only_added_to(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append("epoch", epoch=1)
+    with path.open() as follower:
+        assert json.loads(follower.readline())["epoch"] == 1
+        journal.append("epoch", epoch=2)
+        assert json.loads(follower.readline())["epoch"] == 2
 
 
 def test_events_come_back_in_order(journal):
@@ -23,9 +49,10 @@ def test_epoch_repeated_after_a_crash_counts_once(journal):
     assert [(event["epoch"], event["loss"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
 
 
-def test_line_cut_off_by_a_crash_costs_only_itself(journal):
+def test_line_cut_off_by_a_crash_costs_only_itself(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
     journal.append("epoch", epoch=1)
-    with journal.path.open("a") as file:
+    with Path(journal.location).open("a") as file:
         file.write('{"event": "epoch", "epo')
     journal.append("epoch", epoch=2)
     assert [event["epoch"] for event in journal.epochs()] == [1, 2]
@@ -46,6 +73,6 @@ def test_epochs_that_a_crash_kept_from_the_journal_come_back_with_the_checkpoint
         {"event": "epoch", "epoch": 2, "losses": {"total": 2.0}},
     ]
     report = {"event": "resumed", "epoch": 2, "history": history}
-    JournalCallback(journal, "checkpoints").after_report(None, [report], None)
+    JournalCallback(journal, None).after_report(None, [report], None)
     assert [(event["epoch"], event["losses"]["total"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
     assert [event["event"] for event in journal.read()] == ["untrained", "epoch", "epoch", "resumed"]

@@ -65,7 +65,7 @@ def test_pictures_and_status_are_stored_when_the_run_ends(workspace, folder):
     picture = folder / "cmc.png"
     picture.write_bytes(b"png")
     logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
-    logger.finish("FINISHED", [picture, folder / "journal.jsonl"])
+    logger.finish("FINISHED", ["cmc.png", "journal.jsonl"])
     client, run = stored(workspace, logger)
     assert run.info.status == "FINISHED"
     paths = {item.path for item in client.list_artifacts(run.info.run_id)}
@@ -99,7 +99,7 @@ def test_server_that_comes_back_gets_what_it_missed(workspace, tmp_path, folder)
     assert logger.behind
     journal.append("test", epochs=3, metrics={"U": {"mAP": 0.5}})
     with serving(store, tmp_path / "server", port):
-        logger.finish("FINISHED", [journal.path])
+        logger.finish("FINISHED", ["journal.jsonl"])
         assert not logger.behind
         client = mlflow.MlflowClient(address)
         run = client.get_run(run_id)
@@ -108,7 +108,7 @@ def test_server_that_comes_back_gets_what_it_missed(workspace, tmp_path, folder)
         history = client.get_metric_history(run_id, "loss/total")
         assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0), (3, 0.5)]
         kept = Path(client.download_artifacts(run_id, "journal.jsonl", str(tmp_path)))
-        assert kept.read_bytes() == journal.path.read_bytes()
+        assert kept.read_bytes() == Path(journal.location).read_bytes()
         assert sum(found.info.run_id == run_id for found in client.search_runs([run.info.experiment_id])) == 1
 
 
@@ -137,7 +137,9 @@ def test_file_that_changed_is_sent_again_and_no_other(workspace, folder, monkeyp
     table, picture = folder / "table3.md", folder / "table3.png"
     table.write_text("not finished")
     picture.write_bytes(b"png")
-    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).finish("FAILED", [table, picture])
+    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).finish(
+        "FAILED", ["table3.md", "table3.png"]
+    )
     sent = []
     log_artifact = mlflow.MlflowClient.log_artifact
 
@@ -148,8 +150,8 @@ def test_file_that_changed_is_sent_again_and_no_other(workspace, folder, monkeyp
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", noted)
     table.write_text("81.2")
     logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
-    logger.finish("FINISHED", [table, picture])
-    logger.finish("FINISHED", [table, picture])
+    logger.finish("FINISHED", ["table3.md", "table3.png"])
+    logger.finish("FINISHED", ["table3.md", "table3.png"])
     assert sent == [str(table)]
     client, run = stored(workspace, logger)
     assert run.info.status == "FINISHED"
@@ -179,7 +181,7 @@ def test_run_is_one_run_under_every_address_of_its_store(workspace, folder):
     addresses = [local_store(workspace), f"sqlite:///{workspace}/../{workspace.name}/mlflow.db"]
     for uri in (*addresses, addresses[0]):
         logger = MlflowLogger(uri, folder, workspace, DESCRIPTION)
-        logger.finish("FINISHED", [folder / "journal.jsonl"])
+        logger.finish("FINISHED", ["journal.jsonl"])
         assert not logger.behind
     (run,) = find_runs(workspace, folder)
     client = mlflow.MlflowClient(local_store(workspace))
@@ -233,7 +235,7 @@ def test_experiment_that_was_deleted_is_restored(workspace, folder, caplog):
 
 
 def test_everything_is_logged_anew_to_a_store_that_was_replaced(workspace, folder):
-    files = [folder / "journal.jsonl"]
+    files = ["journal.jsonl"]
     MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).finish("FINISHED", files)
     state = json.loads((folder / "mlflow.json").read_text())
     (folder / "mlflow.json").write_text(json.dumps(state | {"run_id": "0" * 32}))

@@ -38,7 +38,7 @@ def finished_run(path, precision, epoch=3):
             }
             queries.append(pa.table(columns))
     run = RunFolder(path)
-    parquet.write_table(pa.concat_tables(queries), run.queries)
+    parquet.write_table(pa.concat_tables(queries), path / "queries.parquet")
     metrics = {
         feature: made_up.metrics(float(np.clip(precision + shift, 0, 1).mean()))
         for feature, shift in (("U", 0.0), ("G", -0.1))

@@ -21,9 +21,10 @@ SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
 class Crash:
     """Replaces Tune: trials end as the test says, or crash."""
 
-    def __init__(self, workspace, crashing, killed_after=None):
+    def __init__(self, workspace, crashing, killed_after=None, lost=()):
         self.workspace = workspace
         self.crashing = crashing
+        self.lost = lost
         self.killed_after = killed_after
 
     def __call__(self, *given, search_alg, **search):
@@ -39,12 +40,13 @@ class Crash:
             if not crashes:
                 search_alg.study.report(number, 3, 0.5)
                 run = search_alg.study.trials()[number].run
-                RunFolder(self.workspace / "train" / run).write_result(made_up.run_result())
+                if number not in self.lost:
+                    RunFolder(self.workspace / "train" / run).write_result(made_up.run_result())
             if number == self.killed_after:
                 search_alg.study.finish(number, 0.5)
                 raise KeyboardInterrupt
             search_alg.on_trial_complete(
-                f"t{position}", None if crashes else {"finished": True}, error=crashes
+                f"t{position}", None if crashes else {"finished": True, "hostname": "far"}, error=crashes
             )
         return outcomes
 
@@ -75,6 +77,17 @@ def test_trials_that_crashed_are_noted_counted_and_made_up_for_later(swept, tmp_
     second = swept(3)
     assert second.missing == 0
     assert noted(tmp_path)[3:] == [(3, "finished")]
+
+
+def test_finished_trial_whose_result_is_on_another_disk_is_missing_with_a_reason(swept, tmp_path):
+    result = swept(3, lost={1})
+    assert (result.missing, result.is_complete) == (1, False)
+    (run,) = result.wrong
+    assert run == result.trials[1].run
+    assert "trained on node far" in result.wrong[run]
+    assert "the nodes do not share the workspace" in result.wrong[run]
+    assert result.trials[1].state == "crashed"
+    assert swept(3).missing == 0
 
 
 def test_end_of_a_trial_that_a_kill_kept_from_the_journal_is_noted_later(swept, tmp_path):

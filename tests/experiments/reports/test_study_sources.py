@@ -4,7 +4,7 @@ import mlflow
 import pytest
 
 from experiments.recipes import ConfigError
-from experiments.reports.recorded_study import find_study
+from experiments.reports.study_sources import find_study
 from experiments.tracking.mlflow_store import MlflowState, local_store
 from tests import json_samples
 
