@@ -9,7 +9,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from data_catalog.interrupts import end_on_interrupt, interruptible
+from data_catalog.interrupts import end_on_interrupt, interruptible, printing
 
 if __name__ == "__main__":
     end_on_interrupt()
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USAGE_STATUS
-    if args.json:
-        print(result.to_json())
-    else:
-        command.show(result)
-    sys.stdout.flush()
+    with printing():
+        if args.json:
+            print(result.to_json())
+        else:
+            command.show(result)
     return 0 if command.succeeded(result) else UNSOUND_STATUS
 
 

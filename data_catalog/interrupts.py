@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command with one line and status 130 at any moment, also while modules are imported."""
+"""How a command ends early: by Ctrl-C with one line and status 130, by a closed pipe without a word."""
 
 import os
 import signal
@@ -42,6 +42,17 @@ def interruptible(message: str) -> Iterator[None]:
     finally:
         if ends:
             signal.signal(signal.SIGINT, _end)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Meanwhile a result is printed; a reader that closes the pipe early, such as `head`, has enough of it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from rich.table import Table
 
 from data_catalog.errors import CatalogError
-from data_catalog.interrupts import interruptible
+from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Printed, Record, add_json_options
 from experiments.recipe_files import name_recipe
 from experiments.recipes import RECIPES, WORKSPACE, ConfigError
@@ -172,10 +172,10 @@ def run_command(
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_STATUS
-    if as_json:
-        print(result.to_json())
-    else:
-        show(result)
-    # From here on Ctrl-C ends the process at once, and what was printed is not lost.
-    sys.stdout.flush()
+    # From here on Ctrl-C ends the process at once.
+    with printing():
+        if as_json:
+            print(result.to_json())
+        else:
+            show(result)
     return status(result)

@@ -113,3 +113,11 @@ def test_interrupts_that_the_caller_ignores_stay_ignored():
     process = start("-c", code)
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 0
+
+
+def test_reader_that_closes_the_pipe_early_gets_no_traceback():
+    # More than a pipe holds.
+    process = start("-u", "experiments/train.py", "--list-settings", "--json")
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=60)) == ("", 0)
