@@ -46,7 +46,7 @@ def interruptible(message: str) -> Iterator[None]:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Meanwhile a result is printed; a reader that closes the pipe early, such as `head`, has enough of it."""
+    """Meanwhile a result is printed; a reader that closes the pipe early, such as `head`, ends it quietly."""
     try:
         yield
         sys.stdout.flush()
