@@ -100,6 +100,13 @@ class SfmConfig(Switch):
         0.05, ge=0, description="Standard deviation of the initial alpha and beta."
     )
 
+    @property
+    def perturbs(self) -> bool:
+        """Whether the probability p is above zero in any layer of any modality."""
+        given = self.perturbation
+        of_modalities = given.values() if isinstance(given, dict) else (given,)
+        return any(max(p) > 0 if isinstance(p, tuple) else p > 0 for p in of_modalities)
+
     @field_validator("perturbation", mode="wrap")
     @classmethod
     def _probabilities(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> PerLayerAndModality:

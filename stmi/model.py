@@ -117,7 +117,7 @@ class STMI(nn.Module):
                 clip, config.clip, self.grid, config.sfm, cameras if config.camera_embedding else 0
             )
         probability = feature_modulation.perturbation_probability(config.sfm, len(self.image_tower.blocks))
-        self.perturbs = config.sfm.enabled and bool(probability.any())
+        self.perturbs = config.sfm.enabled and config.sfm.perturbs
         self.register_buffer("perturbation", probability, persistent=False)
         self.text_tower = TextTower(clip) if config.text.fine_tune else None
         self.reallocation = nn.ModuleDict()

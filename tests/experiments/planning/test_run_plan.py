@@ -75,6 +75,12 @@ def test_plan_without_masks_and_text_asks_for_neither(tmp_path, capsys):
     assert "view --split train --size 256x128 --no-masks --no-text" in commands["view/train"]
 
 
+def test_plan_takes_a_perturbation_for_each_modality(tmp_path, capsys):
+    mapping = "model.sfm.perturbation={RGB: 0, NIR: 0.01, TIR: 0.02}"
+    planned = plan(capsys, "--recipe", "demo", "--workspace", str(tmp_path), "--set", mapping)
+    assert planned["config"]["model.sfm.perturbation.TIR"] == 0.02
+
+
 def test_plan_names_the_differences_to_the_other_recipe_of_the_data_set(clip, capsys):
     small = (f"model.clip.source={clip}", "model.image.height=32", "model.image.width=64")
     settings = (*small, "train.evaluation_batch=2", "train.workers=64")
