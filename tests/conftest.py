@@ -9,6 +9,8 @@ import ray
 from data_catalog.storage.filesystems import open_root
 
 ROOT = Path(__file__).parents[1]
+SHARING_FOLDERS = ("experiments", "two_hosts")
+"""Folders whose tests share fixtures that take long; each one runs in one process."""
 BUCKET = "lab"
 S3_SECRET = "not-a-secret"
 # Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
@@ -20,10 +22,10 @@ os.environ |= {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, keep tests that share expensive fixtures in one process: those of experiments."""
+    """With pytest-xdist, keep tests that share expensive fixtures in one process."""
     for item in items:
-        is_of_experiments = item.path.is_relative_to(ROOT / "tests" / "experiments")
-        item.add_marker(pytest.mark.xdist_group("experiments" if is_of_experiments else "others"))
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARING_FOLDERS else "others"))
 
 
 @pytest.fixture(scope="session")

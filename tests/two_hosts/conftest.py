@@ -1,0 +1,81 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_catalog.tables import building
+from experiments import recipes
+from experiments.run import lifecycle, run_data
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import RunOptions
+from stmi.clip.loading import load_clip
+from tests import tiny_clip
+from tests.experiments import small_run
+from tests.two_hosts.machine import missing_requirement
+from tests.two_hosts.ray_hosts import RayHosts
+
+RECIPE = "rgbnt201-paper"
+"""Unlike the demo's, a recipe that makes no tables, but finds those of the catalog."""
+SETTINGS = (
+    "data.dataset=synthetic_person",
+    *(setting for setting in small_run.SETTINGS if not setting.startswith("data.")),
+    "optim.optimizer=adamw",
+    "optim.learning_rate=0.0008",
+    "train.precision=float32",
+    # So each node embeds some of the test samples.
+    "train.evaluation_batch=1",
+)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """A small CLIP beside the disks, as in the image of a container."""
+    return tiny_clip.write(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def local_workspace(clip, tmp_path_factory) -> Path:
+    """A folder with the tables of a few rendered people, in its catalog."""
+    workspace = tmp_path_factory.mktemp("local")
+    with pytest.MonkeyPatch.context() as patched:
+        # Starting Ray would take longer.
+        patched.setenv(building.LOCAL_SECONDS_VARIABLE, "inf")
+        small_run.configured(clip, workspace)
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def local(clip, local_workspace) -> RunFolder:
+    """The run of the tests, trained by one process on one disk."""
+    config = recipes.resolve(RECIPE, [*SETTINGS, f"model.clip.source={clip}"])
+    options = RunOptions.resolve(local_workspace).without_tracking()
+    tables = run_data.prepare_tables(config, load_clip(str(clip)), options)
+    return RunFolder(Path(lifecycle.run(config, tables, options, threads=1).folder))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[RayHosts]:
+    """One cluster for all tests; starting it takes 20 seconds."""
+    if reason := missing_requirement():
+        pytest.skip(f"hosts with disks of their own need root on Linux, and util-linux: {reason}")
+    hosts = RayHosts(tmp_path_factory.mktemp("hosts"))
+    try:
+        hosts.start()
+        yield hosts
+    finally:
+        hosts.close()
+
+
+@pytest.fixture
+def hosts(cluster) -> RayHosts:
+    """The cluster, with both nodes up and their disks empty."""
+    cluster.recover()
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def options(cluster, clip, local_workspace) -> list[str]:
+    """Recipe, settings and catalog of the run, as options of a script; the catalog is in the object store."""
+    cluster.store.upload(local_workspace / "catalog", "catalog")
+    settings = [part for text in (*SETTINGS, f"model.clip.source={clip}") for part in ("--set", text)]
+    return ["--recipe", RECIPE, *settings, "--catalog", cluster.store.uri("catalog")]

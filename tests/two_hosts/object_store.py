@@ -1,0 +1,111 @@
+"""An S3 server on loopback with a private bucket, which can fail."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.services import LOOPBACK
+
+BUCKET = "two-hosts"
+REGION = "us-east-1"
+
+
+class ObjectStore:
+    """An S3 server with one bucket, `BUCKET`.
+
+    As with a private bucket of S3, requests without credentials are refused.
+
+    Attributes:
+        environment: What clients need: the server's address, and credentials.
+    """
+
+    def __init__(self) -> None:
+        # These take seconds, which the other tests need not wait for.
+        import boto3  # noqa: PLC0415
+        from moto.server import DomainDispatcherApplication, create_backend_app  # noqa: PLC0415
+        from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: PLC0415
+
+        class QuietHandler(WSGIRequestHandler):
+            def log(self, type: str, message: str, *args: Any) -> None:
+                """Print no line for every request."""
+
+        self._application = DomainDispatcherApplication(create_backend_app)
+        self._fails = False
+        self._server = make_server(LOOPBACK, 0, self._answer, threaded=True, request_handler=QuietHandler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        address = f"http://{LOOPBACK}:{self._server.server_port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "two-hosts",
+            "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=address,
+            region_name=REGION,
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+        )
+        self.client.create_bucket(Bucket=BUCKET)
+
+    @staticmethod
+    def uri(folder: str) -> str:
+        """URI of a folder in the bucket."""
+        return f"s3://{BUCKET}/{folder}"
+
+    def upload(self, source: Path, folder: str) -> None:
+        """Copy the files of a folder of this machine into the bucket."""
+        for path in source.rglob("*"):
+            if path.is_file():
+                key = f"{folder}/{path.relative_to(source)}"
+                self.client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the objects below a folder, relative to it; sorted."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{folder}/")
+        keys = (entry["Key"] for page in pages for entry in page.get("Contents", []))
+        return sorted(key.removeprefix(f"{folder}/") for key in keys)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a folder another name."""
+        for name in self.names(old):
+            source = {"Bucket": BUCKET, "Key": f"{old}/{name}"}
+            self.client.copy_object(Bucket=BUCKET, Key=f"{new}/{name}", CopySource=source)
+            self.client.delete_object(Bucket=BUCKET, Key=source["Key"])
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an object."""
+        return self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
+
+    @contextmanager
+    def unavailable(self) -> Iterator[None]:
+        """Answer every request with status 503 while the block runs."""
+        self._fails = True
+        try:
+            yield
+        finally:
+            self._fails = False
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if self._fails:
+            return _refuse(start_response, "503 Service Unavailable", "ServiceUnavailable")
+        if "HTTP_AUTHORIZATION" not in environ:
+            return _refuse(start_response, "403 Forbidden", "AccessDenied")
+        return self._application(environ, start_response)
+
+
+def _refuse(start_response: Callable[..., Any], status: str, code: str) -> Iterable[bytes]:
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{status}</Message></Error>'.encode()
+    start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]

@@ -1,0 +1,34 @@
+"""A workspace on a disk that both hosts mount, as on a cluster with NFS; everything else is apart."""
+
+import json
+
+import pytest
+
+TRIALS = 4
+
+
+@pytest.fixture
+def shared(hosts, tmp_path):
+    """A folder that both hosts have at the same path, with its path as the tests see it."""
+    for machine in (hosts.first, hosts.second):
+        machine.mount(tmp_path, "shared")
+    yield hosts.disk / "shared", tmp_path
+    for machine in (hosts.first, hosts.second):
+        machine.unmount("shared")
+
+
+def test_sweep_in_a_folder_of_both_hosts_has_every_trial(shared, hosts, options):
+    workspace, seen = shared
+    before = hosts.actors()
+    given = ["--workspace", str(workspace), "--trials", str(TRIALS), "--no-early-stopping"]
+    result = hosts.result(hosts.first, "sweep_sfm.py", *options, *given)
+    assert all((actors - before[name])["ImplicitFunc"] for name, actors in hosts.actors().items())
+    assert result["missing"] == 0
+    assert [trial["state"] for trial in result["trials"]] == ["finished"] * TRIALS
+    for trial in result["trials"]:
+        lines = (seen / "train" / trial["run"] / "journal.jsonl").read_text().splitlines()
+        epochs = [event for event in map(json.loads, lines) if event["event"] == "epoch"]
+        assert [event["epoch"] for event in epochs] == [1, 2, 3]
+        assert trial["value"] == epochs[-1]["validation"]["U"]["mAP"]
+    for machine in (hosts.first, hosts.second):
+        assert not [file for file in machine.files() if file.startswith("runs/")]

@@ -1,0 +1,74 @@
+"""Training and evaluation over two hosts whose disks are apart; the run is trained once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import evaluate
+from experiments.evaluating.evaluation_target import load_run
+from tests.tolerances import ROUNDING_FLOAT32
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, options):
+    """What `train.py` prints on the first host, with a worker on each one, and the actors that it started."""
+    cluster.recover()
+    before = cluster.actors()
+    storage = ["--storage", cluster.store.uri("checkpoints")]
+    result = cluster.result(cluster.first, "train.py", *options, *storage, "--workers", "2")
+    return result, {name: started - before[name] for name, started in cluster.actors().items()}
+
+
+def shards(machine):
+    """Names of the shards of which a machine has a copy on its disk."""
+    return {Path(file).name for file in machine.files("home/.cache/stmi") if file.endswith(".arrow")}
+
+
+def test_worker_on_each_host_reads_the_views_through_a_copy_of_its_own(trained, cluster, local):
+    _, actors = trained
+    assert {name: started["RayTrainWorker"] for name, started in actors.items()} == {"first": 1, "second": 1}
+    views = {local.view(split).manifest.shards[0].sha256 for split in ("train", "val", "test")}
+    for machine in (cluster.first, cluster.second):
+        assert shards(machine) == {f"{sha256}.arrow" for sha256 in views}
+
+
+def test_training_over_two_hosts_gives_the_numbers_of_one_process(trained, local):
+    result, _ = trained
+    expected = json.loads(local.finished_result.to_json())
+    for part in ("metrics", "choices", "reported", "untrained"):
+        assert result[part] == expected[part], part
+    # Two workers add up the gradients in another order than one.
+    for losses, alone in zip(result["losses"], expected["losses"], strict=True):
+        assert losses == pytest.approx(alone, rel=0, abs=ROUNDING_FLOAT32)
+
+
+def test_checkpoints_are_in_the_object_store_and_on_no_disk(trained, cluster):
+    result, _ = trained
+    kept = [
+        name
+        for name in cluster.store.names(f"checkpoints/{result['run']}")
+        if name.endswith("model.safetensors")
+    ]
+    assert 1 <= len(kept) <= 2
+    assert result["checkpoint"].startswith(cluster.store.uri(f"checkpoints/{result['run']}"))
+    for machine in (cluster.first, cluster.second):
+        assert not [file for file in machine.files() if file.endswith((".safetensors", ".pt"))]
+
+
+def test_evaluation_over_two_hosts_gives_the_metrics_of_one_process(trained, cluster, local):
+    result, _ = trained
+    for machine in (cluster.first, cluster.second):
+        machine.remove("home/.cache")
+    before = cluster.actors()
+    evaluated = cluster.result(
+        cluster.first, "evaluate.py", "--run", result["folder"], "--workers", "2", "--missing", "all"
+    )
+    started = {name: actors - before[name] for name, actors in cluster.actors().items()}
+    assert all(actors["MapWorker"] for actors in started.values())
+    test_view = f"{local.view('test').manifest.shards[0].sha256}.arrow"
+    for machine in (cluster.first, cluster.second):
+        assert shards(machine) == {test_view}
+    missing = [(), *evaluate.PROPER_SUBSETS]
+    expected = evaluate.evaluate(load_run(local.path), missing, workers=0)
+    assert evaluated["settings"] == json.loads(expected.to_json())["settings"]
