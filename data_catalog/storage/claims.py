@@ -5,8 +5,9 @@ system releases it when its holder ends, however that happens, so a killed proce
 
 Object storage has no such lock, nor have some shared disks. There the holder writes a claim: an object of
 its own, which it rewrites every few seconds. A claim that is no longer rewritten was left by a killed
-process, and whoever waits removes it. A holder that is suspended for longer than that can lose its claim and
-then go on beside its successor; tables tolerate this, since both write the same bytes to the same names.
+process, and whoever waits removes it. A holder that is suspended for longer than that, or does not reach the
+storage, can lose its claim and then go on beside its successor. Tables tolerate this, since both write the
+same bytes to the same names; who writes anything else asks `Claim.check` before.
 """
 
 import errno
@@ -18,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,10 +43,39 @@ class ClaimedError(CatalogError):
     """Another process holds the right to write."""
 
 
+class LostClaimError(CatalogError):
+    """Another process has taken the right to write over."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write, held by this process; can be sent to another one that writes for it.
+
+    Attributes:
+        location: Path or URI of the claim; None for a lock, which nobody can take over.
+    """
+
+    location: str | None
+
+    def check(self) -> None:
+        """Make sure that the right is still held.
+
+        Raises:
+            LostClaimError: It is not.
+        """
+        if self.location is None or filesystems.exists(*filesystems.open_root(self.location)):
+            return
+        folder = filesystems.presentable_uri(self.location).rpartition("/")[0]
+        raise LostClaimError(
+            f"another process has taken over {folder}, which this one could not reach for some time; what "
+            "was stored until then is kept, and the other process goes on with it"
+        )
+
+
 @contextmanager
 def claim(
     root: str | Path, *, wait: Callable[[], bool] | None = None, expiry_seconds: float = EXPIRY_SECONDS
-) -> Iterator[None]:
+) -> Iterator[Claim]:
     """Hold the right to write in a folder.
 
     Args:
@@ -63,13 +94,13 @@ def claim(
     def gives_up(is_alive: bool) -> bool:
         return is_alive and (wait is None or not wait())
 
-    with _right(root, gives_up, expiry_seconds) as is_held:
-        if not is_held:
+    with _right(root, gives_up, expiry_seconds) as held:
+        if held is None:
             raise ClaimedError(
                 f"{filesystems.presentable_uri(str(root))} is being written by another process; wait for it, "
                 "then run the same command again"
             )
-        yield
+        yield held
 
 
 @contextmanager
@@ -90,13 +121,15 @@ def claim_unless(
     Raises:
         NotWritableError: If the folder cannot be written to.
     """
-    with _right(root, lambda is_alive: is_done(), expiry_seconds) as is_held:
-        yield is_held
+    with _right(root, lambda is_alive: is_done(), expiry_seconds) as held:
+        yield held is not None
 
 
 @contextmanager
-def _right(root: str | Path, gives_up: Callable[[bool], bool], expiry_seconds: float) -> Iterator[bool]:
-    """Hold the right to write, unless the caller gives up first.
+def _right(
+    root: str | Path, gives_up: Callable[[bool], bool], expiry_seconds: float
+) -> Iterator[Claim | None]:
+    """Hold the right to write, or give None where the caller gives up first.
 
     Args:
         root: As in `claim`.
@@ -108,10 +141,10 @@ def _right(root: str | Path, gives_up: Callable[[bool], bool], expiry_seconds: f
     if isinstance(filesystem, fs.LocalFileSystem) and _has_locks(folder):
         # The operating system releases the lock of a process that has ended.
         with _locked(folder, lambda: gives_up(True)) as is_held:
-            yield is_held
+            yield Claim(None) if is_held else None
     else:
-        with _claimed(filesystem, folder, gives_up, expiry_seconds) as is_held:
-            yield is_held
+        with _claimed(filesystem, folder, gives_up, expiry_seconds) as own:
+            yield None if own is None else Claim(filesystems.join(root, own))
 
 
 def _has_locks(folder: str) -> bool:
@@ -150,14 +183,14 @@ def _locked(folder: str, is_done: Callable[[], bool]) -> Iterator[bool]:
 @contextmanager
 def _claimed(
     filesystem: fs.FileSystem, folder: str, gives_up: Callable[[bool], bool], expiry_seconds: float
-) -> Iterator[bool]:
+) -> Iterator[str | None]:
     own = f"{CLAIM}{uuid.uuid4().hex}"
     others = _OtherClaims(filesystem, folder, own, expiry_seconds)
     poll_seconds = _CLAIM_POLL_SECONDS
     while True:
         if others.hold():
             if gives_up(others.are_alive):
-                yield False
+                yield None
                 return
         else:
             _write(filesystem, f"{folder}/{own}")
@@ -166,7 +199,7 @@ def _claimed(
                 break
             _remove(filesystem, f"{folder}/{own}")
             if gives_up(others.are_alive):
-                yield False
+                yield None
                 return
             # The more processes compete, the further apart their attempts must be.
             poll_seconds = min(2 * poll_seconds, _LONGEST_CLAIM_POLL_SECONDS)
@@ -178,7 +211,7 @@ def _claimed(
     )
     renewing.start()
     try:
-        yield True
+        yield own
     finally:
         ended.set()
         renewing.join()
@@ -242,8 +275,11 @@ def _remove(filesystem: fs.FileSystem, path: str) -> None:
 def _renew(filesystem: fs.FileSystem, path: str, ended: threading.Event, interval_seconds: float) -> None:
     while not ended.wait(interval_seconds):
         try:
+            if not filesystems.exists(filesystem, path):
+                # `Claim.check` says so to whoever writes.
+                return
             _write(filesystem, path)
-        except NotWritableError as error:
+        except CatalogError as error:
             _LOGGER.warning("another process may take over the claim: %s", error)
 
 

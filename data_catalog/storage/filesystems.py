@@ -94,7 +94,10 @@ def absolute(location: str | Path) -> str:
     text = str(location)
     if text.startswith("file://"):
         return open_root(text)[1]
-    return text if "://" in text else str(Path(text).resolve())
+    if "://" not in text:
+        return str(Path(text).resolve())
+    path, separator, query = split_query(text)
+    return path.rstrip("/") + separator + query
 
 
 def remove_partial_files(filesystem: fs.FileSystem, folder: str) -> None:

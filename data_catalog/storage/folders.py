@@ -51,13 +51,14 @@ class Folder:
     @property
     def name(self) -> str:
         """The last part of the location."""
-        return filesystems.split_query(self.location)[0].rstrip("/").rpartition("/")[2]
+        return filesystems.split_query(self.location)[0].rpartition("/")[2]
 
     @property
     def parent(self) -> "Folder":
-        """The folder that this one is in."""
+        """The folder that this one is in; of a bucket, the bucket itself."""
         path, separator, query = filesystems.split_query(self.location)
-        return Folder(path.rstrip("/").rpartition("/")[0] + separator + query)
+        above = path.rpartition("/")[0]
+        return self if above.endswith(":/") else Folder((above or "/") + separator + query)
 
     @property
     def is_local(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from pyarrow import fs
 
 from data_catalog.storage import filesystems
+from data_catalog.storage.claims import Claim
 
 Event = dict[str, Any]
 """An event: `event` is its name; what else it has depends on that."""
@@ -26,22 +27,29 @@ class Journal:
 
     Args:
         location: Path of the file, whose folder must exist, or URI of the object.
+
+    Attributes:
+        claim: The right to write of a writer that can lose it; None where that is impossible, or not known.
     """
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
+        self.claim: Claim | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"location": self.location}
+        return {"location": self.location, "claim": self.claim}
 
     def append(self, event: str, **facts: Any) -> None:
         """Add an event; it is stored when this returns.
 
         Raises:
+            LostClaimError: Another process has the right to write now.
             NotWritableError: Object storage cannot be written to.
             OSError: The disk cannot be written to.
         """
         line = json.dumps({"event": event, "time": time.time(), **facts}, allow_nan=False) + "\n"
+        if self.claim is not None:
+            self.claim.check()
         filesystem, path = self._opened
         if not isinstance(filesystem, fs.LocalFileSystem):
             filesystems.write_atomically(filesystem, path, self._read() + line.encode())

@@ -32,7 +32,7 @@ class JournalFolder(Folder):
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(claim(self.location, wait=wait))
+                self.journal.claim = stack.enter_context(claim(self.location, wait=wait))
             except ClaimedError:
                 raise refusal from None
             yield

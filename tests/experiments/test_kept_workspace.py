@@ -1,10 +1,12 @@
 """What an older version stored is found and used as it is (see `tests.kept_workspace`)."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from experiments import ablate, evaluate, sweep_sfm, train
+from experiments.run.run_folder import RunFolder
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
 from tests import json_samples, kept_workspace
@@ -107,3 +109,17 @@ def test_weights_of_older_code_give_the_same_metrics(command, kept):
             assert ours["metrics"][feature] == {
                 name: pytest.approx(value, abs=GOLDEN_VALUE) for name, value in metrics.items()
             }
+
+
+def test_run_of_older_code_is_found_as_a_whole_after_its_workspace_was_moved(command, tmp_path):
+    moved = kept_workspace.unpack(tmp_path, is_moved=True)
+    assert not Path(kept_workspace.KEPT.decode()).exists()
+    run = RunFolder.open(moved / "train" / printed("train")["run"])
+    assert kept_workspace.KEPT.decode() in run.read("journal.jsonl").decode()
+    assert Path(run.result.checkpoint).parent == Path(run.result.folder) == run.path
+    assert run.last_checkpoint == run.result.checkpoint
+    assert run.view("test").catalog == str(moved / "catalog")
+    found = command(evaluate.main, "--run", run.path, "--workers", 0)
+    assert found["settings"][0]["metrics"]["U"]["mAP"] == pytest.approx(
+        printed("evaluate")["settings"][0]["metrics"]["U"]["mAP"], abs=GOLDEN_VALUE
+    )

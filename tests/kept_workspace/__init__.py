@@ -16,8 +16,12 @@ KEPT = b"/kept/ws"
 STATE_FILES = ("config.json", "result.json", "journal.jsonl")
 
 
-def unpack(folder: Path) -> Path:
-    """Unpack the workspace below a folder and let its runs and studies know where it is now.
+def unpack(folder: Path, *, is_moved: bool = False) -> Path:
+    """Unpack the workspace below a folder.
+
+    Args:
+        folder: An existing one.
+        is_moved: Leave the paths in its runs and studies as they were, where there is nothing any more.
 
     Returns:
         Path of the workspace.
@@ -26,6 +30,6 @@ def unpack(folder: Path) -> Path:
         archive.extractall(folder, filter="data")
     workspace = folder / "ws"
     for path in workspace.rglob("*"):
-        if path.name in STATE_FILES:
+        if path.name in STATE_FILES and not is_moved:
             path.write_bytes(path.read_bytes().replace(KEPT, str(workspace).encode()))
     return workspace

@@ -129,7 +129,7 @@ class AnswerStore:
         """
         self._write(f"{job}.lost", _USAGE.dump_json(usage))
 
-    def claim(self) -> AbstractContextManager[None]:
+    def claim(self) -> AbstractContextManager[object]:
         """Wait until no other job adds answers, and keep others from it: two would pay for the same one.
 
         Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_catalog.errors import NotWritableError
-from data_catalog.storage.claims import CLAIM, LOCK, ClaimedError, claim, claim_unless
+from data_catalog.storage.claims import CLAIM, LOCK, ClaimedError, LostClaimError, claim, claim_unless
 from data_catalog.storage.filesystems import join, list_files, open_root
 
 
@@ -173,6 +173,28 @@ def test_claim_of_a_living_writer_holds_and_that_of_a_killed_one_expires(
         assert not second.wait(timeout=2 * expiry_seconds)
     wanting.join(timeout=10)
     assert second.is_set()
+
+
+def test_claim_that_was_taken_over_is_said_to_be_lost_and_not_renewed(
+    object_storage: Callable[[str], str],
+) -> None:
+    root, expiry_seconds = join(object_storage("claims"), "lost"), 1.2
+    filesystem, folder = open_root(root)
+    with claim(root, expiry_seconds=expiry_seconds) as held:
+        held.check()
+        [own] = list_files(filesystem, folder)
+        # As a process does that has waited until the claim expired.
+        filesystem.delete_file(f"{folder}/{own}")
+        time.sleep(expiry_seconds / 2)
+        with pytest.raises(LostClaimError, match=r"another process has taken over s3://lab/.*/claims/lost,"):
+            held.check()
+        assert not list_files(filesystem, folder)
+
+
+def test_lock_cannot_be_lost(tmp_path: Path) -> None:
+    with claim(tmp_path) as held:
+        (tmp_path / LOCK).unlink()
+        held.check()
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -66,6 +66,20 @@ def test_other_processes_get_no_credentials(folder: Folder) -> None:
     assert pickle.loads(sent).read("file") == b"content"
 
 
+@pytest.mark.parametrize(
+    ("location", "parent"),
+    [
+        ("s3://lab/runs/?region=us-east-1", "s3://lab?region=us-east-1"),
+        ("s3://lab?region=us-east-1", "s3://lab?region=us-east-1"),
+        ("/data/runs/", "/data"),
+        ("/data", "/"),
+    ],
+)
+def test_slash_at_the_end_changes_nothing_and_nothing_is_above_a_bucket(location: str, parent: str) -> None:
+    assert Folder(location) == Folder(location.replace("/?", "?").rstrip("/"))
+    assert Folder(location).parent.location == parent
+
+
 def test_uri_of_this_machines_disk_is_a_path(tmp_path: Path) -> None:
     assert Folder(tmp_path.as_uri()) == Folder(tmp_path)
     assert Folder(tmp_path).path == tmp_path

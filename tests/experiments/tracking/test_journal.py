@@ -1,11 +1,15 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
+from data_catalog.storage.claims import CLAIM, LostClaimError
+from data_catalog.storage.filesystems import open_root
 from data_catalog.storage.folders import Folder
 from experiments.run.workers.worker import JournalCallback
 from experiments.tracking.journal import Journal
+from experiments.tracking.journal_folder import JournalFolder
 
 
 @pytest.fixture(params=["disk", "object storage"])
@@ -76,3 +80,19 @@ def test_epochs_that_a_crash_kept_from_the_journal_come_back_with_the_checkpoint
     JournalCallback(journal, None).after_report(None, [report], None)
     assert [(event["epoch"], event["losses"]["total"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
     assert [event["event"] for event in journal.read()] == ["untrained", "epoch", "epoch", "resumed"]
+
+
+def test_writer_whose_claim_was_taken_over_writes_no_more(object_storage, tmp_path):
+    folder = JournalFolder(Folder(object_storage("journals")) / tmp_path.name)
+    with folder.claimed(RuntimeError("busy")):
+        folder.journal.append("epoch", epoch=1)
+        # The controller of Ray Train writes for the driver, which holds the claim.
+        sent = pickle.loads(pickle.dumps(folder.journal))
+        sent.append("epoch", epoch=2)
+        (claim,) = (name for name in folder.list_files() if name.startswith(CLAIM))
+        filesystem, path = open_root(folder.file(claim))
+        filesystem.delete_file(path)
+        for journal in (folder.journal, sent):
+            with pytest.raises(LostClaimError):
+                journal.append("epoch", epoch=3)
+    assert [event["epoch"] for event in Journal(folder.journal.location).read()] == [1, 2]
