@@ -20,6 +20,7 @@ from experiments.tracking.mlflow_store import (
     MlflowRun,
     MlflowState,
     local_store,
+    open_local_store,
     resolve_tracking_uri,
 )
 
@@ -51,6 +52,8 @@ def find_study(
     failures: list[ConfigError | ConnectionError | RunError] = []
     for uri in [first, *([own] if asked is None and first != own else [])]:
         try:
+            if uri == own:
+                open_local_store(workspace)
             study = read_study(uri, name)
         except (ConfigError, ConnectionError, RunError) as error:
             failures.append(error)

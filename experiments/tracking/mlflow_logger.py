@@ -16,11 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.storage.folders import Folder
-from data_catalog.storage.local_copies import local_files
 from data_catalog.uris import without_credentials
 from experiments.tracking.journal import Event
 from experiments.tracking.journal_folder import JournalFolder
-from experiments.tracking.mlflow_store import MLFLOW_FILE, LoggedRun, MlflowRun, MlflowState, local_store
+from experiments.tracking.mlflow_store import (
+    MLFLOW_FILE,
+    LoggedRun,
+    MlflowRun,
+    MlflowState,
+    artifacts_folder,
+    local_store,
+    open_local_store,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +184,7 @@ class MlflowLogger:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         if self.uri == local_store(self.workspace):
-            local_files(self.workspace).mkdir(parents=True, exist_ok=True)
+            open_local_store(self.workspace)
         return mlflow.MlflowClient(tracking_uri=self.uri)
 
     def _sync(self) -> None:
@@ -215,8 +222,8 @@ class MlflowLogger:
         experiment = client.get_experiment_by_name(self.description.experiment)
         if experiment is None:
             # A server decides itself where artifacts go; the embedded store keeps them beside its file.
-            embedded = local_files(self.workspace) / "mlartifacts"
-            location = embedded.as_uri() if self.uri.startswith("sqlite") else None
+            embedded = artifacts_folder(self.workspace).as_uri()
+            location = embedded if self.uri.startswith("sqlite") else None
             experiment_id = client.create_experiment(self.description.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id

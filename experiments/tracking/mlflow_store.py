@@ -1,6 +1,9 @@
 """Where MLflow is, and what it has of a run: tracking URIs, and the records that runs and studies keep."""
 
 import os
+import sqlite3
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from pydantic import Field
@@ -24,6 +27,34 @@ def child_file(study: str) -> str:
 def local_store(workspace: Folder | Path) -> str:
     """URI of the embedded store of a workspace: a SQLite file in it, or on this machine if it is at a URI."""
     return f"sqlite:///{local_files(workspace) / 'mlflow.db'}"
+
+
+def artifacts_folder(workspace: Folder | Path) -> Path:
+    """Where the embedded store of a workspace keeps artifacts."""
+    return local_files(workspace) / "mlartifacts"
+
+
+@cache
+def open_local_store(workspace: Folder) -> None:
+    """Make ready the embedded store of a workspace: its folder, and where it looks for artifacts.
+
+    MLflow stores absolute places of artifacts, which a workspace that was moved or copied takes along.
+    """
+    file = local_files(workspace) / "mlflow.db"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        return
+    own = artifacts_folder(workspace).as_uri()
+    with closing(sqlite3.connect(file, timeout=60)) as store, store:
+        if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+            return
+        moved = "artifact_location LIKE 'file:%/mlartifacts' AND artifact_location != ?"
+        for (old,) in store.execute(
+            f"SELECT DISTINCT artifact_location FROM experiments WHERE {moved}", [own]
+        ):
+            place = "artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?"
+            store.execute(f"UPDATE runs SET {place}", [own, len(old) + 1, len(old) + 1, f"{old}/"])
+        store.execute(f"UPDATE experiments SET artifact_location = ? WHERE {moved}", [own, own])
 
 
 def resolve_tracking_uri(uri: str | None, workspace: Folder | Path) -> str:

@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -6,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow.cli import gc
 
+from data_catalog.storage.folders import Folder
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger
 from experiments.tracking.mlflow_store import local_store
@@ -84,6 +88,29 @@ def test_dead_server_stops_no_run_and_gets_it_later(workspace, folder, caplog):
     back.finish("FINISHED", [])
     assert not back.behind
     assert stored(workspace, back)[1].data.metrics["loss/total"] == 1.0
+
+
+def log_table(workspace: Path, content: str) -> str | None:
+    """Log a run with a table to the store of a workspace; returns its id."""
+    folder = workspace / "train" / "r"
+    Folder(folder).write("table3.md", content)
+    Journal(folder / "journal.jsonl").append("untrained", metrics={"mAP": 0.1})
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.finish("FINISHED", ["table3.md"])
+    assert not logger.behind
+    return logger.run_id
+
+
+def test_artifacts_are_found_and_written_in_a_workspace_that_was_moved(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    # In a process of its own: MLflow remembers where a run's artifacts are.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        run = process.submit(log_table, old, "first").result()
+    shutil.move(old, new)
+    assert log_table(new, "second") == run
+    client = mlflow.MlflowClient(local_store(new))
+    assert Path(client.download_artifacts(run, "table3.md")).read_text() == "second"
+    assert not old.exists()
 
 
 def test_server_that_comes_back_gets_what_it_missed(workspace, tmp_path, folder):
@@ -248,8 +275,10 @@ def test_everything_is_logged_anew_to_a_store_that_was_replaced(workspace, folde
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["journal.jsonl"]
 
 
-def test_run_that_is_purged_while_it_is_logged_is_logged_anew(workspace, folder):
+def test_run_that_is_purged_while_it_is_logged_is_logged_anew(workspace, folder, monkeypatch):
     store = local_store(workspace)
+    # `mlflow gc` sets it, and later tests must not find it.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     logger = MlflowLogger(store, folder, workspace, DESCRIPTION)
     logger.sync()
     client, run = stored(workspace, logger)
