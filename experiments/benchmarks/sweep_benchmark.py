@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.benchmarks.measuring import BenchmarkReport, Measurement
 from experiments.recipes import ROOT
-from experiments.run.run_result import RunResult
+from experiments.run.run_folder import RunFolder
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_store import local_store
 
@@ -51,8 +51,8 @@ def _run(
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - start
     runs = dict.fromkeys(trial.run for trial in SweepResult.model_validate_json(done.stdout).trials)
-    results = [(workspace / "train" / run / "result.json").read_bytes() for run in runs]
-    training = [RunResult.model_validate_json(result).seconds["workers"] for result in results]
+    results = [RunFolder(workspace / "train" / run).finished_result for run in runs]
+    training = [result.seconds["workers"] for result in results]
     # The next sweep must not find these runs.
     for name in ("train", "studies"):
         shutil.rmtree(workspace / name)
