@@ -47,7 +47,7 @@ from experiments.studies.sweep.search_space import (
     make_space,
 )
 from experiments.studies.sweep.study_storage import check_url
-from experiments.studies.sweep.sweep_result import SweepResult, words
+from experiments.studies.sweep.sweep_result import SweepResult, describe_values
 from experiments.studies.sweep.sweep_spec import SweepSpec
 from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
@@ -184,7 +184,7 @@ def print_sweep(result: SweepResult) -> None:
     for trial in sorted(result.trials, key=lambda t: (t.value is None, -(t.value or 0))):
         value = "" if trial.value is None else f"{100 * trial.value:.2f}"
         table.add_row(
-            *(str(trial.number), trial.state, words(trial.values)),
+            *(str(trial.number), trial.state, describe_values(trial.values)),
             *(value, str(trial.epochs), f"{trial.cost:.3g}"),
             style="bold" if trial.number == best.number else None,
         )

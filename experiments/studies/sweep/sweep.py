@@ -23,9 +23,9 @@ from experiments.studies.sweep.sweep_result import (
     MetricsOnTest,
     SweepResult,
     SweepTrial,
+    describe_values,
     find_best,
     find_front,
-    words,
 )
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
 from experiments.studies.tuning import failure_reason, lost_reason, tune_trials
@@ -272,7 +272,7 @@ class SweepStudy(Study[SweepResult]):
 
     def _study_run(self, trial: SweepTrial) -> StudyRun:
         config = self.spec.config(trial.values)
-        name = f"trial {trial.number:02d}: {words(trial.values)}"
+        name = f"trial {trial.number:02d}: {describe_values(trial.values)}"
         # Keys that MLflow has from older versions.
         tags = {"stmi.arm": name, "stmi.trial": str(trial.number), "stmi.seed": str(config.seed)}
         return StudyRun(self._run_folder(config), name, tags)

@@ -106,10 +106,9 @@ def find_front(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     return [trials[number] for number in front]
 
 
-def words(values: Mapping[str, Any]) -> str:
-    """A trial's values in a few words: `perturbation=0.012 tokens=4`."""
-    parts = {name.rpartition(".")[2]: value for name, value in values.items()}
+def describe_values(values: Mapping[str, Any]) -> str:
+    """A trial's values in one line: `model.sfm.perturbation=0.012 model.str.tokens=4`."""
     return " ".join(
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in parts.items()
+        for name, value in values.items()
     )

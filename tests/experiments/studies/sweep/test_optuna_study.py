@@ -12,7 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from experiments.recipes import ConfigError, ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.search_space import make_space
-from experiments.studies.sweep.sweep_result import find_best, find_front, words
+from experiments.studies.sweep.sweep_result import describe_values, find_best, find_front
 from experiments.studies.sweep.tune_search import StoringScheduler, StudySearcher, trial_value
 from tests.experiments import made_up
 
@@ -244,9 +244,10 @@ def test_value_is_that_of_the_epoch_that_the_recipe_reports_and_never_of_test():
     assert trial_value(curve, ReportConfig(epoch="best_on_test")) == 0.7
 
 
-def test_words_of_values_are_short():
-    values = {"model.sfm.perturbation": 0.0123456, "model.str.tokens": 4, "model.sfm.sharing": "per_head"}
-    assert words(values) == "perturbation=0.0123 tokens=4 sharing=per_head"
+def test_settings_with_the_same_last_part_are_told_apart_in_the_name_of_a_trial():
+    values = {"model.sfm.enabled": True, "model.chi.enabled": False, "model.sfm.perturbation": 0.0123456}
+    expected = "model.sfm.enabled=True model.chi.enabled=False model.sfm.perturbation=0.0123"
+    assert describe_values(values) == expected
 
 
 def halving_decisions(study, curves, interrupted):
