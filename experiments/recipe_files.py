@@ -18,10 +18,23 @@ import yaml
 from pydantic import Field, ValidationError
 
 from data_catalog.records import Record, describe_invalid
-from experiments.recipes import RECIPES, ConfigError, ExperimentConfig, resolve
+from experiments.recipes import RECIPES, ConfigError, ExperimentConfig, full_name, resolve
 
 ENDINGS = (".yaml", ".yml")
 _BUILT_IN = frozenset(RECIPES)
+
+
+class _LoaderOfDistinctNames(yaml.SafeLoader):
+    """Refuses a name that stands twice in a group, of which YAML would silently take the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = full_name(str(key.value)), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(f"{name} stands in lines {lines[name]} and {line}; remove one of them")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
 
 
 class RecipeFile(Record):
@@ -66,7 +79,7 @@ def read_recipe(path: Path) -> ExperimentConfig:
             f"its name {name!r} {wrong}; rename it, with letters, digits, '_' and '-' before {path.suffix}"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _LoaderOfDistinctNames)
     except OSError as error:
         raise ConfigError(f"it cannot be read ({error.strerror}); correct the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -55,8 +55,11 @@ def load_text_tower(source: str) -> "LoadedClip":
 
     try:
         return load_clip(source)
-    except (ClipFileError, OSError) as error:
-        raise CatalogError(f"clip {source!r} cannot be loaded: {error}") from error
+    except ClipFileError as error:
+        # Its message names the source.
+        raise CatalogError(str(error)) from error
+    except OSError as error:
+        raise CatalogError(f"clip source {source!r} cannot be loaded: {error}") from error
 
 
 def make_text_features(

@@ -76,6 +76,12 @@ def test_command_line_takes_a_file_and_changes_it_further(tmp_path):
         ("mine", "base: demo\nsettings: {train: {epochs: 3}}", "this is a group; set one of its fields"),
         ("mine", "base: demo\nsettings: {recipe: x}", "recipe is not a setting"),
         ("mine", "base: demo\nsettings: {seed: 2026-01-01}", "quote dates and times"),
+        ("mine", "base: demo\nbase: demo", "base stands in lines 1 and 2; remove one of them"),
+        (
+            "mine",
+            "base: demo\nsettings:\n  str.tokens: 2\n  model.str.tokens: 4",
+            "model.str.tokens stands in lines 3 and 4; remove one of them",
+        ),
         ("demo", "base: demo", "its name 'demo' is that of a built-in recipe; rename it"),
         ("my recipe", "base: demo", "its name 'my recipe' cannot be part of a folder's name; rename it"),
     ],

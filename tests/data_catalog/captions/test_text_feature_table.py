@@ -51,9 +51,15 @@ def test_features_that_are_not_finite_are_refused(built: Any) -> None:
         maker.make(0)
 
 
-def test_missing_clip_is_named(built: Any, tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"clip .* cannot be loaded"):
-        make_text_features(built.captions, tmp_path)
+def test_missing_clip_is_named_once(built: Any, tmp_path: Path) -> None:
+    for source, named in (
+        (tmp_path, tmp_path / "open_clip_config.json"),
+        ("no/such", "clip source 'no/such'"),
+    ):
+        with pytest.raises(CatalogError) as refused:
+            make_text_features(built.captions, source)
+        assert str(refused.value).startswith(str(named))
+        assert str(refused.value).count(str(source)) == 1
 
 
 def test_real_text_tower_gives_what_it_gives_outside_the_catalog(built: Any, tmp_path: Path) -> None:
