@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
+from data_catalog.errors import name_first
 from data_catalog.progress import open_progress
 from experiments.run.run_description import code_version, note_start, other_code_digests
 from experiments.run.run_options import RunOptions
@@ -168,7 +169,7 @@ def describe_other_code(runs: Sequence[StudyRun]) -> list[str]:
     now = code_version()["code.digest"]
     return [
         f"{len(trained)} of the {len(runs)} runs were trained, at least in part, by other code (digest "
-        f"{digest}, now {now}): {', '.join(trained)}. Move their folders away to train them anew."
+        f"{digest}, now {now}): {name_first(trained)}. Move their folders away to train them anew."
         for digest, trained in names.items()
     ]
 

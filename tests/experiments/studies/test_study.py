@@ -9,7 +9,7 @@ from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
-from experiments.studies.study import Study
+from experiments.studies.study import Study, describe_other_code
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
@@ -163,3 +163,15 @@ def test_folder_of_another_study_is_refused(tmp_path):
     for kind, fingerprint in (("sweep", "a"), ("ablation", "b")):
         with pytest.raises(ConfigError, match=r"study 's' in .* is another sweep .* another --name"):
             folder.belong_to(kind, fingerprint)
+
+
+def test_of_many_runs_that_other_code_trained_the_first_are_named(tmp_path):
+    runs = [StudyRun(RunFolder(tmp_path / f"r{number:02d}"), "", {}) for number in range(33)]
+    for run in runs:
+        run.folder.path.mkdir()
+        run.folder.journal.append("started", **{"code.digest": "0123abcd"})
+    (sentence,) = describe_other_code(runs)
+    assert sentence.startswith(
+        "33 of the 33 runs were trained, at least in part, by other code (digest 0123abcd"
+    )
+    assert "r00, r01, r02, r03, r04 and 28 more. Move their folders away" in sentence
