@@ -44,7 +44,14 @@ from experiments.studies.ablation.ablation_plan import plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
 from experiments.studies.ablation.rows import ABLATIONS
-from experiments.studies.ablation.table_text import HEADER, SHORT_HEADER, cells, short_cells, undecided
+from experiments.studies.ablation.table_text import (
+    HEADER,
+    SHORT_HEADER,
+    cells,
+    comparisons,
+    short_cells,
+    undecided,
+)
 from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
 
@@ -128,7 +135,8 @@ def print_ablation(result: AblationResult, wide: bool = False) -> None:
         for row in rows:
             table.add_row(*(cells(row) if wide else short_cells(row, rows)))
         print_table(console, table, wide)
-        for sentence in undecided(rows):
+        # The short table says it in its cells.
+        for sentence in [*([comparisons(rows)] if wide else []), *undecided(rows)]:
             console.print(f"- {sentence}", highlight=False)
     for note in result.notes:
         console.print(f"- {note}", highlight=False)

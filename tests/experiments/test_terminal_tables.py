@@ -113,8 +113,10 @@ def test_wide_ablation_has_every_column_of_the_file(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     result = widest_ablation()
     ablate.print_ablation(result, wide=True)
-    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("row"))
+    shown = capsys.readouterr().out
+    header = next(line for line in shown.splitlines() if line.startswith("row"))
     assert all(name in header for name in ablate.HEADER)
+    assert "- Compared: p = 0.005 with p = 0;" in shown
 
 
 def test_settings_of_an_evaluation_are_rows_and_features_columns(capsys, monkeypatch):

@@ -178,19 +178,8 @@ def _notes(config: ExperimentConfig, plan: AblationPlan) -> list[str]:
         )
     if plan.added:
         notes.append(f"Added with --row: {'; '.join(map(_describe, plan.added))}.")
-    notes += [_comparisons(ablation, rows) for ablation, rows in plan.rows]
     return [
         *notes,
         "Intervals of differences are over seeds (paired t) and over queries (bootstrap of test identities).",
         f"Verdicts: {DEFINITION}",
     ]
-
-
-def _comparisons(ablation: Ablation, rows: Sequence[Row]) -> str:
-    """Which row each row of a table is compared with, in words."""
-    compared: dict[str, list[str]] = {}
-    for row in rows:
-        if row.against is not None:
-            compared.setdefault(row.against, []).append(row.name)
-    pairs = "; ".join(f"{', '.join(names)} with {against}" for against, names in compared.items())
-    return f"Compared in {ablation.key}: {pairs}."

@@ -31,7 +31,18 @@ def as_markdown(title: str, rows: Sequence[TableRow], notes: Sequence[str]) -> s
     """The table for a README; numbers in percent."""
     lines = [f"**{title}**", "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in [*undecided(rows), *notes])]) + "\n"
+    below = [comparisons(rows), *undecided(rows), *notes]
+    return "\n".join([*lines, "", *(f"- {note}" for note in below)]) + "\n"
+
+
+def comparisons(rows: Sequence[TableRow]) -> str:
+    """Which row each row of a table is compared with."""
+    compared: dict[str, list[str]] = {}
+    for row in rows:
+        if (against := row.mean_average_precision.against) is not None:
+            compared.setdefault(against, []).append(row.name)
+    pairs = "; ".join(f"{', '.join(names)} with {against}" for against, names in compared.items())
+    return f"Compared: {pairs}."
 
 
 def undecided(rows: Sequence[TableRow]) -> list[str]:

@@ -116,6 +116,15 @@ def test_markdown_says_what_would_decide_an_undecided_difference(measured):
     assert line in as_markdown("t", rows, [])
 
 
+def test_markdown_says_which_rows_are_compared(measured):
+    lines = as_markdown("t", table_rows(TABLE, measured, "rgbnt201"), ["a note"]).splitlines()
+    assert lines[-2:] == [
+        "- Compared: SFM with baseline; SFM + STR with SFM; SFM + STR + CHI with SFM + STR; "
+        "G alone with SFM + STR + CHI.",
+        "- a note",
+    ]
+
+
 def test_papers_numbers_stand_beside_the_measured_ones_in_the_same_unit(measured):
     rows = table_rows(TABLE, measured, "synthetic_person")
     assert [row.mean_average_precision.paper for row in rows] == [0.703, 0.761, 0.781, 0.812, None]
