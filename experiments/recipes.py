@@ -335,7 +335,7 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
     *parents, last = name.split(".")
     for parent in parents:
         _require(section, parent, name)
-        kind = _section_of(section, parent)
+        kind = section_of(section, parent)
         if kind is None and isinstance(tree[parent], dict) and parent == parents[-1]:
             # One value for each modality.
             tree[parent] |= {last: value}
@@ -344,7 +344,7 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
             raise ConfigError(f"{name}: {parent} is no group of settings here")
         section, tree = kind, tree[parent]
     _require(section, last, name)
-    kind = _section_of(section, last)
+    kind = section_of(section, last)
     if kind is not None and issubclass(kind, Switch) and isinstance(value, bool):
         tree[last]["enabled"] = value
     elif kind is not None:
@@ -369,14 +369,14 @@ def _all_names(section: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for field in section.model_fields:
         names.append(f"{prefix}{field}")
-        kind = _section_of(section, field)
+        kind = section_of(section, field)
         if kind is not None:
             names += _all_names(kind, f"{prefix}{field}.")
     return names
 
 
-def _section_of(section: type[BaseModel], field: str) -> type[BaseModel] | None:
-    """The model that a field holds, or None for a plain value."""
+def section_of(section: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The group of settings that a field of a section holds, or None for a single setting."""
     annotation = section.model_fields[field].annotation
     for kind in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(kind, type) and issubclass(kind, BaseModel):

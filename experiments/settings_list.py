@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, RootModel
 
 from data_catalog.records import Printed, Record, model_of
-from experiments.recipes import ExperimentConfig, resolve
+from experiments.recipes import ExperimentConfig, resolve, section_of
 
 WIDEST = 100
 """Columns that text is filled to at most."""
@@ -100,18 +100,10 @@ def _walk(
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             inner.append((name, value, getattr(other, name)))
-        elif not (prefix == "" and name == "recipe") and not _is_missing_group(section, name):
+        elif not (prefix == "" and name == "recipe") and section_of(type(section), name) is None:
             yield section, name, (prefix, dumped[name]), others[name]
     for name, value, there in inner:
         yield from _walk(f"{prefix}.{name}" if prefix else name, value, there)
-
-
-def _is_missing_group(section: BaseModel, name: str) -> bool:
-    annotation = type(section).model_fields[name].annotation
-    kinds = getattr(annotation, "__args__", ())
-    return getattr(section, name) is None and any(
-        isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds
-    )
 
 
 def _summary(section: type[BaseModel]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import yaml
 
-from experiments.recipes import ConfigError, ExperimentConfig, full_name, resolve
+from experiments.recipes import ConfigError, ExperimentConfig, full_name, resolve, section_of
 from stmi.config import ModelConfig, Switch
 
 Kind = Literal["float", "log", "zero-or-log", "int", "choice"]
@@ -231,11 +231,9 @@ def _parse_range(text: str, name: str, kind: Any, ends: str) -> Dimension:
 def setting_name(name: str) -> str:
     """The full name of a setting; a module that can be switched on and off is its `enabled`."""
     full = full_name(name.strip())
-    field = ModelConfig.model_fields.get(full.removeprefix("model."))
-    is_switch = (
-        field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Switch)
-    )
-    return f"{full}.enabled" if is_switch else full
+    field = full.removeprefix("model.")
+    group = section_of(ModelConfig, field) if field in ModelConfig.model_fields else None
+    return f"{full}.enabled" if group is not None and issubclass(group, Switch) else full
 
 
 def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any]) -> ExperimentConfig:
