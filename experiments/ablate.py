@@ -32,7 +32,7 @@ from rich.console import Console
 
 from experiments.command_line import (
     add_workers,
-    print_listed,
+    print_recipe_settings,
     run_command,
     run_options,
     training_options,
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status: 1 where a run could not be finished."""
     given = parser().parse_args(arguments)
     if given.list_settings:
-        return print_listed(given)
+        return print_recipe_settings(given)
     return run_command(
         lambda: ablate(given),
         given.json,

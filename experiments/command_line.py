@@ -17,7 +17,7 @@ from experiments.recipes import RECIPES, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, RunError
-from experiments.settings_list import list_settings, or_settings, print_settings
+from experiments.settings_list import list_settings, print_settings, record_or_settings
 from experiments.terminal_tables import text_table
 from stmi.errors import ClipFileError, TrainedRunError
 from stmi.retrieval.metrics import RetrievalError
@@ -57,7 +57,7 @@ def training_options(description: str | None, setting_help: str, record: Printed
         help=f"{setting_help}; may be repeated. {NAMES}",
     )
     options.add_argument("--list-settings", action="store_true", help=LIST_HELP)
-    add_json_options(options, or_settings(record))
+    add_json_options(options, record_or_settings(record))
     locations = options.add_argument_group("where it runs, and where things are kept")
     add_workspace(locations)
     locations.add_argument("--catalog", help="folder or URI of the catalog (default: WORKSPACE/catalog)")
@@ -126,7 +126,7 @@ def with_workers(given: argparse.Namespace) -> list[str]:
     return [*given.settings, *([] if is_set else [f"train.workers={given.workers or 1}"])]
 
 
-def print_listed(given: argparse.Namespace) -> int:
+def print_recipe_settings(given: argparse.Namespace) -> int:
     """Print the settings of a command line's recipe with its changes; returns the exit status."""
     return run_command(lambda: list_settings(given.recipe, given.settings), given.json, print_settings)
 

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     end_on_interrupt()
 
 from experiments import train
-from experiments.command_line import print_listed, run_command
+from experiments.command_line import print_recipe_settings, run_command
 from experiments.report import RunReport, print_report
 
 FLOOR = 0.42
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = options.parse_args(arguments)
     if given.list_settings:
-        return print_listed(given)
+        return print_recipe_settings(given)
     start = time.perf_counter()
 
     def show_step(step: str, result: str) -> None:

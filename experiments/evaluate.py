@@ -33,14 +33,21 @@ from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
 from experiments import recipes
-from experiments.command_line import LIST_HELP, NAMES, add_workspace, metrics_table, print_listed, run_command
+from experiments.command_line import (
+    LIST_HELP,
+    NAMES,
+    add_workspace,
+    metrics_table,
+    print_recipe_settings,
+    run_command,
+)
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
 from experiments.recipe_files import name_recipe
 from experiments.recipes import ConfigError
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, METRICS, FeatureMetrics
-from experiments.settings_list import or_settings
+from experiments.settings_list import record_or_settings
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
@@ -238,12 +245,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FILE",
         help="write the average precision of each query in the same way (default: not written)",
     )
-    add_json_options(parser, or_settings(Evaluation))
+    add_json_options(parser, record_or_settings(Evaluation))
     given = parser.parse_args(arguments)
     if given.list_settings:
         if given.recipe is None:
             parser.error("--list-settings needs --recipe, for example --recipe rgbnt201-released")
-        return print_listed(given)
+        return print_recipe_settings(given)
 
     def command() -> Evaluation:
         missing = [(), *(subset for text in given.missing for subset in parse_missing(text))]

@@ -43,7 +43,7 @@ class SettingsList(Record):
     settings: tuple[Setting, ...]
 
 
-def or_settings(record: Printed) -> Printed:
+def record_or_settings(record: Printed) -> Printed:
     """What a script prints that has `--list-settings` and prints a record otherwise."""
 
     def printed() -> type[BaseModel]:

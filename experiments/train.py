@@ -25,7 +25,13 @@ from pydantic import BaseModel, RootModel
 
 from data_catalog.records import Printed
 from experiments import recipes
-from experiments.command_line import print_listed, run_command, run_options, training_options, with_workers
+from experiments.command_line import (
+    print_recipe_settings,
+    run_command,
+    run_options,
+    training_options,
+    with_workers,
+)
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, find_hardware, known_hardware
 from experiments.recipes import ExperimentConfig
 from experiments.report import RunReport, print_report
@@ -146,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser()
     given = options.parse_args(arguments)
     if given.list_settings:
-        return print_listed(given)
+        return print_recipe_settings(given)
     if given.plan and given.resume:
         options.error("--plan trains nothing, so there is nothing to --resume; leave one of them out")
     if given.plan:
