@@ -333,8 +333,8 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
     except yaml.YAMLError:
         raise ConfigError(f"{name}={text}: not a value; quote what has brackets or colons") from None
     *parents, last = name.split(".")
-    for parent in parents:
-        _require(section, parent, name)
+    for depth, parent in enumerate(parents):
+        _require(section, name, depth)
         kind = section_of(section, parent)
         if kind is None and isinstance(tree[parent], dict) and parent == parents[-1]:
             # One value for each modality.
@@ -343,7 +343,7 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
         if kind is None or tree[parent] is None:
             raise ConfigError(f"{name}: {parent} is no group of settings here")
         section, tree = kind, tree[parent]
-    _require(section, last, name)
+    _require(section, name, len(parents))
     kind = section_of(section, last)
     if kind is not None and issubclass(kind, Switch) and isinstance(value, bool):
         tree[last]["enabled"] = value
@@ -356,11 +356,16 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
         tree[last] = value
 
 
-def _require(section: type[BaseModel], field: str, name: str) -> None:
-    if field in section.model_fields:
+def _require(section: type[BaseModel], name: str, depth: int) -> None:
+    """Refuse a name whose part at this depth is no field of the section that the parts before it name."""
+    parts = name.split(".")
+    if parts[depth] in section.model_fields:
         return
-    candidates = _all_names(ExperimentConfig)
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if depth == 0:
+        near = difflib.get_close_matches(name, _all_names(ExperimentConfig), n=1)
+    else:
+        fields = difflib.get_close_matches(parts[depth], section.model_fields, n=1)
+        near = [".".join([*parts[:depth], field]) for field in fields]
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(section.model_fields)}"
     raise ConfigError(f"setting {name} is unknown; {hint}")
 

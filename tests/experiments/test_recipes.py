@@ -87,6 +87,7 @@ def test_a_name_without_model_is_that_of_a_setting_of_the_model(text, full):
         ("augment.flip=1.5", r"augment\.flip=1\.5: .*less than or equal to 1"),
         ("trian.epochs=3", r"setting trian\.epochs is unknown; did you mean train\.epochs\?"),
         ("model.sfm.pertubation=0.1", r"did you mean model\.sfm\.perturbation\?"),
+        ("optim.lr=0.1", r"setting optim\.lr is unknown; there are optimizer, learning_rate, "),
         ("batch.size=50", r"batch\.size=50 is not a multiple of batch\.samples_per_identity=4"),
         ("train.workers=5", r"train\.workers=5 does not divide batch\.size=48; use one of 1, 2, 3, 4, 6"),
         ("model.str.tokens=17", r"model\.str\.tokens=17: .*less than or equal to 16"),
