@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from data_catalog.storage import filesystems
 from data_catalog.tables.table import TableKind, find_table
 from experiments.recipes import ExperimentConfig
 from experiments.run.run_options import RunOptions
@@ -46,10 +47,13 @@ def preflight(
 
 
 def check_data_set(config: ExperimentConfig, catalog: str) -> None:
-    """Refuse a data set that is not in the catalog, before a CLIP is loaded for it.
+    """Refuse a catalog that cannot be opened, or lacks the data set, before a CLIP is loaded for it.
 
     Raises:
-        data_catalog.errors.CatalogError: Says which command makes it.
+        data_catalog.errors.CatalogError: Says which command makes the data set.
     """
     if config.data.synthetic is None:
         find_table(catalog, config.data.dataset, TableKind.SAMPLES)
+    else:
+        # Its tables are made where they are missing.
+        filesystems.open_root(catalog)

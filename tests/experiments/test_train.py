@@ -221,6 +221,12 @@ def test_impossible_settings_are_refused_before_ray_starts(
     assert not (tmp_path / "train").exists()
 
 
+def test_catalog_that_cannot_be_opened_is_refused_before_anything_is_made(capsys, tmp_path):
+    assert train.main(["--workspace", str(tmp_path), "--catalog", "ftp://host/catalog"]) == 2
+    assert capsys.readouterr().err.startswith("error: ftp://host/catalog cannot be opened")
+    assert not list(tmp_path.iterdir())
+
+
 def test_data_set_that_is_not_in_the_catalog_is_refused_with_what_to_do(ray_session, clip, tmp_path, capsys):
     arguments = [
         "--recipe",
