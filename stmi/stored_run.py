@@ -90,7 +90,10 @@ class StoredRun:
         shown = presentable_uri(self.location)
         stored = self._read(CONFIG_FILE, _StoredConfig)
         if stored is None:
-            raise TrainedRunError(f"{shown} is no run's folder: it has no {CONFIG_FILE}")
+            raise TrainedRunError(
+                f"{shown} is no run's folder: it has no {CONFIG_FILE}; name one such as "
+                "runs/train/demo-seed0-1a2b3c4d"
+            )
         result = self._read(RESULT_FILE, _StoredResult)
         if result is None:
             raise TrainedRunError(f"{shown} is not finished; run the command that started it again")

@@ -152,7 +152,9 @@ class RunFolder(JournalFolder):
         """
         folder = cls(location, catalog)
         if folder._read_config() is None:
-            raise RunFolderError(f"{location} is no run's folder: it has no {CONFIG_FILE}")
+            raise RunFolderError(
+                f"{location} is no run's folder: it has no {CONFIG_FILE}; name one in WORKSPACE/train"
+            )
         return folder
 
     @property
