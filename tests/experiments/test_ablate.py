@@ -371,6 +371,7 @@ def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
         (["--row", "K = 99: model.str.tokens=99"], "--row 'K = 99': model.str.tokens=99"),
         (["--row", "other: seed=3"], "seed is the same in all rows"),
         (["--row", "other: data.dataset=rgbnt100"], "data is the same in all rows"),
+        (["--row", "other: image.height=32"], "model.image is the same in all rows"),
         (["--row", "a: model.sfm=off", "--row", "a: model.str=off"], "two rows of rows have the name 'a'"),
         (["--row", "full: model.sfm=on"], "rows 'full model' and 'full' of rows have the same settings"),
         (["--table", "3", "--row", "SFM: model.sfm=off"], "two rows of table3 have the name 'SFM'"),

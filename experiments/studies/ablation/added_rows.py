@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.recipes import ConfigError
+from experiments.recipes import ConfigError, full_name
 from experiments.studies.ablation.rows import Ablation, Row
 
 SYNTAX = "NAME: setting=value setting=value [against ROW]"
@@ -35,7 +35,7 @@ def parse_row(text: str) -> Row:
         )
     for setting in settings:
         for shared in _SHARED:
-            if f"{setting.partition('=')[0]}.".startswith(f"{shared}."):
+            if f"{full_name(setting).partition('=')[0]}.".startswith(f"{shared}."):
                 raise ConfigError(
                     f"--row {name!r}: {setting}: {shared} is the same in all rows of a study; change it for "
                     "all (--set, --seeds, --workers), or in a study of its own"
