@@ -14,6 +14,8 @@ from experiments.planning.run_plan import RunPlan
 from experiments.settings_list import as_typed
 from experiments.terminal_tables import print_table, text_table
 
+NO_SETTINGS = ("recipe", "data.synthetic")
+"""What a config holds and `--set` does not take: the recipe's name, and a group that the recipe lacks."""
 _PART_NAMES = {"str": "STR", "chi": "CHI", "heads": "identity heads"}
 _MEMORY_NAMES = {
     "weights": "weights",
@@ -43,6 +45,8 @@ def print_plan(plan: RunPlan) -> None:
 def _print_settings(console: Console, plan: RunPlan) -> None:
     settings = text_table(f"{plan.recipe}: settings", "setting", "value", "changed from", left=3)
     for name, value in plan.config.items():
+        if name in NO_SETTINGS:
+            continue
         changed = plan.changed.get(name)
         settings.add_row(name, as_typed(value), as_typed(changed.recipe) if changed else "")
     print_table(console, settings)

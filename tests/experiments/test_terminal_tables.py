@@ -1,6 +1,7 @@
 """What the scripts print for a terminal of 80 columns."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 from experiments import ablate, evaluate, report, sweep_sfm
 from experiments.planning.plan_printout import print_plan
 from experiments.planning.run_plan import RunPlan
+from experiments.recipes import resolve
 from experiments.reports.report_files import StudyReport
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.rows import ABLATIONS
@@ -93,6 +95,16 @@ def test_tables_fit_80_columns(name, capsys, monkeypatch):
     rules = [line for line in capsys.readouterr().out.splitlines() if line.startswith("──")]
     assert all(len(line) <= 80 for line in rules)
     assert len(rules) == {"ablate": 5, "plan": 5, "report of a study": 0}.get(name, 1)
+
+
+def test_settings_of_a_plan_are_printed_as_set_takes_them(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    plan = sample("plan", RunPlan)
+    print_plan(plan)
+    table = capsys.readouterr().out.partition("changed from")[2].partition("\n\n")[0]
+    settings = [re.split("  +", line) for line in table.splitlines()[2:]]
+    typed = [f"{name}={value}" for name, value, *_ in settings]
+    assert resolve(plan.recipe, typed).flat() == plan.config
 
 
 def test_ablation_shows_both_intervals_verdict_and_the_row_compared_with(capsys, monkeypatch):
