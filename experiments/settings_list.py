@@ -178,12 +178,13 @@ def print_settings(listed: SettingsList) -> None:
         f"Settings of recipe {listed.recipe}. Change one with --set NAME=VALUE; `model.` may be left out. A "
         "group that has NAME.enabled is switched by --set NAME=off as well."
     )
-    group = ""
+    group = None
     for setting in listed.settings:
         if setting.group != group:
             group = setting.group
             print()
-            paragraph(f"{group}: {listed.groups[group]}")
+            if group:
+                paragraph(f"{group}: {listed.groups[group]}")
         is_changed = setting.value != setting.recipe
         origin = f"  (recipe: {as_typed(setting.recipe)})" if is_changed else ""
         print(f"  {setting.name} = {as_typed(setting.value)}{origin}")
