@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from data_catalog.ray_session import ensure_ray
@@ -17,6 +18,9 @@ from experiments.studies.study_logger import StudyRun
 
 SHARED_DISK_SECONDS = 3.0
 """How long another node's file may take to appear on a shared disk, which caches the lists of its folders."""
+
+TRIAL_FOLDER = "trial_"
+"""Before the id of a trial: its folder in Tune's state."""
 
 if TYPE_CHECKING:
     from ray import tune
@@ -99,6 +103,11 @@ def failure_reason(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2]
 
 
+def trial_id(outcome: "tune.Result") -> str:
+    """Tune's id of the trial with this outcome."""
+    return PurePath(outcome.path).name.removeprefix(TRIAL_FOLDER)
+
+
 def tune_trials(
     tables: RunTables,
     options: RunOptions,
@@ -138,7 +147,7 @@ def tune_trials(
                 max_concurrent_trials=concurrent or concurrent_trials(workers, options.gpus_per_worker),
                 # A process that waits for workers of Ray Train is not free for another trial until they end.
                 reuse_actors=workers == 1,
-                trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+                trial_dirname_creator=lambda trial: f"{TRIAL_FOLDER}{trial.trial_id}",
                 **search,
             ),
             run_config=tune.RunConfig(

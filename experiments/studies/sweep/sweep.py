@@ -28,7 +28,7 @@ from experiments.studies.sweep.sweep_result import (
     find_front,
 )
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
-from experiments.studies.tuning import failure_reason, lost_reason, tune_trials
+from experiments.studies.tuning import failure_reason, lost_reason, trial_id, tune_trials
 from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_store import MlflowRun
 
@@ -187,19 +187,21 @@ class SweepStudy(Study[SweepResult]):
                 "at",
                 *(base.train.epochs, base.train.validate_every),
             )
+        searcher = StudySearcher(self.study, spec, describe, on_trial, self._lost_reason)
         outcomes = tune_trials(
             self.tables,
             self.options,
             self.folder,
             base.train.workers,
             concurrent=self.concurrent,
-            search_alg=StudySearcher(self.study, spec, describe, on_trial, self._lost_reason),
+            search_alg=searcher,
             scheduler=scheduler,
         )
         for outcome in outcomes:
             if outcome.error is not None:
-                assert outcome.config is not None
-                self.study.crash(outcome.config["number"], failure_reason(outcome.error))
+                # Tune does not know the config of a trial whose node was lost before it reported anything.
+                number = searcher.numbers[trial_id(outcome)]
+                self.study.crash(number, failure_reason(outcome.error))
 
     def summarise(self, mlflow: MlflowRun) -> SweepResult:
         """The trials so far, with figures."""

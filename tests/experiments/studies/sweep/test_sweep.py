@@ -34,7 +34,10 @@ class Crash:
             crashes = number in self.crashing
             outcomes.append(
                 SimpleNamespace(
-                    error="Traceback\nOSError: out of memory" if crashes else None, config=suggestion
+                    error="Traceback\nOSError: out of memory" if crashes else None,
+                    # What Tune knows of a trial whose node was lost before its first report.
+                    config=None,
+                    path=f"/state/tune/trial_t{position}",
                 )
             )
             if not crashes:
