@@ -22,9 +22,7 @@ def test_catalog_and_mlflow_store_are_the_workspaces_own_by_default(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workspace_at_a_uri_has_its_own_catalog_and_names_mlflows_file_of_this_machine(
-    tmp_path, monkeypatch, caplog
-):
+def test_workspace_at_a_uri_has_its_own_catalog_and_says_where_mlflows_file_is(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv(local_copies.FOLDER_VARIABLE, str(tmp_path))
     options = RunOptions.resolve("s3://lab/runs?region=us-east-1")
