@@ -1,13 +1,16 @@
-"""Show a finished run, or write the page of a finished study.
+"""Show a finished run, write the page of a finished study, or log a workspace to MLflow again.
 
     python experiments/report.py                                  # the run finished last
     python experiments/report.py --run runs/train/demo-seed0-1a2b3c4d
     python experiments/report.py --study demo-table3-3seeds-1a2b3c4d
     python experiments/report.py --study demo-sweep-1a2b3c4d --tracking-uri http://mlflow:5000 --out page.html
+    python experiments/report.py --mlflow-again --workspace s3://bucket/runs --tracking-uri http://mlflow:5000
 
 For a run: a table of its metrics, its times, its figures, and the paths of its files. For a study: one HTML
 page that needs no other file, and the same as Markdown, from the data in MLflow. Figures of weights or
-embeddings need access to the folders of the runs.
+embeddings need access to the folders of the runs. With --mlflow-again: all runs and studies of the workspace
+that have ended, or the one that is named, are sent to a new or emptied MLflow store, from the files of the
+workspace.
 """
 
 import argparse
@@ -27,9 +30,9 @@ from data_catalog.records import add_json_options
 from data_catalog.storage.folders import Folder
 from experiments.command_line import add_workspace, metrics_table, run_command
 from experiments.recipes import ConfigError
-from experiments.reports.report_files import StudyReport
+from experiments.reports.report_files import LoggedAgain, StudyReport
 from experiments.run.run_folder import PICTURES, RESULT_FILE, TRAIN, RunFolder, RunFolderError
-from experiments.run.run_options import resolve_workspace
+from experiments.run.run_options import RunOptions, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.studies.study_folder import STUDIES
@@ -44,8 +47,8 @@ class RunReport(LoggedRunResult):
     paper: PublishedResult | None = None
 
 
-class PrintedReport(RootModel[RunReport | StudyReport]):
-    """What this script prints: `RunReport` with `--run`, `StudyReport` with `--study`."""
+class PrintedReport(RootModel[RunReport | StudyReport | LoggedAgain]):
+    """What this script prints: of a run, of a study (`--study`), or after `--mlflow-again`."""
 
 
 def print_report(result: RunReport) -> None:
@@ -134,6 +137,34 @@ def print_study_report(report: StudyReport) -> None:
         console.print(f"[yellow]not drawn[/yellow] {section}: {reason}", soft_wrap=True, highlight=False)
 
 
+def _log_again(given: argparse.Namespace) -> LoggedAgain:
+    """Send the workspace, or the run or study that the command line names, to MLflow."""
+    if given.out is not None:
+        raise ConfigError(f"--out={given.out} belongs to the page of a study; leave it or --mlflow-again out")
+    run = RunFolder.open(given.run, given.catalog) if given.run else None
+    workspace = resolve_workspace(given.workspace) if run is None else run.parent.parent
+    options = RunOptions.resolve(workspace, given.catalog, tracking_uri=given.tracking_uri)
+    if not workspace.list_folders():
+        raise ConfigError(f"--workspace={workspace} does not exist or is empty; name one that has runs")
+    from experiments.reports import mlflow_again
+
+    if run is not None:
+        return mlflow_again.send_run(options, run)
+    if given.study:
+        return mlflow_again.send_study(options, given.study)
+    return mlflow_again.send_workspace(options)
+
+
+def print_logged_again(sent: LoggedAgain) -> None:
+    """Print what was sent to MLflow, and what could not be sent, for a terminal."""
+    console = Console()
+    facts = {"MLflow": sent.tracking_uri, "runs": len(sent.runs)}
+    studies = {f"study {name}": f"{children} runs" for name, children in sent.studies.items()}
+    print_facts(console, facts | studies, width=max(map(len, [*facts, *studies])) + 1)
+    for name, reason in sent.wrong.items():
+        console.print(f"[yellow]not sent[/yellow] {name}: {reason}", soft_wrap=True, highlight=False)
+
+
 def newest_run(workspace: Folder, catalog: str | None = None) -> RunFolder:
     """The run of a workspace that finished last.
 
@@ -163,9 +194,15 @@ def main(arguments: list[str] | None = None) -> int:
         help="a study, by the name that ablate.py or sweep_sfm.py printed (default: a run)",
     )
     parser.add_argument(
+        "--mlflow-again",
+        action="store_true",
+        help="send the workspace, or the --run or --study named, to an MLflow store that lacks it; what "
+        "the store has already is not sent twice (default: print a report)",
+    )
+    parser.add_argument(
         "--tracking-uri",
-        help="with --study, the MLflow server that has it (default: $MLFLOW_TRACKING_URI, or SQLite in the "
-        "workspace)",
+        help="with --study, the MLflow server that has it; with --mlflow-again, that gets it (default: "
+        "$MLFLOW_TRACKING_URI, or SQLite in the workspace)",
     )
     parser.add_argument("--out", help="with --study, its page (default: WORKSPACE/studies/NAME/report.html)")
     parser.add_argument(
@@ -176,6 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_workspace(parser)
     add_json_options(parser, PrintedReport)
     given = parser.parse_args(arguments)
+    if given.mlflow_again:
+        return run_command(
+            lambda: _log_again(given), given.json, print_logged_again, lambda sent: 1 if sent.wrong else 0
+        )
     if given.study:
         return run_command(lambda: _study_report(given), given.json, print_study_report)
 

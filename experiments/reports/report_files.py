@@ -1,4 +1,4 @@
-"""The files of a study's report, as `report.py --study` prints them."""
+"""What `report.py` prints for a study, and for a workspace that it sends to MLflow again."""
 
 from typing import Literal
 
@@ -22,3 +22,18 @@ class StudyReport(Record):
     """Title of a section to the reason why it has no pictures."""
     mlflow: MlflowRun
     """The parent run of the study."""
+
+
+class LoggedAgain(Record):
+    """What `report.py --mlflow-again` has sent."""
+
+    workspace: str
+    """Path or URI."""
+    tracking_uri: str
+    """Where it was sent, without user name and password."""
+    runs: tuple[str, ...]
+    """Runs of no study that MLflow has now."""
+    studies: dict[str, int]
+    """Study that MLflow has now, to the number of its children there."""
+    wrong: dict[str, str]
+    """Run or study to the reason why MLflow lacks it, or a part of it."""

@@ -1,6 +1,5 @@
 """Where a report finds its study: in an MLflow store, or in the workspace where no store can give it."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from experiments.reports.recorded_study import RESULT, RecordedRun, RecordedStud
 from experiments.run.run_description import describe_run
 from experiments.run.run_folder import TRAIN, RunFolder
 from experiments.run.run_result import RunError
-from experiments.studies.study_folder import RESULT_FILE, RUNS_FILE, STUDIES, StudyFolder
+from experiments.studies.study_folder import RESULT_FILE, RUNS_FILE, STUDIES, StoredRun, StudyFolder
 from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_logger import metrics_of
 from experiments.tracking.mlflow_store import (
@@ -99,8 +98,8 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
     result = RESULT.validate_json(folder.read(RESULT_FILE))
     pictures = [file for file in result.files.values() if file.endswith(".png")]
     runs = [
-        _read_stored_run(RunFolder(workspace / TRAIN / run, catalog), name, result.mlflow, **labels)
-        for run, labels in json.loads(folder.read(RUNS_FILE)).items()
+        _read_stored_run(RunFolder(workspace / TRAIN / run, catalog), name, result.mlflow, stored)
+        for run, stored in folder.read_runs().items()
         if JOURNAL in (workspace / TRAIN / run).list_files()
     ]
     return RecordedStudy(
@@ -112,9 +111,7 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
     )
 
 
-def _read_stored_run(
-    folder: RunFolder, study: str, parent: MlflowRun, name: str, tags: dict[str, str]
-) -> RecordedRun:
+def _read_stored_run(folder: RunFolder, study: str, parent: MlflowRun, stored: StoredRun) -> RecordedRun:
     described, config = describe_run(folder), folder.config
     values: dict[str, dict[int, float]] = {}
     for event in folder.journal.read():
@@ -123,13 +120,13 @@ def _read_stored_run(
     curves = curve_metrics(config.report.feature)
     return RecordedRun(
         mlflow=folder.logged_in(study) or MlflowRun(uri=parent.uri),
-        name=name,
+        name=stored.name,
         run=folder.name,
         seed=config.seed,
         folder=folder,
-        status="FINISHED" if folder.is_finished else "FAILED",
+        status=stored.status or ("FINISHED" if folder.is_finished else "FAILED"),
         parameters={setting: str(value) for setting, value in described.parameters.items()},
         digests=described.tables,
-        tags=described.tags | tags | {"stmi.study": study},
+        tags=described.tags | stored.tags | {"stmi.study": study},
         curves={curve: values[metric] for curve, metric in curves.items() if metric in values},
     )

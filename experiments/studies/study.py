@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,7 +12,7 @@ from experiments.run.run_description import code_version, note_start, other_code
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.run.run_tables import RunTables
-from experiments.studies.study_folder import RESULT_FILE, StudyFolder
+from experiments.studies.study_folder import RESULT_FILE, StoredDescription, StoredRun, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
 from experiments.tracking.mlflow_logger import Description
@@ -114,7 +114,7 @@ class Study(ABC, Generic[Result]):
             runs = self.runs()
             _warn_of_other_code(runs, warned)
             # Before it is logged to MLflow, which may take its time, or fail.
-            self.folder.write_runs({run.folder.name: {"name": run.name, "tags": run.tags} for run in runs})
+            self._store_runs(runs, self.statuses())
             self.folder.write_result(result)
             study_logger.sync(runs)
             result = result.model_copy(update={"mlflow": study_logger.parent.mlflow_run})
@@ -149,15 +149,24 @@ class Study(ABC, Generic[Result]):
             # Once the threads have ended, so that no two of them log at once.
             runs = self.runs()
             status = {run.folder.name: "FINISHED" if run.folder.is_finished else "KILLED" for run in runs}
+            self._store_runs(runs, status)
             study_logger.finish(runs, status, [], complete=False)
             raise
+
+    def _store_runs(self, runs: Sequence[StudyRun], status: Mapping[str, str]) -> None:
+        self.folder.write_runs(
+            {
+                run.folder.name: StoredRun(name=run.name, tags=run.tags, status=status.get(run.folder.name))
+                for run in runs
+            }
+        )
 
     def _logger(self) -> StudyLogger:
         name = self.folder.name
         tags = {"stmi.kind": self.kind, "stmi.study": name, **code_version()}
-        return StudyLogger(
-            self.folder, self.options, Description(self.recipe, name, self.parameters(), tags, {})
-        )
+        parameters = {setting: str(value) for setting, value in self.parameters().items()}
+        self.folder.describe_once(StoredDescription(recipe=self.recipe, parameters=parameters, tags=tags))
+        return StudyLogger(self.folder, self.options, Description(self.recipe, name, parameters, tags, {}))
 
 
 def describe_other_code(runs: Sequence[StudyRun]) -> list[str]:

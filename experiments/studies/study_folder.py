@@ -2,10 +2,11 @@
 
 import json
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pydantic import Field, RootModel
+
+from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from experiments.recipes import ConfigError
 from experiments.studies.study_result import StudyResult
@@ -16,7 +17,31 @@ STUDIES = "studies"
 STUDY_FILE = "study.json"
 RESULT_FILE = "result.json"
 RUNS_FILE = "runs.json"
+DESCRIPTION_FILE = "description.json"
 ID_FILE = "folder.id"
+
+
+class StoredRun(Record):
+    """A run of a study, as the study's folder has it."""
+
+    name: str
+    """Its name in MLflow."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Which part of the study it is."""
+    status: str | None = None
+    """With which it ended: FINISHED, FAILED or KILLED; None where it did not, or is of an older version."""
+
+
+class StoredRuns(RootModel[dict[str, StoredRun]]):
+    """The runs of a study by the names of their folders (`runs.json`)."""
+
+
+class StoredDescription(Record):
+    """What MLflow was given of a study at its first start (`description.json`)."""
+
+    recipe: str
+    parameters: dict[str, str]
+    tags: dict[str, str]
 
 
 class StudyFolder(JournalFolder):
@@ -61,6 +86,28 @@ class StudyFolder(JournalFolder):
         """Store the result, whose files are named without the path of the folder."""
         self.write(RESULT_FILE, result.to_json() + "\n")
 
-    def write_runs(self, runs: Mapping[str, Any]) -> None:
+    def write_runs(self, runs: dict[str, StoredRun]) -> None:
         """Store which runs belong to the study, by the names of their folders, and what they are in it."""
-        self.write(RUNS_FILE, json.dumps(runs, indent=2) + "\n")
+        stored = StoredRuns(runs).model_dump(mode="json", exclude_none=True)
+        self.write(RUNS_FILE, json.dumps(stored, indent=2) + "\n")
+
+    def read_runs(self) -> dict[str, StoredRun]:
+        """The runs of the study by the names of their folders.
+
+        Raises:
+            FileNotFoundError: The study was begun by an older version, or killed before it could store them.
+        """
+        return StoredRuns.model_validate_json(self.read(RUNS_FILE)).root
+
+    def describe_once(self, description: StoredDescription) -> None:
+        """Store the description, unless there is one: MLflow keeps the first one, too."""
+        if not self.has_file(DESCRIPTION_FILE):
+            self.write(DESCRIPTION_FILE, description.to_json() + "\n")
+
+    def read_description(self) -> StoredDescription:
+        """The description.
+
+        Raises:
+            FileNotFoundError: The study was begun by an older version.
+        """
+        return StoredDescription.model_validate_json(self.read(DESCRIPTION_FILE))

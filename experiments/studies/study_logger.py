@@ -78,6 +78,15 @@ class StudyLogger:
                 child.finish(status[run.folder.name], run.folder.files)
         self.parent.finish("FINISHED" if complete else "FAILED", artifacts)
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Name of the study or of a run to the reason why MLflow lacks something of it."""
+        loggers = [
+            (self.folder.name, self.parent),
+            *((run, child) for (_, run), child in self._children.items()),
+        ]
+        return {name: one.failure for name, one in loggers if one.failure is not None}
+
     def _child(self, run: StudyRun) -> MlflowLogger | None:
         """The logger of a run; None before the run has begun, or while MLflow does not know the parent."""
         folder, parent = run.folder, self.parent.run_id

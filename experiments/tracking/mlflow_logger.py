@@ -67,6 +67,9 @@ class MlflowLogger:
         workspace: An embedded store keeps artifacts in it, or on this machine if it is at a URI.
         description: What is logged at the start.
         state: Name of the file in the folder that says what was logged so far.
+
+    Attributes:
+        failure: Why the last try to send something failed; None where it did not.
     """
 
     def __init__(
@@ -77,15 +80,14 @@ class MlflowLogger:
         description: Description,
         state: str = MLFLOW_FILE,
     ) -> None:
-        for setting, value in {**PATIENCE, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
-            os.environ.setdefault(setting, value)
+        _be_brief()
         self.uri = uri
         self.public_uri = without_credentials(uri)
         self.folder = JournalFolder(folder)
         self.workspace = Folder(workspace)
         self.description = description
         self.journal = self.folder.journal
-        self.behind = False
+        self.failure: str | None = None
         self._found = False
         self._state_file = state
         self._state = MlflowState(uri=self.public_uri, uuid=uuid.uuid4().hex)
@@ -106,6 +108,11 @@ class MlflowLogger:
         """Where MLflow has the run."""
         state = self._state
         return MlflowRun(uri=state.uri, run_id=state.run_id, experiment_id=state.experiment_id)
+
+    @property
+    def behind(self) -> bool:
+        """Whether MLflow lacks something that could not be sent."""
+        return self.failure is not None
 
     @property
     def logged_run(self) -> LoggedRun:
@@ -158,15 +165,15 @@ class MlflowLogger:
                 # Another store has replaced the one that had the run; everything is logged to it.
                 self._forget()
                 send()
-            self.behind = False
+            self.failure = None
         except Exception as error:
             # Whatever goes wrong between here and a server must not end a training run.
+            reason = str(error).replace(self.uri, self.public_uri)
             if not self.behind:
-                reason = str(error).replace(self.uri, self.public_uri)
                 logger.warning(
                     "MLflow at %s cannot be reached (%s); the journal keeps it", self.public_uri, reason
                 )
-            self.behind = True
+            self.failure = reason
             # Somebody may delete the run there meanwhile.
             self._found = False
 
@@ -179,13 +186,7 @@ class MlflowLogger:
         self._found = True
 
     def _client(self) -> Any:
-        import mlflow  # noqa: PLC0415 - takes seconds, which overlap with the start of the workers
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        if self.uri == local_store(self.workspace):
-            open_local_store(self.workspace)
-        return mlflow.MlflowClient(tracking_uri=self.uri)
+        return _open_client(self.uri, self.workspace)
 
     def _sync(self) -> None:
         if self.run_id is None:
@@ -263,6 +264,36 @@ class MlflowLogger:
     def _remember(self, **changes: Any) -> None:
         self._state = self._state.model_copy(update=changes)
         self.folder.write(self._state_file, self._state.to_json() + "\n")
+
+
+def check_store(uri: str, workspace: Folder) -> None:
+    """Make sure that MLflow answers.
+
+    Raises:
+        ConnectionError: It does not; the message is one line, without user name and password.
+    """
+    _be_brief()
+    try:
+        _open_client(uri, workspace).search_experiments(max_results=1)
+    except Exception as error:
+        # Each kind of store raises errors of its own.
+        reason = " ".join(str(error).replace(uri, without_credentials(uri)).split())
+        raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be reached: {reason}") from None
+
+
+def _be_brief() -> None:
+    for setting, value in {**PATIENCE, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
+        os.environ.setdefault(setting, value)
+
+
+def _open_client(uri: str, workspace: Folder) -> Any:
+    import mlflow  # noqa: PLC0415 - takes seconds, which overlap with the start of the workers
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if uri == local_store(workspace):
+        open_local_store(workspace)
+    return mlflow.MlflowClient(tracking_uri=uri)
 
 
 def metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
