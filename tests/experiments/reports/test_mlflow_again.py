@@ -9,10 +9,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from data_catalog.storage import local_copies
+from data_catalog.storage.folders import Folder
 from experiments import ablate, report, sweep_sfm, train
 from experiments.recipes import resolve
 from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
+from experiments.studies.study_folder import StoredDescription, StoredRun, StudyFolder
 from experiments.tracking.mlflow_store import local_store
 from tests import json_samples, kept_workspace
 from tests.experiments import small_run
@@ -48,7 +51,7 @@ def workspace(logged, tmp_path):
 
 
 def contents(uri):
-    """All runs of a store, with everything that tells one from another but ids and the store's own places."""
+    """All runs of a store, with all that distinguishes them except ids and the store's own places."""
     client = mlflow.MlflowClient(uri)
     experiments = client.search_experiments()
     runs = client.search_runs([experiment.experiment_id for experiment in experiments], max_results=1000)
@@ -129,14 +132,33 @@ def test_store_gets_runs_children_and_pictures_as_the_first_store_had_them(logge
 
 @pytest.fixture
 def begun(tmp_path):
-    """Two runs that have begun; one was killed, and one stopped itself."""
+    """A workspace with two runs that have begun; one was killed, and one stopped itself."""
+    begin_runs(Folder(tmp_path / "ws"))
+    return tmp_path / "ws"
+
+
+def begin_runs(workspace):
     config = json.dumps({"config": resolve("demo").model_dump(mode="json"), "tables": {}})
     for name in ("killed", "stopped"):
-        run = RunFolder(tmp_path / "ws" / "train" / name)
+        run = RunFolder(workspace / "train" / name)
         run.write("config.json", config)
         note_start(run.journal)
     run.journal.append("stopped", error="the loss is not finite")
-    return tmp_path / "ws"
+
+
+def test_study_that_was_interrupted_is_sent_from_object_storage(object_storage, tmp_path, monkeypatch):
+    monkeypatch.setenv(local_copies.FOLDER_VARIABLE, str(tmp_path / "cache"))
+    workspace = Folder(object_storage("interrupted"))
+    begin_runs(workspace)
+    study = StudyFolder(workspace / "studies" / "s")
+    study.describe_once(StoredDescription(recipe="demo", parameters={"seeds": "1"}, tags={"stmi.study": "s"}))
+    study.write_runs({"killed": StoredRun(name="the run", tags={"stmi.seed": "0"}, status="KILLED")})
+    store = f"sqlite:///{tmp_path}/new.db"
+    sent = send(workspace, "--tracking-uri", store)
+    assert (sent["runs"], sent["studies"], sent["wrong"]) == (["stopped"], {"s": 1}, {})
+    found = {run["name"]: (run["parent"], run["status"]) for run in contents(store)}
+    assert found == {"s": (None, "FAILED"), "the run": ("s", "KILLED"), "demo seed=0": (None, "FAILED")}
+    assert study.read_runs()["killed"].status == "KILLED"
 
 
 def test_run_that_has_not_finished_is_sent_with_how_it_ended(begun):
