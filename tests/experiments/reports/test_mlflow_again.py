@@ -11,11 +11,17 @@ import pytest
 
 from data_catalog.storage import local_copies
 from data_catalog.storage.folders import Folder
-from experiments import ablate, report, sweep_sfm, train
+from experiments import report, sweep_sfm
 from experiments.recipes import resolve
+from experiments.run import lifecycle
 from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import RunOptions
+from experiments.studies.ablation.ablation import AblationStudy
+from experiments.studies.ablation.ablation_plan import plan_ablation
+from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.study_folder import StoredDescription, StoredRun, StudyFolder
+from experiments.studies.sweep.sweep import SweepStudy
 from experiments.tracking.mlflow_store import local_store
 from tests import json_samples, kept_workspace
 from tests.experiments import small_run
@@ -33,14 +39,18 @@ RUN, ABLATION, SWEEP = printed("train")["run"], printed("ablate")["study"], prin
 
 
 @pytest.fixture(scope="module")
-def logged(ray_session, tmp_path_factory):
-    """The kept workspace after its commands were called again, which trains nothing and logs everything."""
+def logged(tmp_path_factory):
+    """The kept workspace after its run and studies were run again: nothing is trained, all is logged."""
     workspace = kept_workspace.unpack(tmp_path_factory.mktemp("kept"))
-    options = [*small_run.options(kept_workspace.CLIP), "--workspace", str(workspace)]
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert train.main([*options, "--workers", "1"]) == 0
-        assert ablate.main([*options, "--table", "4", "--seeds", "2"]) == 0
-        assert sweep_sfm.main([*options, "--trials", "3"]) == 0
+    settings = small_run.settings(kept_workspace.CLIP)
+    options = RunOptions.resolve(workspace, tracking_uri=local_store(workspace))
+    config, tables = small_run.configured(kept_workspace.CLIP, workspace)
+    assert lifecycle.run(config, tables, options).run == RUN
+    plan = plan_ablation([ABLATIONS["table4"]], "demo", settings, 2)
+    assert AblationStudy(plan, tables, options).run().study == ABLATION
+    asked = [*small_run.options(kept_workspace.CLIP), "--trials", "3"]
+    spec = sweep_sfm.specify(sweep_sfm.parser().parse_args(asked))
+    assert SweepStudy(spec, tables, options).run().study == SWEEP
     return workspace
 
 
