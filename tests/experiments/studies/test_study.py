@@ -10,7 +10,7 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
 from experiments.studies.study import Study, describe_other_code
-from experiments.studies.study_folder import StudyFolder
+from experiments.studies.study_folder import StoredRun, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
 from experiments.tracking.mlflow_logger import Description
@@ -120,13 +120,16 @@ def test_interrupted_study_is_closed_in_mlflow_and_opened_again(run, options):
     client = mlflow.MlflowClient(options.tracking_uri)
     (child,) = children(options, parent)
     assert (client.get_run(parent.run_id).info.status, child.info.status) == ("FAILED", "KILLED")
+    folder = StudyFolder.of(options.workspace, "s")
+    assert folder.read_runs() == {"r": StoredRun(name="the run", status="KILLED")}
+    assert folder.read_description().recipe == "demo"
     result = OneRun(run, options, finish).run()
     assert shown == ["RUNNING"]
     assert result.mlflow.run_id == parent.run_id
     (child,) = children(options, parent)
     assert (client.get_run(parent.run_id).info.status, child.info.status) == ("FINISHED", "FINISHED")
-    journal = StudyFolder.of(options.workspace, "s").journal
-    assert [event["event"] for event in journal.read()] == ["started", "started"]
+    assert folder.read_runs()["r"].status == "FINISHED"
+    assert [event["event"] for event in folder.journal.read()] == ["started", "started"]
 
 
 def test_finished_study_trains_nothing(run, options):
