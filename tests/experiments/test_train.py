@@ -132,7 +132,8 @@ def test_run_that_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
         process.wait()
     ended = run(capsys, clip, tmp_path, *options)
     events = [event["event"] for event in Journal(Path(ended["folder"]) / "journal.jsonl").read()]
-    assert events.count("worker_failed") == 1
+    # Ray may have noted the end of the workers of the killed driver, too.
+    assert 1 <= events.count("worker_failed") <= 2
     # Once by Ray Train, and once by the second start.
     assert events.count("resumed") == 2
     assert ended["resumed"]

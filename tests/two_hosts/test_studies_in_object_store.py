@@ -1,0 +1,125 @@
+"""Sweeps and ablations over two hosts, in a workspace in the object store."""
+
+import json
+
+import mlflow
+import pytest
+
+from tests.mlflow_server import free_port, serving
+from tests.two_hosts.machine import kill
+
+SWEEP = ("--trials", "4", "--no-early-stopping")
+TRIAL = "ImplicitFunc"
+"""Ray's name of the actor that trains a trial."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """An MLflow server that all machines reach."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with serving(f"sqlite:///{folder / 'mlflow.db'}", folder, free_port()) as uri:
+        # Artifacts go through the server, since the machines do not share its disk.
+        mlflow.MlflowClient(uri).create_experiment("rgbnt201-paper", "mlflow-artifacts:/rgbnt201-paper")
+        yield uri
+
+
+@pytest.fixture
+def workspace(hosts, request):
+    """URI of a workspace of the test's own."""
+    return hosts.store.uri(f"workspaces/{request.node.name}")
+
+
+@pytest.fixture
+def at(options, workspace, server):
+    """The options of a script that trains in the workspace and logs to the server."""
+    return [*options, "--workspace", workspace, "--tracking-uri", server]
+
+
+def prefix(hosts, workspace):
+    return workspace.removeprefix(hosts.store.uri(""))
+
+
+def events(hosts, workspace, run):
+    """What the journal of a run in the object store says."""
+    text = hosts.store.read(f"{prefix(hosts, workspace)}/train/{run}/journal.jsonl").decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def started_on(hosts, before):
+    return {name: actors - before[name] for name, actors in hosts.actors().items()}
+
+
+def children(server, result):
+    client = mlflow.MlflowClient(server)
+    parent = client.get_run(result["mlflow"]["run_id"])
+    condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    found = client.search_runs([parent.info.experiment_id], condition)
+    return parent.info.status, {child.data.tags["stmi.run"]: child.info.status for child in found}
+
+
+def assert_complete(hosts, workspace, server, result):
+    """Every trial is finished, its value is what its run's journal says, and MLflow has all of it."""
+    assert result["missing"] == 0
+    assert [trial["number"] for trial in result["trials"]] == [0, 1, 2, 3]
+    for trial in result["trials"]:
+        assert trial["state"] == "finished"
+        epochs = [event for event in events(hosts, workspace, trial["run"]) if event["event"] == "epoch"]
+        assert [event["epoch"] for event in epochs] == [1, 2, 3]
+        assert trial["value"] == epochs[-1]["validation"]["U"]["mAP"]
+        stored = json.loads(hosts.store.read(f"{prefix(hosts, workspace)}/train/{trial['run']}/result.json"))
+        assert stored["status"] == "finished"
+    finished = {trial["run"]: "FINISHED" for trial in result["trials"]}
+    assert children(server, result) == ("FINISHED", finished)
+
+
+def test_sweep_over_two_hosts_has_every_trial_and_a_report_on_a_third_one(hosts, workspace, at, server):
+    before = hosts.actors()
+    result = hosts.result(hosts.first, "sweep_sfm.py", *at, *SWEEP)
+    assert all(actors[TRIAL] for actors in started_on(hosts, before).values())
+    assert_complete(hosts, workspace, server, result)
+    third = hosts.boot("third")
+    given = ["--study", result["study"], "--workspace", workspace, "--tracking-uri", server]
+    report = hosts.result(third, "report.py", *given)
+    assert not report["missing"]
+    page = f"{prefix(hosts, workspace)}/studies/{result['study']}/report.html"
+    assert report["page"] == hosts.store.uri(page)
+    assert result["trials"][0]["run"] in hosts.store.read(page).decode()
+
+
+def test_ablation_over_two_hosts_has_every_row_and_the_numbers_of_one_process(
+    hosts, workspace, at, server, local
+):
+    before = hosts.actors()
+    result = hosts.result(hosts.first, "ablate.py", *at, "--table", "3", "--seeds", "1")
+    assert all(actors[TRIAL] for actors in started_on(hosts, before).values())
+    assert result["wrong"] == {}
+    assert all(row["runs"].keys() == {"0"} for row in result["rows"])
+    runs = {row["runs"]["0"] for row in result["rows"]}
+    assert len(runs) == 5
+    assert children(server, result) == ("FINISHED", dict.fromkeys(runs, "FINISHED"))
+    # The full model is the run that one process trained; its name is a digest of settings and data.
+    (full,) = [row for row in result["rows"] if row["name"] == "SFM + STR + CHI"]
+    assert full["runs"]["0"] == local.name
+    expected = local.finished_result.metrics["U"]
+    assert full["mAP"]["mean"] == expected.mean_average_precision
+    assert full["rank5"]["mean"] == expected.rank5
+
+
+def test_sweep_whose_driver_is_killed_ends_on_another_machine(hosts, workspace, at, server):
+    sweep = hosts.spawn(hosts.first, "sweep_sfm.py", *at, *SWEEP, "--json")
+
+    def finished():
+        names = hosts.store.names(f"{prefix(hosts, workspace)}/train")
+        return [name.partition("/")[0] for name in names if name.endswith("/result.json")]
+
+    hosts.wait(sweep, finished)
+    kill(sweep)
+    kept = {run: events(hosts, workspace, run) for run in finished()}
+    third = hosts.boot("third")
+    hosts.start_node(third, cpus=0)
+    result = hosts.result(third, "sweep_sfm.py", *at, *SWEEP, "--resume")
+    assert result["resumed"]
+    assert_complete(hosts, workspace, server, result)
+    assert {run: events(hosts, workspace, run) for run in kept} == kept
+    given = ["--study", result["study"], "--workspace", workspace, "--tracking-uri", server]
+    assert not hosts.result(third, "report.py", *given)["missing"]
