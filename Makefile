@@ -8,12 +8,14 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-# sam2 asks for torch in its build environment (3 GB more); without isolation it builds in seconds.
+# sam2 asks for torch in its build environment (3 GB more); without isolation it builds in seconds. In the mode
+# "compat" `import stmi` also works in the folder that holds the clone, which has a folder of that name.
 $(READY): pyproject.toml cluster/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint cluster/constraints.txt setuptools wheel
-	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation --constraint cluster/constraints.txt --editable '.[dev]'
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation --constraint cluster/constraints.txt \
+		--config-settings editable_mode=compat --editable '.[dev]'
 	touch $(READY)
 
 demo: $(READY)

@@ -33,6 +33,7 @@ from rich.console import Console
 from experiments.command_line import (
     add_workers,
     print_recipe_settings,
+    report_command,
     run_command,
     run_options,
     training_options,
@@ -120,12 +121,13 @@ def ablate(given: argparse.Namespace) -> AblationResult:
     return AblationStudy(plan, tables, options).run()
 
 
-def print_ablation(result: AblationResult, wide: bool = False) -> None:
+def print_ablation(result: AblationResult, wide: bool = False, workspace: str | None = None) -> None:
     """The finished tables, for a terminal.
 
     Args:
         result: Of the study.
         wide: All columns of the tables, in lines that may be longer than those of the terminal.
+        workspace: Where the study is; None for the project's `runs`.
     """
     console = Console()
     for key in result.tables:
@@ -142,7 +144,7 @@ def print_ablation(result: AblationResult, wide: bool = False) -> None:
         console.print(f"- {note}", highlight=False)
     for run, reason in result.wrong.items():
         console.print(f"[red]not finished[/red] {run}: {reason}", highlight=False)
-    print_facts(console, {**result.files, "report": f"python experiments/report.py --study {result.study}"})
+    print_facts(console, {**result.files, "report": report_command(result.study, workspace)})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: ablate(given),
         given.json,
-        lambda result: print_ablation(result, given.wide),
+        lambda result: print_ablation(result, given.wide, given.workspace),
         lambda result: int(not result.is_complete),
     )
 

@@ -13,7 +13,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Printed, Record, add_json_options
 from experiments.recipe_files import name_recipe
-from experiments.recipes import RECIPES, WORKSPACE, ConfigError
+from experiments.recipes import RECIPES, ROOT, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, RunError
@@ -129,6 +129,12 @@ def with_workers(given: argparse.Namespace) -> list[str]:
 def print_recipe_settings(given: argparse.Namespace) -> int:
     """Print the settings of a command line's recipe with its changes; returns the exit status."""
     return run_command(lambda: list_settings(given.recipe, given.settings), given.json, print_settings)
+
+
+def report_command(study: str, workspace: str | None) -> str:
+    """The command that writes the page of a study; it names a workspace that is not the project's `runs`."""
+    elsewhere = f" --workspace {workspace}" if workspace not in (None, str(ROOT / "runs")) else ""
+    return f"python experiments/report.py --study {study}{elsewhere}"
 
 
 def metrics_table(title: str, rows: Mapping[str, FeatureMetrics]) -> Table:

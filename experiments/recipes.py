@@ -61,7 +61,8 @@ class DataConfig(Section):
         # Rendered samples must not be mixed with those of a real data set.
         if self.synthetic is not None and self.dataset != (name := f"synthetic_{self.synthetic.kind}"):
             raise ValueError(
-                f"data.dataset={self.dataset} is rendered by data.synthetic; set data.dataset={name}"
+                f"data.dataset={self.dataset}, but data.synthetic renders {name}; set data.dataset={name}, "
+                "or data.synthetic=null for a data set of your own"
             )
         return self
 
@@ -347,6 +348,9 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
     kind = section_of(section, last)
     if kind is not None and issubclass(kind, Switch) and isinstance(value, bool):
         tree[last]["enabled"] = value
+    elif value is None and section.model_fields[last].default is None:
+        # A group that may be left out, as in data.synthetic=null.
+        tree[last] = None
     elif kind is not None:
         switch = " or on/off" if issubclass(kind, Switch) else ""
         raise ConfigError(

@@ -33,6 +33,7 @@ from rich.console import Console
 from experiments.command_line import (
     add_workers,
     print_recipe_settings,
+    report_command,
     run_command,
     run_options,
     training_options,
@@ -173,8 +174,13 @@ def sweep(given: argparse.Namespace) -> SweepResult:
     ).run()
 
 
-def print_sweep(result: SweepResult) -> None:
-    """The trials, for a terminal."""
+def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
+    """The trials, for a terminal.
+
+    Args:
+        result: Of the sweep.
+        workspace: Where the study is; None for the project's `runs`.
+    """
     console = Console()
     title = f"{result.study}: mAP of {result.feature}, validation identities, %"
     table = text_table(title, "trial", "state", "settings", "mAP", "epochs", "TFLOP", left=3)
@@ -209,7 +215,7 @@ def print_sweep(result: SweepResult) -> None:
         )
     commands = {
         "study": f"optuna studies --storage {result.storage}",
-        "report": f"python experiments/report.py --study {result.study}",
+        "report": report_command(result.study, workspace),
     }
     print_facts(console, {**result.files, **commands})
 
@@ -220,7 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.list_settings:
         return print_recipe_settings(given)
     return run_command(
-        lambda: sweep(given), given.json, print_sweep, lambda result: int(not result.is_complete)
+        lambda: sweep(given),
+        given.json,
+        lambda result: print_sweep(result, given.workspace),
+        lambda result: int(not result.is_complete),
     )
 
 

@@ -128,7 +128,7 @@ def _advise(one: Comparison, level: float) -> tuple[int | None, str]:
         )
     estimate = f"about {needed}" if needed else f"more than {MOST_SEEDS}"
     if seeds < FEWEST_SEEDS:
-        return needed, f"{too_few} (estimate: {estimate})"
+        return needed, f"{too_few} (estimate: {estimate} seeds)"
     return needed, f"{estimate} seeds would decide"
 
 

@@ -108,7 +108,7 @@ def test_a_name_without_model_is_that_of_a_setting_of_the_model(text, full):
         ("optim.warmup_epochs=30", r"optim\.warmup_epochs=30\.0 is more than train\.epochs=10"),
         (
             "data.dataset=rgbnt201",
-            r"data\.dataset=rgbnt201 is rendered by .*; set data\.dataset=synthetic_person",
+            r"data\.dataset=rgbnt201, but data\.synthetic renders .*; set data\.dataset=synthetic_person",
         ),
         ("train.epochs=[1", r"train\.epochs=\[1: not a value"),
         ("model.text.fine_tune=on|model.text=off", r"model\.text\.fine_tune=True .* model\.text is off"),
@@ -156,3 +156,12 @@ def test_released_recipe_differs_from_the_paper_in_nothing_that_is_not_listed(da
         "train.validate_every": (5, 1),
         "report.epoch": ("last", "best_on_test"),
     }
+
+
+def test_recipe_of_the_benchmark_takes_a_data_set_of_ones_own_once_it_renders_nothing():
+    with pytest.raises(ConfigError, match=r"or data\.synthetic=null for a data set of your own"):
+        resolve("demo", ["data.dataset=market"])
+    config = resolve("demo", ["data.synthetic=null", "data.dataset=market"])
+    assert (config.data.synthetic, config.data.dataset) == (None, "market")
+    with pytest.raises(ConfigError, match="this is a group"):
+        resolve("demo", ["model.sfm=null"])

@@ -118,7 +118,7 @@ def test_ablation_shows_both_intervals_verdict_and_the_row_compared_with(capsys,
     assert f"seeds {100 * low:+.1f} to {100 * high:+.1f}" in " ".join(shown[first].split())
     assert shown[first].rstrip().endswith("undecided")
     low, high = row.query_interval
-    assert f"to A queries {100 * low:+.1f} to {100 * high:+.1f}" in " ".join(shown[first + 1].split())
+    assert f"vs A queries {100 * low:+.1f} to {100 * high:+.1f}" in " ".join(shown[first + 1].split())
 
 
 def test_wide_ablation_has_every_column_of_the_file(capsys, monkeypatch):

@@ -116,7 +116,7 @@ def short_cells(row: TableRow, table: Sequence[TableRow]) -> list[str]:
     shown = [f"{kind} {_interval(ends, signed=True)}" for kind, ends in intervals.items() if ends is not None]
     difference = ""
     if precision.difference is not None and precision.against is not None:
-        difference = f"{_signed(precision.difference)}\nto {names[precision.against]}"
+        difference = f"{_signed(precision.difference)}\nvs {names[precision.against]}"
     return [row.label, _spread(precision), difference, "\n".join(shown), precision.shown_verdict]
 
 
