@@ -89,12 +89,14 @@ def test_interrupt_after_the_result_does_not_wait_for_the_end(work, moment, mess
 
 def test_a_second_interrupt_ends_what_swallowed_the_first_one():
     work = """try:
+        print("inside", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("swallowed", flush=True)
         time.sleep(60)"""
     process = start("-c", ENDING.format(work=work))
-    for moment in ("working\n", "swallowed\n"):
+    assert process.stdout.readline() == "working\n"
+    for moment in ("inside\n", "swallowed\n"):
         assert process.stdout.readline() == moment
         process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == AT_ONCE

@@ -100,8 +100,8 @@ class ShardWriter:
             result["error"] = (
                 f"shard {path} could not be made ({type(error).__name__}: {error}, in {fault.filename} line "
                 f"{fault.lineno}). This is a fault of the program, or of a module of your own: its traceback "
-                "is in the log of the worker, usually below "
-                "/tmp/ray/session_latest/logs. Complete shards are kept"
+                "is in the log of the worker, usually below /tmp/ray/session_latest/logs. Complete shards "
+                "are kept"
             )
         return {name: [value] for name, value in result.items()}
 

@@ -123,7 +123,10 @@ def test_unexpected_exception_is_one_message_with_a_logged_traceback(
     ):
         result = ShardWriter(str(tmp_path), maker)(batch)
         [error] = result["error"]
-        assert error.startswith(f"shard {tmp_path}/shard-00003.parquet could not be made ({message}). ")
+        # A person whose own module it was finds the place.
+        assert error.startswith(
+            f"shard {tmp_path}/shard-00003.parquet could not be made ({message}, in {__file__} line "
+        )
         assert "Traceback" in caplog.text
         assert message in caplog.text
 

@@ -161,7 +161,7 @@ def test_table_says_where_its_masks_come_from(built: Any, checkpoint: Path, tmp_
     assert [row["source"] for row in shard] == [one.source for one in expected]
     assert [row["score"] for row in shard] == pytest.approx([one.score for one in expected], abs=1e-5)
     moved = Path(shutil.copy(checkpoint, tmp_path / "moved.pt"))
-    assert make_masks(built.samples, tiny(moved, images_per_batch=2)).reused
+    assert make_masks(built.samples, OneCpuSettings(**dict(tiny(moved, images_per_batch=2)))).reused
 
     scores = [row["score"] for row in rows]
     gate = float(np.median(scores))
