@@ -127,13 +127,14 @@ def test_run_that_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
                 find_checkpoints(events) >= 2 and "resumed" in {event["event"] for event in events}
             ),
         )
+        # Counted before the driver is killed: the end of its workers may be noted as a failure, too.
+        [journal] = tmp_path.glob("train/*/journal.jsonl")
+        assert [event["event"] for event in Journal(journal).read()].count("worker_failed") == 1
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     ended = run(capsys, clip, tmp_path, *options)
     events = [event["event"] for event in Journal(Path(ended["folder"]) / "journal.jsonl").read()]
-    # Ray may have noted the end of the workers of the killed driver, too.
-    assert 1 <= events.count("worker_failed") <= 2
     # Once by Ray Train, and once by the second start.
     assert events.count("resumed") == 2
     assert ended["resumed"]
