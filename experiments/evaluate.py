@@ -15,7 +15,7 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -51,7 +51,7 @@ from experiments.settings_list import record_or_settings
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
-from stmi.retrieval.metrics import JunkRule
+from stmi.retrieval.metrics import JunkRule, RerankVariant
 
 if TYPE_CHECKING:
     from experiments.evaluating.evaluation_target import EvaluationTarget
@@ -61,6 +61,11 @@ PROPER_SUBSETS = [
 ]
 """Each single modality, then each pair: the paper evaluates without each of these sets."""
 
+RERANKINGS: dict[RerankVariant | None, str] = {
+    "field": "as the field's code does, k1 = 20, k2 = 6, lambda = 0.3",
+    "paper": "by the formulas of Zhong et al. 2017, k1 = 20, k2 = 6, lambda = 0.3",
+}
+
 
 class EvaluationSetting(Record):
     """Metrics in one setting."""
@@ -69,6 +74,8 @@ class EvaluationSetting(Record):
     """Modalities whose images are replaced by zeros."""
     reranked: bool
     """With k-reciprocal re-ranking (Zhong et al. 2017)."""
+    rerank_variant: RerankVariant | None = None
+    """Which re-ranking; None for none."""
     metrics: dict[str, FeatureMetrics]
     """By feature."""
 
@@ -93,7 +100,7 @@ class Evaluation(Record):
 def evaluate(
     target: "EvaluationTarget",
     missing: Sequence[tuple[Modality, ...]],
-    rerank: bool = False,
+    rerank: RerankVariant | None = None,
     workers: int | None = None,
     embeddings: str | None = None,
     queries: str | None = None,
@@ -103,7 +110,7 @@ def evaluate(
     Args:
         target: Model and view.
         missing: Sets of modalities whose images are replaced by zeros; the empty set for none.
-        rerank: Also rank by k-reciprocal re-ranking (Zhong et al. 2017).
+        rerank: Also rank by this k-reciprocal re-ranking (Zhong et al. 2017).
         workers: Number of Ray actors; 0 for this process alone, None for as many as the cluster can run.
         embeddings: Parquet file or URI for the features of the first set.
         queries: Parquet file or URI for the average precision of each query, in every setting.
@@ -119,10 +126,14 @@ def evaluate(
     for number, (absent, features) in enumerate(zip(missing, embedded, strict=True)):
         if number == 0 and embeddings is not None:
             write_parquet(embeddings, embedding_parts(view, features))
-        for reranked in (False, True) if rerank else (False,):
-            scored = evaluation.score_each(view, features, target.junk, reranked)
-            metrics = evaluation.summarise(scored)
-            setting = EvaluationSetting(missing=tuple(absent), reranked=reranked, metrics=metrics)
+        for variant in (None, rerank) if rerank else (None,):
+            scored = evaluation.score_each(view, features, target.junk, variant)
+            setting = EvaluationSetting(
+                missing=tuple(absent),
+                reranked=variant is not None,
+                rerank_variant=variant,
+                metrics=evaluation.summarise(scored),
+            )
             settings.append(setting)
             query_tables.append(add_setting(evaluation.query_table(view, scored), setting))
     if queries is not None:
@@ -155,8 +166,12 @@ def embed_here(
 
 
 def add_setting(table: pa.Table, setting: EvaluationSetting) -> pa.Table:
-    """A table with two more columns: `missing` (modalities joined by +, or nothing) and `reranked`."""
-    values = {"missing": "+".join(setting.missing), "reranked": setting.reranked}
+    """A table with `missing` (modalities joined by +, or nothing), `reranked` and `rerank_variant`."""
+    values = {
+        "missing": "+".join(setting.missing),
+        "reranked": setting.reranked,
+        "rerank_variant": setting.rerank_variant or "",
+    }
     for name, value in values.items():
         table = table.append_column(name, pa.repeat(value, len(table)))
     return table
@@ -233,6 +248,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rerank", action="store_true", help="also with k-reciprocal re-ranking")
     parser.add_argument(
+        "--rerank-variant",
+        choices=get_args(RerankVariant),
+        help="the same, as the field's code computes it, or by the formulas of Zhong et al. 2017, in which a "
+        "query that is also in the gallery counts once (default: field)",
+    )
+    parser.add_argument(
         "--wide", action="store_true", help="with --missing or --rerank, print ranks as well, in longer lines"
     )
     parser.add_argument(
@@ -259,7 +280,8 @@ def main(arguments: list[str] | None = None) -> int:
         for location in filter(None, (given.embeddings, given.queries)):
             filesystems.open_root(location)  # an unknown kind of URI is refused before anything is computed
         target = load_target(given)
-        return evaluate(target, missing, given.rerank, given.workers, given.embeddings, given.queries)
+        variant: RerankVariant | None = given.rerank_variant or ("field" if given.rerank else None)
+        return evaluate(target, missing, variant, given.workers, given.embeddings, given.queries)
 
     return run_command(command, given.json, lambda result: show(result, given.wide))
 
@@ -311,6 +333,8 @@ def show(result: Evaluation, wide: bool = False) -> None:
         print_table(console, metrics_table(f"{title}, %", rows))
     else:
         print_table(console, settings_table(title, result.settings, wide), wide)
+        for variant in {setting.rerank_variant for setting in result.settings} - {None}:
+            console.print(f"re-ranked {RERANKINGS[variant]}", highlight=False)
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
 

@@ -31,6 +31,7 @@ from stmi.modality import Modality
 from stmi.model import STMI
 from stmi.model_input import ModelInput
 from stmi.raw_samples import Cameras, Captions, Images, RawSamples
+from stmi.retrieval.metrics import RerankVariant
 from stmi.retrieval.ranking import Embeddings, Ranking, rank
 from stmi.stored_run import EpochChoice, RunConfig, StoredRun
 from stmi.training.augment import normalise, patch_foreground
@@ -127,6 +128,7 @@ class TrainedRun:
         *,
         feature: str | None = None,
         rerank: bool = False,
+        rerank_variant: RerankVariant = "field",
         gallery_row: npt.NDArray[np.integer] | None = None,
     ) -> Ranking:
         """Rank a gallery for every query.
@@ -139,6 +141,7 @@ class TrainedRun:
             gallery: The samples to search among.
             feature: The feature to compare; None for the one that the run reports.
             rerank: Use k-reciprocal re-ranking, in which the ranking of a query depends on the others.
+            rerank_variant: As the field's code computes it, or "paper": `stmi.retrieval.reranking`.
             gallery_row: For re-ranking, integers `(queries,)`: the row of the gallery that is the same sample
                 as the query, -1 for none. None if no query is in the gallery.
 
@@ -149,7 +152,7 @@ class TrainedRun:
             stmi.retrieval.metrics.RetrievalError: There is no such feature, or one is not finite.
         """
         name = feature or self.feature
-        return rank(query[name], gallery[name], rerank, gallery_row)
+        return rank(query[name], gallery[name], rerank, gallery_row, rerank_variant)
 
     def tokenize(self, captions: list[str]) -> Tensor:
         """Token numbers of captions, cut at the context length, int64 `(captions, context)`."""

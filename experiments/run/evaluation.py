@@ -14,7 +14,7 @@ from stmi.modality import MODALITIES, Modality
 from stmi.model import STMI, Features
 from stmi.model_input import ModelInput
 from stmi.retrieval import metrics as retrieval_metrics
-from stmi.retrieval.metrics import JunkRule, RetrievalMetrics, RetrievalSet
+from stmi.retrieval.metrics import JunkRule, RerankVariant, RetrievalMetrics, RetrievalSet
 from stmi.retrieval.reranking import rerank
 from stmi.training.augment import normalise, patch_foreground
 
@@ -138,7 +138,9 @@ def retrieval_features(made: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: values.numpy() for name, values in features.retrieval().items()}
 
 
-def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = False) -> RetrievalMetrics:
+def score(
+    view: View, embeddings: np.ndarray, junk: JunkRule, rerank_variant: RerankVariant | None = None
+) -> RetrievalMetrics:
     """Metrics of one feature: the view's queries among its gallery, k-reciprocally re-ranked if asked for."""
     group = view.camera_id if junk == "camera" else view.scene_id
 
@@ -146,18 +148,20 @@ def score(view: View, embeddings: np.ndarray, junk: JunkRule, reranked: bool = F
         return RetrievalSet(embeddings[rows], view.identity[rows], group[rows])
 
     query, gallery = chosen(view.is_query), chosen(view.is_gallery)
-    if not reranked:
+    if rerank_variant is None:
         return retrieval_metrics.evaluate(query, gallery)
     gallery_row = np.where(view.is_gallery, np.cumsum(view.is_gallery) - 1, -1)
-    chunks = rerank(query.embedding, gallery.embedding, gallery_row=gallery_row[view.is_query])
+    chunks = rerank(
+        query.embedding, gallery.embedding, gallery_row=gallery_row[view.is_query], variant=rerank_variant
+    )
     return retrieval_metrics.score(chunks, query, gallery)
 
 
 def score_each(
-    view: View, embeddings: dict[str, np.ndarray], junk: JunkRule, reranked: bool = False
+    view: View, embeddings: dict[str, np.ndarray], junk: JunkRule, rerank_variant: RerankVariant | None = None
 ) -> dict[str, RetrievalMetrics]:
     """Metrics of every feature by name; `summarise` and `query_table` show them without scoring again."""
-    return {name: score(view, values, junk, reranked) for name, values in embeddings.items()}
+    return {name: score(view, values, junk, rerank_variant) for name, values in embeddings.items()}
 
 
 def summarise(scored: dict[str, RetrievalMetrics]) -> dict[str, FeatureMetrics]:

@@ -1,11 +1,10 @@
 """Names of the weights in the authors' released code, and the weight of `STMI` that each belongs to.
 
-The names are those of the models for RGBNT201 and MSVR310. The model for RGBNT100 has three heads instead of
-the one on G; their names are not supported.
+The model for RGBNT100 has a head for each modality, those for RGBNT201 and MSVR310 one head on G.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -35,6 +34,12 @@ _RELEASED_PREFIX = {
     "fusion.out.": "STR_CHI.cross_proj_out.",
     "heads.G.norm.": "bottleneck_v.",
     "heads.G.classifier.": "classifier_v.",
+    "heads.RGB.norm.": "bottleneck_v_rgb.",
+    "heads.RGB.classifier.": "classifier_v_rgb.",
+    "heads.NIR.norm.": "bottleneck_v_nir.",
+    "heads.NIR.classifier.": "classifier_v_nir.",
+    "heads.TIR.norm.": "bottleneck_v_tir.",
+    "heads.TIR.classifier.": "classifier_v_tir.",
     "heads.T.norm.": "bottleneck_t.",
     "heads.T.classifier.": "classifier_t.",
     "heads.U.norm.": "bottleneck_visual.",
@@ -70,6 +75,11 @@ def is_unused(name: str) -> bool:
 def is_known(name: str) -> bool:
     """Whether the name has the prefix of a weight that is read, or is one of those never used."""
     return name.startswith((*_RELEASED_PREFIX.values(), CLIP)) or is_unused(name)
+
+
+def has_separate_modality_heads(names: Iterable[str]) -> bool:
+    """Whether the names are those of a model with a head for each modality."""
+    return any(name.startswith(_RELEASED_PREFIX["heads.RGB.classifier."]) for name in names)
 
 
 def plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ there; here the values of a modality are adjacent. A checkpoint also holds modul
 builds but never uses, which are left out, and CLIP's text tower. STMI does not hold that tower, because it is
 frozen; `text_weights` returns it for encoding captions.
 
-The names are those of the models for RGBNT201 and MSVR310. The model for RGBNT100 has three heads instead of
-the one on G; their names are not supported, and such a checkpoint is refused with the names that do not fit.
+The model for RGBNT100 has three heads, one for each modality, instead of the one on G of the models for
+RGBNT201 and MSVR310. Which of the two a checkpoint is follows from its names.
 """
 
 import logging
@@ -24,7 +24,15 @@ from stmi.clip.weights import misfits
 from stmi.config import ChiConfig, FusionConfig, ImageSize, ModelConfig, SfmConfig, StrConfig
 from stmi.model import STMI
 from stmi.released import parameter_names
-from stmi.released.parameter_names import CAMERAS, CLIP, IMAGE, POSITIONS, SIZED_BY, is_unused
+from stmi.released.parameter_names import (
+    CAMERAS,
+    CLIP,
+    IMAGE,
+    POSITIONS,
+    SIZED_BY,
+    has_separate_modality_heads,
+    is_unused,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,7 @@ class _Sizes:
     identities: int
     tokens: int
     text: dict[str, int]
+    separate_modality_heads: bool
 
 
 def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 128)) -> STMI:
@@ -179,6 +188,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> _Sizes:
             "heads": 1,  # changes no shape, and this tower encodes nothing
             "layers": _layers(weights, CLIP),
         },
+        separate_modality_heads=has_separate_modality_heads(weights),
     )
 
 
@@ -211,6 +221,7 @@ def _build(sizes: _Sizes, image_size: tuple[int, int]) -> tuple[STMI, dict[str, 
             str=StrConfig(tokens=sizes.tokens),
             chi=ChiConfig(convolution="released", incidence="euclidean", activation="silu"),
             fusion=FusionConfig(dropout=0.1),
+            separate_modality_heads=sizes.separate_modality_heads,
         )
         # On the meta device nothing is initialised or stored; every weight comes from the checkpoint.
         with torch.device("meta"):

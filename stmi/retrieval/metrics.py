@@ -9,6 +9,9 @@ import numpy as np
 JunkRule = Literal["camera", "scene"]
 """A gallery sample of the query's identity is junk if it has the query's camera, or its scene."""
 
+RerankVariant = Literal["field", "paper"]
+"""Which k-reciprocal re-ranking: the code that the field uses, or the paper's formulas; see `reranking`."""
+
 CHUNK_ELEMENTS = 4 * 2**20
 """Distances held at a time; more do not fit the CPU's cache."""
 

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from stmi.retrieval.metrics import RetrievalError, as_distances, check_finite, opposite_cosines
+from stmi.retrieval.metrics import RerankVariant, RetrievalError, as_distances, check_finite, opposite_cosines
 from stmi.retrieval.reranking import rerank
 
 
@@ -69,6 +69,7 @@ def rank(
     gallery: np.ndarray,
     reranked: bool = False,
     gallery_row: npt.NDArray[np.integer] | None = None,
+    variant: RerankVariant = "field",
 ) -> Ranking:
     """Rank a gallery for every query, as `stmi.retrieval.metrics.evaluate` does, with nothing left out.
 
@@ -77,6 +78,7 @@ def rank(
         gallery: float32 `(gallery, width)`, of any length.
         reranked: Use k-reciprocal re-ranking.
         gallery_row: For re-ranking, as in `stmi.retrieval.reranking.rerank`.
+        variant: Which re-ranking.
 
     Raises:
         RetrievalError: The widths differ, or a feature is not finite.
@@ -89,7 +91,10 @@ def rank(
     check_finite(query, gallery)
     shape = (len(query), len(gallery))
     order, distance = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
-    chunks = rerank(query, gallery, gallery_row=gallery_row) if reranked else opposite_cosines(query, gallery)
+    if reranked:
+        chunks = rerank(query, gallery, gallery_row=gallery_row, variant=variant)
+    else:
+        chunks = opposite_cosines(query, gallery)
     for rows, values in chunks:
         order[rows] = np.argsort(values, axis=1, kind="stable")
         distances = values if reranked else as_distances(values)

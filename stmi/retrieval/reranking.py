@@ -11,23 +11,32 @@ d the distance of `stmi.retrieval.metrics` (Euclidean, of normalised embeddings)
     d_J(p, g)   = 1 - sum_j min(V[p, j], V[g, j]) / sum_j max(V[p, j], V[g, j])
     d*(p, g)    = (1 - weight) d_J(p, g) + weight d(p, g)
 
-The other queries are neighbours, too: the ranks of a query depend on which queries are evaluated together. So
-re-ranked metrics must not be compared with plain ones.
+That is the variant "paper". The variant "field" is the code with which nearly all published re-ranked
+numbers were computed. It differs:
 
-Differs from the widely used code, which squares d and divides it by its maximum, scales every V[p] to sum 1,
-requires more than two thirds, and keeps k1 samples beside p itself. Here k1 = 21 gives the neighbourhoods,
-whole and half, that it has for k1 = 20 (k/2 is rounded up).
+- d is squared and divided by the largest one from p to any sample.
+- R has k1 samples beside p itself, and k1/2, rounded to the even number, beside q itself.
+- R(p, k) must hold more than two thirds.
+- Each V[p] is scaled to the sum 1 before the mean. V, sums of minima, and d_J have half precision.
+- A query that is also in the gallery counts as two samples.
+
+The other queries are neighbours, too: the ranks of a query depend on which queries are evaluated together. So
+re-ranked metrics must not be compared with plain ones, nor those of one variant with those of the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy import sparse
 
-from stmi.retrieval.metrics import RetrievalError, distance_chunks, normalise
-
-BLOCK_ELEMENTS = 8 * 2**20
-"""Distances held at a time in the search for neighbours; each needs about 16 bytes of working memory."""
+from stmi.retrieval.metrics import RerankVariant, RetrievalError, distance_chunks
+from stmi.retrieval.neighbours import (
+    BLOCK_ELEMENTS,
+    mean_over_neighbours,
+    nearest_samples,
+    pair_distances,
+    reciprocal_sets,
+)
 
 
 def rerank(
@@ -38,6 +47,7 @@ def rerank(
     weight: float = 0.3,
     gallery_row: np.ndarray | None = None,
     chunk: int | None = None,
+    variant: RerankVariant = "field",
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Distances d* of every query to the gallery, for `metrics.score`.
 
@@ -46,15 +56,16 @@ def rerank(
     Args:
         query: float32 `(queries, width)`, not normalised.
         gallery: float32 `(gallery, width)`, not normalised.
-        k1: Number of neighbours, with the sample itself, that can be k-reciprocal; None for 20, or all
-            samples where they are fewer.
+        k1: Number of neighbours that can be k-reciprocal, for "paper" with the sample itself; None for 20, or
+            all samples where they are fewer.
         k2: Number of neighbours, with the sample itself, of the local query expansion; 1 for none; None for
             6, or k1 where it is smaller.
         weight: Lambda, the share of the plain distance, 0 to 1; with 1 the ranking is the plain one.
-        gallery_row: Integer `(queries,)`: the row of the gallery that is the same sample, -1 for none.
-            Without it, a query that is also in the gallery counts as two samples, which are neighbours of
-            each other.
+        gallery_row: For "paper", integer `(queries,)`: the row of the gallery that is the same sample, -1 for
+            none. Without it, a query that is also in the gallery counts as two samples, which are neighbours
+            of each other.
         chunk: Samples at a time; None for as many as fit in the working memory.
+        variant: Which re-ranking.
 
     Returns:
         Chunks: the rows of queries, and their distances, float32 `(rows, gallery)`.
@@ -63,12 +74,12 @@ def rerank(
         RetrievalError: A setting is out of range, or an embedding is not finite.
     """
     samples, row = _joined(query, gallery, gallery_row)
-    k1 = min(20, len(samples)) if k1 is None else k1
-    k2 = min(6, k1) if k2 is None else k2
-    _check(samples, k1, k2, weight)
-    nearest = _nearest(samples, k1, chunk)
-    encoding = _expanded(_encoding(samples, nearest), nearest[:, :k2])
-    return _distances(query, gallery, encoding, row, weight, chunk)
+    if variant == "paper":
+        k1, k2 = _checked(samples, k1, len(samples), k2, weight)
+        return _rerank_by_paper(query, gallery, samples, row, (k1, k2, weight), chunk)
+    samples = np.concatenate([query, gallery]).astype(np.float32, copy=False)
+    k1, k2 = _checked(samples, k1, len(samples) - 1, k2, weight)
+    return _rerank_as_field(query, gallery, samples, (k1, k2, weight), chunk)
 
 
 def _joined(
@@ -97,109 +108,103 @@ def _joined(
     return np.concatenate([gallery, query[alone]]).astype(np.float32, copy=False), row
 
 
-def _check(samples: np.ndarray, k1: int, k2: int, weight: float) -> None:
-    if not 1 <= k1 <= len(samples):
-        raise RetrievalError(f"k1={k1}: expected 1 to {len(samples)}, the number of samples")
+def _checked(
+    samples: np.ndarray, k1: int | None, most: int, k2: int | None, weight: float
+) -> tuple[int, int]:
+    """k1, at most `most`, and k2: those given, or the defaults."""
+    k1 = min(20, most) if k1 is None else k1
+    k2 = min(6, k1) if k2 is None else k2
+    if not 1 <= k1 <= most:
+        raise RetrievalError(f"k1={k1}: expected 1 to {most}, the number of samples to choose from")
     if not 1 <= k2 <= k1:
         raise RetrievalError(f"k2={k2}: expected 1 to k1={k1}")
     if not 0 <= weight <= 1:
         raise RetrievalError(f"weight={weight}: expected 0 to 1, the share of the plain distance")
     if not np.isfinite(samples).all():
         raise RetrievalError("embeddings are not finite; re-ranking needs finite ones")
+    return k1, k2
 
 
-def _nearest(samples: np.ndarray, k: int, chunk: int | None) -> np.ndarray:
-    """N(p, k): p and then its nearest others, nearest first, ties by row; int64 `(samples, k)`."""
-    nearest = np.empty((len(samples), k), dtype=np.int64)
-    nearest[:, 0] = np.arange(len(samples))
-    if k == 1:
-        return nearest
-    chunk = chunk or max(1, BLOCK_ELEMENTS // len(samples))
-    columns = np.arange(len(samples), dtype=np.uint64)
-    for rows, distances in distance_chunks(samples, samples, chunk):
-        # The sample itself is already the first, even if another one also has distance 0.
-        distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf
-        # Floats without a sign have the order of their bits. With the row in the lower bits no two keys are
-        # equal, so that a partition, which is cheaper than a sort, has one result.
-        keys = np.ascontiguousarray(distances, dtype=np.float32).view(np.uint32).astype(np.uint64)
-        keys <<= np.uint64(32)
-        keys |= columns
-        keys.partition(k - 2, axis=1)
-        near = np.sort(keys[:, : k - 1], axis=1)
-        nearest[rows, 1:] = near & np.uint64(0xFFFFFFFF)
-    return nearest
+def _entries_with(entries: sparse.coo_array, data: np.ndarray) -> sparse.csr_array:
+    return sparse.csr_array((data, (entries.row, entries.col)), shape=entries.shape)
 
 
-def _membership(neighbours: np.ndarray) -> sparse.csr_array:
-    """1 where q is a neighbour of p, `(samples, samples)`, float32."""
-    count, k = neighbours.shape
-    ones = np.ones(count * k, dtype=np.float32)
-    bounds = np.arange(0, count * k + 1, k)
-    return sparse.csr_array((ones, neighbours.ravel(), bounds), shape=(count, count))
-
-
-def _reciprocal(neighbours: np.ndarray) -> sparse.csr_array:
-    """R(p, k) as ones in row p; symmetric."""
-    member = _membership(neighbours)
-    return member.multiply(member.T).tocsr()
-
-
-def _encoding(samples: np.ndarray, nearest: np.ndarray) -> sparse.csr_array:
-    """V: exp(-d) on R*(p, k1)."""
-    near = _reciprocal(nearest)
-    half = _reciprocal(nearest[:, : (nearest.shape[1] + 1) // 2])
-    # R is symmetric, so the product counts the common elements of R(p, k) and R(q, k/2) for all p and q.
-    shared = near.multiply(near @ half).tocoo()
-    sizes = half.sum(axis=1)
-    joins = 3 * shared.data >= 2 * sizes[shared.col]
-    joined = sparse.csr_array(
-        (np.ones(joins.sum(), dtype=np.float32), (shared.row[joins], shared.col[joins])), shape=near.shape
-    )
-    star = (near + joined @ half).tocoo()
-    distances = _pair_distances(samples, star.row, star.col)
-    return sparse.csr_array((np.exp(-distances), (star.row, star.col)), shape=near.shape)
-
-
-def _pair_distances(samples: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Distances between the rows `first` and `second`, pair by pair, defined as in `distance_chunks`."""
-    unit = normalise(samples)
-    distances = np.empty(len(first), dtype=np.float32)
-    step = max(1, BLOCK_ELEMENTS // samples.shape[1])
-    for start in range(0, len(first), step):
-        pairs = slice(start, start + step)
-        dots = np.einsum("pw,pw->p", unit[first[pairs]], unit[second[pairs]])
-        distances[pairs] = np.sqrt(2 * np.maximum(1 - dots, 0))
-    # A zero row is far from all samples but itself.
-    distances[first == second] = 0
-    return distances
-
-
-def _expanded(encoding: sparse.csr_array, neighbours: np.ndarray) -> sparse.csr_array:
-    """V after the local query expansion: the mean over the k2 nearest."""
-    expanded = _membership(neighbours) @ encoding
-    expanded.data /= np.float32(neighbours.shape[1])
-    return expanded
-
-
-def _distances(
+def _rerank_by_paper(
     query: np.ndarray,
     gallery: np.ndarray,
-    encoding: sparse.csr_array,
+    samples: np.ndarray,
     row: np.ndarray,
-    weight: float,
+    settings: tuple[int, int, float],
     chunk: int | None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """The distances d*, a few queries at a time."""
-    chunk = chunk or max(1, BLOCK_ELEMENTS // max(1, len(gallery)))
+    k1, k2, weight = settings
+    nearest, _ = nearest_samples(samples, k1, chunk)
+    star = reciprocal_sets(nearest, (k1 + 1) // 2)
+    near = _entries_with(star, np.exp(-pair_distances(samples, star)))
+    encoding = mean_over_neighbours(near, nearest[:, :k2])
     holders = encoding[: len(gallery)].T.tocsr()
     sums = encoding.sum(axis=1)
-    for rows, distances in distance_chunks(query, gallery, chunk):
+
+    def jaccard(query_number: int) -> np.ndarray:
+        own = row[query_number]
+        smaller = _sum_of_minima(encoding, own, holders)
+        # The larger of two numbers is their sum minus the smaller.
+        return 1 - smaller / (sums[own] + sums[: len(gallery)] - smaller)
+
+    chunk = chunk or max(1, BLOCK_ELEMENTS // max(1, len(gallery)))
+    return _mixed(distance_chunks(query, gallery, chunk), jaccard, weight)
+
+
+def _rerank_as_field(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    samples: np.ndarray,
+    settings: tuple[int, int, float],
+    chunk: int | None,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    k1, k2, weight = settings
+    nearest, farthest = nearest_samples(samples, k1 + 1, chunk)
+    largest = np.maximum(np.square(farthest), np.finfo(np.float32).tiny)
+    # Python rounds a half to the even number, as numpy does.
+    star = reciprocal_sets(nearest, round(k1 / 2) + 1, more_than_two_thirds=True)
+    near = np.exp(-np.square(pair_distances(samples, star)) / largest[star.row])
+    near /= np.bincount(star.row, near).astype(np.float32)[star.row]
+    encoding = _half(_entries_with(star, near))
+    if k2 > 1:
+        encoding = _half(mean_over_neighbours(encoding, nearest[:, :k2]))
+    # In half precision the order of a sum counts: it is that of the samples.
+    encoding.sort_indices()
+    holders = encoding[len(query) :].T.tocsr()
+    holders.data = holders.data.astype(np.float16)
+
+    def squared() -> Iterator[tuple[slice, np.ndarray]]:
+        size = chunk or max(1, BLOCK_ELEMENTS // max(1, len(gallery)))
+        for rows, distances in distance_chunks(query, gallery, size):
+            yield rows, np.square(distances, out=distances) / largest[rows, None]
+
+    def jaccard(query_number: int) -> np.ndarray:
+        smaller = _half_sum_of_minima(encoding, query_number, holders)
+        return 1 - smaller / (2 - smaller)
+
+    return _mixed(squared(), jaccard, weight)
+
+
+def _half(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Values rounded to half precision, as float32, which sparse arithmetic needs."""
+    matrix.data = matrix.data.astype(np.float16).astype(np.float32)
+    return matrix
+
+
+def _mixed(
+    chunks: Iterator[tuple[slice, np.ndarray]], jaccard: Callable[[int], np.ndarray], weight: float
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The distances d* from those of `chunks` and the d_J of each query to the gallery."""
+    for rows, distances in chunks:
         np.multiply(distances, np.float32(weight), out=distances)
-        for own, mixed in zip(row[rows], distances, strict=True):
-            smaller = _sum_of_minima(encoding, own, holders)
-            # The larger of two numbers is their sum minus the smaller.
-            larger = sums[own] + sums[: len(gallery)] - smaller
-            np.add(mixed, (1 - weight) * (1 - smaller / larger), out=mixed, casting="same_kind")
+        for query_number, mixed in zip(range(rows.start, rows.stop), distances, strict=True):
+            share = jaccard(query_number)
+            # Half precision stays half precision here.
+            np.add(mixed, share * share.dtype.type(1 - weight), out=mixed, casting="same_kind")
         yield rows, distances
 
 
@@ -215,3 +220,13 @@ def _sum_of_minima(encoding: sparse.csr_array, own: int, holders: sparse.csr_arr
     part = holders[encoding.indices[entries]]
     values = np.repeat(encoding.data[entries], np.diff(part.indptr))
     return np.bincount(part.indices, np.minimum(values, part.data), minlength=holders.shape[1])
+
+
+def _half_sum_of_minima(encoding: sparse.csr_array, own: int, holders: sparse.csr_array) -> np.ndarray:
+    """As `_sum_of_minima`, added up in half precision, column by column, as the field's code does."""
+    total = np.zeros(holders.shape[1], dtype=np.float16)
+    entries = slice(encoding.indptr[own], encoding.indptr[own + 1])
+    for column, value in zip(encoding.indices[entries], encoding.data[entries], strict=True):
+        held = slice(holders.indptr[column], holders.indptr[column + 1])
+        total[holders.indices[held]] += np.minimum(holders.data[held], np.float16(value))
+    return total

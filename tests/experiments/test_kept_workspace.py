@@ -19,6 +19,10 @@ def kept(tmp_path_factory):
     return kept_workspace.unpack(tmp_path_factory.mktemp("kept"))
 
 
+PAPER = ("--rerank-variant", "paper")
+"""The older code's re-ranking."""
+
+
 def printed(name):
     return json.loads((json_samples.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -101,7 +105,7 @@ def test_a_sweep_of_older_code_is_found_with_its_trials(command, options):
 @pytest.mark.usefixtures("untouched")
 def test_weights_of_older_code_give_the_same_metrics(command, kept):
     then, run = printed("evaluate"), kept / "train" / printed("train")["run"]
-    found = command(evaluate.main, "--run", run, "--missing", "all", "--rerank")
+    found = command(evaluate.main, "--run", run, "--missing", "all", "--rerank", *PAPER)
     assert len(found["settings"]) == len(then["settings"])
     for ours, theirs in zip(found["settings"], then["settings"], strict=True):
         assert (ours["missing"], ours["reranked"]) == (theirs["missing"], theirs["reranked"])

@@ -50,9 +50,11 @@ def many_settings():
     stored = sample("evaluate", evaluate.Evaluation)
     missing = [(), *evaluate.PROPER_SUBSETS]
     settings = [
-        stored.settings[0].model_copy(update={"missing": absent, "reranked": reranked})
+        stored.settings[0].model_copy(
+            update={"missing": absent, "reranked": variant is not None, "rerank_variant": variant}
+        )
         for absent in missing
-        for reranked in (False, True)
+        for variant in (None, "field")
     ]
     return stored.model_copy(update={"settings": tuple(settings)})
 

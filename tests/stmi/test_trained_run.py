@@ -127,13 +127,14 @@ def test_grey_infrared_images_have_their_channel_repeated(run, files, extras):
 
 def test_ranking_gives_the_average_precisions_of_evaluation(run, files, extras, view):
     embeddings = run.embed(**files, **extras)
-    for rerank in (False, True):
-        scored = evaluation.score(view, embeddings["U"], "camera", rerank)
+    for variant in (None, "field", "paper"):
+        scored = evaluation.score(view, embeddings["U"], "camera", variant)
         query, gallery = np.flatnonzero(view.is_query), np.flatnonzero(view.is_gallery)
         row_of = {row: i for i, row in enumerate(gallery)}
         found = run.rank(
             *(stmi.Embeddings({"U": embeddings["U"][rows]}) for rows in (query, gallery)),
-            rerank=rerank,
+            rerank=variant is not None,
+            rerank_variant=variant or "field",
             gallery_row=np.array([row_of.get(row, -1) for row in query]),
         )
         assert (np.diff(found.distance) >= 0).all()

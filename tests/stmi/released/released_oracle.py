@@ -10,7 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-KEYS = Path(__file__).parents[2] / "golden" / "released_checkpoint_keys.txt"
+GOLDEN = Path(__file__).parents[2] / "golden"
+KEYS = {
+    "one head on G": GOLDEN / "released_checkpoint_keys.txt",
+    "a head for each modality": GOLDEN / "released_checkpoint_keys_rgbnt100.txt",
+}
 IMAGE_SIZE = (64, 32)
 PATCH, HEADS, STR_HEADS, DISTANCE = 16, 2, 8, 5.0
 SMALLER = {768: 128, 2304: 384, 3072: 512, 512: 32, 1024: 64, 2048: 128, 1536: 96}
@@ -19,20 +23,20 @@ TEXT_SMALLER = {512: 64, 1536: 192, 2048: 256, 49408: 60}
 NAMES = ("rgb", "nir", "tir")
 
 
-def published_shapes() -> dict[str, tuple[int, ...]]:
-    lines = [line.split("\t") for line in KEYS.read_text().splitlines()]
+def published_shapes(kind: str = "one head on G") -> dict[str, tuple[int, ...]]:
+    lines = [line.split("\t") for line in KEYS[kind].read_text().splitlines()]
     return {name: ast.literal_eval(shape) for name, shape in lines}
 
 
-def small_checkpoint(seed: int = 0) -> dict[str, Tensor]:
+def small_checkpoint(kind: str = "one head on G", seed: int = 0) -> dict[str, Tensor]:
     """Random weights by the published names: two layers, width 128, embedding 32, K = 4, 5 identities."""
     random = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, published in published_shapes().items():
+    for name, published in published_shapes(kind).items():
         if any(f"resblocks.{layer}." in name for layer in range(2, 12)):
             continue
         is_text = name.startswith("BACKBONE.base.") and ".visual." not in name
-        sizes = (TEXT_SMALLER if is_text else SMALLER) | {129: 9, 171: 5}
+        sizes = (TEXT_SMALLER if is_text else SMALLER) | {129: 9, 171: 5, 50: 5}
         shape = tuple(sizes.get(size, size) for size in published)
         if name == "BACKBONE.base.text_projection":
             shape = (64, 32)
@@ -142,11 +146,12 @@ def hypergraph(nodes: Tensor, w: dict[str, Tensor]) -> Tensor:
 def features(
     images: Tensor, foreground: Tensor, text: Tensor, camera_id: Tensor, w: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """U in the released order, G, T, and the share of true incidences, of a batch.
+    """U in the released order, G, its modalities, T, and the share of true incidences, of a batch.
 
     Args are those of `stmi.model_input.ModelInput`, but the foreground has its own row for every sample.
     """
-    rows: dict[str, list[Tensor]] = {"U": [], "G": [], "T": list(text), "density": []}
+    rows: dict[str, list[Tensor]] = {"U": [], "G": [], "RGB": [], "NIR": [], "TIR": [], "density": []}
+    rows["T"] = list(text)
     for sample, camera, t, mask in zip(images, camera_id.tolist(), text, foreground, strict=True):
         tokens = [image_tower(image, mask, camera, w) for image in sample]
         semantic = [
@@ -164,6 +169,8 @@ def features(
         fused = class_tokens + linear(attention @ value, w, "STR_CHI.cross_proj_out")
         rows["U"].append(torch.stack([fused[m, c] for c in range(fused.shape[1]) for m in range(3)]))
         rows["G"].append(torch.cat([x[0] for x in tokens]))
+        for name, x in zip(("RGB", "NIR", "TIR"), tokens, strict=True):
+            rows[name].append(x[0])
     return {name: torch.stack(values) for name, values in rows.items()}
 
 

@@ -5,24 +5,34 @@ import pytest
 import torch
 
 from experiments import recipes
+from stmi.hypergraph import euclidean_incidence
 from stmi.model_input import ModelInput
 from stmi.released.parameter_names import modality_major
 from stmi.released.released_checkpoint import ReleasedCheckpointError, load, text_weights, unused_names
 from tests.stmi import golden
 from tests.stmi.released import released_oracle
-from tests.tolerances import EXACT_FLOAT64, ROUNDING_FLOAT32
+from tests.tolerances import EXACT_FLOAT64, GOLDEN_VALUE, ROUNDING_FLOAT32
 
 SIZE = released_oracle.IMAGE_SIZE
+ALWAYS = {"U": ("bottleneck_visual", "visual_classifier"), "T": ("bottleneck_t", "classifier_t")}
 HEADS = {
-    "U": ("bottleneck_visual", "visual_classifier"),
-    "G": ("bottleneck_v", "classifier_v"),
-    "T": ("bottleneck_t", "classifier_t"),
+    "one head on G": ALWAYS | {"G": ("bottleneck_v", "classifier_v")},
+    "a head for each modality": ALWAYS
+    | {
+        name: (f"bottleneck_v_{name.lower()}", f"classifier_v_{name.lower()}")
+        for name in ("RGB", "NIR", "TIR")
+    },
 }
 
 
 @pytest.fixture
-def checkpoint():
-    return released_oracle.small_checkpoint()
+def kind():
+    return "one head on G"
+
+
+@pytest.fixture
+def checkpoint(kind):
+    return released_oracle.small_checkpoint(kind)
 
 
 @pytest.fixture
@@ -36,17 +46,18 @@ def inputs():
     )
 
 
-def oracle(inputs, checkpoint):
+def oracle(inputs, checkpoint, heads):
     weights = {name: value.double() for name, value in checkpoint.items()}
     expected = released_oracle.features(
         inputs.images, inputs.foreground, inputs.text, inputs.camera_id, weights
     )
-    return expected, {name: released_oracle.logits(expected[name], weights, *HEADS[name]) for name in HEADS}
+    return expected, {name: released_oracle.logits(expected[name], weights, *heads[name]) for name in heads}
 
 
+@pytest.mark.parametrize("kind", HEADS)
 @torch.no_grad()
-def test_features_and_logits_are_those_of_the_released_forward_pass(checkpoint, inputs):
-    expected, expected_logits = oracle(inputs, checkpoint)
+def test_features_and_logits_are_those_of_the_released_forward_pass(kind, checkpoint, inputs):
+    expected, expected_logits = oracle(inputs, checkpoint, HEADS[kind])
     assert 0.2 < expected["density"].mean() < 0.8  # the hypergraph neither empty nor full
     model = load(checkpoint, SIZE).double()
     features = model(inputs)
@@ -54,7 +65,7 @@ def test_features_and_logits_are_those_of_the_released_forward_pass(checkpoint, 
     released_order = features.U.view(3, 3, 32).transpose(1, 2).flatten(1)
     assert torch.allclose(released_order, expected["U"], atol=EXACT_FLOAT64)
     logits = model.logits(features.retrieval())
-    assert set(logits) == set(HEADS)
+    assert set(logits) == set(HEADS[kind])
     for name, value in logits.items():
         assert torch.allclose(value, expected_logits[name], atol=EXACT_FLOAT64), name
 
@@ -67,9 +78,14 @@ def test_checkpoint_of_data_parallel_training_gives_the_same_model(checkpoint, i
     assert set(text_weights(wrapped)) == set(text_weights(checkpoint))
 
 
-def test_every_published_name_is_read_or_text_or_unused():
+@pytest.mark.parametrize(
+    ("kind", "head", "width", "identities", "cameras"),
+    [("one head on G", "G", 1536, 171, 4), ("a head for each modality", "NIR", 512, 50, 8)],
+)
+def test_every_published_name_is_read_or_text_or_unused(kind, head, width, identities, cameras):
     published = {
-        name: torch.empty(shape, device="meta") for name, shape in released_oracle.published_shapes().items()
+        name: torch.empty(shape, device="meta")
+        for name, shape in released_oracle.published_shapes(kind).items()
     }
     model = load(published)
     unused, text = set(unused_names(published)), {f"BACKBONE.base.{n}" for n in text_weights(published)}
@@ -90,14 +106,22 @@ def test_every_published_name_is_read_or_text_or_unused():
             for x in ("alpha", "beta")
         ),
     }
-    assert model.heads["U"].classifier.weight.shape == (171, 1536)
-    assert model.image_tower.camera_embedding.shape == (4, 768)
+    assert model.heads["U"].classifier.weight.shape == (identities, 1536)
+    assert model.heads[head].classifier.weight.shape == (identities, width)
+    assert model.image_tower.camera_embedding.shape == (cameras, 768)
     assert model.image_tower.blocks[0].attn.heads == 12
 
 
-@pytest.mark.parametrize(("dataset", "size"), [("rgbnt201", (256, 128)), ("msvr310", (128, 256))])
-def test_model_is_the_released_recipes(dataset, size):
-    published = released_oracle.published_shapes()
+@pytest.mark.parametrize(
+    ("dataset", "size", "kind"),
+    [
+        ("rgbnt201", (256, 128), "one head on G"),
+        ("msvr310", (128, 256), "one head on G"),
+        ("rgbnt100", (128, 256), "a head for each modality"),
+    ],
+)
+def test_model_is_the_released_recipes(dataset, size, kind):
+    published = released_oracle.published_shapes(kind)
     config = load({name: torch.empty(shape, device="meta") for name, shape in published.items()}, size).config
     recipe = recipes.released(dataset).model
     # p depends on the data set, and has no effect in evaluation.
@@ -117,13 +141,21 @@ def test_sizes_follow_from_the_shapes(checkpoint):
     assert not model.training
 
 
-def test_released_u_is_reordered_to_ours():
-    arrays = golden.load("str_chi_fusion")
-    # These values lack the weights of the fusion's queries, keys and values: U cannot be computed again.
-    # U is the class tokens plus what the fusion adds; in the right order the two are near.
-    class_tokens = arrays["globals_rgb_nir_tir_text"][:, :3].flatten(1)
-    added = arrays["u"][:, modality_major(32)] - class_tokens
-    assert added.norm() < 0.5 * (arrays["u"] - class_tokens).norm()
+@torch.no_grad()
+def test_path_from_patch_tokens_to_u_gives_the_values_measured_on_the_released_modules(checkpoint):
+    arrays = golden.load("str_chi_fusion_whole")
+    measured = golden.weights(arrays, leave_out="no name has this")
+    model = load(checkpoint | {f"STR_CHI.{name}": value for name, value in measured.items()}, SIZE)
+    class_tokens, text = arrays["globals"][:, :3], arrays["globals"][:, 3]
+    nodes = torch.cat(
+        [model.reallocation[name](arrays[f"patches_{name.lower()}"], text) for name in ("RGB", "NIR", "TIR")],
+        dim=1,
+    )
+    assert torch.allclose(nodes, arrays["nodes"], atol=GOLDEN_VALUE)
+    mixed = model.interaction(nodes, euclidean_incidence(nodes, 6.0))
+    assert torch.allclose(mixed, arrays["mixed"], atol=GOLDEN_VALUE)
+    fused = model.fusion(class_tokens, mixed).flatten(1)
+    assert torch.allclose(fused, arrays["u"][:, modality_major(32)], atol=GOLDEN_VALUE)
 
 
 @torch.no_grad()
