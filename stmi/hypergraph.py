@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import ChiConfig, FusionConfig
+from stmi.incidence import build_incidence
 from stmi.token_reallocation import CrossAttention
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -18,52 +19,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
-
-
-def cosine_incidence(nodes: Tensor, threshold: float) -> Tensor:
-    """Which nodes belong to which hyperedge, as in the paper: `similarity[i, j] >= threshold`.
-
-    Args:
-        nodes: `(batch, nodes, width)`.
-        threshold: tau, a cosine similarity.
-
-    Returns:
-        Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
-    """
-    # Under autocast the product would be bfloat16, whose rounding changes decisions near the threshold.
-    with torch.autocast(nodes.device.type, enabled=False):
-        unit = functional.normalize(at_least_float32(nodes.detach()), dim=-1)
-        incidence = unit @ unit.transpose(-2, -1) >= threshold
-    # A node belongs to its own hyperedge, even where rounding puts its similarity to itself below tau = 1.
-    return incidence | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
-
-
-def euclidean_incidence(nodes: Tensor, threshold: float) -> Tensor:
-    """Which nodes belong to which hyperedge: `distance[i, j] < threshold`, of unnormalised tokens.
-
-    Differs from the paper: this is the released code's rule.
-
-    Args:
-        nodes: `(batch, nodes, width)`.
-        threshold: Euclidean distance.
-
-    Returns:
-        Boolean `(batch, nodes, hyperedges)`, symmetric, with a true diagonal.
-    """
-    nodes = at_least_float32(nodes.detach())
-    return torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist") < threshold
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Float32, or a wider type that `x` already has."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def build_incidence(nodes: Tensor, config: ChiConfig) -> Tensor:
-    """The incidence by the rule of a config, boolean `(batch, nodes, hyperedges)`."""
-    if config.incidence == "cosine":
-        return cosine_incidence(nodes, config.similarity_threshold)
-    return euclidean_incidence(nodes, config.distance_threshold)
 
 
 def hyperedge_means(nodes: Tensor, incidence: Tensor) -> Tensor:

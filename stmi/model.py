@@ -12,7 +12,8 @@ from stmi import feature_modulation, keyed_random
 from stmi.clip.loading import LoadedClip
 from stmi.clip.towers import ImageTower, TextTower
 from stmi.config import ModelConfig
-from stmi.hypergraph import ClassTokenFusion, at_least_float32, build_incidence, build_interaction
+from stmi.hypergraph import ClassTokenFusion, build_interaction
+from stmi.incidence import HyperedgeFacts, at_least_float32, build_incidence, hyperedge_facts
 from stmi.modality import MODALITIES
 from stmi.model_input import ModelInput, RandomDraws
 from stmi.token_reallocation import TokenReallocation
@@ -31,14 +32,14 @@ class Features:
         G: Class tokens of the three modalities concatenated, `(B, M D)`.
         T: Text feature, `(B, D)`; None without text.
         class_tokens: `(B, M, D)`.
-        incidence_density: Share of ones in the incidence matrix, `(B,)`; None without a hypergraph.
+        hyperedges: What the hyperedges of each sample are like; None without a hypergraph.
     """
 
     U: Tensor
     G: Tensor
     T: Tensor | None
     class_tokens: Tensor
-    incidence_density: Tensor | None
+    hyperedges: HyperedgeFacts | None
 
     def retrieval(self) -> dict[str, Tensor]:
         """The features by name, those of `FEATURES` that this model has."""
@@ -109,6 +110,8 @@ class STMI(nn.Module):
             self.nodes = len(MODALITIES) * (config.str.tokens + texts)
         else:
             self.nodes = len(MODALITIES) * patches + texts
+        # STR appends the text token to the tokens of each modality.
+        self._has_text_copies = config.str.enabled and config.text.enabled
         concatenates = not config.chi.enabled and config.fusion.without_chi == "concatenation"
         self.fuses = not concatenates and (config.str.enabled or config.chi.enabled)
 
@@ -182,13 +185,13 @@ class STMI(nn.Module):
         tokens = tokens.unflatten(0, (count, modalities))
         class_tokens = tokens[:, :, 0]
         text = self._text(batch)
-        fused, density = self._fuse(class_tokens, tokens[:, :, 1:], text, draws)
+        fused, hyperedges = self._fuse(class_tokens, tokens[:, :, 1:], text, draws)
         return Features(
             U=at_least_float32(fused.flatten(1)),
             G=at_least_float32(class_tokens.flatten(1)),
             T=None if text is None else at_least_float32(text),
             class_tokens=at_least_float32(class_tokens),
-            incidence_density=density,
+            hyperedges=hyperedges,
         )
 
     def logits(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,8 +211,8 @@ class STMI(nn.Module):
 
     def _fuse(
         self, class_tokens: Tensor, patches: Tensor, text: Tensor | None, draws: RandomDraws | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Semantic tokens, their concatenation H of equation 14, CHI and fusion: U, and the density."""
+    ) -> tuple[Tensor, HyperedgeFacts | None]:
+        """Semantic tokens, their concatenation H of equation 14, CHI and fusion: U, and the hyperedges."""
         if self.fusion is None:
             return class_tokens, None
         if self.reallocation:
@@ -218,14 +221,14 @@ class STMI(nn.Module):
             semantic = [patches.flatten(1, 2)]
             if text is not None:
                 semantic.append(text[:, None].to(patches.dtype))
-        nodes, density = torch.cat(semantic, dim=1), None
+        nodes, hyperedges = torch.cat(semantic, dim=1), None
         if self.interaction is not None and self.config.chi.mixer == "hypergraph":
             incidence = build_incidence(nodes, self.config.chi)
-            density = incidence.float().mean(dim=(1, 2))
+            hyperedges = hyperedge_facts(incidence, len(MODALITIES), self._has_text_copies)
             nodes = self.interaction(nodes, incidence)
         elif self.interaction is not None:
             nodes = self.interaction(nodes)
-        return self.fusion(class_tokens, nodes, None if draws is None else draws.fusion), density
+        return self.fusion(class_tokens, nodes, None if draws is None else draws.fusion), hyperedges
 
 
 def token_grid(config: ModelConfig, patch_size: int) -> tuple[int, int]:

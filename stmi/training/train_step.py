@@ -92,8 +92,8 @@ class GlobalBatchLoss(nn.Module):
         trained = features.retrieval()
         gathered = {name: gather_rows(trained[name]) for name in self.model.heads}
         parts = losses.objective(self.config, gathered, self.model.logits(gathered), gather_rows(labels))
-        if features.incidence_density is not None:
-            parts["incidence_density"] = gather_rows(features.incidence_density).mean()
+        if features.hyperedges is not None:
+            parts["incidence_density"] = gather_rows(features.hyperedges.density).mean()
         return parts
 
 

@@ -8,10 +8,9 @@ from stmi.hypergraph import (
     HypergraphInteraction,
     ReleasedHypergraphInteraction,
     build_interaction,
-    cosine_incidence,
-    euclidean_incidence,
     hyperedge_means,
 )
+from stmi.incidence import cosine_incidence, euclidean_incidence
 from tests.stmi import golden
 from tests.stmi.gradients import gradients_agree
 from tests.tolerances import EXACT_FLOAT64, GOLDEN_VALUE
@@ -47,15 +46,6 @@ def test_one_hyperedge_over_all_nodes_is_their_mean():
     everything = torch.ones(2, 5, 5, dtype=torch.bool)
     means = hyperedge_means(nodes, everything)
     assert torch.allclose(means, nodes.mean(1, keepdim=True).expand(-1, 5, -1), atol=1e-6)
-
-
-def test_highest_threshold_leaves_every_node_alone_in_its_hyperedge():
-    nodes = torch.randn(2, 5, 4)
-    assert torch.equal(cosine_incidence(nodes, 1.0), torch.eye(5, dtype=torch.bool).expand(2, -1, -1))
-
-
-def test_lowest_threshold_connects_everything():
-    assert cosine_incidence(torch.randn(1, 5, 4), -1.0).all()
 
 
 @pytest.mark.parametrize("kind", ["paper", "released"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments import recipes
-from stmi.hypergraph import euclidean_incidence
+from stmi.incidence import euclidean_incidence
 from stmi.model_input import ModelInput
 from stmi.released.parameter_names import modality_major
 from stmi.released.released_checkpoint import ReleasedCheckpointError, load, text_weights, unused_names
