@@ -28,7 +28,7 @@ def published_shapes(kind: str = "one head on G") -> dict[str, tuple[int, ...]]:
     return {name: ast.literal_eval(shape) for name, shape in lines}
 
 
-def small_checkpoint(kind: str = "one head on G", seed: int = 0) -> dict[str, Tensor]:
+def small_checkpoint(seed: int = 0, kind: str = "one head on G") -> dict[str, Tensor]:
     """Random weights by the published names: two layers, width 128, embedding 32, K = 4, 5 identities."""
     random = torch.Generator().manual_seed(seed)
     weights = {}

@@ -32,7 +32,7 @@ def kind():
 
 @pytest.fixture
 def checkpoint(kind):
-    return released_oracle.small_checkpoint(kind)
+    return released_oracle.small_checkpoint(kind=kind)
 
 
 @pytest.fixture
