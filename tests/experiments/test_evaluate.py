@@ -15,7 +15,7 @@ from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
 from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
-from experiments import evaluate
+from experiments import compare, evaluate
 from experiments.evaluating import evaluation_target
 from experiments.run import checkpoints, evaluation
 from stmi.clip import architecture, clip_files
@@ -24,6 +24,7 @@ from stmi.released import released_checkpoint
 from tests import json_samples
 from tests.experiments import small_run
 from tests.stmi.released import released_oracle
+from tests.tolerances import GOLDEN_VALUE
 
 SINGLE_AND_PAIRS = [["RGB"], ["NIR"], ["TIR"], ["RGB", "NIR"], ["RGB", "TIR"], ["NIR", "TIR"]]
 RELEASED_SETTINGS = [
@@ -112,6 +113,21 @@ def test_embeddings_are_written_once_for_every_row(trained, capsys, tmp_path):
     ids = rows["sample_id"].to_pylist()
     assert len(set(ids)) == len(ids) == evaluated(capsys, "--run", trained["folder"])["samples"]
     assert np.isfinite(np.stack(rows["U"].to_numpy())).all()
+
+
+def test_run_and_a_file_of_its_embeddings_rank_alike(trained, capsys, tmp_path):
+    file = str(tmp_path / "test.parquet")
+    evaluated(capsys, "--run", trained["folder"], "--embeddings", file)
+    assert compare.main([trained["folder"], file, "--feature", "G", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [model["name"] for model in result["models"]] == [trained["run"], "test.parquet"]
+    for model in result["models"]:
+        assert model["metrics"]["mAP"] == pytest.approx(trained["metrics"]["G"]["mAP"])
+    assert max(abs(found["difference"]) for found in result["differences"].values()) < GOLDEN_VALUE
+    assert compare.main([trained["folder"], file, "--junk", "scene"]) == 2
+    assert "--junk=scene: a run has the rule camera" in capsys.readouterr().err
+    assert compare.main([trained["folder"], file, "--feature", "V"]) == 2
+    assert f"--feature=V: run {trained['run']} has U, G" in capsys.readouterr().err
 
 
 def test_every_query_is_written_for_every_setting(trained, capsys, tmp_path):

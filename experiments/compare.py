@@ -1,0 +1,230 @@
+"""Compare two models on the same test queries: runs, or embeddings that anybody's code made.
+
+    python experiments/compare.py runs/train/demo-seed0-1a2b3c4d runs/train/demo-seed0-5e6f7a8b
+    python experiments/compare.py runs/train/rgbnt201-paper-seed0-1a2b3c4d theirs.npz --feature U
+    python experiments/compare.py ours.parquet theirs.parquet --junk scene --picture scatter.png --json
+
+Prints mAP and CMC of both, the difference of each metric with a 95 % interval from a bootstrap of test
+identities, and the queries on which the two disagree most. An interval says by how much these two models may
+differ on other identities, not what a second training would give: for that `ablate.py` trains several seeds.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data_catalog.interrupts import end_on_interrupt
+
+    end_on_interrupt()
+
+import numpy as np
+from rich.console import Console
+
+from data_catalog.records import Record, add_json_options
+from experiments.command_line import run_command
+from experiments.evaluating.query_scores import FORMAT, SUFFIXES, QueryScores, junk_rule, read_scores
+from experiments.recipes import ConfigError
+from experiments.studies.significance import bootstrap_over_queries
+from experiments.terminal_tables import print_table, text_table
+from stmi.retrieval.metrics import JunkRule
+
+RANKS = (1, 5, 10)
+DISAGREEMENT = ("query", "AP first", "AP second", "rank first", "rank second")
+
+
+class ComparedModel(Record):
+    """Metrics of one side over the queries that both have; fractions."""
+
+    name: str
+    feature: str
+    metrics: dict[str, float]
+    """mAP, rank1, rank5, rank10."""
+
+
+class MetricDifference(Record):
+    """Second minus first, as fractions."""
+
+    difference: float
+    interval: tuple[float, float] | None
+    """95 %, over test identities; None with a single one."""
+    p_value: float | None
+
+
+class Disagreement(Record):
+    """A query that the two rank differently: first side, second side."""
+
+    sample_id: str
+    average_precision: tuple[float, float]
+    first_match_rank: tuple[int, int]
+
+
+class ModelComparison(Record):
+    """Two models on the same queries."""
+
+    models: tuple[ComparedModel, ComparedModel]
+    junk: JunkRule
+    queries: int
+    """With a match in both galleries."""
+    identities: int
+    differences: dict[str, MetricDifference]
+    """By metric."""
+    disagreements: tuple[Disagreement, ...]
+    """Those with the largest difference of average precision first."""
+
+
+def compare(first: QueryScores, second: QueryScores, junk: JunkRule, top: int = 10) -> ModelComparison:
+    """Compare how two models rank the same queries.
+
+    Raises:
+        ConfigError: The queries, or which of them are of one identity, are not the same.
+    """
+    _check_same_queries(first, second)
+    values = [_by_metric(scores) for scores in (first, second)]
+    differences = {}
+    for metric, ours in values[0].items():
+        found = bootstrap_over_queries(values[1][metric], ours, first.identity)
+        differences[metric] = MetricDifference(
+            difference=found.difference, interval=found.interval, p_value=found.p_value
+        )
+    gaps = np.abs(second.average_precision - first.average_precision)
+    return ModelComparison(
+        models=tuple(
+            ComparedModel(
+                name=scores.name,
+                feature=scores.feature,
+                metrics={metric: float(of_each.mean()) for metric, of_each in by_metric.items()},
+            )
+            for scores, by_metric in zip((first, second), values, strict=True)
+        ),
+        junk=junk,
+        queries=len(gaps),
+        identities=len(np.unique(first.identity)),
+        differences=differences,
+        disagreements=tuple(
+            Disagreement(
+                sample_id=str(first.sample_id[i]),
+                average_precision=(float(first.average_precision[i]), float(second.average_precision[i])),
+                first_match_rank=(int(first.first_match_rank[i]), int(second.first_match_rank[i])),
+            )
+            for i in np.argsort(-gaps, kind="stable")[:top]
+            if gaps[i] > 0
+        ),
+    )
+
+
+def _by_metric(scores: QueryScores) -> dict[str, np.ndarray]:
+    """What each metric is the mean of over the queries."""
+    return {"mAP": scores.average_precision} | {
+        f"rank{rank}": (scores.first_match_rank <= rank).astype(float) for rank in RANKS
+    }
+
+
+def _check_same_queries(first: QueryScores, second: QueryScores) -> None:
+    ours, theirs = set(first.sample_id), set(second.sample_id)
+    if ours != theirs:
+        alone = [
+            f"{len(only)} are in {scores.name} alone, such as {min(only)}"
+            for scores, only in ((first, ours - theirs), (second, theirs - ours))
+            if only
+        ]
+        raise ConfigError(
+            f"{first.name} has {len(ours)} queries with a match and {second.name} {len(theirs)}; "
+            f"{'; '.join(alone)}; two models are compared on the same queries, with the same names"
+        )
+    # The numbers of identities may differ from code to code, but not which queries share one.
+    pairs = len(set(zip(first.identity.tolist(), second.identity.tolist(), strict=True)))
+    if not pairs == len(np.unique(first.identity)) == len(np.unique(second.identity)):
+        raise ConfigError(
+            f"{first.name} and {second.name} do not agree on which queries show one identity; "
+            "expected the labels of the same test split"
+        )
+
+
+def show(result: ModelComparison) -> None:
+    """Print a comparison for a terminal."""
+    console = Console()
+    names = [f"{model.name}, {model.feature}" for model in result.models]
+    table = text_table(
+        f"{result.queries} queries of {result.identities} identities, %",
+        "metric", "first", "second", "difference", "95 % interval", "p",
+    )  # fmt: skip
+    for metric, found in result.differences.items():
+        interval = "" if found.interval is None else "{:+.1f} to {:+.1f}".format(*_percent(found.interval))
+        table.add_row(
+            metric.replace("rank", "rank "),
+            *(f"{100 * model.metrics[metric]:.1f}" for model in result.models),
+            f"{100 * found.difference:+.1f}",
+            interval,
+            "" if found.p_value is None else f"{found.p_value:.3f}",
+        )
+    for side, name in zip(("first", "second"), names, strict=True):
+        console.print(f"{side:8}{name}", soft_wrap=True, highlight=False)
+    print_table(console, table)
+    if not result.disagreements:
+        return
+    table = text_table("largest differences: average precision in %, rank of the first match", *DISAGREEMENT)
+    for query in result.disagreements:
+        precisions = [f"{value:.1f}" for value in _percent(query.average_precision)]
+        table.add_row(query.sample_id, *precisions, *map(str, query.first_match_rank))
+    print_table(console, table)
+
+
+def _percent(values: tuple[float, float]) -> tuple[float, float]:
+    return 100 * values[0], 100 * values[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for side in ("first", "second"):
+        parser.add_argument(
+            side,
+            metavar=side.upper(),
+            help=f"a finished run's folder or URI, or a file {' or '.join(SUFFIXES)} of embeddings: {FORMAT}",
+        )
+    parser.add_argument(
+        "--feature",
+        help="which feature of both (default: the one that a run reports; U, or the only one, of a file)",
+    )
+    parser.add_argument(
+        "--junk",
+        choices=get_args(JunkRule),
+        help="which gallery samples of the query's identity do not count in a file of embeddings: those of "
+        "its camera or its scene (default: the rule of the run that is compared, or camera)",
+    )
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="N", help="disagreements to print (default: 10)"
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw every query to a PNG file (default: not drawn)"
+    )
+    add_json_options(parser, ModelComparison)
+    given = parser.parse_args(arguments)
+
+    def command() -> ModelComparison:
+        sides = (given.first, given.second)
+        rules = {rule for rule in map(junk_rule, sides) if rule is not None}
+        if len(rules) > 1 or (given.junk and rules - {given.junk}):
+            raise ConfigError(
+                f"--junk={given.junk or 'camera'}: a run has the rule {' and another '.join(sorted(rules))}; "
+                "two models are compared by one rule"
+            )
+        junk = next(iter(rules), given.junk or "camera")
+        first, second = (read_scores(side, given.feature, junk) for side in sides)
+        result = compare(first, second, junk, given.top)
+        if given.picture:
+            from experiments.evaluating.comparison_figure import draw_comparison
+
+            draw_comparison(first, second, given.picture)
+        return result
+
+    return run_command(command, given.json, show)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
