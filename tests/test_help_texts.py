@@ -10,6 +10,7 @@ from data_catalog import __main__ as catalog
 from experiments import (
     ablate,
     benchmark,
+    compare,
     convert_clip,
     demo,
     evaluate,
@@ -27,6 +28,7 @@ MAINS = {
         for module in (
             ablate,
             benchmark,
+            compare,
             convert_clip,
             demo,
             evaluate,
