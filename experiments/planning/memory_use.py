@@ -93,9 +93,8 @@ def measure_memory(run: DryRun) -> Memory:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
     optimizer = OPTIMIZER_VALUES * sum(p.nbytes for p in trained)
-    # Several workers exchange a copy of their gradients.
-    exchange = weights + gradients * (2 if config.train.workers > 1 else 1)
-    training_peak = max(training, exchange) + optimizer
+    # Several workers keep the buckets in which they exchange gradients from one step to the next.
+    training_peak = training + (gradients if config.train.workers > 1 else 0) + optimizer
     evaluation_peak = evaluation + optimizer
     return Memory(
         weights=weights,

@@ -5,18 +5,21 @@ batch, with ordinary batch norms. So the loss, and with it the trained model, do
 workers. All workers start from the same weights, which depend on the seed.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from stmi.config import LossConfig, OptimConfig
 from stmi.feature_modulation import ModulationStrength
 from stmi.model import STMI
 from stmi.model_input import ModelInput, RandomDraws
 from stmi.training import losses
+
+BUCKET_MEBIBYTES = 8
+"""Gradients that the workers exchange at a time."""
 
 
 class _GatherRows(torch.autograd.Function):
@@ -34,7 +37,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad_rows: Tensor) -> Tensor:
         start = dist.get_rank() * ctx.share
         # All workers compute the same loss, so this worker's gradient of its own rows is complete.
-        # `average_gradients` divides by the number of workers; the factor cancels that.
+        # `DistributedDataParallel` divides by the number of workers; the factor cancels that.
         return grad_rows[start : start + ctx.share] * ctx.world_size
 
 
@@ -45,21 +48,24 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _GatherRows.apply(rows)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the workers, in one flat exchange.
+def distribute(module: nn.Module) -> nn.Module:
+    """Wrap a module so that its backward pass averages the gradients over the workers, if there are several.
 
-    `DistributedDataParallel` would overlap the exchange with the backward pass. But it regroups its buckets
-    after the first step of a process, so that a resumed run with three or more workers sums in another order
-    than an uninterrupted one. Here the order is always that of the parameters.
+    Gradients are exchanged in buckets while the backward pass still computes others. After the first step of
+    a process, `DistributedDataParallel` would regroup its buckets, so that a resumed run with three or more
+    workers would sum in another order than an uninterrupted one; where it looks for unused parameters it
+    does not.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+        return module
+    # Buffers are statistics of the global batch, which every worker computes for itself.
+    return DistributedDataParallel(
+        module,
+        bucket_cap_mb=BUCKET_MEBIBYTES,
+        find_unused_parameters=True,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )
 
 
 class GlobalBatchLoss(nn.Module):
@@ -75,6 +81,9 @@ class GlobalBatchLoss(nn.Module):
 
     def __init__(self, model: STMI, config: LossConfig, autocast: bool, compiled: bool = False) -> None:
         super().__init__()
+        # Buckets are filled from the last parameter to the first, and exchanged in that order. The gradient
+        # of alpha and beta is complete only after the first layer's, and would hold up all others.
+        self.modulation = model.image_tower.modulation
         self.model = model
         self.config = config
         self.autocast = autocast
@@ -112,7 +121,8 @@ class TrainStep:
         self, model: STMI, loss: LossConfig, optim: OptimConfig, autocast: bool, compiled: bool = False
     ) -> None:
         self.config = optim
-        self.module = GlobalBatchLoss(model, loss, autocast, compiled)
+        self.model = model
+        self.module = distribute(GlobalBatchLoss(model, loss, autocast, compiled))
         self.optimizer = build_optimizer(model, optim)
 
     def __call__(
@@ -124,9 +134,8 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.module(batch, draws, labels)
         parts["total"].backward()
-        average_gradients(self.module.parameters())
         if self.config.gradient_clip:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return {name: value.detach() for name, value in parts.items()}
 

@@ -23,6 +23,8 @@ def prepare_ray() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
     # The default polls the workers every two seconds, and a short epoch would wait for that.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Every worker would warn that PyTorch looks for unused parameters; `distribute` says why it does.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOptions) -> None:

@@ -50,6 +50,18 @@ def test_restart_on_three_workers_ends_with_bit_identical_weights(folder):
         assert torch.equal(results["restarted"][name], value), name
 
 
+def test_gradients_are_exchanged_while_others_are_computed(folder, alone):
+    in_processes(training.record_exchanges, 2, 2, str(folder))
+    found = torch.load(folder / "exchanges.pt", weights_only=True)
+    for compiled, (events, total) in found.items():
+        assert total == pytest.approx(alone[0][0], abs=EXACT_FLOAT64), compiled
+        # While the first layer is computed; the gradients of alpha and beta are complete only after it.
+        assert "exchange" in events[events.index("last layer") : events.index("modulation")], (
+            compiled,
+            events,
+        )
+
+
 def test_training_twice_gives_identical_weights(folder, alone):
     totals, model = training.train(folder / "clip", STEPS)
     assert totals == alone[0]

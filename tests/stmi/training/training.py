@@ -1,16 +1,19 @@
 """A few training steps of a tiny STMI, in one process or one of several."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from stmi.clip.loading import load_clip
 from stmi.config import FusionConfig, ImageSize, LossConfig, ModelConfig, OptimConfig, SfmConfig, StrConfig
 from stmi.model import STMI
 from stmi.model_input import ModelInput
+from stmi.training import train_step
 from stmi.training.batch_plan import rows_of_rank
 from stmi.training.train_step import TrainStep
 
@@ -57,16 +60,23 @@ def train(
             model, take_step = build(clip_folder, dtype)
             model.load_state_dict(weights)
             take_step.optimizer.load_state_dict(state)
-        batch, labels = global_batch(step)
-        own = ModelInput(
-            batch.images[rows].to(dtype),
-            batch.foreground[rows],
-            batch.text[rows].to(dtype),
-            batch.camera_id[rows],
-        )
-        draws = model.random_draws(0, 0, step, BATCH, rows)
-        totals.append(take_step(own, draws, labels[rows], rate=1e-3)["total"].item())
+        totals.append(take_own_rows(model, take_step, step, rows, dtype))
     return totals, model
+
+
+def take_own_rows(
+    model: STMI, take_step: TrainStep, step: int, rows: slice, dtype: torch.dtype = torch.float64
+) -> float:
+    """Take one step with a worker's rows; returns the loss."""
+    batch, labels = global_batch(step)
+    own = ModelInput(
+        batch.images[rows].to(dtype),
+        batch.foreground[rows],
+        batch.text[rows].to(dtype),
+        batch.camera_id[rows],
+    )
+    draws = model.random_draws(0, 0, step, BATCH, rows)
+    return take_step(own, draws, labels[rows], rate=1e-3)["total"].item()
 
 
 def train_as_rank(rank: int, world_size: int, folder: str, steps: int) -> None:
@@ -85,6 +95,40 @@ def train_with_and_without_restart(rank: int, world_size: int, folder: str, step
             results[name] = model.state_dict()
         if rank == 0:
             torch.save(results, f"{folder}/restarted.pt")
+
+
+def record_exchanges(rank: int, world_size: int, folder: str) -> None:
+    """The order of exchanges in a step, eager and compiled, and its loss."""
+    # Buckets that hold a part of the tiny model, as those of 8 MiB do of a published one.
+    train_step.BUCKET_MEBIBYTES = 0.005
+    dist._DEFAULT_FIRST_BUCKET_BYTES = 1024
+    torch.compile = functools.partial(torch.compile, backend="eager")
+    with _process_group(rank, world_size, folder):
+        found = {
+            compiled: _exchanges(Path(folder) / "clip", rank, world_size, compiled)
+            for compiled in (False, True)
+        }
+        if rank == 0:
+            torch.save(found, f"{folder}/exchanges.pt")
+
+
+def _exchanges(clip_folder: Path, rank: int, world_size: int, compiled: bool) -> tuple[list[str], float]:
+    events: list[str] = []
+
+    def exchange(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        events.append("exchange")
+        return allreduce_hook(None, bucket)
+
+    model, take_step = build(clip_folder, torch.float64, compiled)
+    take_step.module.register_comm_hook(None, exchange)
+    tower = model.image_tower
+    for name, weight in (
+        ("last layer", tower.blocks[-1].ln_1.weight),
+        ("modulation", tower.modulation.alpha),
+    ):
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
+    total = take_own_rows(model, take_step, 0, rows_of_rank(BATCH, rank, world_size))
+    return events, total
 
 
 @contextmanager
