@@ -31,6 +31,12 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def words(seed: int, purpose: str, *counters: int | str) -> tuple[int, int]:
+    """Two words of 32 bits, the key of a generator on another device; arguments are those of `generator`."""
+    first, second = np.frombuffer(_key(seed, purpose, counters)[:8], dtype="<u4").tolist()
+    return first, second
+
+
 @contextmanager
 def seeded_construction(seed: int, purpose: str, *counters: int | str) -> Iterator[None]:
     """Give the torch modules that are built inside initial weights from this key.

@@ -16,6 +16,7 @@ from torch.nn import functional
 from stmi import keyed_random
 from stmi.config import AugmentConfig
 from stmi.modality import MODALITIES
+from stmi.training import philox
 
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
@@ -102,35 +103,69 @@ def augment(
         Normalised images, float32, and the mask, uint8, moved if the geometry is shared.
     """
     flip, offset, erase = geometry.flip[rows], geometry.offset[rows], geometry.erase[rows]
-    groups = flip.shape[1]
-    if groups == 1:
+    if flip.shape[1] == 1:
         # The mask is one more channel, so that it moves with the pixels.
         moved = _move(torch.cat([pixels.flatten(1, 2), mask[:, None]], dim=1)[:, None], flip, offset, padding)
         mask = moved[:, 0, -1]
         images = normalise(moved[:, 0, :-1].unflatten(1, pixels.shape[1:3]), statistics)
     else:
         images = normalise(_move(pixels, flip, offset, padding), statistics)
-    for i, group in np.argwhere(erase[..., 2] > 0):
-        top, left, tall, wide = erase[i, group]
-        erased = images[i] if groups == 1 else images[i, group : group + 1]
-        random = keyed_random.generator(
-            noise_key[0], "erase_noise", *noise_key[1:], rows.start + int(i), int(group)
-        )
-        noise = random.standard_normal((*erased.shape[:2], tall, wide), dtype="float32")
-        erased[..., top : top + tall, left : left + wide] = torch.from_numpy(noise).to(images.device)
+    _erase(images.view(*flip.shape, -1, *images.shape[-2:]), erase, rows.start, noise_key)
     return images, mask
 
 
 def _move(stack: Tensor, flip: np.ndarray, offset: np.ndarray, padding: int) -> Tensor:
     """Pad, crop and flip each group, `(rows, groups, channels, height, width)`."""
-    height, width = stack.shape[-2:]
-    padded = functional.pad(stack, (padding,) * 4)
-    moved = torch.empty_like(stack)
-    for i, group in np.ndindex(*flip.shape):
-        top, left = offset[i, group]
-        moved[i, group] = padded[i, group, :, top : top + height, left : left + width]
-    flipped = torch.from_numpy(flip).to(stack.device)[:, :, None, None, None]
-    return torch.where(flipped, moved.flip(-1), moved)
+    flipped, (top, left) = flip.ravel(), offset.reshape(-1, 2).T
+    padded = functional.pad(stack, (padding,) * 4).flatten(0, 1)
+    mirrored = padded.index_select(0, torch.from_numpy(np.flatnonzero(flipped)).to(stack.device)).flip(-1)
+    # From here on, a flip is a crop of a mirrored image.
+    image = np.where(flipped, len(padded) + flipped.cumsum() - 1, np.arange(len(padded)))
+    left = np.where(flipped, 2 * padding - left, left)
+    images = torch.cat([padded, mirrored])
+    # A crop is a window of the same shape and strides wherever it begins, so all crops are one selection.
+    shape, strides = stack.shape[2:], images.stride()
+    windows = images.numel() - sum(
+        (size - 1) * stride for size, stride in zip(shape, strides[1:], strict=True)
+    )
+    begin = torch.from_numpy(image * strides[0] + top * strides[2] + left).to(stack.device)
+    crops = images.as_strided((windows, *shape), (1, *strides[1:])).index_select(0, begin)
+    return crops.view(stack.shape)
+
+
+def _erase(images: Tensor, erase: np.ndarray, first_row: int, noise_key: tuple[int, int, int]) -> None:
+    """Fill the erased rectangles with normal noise, in place; the images are those of `_move`.
+
+    The noise of a rectangle is a function of its row and group, so it does not depend on other rectangles.
+    """
+    row, group = np.nonzero(erase[..., 2])
+    if not len(row):
+        return
+    groups, channels, height, width = images.shape[1:]
+    top, left, tall, wide = erase[row, group].T
+    area = tall * wide
+    counters = -(-channels * area // philox.NORMALS_PER_COUNTER)
+    first_number = (counters.cumsum() - counters) * philox.NORMALS_PER_COUNTER
+    corner = ((row * groups + group) * channels * height + top) * width + left
+
+    counter, of_row, of_group = _repeat(counters, [first_row + row, group], images.device)
+    key = keyed_random.words(noise_key[0], "erase_noise", *noise_key[1:])
+    noise = philox.normals((counter, of_group, of_row, torch.zeros_like(counter)), key).flatten()
+
+    pixel, of_corner, of_wide, of_area, of_first = _repeat(
+        area, [corner, wide, area, first_number], images.device
+    )
+    channel = torch.arange(channels, device=images.device)[:, None]
+    target = of_corner + pixel // of_wide * width + pixel % of_wide + channel * (height * width)
+    images.view(-1)[target] = noise.take(of_first + pixel + channel * of_area)
+
+
+def _repeat(times: np.ndarray, facts: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Repeat what is known of each rectangle; the first result numbers its repetitions from 0."""
+    first, *known = torch.from_numpy(np.stack([times.cumsum() - times, *facts])).to(device)
+    rectangle = torch.repeat_interleave(torch.from_numpy(times).to(device), output_size=int(times.sum()))
+    number = torch.arange(len(rectangle), device=device) - first[rectangle]
+    return [number, *(fact[rectangle] for fact in known)]
 
 
 def normalise(pixels: Tensor, statistics: str = "half") -> Tensor:

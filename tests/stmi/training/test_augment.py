@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.functional import normalize
 
 from stmi.config import AugmentConfig
@@ -54,9 +57,11 @@ def test_flip_and_crop_equal_a_naive_loop():
         assert np.allclose(images[i].numpy(), expected / 127.5 - 1, atol=ROUNDING_FLOAT32)
 
 
-def test_a_workers_rows_are_augmented_as_in_the_global_batch():
+@pytest.mark.parametrize("per_sample", ["shared", "per_modality"])
+def test_a_workers_rows_are_augmented_as_in_the_global_batch(per_sample):
     pixels, mask = batch(8)
-    geometry = augment.sample_geometry(AugmentConfig(crop_padding=3, erase=1), 8, SIZE, *KEY)
+    config = AugmentConfig(geometry=per_sample, crop_padding=3, erase=1)
+    geometry = augment.sample_geometry(config, 8, SIZE, *KEY)
     whole, _ = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
     part, _ = augment.augment(pixels[4:], mask[4:], geometry, 3, slice(4, 8), KEY)
     assert torch.equal(whole[4:], part)
@@ -72,6 +77,57 @@ def test_erasing_fills_its_rectangle_with_noise_and_nothing_else():
         inside[top : top + tall, left : left + wide] = True
         assert (images[i, ..., ~inside] == -1).all()
         assert (images[i, ..., inside] != -1).all()
+
+
+@pytest.mark.parametrize("per_sample", ["shared", "per_modality"])
+def test_erased_pixels_and_no_others_differ_from_the_same_batch_without_erasing(per_sample):
+    pixels, mask = batch(8)
+    config = AugmentConfig(geometry=per_sample, crop_padding=3, erase=0.7)
+    geometry = augment.sample_geometry(config, 8, SIZE, *KEY)
+    images, _ = augment.augment(pixels, mask, geometry, 3, slice(0, 8), KEY)
+    whole = replace(geometry, erase=np.zeros_like(geometry.erase))
+    unerased, _ = augment.augment(pixels, mask, whole, 3, slice(0, 8), KEY)
+    erased = np.zeros(images.shape, bool)
+    for i, group in np.ndindex(*geometry.flip.shape):
+        top, left, tall, wide = geometry.erase[i, group]
+        modalities = slice(None) if per_sample == "shared" else group
+        erased[i, modalities, :, top : top + tall, left : left + wide] = True
+    assert ((images != unerased).numpy() == erased).all()
+    noise = images.numpy()[erased]
+    # No number is used twice, but for chance: 16 bits make few of the 65,536 values equal.
+    assert len(np.unique(noise)) > 0.95 * len(noise)
+
+
+def test_erasing_noise_of_a_seed_epoch_step_and_row_is_that_of_every_machine():
+    geometry = still(8, 0)
+    geometry.erase[7, 0] = 3, 2, 4, 5
+    images, _ = augment.augment(*batch(2), geometry, 0, slice(6, 8), (1, 2, 3))
+    assert images[1, 0, 0, 3, 2:7].tolist() == [
+        -0.2333289533853531,
+        1.034204363822937,
+        -0.6018763184547424,
+        1.9135371446609497,
+        -1.9292834997177124,
+    ]
+
+
+@pytest.mark.parametrize("per_sample", ["shared", "per_modality"])
+def test_augmentation_of_any_batch_takes_the_same_number_of_tensor_operations(per_sample):
+    counts = []
+    for count in (8, 72):
+        geometry = augment.sample_geometry(AugmentConfig(geometry=per_sample), count, SIZE, *KEY)
+        with CountedOperations() as counted:
+            augment.augment(*batch(count), geometry, 10, slice(0, count), KEY)
+        counts.append(counted.count)
+    assert counts[0] == counts[1] > 0
+
+
+class CountedOperations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_flips_and_erasing_have_the_configured_rates():
