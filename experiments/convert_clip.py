@@ -1,11 +1,13 @@
-"""Convert a CLIP archive of OpenAI to a folder from which recipes can start.
+"""Convert a CLIP archive of OpenAI, or a CLIP's folder, to a folder from which recipes can start.
 
     python experiments/convert_clip.py --archive ViT-B-16.pt --out clips/vit_b_16
     python experiments/convert_clip.py --archive ViT-L-14.pt --out clips/vit_l_14 --json
+    python experiments/convert_clip.py --folder clip-vit-base-patch16 --out clips/vit_b_16
     python experiments/train.py --recipe rgbnt201-paper --set model.clip.source=clips/vit_b_16
 
 The SHA-256 of the archive is checked first, against those that OpenAI published; --sha256 names that of
-another archive. No code of the archive is run.
+another archive. A folder has the layout of Hugging Face's CLIPModel (config.json with model.safetensors or
+pytorch_model.bin), or open_clip's with weights as .bin or .pt. No code in a file is run.
 """
 
 import argparse
@@ -21,7 +23,8 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from data_catalog.records import Record, add_json_options
 from experiments.command_line import run_command
-from stmi.clip.clip_files import check_conversion
+from stmi.clip.clip_files import check_conversion, check_new
+from stmi.errors import ClipFileError
 
 
 class ConvertedClip(Record):
@@ -29,6 +32,7 @@ class ConvertedClip(Record):
 
     folder: str
     archive_sha256: str
+    """Of the archive, or of the folder's file of weights."""
     published_as: str | None
     """OpenAI's name for the archive; None where OpenAI did not publish it."""
     digest: str
@@ -43,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--archive", type=Path, required=True, help="the .pt file from OpenAI")
+    source = options.add_mutually_exclusive_group(required=True)
+    source.add_argument("--archive", type=Path, help="the .pt file from OpenAI")
+    source.add_argument("--folder", type=Path, help="a CLIP's folder in Hugging Face's layout or open_clip's")
     options.add_argument("--out", type=Path, required=True, help="new folder; it must not exist")
     options.add_argument(
         "--sha256", metavar="HEX", help="expected digest of the archive (default: any that OpenAI published)"
@@ -54,8 +60,9 @@ def parser() -> argparse.ArgumentParser:
 
 def show(result: ConvertedClip) -> None:
     """Print the result for people."""
-    name = result.published_as or "an archive with the given digest"
-    print(f"{result.folder}: {name}, {result.parameters:,} parameters, digest {result.digest}")
+    name = "" if result.published_as is None else f"{result.published_as}, "
+    print(f"{result.folder}: {name}{result.parameters:,} parameters, digest {result.digest}")
+    print(f"made of weights with SHA-256 {result.archive_sha256}")
     print(f"start from it with --set model.clip.source={result.folder}")
 
 
@@ -64,6 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
 
     def command() -> ConvertedClip:
+        if given.folder is not None:
+            if given.sha256 is not None:
+                raise ClipFileError("--sha256 goes with --archive")
+            check_new(given.out)
+            from stmi.clip import foreign_folder
+
+            return ConvertedClip.model_validate(foreign_folder.convert_folder(given.folder, given.out))
         check_conversion(given.archive, given.out)
         from stmi.clip import openai_archive
 

@@ -29,14 +29,23 @@ def find_clip(source: str) -> str:
     return source
 
 
+def check_new(out: Path) -> None:
+    """Refuse to convert to a folder that exists.
+
+    Raises:
+        ClipFileError: Names it.
+    """
+    if out.exists():
+        raise ClipFileError(f"{out} exists; name another folder, or remove it to convert again")
+
+
 def check_conversion(archive: Path, out: Path) -> None:
     """Refuse to convert an archive that cannot be read, or to a folder that exists.
 
     Raises:
         ClipFileError: Names the path.
     """
-    if out.exists():
-        raise ClipFileError(f"{out} exists; name another folder, or remove it to convert again")
+    check_new(out)
     try:
         archive.open("rb").close()
     except OSError as error:

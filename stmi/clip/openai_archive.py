@@ -5,19 +5,17 @@ only its tensors are read. Nothing in it is executed.
 """
 
 import hashlib
-import json
 import re
-import tempfile
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from stmi.clip import clip_files, loading
+from stmi.clip import clip_files
+from stmi.clip.clip_writing import write_clip
 from stmi.clip.torchscript_weights import TorchScriptError, read_tensors
 from stmi.errors import ClipFileError
 
@@ -65,33 +63,8 @@ def convert(archive: Path, out: Path, sha256: str | None = None) -> dict[str, An
         digest = _check_digest(archive, file, sha256)
         weights = _weights(archive, file)
     config = model_config(weights, archive)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # The folder is written elsewhere, read back, and then appears whole by one rename.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
-        folder = Path(parent) / out.name
-        folder.mkdir()
-        described = folder / clip_files.CONFIG_FILE
-        described.write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
-        path = folder / clip_files.WEIGHTS_FILE
-        save_file(weights, path)
-        # safetensors makes files that only the owner can read, but folders of weights are often shared.
-        path.chmod(described.stat().st_mode)
-        with path.open("rb") as written:
-            written_digest = hashlib.file_digest(written, "sha256").hexdigest()
-        (folder / clip_files.DIGEST_FILE).write_text(f"{written_digest}  {clip_files.WEIGHTS_FILE}\n")
-        try:
-            loaded = loading.load_clip(folder)
-        except ClipFileError as error:
-            raise ClipFileError(f"{archive}: what is in it makes no CLIP: {error}") from error
-        folder.rename(out)
-    return {
-        "folder": str(out),
-        "archive_sha256": digest,
-        "published_as": published_digests().get(digest),
-        "digest": loaded.digest,
-        "parameters": sum(value.numel() for value in weights.values()),
-        "model_cfg": config,
-    }
+    written = write_clip(out, config, weights, source=str(archive))
+    return {"archive_sha256": digest, "published_as": published_digests().get(digest), **written}
 
 
 def model_config(weights: dict[str, Tensor], archive: Path | str) -> dict[str, Any]:
