@@ -82,6 +82,17 @@ class TrainConfig(Section):
     compile: bool = Field(
         False, description="Compile the training step's network: faster after a minute or so at the start."
     )
+    micro_batches: int = Field(
+        1,
+        ge=1,
+        description="Parts in which a worker's samples of a batch pass the network: less memory, the time of "
+        "one more forward pass, and the same result up to rounding.",
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Compute the towers' layers again in the backward pass instead of keeping their "
+        "activations: less memory, the time of one more forward pass, and the same result.",
+    )
     validate_every: int = Field(
         5, ge=1, description="Epochs between evaluations on the validation (and test) identities."
     )
@@ -128,6 +139,13 @@ class ExperimentConfig(Section):
                 f"train.workers={self.train.workers} does not divide batch.size={self.batch.size}; "
                 f"use one of {', '.join(map(str, fitting))}, or another batch.size"
             )
+        share = self.batch.size // self.train.workers
+        if share % self.train.micro_batches:
+            raise ValueError(
+                f"train.micro_batches={self.train.micro_batches} does not divide the {share} samples of a "
+                f"worker (batch.size={self.batch.size}, train.workers={self.train.workers}); use one of "
+                f"{', '.join(str(n) for n in range(1, share + 1) if share % n == 0)}"
+            )
         identities = self.batch.size // self.batch.samples_per_identity
         if self.data.placement == "by_identity" and identities % self.train.workers:
             raise ValueError(
@@ -147,6 +165,10 @@ class ExperimentConfig(Section):
                 "use one of U, G, RGB, NIR, TIR"
             )
         return self
+
+    def deciding(self) -> dict[str, Any]:
+        """All settings that decide the result, dumped."""
+        return self.model_dump(mode="json", exclude={"train": {"micro_batches", "checkpoint_activations"}})
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its full dotted name (`model.sfm.perturbation`), as `--set` takes it."""

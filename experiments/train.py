@@ -33,7 +33,7 @@ from experiments.command_line import (
     with_workers,
 )
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, find_hardware, known_hardware
-from experiments.recipes import ExperimentConfig
+from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.report import RunReport, print_report
 from experiments.run.preflight import preflight
 from experiments.run.run_folder import RunFolder
@@ -129,7 +129,11 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
 
 
 def make_plan(given: argparse.Namespace) -> "RunPlan":
-    """What a run of this command line would do."""
+    """What a run of this command line would do.
+
+    Raises:
+        ConfigError: A setting is unknown or impossible, or no hardware of `--hardware` has the memory.
+    """
     config, hardware = configure(given), given.hardware or SHOWN_BY_DEFAULT
     for name in hardware:
         find_hardware(name)
@@ -137,7 +141,12 @@ def make_plan(given: argparse.Namespace) -> "RunPlan":
     catalog = resolve_catalog(workspace, given.catalog)
     from experiments.planning import run_plan
 
-    return run_plan.make_plan(config, workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
+    plan = run_plan.make_plan(config, workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
+    if given.hardware and not any(entry.fits for entry in plan.hardware):
+        raise ConfigError(
+            "the run fits on none of the named hardware:\n" + "\n".join(plan.warnings[-len(plan.hardware) :])
+        )
+    return plan
 
 
 def show_plan(plan: "RunPlan") -> None:

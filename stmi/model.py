@@ -137,6 +137,15 @@ class STMI(nn.Module):
             with keyed_random.seeded_construction(seed, "initial_weights", "head", feature):
                 self.heads[feature] = IdentityHead(times * width, identities, config.neck == "batch_norm")
 
+    def checkpoint_activations(self) -> None:
+        """Keep only the tokens between the towers' layers; the backward pass computes the rest again.
+
+        Chen et al. 2016, "Training deep nets with sublinear memory cost": less memory, the same gradients.
+        """
+        self.image_tower.checkpoints_activations = True
+        if self.text_tower is not None:
+            self.text_tower.clip.transformer.grad_checkpointing = True
+
     def trained_features(self) -> list[str]:
         """Names of the features that the losses train."""
         names = ["U"] if self.fuses else []

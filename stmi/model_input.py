@@ -30,6 +30,13 @@ class ModelInput:
     camera_id: Tensor
     caption: Tensor | None = None
 
+    def rows(self, rows: slice) -> "ModelInput":
+        """Some of its samples."""
+        caption = None if self.caption is None else self.caption[rows]
+        return ModelInput(
+            self.images[rows], self.foreground[rows], self.text[rows], self.camera_id[rows], caption
+        )
+
     def without(self, missing: Collection[Modality]) -> "ModelInput":
         """The same input with the images of the missing modalities replaced by zeros, as in the paper."""
         if not missing:
@@ -50,3 +57,10 @@ class RandomDraws:
 
     perturbation: Tensor | None
     fusion: Tensor | None
+
+    def rows(self, rows: slice) -> "RandomDraws":
+        """Those of some of the samples."""
+        return RandomDraws(
+            perturbation=None if self.perturbation is None else self.perturbation[:, rows],
+            fusion=None if self.fusion is None else self.fusion[rows],
+        )

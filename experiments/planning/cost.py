@@ -79,6 +79,16 @@ def measure_cost(config: ExperimentConfig, identities: int, cameras: int) -> Cos
         return Cost(_count_parameters(model, clip), flops, measure_memory(DryRun(config, model, length)))
 
 
+def measure_micro_batches(config: ExperimentConfig, identities: int, cameras: int, number: int) -> Memory:
+    """Measure the memory of a worker of the same run with another number of micro-batches."""
+    train = config.train.model_copy(update={"micro_batches": number})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        clip = untrained_clip(config)
+        model = STMI(config.model, clip, identities, cameras, config.seed)
+        other = config.model_copy(update={"train": train})
+        return measure_memory(DryRun(other, model, clip.model.context_length))
+
+
 def _count_parameters(model: STMI, clip: LoadedClip) -> ModelParameters:
     parts = {part: ParameterCount.from_modules(getattr(model, module)) for part, module in PARTS.items()}
     if model.text_tower is None:

@@ -46,7 +46,15 @@ class DryRun:
         self.autocast = config.train.precision == "bfloat16"
         self.rows = rows_of_rank(config.batch.size, 0, config.train.workers)
         self.share = self.rows.stop - self.rows.start
-        self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, compiled)
+        self.take_step = TrainStep(
+            self.model,
+            config.loss,
+            config.optim,
+            self.autocast,
+            compiled,
+            config.train.micro_batches,
+            config.train.checkpoint_activations,
+        )
 
     def batch(self, step: int = 0) -> tuple[ModelInput, RandomDraws, Tensor]:
         """A step's input, augmented as in training, its random numbers and its labels."""

@@ -76,7 +76,9 @@ def with_small_batch(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(
         update={
             "batch": BatchConfig(size=4, samples_per_identity=2),
-            "train": config.train.model_copy(update={"workers": 1}),
+            "train": config.train.model_copy(
+                update={"workers": 1, "micro_batches": 1, "checkpoint_activations": False}
+            ),
         }
     )
 

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from data_catalog.records import Record
 from experiments.planning.dry_run import DryRun
+from stmi.training.batch_plan import rows_of_rank
 
 OPTIMIZER_VALUES = 2
 """Adam keeps two running means for each trained value."""
@@ -27,7 +28,7 @@ class Memory(Record):
     batch: int
     """The worker's share of a batch, augmented."""
     activations: int
-    """What a forward pass keeps for the backward pass."""
+    """What a forward pass of a micro-batch keeps for the backward pass."""
     training_peak: int
     """Peak in a training step. It is not the sum of the above: activations are freed as gradients grow."""
     evaluation_peak: int
@@ -82,11 +83,13 @@ def measure_memory(run: DryRun) -> Memory:
         weights = live.now
         batch = run.batch()
         batch_bytes = live.now - weights
-        losses = run.take_step.module(*batch)
+        rows = rows_of_rank(run.share, 0, config.train.micro_batches)
+        features = run.take_step.module(*(part.rows(rows) for part in batch[:2]))
         activations = live.now - weights - batch_bytes
-        losses["total"].backward()
+        del features
+        run.take_step.backward(*batch)
         training = live.peak
-        del batch, losses
+        del batch
         live.peak = live.now
         run.embed(config.train.evaluation_batch)
         evaluation = live.peak

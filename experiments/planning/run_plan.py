@@ -1,13 +1,14 @@
 """What a run would do, before it does anything: settings, size, tables, memory and time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from experiments.planning.calibration import Calibration, calibrate
-from experiments.planning.cost import Cost, ModelParameters, measure_cost
+from experiments.planning.cost import Cost, ModelParameters, measure_cost, measure_micro_batches
 from experiments.planning.expected_tables import (
     ExpectedTable,
     Extent,
@@ -102,6 +103,7 @@ def make_plan(
     other = find_counterpart(config.recipe)
     changed = differences(resolve(config.recipe), config)
     different = differences(config, resolve(other)) if other else {}
+    smaller = _fitting_micro_batches(config, extent, workload, hardware)
     return RunPlan(
         recipe=config.recipe,
         config=config.flat(),
@@ -117,7 +119,7 @@ def make_plan(
         tables=described,
         hardware=expected,
         calibration=calibrate(config, workload, extent.identities, extent.cameras) if calibrates else None,
-        warnings=_warnings(config, described, expected),
+        warnings=_warnings(config, described, expected, smaller),
     )
 
 
@@ -135,10 +137,12 @@ def _clip_digest(config: ExperimentConfig) -> str | None:
 
 
 def _workload(config: ExperimentConfig, extent: Extent, cost: Cost, gpus_per_worker: float) -> Workload:
+    # Each of the two computes the forward pass once more.
+    again = (config.train.micro_batches > 1) + config.train.checkpoint_activations
     return Workload(
         steps=extent.steps,
         batch=config.batch.size,
-        step_flops=cost.flops.training_step.total,
+        step_flops=cost.flops.training_step.total + again * cost.flops.forward.total,
         embedded=extent.embedded,
         forward_flops=cost.flops.forward.total,
         workers=config.train.workers,
@@ -148,19 +152,43 @@ def _workload(config: ExperimentConfig, extent: Extent, cost: Cost, gpus_per_wor
     )
 
 
+def _fitting_micro_batches(
+    config: ExperimentConfig, extent: Extent, workload: Workload, hardware: Sequence[str]
+) -> dict[str, int]:
+    """The fewest micro-batches that fit, by the name of hardware that is too small without them."""
+    left = [name for name in hardware if not expect_time(workload, name).fits]
+    found: dict[str, int] = {}
+    share = config.batch.size // config.train.workers
+    for number in range(config.train.micro_batches + 1, share + 1):
+        if left and share % number == 0:
+            memory = measure_micro_batches(config, extent.identities, extent.cameras, number)
+            fits = {name: expect_time(replace(workload, peak_bytes=memory.peak), name).fits for name in left}
+            found |= {name: number for name in left if fits[name]}
+            # Where all but activations is too much, no number of micro-batches fits.
+            rest = max(memory.evaluation_peak, memory.training_peak - memory.activations)
+            least = replace(workload, peak_bytes=rest)
+            left = [name for name in left if not fits[name] and expect_time(least, name).fits]
+    return found
+
+
 def _warnings(
-    config: ExperimentConfig, tables: Sequence[ExpectedTable], expected: Sequence[ExpectedTime]
+    config: ExperimentConfig,
+    tables: Sequence[ExpectedTable],
+    expected: Sequence[ExpectedTime],
+    smaller: Mapping[str, int],
 ) -> list[str]:
     warnings = []
     missing = [table.name for table in tables if table.command is not None]
     if missing and config.data.synthetic is None:
         warnings.append(f"{len(missing)} tables are missing ({', '.join(missing)}): no run can start yet")
-    for entry in expected:
-        if not entry.fits:
-            warnings.append(
-                f"{entry.name}: {entry.needed_bytes / 2**30:.1f} GiB are needed, and {USABLE_MEMORY:.0%} of "
-                f"its {entry.memory_bytes / 2**30:.0f} GiB can be used; take "
-                f"{'more' if entry.kind == 'gpu' else 'fewer'} train.workers, or a smaller batch.size or "
-                "train.evaluation_batch"
-            )
-    return warnings
+    return warnings + [_too_small(entry, smaller.get(entry.name)) for entry in expected if not entry.fits]
+
+
+def _too_small(entry: ExpectedTime, micro_batches: int | None) -> str:
+    fitting = "" if micro_batches is None else f"train.micro_batches={micro_batches}, "
+    return (
+        f"{entry.name}: {entry.needed_bytes / 2**30:.1f} GiB are needed, and {USABLE_MEMORY:.0%} of "
+        f"its {entry.memory_bytes / 2**30:.0f} GiB can be used; take {fitting}"
+        f"{'more' if entry.kind == 'gpu' else 'fewer'} train.workers, or a smaller batch.size or "
+        "train.evaluation_batch"
+    )

@@ -38,7 +38,7 @@ class RunFolderError(RuntimeError):
 
 def fingerprint(config: ExperimentConfig, tables: RunTables) -> str:
     """Hex digest that identifies a run: all its settings, and the data and weights it starts from."""
-    return json_digest({"config": config.model_dump(mode="json"), "tables": tables.digests})
+    return json_digest({"config": config.deciding(), "tables": tables.digests})
 
 
 class RunFolder(JournalFolder):

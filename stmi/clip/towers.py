@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from stmi.clip.loading import LoadedClip
 from stmi.clip.weights import load_strictly
@@ -29,6 +30,9 @@ class ImageTower(nn.Module):
         grid: Rows and columns of patch tokens of the images.
         sfm: The modulation; if it is switched off, attention is plain.
         cameras: Number of cameras that have a learnable vector, added to the class token; 0 for none.
+
+    Attributes:
+        checkpoints_activations: Whether only the tokens between layers are kept for the backward pass.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class ImageTower(nn.Module):
         # These parameters are not CLIP's, so they are added after its weights are loaded.
         self.modulation = ModulationStrength(sfm, len(blocks), heads) if sfm.enabled else None
         self.camera_embedding = nn.Parameter(torch.empty(cameras, width)) if cameras else None
+        self.checkpoints_activations = False
         if self.camera_embedding is not None:
             # The released code truncates the normal at 2, which is a hundred standard deviations.
             nn.init.normal_(self.camera_embedding, std=0.02)
@@ -100,7 +105,13 @@ class ImageTower(nn.Module):
         for layer, block in enumerate(self.blocks):
             strength = None if self.modulation is None else self.modulation.for_layer(layer)
             mask = None if foreground is None else foreground[layer]
-            tokens = block(tokens, mask, strength)
+            if self.checkpoints_activations and torch.is_grad_enabled():
+                # There is no generator state to restore.
+                tokens = checkpoint(
+                    block, tokens, mask, strength, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                tokens = block(tokens, mask, strength)
         return self.ln_post(tokens) @ self.proj
 
     def _embed_patches(self, images: Tensor) -> Tensor:

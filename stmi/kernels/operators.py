@@ -48,8 +48,9 @@ def with_own_gradient(
     def gradients(ctx: Any, grad_output: Tensor | None, run: Callable[..., Any]) -> tuple[Tensor | None, ...]:
         found: list[Tensor | None] = [None] * ctx.input_count
         if grad_output is not None:
-            kept = ctx.saved_tensors[: ctx.kept_count]
-            tensors = iter(ctx.saved_tensors[ctx.kept_count :])
+            # Read once: where activations are checkpointed, reading computes them again.
+            saved = ctx.saved_tensors
+            kept, tensors = saved[: ctx.kept_count], iter(saved[ctx.kept_count :])
             inputs = [ctx.numbers[i] if i in ctx.numbers else next(tensors) for i in needed]
             for position, gradient in zip(trained, run(grad_output, list(kept), *inputs), strict=True):
                 found[position] = gradient

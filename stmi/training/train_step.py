@@ -5,6 +5,7 @@ batch, with ordinary batch norms. So the loss, and with it the trained model, do
 workers. All workers start from the same weights, which depend on the seed.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from stmi.feature_modulation import ModulationStrength
 from stmi.model import STMI
 from stmi.model_input import ModelInput, RandomDraws
 from stmi.training import losses
+from stmi.training.batch_plan import rows_of_rank
 
 BUCKET_MEBIBYTES = 8
 """Gradients that the workers exchange at a time."""
@@ -91,19 +93,28 @@ class GlobalBatchLoss(nn.Module):
         if compiled:
             self.run_model = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
-    def forward(self, batch: ModelInput, draws: RandomDraws, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of the global batch and its parts; `batch` and `labels` are this worker's rows.
+    def forward(
+        self, batch: ModelInput, draws: RandomDraws, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The loss of the global batch and its parts; arguments are this worker's rows.
 
-        With a hypergraph, `incidence_density` is one of the parts.
+        With a hypergraph, `incidence_density` is one of the parts. Without labels, what `loss` needs of these
+        rows.
         """
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
             features = self.run_model(batch, draws)
         trained = features.retrieval()
-        gathered = {name: gather_rows(trained[name]) for name in self.model.heads}
-        parts = losses.objective(self.config, gathered, self.model.logits(gathered), gather_rows(labels))
+        rows = {name: trained[name] for name in self.model.heads}
         if features.hyperedges is not None:
-            parts["incidence_density"] = gather_rows(features.hyperedges.density).mean()
-        return parts
+            rows["incidence_density"] = features.hyperedges.density
+        return rows if labels is None else self.loss(rows, labels)
+
+    def loss(self, rows: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """The loss of the global batch and its parts, from the features of this worker's rows."""
+        features = {name: gather_rows(values) for name, values in rows.items()}
+        density = features.pop("incidence_density", None)
+        parts = losses.objective(self.config, features, self.model.logits(features), gather_rows(labels))
+        return parts if density is None else parts | {"incidence_density": density.mean()}
 
 
 class TrainStep:
@@ -115,14 +126,28 @@ class TrainStep:
         optim: The optimiser and its rates.
         autocast: Run the network under bfloat16 autocast.
         compiled: Compile the network.
+        micro_batches: Parts in which the network embeds a worker's rows, so that it keeps the activations of
+            one part only; the gradients are those of the whole.
+        checkpoint_activations: As `STMI.checkpoint_activations`.
     """
 
     def __init__(
-        self, model: STMI, loss: LossConfig, optim: OptimConfig, autocast: bool, compiled: bool = False
+        self,
+        model: STMI,
+        loss: LossConfig,
+        optim: OptimConfig,
+        autocast: bool,
+        compiled: bool = False,
+        micro_batches: int = 1,
+        checkpoint_activations: bool = False,
     ) -> None:
+        if checkpoint_activations:
+            model.checkpoint_activations()
         self.config = optim
         self.model = model
-        self.module = distribute(GlobalBatchLoss(model, loss, autocast, compiled))
+        self.micro_batches = micro_batches
+        self.global_loss = GlobalBatchLoss(model, loss, autocast, compiled)
+        self.module = distribute(self.global_loss)
         self.optimizer = build_optimizer(model, optim)
 
     def __call__(
@@ -132,12 +157,51 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.module(batch, draws, labels)
-        parts["total"].backward()
+        parts = self.backward(batch, draws, labels)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return {name: value.detach() for name, value in parts.items()}
+
+    def backward(self, batch: ModelInput, draws: RandomDraws, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the losses and the gradients; arguments are this worker's rows."""
+        if self.micro_batches > 1:
+            return self._backward_in_parts(batch, draws, labels)
+        parts = self.module(batch, draws, labels)
+        parts["total"].backward()
+        return parts
+
+    def _backward_in_parts(self, batch: ModelInput, draws: RandomDraws, labels: Tensor) -> dict[str, Tensor]:
+        """The same in parts, as GradCache (Gao et al. 2021, "Scaling deep contrastive learning batch size").
+
+        The micro-batches are embedded without activations, the loss of all features gives the gradient of
+        each feature, and each micro-batch is embedded again to send its gradients back.
+        """
+        parts_of_rows = [rows_of_rank(len(labels), i, self.micro_batches) for i in range(self.micro_batches)]
+        micro_batches = [(batch.rows(rows), draws.rows(rows)) for rows in parts_of_rows]
+        with torch.no_grad():
+            embedded = [self.global_loss(*micro_batch) for micro_batch in micro_batches]
+        features = {
+            name: torch.cat([part[name] for part in embedded]).requires_grad_() for name in embedded[0]
+        }
+        with self._without_exchange():
+            losses = self.global_loss.loss(features, labels)
+            losses["total"].backward()
+        for rows, micro_batch in zip(parts_of_rows, micro_batches, strict=True):
+            is_last = rows.stop == len(labels)
+            with nullcontext() if is_last else self._without_exchange():
+                again = self.module(*micro_batch)
+                trained = {
+                    name: values.grad[rows]
+                    for name, values in features.items()
+                    if values.grad is not None and again[name].requires_grad
+                }
+                torch.autograd.backward([again[name] for name in trained], list(trained.values()))
+        return losses
+
+    def _without_exchange(self) -> AbstractContextManager[None]:
+        """Gradients add up on each worker until a backward pass outside of this."""
+        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
 
 
 def build_optimizer(model: STMI, config: OptimConfig) -> torch.optim.Optimizer:

@@ -165,3 +165,17 @@ def test_recipe_of_the_benchmark_takes_a_data_set_of_ones_own_once_it_renders_no
     assert (config.data.synthetic, config.data.dataset) == (None, "market")
     with pytest.raises(ConfigError, match="this is a group"):
         resolve("demo", ["model.sfm=null"])
+
+
+def test_settings_that_only_save_memory_name_no_other_run():
+    saving = resolve("demo", ["train.micro_batches=4", "train.checkpoint_activations=on"])
+    assert saving != resolve("demo")
+    assert saving.deciding() == resolve("demo").deciding()
+    assert resolve("demo", ["train.workers=4"]).deciding() != resolve("demo").deciding()
+
+
+def test_micro_batches_that_do_not_divide_a_workers_samples_are_refused_with_those_that_do():
+    with pytest.raises(
+        ConfigError, match=r"micro_batches=5 does not divide the 24 samples .* use one of 1, 2, 3"
+    ):
+        resolve("demo", ["train.micro_batches=5"])

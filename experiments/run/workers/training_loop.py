@@ -166,7 +166,15 @@ class _Run:
             self.captions |= caption_tokens(clip.tokenize, given.captions, self.views)
         self.queries: list[pa.Table] = []
         self.best: checkpoints.Best | None = None
-        self.take_step = TrainStep(self.model, config.loss, config.optim, self.autocast, config.train.compile)
+        self.take_step = TrainStep(
+            self.model,
+            config.loss,
+            config.optim,
+            self.autocast,
+            config.train.compile,
+            config.train.micro_batches,
+            config.train.checkpoint_activations,
+        )
 
     def restore(self) -> tuple[checkpoints.Progress, list[Event]]:
         """Continue from the run's last checkpoint, if any; returns the progress and what was reported."""

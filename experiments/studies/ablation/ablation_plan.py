@@ -44,7 +44,7 @@ class AblationPlan:
     def name(self, tables: RunTables) -> str:
         """Of the study: what it shows, and the start of the digest of its configs and data."""
         content: dict[str, Any] = {
-            "configs": [config.model_dump(mode="json") for config in self.configs],
+            "configs": [config.deciding() for config in self.configs],
             "tables": tables.digests,
             "rows": [[ablation.key, *(row.name for row in rows)] for ablation, rows in self.rows],
         }

@@ -49,7 +49,7 @@ class SweepSpec:
         """Digest of all that decides which trials are sampled and how they end, except their number."""
         return json_digest(
             {
-                "base": self.base.model_dump(mode="json"),
+                "base": self.base.deciding(),
                 "tables": tables.digests,
                 "space": [dimension.stored_text for dimension in self.space.dimensions],
                 "objectives": 2 if self.two_objectives else 1,

@@ -105,10 +105,19 @@ def test_parameters_equal_those_of_the_model_with_its_weights():
     assert frozen == (3 + 3 + 1) * clip.embed_dim
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_memory_equals_what_the_allocator_gives_out(precision):
-    setting = f"train.precision={precision}"
-    config, predicted = resolve("demo", [setting]), measured_cost(setting).memory
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.precision=float32"],
+        ["train.precision=bfloat16"],
+        ["train.precision=float32", "train.micro_batches=4"],
+        ["train.precision=bfloat16", "train.micro_batches=2", "train.checkpoint_activations=on"],
+    ],
+)
+def test_memory_equals_what_the_allocator_gives_out(settings):
+    # The process measured here has no other to exchange gradients with.
+    settings = ["train.workers=1", *settings]
+    config, predicted = resolve("demo", settings), measured_cost(*settings).memory
     clip = untrained_clip(config)
     model = STMI(config.model, clip, IDENTITIES, CAMERAS, seed=0)
     run = DryRun(config, model, clip.model.context_length)
@@ -136,6 +145,14 @@ def allocated(function):
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def test_micro_batches_and_checkpointed_activations_take_less_memory_and_the_time_of_a_forward_pass():
+    whole, parts = measured_cost(), measured_cost("train.micro_batches=4")
+    again = measured_cost("train.checkpoint_activations=on")
+    assert parts.memory.activations < 0.26 * whole.memory.activations
+    assert again.memory.activations < 0.5 * whole.memory.activations
+    assert parts.flops == again.flops == whole.flops
 
 
 def test_more_workers_have_smaller_shares_of_the_batch_and_the_same_weights():

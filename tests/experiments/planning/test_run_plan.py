@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from experiments import train
-from experiments.planning import calibration
+from experiments.planning import calibration, run_plan
 from experiments.planning.expected_tables import find_tables, measure_extent
-from experiments.planning.expected_time import HARDWARE, Workload, expect_time, known_hardware
+from experiments.planning.expected_time import (
+    HARDWARE,
+    USABLE_MEMORY,
+    Workload,
+    expect_time,
+    known_hardware,
+)
+from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
 from experiments.recipes import ConfigError, resolve
 from experiments.tracking.journal import Journal
@@ -146,6 +153,32 @@ def test_calibration_without_enough_memory_is_refused():
     workload = replace(WORKLOAD, peak_bytes=2**60)
     with pytest.raises(ConfigError, match=r"a step of one worker needs 1073741824\.0 GiB"):
         calibration.calibrate(resolve("demo"), workload, identities=60, cameras=4)
+
+
+def test_plan_refuses_hardware_without_the_memory_and_names_the_micro_batches_that_fit(
+    tmp_path, capsys, monkeypatch
+):
+    def measure(config, identities, cameras, number):
+        activations = 6 * 2**20 // number
+        used = {"training_peak": 2**20 + activations, "activations": activations, "evaluation_peak": 2**20}
+        return Memory.model_construct(**used, peak=used["training_peak"])
+
+    monkeypatch.setattr(run_plan, "measure_micro_batches", measure)
+    base, known = known_hardware()["T4"], known_hardware()
+    for name, mebibytes in (("Small", 3.1 / USABLE_MEMORY), ("Tiny", 0.5)):
+        known[name] = base.model_copy(update={"memory_gib": mebibytes / 2**10})
+    try:
+        command = ["--recipe", "demo", "--workspace", str(tmp_path), "--plan"]
+        assert train.main([*command, "--hardware", "Small", "--hardware", "Tiny"]) == 2
+    finally:
+        del known["Small"], known["Tiny"]
+    heading, small, tiny = capsys.readouterr().err.strip().split("\n")
+    assert "the run fits on none of the named hardware" in heading
+    # The smallest divisor of a share of 24 samples with which 1 + 6 / n is at most 3.1.
+    assert small.startswith("Small: ")
+    assert "take train.micro_batches=3, more train.workers, or" in small
+    assert tiny.startswith("Tiny: ")
+    assert "micro_batches" not in tiny
 
 
 def test_expected_time_is_the_flops_divided_by_the_assumed_rate():

@@ -35,12 +35,34 @@ def alone(folder):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_workers_trains_the_same_model(folder, alone, world_size):
-    in_processes(training.train_as_rank, world_size, world_size, str(folder), STEPS)
+    in_processes(training.train_as_rank, world_size, world_size, str(folder), STEPS, {})
     spread = torch.load(folder / f"result-{world_size}.pt", weights_only=True)
-    totals, model = alone
-    assert spread["totals"] == pytest.approx(totals, abs=EXACT_FLOAT64)
-    for name, value in model.state_dict().items():
-        assert torch.allclose(spread["model"][name].double(), value.double(), atol=EXACT_FLOAT64), name
+    expect_same(spread["totals"], spread["model"], alone)
+
+
+def test_micro_batches_and_checkpointed_activations_train_the_same_model_on_any_number_of_workers(
+    folder, alone
+):
+    for memory in ({"micro_batches": 2}, {"micro_batches": 4}, {"checkpoint_activations": True}):
+        totals, model = training.train(folder / "clip", STEPS, **memory)
+        expect_same(totals, model.state_dict(), alone)
+    both = {"micro_batches": 3, "checkpoint_activations": True}
+    in_processes(training.train_as_rank, 2, 2, str(folder), STEPS, both)
+    spread = torch.load(folder / "result-2.pt", weights_only=True)
+    expect_same(spread["totals"], spread["model"], alone)
+
+
+def test_checkpointed_activations_change_no_bit_of_the_fast_forms(folder):
+    _, model = training.train(folder / "clip", 2, dtype=torch.float32)
+    _, again = training.train(folder / "clip", 2, dtype=torch.float32, checkpoint_activations=True)
+    weights = again.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def expect_same(totals, weights, alone):
+    assert totals == pytest.approx(alone[0], abs=EXACT_FLOAT64)
+    for name, value in alone[1].state_dict().items():
+        assert torch.allclose(weights[name].double(), value.double(), atol=EXACT_FLOAT64), name
 
 
 def test_restart_on_three_workers_ends_with_bit_identical_weights(folder):

@@ -37,10 +37,12 @@ def global_batch(step: int) -> tuple[ModelInput, torch.Tensor]:
     return ModelInput(draw(3, 3, 32, 16), draw(8).sigmoid(), draw(16), camera_id), labels
 
 
-def build(clip_folder: Path, dtype: torch.dtype, compiled: bool = False) -> tuple[STMI, TrainStep]:
+def build(
+    clip_folder: Path, dtype: torch.dtype, compiled: bool = False, **memory: int
+) -> tuple[STMI, TrainStep]:
     model = STMI(MODEL, load_clip(clip_folder), IDENTITIES, cameras=3, seed=0).to(dtype).train()
     optim = OptimConfig(learning_rate=1e-3, gradient_clip=1.0, modulation_rate_factor=10)
-    return model, TrainStep(model, LossConfig(), optim, autocast=False, compiled=compiled)
+    return model, TrainStep(model, LossConfig(), optim, autocast=False, compiled=compiled, **memory)
 
 
 def train(
@@ -51,8 +53,9 @@ def train(
     dtype: torch.dtype = torch.float64,
     restart_before: int | None = None,
     compiled: bool = False,
+    **memory: int,
 ) -> tuple[list[float], STMI]:
-    model, take_step = build(clip_folder, dtype, compiled)
+    model, take_step = build(clip_folder, dtype, compiled, **memory)
     rows, totals = rows_of_rank(BATCH, rank, world_size), []
     for step in range(steps):
         if step == restart_before:
@@ -79,9 +82,9 @@ def take_own_rows(
     return take_step(own, draws, labels[rows], rate=1e-3)["total"].item()
 
 
-def train_as_rank(rank: int, world_size: int, folder: str, steps: int) -> None:
+def train_as_rank(rank: int, world_size: int, folder: str, steps: int, memory: dict[str, int]) -> None:
     with _process_group(rank, world_size, folder):
-        totals, model = train(Path(folder) / "clip", steps, rank, world_size)
+        totals, model = train(Path(folder) / "clip", steps, rank, world_size, **memory)
         if rank == 0:
             torch.save({"totals": totals, "model": model.state_dict()}, f"{folder}/result-{world_size}.pt")
 
