@@ -16,6 +16,9 @@ from experiments.run.workers.ray_train import MAX_FAILURES, gpus_of_each, prepar
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 
+STARTS = MAX_FAILURES + 1
+"""How often trials are started at most where nodes are lost."""
+
 SHARED_DISK_SECONDS = 3.0
 """How long another node's file may take to appear on a shared disk, which caches the lists of its folders."""
 
@@ -24,6 +27,14 @@ TRIAL_FOLDER = "trial_"
 
 if TYPE_CHECKING:
     from ray import tune
+
+
+class NodeLostError(Exception):
+    """The process of a trial was lost while the cluster lost a node; the trial is to be started again.
+
+    Tune repeats a trial whose process dies, but gives up at once where it has handed the trial to a process
+    that it kept for reuse on the lost node.
+    """
 
 
 def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
@@ -60,21 +71,29 @@ def train_runs(
     Returns:
         Run to the reason why it could not be finished; all others are finished.
     """
-    waiting = [run for run in runs if not run.folder.is_finished]
     from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
 
+    waiting = [run for run in runs if not run.folder.is_finished]
     (workers,) = {run.folder.config.train.workers for run in waiting}
-    configs = tune.grid_search([run.folder.config.model_dump(mode="json") for run in waiting])
-    outcomes = tune_trials(tables, options, study, workers, param_space={"config": configs})
-    wrong = {}
-    for run, outcome in zip(waiting, outcomes, strict=True):
-        if outcome.error is not None:
-            wrong[run.folder.name] = failure_reason(outcome.error)
-        elif outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
-            wrong[run.folder.name] = outcome.metrics[ends.pop()]
-        elif reason := lost_reason(run.folder, RESULT_FILE, outcome.metrics or {}):
-            wrong[run.folder.name] = reason
-    return wrong
+    endings: dict[str, str | None] = {}
+    for _ in range(STARTS):
+        configs = tune.grid_search([run.folder.config.model_dump(mode="json") for run in waiting])
+        outcomes = tune_trials(tables, options, study, workers, param_space={"config": configs})
+        ended = list(zip(waiting, outcomes, strict=True))
+        endings |= {run.folder.name: _reason(run.folder, outcome) for run, outcome in ended}
+        waiting = [run for run, outcome in ended if isinstance(outcome.error, NodeLostError)]
+        if not waiting:
+            break
+    return {run: reason for run, reason in endings.items() if reason is not None}
+
+
+def _reason(run: RunFolder, outcome: "tune.Result") -> str | None:
+    """Why a run was not finished, or None."""
+    if outcome.error is not None:
+        return failure_reason(outcome.error)
+    if outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
+        return str(outcome.metrics[ends.pop()])
+    return lost_reason(run, RESULT_FILE, outcome.metrics or {})
 
 
 def lost_reason(run: RunFolder, name: str, report: Mapping[str, Any]) -> str | None:
@@ -136,6 +155,7 @@ def tune_trials(
 
     from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
 
+    nodes = _living_nodes()
     trainable = tune.with_parameters(train_trial, tables=tables, options=options.without_tracking())
     # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
     with nullcontext(study.path) if study.is_local else tempfile.TemporaryDirectory() as state:
@@ -157,5 +177,26 @@ def tune_trials(
                 verbose=0,
             ),
         )
-        outcomes = tuner.fit()
-    return [outcomes[number] for number in range(len(outcomes))]
+        grid = tuner.fit()
+    outcomes = [grid[number] for number in range(len(grid))]
+    if not nodes <= _living_nodes():
+        _mark_lost(outcomes)
+    return outcomes
+
+
+def _living_nodes() -> set[str]:
+    """Ray's ids of the cluster's nodes; one that comes back has another."""
+    import ray  # noqa: PLC0415 - as in `tune_trials`
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _mark_lost(outcomes: "Sequence[tune.Result]") -> None:
+    """Say of each trial whose process died that a node was lost."""
+    from ray.exceptions import RayActorError  # noqa: PLC0415 - as in `tune_trials`
+
+    for outcome in outcomes:
+        if isinstance(outcome.error, RayActorError):
+            outcome.error = NodeLostError(
+                f"its process was lost with a node: {failure_reason(outcome.error)}"
+            )

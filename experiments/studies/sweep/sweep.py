@@ -28,7 +28,14 @@ from experiments.studies.sweep.sweep_result import (
     find_front,
 )
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
-from experiments.studies.tuning import failure_reason, lost_reason, trial_id, tune_trials
+from experiments.studies.tuning import (
+    STARTS,
+    NodeLostError,
+    failure_reason,
+    lost_reason,
+    trial_id,
+    tune_trials,
+)
 from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_store import MlflowRun
 
@@ -153,7 +160,9 @@ class SweepStudy(Study[SweepResult]):
         from ray.tune import TuneError  # noqa: PLC0415
 
         try:
-            self._search()
+            for start in range(1, STARTS + 1):
+                if not self._search(is_last=start == STARTS):
+                    break
         except (*STORAGE_ERRORS, TuneError) as error:
             # Tune words an error of searcher or scheduler itself, after a traceback.
             raise RunError(
@@ -163,7 +172,8 @@ class SweepStudy(Study[SweepResult]):
             ) from error
         self._read_trials()
 
-    def _search(self) -> None:
+    def _search(self, is_last: bool) -> bool:
+        """Run the trials that are left; returns whether lost nodes left some, for which there is a start."""
         # Tune is imported after `start_ray` has set what Ray reads from the environment.
         from experiments.studies.sweep.tune_search import StoringScheduler, StudySearcher  # noqa: PLC0415
 
@@ -197,11 +207,15 @@ class SweepStudy(Study[SweepResult]):
             search_alg=searcher,
             scheduler=scheduler,
         )
+        left = False
         for outcome in outcomes:
-            if outcome.error is not None:
+            if isinstance(outcome.error, NodeLostError) and not is_last:
+                left = True
+            elif outcome.error is not None:
                 # Tune does not know the config of a trial whose node was lost before it reported anything.
                 number = searcher.numbers[trial_id(outcome)]
                 self.study.crash(number, failure_reason(outcome.error))
+        return left
 
     def summarise(self, mlflow: MlflowRun) -> SweepResult:
         """The trials so far, with figures."""

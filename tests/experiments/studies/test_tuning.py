@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray import tune
+from ray.exceptions import ActorDiedError
 
 from experiments import ablate, sweep_sfm
 from experiments.run.run_folder import RunFolder
@@ -17,14 +19,22 @@ from tests.experiments import made_up, small_run
 ROOT = Path(__file__).parents[3]
 
 
+FINISHED = SimpleNamespace(error=None, metrics={"finished": True})
+
+
+def runs_of(folder, config, tables):
+    """Two runs of an ablation."""
+    return [
+        StudyRun(RunFolder.of(folder, config.model_copy(update={"seed": seed}), tables), f"seed {seed}")
+        for seed in (0, 1)
+    ]
+
+
 def test_run_whose_result_is_on_another_disk_is_wrong_with_a_reason(
     ray_session, clip, workspace, tmp_path, monkeypatch
 ):
     config, tables = small_run.configured(clip, workspace)
-    runs = [
-        StudyRun(RunFolder.of(tmp_path, config.model_copy(update={"seed": seed}), tables), f"seed {seed}")
-        for seed in (0, 1)
-    ]
+    runs = runs_of(tmp_path, config, tables)
 
     def train_elsewhere(*given, **more):
         """Both runs are finished, the first one on the disk of another node."""
@@ -39,6 +49,46 @@ def test_run_whose_result_is_on_another_disk_is_wrong_with_a_reason(
     reason = wrong[runs[0].folder.name]
     assert "trained on node far (10.0.0.2)" in reason
     assert "--workspace s3://bucket/runs" in reason
+
+
+@pytest.mark.parametrize("times", [1, tuning.STARTS - 1, tuning.STARTS])
+def test_only_runs_that_a_lost_node_took_along_are_started_again_but_not_forever(
+    times, ray_session, clip, workspace, tmp_path, monkeypatch
+):
+    config, tables = small_run.configured(clip, workspace)
+    runs = runs_of(tmp_path, config, tables)
+    started = []
+
+    def train(*given, param_space):
+        """The first run finishes; the other one is lost with its node at the first starts."""
+        seeds = [values["seed"] for values in param_space["config"]["grid_search"]]
+        started.append(seeds)
+        is_lost = len(started) <= times
+        for seed in set(seeds) - ({1} if is_lost else set()):
+            runs[seed].folder.write_result(made_up.run_result())
+        lost = SimpleNamespace(error=tuning.NodeLostError("its process was lost"), metrics={})
+        return [lost if seed and is_lost else FINISHED for seed in seeds]
+
+    monkeypatch.setattr(tuning, "tune_trials", train)
+    wrong = tuning.train_runs(runs, tables, RunOptions.resolve(tmp_path), StudyFolder.of(tmp_path, "s"))
+    assert started == [[0, 1], *[[1]] * min(times, tuning.STARTS - 1)]
+    assert wrong == ({runs[1].folder.name: "its process was lost"} if times == tuning.STARTS else {})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_lost"), [([{"1", "2"}, {"1", "3"}], True), ([{"1", "2"}, {"1", "2", "3"}], False)]
+)
+def test_dead_process_of_a_trial_is_lost_with_a_node_where_the_cluster_lost_one(
+    nodes, is_lost, ray_session, clip, workspace, tmp_path, monkeypatch
+):
+    tables = small_run.configured(clip, workspace)[1]
+    errors = [ActorDiedError(), ValueError("wrong")]
+    monkeypatch.setattr(tuning, "_living_nodes", iter(nodes).__next__)
+    monkeypatch.setattr(tune.Tuner, "fit", lambda self: [SimpleNamespace(error=error) for error in errors])
+    study = StudyFolder.of(tmp_path, "s")
+    outcomes = tuning.tune_trials(tables, RunOptions.resolve(tmp_path), study, workers=1)
+    assert isinstance(outcomes[0].error, tuning.NodeLostError) == is_lost
+    assert outcomes[1].error is errors[1]
 
 
 @pytest.mark.parametrize("script", [ablate, sweep_sfm])

@@ -13,28 +13,34 @@ from experiments.studies.study_folder import StudyFolder
 from experiments.studies.sweep import sweep as sweeping
 from experiments.studies.sweep.search_space import make_space
 from experiments.studies.sweep.sweep_spec import SweepSpec
+from experiments.studies.tuning import STARTS, NodeLostError
 from tests.experiments import made_up, small_run
 
 SPACE = ["str.tokens=int:1:16", "sfm.sharing=off", "sfm.perturbation=off"]
 
 
 class Crash:
-    """Replaces Tune: trials end as the test says, or crash."""
+    """Replaces Tune: trials end as the test says, or crash; `losses` says how often nodes take them along."""
 
-    def __init__(self, workspace, crashing, killed_after=None, lost=()):
+    def __init__(self, workspace, crashing, killed_after=None, lost=(), losses=None):
         self.workspace = workspace
         self.crashing = crashing
         self.lost = lost
         self.killed_after = killed_after
+        self.losses = dict(losses or {})
 
     def __call__(self, *given, search_alg, **search):
         outcomes = []
         while (suggestion := search_alg.suggest(f"t{len(outcomes)}")) != "FINISHED":
             number, position = suggestion["number"], len(outcomes)
-            crashes = number in self.crashing
+            error = "Traceback\nOSError: out of memory" if number in self.crashing else None
+            if self.losses.get(number):
+                self.losses[number] -= 1
+                error = NodeLostError("its process was lost with a node")
+            crashes = error is not None
             outcomes.append(
                 SimpleNamespace(
-                    error="Traceback\nOSError: out of memory" if crashes else None,
+                    error=error,
                     # What Tune knows of a trial whose node was lost before its first report.
                     config=None,
                     path=f"/state/tune/trial_t{position}",
@@ -80,6 +86,21 @@ def test_trials_that_crashed_are_noted_counted_and_made_up_for_later(swept, tmp_
     second = swept(3)
     assert second.missing == 0
     assert noted(tmp_path)[3:] == [(3, "finished")]
+
+
+def test_trials_that_a_lost_node_took_along_are_started_again_and_one_that_crashed_is_made_up_for(
+    swept, tmp_path
+):
+    result = swept(4, {1}, losses={0: 2, 2: 1})
+    assert {number: state for number, state in noted(tmp_path) if state == "crashed"} == {1: "crashed"}
+    assert [trial.state for trial in result.trials].count("finished") == 4
+    assert (result.missing, len(result.trials), len(noted(tmp_path))) == (0, 5, 5)
+
+
+def test_trial_that_is_lost_with_a_node_at_every_start_crashes_in_the_end(swept):
+    result = swept(2, losses={1: STARTS})
+    assert [trial.state for trial in result.trials] == ["finished", "crashed"]
+    assert (result.missing, result.trials[1].reason) == (1, "its process was lost with a node")
 
 
 def test_finished_trial_whose_result_is_on_another_disk_is_missing_with_a_reason(swept, tmp_path):
