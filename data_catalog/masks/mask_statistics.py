@@ -6,7 +6,7 @@ A shard has sums and counts, so that nothing grows with the data set but the lis
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ class TrueMasks:
     Attributes:
         root: Folder of `<split folder>/<name>.png`.
         split_folders: The folder of each split.
+        files: The PNG file of each sample, once they are loaded: another machine may lack the folder.
     """
 
     root: Path
     split_folders: Mapping[str, str]
+    files: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def check(self) -> None:
         """Make sure that there are any.
@@ -65,23 +67,41 @@ class TrueMasks:
         files = (file for folder in folders for file in sorted((self.root / folder).glob("*.png")))
         return [file_facts(self.root, file) for file in files]
 
+    def load(self) -> None:
+        """Read the files.
+
+        Raises:
+            CatalogError: If one cannot be read.
+        """
+        for split, folder in self.split_folders.items():
+            for path in (self.root / folder).rglob("*.png"):
+                name = path.relative_to(self.root / folder).with_suffix("")
+                try:
+                    self.files[f"{split}/{name}"] = path.read_bytes()
+                except OSError as error:
+                    raise _unreadable(path, error) from None
+
     def read(self, sample_id: str, shape: tuple[int, ...]) -> Mask | None:
         """The true mask of a sample, or None where it has none.
 
         Raises:
-            CatalogError: If it cannot be read or is not of this shape.
+            CatalogError: If it is no PNG file or not of this shape.
         """
+        if sample_id not in self.files:
+            return None
         split, _, name = sample_id.partition("/")
         path = self.root / self.split_folders[split] / f"{name}.png"
-        if not path.is_file():
-            return None
         try:
-            mask = decode_mask(path.read_bytes())
+            mask = decode_mask(self.files[sample_id])
         except (UnidentifiedImageError, OSError) as error:
-            raise CatalogError(f"true mask {path} cannot be read ({error}); expected a PNG") from None
+            raise _unreadable(path, error) from None
         if mask.shape != shape:
             raise CatalogError(f"true mask {path} is {mask.shape}, expected the size of its sample, {shape}")
         return mask
+
+
+def _unreadable(path: Path, error: Exception) -> CatalogError:
+    return CatalogError(f"true mask {path} cannot be read ({error}); expected a PNG")
 
 
 def file_facts(root: Path, file: Path) -> list[Any]:

@@ -156,6 +156,7 @@ def build_masks(
         summarise=summarise,
         key_extra=extra,
         created=created,
+        before=None if maker.truth is None else maker.truth.load,
         progress=progress,
     )
 

@@ -200,6 +200,7 @@ def _shard_specs(samples: Sequence[SourceSample], samples_per_shard: int) -> lis
 @dataclass(frozen=True)
 class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
     is_light = True
+    reads_files = True
 
     root: Path
     size: Size | None

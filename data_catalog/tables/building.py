@@ -185,8 +185,10 @@ def _results(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> I
     for done, row in enumerate(rows):
         elapsed_seconds = time.monotonic() - start
         if not is_local or (done and elapsed_seconds / done * (len(rows) - done) > local_seconds):
-            yield from _run_actors(rows[done:], root, maker)
-            return
+            if machines := _find_machines(maker):
+                yield from _run_actors(rows[done:], root, maker, machines)
+                return
+            is_local, local_seconds = True, math.inf
         # On as many CPUs as an actor has.
         with threadpool_limits(limits=max(1, int(maker.cpus_per_actor))):
             result = writer({name: np.array([value]) for name, value in row.items()})
@@ -203,14 +205,34 @@ def _local_seconds() -> float:
         ) from None
 
 
-def _run_actors(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> Any:
+def _find_machines(maker: ShardMaker[Any]) -> list[dict[str, Any]]:
+    """The machines of the cluster that can run a maker, as Ray describes them.
+
+    None where the maker reads files of this machine, and it takes part with no CPU.
+    """
     import ray  # noqa: PLC0415
 
     ensure_ray()
+    here = ray.get_runtime_context().get_node_id()
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and (not maker.reads_files or (node["NodeID"] == here and node["Resources"].get("CPU")))
+    ]
+
+
+def _run_actors(
+    rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any], machines: list[dict[str, Any]]
+) -> Any:
+    import ray  # noqa: PLC0415
+
     ray.data.DataContext.get_current().enable_progress_bars = False
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    actors, share = share_machines(machines, maker)
+    actors, share = share_machines([machine["Resources"] for machine in machines], maker)
     actors = min(len(rows), actors)
+    if maker.reads_files:
+        (machine,) = machines
+        share["label_selector"] = {"ray.io/node-id": machine["NodeID"]}
     shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardWriter,
         fn_constructor_args=(root, maker),

@@ -39,6 +39,9 @@ class ShardMaker(ABC, Generic[Spec]):
     is_light: bool = False
     """Whether a shard takes a few seconds at most: some can then be made before actors have started."""
 
+    reads_files: bool = False
+    """Whether it reads files of this machine, which others of a cluster may lack: it then runs here alone."""
+
     def prepare(self) -> None:
         """Load what takes long (a model); called once in every actor, before its first shard."""
         return

@@ -150,6 +150,7 @@ def _check_faults(root: Path, samples: int, faults: Sequence[dict[str, str]], al
 @dataclass
 class _FilesMaker(MaskMaker):
     is_light = True
+    reads_files = True
 
     root: Path
     source_format: SourceFormat

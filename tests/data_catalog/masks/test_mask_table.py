@@ -1,4 +1,6 @@
 import io
+import pickle
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from data_catalog.synthetic import SyntheticSettings, render_sample
 from data_catalog.tables.building import share_machines
 from data_catalog.tables.shards import ShardMaker
 from stmi.images import foreground_share
-from tests.data_catalog.folders import HEIGHT, WIDTH, sample_ids, true_mask_path
+from tests.data_catalog.folders import FOLDERS, HEIGHT, WIDTH, sample_ids, true_mask_path
 
 
 def render(kind: str, size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -74,6 +76,25 @@ def test_true_mask_of_another_size_is_named(built: Any, own_source: Path) -> Non
     path = true_mask_path(own_source, sample_ids()[0])
     Image.new("L", (3, 3)).save(path)
     with pytest.raises(CatalogError, match=rf"{path.name} is \(3, 3\), expected the size of its sample"):
+        make_masks(built.samples, GrabCutSettings(), true_masks=own_source / "true_masks")
+
+
+def test_true_masks_are_read_once_and_then_need_no_folder(own_source: Path) -> None:
+    truth = TrueMasks(own_source / "true_masks", FOLDERS)
+    truth.load()
+    path = true_mask_path(own_source, sample_ids()[0])
+    expected = np.asarray(Image.open(path)) > 0
+    shutil.rmtree(truth.root)
+    # As an actor on another machine gets them.
+    elsewhere = pickle.loads(pickle.dumps(truth))
+    assert (elsewhere.read(sample_ids()[0], expected.shape) == expected).all()
+    assert elsewhere.read("test/unknown", expected.shape) is None
+
+
+def test_true_mask_that_is_no_png_is_named(built: Any, own_source: Path) -> None:
+    path = true_mask_path(own_source, sample_ids()[0])
+    path.write_bytes(b"no mask")
+    with pytest.raises(CatalogError, match=rf"true mask .*{path.name} cannot be read .*expected a PNG"):
         make_masks(built.samples, GrabCutSettings(), true_masks=own_source / "true_masks")
 
 
@@ -133,6 +154,7 @@ def test_statistics_are_those_of_a_count_over_all_samples(tmp_path: Path, togeth
                 Image.fromarray(true_mask).save(tmp_path / f"{sample_id}.png")
                 iou = (mask & true_mask).sum() / (mask | true_mask).sum()
             expected.append((sample_id, str(cameras[number]), found[-1], iou))
+        truth.load()
         shards.append(describe_shard(make_shard(ids, cameras, levels, together), found, truth))
     statistics = describe_table(shards)
     assert statistics["foreground_fraction"] == pytest.approx(

@@ -12,6 +12,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from data_catalog.captions.predicted_attributes import UNKNOWN
+from data_catalog.masks.mask_table import make_masks
+from data_catalog.masks.segmenters.grabcut import GrabCutSettings
+from data_catalog.samples.ingestion import ingest
 from data_catalog.synthetic import (
     SOURCES,
     SPLITS,
@@ -27,6 +30,7 @@ from data_catalog.synthetic import (
 from data_catalog.synthetic.canvas import NIR, TIR
 from data_catalog.synthetic.identities import make_identity
 from data_catalog.synthetic.rendering import compose
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 
 DAY, NIGHT = 0, 3
 FEW = {"train_identities": 3, "validation_identities": 1, "test_identities": 2, "cameras": 4, "shots": 2}
@@ -293,6 +297,21 @@ def test_errors_are_as_frequent_as_set_and_joint_predictions_are_the_best():
 def test_the_same_settings_write_the_same_bytes(written, tmp_path):
     synthesize(make_settings(), tmp_path / "again")
     assert digest_of_files(written) == digest_of_files(tmp_path / "again")
+
+
+def test_another_machine_that_renders_the_same_files_finds_the_tables_of_the_first(
+    written, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
+    synthesize(make_settings(), tmp_path / "again")
+    made = []
+    for rendered in (written, tmp_path / "again"):
+        samples = ingest(rendered / "RGBNT201", tmp_path / "catalog", "people")
+        masks = make_masks(samples, GrabCutSettings(), true_masks=rendered / "true_masks")
+        made.append((samples, masks))
+    assert [table.reused for table in made[0]] == [False, False]
+    assert [table.reused for table in made[1]] == [True, True]
+    assert "mean_iou" in made[1][1].statistics
 
 
 def test_files_are_in_the_rgbnt201_format(written):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 
 from data_catalog.errors import CatalogError
 from data_catalog.storage.filesystems import open_root, write_atomically
@@ -115,6 +116,34 @@ def test_shards_are_made_in_this_process_while_that_takes_little_time(
         4 - made_here
     )
     assert table.digest == build(tmp_path / "other", tmp_path / "no").digest
+
+
+@dataclass(frozen=True)
+class FilesMaker(LightMaker):
+    reads_files = True
+
+
+@pytest.mark.parametrize(("maker", "made_here"), [(FilesMaker, True), (LightMaker, False)])
+def test_files_of_a_machine_that_gives_no_cpu_are_read_in_this_process(
+    maker: type[LightMaker],
+    made_here: bool,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0")
+    (here,) = ray.nodes()
+    elsewhere = here | {"NodeID": "elsewhere"}
+    monkeypatch.setattr(ray, "nodes", lambda: [here | {"Resources": {"memory": 1e9}}, elsewhere])
+    table = build(
+        tmp_path,
+        tmp_path / "no",
+        maker=maker(tmp_path / "no", seconds=0.01),
+        summarise=lambda shards: {"shards": shards},
+    )
+    # The first shard shows how long one takes.
+    made = [shard["process"] == os.getpid() for shard in table.statistics["shards"]]
+    assert made == [True, *[made_here] * 3]
 
 
 def test_local_seconds_that_are_no_number_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
