@@ -1,5 +1,6 @@
 """How a command ends early: by Ctrl-C with one line and status 130, by a closed pipe without a word."""
 
+import atexit
 import os
 import signal
 import sys
@@ -46,13 +47,21 @@ def interruptible(message: str) -> Iterator[None]:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Meanwhile a result is printed; a reader that closes the pipe early, such as `head`, ends it quietly."""
+    """Meanwhile a result is printed; a reader that closes the pipe early, such as `head`, ends it quietly.
+
+    Nothing follows it on standard output: what Ray says of a lost node it may print when the process ends.
+    """
     try:
         yield
         sys.stdout.flush()
+        atexit.register(_leave_standard_output)
     except BrokenPipeError:
         # Python flushes standard output once more at its end, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave_standard_output() -> None:
+    sys.stdout = sys.stderr
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -127,3 +127,16 @@ def test_reader_that_closes_the_pipe_early_gets_no_traceback():
     process.stdout.readline()
     process.stdout.close()
     assert (process.stderr.read(), process.wait(timeout=60)) == ("", 0)
+
+
+def test_nothing_follows_a_printed_result_on_standard_output():
+    code = (
+        "import atexit\n"
+        "from data_catalog.interrupts import printing\n"
+        "atexit.register(print, 'a library says at the end what it held back')\n"
+        "with printing():\n"
+        "    print('{}')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "{}\n"
+    assert ended.stderr == "a library says at the end what it held back\n"
