@@ -76,6 +76,11 @@ def _where_logged(workspace: Folder, name: str, asked: str) -> str:
         return f"Nor is there a record of it ({record}); name the folder of its runs with --workspace"
     logged = MlflowState.model_validate_json(folder.read(MLFLOW_FILE))
     again = "run the command that started the study again: it trains nothing anew, and logs what is missing"
+    if folder.has_file(RESULT_FILE) and folder.has_file(RUNS_FILE):
+        again = (
+            f"run `python experiments/report.py --mlflow-again --study {name} --workspace {workspace} "
+            f"--tracking-uri {without_credentials(asked)}`"
+        )
     if logged.run_id is None or logged.uri == without_credentials(asked):
         return f"To log it there, {again}"
     return f"{record} says that it was logged to {logged.uri}: give --tracking-uri {logged.uri}; or {again}"

@@ -61,6 +61,17 @@ def test_study_that_its_own_store_lost_is_to_be_logged_again(workspace):
         find_study(None, workspace, "demo-lost")
 
 
+def test_study_that_its_workspace_has_as_a_whole_is_to_be_sent_again(workspace):
+    folder = record(workspace, "demo-lost", uri="http://mlflow.example:5000", run_id="1" * 32).parent
+    for name in ("result.json", "runs.json"):
+        (folder / name).write_text("{}")
+    command = f"--mlflow-again --study demo-lost --workspace {workspace} --tracking-uri"
+    for asked in (local_store(workspace), f"sqlite:///{workspace}/new.db"):
+        with pytest.raises(ConfigError) as refused:
+            find_study(asked, workspace, "demo-lost")
+        assert f"or run `python experiments/report.py {command} {asked}`" in str(refused.value)
+
+
 def test_study_of_another_workspace_is_said_to_have_no_record_here(workspace):
     with pytest.raises(ConfigError, match=r"Nor is there a record of it .*--workspace"):
         find_study(None, workspace, "demo-elsewhere")
