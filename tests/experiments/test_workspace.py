@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
-from data_catalog.storage import local_copies
+from data_catalog.storage import filesystems, local_copies
 from data_catalog.storage.folders import Folder
 from experiments import ablate, evaluate, report, sweep_sfm, train
 from experiments.run.run_folder import RunFolder
@@ -159,6 +160,39 @@ def test_ablation_is_complete_wherever_the_workspace_is(place, catalog, cache, c
     assert again["rows"] == found["rows"]
     page = printed(report.main, "--study", found["study"], "--workspace", place, "--catalog", catalog)
     assert page["missing"] == {}
+
+
+def move_to_another_bucket(old, new):
+    (source, folder), (target, new_folder) = map(filesystems.open_root, (old, new))
+    target.create_dir(new_folder.partition("/")[0])
+    fs.copy_files(folder, new_folder, source_filesystem=source, destination_filesystem=target)
+    source.delete_dir(folder)
+
+
+def test_interrupted_run_goes_on_in_another_bucket(object_storage, cache, clip, workspace, tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def die(facts):
+        if facts["event"] == "epoch":
+            raise KilledError
+
+    old = object_storage(f"workspace-{tmp_path.name}")
+    new = old.replace("s3://lab/", "s3://other/", 1) + "&allow_bucket_creation=true"
+    undisturbed = small_run.alone(clip, workspace, runs=tmp_path)
+    with pytest.raises(KilledError):
+        small_run.alone(clip, workspace, runs=old, on_report=die)
+    move_to_another_bucket(old, new)
+    cache("another machine")
+    resumed = small_run.alone(clip, workspace, runs=new)
+    assert resumed.result.resumed
+    assert resumed.result.losses == undisturbed.result.losses
+    assert resumed.read_queries().equals(undisturbed.read_queries())
+    assert Folder(resumed.result.checkpoint).parent == resumed
+    evaluated = printed(evaluate.main, "--run", resumed, "--workers", 0)
+    assert evaluated["settings"][0]["metrics"]["U"]["mAP"] == pytest.approx(
+        undisturbed.result.metrics["U"].mean_average_precision, abs=0.02
+    )
 
 
 def test_workspace_that_was_moved_has_everything(ray_session, clip, tmp_path, capsys):
