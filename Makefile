@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-gpu lint bench clean
 
 setup: $(READY)
 
@@ -23,6 +23,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# On a machine with a GPU; without one, all of them are skipped.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -rs tests/gpu
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,11 +39,16 @@ def global_batch(step: int) -> tuple[ModelInput, torch.Tensor]:
 
 
 def build(
-    clip_folder: Path, dtype: torch.dtype, compiled: bool = False, **memory: int
+    clip_folder: Path,
+    dtype: torch.dtype,
+    compiled: bool = False,
+    device: str = "cpu",
+    autocast: bool = False,
+    **memory: int,
 ) -> tuple[STMI, TrainStep]:
-    model = STMI(MODEL, load_clip(clip_folder), IDENTITIES, cameras=3, seed=0).to(dtype).train()
+    model = STMI(MODEL, load_clip(clip_folder), IDENTITIES, cameras=3, seed=0).to(device, dtype).train()
     optim = OptimConfig(learning_rate=1e-3, gradient_clip=1.0, modulation_rate_factor=10)
-    return model, TrainStep(model, LossConfig(), optim, autocast=False, compiled=compiled, **memory)
+    return model, TrainStep(model, LossConfig(), optim, autocast=autocast, compiled=compiled, **memory)
 
 
 def train(
@@ -53,9 +59,9 @@ def train(
     dtype: torch.dtype = torch.float64,
     restart_before: int | None = None,
     compiled: bool = False,
-    **memory: int,
+    **options: Any,
 ) -> tuple[list[float], STMI]:
-    model, take_step = build(clip_folder, dtype, compiled, **memory)
+    model, take_step = build(clip_folder, dtype, compiled, **options)
     rows, totals = rows_of_rank(BATCH, rank, world_size), []
     for step in range(steps):
         if step == restart_before:
@@ -71,15 +77,16 @@ def take_own_rows(
     model: STMI, take_step: TrainStep, step: int, rows: slice, dtype: torch.dtype = torch.float64
 ) -> float:
     """Take one step with a worker's rows; returns the loss."""
+    device = model.image_tower.proj.device
     batch, labels = global_batch(step)
     own = ModelInput(
-        batch.images[rows].to(dtype),
-        batch.foreground[rows],
-        batch.text[rows].to(dtype),
-        batch.camera_id[rows],
+        batch.images[rows].to(device, dtype),
+        batch.foreground[rows].to(device),
+        batch.text[rows].to(device, dtype),
+        batch.camera_id[rows].to(device),
     )
     draws = model.random_draws(0, 0, step, BATCH, rows)
-    return take_step(own, draws, labels[rows], rate=1e-3)["total"].item()
+    return take_step(own, draws, labels[rows].to(device), rate=1e-3)["total"].item()
 
 
 def train_as_rank(rank: int, world_size: int, folder: str, steps: int, memory: dict[str, int]) -> None:
@@ -87,6 +94,14 @@ def train_as_rank(rank: int, world_size: int, folder: str, steps: int, memory: d
         totals, model = train(Path(folder) / "clip", steps, rank, world_size, **memory)
         if rank == 0:
             torch.save({"totals": totals, "model": model.state_dict()}, f"{folder}/result-{world_size}.pt")
+
+
+def train_on_gpu_as_rank(rank: int, world_size: int, folder: str, steps: int) -> None:
+    torch.cuda.set_device(rank)
+    with _process_group(rank, world_size, folder, "nccl"):
+        totals, model = train(Path(folder) / "clip", steps, rank, world_size, device=f"cuda:{rank}")
+        if rank == 0:
+            torch.save({"totals": totals, "model": model.state_dict()}, f"{folder}/result-nccl.pt")
 
 
 def train_with_and_without_restart(rank: int, world_size: int, folder: str, steps: int) -> None:
@@ -135,9 +150,9 @@ def _exchanges(clip_folder: Path, rank: int, world_size: int, compiled: bool) ->
 
 
 @contextmanager
-def _process_group(rank: int, world_size: int, folder: str) -> Iterator[None]:
+def _process_group(rank: int, world_size: int, folder: str, backend: str = "gloo") -> Iterator[None]:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store-{world_size}", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     yield
     dist.destroy_process_group()
