@@ -67,7 +67,7 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
         *setting_options(LlmCaptionSettings, "model", "filling", "max_answer_tokens", "failed"),
         Option("--temperature", "default: 0; `endpoint` leaves it to the endpoint", _temperature, "T"),
         *setting_options(ClientSettings, "concurrency", "timeout_seconds", "retries", "reasks"),
-        *setting_options(ClientSettings, "patience_seconds", "budget_usd"),
+        *setting_options(ClientSettings, "unusable_share", "patience_seconds", "budget_usd"),
         Option("--usd-per-million-input", "price of tokens sent (default: unknown)", float, "USD"),
         Option("--usd-per-million-output", "price of tokens answered (default: unknown)", float, "USD"),
     ),

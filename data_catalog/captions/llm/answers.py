@@ -29,7 +29,8 @@ class Answer(Record):
     """What a question came to."""
 
     values: dict[str, Any]
-    """Attribute to what was said of it, checked; an attribute without a usable answer is absent."""
+    """Attribute to what was said of it, checked; an attribute without a usable answer is absent. One without
+    any is not kept."""
     fault: str = ""
     """Why attributes are absent that were asked for (`refused`, `malformed`, `cut`, `empty`), though the
     question was asked again; "" where none is."""
@@ -91,11 +92,13 @@ class AnswerStore:
         Raises:
             CatalogError: If the file holds no answer.
         """
-        return self._read(
+        answer = self._read(
             f"{digest[:2]}/{digest}.json",
             _ANSWER,
             "holds no answer ({}); delete the file, so that the question is asked again",
         )
+        # Earlier versions kept unusable answers too.
+        return answer if answer is not None and answer.values else None
 
     def write(self, digest: str, answer: Answer) -> None:
         """Keep an answer.

@@ -59,7 +59,7 @@ def make_llm_captions(
 
     Raises:
         CatalogError: If endpoint, key or model are wrong (after one request), the budget is used up, or
-            questions stay unanswered. What is answered is kept.
+            questions stay unanswered, or too many answers cannot be used. What is answered is kept.
     """
     check_endpoint(client)
     card = load_card(settings.card)
@@ -84,7 +84,11 @@ def make_llm_captions(
         inputs={"samples": samples.digest},
         specs=range(len(samples.manifest.shards)),
         maker=_LlmCaptionsMaker(
-            samples, questions, store, CaptionWriter(tuple(card.attributes), card.kind, settings.redact)
+            samples,
+            questions,
+            store,
+            CaptionWriter(tuple(card.attributes), card.kind, settings.redact),
+            job.unusable,
         ),
         summarise=summarise,
         created={"endpoint": client.endpoint},
@@ -126,16 +130,23 @@ def choose(
 
 @dataclass
 class _LlmCaptionsMaker(ShardMaker[int]):
+    """Writes captions from kept answers.
+
+    Attributes:
+        unusable: Digest of each question that may be without one, to the answer that is no use.
+    """
+
     is_light = True
 
     samples: Table
     questions: Questions
     store: AnswerStore
     writer: CaptionWriter
+    unusable: Mapping[str, Answer]
 
     def is_final(self, statistics: Mapping[str, Any]) -> bool:
         # An answer that was missing then may be there now; the table must not depend on when it was begun.
-        return not statistics["unanswered"]
+        return not statistics["unanswered"] and statistics["empty"] < statistics["samples"]
 
     def make(self, number: int) -> tuple[pa.Table, Statistics]:
         keys = self.samples.read_shard(number, ["sample_index", "sample_id"])
@@ -150,16 +161,22 @@ class _LlmCaptionsMaker(ShardMaker[int]):
         filled = [choose(sample.predictions, sample.choice, choices) for sample in samples]
         table, statistics = self.writer.write(keys, [sample.predictions for sample in samples], filled)
         answers = [answer for sample in samples for _, answer in sample.answers]
+        asked = [
+            answer or self.unusable.get(question.digest)
+            for sample in samples
+            for question, answer in sample.answers
+        ]
         return table, statistics | {
             "choices": choices,
-            "faults": Counter(answer.fault for answer in answers if answer and answer.fault),
+            "faults": Counter(answer.fault for answer in asked if answer and answer.fault),
             "models": Counter(answer.model for answer in answers if answer and answer.model),
             "unanswered": answers.count(None),
         }
 
     def _read(self, question: Question, row: Mapping[str, Any]) -> Answer | None:
         answer = self.store.read(question.digest)
-        if answer is None and self.questions.settings.failed == "stop":
+        is_expected = self.questions.settings.failed == "stop" and question.digest not in self.unusable
+        if answer is None and is_expected:
             raise CatalogError(
                 f"sample {row['sample_id']}: the answer about {question.source} is gone from "
                 f"{self.store.root}; run the same command again to ask for it"

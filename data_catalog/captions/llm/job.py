@@ -77,12 +77,14 @@ class AnswerJob:
         questions: What is asked.
         store: Where answers are kept.
         client: How the endpoint is asked.
+        unusable: Digest of each question without a usable answer, to the answer; filled by `run`.
     """
 
     samples: Table
     questions: Questions
     store: AnswerStore
     client: ClientSettings
+    unusable: dict[str, Answer] = field(init=False, default_factory=dict)
     _budget: Budget = field(init=False)
     _counts: Counter[str] = field(init=False, default_factory=Counter)
     _reasked: Counter[str] = field(init=False, default_factory=Counter)
@@ -157,7 +159,7 @@ class AnswerJob:
 
     async def _ask_all(self, missing: Mapping[int, list[int]], progress: Progress) -> None:
         client = LlmClient(self.client, self._budget, self._counts, was_answered_before=bool(self._kept))
-        asker = Asker(client, self.store, self._reasked)
+        asker = Asker(client, self.store, self._reasked, self.unusable, len(self._kept))
         slots = asyncio.Semaphore(self.client.concurrency)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -174,9 +176,11 @@ class AnswerJob:
                     # The requests in flight are still answered: they are paid for.
                     client.stop(error)
         finally:
+            asker.close()
             await client.close()
         if client.stopped_by:
             raise client.stopped_by
+        asker.refuse_unusable()
 
     async def _ask_about(self, row: Mapping[str, Any], asker: Asker, progress: Progress) -> None:
         answers: dict[str, Answer | None] = {}

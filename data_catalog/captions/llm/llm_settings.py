@@ -64,6 +64,8 @@ class ClientSettings(Record):
     """How often a request is sent again after a fault of endpoint or network."""
     reasks: int = Field(2, ge=0)
     """How often a question is asked again after an answer that is malformed or a refusal."""
+    unusable_share: float = Field(0.2, ge=0, le=1)
+    """The job ends if a larger share of the answers cannot be used, however often they are asked for."""
     patience_seconds: float = Field(600.0, gt=0, allow_inf_nan=False)
     """The job ends if nothing is answered for this long."""
     first_wait_seconds: float = Field(1.0, gt=0, allow_inf_nan=False)

@@ -9,7 +9,8 @@ freely could not be checked.
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,10 @@ from data_catalog.tables.digests import json_digest
 
 Values = dict[str, Any]
 """Attribute to what was said of it, checked."""
+
+_TAGS = "think|thinking|thought|reasoning"
+_THOUGHTS = re.compile(rf"<({_TAGS})>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_THOUGHTS_END = re.compile(rf"</(?:{_TAGS})>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,39 @@ class Question:
 
     def read(self, text: str) -> tuple[Values, list[str]]:
         """The usable values of an answer, and what is wrong with it."""
-        # Endpoints that do not know the response format answer in a Markdown fence.
-        lines = text.strip().splitlines()
-        if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
-            text = "\n".join(lines[1:-1])
+        checked = [self.check(found) for found in _json_objects(_without_thoughts(text))]
+        if len(checked) == 1:
+            return checked[0]
+        # Prose around the answer may hold braces of its own.
+        sound = [answer for answer in checked if not answer[1]]
+        usable = sound or [answer for answer in checked if answer[0]]
+        if not usable:
+            return {}, ["it holds no JSON object"]
+        if any(answer != usable[0] for answer in usable):
+            return {}, ["it holds several JSON objects that differ"]
+        return usable[0]
+
+
+def _without_thoughts(text: str) -> str:
+    """What a model that thinks aloud says after it; "" where it was cut off while it thought."""
+    # Some endpoints put the opening tag into the prompt, so that an answer has the closing one alone.
+    return _THOUGHTS_END.split(_THOUGHTS.sub("", text))[-1]
+
+
+def _json_objects(text: str) -> Iterator[Mapping[str, Any]]:
+    """The JSON objects in a text that are in no other, from the left."""
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    start = text.find("{")
+    while start >= 0:
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
-            return {}, ["it is not JSON"]
-        return self.check(value) if isinstance(value, dict) else ({}, ["it is not a JSON object"])
+            value, end = decoder.raw_decode(text, start)
+        except RecursionError:
+            return
+        except ValueError:
+            end = start + 1
+        else:
+            yield value
+        start = text.find("{", end)
 
 
 def _refuse_constant(name: str) -> None:
