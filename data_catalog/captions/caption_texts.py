@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_catalog.captions.caption_writer import caption_rows, total_counts
+from data_catalog.captions.caption_writer import caption_rows, refuse_empty, total_counts
 from data_catalog.captions.redaction import redact
 from data_catalog.tables.shards import Statistics
 
@@ -82,13 +82,17 @@ def summarise_texts(
         shards: What it gave for each.
         is_redacted: Whether personal text was left out.
         items: What else is counted and listed, by name.
+
+    Raises:
+        CatalogError: If all captions are empty.
     """
     names = ("missing", "empty", "too_long", *(("redacted",) if is_redacted else ()))
     found = {name: [id_ for shard in shards for id_ in shard["listed"][name]] for name in names}
     found |= items or {}
-    total = sum(shard["samples"] for shard in shards)
+    total, captioned = (sum(shard[name] for shard in shards) for name in ("samples", "captioned"))
+    refuse_empty(total, total - captioned)
     return {
-        "captioned": sum(shard["captioned"] for shard in shards) / total if total else None,
+        "captioned": captioned / total if total else None,
         **{name: len(items) for name, items in found.items()},
         **({"redactions": total_counts(shards, "redactions")} if is_redacted else {}),
         "listed": {name: items[:LISTED] for name, items in found.items() if items},

@@ -10,6 +10,7 @@ import pyarrow as pa
 from data_catalog.captions.predicted_attributes import SOURCES, FilledAttribute, Predictions
 from data_catalog.captions.redaction import REDACTION_VERSION, redact
 from data_catalog.captions.sentences import TEMPLATES, write_caption
+from data_catalog.errors import CatalogError
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA
 from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
@@ -119,8 +120,26 @@ class CaptionWriter:
         return {name: value for name, value in known.items() if not counts[name]}
 
 
+def refuse_empty(samples: int, empty: int) -> None:
+    """Make sure that captions say anything.
+
+    Raises:
+        CatalogError: If all are empty.
+    """
+    if samples and empty == samples:
+        raise CatalogError(
+            f"all {samples} captions are empty, so no table is made of them; see to what they are made from "
+            "and run the same command again, or do without captions (`view --no-text`)"
+        )
+
+
 def summarise_captions(shards: Sequence[Statistics], is_redacted: bool) -> Statistics:
-    """`CaptionStatistics` of a table whose shards a `CaptionWriter` wrote."""
+    """`CaptionStatistics` of a table whose shards a `CaptionWriter` wrote.
+
+    Raises:
+        CatalogError: If all captions are empty.
+    """
+    refuse_empty(sum(shard["samples"] for shard in shards), sum(shard["empty"] for shard in shards))
     total = sum(shard["samples"] * shard["attributes"] for shard in shards)
     unknown = total_counts(shards, "unknown")
     return {

@@ -4,9 +4,9 @@ It lives in a Ray Data actor, so a model is loaded once per actor.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -90,6 +90,10 @@ class _CaptionerMaker(ShardMaker[int]):
 
     def prepare(self) -> None:
         self.captioner = self.settings.build()
+
+    def is_final(self, statistics: Mapping[str, Any]) -> bool:
+        # A table of empty captions is refused, and the captioner may be corrected then.
+        return bool(statistics["captioned"])
 
     def make(self, number: int) -> tuple[pa.Table, Statistics]:
         assert self.captioner is not None

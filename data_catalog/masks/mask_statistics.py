@@ -200,10 +200,19 @@ def describe_table(shards: Sequence[Statistics]) -> Statistics:
 
     Args:
         shards: What `describe_shard` gave for each.
+
+    Raises:
+        CatalogError: If every mask is all background or all foreground.
     """
     samples = sum(shard["samples"] for shard in shards)
     empty = [name for shard in shards for name in shard["empty"]]
     full = [name for shard in shards for name in shard["full"]]
+    if samples and all(map(tells_nothing, shards)):
+        raise CatalogError(
+            f"all {samples} masks are of one value ({len(empty)} all background, {len(full)} all foreground; "
+            f"first: {(empty + full)[0]}), so no table is made of them; see to the segmenter or the files "
+            "and run the same command again, or do without masks (`view --no-masks`)"
+        )
     lowest = sorted((score, name) for shard in shards for score, name in shard["lowest"])[:LOWEST]
     sources: dict[str, Counter[str]] = {}
     overlaps: dict[str, Counter[str]] = {}
@@ -239,6 +248,11 @@ def describe_table(shards: Sequence[Statistics]) -> Statistics:
         "brightness_by_camera": by_camera("brightness"),
         "scored": total["samples"],
     }
+
+
+def tells_nothing(shard: Mapping[str, Any]) -> bool:
+    """Whether every mask of a shard is all background or all foreground, by what `describe_shard` gave."""
+    return len(shard["empty"]) + len(shard["full"]) == int(shard["samples"])
 
 
 def _by_number(cameras: Collection[str]) -> list[str]:

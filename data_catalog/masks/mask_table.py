@@ -17,7 +17,13 @@ import pyarrow.compute as pc
 from data_catalog.errors import CatalogError
 from data_catalog.extensions import ActorSettings
 from data_catalog.formats import find_format
-from data_catalog.masks.mask_statistics import STATISTICS_VERSION, TrueMasks, describe_shard, describe_table
+from data_catalog.masks.mask_statistics import (
+    STATISTICS_VERSION,
+    TrueMasks,
+    describe_shard,
+    describe_table,
+    tells_nothing,
+)
 from data_catalog.progress import Progress, no_progress
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
 from data_catalog.tables.building import build_table
@@ -59,6 +65,10 @@ class MaskMaker(ShardMaker[int]):
 
     samples: Table
     truth: TrueMasks | None = field(default=None, init=False)
+
+    def is_final(self, statistics: Mapping[str, Any]) -> bool:
+        """Whether it tells anything apart: a table of such shards is refused, to be made again."""
+        return not tells_nothing(statistics)
 
     @abstractmethod
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
