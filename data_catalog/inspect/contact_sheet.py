@@ -176,7 +176,7 @@ def _read_cells(
     cells: dict[int, Cell] = {}
     for number in map(int, np.unique(shards)):
         in_shard = rows[shards == number]
-        taken = samples.read_shard(number).take(in_shard - starts[number])
+        taken = samples.read_rows(number, (in_shard - starts[number]).tolist())
         values = taken.select(["sample_id", "identity", "camera_id", "scene_id"]).to_pylist()
         for table, names in ((masks, ["mask", "score", "source"]), (captions, ["caption"])):
             if table is not None:

@@ -38,6 +38,8 @@ LOCAL_SECONDS_VARIABLE = "DATA_CATALOG_LOCAL_SECONDS"
 """Environment variable: a table is built in this process while the shards left are estimated to take at most
 this long; 10 by default, about what Ray and the first actors take to start. `inf` uses no actors at all."""
 
+_WORKER_LOG = "in the log of the worker, usually below /tmp/ray/session_latest/logs"
+
 _LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch", "sam2")
 
 
@@ -235,7 +237,7 @@ def _run_actors(
         share["label_selector"] = {"ray.io/node-id": machine["NodeID"]}
     shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardWriter,
-        fn_constructor_args=(root, maker),
+        fn_constructor_args=(root, maker, _WORKER_LOG),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
         **share,

@@ -69,9 +69,10 @@ class ShardMaker(ABC, Generic[Spec]):
 class ShardWriter:
     """The Ray Data actor: each call makes one shard and writes it."""
 
-    def __init__(self, root: str, maker: ShardMaker[Any]) -> None:
+    def __init__(self, root: str, maker: ShardMaker[Any], traceback_place: str = "printed above") -> None:
         self.filesystem, self.folder = filesystems.open_root(root)
         self.maker = maker
+        self.traceback_place = traceback_place
         self.is_prepared = False
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -103,8 +104,7 @@ class ShardWriter:
             result["error"] = (
                 f"shard {path} could not be made ({type(error).__name__}: {error}, in {fault.filename} line "
                 f"{fault.lineno}). This is a fault of the program, or of a module of your own: its traceback "
-                "is in the log of the worker, usually below /tmp/ray/session_latest/logs. Complete shards "
-                "are kept"
+                f"is {self.traceback_place}. Complete shards are kept"
             )
         return {name: [value] for name, value in result.items()}
 

@@ -9,7 +9,7 @@ train on some of the shards (`data_catalog.views.placement`). The file names of 
 with the identity, so there this is the order of `sample_index`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -21,7 +21,7 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
-from data_catalog.samples.images import decode_mask, decode_triplets
+from data_catalog.samples.images import IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN, decode_mask, decode_triplets
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, view_schema
 from data_catalog.tables.shards import ShardMaker, Statistics
@@ -141,21 +141,20 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
 
     def make(self, spec: _ShardSpec) -> tuple[pa.Table, Statistics]:
         numbers, size = spec["shards"], (self.settings.height, self.settings.width)
-        keys = _read(self.samples, numbers, ["sample_index", "identity"])
+        keys = _read(self.samples, numbers, ["sample_index", "sample_id", *LABELS])
         index, identity = (keys[name].to_numpy() for name in ("sample_index", "identity"))
         order = np.lexsort((index, identity))
         chosen = order[np.isin(identity[order], spec["identities"])]
-        samples = _read(self.samples, numbers).take(chosen)
+        samples = keys.take(chosen)
         rows = samples.num_rows
         pixels = np.empty((rows, 3, 3, *size), dtype=np.uint8)
-        for row in range(rows):
-            # One row at a time, because a shard of full-size images in two layouts needs much memory.
-            pixels[row] = decode_triplets(samples.slice(row, 1), size)[0].transpose(0, 3, 1, 2)
+        for row, images in self._images(numbers, chosen):
+            pixels[row] = decode_triplets(images, size)[0].transpose(0, 3, 1, 2)
         mask = np.full((rows, *size), 255, dtype=np.uint8)
         if self.masks is not None:
-            masks = _joined(self.masks, numbers, "mask", index).take(chosen)
-            for row, data in enumerate(masks.to_pylist()):
-                mask[row] = foreground_share(decode_mask(data), size)
+            masks = _joined(self.masks, numbers, "mask", index)
+            for row, position in enumerate(chosen.tolist()):
+                mask[row] = foreground_share(decode_mask(masks[position].as_py()), size)
         text_features = np.zeros((rows, self.settings.text_dim), dtype=np.float32)
         if self.text_features is not None:
             column = _joined(self.text_features, numbers, "text_feature", index).take(chosen)
@@ -174,6 +173,23 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
             "cameras": np.unique(samples["camera_id"].to_numpy()).tolist(),
         }
         return pa.table(columns, schema=schema), facts
+
+    def _images(
+        self, numbers: Sequence[int], chosen: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """For each chosen row of these shards of samples its place in `chosen`, and a table of its images.
+
+        One shard at a time, because all of them may hold more than memory does.
+        """
+        start = 0
+        for number in numbers:
+            end = start + self.samples.manifest.shards[number].rows
+            rows = np.flatnonzero((chosen >= start) & (chosen < end))
+            found = self.samples.read_rows(
+                number, (chosen[rows] - start).tolist(), (*IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN)
+            )
+            yield from ((row, found.slice(place, 1)) for place, row in enumerate(rows.tolist()))
+            start = end
 
 
 def _read(table: Table, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:

@@ -165,8 +165,8 @@ class AnswerJob:
             async with asyncio.TaskGroup() as tasks:
                 try:
                     for number, wanted in missing.items():
-                        shard = await asyncio.to_thread(self.samples.read_shard, number, ROW_COLUMNS)
-                        for row in shard.take(wanted).to_pylist():
+                        rows = await asyncio.to_thread(self.samples.read_rows, number, wanted, ROW_COLUMNS)
+                        for row in rows.to_pylist():
                             await slots.acquire()
                             if client.stopped_by:
                                 raise client.stopped_by

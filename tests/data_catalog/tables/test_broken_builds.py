@@ -127,19 +127,23 @@ def test_unexpected_exception_is_one_message_with_a_logged_traceback(
         assert error.startswith(
             f"shard {tmp_path}/shard-00003.parquet could not be made ({message}, in {__file__} line "
         )
+        assert "its traceback is printed above" in error
         assert "Traceback" in caplog.text
         assert message in caplog.text
 
 
 def test_unexpected_exception_in_an_actor_is_a_catalog_error(tmp_path: Path, ray_session: None) -> None:
-    with pytest.raises(CatalogError, match=r"^shard .*shard-00000\.parquet could not be made \(ZeroDiv"):
+    with pytest.raises(
+        CatalogError, match=r"^shard .*shard-0000[01]\.parquet could not be made \(ZeroDiv.*log of the worker"
+    ):
         build_table(
             catalog=tmp_path,
             dataset="broken",
             kind=TableKind.MASKS,
             settings={},
             inputs={},
-            specs=[{"number": 0}],
+            # This process would make a single one.
+            specs=[{"number": 0}, {"number": 1}],
             maker=BrokenMaker(),
             summarise=lambda shards: {},
         )
