@@ -71,7 +71,7 @@ def make_captions(
         Path(predictions), source_format.split_folders, splits_on_disk(samples), card.attributes
     )
     specs = shard_specs(samples, files.samples)
-    unused = len(files.samples) - sum(len(spec["given"]) for spec in specs)
+    unused = len(files.samples.keys() - set(samples.read(["sample_id"])["sample_id"].to_pylist()))
     return build_table(
         catalog=samples.catalog,
         dataset=samples.manifest.dataset,

@@ -11,6 +11,7 @@ from data_catalog.captions.predicted_attributes import SOURCES, FilledAttribute,
 from data_catalog.captions.redaction import REDACTION_VERSION, redact
 from data_catalog.captions.sentences import TEMPLATES, write_caption
 from data_catalog.errors import CatalogError
+from data_catalog.formats import QUERY_SUFFIX
 from data_catalog.tables.schemas import CAPTIONS_SCHEMA
 from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
@@ -28,12 +29,16 @@ def shard_specs(samples: Table, given: Mapping[str, Any]) -> list[ShardSpec]:
 
     Args:
         samples: The samples.
-        given: What files say about each sample, by sample id; ids of other samples are ignored.
+        given: What files say about each sample, by sample id; ids of other samples are ignored. What they say
+            about a gallery sample also holds for its query, where that is a sample of its own.
     """
     specs: list[ShardSpec] = []
     for number in range(len(samples.manifest.shards)):
         ids = samples.read_shard(number, ["sample_id"])["sample_id"].to_pylist()
-        specs.append({"shard": number, "given": {id_: given[id_] for id_ in ids if id_ in given}})
+        named = {id_: id_ if id_ in given else id_.removesuffix(QUERY_SUFFIX) for id_ in ids}
+        specs.append(
+            {"shard": number, "given": {id_: given[name] for id_, name in named.items() if name in given}}
+        )
     return specs
 
 

@@ -101,6 +101,7 @@ def run_checks(
     junk = junk_rule(tables.samples, settings)
     findings = _Findings()
     _check_queries(labels, junk, findings)
+    _check_separate_queries(tables.samples, findings)
     _check_splits(labels, findings)
     _check_identities(labels, settings.samples_per_identity, findings)
     _check_tables(tables, findings)
@@ -142,6 +143,18 @@ def _check_queries(labels: "pd.DataFrame", junk: str, findings: _Findings) -> No
             findings.error("query_without_match", message, alone)
         elif len(alone):
             findings.warn("query_without_match", f"{message}; they are left out of the scores", alone)
+
+
+def _check_separate_queries(samples: Table, findings: _Findings) -> None:
+    # Tables of earlier versions have none.
+    if separate := samples.statistics.get("separate_queries"):
+        findings.warn(
+            "query_is_no_copy",
+            f"{len(separate)} queries are no copies of the gallery's file of their name "
+            f"({name_first(separate)}), so each is a sample of its own; copy the gallery's files over them "
+            "if they should be, and ingest again",
+            separate,
+        )
 
 
 def _check_splits(labels: "pd.DataFrame", findings: _Findings) -> None:

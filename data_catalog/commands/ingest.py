@@ -14,6 +14,7 @@ from data_catalog.commands.arguments import (
     image_size,
 )
 from data_catalog.commands.command import BuiltTable, Command, build, print_result
+from data_catalog.errors import name_first
 from data_catalog.formats import FORMATS, find_format
 from data_catalog.samples.ingestion import IngestSettings, SamplesStatistics, ingest
 
@@ -49,7 +50,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _show(result: IngestResult) -> None:
     """Print the result, and say how cameras are counted."""
     cameras = ", ".join(map(str, result.cameras))
-    print_result(result.model_dump(mode="json") | {"cameras": f"{cameras} (camera_id, counted from 0)"})
+    shown = result.model_dump(mode="json") | {"cameras": f"{cameras} (camera_id, counted from 0)"}
+    shown["separate_queries"] = name_first(result.separate_queries)
+    print_result(shown)
 
 
 def _run(args: argparse.Namespace) -> IngestResult:

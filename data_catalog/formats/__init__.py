@@ -6,6 +6,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.extensions import is_own, load_object
 from data_catalog.formats import msvr310, rgbnt100, rgbnt201
 from data_catalog.formats.source import (
+    QUERY_SUFFIX,
     SIDE_BY_SIDE,
     SPLITS,
     Listing,
@@ -44,6 +45,7 @@ def find_format(name: str) -> SourceFormat:
 
 __all__ = [
     "FORMATS",
+    "QUERY_SUFFIX",
     "SIDE_BY_SIDE",
     "SPLITS",
     "Listing",

@@ -3,7 +3,8 @@
 Every vehicle has a folder. A sample has one name in its three folders, `0019_s012_v0_000.jpg`: four digits
 of identity, `s` and three digits of scene, `v` and the view (0 to 7), then anything that distinguishes the
 shots. The view counts as the camera. `bounding_box_test` is the gallery. Images in `query3` with the same
-name are copies with the same bytes; an image with another name is only a query.
+name are copies with the same bytes, or become samples of their own; an image with another name is only a
+query.
 """
 
 import os

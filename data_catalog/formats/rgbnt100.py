@@ -2,7 +2,8 @@
 
 One JPEG holds RGB, NIR and TIR side by side. Its name has four digits of identity, `c` and the camera
 counted from 1, then anything that distinguishes the shots. `bounding_box_test` is the gallery. Images in
-`query` with the same name are copies with the same bytes; an image with another name is only a query.
+`query` with the same name are copies with the same bytes, or become samples of their own; an image with
+another name is only a query.
 """
 
 import re

@@ -16,6 +16,9 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SIDE_BY_SIDE = "SIDE_BY_SIDE"
 """Key of a file that holds the images of all modalities, from left to right in the order of MODALITIES."""
 
+QUERY_SUFFIX = ".query"
+"""Ends the id of a query that is no copy of the gallery's file of its name (`samples.query_copies`)."""
+
 MODALITY_FOLDERS = {Modality.RGB: "RGB", Modality.NIR: "NI", Modality.TIR: "TI"}
 """Names of the modalities in the published data sets of people, and in the captions of every data set."""
 
@@ -34,8 +37,8 @@ class SourceSample:
         is_gallery: Whether it is in the gallery.
         files: Path of each modality's image below the source folder, with forward slashes; without those
             that are missing. If one file holds all of them, only its path under SIDE_BY_SIDE.
-        query_files: Paths of the copies among the queries, in the same form, if the sample is in the gallery
-            too.
+        query_files: Paths of the files of the same name among the queries, in the same form, if the sample is
+            in the gallery too; copies as a rule.
     """
 
     sample_id: str
@@ -151,6 +154,8 @@ class SourceFormat:
         """
         split, _, name = sample_id.partition("/")
         folders = [self.split_folders[split], self.query_folders.get(split), split]
+        if name != (name := name.removesuffix(QUERY_SUFFIX)):
+            folders = [self.query_folders.get(split)]
         identity = name.partition("_")[0]
         paths = [
             self.masks.format(folder=folder, identity=identity, name=name) for folder in folders if folder

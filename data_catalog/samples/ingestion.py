@@ -21,11 +21,19 @@ from pydantic import Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.extensions import is_own
-from data_catalog.formats import SIDE_BY_SIDE, Listing, Rejected, SourceSample, find_format
+from data_catalog.formats import (
+    QUERY_SUFFIX,
+    SIDE_BY_SIDE,
+    Listing,
+    Rejected,
+    SourceSample,
+    find_format,
+)
 from data_catalog.formats.rgbnt201 import SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.held_out import hold_out
+from data_catalog.samples.query_copies import separate_queries
 from data_catalog.samples.source_images import (
     Size,
     image_size,
@@ -52,6 +60,8 @@ class SamplesStatistics(Record):
 
     splits: dict[str, SplitSize]
     cameras: tuple[int, ...]
+    separate_queries: tuple[str, ...] = ()
+    """Queries that are samples of their own, being no copies of the gallery's file of their name."""
     quarantined: tuple[Rejected, ...]
     """Files that were left out, with their samples."""
 
@@ -120,7 +130,7 @@ def ingest(
         kind=TableKind.SAMPLES,
         settings=settings.model_dump() | {"size": size},
         inputs={},
-        specs=_shard_specs(listing.samples, settings.samples_per_shard),
+        specs=lambda: _shard_specs(separate_queries(listing), settings.samples_per_shard),
         maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size),
         summarise=summarise,
         key_extra=_fingerprint(listing, with_labels=is_own(settings.format)),
@@ -205,17 +215,15 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
     root: Path
     size: Size | None
 
+    def is_final(self, statistics: Mapping[str, Any]) -> bool:
+        # Earlier versions made no samples of queries alone, and so cut the shards elsewhere.
+        return "separate" in statistics
+
     def make(self, spec: list[dict[str, Any]]) -> tuple[pa.Table, Statistics]:
         rows: list[dict[str, Any]] = []
         quarantined: list[Rejected] = []
         for sample in spec:
-            try:
-                row, faults = self._row(sample)
-            except OSError as error:
-                raise CatalogError(
-                    f"{error.filename} cannot be read now ({error.strerror}); see to the disk or the network "
-                    "and run the same command again, or remove the file to go without its sample"
-                ) from error
+            row, faults = self._row(sample)
             quarantined += faults
             if not faults:
                 rows.append(row)
@@ -226,6 +234,7 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             "identities": {split: sorted(set(ids)) for split, ids in identities.items()},
             "samples": {split: len(ids) for split, ids in identities.items()},
             "cameras": sorted({row["camera_id"] for row in rows}),
+            "separate": [row["sample_id"] for row in rows if row["sample_id"].endswith(QUERY_SUFFIX)],
             "quarantined": [fault.model_dump() for fault in quarantined],
         }
         return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), statistics
@@ -253,7 +262,6 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
                 times = f"{len(MODALITIES)} times " if name == SIDE_BY_SIDE else ""
                 reason = f"is {times}{size[0]}x{size[1]} (height x width), expected {wanted[0]}x{wanted[1]}"
                 faults.append(Rejected(file=sample["files"][name], reason=reason))
-        faults += self._query_faults(sample, images)
         if faults:
             return {}, faults
         labels = {name: value for name, value in sample.items() if name not in ("files", "query_files")}
@@ -265,38 +273,17 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             "digest": sample_digest(*images.values()),
         }, []
 
-    def _query_faults(self, sample: Mapping[str, Any], images: Mapping[str, bytes]) -> list[Rejected]:
-        """What is wrong with the copies of a gallery sample's files among the queries.
-
-        Only the bytes of the gallery are stored, so a query with other bytes would not be noticed later.
-        """
-        copies: Mapping[str, str] = sample["query_files"]
-        faults: list[Rejected] = []
-        for name in sample["files"] if copies else ():
-            if name not in copies:
-                other = next(iter(copies.values()))
-                faults.append(Rejected(file=other, reason=f"has no {name} image of the same name"))
-                continue
-            try:
-                data = read_file(self.root / copies[name])
-                if data != images.get(name, data):
-                    image_size(data)
-                    raise ValueError(
-                        "differs from the gallery's file of the same name, expected a copy of it"
-                    )
-            except ValueError as error:
-                faults.append(Rejected(file=copies[name], reason=str(error)))
-        return faults
-
 
 def _summarise(shards: Iterable[Mapping[str, Any]], rejected: Iterable[Rejected]) -> SamplesStatistics:
     samples: Counter[str] = Counter()
     identities: dict[str, set[int]] = {}
     cameras: set[int] = set()
     quarantined = list(rejected)
+    separate: list[str] = []
     for shard in shards:
         samples.update(shard["samples"])
         cameras.update(shard["cameras"])
+        separate += shard["separate"]
         quarantined += [Rejected(**fault) for fault in shard["quarantined"]]
         for split, ids in shard["identities"].items():
             identities.setdefault(split, set()).update(ids)
@@ -306,5 +293,6 @@ def _summarise(shards: Iterable[Mapping[str, Any]], rejected: Iterable[Rejected]
             for split, count in samples.items()
         },
         cameras=tuple(sorted(cameras)),
+        separate_queries=tuple(separate),
         quarantined=tuple(sorted(quarantined, key=lambda fault: (fault.file, fault.reason))),
     )

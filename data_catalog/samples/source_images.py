@@ -12,6 +12,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from data_catalog.errors import CatalogError
 from data_catalog.formats import SIDE_BY_SIDE, Listing
 from stmi.modality import MODALITIES, Modality
 
@@ -31,7 +32,7 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         ValueError: If the file cannot be used; the message is the reason, to follow the file's name.
-        OSError: If the disk or the network fails.
+        CatalogError: If the disk or the network fails.
     """
     try:
         status = path.stat()
@@ -43,7 +44,10 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         if error.errno not in _FILE_FAULTS:
-            raise
+            raise CatalogError(
+                f"{error.filename} cannot be read now ({error.strerror}); see to the disk or the network and "
+                "run the same command again, or remove the file to go without its sample"
+            ) from error
         raise ValueError(f"cannot be read ({error.strerror})") from None
 
 

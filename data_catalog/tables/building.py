@@ -50,7 +50,7 @@ def build_table(
     kind: TableKind,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
-    specs: Sequence[Spec],
+    specs: Sequence[Spec] | Callable[[], Sequence[Spec]],
     maker: ShardMaker[Spec],
     summarise: Callable[[list[Statistics]], Statistics],
     key_extra: Any = None,
@@ -66,7 +66,8 @@ def build_table(
         kind: Which table.
         settings: What determines the rows; part of key and digest.
         inputs: The digests of what the table is made from, by name; part of key and digest.
-        specs: For each shard, what `maker.make` needs to know; JSON values.
+        specs: For each shard, what `maker.make` needs to know; JSON values. A function is called only if the
+            table does not exist.
         maker: Makes a shard.
         summarise: Makes the statistics of the table (JSON values) from those of all shards, in order; may
             raise CatalogError to refuse the table.
@@ -96,6 +97,7 @@ def build_table(
     if (table := open_table(catalog, dataset, kind, key)) is not None:
         return table
     root = table_path(catalog, dataset, kind, key)
+    specs = specs() if callable(specs) else specs
     files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(specs))]
 
     def is_built() -> bool:

@@ -195,51 +195,6 @@ def test_file_in_the_folder_of_another_vehicle_is_left_out(vehicles: Path) -> No
     )
 
 
-def test_query_that_is_no_copy_of_the_gallery_file_is_quarantined(
-    vehicles: Path, tmp_path: Path, ray_session: None
-) -> None:
-    images = write_rgbnt100(vehicles) / "rgbir"
-    faults = {
-        "0501_c0001_000": (b"", "is empty (zero bytes)"),
-        "0501_c0002_000": (
-            (images / "query" / "0502_c0003_000.jpg").read_bytes(),
-            "differs from the gallery",
-        ),
-        "0502_c0001_000": ((images / "query" / "0502_c0003_000.jpg").read_bytes()[:-60], "cannot be decoded"),
-    }
-    for name, (data, _) in faults.items():
-        (images / "query" / f"{name}.jpg").write_bytes(data)
-    table = ingest(vehicles, tmp_path / "catalog", "cars", IngestSettings(format="rgbnt100"))
-    found = {fault["file"]: fault["reason"] for fault in table.statistics["quarantined"]}
-    assert set(found) == {f"rgbir/query/{name}.jpg" for name in faults}
-    for name, (_, reason) in faults.items():
-        assert found[f"rgbir/query/{name}.jpg"].startswith(reason)
-    rows = table.read(["sample_id", "split", "is_query", "is_gallery"]).to_pylist()
-    assert {row["sample_id"]: row["is_gallery"] for row in rows if row["split"] == "test"} == {
-        "test/0502_c0003_000": True,
-        "test/0502_c0004_007": False,
-    }
-    # The query's file is part of what was ingested, so putting it right is noticed.
-    for name in faults:
-        shutil.copy(images / "bounding_box_test" / f"{name}.jpg", images / "query" / f"{name}.jpg")
-    again = ingest(vehicles, tmp_path / "catalog", "cars", IngestSettings(format="rgbnt100"))
-    assert again.statistics["quarantined"] == []
-
-
-def test_query_without_a_modality_is_quarantined_though_the_gallery_has_it(
-    vehicles: Path, tmp_path: Path, ray_session: None
-) -> None:
-    root = write_msvr310(vehicles)
-    msvr310_path(root, "query3", "0019_s012_v0_000", "th").unlink()
-    grey = msvr310_path(root, "query3", "0020_s014_v3_000", "ni")
-    Image.new("L", (WIDTH, HEIGHT)).save(grey)
-    table = ingest(root, tmp_path / "catalog", "cars", IngestSettings(format="msvr310"))
-    assert {fault["file"]: fault["reason"] for fault in table.statistics["quarantined"]} == {
-        "query3/0019/vis/0019_s012_v0_000.jpg": "has no TIR image of the same name",
-        "query3/0020/ni/0020_s014_v3_000.jpg": "is greyscale, expected a colour image (three channels)",
-    }
-
-
 def test_vehicle_without_a_modality_is_quarantined(vehicles: Path, tmp_path: Path, ray_session: None) -> None:
     root = write_msvr310(vehicles)
     shutil.rmtree(root / "bounding_box_train" / "0003" / "th")
