@@ -1,14 +1,17 @@
 """Images and masks at the model's size: read and resized in one way.
 
 The views of `data_catalog` are made with the same functions, so an image file gives the same pixels in both.
+Of what a file says beside its pixels the EXIF orientation is applied. A colour profile is not, as it is not
+by others who train on the published data sets.
 """
 
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -16,6 +19,42 @@ Size = tuple[int, int]
 """Height and width, in pixels."""
 ImageSource = str | Path | Image.Image | npt.NDArray[Any]
 """An image file, or an image in memory."""
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image upright, by its EXIF orientation."""
+
+_EXIF_ERRORS = (SyntaxError, ValueError, LookupError, TypeError, OverflowError, OSError, struct.error)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, from 1 to 8; 1 (upright) where it has none that can be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except _EXIF_ERRORS:
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def upright_size(image: Image.Image) -> Size:
+    """Height and width of an image once it is upright, by its header alone."""
+    size = (image.height, image.width)
+    # From 5 on it lies on its side.
+    return size[::-1] if orientation(image) >= 5 else size
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says that it is to be seen; every file is decoded through this."""
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def resize_image(image: Image.Image, size: Size) -> Pixels:
@@ -45,11 +84,32 @@ def binary_mask(values: npt.NDArray[Any]) -> Mask:
     """
     if values.dtype == np.bool_:
         return values.astype(np.bool_)
+    if values.dtype.kind == "f":
+        what = "holds NaN" if np.isnan(values).any() else f"is of type {values.dtype}"
+        raise ValueError(f"{what}, expected bool or integers: use {_binarised(values)}")
     highest = 255 if values.max() == 255 else 1
     wrong = (values != 0) & (values != highest)
     if wrong.any():
-        raise ValueError(f"holds the value {values[wrong][0]}, expected 0 and 1 (or 0 and 255)")
+        raise ValueError(
+            f"holds the value {values[wrong][0]}, expected 0 and 1 (or 0 and 255): use {_binarised(values)}"
+        )
     return values != 0
+
+
+def _binarised(values: npt.NDArray[Any]) -> str:
+    """Code that makes a mask of such values, for a message; `astype` alone would zero the shares."""
+    known = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    low, high = (known.min(), known.max()) if known.size else (0, 0)
+    if low < 0:
+        # Scores before a sigmoid.
+        return "mask > 0"
+    if np.isin(known, (0, 1)).all():
+        return "mask == 1"
+    if values.dtype.kind == "f" and high <= 1:
+        return "mask >= 0.5"
+    if 128 <= high <= 255:
+        return "mask >= 128"
+    return "mask > 0 if 0 is the background"
 
 
 def read_image(source: ImageSource, size: Size, grey: bool) -> tuple[Pixels, Size]:
@@ -88,7 +148,7 @@ def read_mask(source: ImageSource) -> Mask:
             the mask.
     """
     if isinstance(source, np.ndarray):
-        if source.ndim != 2 or source.size == 0 or source.dtype.kind not in "bui":
+        if source.ndim != 2 or source.size == 0 or source.dtype.kind not in "buif":
             raise ValueError(_unlike(source, "bool or uint8 (height, width)"))
         return binary_mask(source)
     image = _opened(source)
@@ -111,13 +171,25 @@ def _opened(source: ImageSource) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             source.load()
-            return source
+            return upright(source)
         with Image.open(source) as image:
+            refuse_frames(image)
             image.load()
-            return image
+            return upright(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         shown = f" {source}" if isinstance(source, str | Path) else ""
         raise ValueError(f"cannot be read as an image{shown} ({error})") from None
+
+
+def refuse_frames(image: Image.Image) -> None:
+    """Refuse a file of several images, of which only the first would be seen.
+
+    Raises:
+        ValueError: It is one; the message is the reason, to follow the name of the image.
+    """
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ValueError(f"holds {frames} images ({image.format}), expected one")
 
 
 def _unlike(values: npt.NDArray[Any], expected: str) -> str:

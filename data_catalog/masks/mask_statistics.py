@@ -3,6 +3,7 @@
 A shard has sums and counts, so that nothing grows with the data set but the lists of samples to look at.
 """
 
+import io
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -12,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import UnidentifiedImageError
+from PIL import Image
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record
 from data_catalog.samples.images import (
     Mask,
     Segmentation,
-    decode_mask,
     decode_triplets,
     intersection_over_union,
 )
 from data_catalog.tables.shards import Statistics
+from stmi.images import read_mask
 from stmi.modality import MODALITIES, Modality
 
 STATISTICS_VERSION = 2
@@ -92,8 +93,11 @@ class TrueMasks:
         split, _, name = sample_id.partition("/")
         path = self.root / self.split_folders[split] / f"{name}.png"
         try:
-            mask = decode_mask(self.files[sample_id])
-        except (UnidentifiedImageError, OSError) as error:
+            with Image.open(io.BytesIO(self.files[sample_id]), formats=("PNG",)) as image:
+                mask = read_mask(image)
+        except ValueError as error:
+            raise CatalogError(f"true mask {path} {error}") from None
+        except OSError as error:
             raise _unreadable(path, error) from None
         if mask.shape != shape:
             raise CatalogError(f"true mask {path} is {mask.shape}, expected the size of its sample, {shape}")

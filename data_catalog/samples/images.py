@@ -1,13 +1,15 @@
 """Decoding and encoding of the images and masks of a table."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from stmi.images import Mask, Pixels, resize_image
+from data_catalog.errors import CatalogError
+from stmi.images import Mask, Pixels, orientation, resize_image, upright, upright_size
 
 IMAGE_COLUMNS = ("rgb", "nir", "tir")
 """Columns of the samples table that hold the three images, in the order of MODALITIES."""
@@ -17,14 +19,20 @@ SIDE_BY_SIDE_COLUMN = "side_by_side"
 
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None) -> Pixels:
-    """An image as uint8 `(height, width, channel)`, resized (bicubic) unless it has this size.
+    """An image as uint8 `(height, width, channel)`, upright, and resized (bicubic) unless it has this size.
 
     Args:
         data: A JPEG file.
         size: Height and width of the result; those of the image when None.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        return resize_image(image, size or (image.height, image.width))
+        return resize_image(upright(image), size or upright_size(image))
+
+
+def is_upright(data: bytes) -> bool:
+    """Whether the file of an image shows it as `decode_image` does, by its EXIF orientation."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        return orientation(image) == 1
 
 
 def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> list[Pixels]:
@@ -33,12 +41,25 @@ def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> l
     Args:
         samples: Rows with the image columns.
         size: Height and width of each image of the result; their own when None.
+
+    Raises:
+        CatalogError: If the images of a sample have different sizes, in a table of an earlier version.
     """
     columns = [samples[name].to_pylist() for name in (*IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN)]
     return [
-        np.stack([decode_image(data, size) for data in files]) if joined is None else _cut(joined, size)
+        _stacked([decode_image(data, size) for data in files]) if joined is None else _cut(joined, size)
         for *files, joined in zip(*columns, strict=True)
     ]
+
+
+def _stacked(images: Sequence[Pixels]) -> Pixels:
+    if len({image.shape for image in images}) > 1:
+        sizes = ", ".join(f"{image.shape[0]}x{image.shape[1]}" for image in images)
+        raise CatalogError(
+            f"images of one sample are {sizes} (height x width) as their EXIF orientation shows them, which "
+            "earlier versions ignored; delete the folder of the samples table and ingest again"
+        )
+    return np.stack(images)
 
 
 def _cut(data: bytes, size: tuple[int, int] | None) -> Pixels:

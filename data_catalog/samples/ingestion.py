@@ -36,6 +36,7 @@ from data_catalog.samples.held_out import hold_out
 from data_catalog.samples.query_copies import separate_queries
 from data_catalog.samples.source_images import (
     Size,
+    describe_turn,
     image_size,
     most_common_size,
     read_file,
@@ -260,7 +261,10 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
         for name, size in sizes.items():
             if wanted is not None and size != wanted:
                 times = f"{len(MODALITIES)} times " if name == SIDE_BY_SIDE else ""
-                reason = f"is {times}{size[0]}x{size[1]} (height x width), expected {wanted[0]}x{wanted[1]}"
+                reason = (
+                    f"is {times}{size[0]}x{size[1]} (height x width{describe_turn(images[name])}), expected "
+                    f"{wanted[0]}x{wanted[1]}"
+                )
                 faults.append(Rejected(file=sample["files"][name], reason=reason))
         if faults:
             return {}, faults

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SIDE_BY_SIDE, Listing
+from stmi.images import orientation, refuse_frames, upright_size
 from stmi.modality import MODALITIES, Modality
 
 Size = tuple[int, int]
@@ -61,7 +62,7 @@ def _opened(file: io.BytesIO | Path) -> Iterator[Image.Image]:
 
 
 def image_size(data: bytes) -> Size:
-    """Height and width of the colour JPEG in a file.
+    """Height and width of the colour JPEG in a file, once it is upright.
 
     Raises:
         ValueError: If the file holds no such image, or a damaged one; the message is the reason, to follow
@@ -71,6 +72,7 @@ def image_size(data: bytes) -> Size:
         raise ValueError("is empty (zero bytes)")
     try:
         with _opened(io.BytesIO(data)) as image:
+            refuse_frames(image)
             if image.format != "JPEG":
                 raise ValueError(f"is a {image.format} file, expected JPEG")
             if image.width * image.height > MAX_PIXELS:
@@ -79,13 +81,20 @@ def image_size(data: bytes) -> Size:
                 kind = {"L": "greyscale", "CMYK": "CMYK"}.get(image.mode, f"of mode {image.mode}")
                 raise ValueError(f"is {kind}, expected a colour image (three channels)")
             image.load()
-            return image.height, image.width
+            return upright_size(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"decodes to far more than {MAX_PIXELS} pixels, expected at most that") from None
     except UnidentifiedImageError:
         raise ValueError("is not an image, expected JPEG") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"cannot be decoded ({error})") from None
+
+
+def describe_turn(data: bytes) -> str:
+    """How the EXIF orientation of an image turns it, to follow its size in a message; "" if it does not."""
+    with _opened(io.BytesIO(data)) as image:
+        turn = orientation(image)
+    return "" if turn == 1 else f", turned by its EXIF orientation {turn}"
 
 
 def width_side_by_side(width: int) -> int:
@@ -115,7 +124,8 @@ def most_common_size(listing: Listing) -> Size | Literal["any"]:
             continue
         try:
             with _opened(listing.root / file) as image:
-                sizes[image.height, image.width // images] += 1
+                height, width = upright_size(image)
+                sizes[height, width // images] += 1
         except (OSError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
             continue
     size, count = max(sizes.items(), key=lambda item: (item[1], item[0]), default=(None, 0))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_catalog.captions.predicted_attributes import JOINT, SOURCES, UNKNOWN, Predictions
 from data_catalog.captions.sentences import ABSENT, TEMPLATES
-from data_catalog.samples.images import IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN, decode_image
+from data_catalog.samples.images import IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN, decode_image, is_upright
 from stmi.modality import MODALITIES
 
 PROMPTS_VERSION = 1
@@ -115,11 +115,14 @@ class PromptImage:
         sha256 = hashlib.sha256(f"{self.part}\0".encode())
         for data in self.files:
             sha256.update(len(data).to_bytes(8, "big") + data)
+        if not all(map(is_upright, self.files)):
+            # Earlier versions showed such a file as it lies.
+            sha256.update(b"upright")
         return sha256.hexdigest()
 
     def jpeg(self) -> bytes:
         """The image as one JPEG file."""
-        if len(self.files) == 1 and self.part is None:
+        if len(self.files) == 1 and self.part is None and is_upright(self.files[0]):
             return self.files[0]
         pixels = np.concatenate([decode_image(data) for data in self.files], axis=1)
         if self.part is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stmi.images import Mask, binary_mask
+from stmi.images import Mask, binary_mask, refuse_frames, upright
 
 MAX_PIXELS = 16 * 2**20
 _MAX_BYTES = 8 * MAX_PIXELS + 2**16
@@ -94,9 +94,9 @@ def _read_npy(data: bytes) -> npt.NDArray[Any]:
     if dtype.hasobject:
         raise ValueError("holds Python objects, which are never read; expected an array of bool or integers")
     if dtype.kind == "f" and len(data) - stream.tell() == math.prod(shape) * dtype.itemsize:
-        numbers = np.load(io.BytesIO(data), allow_pickle=False)
-        what = "holds NaN" if np.isnan(numbers).any() else f"is of type {dtype}"
-        raise ValueError(f"{what}, expected bool or integers: save mask.astype(numpy.uint8)")
+        # `binary_mask` says how to make a mask of such values.
+        shares: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        return shares
     if dtype.kind not in "biu":
         raise ValueError(f"is of type {dtype}, expected bool or integers")
     if len(shape) != 2 or min(shape) < 1:
@@ -121,7 +121,8 @@ def _read_png(data: bytes) -> npt.NDArray[Any]:
                     )
                 if image.mode not in ("1", "L"):
                     raise ValueError(f"is a PNG of mode {image.mode}, expected 1-bit or 8-bit grey")
-                return np.asarray(image)
+                refuse_frames(image)
+                return np.asarray(upright(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"decodes to far more than {MAX_PIXELS} pixels, expected at most that") from None
     except (OSError, SyntaxError) as error:

@@ -255,3 +255,22 @@ def test_grabcut_survives_an_image_without_content(size: tuple[int, int]) -> Non
     [found] = GrabCutSettings().build().segment([np.full((3, *size, 3), 128, dtype=np.uint8)])
     assert found.mask.shape == size
     assert found.score == 0
+
+
+@pytest.mark.parametrize("high", [1, 255])
+def test_true_masks_of_0_and_1_are_those_of_0_and_255(tmp_path: Path, high: int) -> None:
+    truth = TrueMasks(tmp_path, {"test": "test"})
+    mask = np.tri(8, 4, dtype=bool)
+    (tmp_path / "test").mkdir()
+    Image.fromarray(mask.astype(np.uint8) * high).save(tmp_path / "test" / "a.png")
+    truth.load()
+    assert np.array_equal(truth.read("test/a", (8, 4)), mask)
+
+
+def test_soft_true_mask_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    truth = TrueMasks(tmp_path, {"test": "test"})
+    (tmp_path / "test").mkdir()
+    Image.linear_gradient("L").save(tmp_path / "test" / "a.png")
+    truth.load()
+    with pytest.raises(CatalogError, match=r"true mask .*a\.png holds the value 1, .*: use mask >= 128"):
+        truth.read("test/a", (256, 256))
