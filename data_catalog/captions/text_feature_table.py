@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from data_catalog.errors import CatalogError
@@ -41,7 +42,7 @@ class TextFeatureStatistics(Record):
     clip: str
     """Name of the CLIP."""
     distinct: int
-    """Captions that were encoded; equal ones of a shard count once."""
+    """Captions that differ from each other."""
 
 
 def load_text_tower(source: str) -> "LoadedClip":
@@ -91,7 +92,7 @@ def make_text_features(
 
     def summarise(shards: list[Statistics]) -> Statistics:
         name = Path(clip).name if Path(clip).is_dir() else str(clip)
-        distinct = sum(shard["distinct"] for shard in shards)
+        distinct = pc.count_distinct(captions.read(["caption"])["caption"]).as_py()
         return TextFeatureStatistics(text_dim=text_dim, clip=name, distinct=distinct).model_dump()
 
     return build_table(
@@ -131,7 +132,7 @@ class TextFeaturesMaker(ShardMaker[int]):
         self.tower = self.load(self.source)
 
     def make(self, number: int) -> tuple[pa.Table, Statistics]:
-        """Rows of the shard, and how many captions were encoded."""
+        """Rows of the shard."""
         assert self.tower is not None
         rows = self.captions.read_shard(number, ["sample_index", "sample_id", "caption"])
         captions = rows["caption"].to_pylist()
@@ -151,4 +152,4 @@ class TextFeaturesMaker(ShardMaker[int]):
             [rows["sample_index"], rows["sample_id"], vectors],
             schema=text_features_schema(self.tower.embed_dim),
         )
-        return table, {"distinct": len(distinct)}
+        return table, {}

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from data_catalog.checks.data_checks import CheckReport
-from data_catalog.errors import NAMED
+from data_catalog.errors import NAMED, name_first
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.records import Record
 from data_catalog.tables.table import Table
 
+LISTED = 10
+"""How many entries of a list a person is shown."""
+
 
 def print_result(result: Record | Mapping[str, Any], indent: str = "") -> None:
-    """Print a result, one name and value per line, nested values indented."""
+    """Print a result, one name and value per line, nested values indented, of long lists the beginning."""
     values = result.model_dump(mode="json") if isinstance(result, Record) else result
     width = max((len(str(name)) for name in values), default=0)
     for name, value in values.items():
@@ -27,10 +30,14 @@ def print_result(result: Record | Mapping[str, Any], indent: str = "") -> None:
             print_result(value, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             print(f"{indent}{name}")
-            for entry in value:
+            for entry in value[:LISTED]:
                 print(f"{indent}  " + "  ".join(map(str, entry.values())))
+            if len(value) > LISTED:
+                print(f"{indent}  and {len(value) - LISTED} more; --json names every one")
         else:
             text = f"{value:.4f}" if isinstance(value, float) else value
+            if isinstance(value, list) and len(value) > LISTED:
+                text = f"{name_first(value, LISTED)}; --json names every one"
             print(f"{indent}{name:<{width}}  {text if text not in ({}, [], None) else '-'}")
 
 

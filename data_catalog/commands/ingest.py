@@ -24,6 +24,8 @@ class IngestResult(SamplesStatistics, BuiltTable):
 
     samples: int = Field(default_factory=lambda values: values["rows"])
     """As `rows`."""
+    first_camera: int = 0
+    """What the files call the camera whose `camera_id` is 0."""
 
 
 def _size_or_any(text: str) -> tuple[int, int] | str:
@@ -48,9 +50,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(result: IngestResult) -> None:
-    """Print the result, and say how cameras are counted."""
-    cameras = ", ".join(map(str, result.cameras))
-    shown = result.model_dump(mode="json") | {"cameras": f"{cameras} (camera_id, counted from 0)"}
+    """Print the result, with cameras as the files count them."""
+    cameras = ", ".join(str(camera_id + result.first_camera) for camera_id in result.cameras)
+    shown = result.model_dump(mode="json", exclude={"first_camera"}) | {"cameras": cameras}
     shown["separate_queries"] = name_first(result.separate_queries)
     print_result(shown)
 
@@ -61,12 +63,14 @@ def _run(args: argparse.Namespace) -> IngestResult:
         size=args.size or "most common",
         **given_settings(args, "validation_identities", "samples_per_shard"),
     )
-    dataset = args.dataset or find_format(args.format).name
-    return build(
+    source_format = find_format(args.format)
+    dataset = args.dataset or source_format.name
+    result = build(
         "ingest",
         lambda progress: ingest(args.source, args.catalog, dataset, settings, progress),
         IngestResult,
     )
+    return result.model_copy(update={"first_camera": source_format.first_camera})
 
 
 COMMAND = Command(

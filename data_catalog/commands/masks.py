@@ -17,7 +17,7 @@ from data_catalog.commands.arguments import (
     image_size,
     parse_assignments,
 )
-from data_catalog.commands.command import BuiltTable, Command, build, print_result
+from data_catalog.commands.command import LISTED, BuiltTable, Command, build, print_result
 from data_catalog.errors import CatalogError, name_first
 from data_catalog.extensions import is_own, load_settings
 from data_catalog.masks.mask_table import SegmenterSettings, list_below_gate, make_masks
@@ -25,13 +25,12 @@ from data_catalog.masks.segmenters.mask_files import MaskFileStatistics, import_
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS
 from data_catalog.progress import Progress
 from data_catalog.records import Record
+from data_catalog.samples.camera_numbers import first_camera
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 
 _NIGHT, _DUSK = 0.1, 0.3
 """Mean brightness of RGB below which a camera counts as one at night, at dusk."""
-
-_SHOWN = 10
 
 
 class QualityGate(Record):
@@ -48,6 +47,8 @@ class MasksResult(MaskFileStatistics, BuiltTable):
 
     quality_gate: QualityGate | None = None
     """With `--quality-gate`."""
+    first_camera: int = 0
+    """What the files call the camera whose `camera_id` is 0."""
 
 
 def _score(text: str) -> float:
@@ -116,6 +117,7 @@ def _run(args: argparse.Namespace) -> MasksResult:
     given = given_options(args, "segmenter", _OPTIONS)
     samples = find_samples(args)
     result = build("masks", lambda progress: _make(args, samples, given, progress), MasksResult)
+    result = result.model_copy(update={"first_camera": first_camera(samples)})
     if args.quality_gate is None:
         return result
     below = list_below_gate(find_made_from(samples, TableKind.MASKS, result.key), args.quality_gate)
@@ -156,17 +158,18 @@ def _show(result: MasksResult) -> None:
     """Print the result: one line per camera, and of long lists the beginning."""
     ious, brightness = result.mean_iou_by_camera or {}, result.brightness_by_camera or {}
     by_camera = {
-        camera: _camera(counts, ious.get(camera), brightness.get(camera))
+        str(int(camera) + result.first_camera): _camera(counts, ious.get(camera), brightness.get(camera))
         for camera, counts in result.sources_by_camera.items()
     }
     shown: dict[str, Any] = {}
     for name, value in result.model_dump(mode="json", exclude_none=True).items():
         if name == "sources_by_camera":
-            shown["by_camera_id (from 0)"] = by_camera
+            shown["by_camera"] = by_camera
         elif name == "quality_gate":
             shown[name] = {**value, "samples": _shorten(value["samples"])}
-        elif name not in ("mean_iou_by_camera", "brightness_by_camera", "lowest_scores"):
-            shown[name] = _shorten(value) if isinstance(value, list) else value
+        elif name not in ("mean_iou_by_camera", "brightness_by_camera", "lowest_scores", "first_camera"):
+            is_names = isinstance(value, list) and not (value and isinstance(value[0], Mapping))
+            shown[name] = _shorten(value) if is_names else value
     print_result(shown)
 
 
@@ -178,10 +181,8 @@ def _camera(counts: Mapping[str, int], iou: float | None, brightness: float | No
     return "  ".join(parts)
 
 
-def _shorten(values: list[Any]) -> Any:
-    if values and isinstance(values[0], Mapping):
-        return values[:_SHOWN]
-    return name_first(values, _SHOWN) or "-"
+def _shorten(values: list[str]) -> str:
+    return name_first(values, LISTED) or "-"
 
 
 COMMAND = Command(

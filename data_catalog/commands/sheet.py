@@ -17,6 +17,7 @@ from data_catalog.formats import SPLITS
 from data_catalog.inspect.contact_sheet import MAX_SAMPLES, Sheet, SheetSettings, draw_sheet
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table, list_tables
+from stmi.clip.clip_files import patch_size
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +62,8 @@ def _run(args: argparse.Namespace) -> Sheet:
     given = given_settings(args, "split", "count", "seed", "size", "patch_size", "threshold")
     if args.lowest_score is not None:
         given |= {"lowest_score": True, "count": args.lowest_score}
+    if "patch_size" not in given and (text_features := _newest(samples, TableKind.TEXT_FEATURES, None)):
+        given["patch_size"] = patch_size(text_features.manifest.created["clip"])
     settings = SheetSettings(identities=tuple(args.identity), ids=tuple(args.ids), **given)
     masks = _newest(samples, TableKind.MASKS, args.masks_key)
     captions = _newest(samples, TableKind.CAPTIONS, args.captions_key)
@@ -78,7 +81,7 @@ def _newest(samples: Table, kind: TableKind, key: str | None) -> Table | None:
 COMMAND = Command(
     name="sheet",
     summary="A contact sheet of some samples: images, mask outline, token mask, caption.",
-    example="benchmark --catalog runs/catalog --out sheet.png --patch-size 8",
+    example="benchmark --catalog runs/catalog --out sheet.png",
     add_options=_add_options,
     run=_run,
     result=Sheet,

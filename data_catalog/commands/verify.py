@@ -3,7 +3,7 @@
 import argparse
 
 from data_catalog.commands.arguments import add_dataset, check_dataset
-from data_catalog.commands.command import Command
+from data_catalog.commands.command import LISTED, Command
 from data_catalog.inspect.verification import Verification, verify
 from data_catalog.progress import progress_bar
 
@@ -19,8 +19,10 @@ def _run(args: argparse.Namespace) -> Verification:
 
 
 def _show(found: Verification) -> None:
-    for fault in found.errors:
+    for fault in found.errors[:LISTED]:
         print(f"{fault.table}  {fault.shard or 'manifest.json'}: {fault.message}")
+    if len(found.errors) > LISTED:
+        print(f"and {len(found.errors) - LISTED} more faults; --json names every one")
     for name in found.unfinished:
         print(f"{name}  is unfinished; run its step again to complete it, or delete the folder")
     print(f"{len(found.tables)} tables, {sum(found.tables.values())} shards: {len(found.errors)} faults")

@@ -10,6 +10,12 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats.source import Listing, Rejected, SourceSample
 
 _ENDING = ".jpg"
+_CONVERT = "convert it to JPEG of quality 95 or more"
+_OTHER_ENDINGS = {
+    **dict.fromkeys((".jpeg", ".jpe", ".jfif"), "rename it"),
+    **dict.fromkeys((".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2", ".heic", ".avif"), _CONVERT),
+}
+"""Endings of images that are not read, each with what to do."""
 _LEFT_OUT = {
     "-1": "has identity -1, which marks junk; it is left out",
     "0": "has identity 0, which marks background without an object; it is left out",
@@ -119,7 +125,9 @@ def read_names(
         name, ending = Path(file).stem, Path(file).suffix
         match = pattern.pattern.fullmatch(name)
         path = f"{folder}/{file}"
-        if match is None or ending.lower() != _ENDING:
+        if match is not None and ending.lower() in _OTHER_ENDINGS:
+            reason = f"ends in {ending}, expected {_ENDING}: {_OTHER_ENDINGS[ending.lower()]}"
+        elif match is None or ending.lower() != _ENDING:
             reason = f"is not {pattern.expected}"
         elif name in found:
             reason = f"has the same name as {found[name].path}; it is left out, so keep one of the two"
@@ -130,6 +138,29 @@ def read_names(
             continue
         rejected.append(leave_out(path, reason))
     return found, rejected
+
+
+def find_unread(listing: Listing) -> dict[str, str]:
+    """By the id of a sample, which files of its name were left out for their endings, to follow a message.
+
+    Only files beside the sample's folders: those in them are not what it lacks.
+    """
+    unread: dict[tuple[Path, str], list[Rejected]] = {}
+    for rejected in listing.rejected:
+        path = Path(rejected.file)
+        if path.suffix.lower() in _OTHER_ENDINGS:
+            unread.setdefault((path.parent.parent, path.stem), []).append(rejected)
+    found = {}
+    for sample in listing.samples if unread else ():
+        paths = [Path(file) for file in (*sample.files.values(), *sample.query_files.values())]
+        folders = {path.parent for path in paths}
+        named = dict.fromkeys((path.parent.parent, path.stem) for path in paths)
+        beside = [
+            one for name in named for one in unread.get(name, ()) if Path(one.file).parent not in folders
+        ]
+        if beside:
+            found[sample.sample_id] = ": " + "; ".join(f"{one.file} {one.reason}" for one in beside)
+    return found
 
 
 def leave_out(path: str, reason: str) -> Rejected:

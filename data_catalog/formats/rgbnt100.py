@@ -72,4 +72,5 @@ FORMAT = SourceFormat(
     captions="rgbir/text/{split}{modality}.json",
     query_folders={"test": QUERY},
     tree=TREE,
+    first_camera=1,
 )

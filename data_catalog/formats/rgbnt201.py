@@ -94,4 +94,5 @@ FORMAT = SourceFormat(
     masks="{folder}/mask/{name}.npy",
     captions="text/{split}{modality}.json",
     tree=TREE,
+    first_camera=1,
 )

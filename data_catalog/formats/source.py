@@ -84,6 +84,7 @@ class SourceFormat:
         captions: Path of the captions of a split below the root: a pattern with `split` and `modality`.
         query_folders: The folder of the queries of each split that has one.
         tree: An example of the folders and files, for help and messages; "" for none.
+        first_camera: The number in the files of the camera whose `camera_id` is 0, which people are shown.
     """
 
     name: str
@@ -93,6 +94,7 @@ class SourceFormat:
     captions: str = "text/{split}{modality}.json"
     query_folders: Mapping[str, str] = field(default_factory=dict)
     tree: str = ""
+    first_camera: int = 0
 
     def read(self, source: Path) -> Listing:
         """What `list_samples` finds, sorted by sample id and checked.

@@ -16,6 +16,7 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell, encode_png
 from data_catalog.records import Record
+from data_catalog.samples.camera_numbers import first_camera
 from data_catalog.samples.images import decode_mask, decode_triplets
 from data_catalog.storage.filesystems import open_root, write_atomically
 from data_catalog.tables.table import Table
@@ -41,7 +42,8 @@ class SheetSettings(Record):
     size: tuple[int, int] | None = None
     """Height and width of the model input; those of the samples when None."""
     patch_size: int = Field(16, ge=1)
-    """Side of a token's patch at that size, in pixels."""
+    """Side of a token's patch at that size, in pixels. The command takes that of the CLIP of the newest text
+    features, where there are any."""
     threshold: float = Field(0.5, ge=0, le=1)
     """Share of a patch that makes its token foreground; 0 means any overlap."""
 
@@ -185,12 +187,13 @@ def _read_cells(
                 by_id = {found["sample_id"]: found for found in wanted.to_pylist()}
                 values = [value | by_id.get(value["sample_id"], {}) for value in values]
         for row, value, triplet in zip(in_shard, values, decode_triplets(taken), strict=True):
+            value["camera"] = value["camera_id"] + first_camera(samples)
             cells[int(row)] = _cell(value, triplet, settings)
     return [cells[int(row)] for row in rows]
 
 
 def _cell(row: Mapping[str, Any], triplet: Pixels, settings: SheetSettings) -> Cell:
-    labels = [f"identity {row['identity']}", f"camera_id {row['camera_id']}"]
+    labels = [f"identity {row['identity']}", f"camera {row['camera']}"]
     labels += [f"scene {row['scene_id']}"] if row["scene_id"] >= 0 else []
     mask = tokens = None
     if "mask" in row:

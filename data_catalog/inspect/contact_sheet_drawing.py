@@ -5,12 +5,12 @@ import textwrap
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from data_catalog.inspect.glyphs import Font, legible
 from data_catalog.samples.images import Mask, Pixels
 from stmi.modality import MODALITIES
 
@@ -67,18 +67,18 @@ def draw_cell(cell: Cell) -> Image.Image:
         panels.append(("tokens", _tokens(_enlarge(_mean_image(cell.triplet), size), cell.tokens)))
     columns = len(MODALITIES) + 1
     inner = columns * size[1] + (columns - 1) * _GAP
-    caption = _wrapped(cell.caption, inner)
+    caption, caption_font = _wrapped(cell.caption, inner)
     picture = Image.new("RGB", (inner, 3 * _LINE + size[0] + _GAP + len(caption) * _LINE), _PAPER)
     draw = ImageDraw.Draw(picture)
-    font = _font(_TEXT)
-    draw.text((0, 0), _fit(cell.name, inner), _INK, font)
-    draw.text((0, _LINE), _fit(cell.labels, inner), _FAINT, font)
+    for number, (line, colour) in enumerate(((cell.name, _INK), (cell.labels, _FAINT))):
+        text, font = legible(line, _TEXT)
+        draw.text((0, number * _LINE), _fit(text, inner, font), colour, font)
     for number, (label, pixels) in enumerate(panels):
         left = number * (size[1] + _GAP)
-        draw.text((left, 2 * _LINE), label, _FAINT, font)
+        draw.text((left, 2 * _LINE), label, _FAINT, ImageFont.load_default(_TEXT))
         picture.paste(Image.fromarray(pixels), (left, 3 * _LINE))
     for number, line in enumerate(caption):
-        draw.text((0, 3 * _LINE + size[0] + _GAP + number * _LINE), line, _INK, font)
+        draw.text((0, 3 * _LINE + size[0] + _GAP + number * _LINE), line, _INK, caption_font)
     return picture
 
 
@@ -93,12 +93,13 @@ def arrange(cells: Sequence[Image.Image], title: str) -> Image.Image:
     columns = max(1, min(len(cells), _SHEET_WIDTH // width))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) + _MARGIN for row in rows]
+    title, font = legible(title, _TITLE)
     lines = textwrap.wrap(title, max(20, columns * width * 2 // _TITLE))
     top = _MARGIN + len(lines) * (_TITLE + _GAP) + _GAP
     sheet = Image.new("RGB", (columns * width, top + sum(heights)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        draw.text((_MARGIN, _MARGIN + number * (_TITLE + _GAP)), line, _INK, _font(_TITLE))
+        draw.text((_MARGIN, _MARGIN + number * (_TITLE + _GAP)), line, _INK, font)
     for row, height in zip(rows, heights, strict=True):
         draw.line([(_MARGIN, top - _GAP), (sheet.width - _MARGIN, top - _GAP)], (215, 215, 215))
         for column, cell in enumerate(row):
@@ -159,14 +160,8 @@ def _tokens(image: Pixels, tokens: Mask) -> Pixels:
     return np.asarray(drawn.astype(np.uint8))
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _fit(text: str, width: int) -> str:
+def _fit(text: str, width: int, font: Font) -> str:
     """The text, shortened to a width in pixels."""
-    font = _font(_TEXT)
     if font.getlength(text) <= width:
         return text
     ends = range(len(text))
@@ -174,18 +169,29 @@ def _fit(text: str, width: int) -> str:
     return text[: max(0, too_wide - 1)] + "..."
 
 
-def _wrapped(caption: str | None, width: int) -> list[str]:
-    """The caption in lines of a width in pixels; the last one ends in dots if it was shortened."""
+def _wrapped(caption: str | None, width: int) -> tuple[list[str], Font]:
+    """The caption in lines of a width in pixels, the last one with dots if it was shortened; and its font."""
+    text, font = legible(" ".join((caption or "").split()), _TEXT)
     if caption is None:
-        return []
-    font = _font(_TEXT)
+        return [], font
     lines = [""]
-    for word in caption.split() or ["(empty", "caption)"]:
+    for word in text.split() or ["(empty", "caption)"]:
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width:
             lines[-1] = longer
         else:
-            lines.append(word)
+            lines += _broken(word, width, font)
+    lines = [line for line in lines if line]
     if len(lines) > _CAPTION_LINES:
         lines = [*lines[: _CAPTION_LINES - 1], " ".join(lines[_CAPTION_LINES - 1 :])]
-    return [_fit(line, width) for line in lines]
+    return [_fit(line, width, font) for line in lines], font
+
+
+def _broken(word: str, width: int, font: Font) -> list[str]:
+    """A word in pieces of a width in pixels: Chinese has no spaces."""
+    pieces = [""]
+    for character in word:
+        if pieces[-1] and font.getlength(pieces[-1] + character) > width:
+            pieces.append("")
+        pieces[-1] += character
+    return pieces

@@ -29,6 +29,7 @@ from data_catalog.formats import (
     SourceSample,
     find_format,
 )
+from data_catalog.formats.folder_listing import find_unread
 from data_catalog.formats.rgbnt201 import SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
@@ -132,10 +133,14 @@ def ingest(
         settings=settings.model_dump() | {"size": size},
         inputs={},
         specs=lambda: _shard_specs(separate_queries(listing), settings.samples_per_shard),
-        maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size),
+        maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size, find_unread(listing)),
         summarise=summarise,
         key_extra=_fingerprint(listing, with_labels=is_own(settings.format)),
-        created={"source": str(listing.root.resolve()), "card": _card_name(listing.root, source_format.name)},
+        created={
+            "source": str(listing.root.resolve()),
+            "card": _card_name(listing.root, source_format.name),
+            "first_camera": source_format.first_camera,
+        },
         progress=progress,
     )
 
@@ -210,11 +215,20 @@ def _shard_specs(samples: Sequence[SourceSample], samples_per_shard: int) -> lis
 
 @dataclass(frozen=True)
 class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
+    """Reads the files of samples.
+
+    Attributes:
+        root: Below which they lie.
+        size: What every image must have; None for any size.
+        unread: By sample id, the files that could be its missing images; to follow a message.
+    """
+
     is_light = True
     reads_files = True
 
     root: Path
     size: Size | None
+    unread: Mapping[str, str]
 
     def is_final(self, statistics: Mapping[str, Any]) -> bool:
         # Earlier versions made no samples of queries alone, and so cut the shards elsewhere.
@@ -249,7 +263,8 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             file = sample["files"].get(name)
             if file is None:
                 other = next(iter(sample["files"].values()))
-                faults.append(Rejected(file=other, reason=f"has no {name} image of the same name"))
+                reason = f"has no {name} image of the same name{self.unread.get(sample['sample_id'], '')}"
+                faults.append(Rejected(file=other, reason=reason))
                 continue
             try:
                 images[name] = read_file(self.root / file)

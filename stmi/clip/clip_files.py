@@ -1,6 +1,9 @@
 """The files of a CLIP's folder, and where a source finds it; imports nothing that takes time."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from stmi.errors import ClipFileError
 
@@ -9,6 +12,8 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 MERGES_FILE = "bpe_merges.txt.gz"
 DIGEST_FILE = "SHA256SUMS"
 """Optional: the digest that the weights file must have, in the form of `sha256sum`."""
+USUAL_PATCH = 16
+"""Patch of ViT-B/16, and what open_clip takes where a config does not say it."""
 PROJECT = Path(__file__).resolve().parents[2]
 """The folder that holds `stmi`, with the demo's CLIP in it."""
 
@@ -37,6 +42,19 @@ def check_new(out: Path) -> None:
     """
     if out.exists():
         raise ClipFileError(f"{out} exists; name another folder, or remove it to convert again")
+
+
+def patch_size(source: str | Path) -> int:
+    """Side of a patch of a CLIP's image tower, in pixels; the usual one if the source is not there now."""
+    vision: dict[str, Any] = {}
+    if (folder := clip_folder(source)) is not None:
+        with suppress(OSError, ValueError, KeyError):
+            vision = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+    else:
+        import open_clip  # noqa: PLC0415
+
+        vision = (open_clip.get_model_config(str(source).partition("/")[0]) or {}).get("vision_cfg", {})
+    return int(vision.get("patch_size", USUAL_PATCH))
 
 
 def check_conversion(archive: Path, out: Path) -> None:

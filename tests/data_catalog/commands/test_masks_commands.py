@@ -57,7 +57,9 @@ def test_overlap_is_printed_by_camera_with_its_light(
     assert statistics["quality_gate"]["samples"] == sample_ids()
     text = read_text(capsys, *arguments)
     for camera, iou in statistics["mean_iou_by_camera"].items():
-        expected = f"{camera}  IoU {iou:.4f}  RGB brightness {brightness[camera]:.2f} (day)  RGB+NIR+TIR 14"
+        # The number in the files' names.
+        number, light = int(camera) + 1, f"{brightness[camera]:.2f} (day)"
+        expected = f"{number}  IoU {iou:.4f}  RGB brightness {light}  RGB+NIR+TIR 14"
         assert expected in text
     assert "and 18 more" in text
     assert sample_ids()[-1] not in text
