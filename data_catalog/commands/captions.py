@@ -26,7 +26,7 @@ from data_catalog.commands.arguments import (
     parse_assignments,
     setting_options,
 )
-from data_catalog.commands.command import BuiltTable, Command, build, print_result
+from data_catalog.commands.command import BuiltTable, Command, build, print_result, says_nothing
 from data_catalog.errors import CatalogError
 from data_catalog.extensions import is_own, load_settings
 from data_catalog.progress import Progress, progress_bar
@@ -117,7 +117,10 @@ def _run(args: argparse.Namespace) -> CaptionsResult:
         if name not in given:
             raise CatalogError(f"--{name} is missing; --captioner {args.captioner} needs it")
     samples = find_samples(args)
-    return build("captions", lambda progress: _make(args, samples, given, progress), CaptionsResult)
+    result = build("captions", lambda progress: _make(args, samples, given, progress), CaptionsResult)
+    if result.rows and (result.empty == result.rows or result.captioned == 0):
+        raise says_nothing(result, "empty captions")
+    return result
 
 
 def _make(args: argparse.Namespace, samples: Table, given: dict[str, Any], progress: Progress) -> Table:

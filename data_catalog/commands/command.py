@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from data_catalog.checks.data_checks import CheckReport
-from data_catalog.errors import NAMED, name_first
+from data_catalog.errors import NAMED, CatalogError, name_first
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.records import Record
 from data_catalog.tables.table import Table
@@ -104,6 +104,19 @@ class Command(Generic[R]):
     result: type[R]
     show: Callable[[Any], None] = print_result
     succeeded: Callable[[R], bool] = lambda result: True
+
+
+def says_nothing(table: BuiltTable, what: str) -> CatalogError:
+    """The error about a table of an earlier version that would not be made now.
+
+    Args:
+        table: The table.
+        what: What all of its rows are.
+    """
+    return CatalogError(
+        f"{table.path}: all {table.rows} rows are {what}, in a table of an earlier version; delete that "
+        "folder and run the same command again"
+    )
 
 
 def build(title: str, make: Callable[[Progress], Table], result: type[T]) -> T:

@@ -17,7 +17,7 @@ from data_catalog.commands.arguments import (
     image_size,
     parse_assignments,
 )
-from data_catalog.commands.command import LISTED, BuiltTable, Command, build, print_result
+from data_catalog.commands.command import LISTED, BuiltTable, Command, build, print_result, says_nothing
 from data_catalog.errors import CatalogError, name_first
 from data_catalog.extensions import is_own, load_settings
 from data_catalog.masks.mask_table import SegmenterSettings, list_below_gate, make_masks
@@ -117,6 +117,8 @@ def _run(args: argparse.Namespace) -> MasksResult:
     given = given_options(args, "segmenter", _OPTIONS)
     samples = find_samples(args)
     result = build("masks", lambda progress: _make(args, samples, given, progress), MasksResult)
+    if result.rows and result.empty + result.full == result.rows:
+        raise says_nothing(result, "masks of one value")
     result = result.model_copy(update={"first_camera": first_camera(samples)})
     if args.quality_gate is None:
         return result

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,16 +10,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from data_catalog.__main__ import main
+from data_catalog.captions import caption_texts
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
 from data_catalog.captions.image_captioner import CaptionerSettings, make_image_captions
 from data_catalog.captions.imported_captions import CaptionFileSettings, import_captions
 from data_catalog.errors import CatalogError
 from data_catalog.masks.mask_table import SegmenterSettings, make_masks
+from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.samples.images import Pixels, Segmentation
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import Table, list_tables
+from data_catalog.tables.table import MANIFEST, Table, list_tables
 from tests.data_catalog.folders import FOLDERS, HEIGHT, WIDTH, names, sample_ids
 from tests.data_catalog.steps import without_actors
 
@@ -116,3 +120,28 @@ def test_own_captioner_is_asked_again_once_it_is_corrected(
         make_image_captions(samples, Silent())
     monkeypatch.setattr(Silent, "text", "A person.")
     assert make_image_captions(samples, Silent()).statistics["captioned"] == 1
+
+
+def test_table_of_an_earlier_version_that_says_nothing_is_no_success(
+    samples: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(caption_texts, "refuse_empty", lambda samples, empty: None)
+        captions = from_files(samples, tmp_path)
+        masks = make_masks(samples, GrabCutSettings())
+        rewrite(masks, empty=28, full=0)
+    for table, more in (
+        (captions, ["captions", "--captioner", "files", "--captions", str(tmp_path)]),
+        (masks, ["masks"]),
+    ):
+        arguments = [*more, "--catalog", samples.catalog, "--dataset", "small"]
+        assert main(arguments) == 2
+        assert f"{table.path}: all 28 rows are" in capsys.readouterr().err.splitlines()[-1]
+        shutil.rmtree(table.path)
+    assert main(["masks", "--catalog", samples.catalog, "--dataset", "small"]) == 0
+
+
+def rewrite(table: Table, **statistics: Any) -> None:
+    """Give a table other statistics, as if its rows were others."""
+    manifest = table.manifest.model_copy(update={"statistics": table.statistics | statistics})
+    (Path(table.path) / MANIFEST).write_bytes(manifest.sealed().to_bytes())
