@@ -33,4 +33,4 @@ def list_samples(source: Path) -> Listing:
     return Listing(source, tuple(samples.values()), tuple(rejected))
 
 
-MARKET = SourceFormat("market", {"train": "train", "test": "gallery"}, list_samples)
+MARKET = SourceFormat("market", {"train": "train", "test": "gallery"}, list_samples, first_camera=1)
