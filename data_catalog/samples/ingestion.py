@@ -38,6 +38,7 @@ from data_catalog.samples.query_copies import separate_queries
 from data_catalog.samples.source_images import (
     Size,
     describe_turn,
+    failing_disk_ends_ingest,
     image_size,
     most_common_size,
     read_file,
@@ -124,7 +125,7 @@ def ingest(
                     f"source {source}: none of the {listed[split]} samples of split {split!r} can be used "
                     f"(first: {first.file}: {first.reason}); correct the files and run ingest again"
                 )
-        return statistics.model_dump(mode="json")
+        return statistics.model_dump(mode="json", exclude_defaults=True)
 
     return build_table(
         catalog=catalog,
@@ -238,7 +239,8 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
         rows: list[dict[str, Any]] = []
         quarantined: list[Rejected] = []
         for sample in spec:
-            row, faults = self._row(sample)
+            with failing_disk_ends_ingest():
+                row, faults = self._row(sample)
             quarantined += faults
             if not faults:
                 rows.append(row)

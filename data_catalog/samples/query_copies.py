@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from data_catalog.formats import QUERY_SUFFIX, Listing, SourceSample
-from data_catalog.samples.source_images import read_file
+from data_catalog.samples.source_images import failing_disk_ends_ingest, read_file
 
 _READERS = 8
 
@@ -24,8 +24,9 @@ def separate_queries(listing: Listing) -> tuple[SourceSample, ...]:
     """
 
     def separate(sample: SourceSample) -> Sequence[SourceSample]:
-        if not sample.query_files or _are_copies(listing, sample):
-            return [sample]
+        with failing_disk_ends_ingest():
+            if not sample.query_files or _are_copies(listing, sample):
+                return [sample]
         query = replace(
             sample,
             sample_id=sample.sample_id + QUERY_SUFFIX,

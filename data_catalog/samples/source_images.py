@@ -33,7 +33,7 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         ValueError: If the file cannot be used; the message is the reason, to follow the file's name.
-        CatalogError: If the disk or the network fails.
+        OSError: If the disk or the network fails.
     """
     try:
         status = path.stat()
@@ -45,11 +45,24 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         if error.errno not in _FILE_FAULTS:
-            raise CatalogError(
-                f"{error.filename} cannot be read now ({error.strerror}); see to the disk or the network and "
-                "run the same command again, or remove the file to go without its sample"
-            ) from error
+            raise
         raise ValueError(f"cannot be read ({error.strerror})") from None
+
+
+@contextmanager
+def failing_disk_ends_ingest() -> Iterator[None]:
+    """Turn an OSError of `read_file` into an error that names the file.
+
+    Raises:
+        CatalogError: If the disk or the network fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CatalogError(
+            f"{error.filename} cannot be read now ({error.strerror}); see to the disk or the network and run "
+            "the same command again, or remove the file to go without its sample"
+        ) from error
 
 
 @contextmanager

@@ -30,11 +30,8 @@ def test_table_says_what_it_was_made_from(built: Any) -> None:
     }
     assert table.statistics["text_dim"] == 6
     assert str(table.read_shard(0).schema.field("text_feature").type).endswith("[6]")
-    by_shard = [
-        len(set(built.captions.read_shard(number)["caption"].to_pylist()))
-        for number in range(len(built.captions.manifest.shards))
-    ]
-    assert table.statistics["distinct"] == sum(by_shard)
+    captions = built.captions.read(["caption"])["caption"].to_pylist()
+    assert table.statistics["distinct"] == len(set(captions)) < len(captions)
 
 
 class BrokenTower(FakeTower):

@@ -129,8 +129,8 @@ def test_junk_and_background_are_left_out_with_a_reason(vehicles: Path, own_sour
         "501_c0001_000.jpg",
         "0501_c0001.jpg",
         "0501_c99999999999_000.jpg",
-        "0501_c0001_000.png",
         "0501_c0001_0.jpg.bak",
+        "notes.png",
     ],
 )
 def test_bad_names_are_left_out(vehicles: Path, name: str) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from data_catalog.captions.caption_table import CaptionSettings, make_captions
 from data_catalog.captions.imported_captions import CaptionFileSettings, import_captions
 from data_catalog.checks.data_checks import CheckSettings, run_checks
 from data_catalog.checks.newest_tables import find_newest_tables
+from data_catalog.errors import CatalogError
 from data_catalog.inspect.verification import verify
 from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.samples.images import decode_mask
@@ -87,7 +89,7 @@ def test_query_that_is_no_copy_is_a_sample_of_its_own(images: Path) -> None:
 def test_queries_that_are_copies_are_no_samples_of_their_own(tmp_path: Path) -> None:
     table = ingest_vehicles(write_rgbnt100(tmp_path) / "rgbir")
     assert len(table) == len({*RGBNT100["bounding_box_test"], *RGBNT100["query"]}) + 4
-    assert table.statistics["separate_queries"] == []
+    assert "separate_queries" not in table.statistics
 
 
 def test_checks_count_the_queries_that_are_no_copies(images: Path) -> None:
@@ -117,11 +119,26 @@ def test_damaged_query_costs_its_gallery_sample_nothing(
     assert fault["file"] == f"rgbir/query/{NAME}.jpg"
     assert fault["reason"].startswith(reason)
     assert roles(table)[NAME] == "gallery"
-    assert table.statistics["separate_queries"] == []
+    assert "separate_queries" not in table.statistics
     # The query's file is part of what was ingested, so putting it right is noticed.
     shutil.copy(images / "bounding_box_test" / path.name, path)
     again = ingest_vehicles(images)
     assert (again.statistics["quarantined"], roles(again)[NAME]) == ([], "query gallery")
+
+
+def test_disk_that_fails_at_a_query_ends_the_ingest(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.parent.name == "query":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "read_bytes", fail)
+        with pytest.raises(CatalogError, match=r"query/\S+ cannot be read now \(Input/output error\)"):
+            ingest_vehicles(images)
+    assert ingest_vehicles(images).statistics["separate_queries"] == [f"test/{NAME}.query"]
 
 
 def test_query_with_one_other_modality_or_without_one_is_separate(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_missing_and_broken_masks_stop_unless_allowed(built: Any, tmp_path: Path
     assert (statistics["coverage"], statistics["missing"]) == (pytest.approx(26 / 28), 2)
     assert {fault["sample_id"]: fault["reason"] for fault in statistics["faults"]} == {
         gone: "is not there",
-        broken: "holds the value 2, expected 0 and 1 (or 0 and 255)",
+        broken: "holds the value 2, expected 0 and 1 (or 0 and 255): use mask > 0 if 0 is the background",
     }
     assert statistics["lowest_scores"][0]["score"] == 0
     # What was allowed once is not allowed from then on.
