@@ -15,6 +15,13 @@ class NotWritableError(CatalogError):
     """The catalog cannot be written to: it is read-only, or its disk is full."""
 
 
+class DamagedFileError(CatalogError):
+    """A stored file whose content is not what was written; names the file, and what to do."""
+
+    def __init__(self, file: object, reason: str, remedy: str) -> None:
+        super().__init__(f"{file} is damaged ({reason}); {remedy}")
+
+
 def name_first(values: Sequence[Any], most: int = NAMED) -> str:
     """The first of many values for a message, and how many more there are: `a, b and 3 more`."""
     more = len(values) - most

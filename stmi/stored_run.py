@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
+from stmi.checksums import SUMS_FILE, find_change
 from stmi.clip.weights import read_weights
 from stmi.config import ModelConfig
 from stmi.errors import TrainedRunError
@@ -136,12 +137,18 @@ class StoredRun:
 
     @contextmanager
     def _weights_file(self, name: str) -> Iterator[Path | None]:
-        with fetched(self.location, f"{_base_name(self._checkpoint)}/{name}") as own:
-            if own is not None:
-                yield own
+        for folder, below in ((self.location, f"{_base_name(self._checkpoint)}/"), (self._checkpoint, "")):
+            with fetched(folder, below + name) as path, fetched(folder, below + SUMS_FILE) as sums:
+                if path is None:
+                    continue
+                if sums is not None and (change := find_change(path, sums)) is not None:
+                    raise TrainedRunError(
+                        f"{presentable_uri(folder)}: {below}{name} is damaged ({change}); restore it from a "
+                        "copy, or move the run's folder away and train it anew"
+                    )
+                yield path
                 return
-        with fetched(self._checkpoint, name) as elsewhere:
-            yield elsewhere
+        yield None
 
     def _read(self, name: str, content: type[Content]) -> Content | None:
         with fetched(self.location, name) as path:
@@ -151,7 +158,7 @@ class StoredRun:
                 return content.model_validate_json(path.read_bytes())
             except ValidationError as error:
                 first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
+                where = ".".join(map(str, first["loc"])) or "the file"
                 raise TrainedRunError(
                     f"{presentable_uri(self.location)}: {name} is damaged, or of another version "
                     f"({where}: {first['msg']}); restore it"

@@ -5,13 +5,11 @@ not tables: the answers of a language model (tables of captions made from them a
 of the checks, which can be made again.
 """
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
-from pyarrow import fs
 
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, no_progress
@@ -21,7 +19,6 @@ from data_catalog.tables.digests import content_digest, table_digest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import MANIFEST, Table, list_keys, open_table, read_shard_file
 
-_CHUNK_BYTES = 8 * 2**20
 _THREADS = 4
 
 
@@ -106,7 +103,7 @@ def _shard_checker(table: Table) -> Callable[[int], tuple[str, str] | None]:
         path = f"{folder}/{record.file}"
         again = f"delete the folder {table.path} and run its step again"
         try:
-            sha256 = _file_digest(filesystem, path)
+            sha256 = filesystems.file_digest(filesystem, path)
             if sha256 != record.sha256:
                 return record.file, (
                     f"its bytes changed: SHA-256 is {sha256[:12]}, expected {record.sha256[:12]}; {again}"
@@ -119,14 +116,6 @@ def _shard_checker(table: Table) -> Callable[[int], tuple[str, str] | None]:
         return None
 
     return check
-
-
-def _file_digest(filesystem: fs.FileSystem, path: str) -> str:
-    sha256 = hashlib.sha256()
-    with filesystem.open_input_stream(path, compression=None) as source:
-        while chunk := source.read(_CHUNK_BYTES):
-            sha256.update(chunk)
-    return sha256.hexdigest()
 
 
 def _manifest_fault(table: Table) -> str:

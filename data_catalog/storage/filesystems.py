@@ -1,5 +1,6 @@
 """Files on any PyArrow filesystem (local disk, S3, GCS), each written completely or not at all."""
 
+import hashlib
 import os
 import re
 import uuid
@@ -22,6 +23,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 """PyArrow's names of filesystems that have objects in place of files."""
 ONE_UPLOAD_BYTES = 5 * 2**20
 """PyArrow uploads so much in one piece on every one of them."""
+_CHUNK_BYTES = 8 * 2**20
 
 _SECRET = re.compile(r"secret|password|token|key|signature|^sig$", re.IGNORECASE)
 
@@ -197,6 +199,15 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
         raise
     except OSError as error:
         raise _unreachable(path, error) from error
+
+
+def file_digest(filesystem: fs.FileSystem, path: str) -> str:
+    """Hex SHA-256 of the bytes of a file."""
+    sha256 = hashlib.sha256()
+    with filesystem.open_input_stream(path, compression=None) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def list_files(filesystem: fs.FileSystem, folder: str) -> dict[str, int]:

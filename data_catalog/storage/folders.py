@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
+from pydantic import TypeAdapter, ValidationError
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, DamagedFileError
+from data_catalog.records import describe_invalid
 from data_catalog.storage import filesystems
+
+Content = TypeVar("Content")
 
 
 class Folder:
@@ -123,6 +127,30 @@ class Folder:
         """
         filesystem, path = self._opened
         return filesystems.read_bytes(filesystem, f"{path}/{name}")
+
+    def digest(self, name: str) -> str:
+        """Hex SHA-256 of the bytes of a file, which are not held in memory at once."""
+        filesystem, path = self._opened
+        return filesystems.file_digest(filesystem, f"{path}/{name}")
+
+    def read_record(self, name: str, form: "type[Content] | TypeAdapter[Content]", remedy: str) -> Content:
+        """A JSON file as the model of its content. Every stored JSON file is read by this function.
+
+        Args:
+            name: Of the file.
+            form: Its model, or what validates it.
+            remedy: What to do where the file is damaged.
+
+        Raises:
+            FileNotFoundError: There is none of this name.
+            DamagedFileError: It is empty, cut off or changed.
+            CatalogError: The folder cannot be reached.
+        """
+        data = self.read(name)
+        try:
+            return (form if isinstance(form, TypeAdapter) else TypeAdapter(form)).validate_json(data)
+        except ValidationError as error:
+            raise DamagedFileError(self.file(name), describe_invalid(error, "the file"), remedy) from None
 
     def write(self, name: str, data: str | bytes) -> None:
         """Write a file completely or not at all.

@@ -145,6 +145,16 @@ class Table:
         shard = self.read_shard(number, columns)
         return pa.concat_tables([shard.slice(0, 0), *(shard.slice(row, 1) for row in rows)])
 
+    def check_shards(self) -> None:
+        """Refuse a table on a disk that lacks a shard, or has one that was cut off; reads no rows of a view.
+
+        Raises:
+            CatalogError: Names the shard, and says what to do.
+        """
+        if isinstance(self._location[0], fs.LocalFileSystem):
+            for number in range(len(self.manifest.shards)):
+                self.read_shard(number, [])
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of the whole table, in its order.
 

@@ -10,14 +10,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
 from data_catalog.views.view_reader import View
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run import evaluation
-from experiments.run.checkpoints import MODEL_FILE, fetched
+from experiments.run.checkpoints import MODEL_FILE, fetched, read_arrays
 from experiments.run.run_folder import RunFolder
 from stmi.feature_modulation import ModulatedAttention, ModulationStrength, modulate, token_mask
 from stmi.modality import MODALITIES
@@ -217,11 +216,10 @@ def plot_foreground_shares(target: EvaluationTarget, view: View, count: int) -> 
 
 def learned_strengths(run: RunFolder) -> tuple[np.ndarray, np.ndarray]:
     """Alpha and beta after the last epoch of a run, each `(layers, heads or 1)`; NaN without modulation."""
-    with fetched(run.finished_result.checkpoint) as folder, safe_open(folder / MODEL_FILE, "np") as weights:
-        pairs = [
-            weights.get_tensor(f"image_tower.modulation.{name}")[..., 0, 0] for name in ("alpha", "beta")
-        ]
-        blocks = [name for name in weights.keys() if name.startswith("image_tower.blocks.")]  # noqa: SIM118
+    with fetched(run.finished_result.checkpoint) as folder:
+        weights = read_arrays(folder / MODEL_FILE)
+    pairs = [weights[f"image_tower.modulation.{name}"][..., 0, 0] for name in ("alpha", "beta")]
+    blocks = [name for name in weights if name.startswith("image_tower.blocks.")]
     layers = len({name.split(".")[2] for name in blocks})
     heads = pairs[0].shape[1]
     pair_of_layer = ModulationStrength(run.config.model.sfm, layers, heads).pair_of_layer

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from pydantic import Field, TypeAdapter
 
+from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError, full_name
 from experiments.run.run_folder import RunFolder
@@ -94,6 +95,18 @@ class RecordedStudy:
         return next((run for run in self.runs if run.run == name), None)
 
 
+def read_result(folder: Folder) -> AblationResult | SweepResult:
+    """The result of a study in a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError: It is damaged.
+    """
+    return folder.read_record(
+        RESULT_FILE, RESULT, "run the command that started the study again: it trains nothing anew"
+    )
+
+
 def read_study(uri: str, name: str) -> RecordedStudy:
     """Read a finished study from MLflow.
 
@@ -133,8 +146,8 @@ def _read_study(client: MlflowClient, uri: str, name: str) -> RecordedStudy:
     # The newest one: a study is logged a second time if its folder was moved.
     parent = finished[0]
     with tempfile.TemporaryDirectory() as folder:
-        path = client.download_artifacts(parent.info.run_id, RESULT_FILE, folder)
-        result = RESULT.validate_json(Path(path).read_bytes())
+        client.download_artifacts(parent.info.run_id, RESULT_FILE, folder)
+        result = read_result(Folder(folder))
         pictures = {
             Path(artifact).name: Path(
                 client.download_artifacts(parent.info.run_id, artifact, folder)

@@ -7,7 +7,13 @@ from pathlib import Path
 from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
-from experiments.reports.recorded_study import RESULT, RecordedRun, RecordedStudy, curve_metrics, read_study
+from experiments.reports.recorded_study import (
+    RecordedRun,
+    RecordedStudy,
+    curve_metrics,
+    read_result,
+    read_study,
+)
 from experiments.run.run_description import describe_run
 from experiments.run.run_folder import TRAIN, RunFolder
 from experiments.run.run_result import RunError
@@ -20,6 +26,7 @@ from experiments.tracking.mlflow_store import (
     MlflowState,
     local_store,
     open_local_store,
+    read_state,
     resolve_tracking_uri,
 )
 
@@ -74,7 +81,7 @@ def _where_logged(workspace: Folder, name: str, asked: str) -> str:
     record = folder.file(MLFLOW_FILE)
     if not folder.has_file(MLFLOW_FILE):
         return f"Nor is there a record of it ({record}); name the folder of its runs with --workspace"
-    logged = MlflowState.model_validate_json(folder.read(MLFLOW_FILE))
+    logged = read_state(folder) or MlflowState(uri="")
     again = "run the command that started the study again: it trains nothing anew, and logs what is missing"
     if folder.has_file(RESULT_FILE) and folder.has_file(RUNS_FILE):
         again = (
@@ -100,7 +107,7 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
     there = folder.list_files()
     if RESULT_FILE not in there or RUNS_FILE not in there:
         return None
-    result = RESULT.validate_json(folder.read(RESULT_FILE))
+    result = read_result(folder)
     pictures = [file for file in result.files.values() if file.endswith(".png")]
     runs = [
         _read_stored_run(RunFolder(workspace / TRAIN / run, catalog), name, result.mlflow, stored)

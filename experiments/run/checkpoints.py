@@ -1,23 +1,28 @@
-"""Checkpoints: a folder with the model's weights as safetensors and the optimiser's state.
+"""Checkpoints: a folder with the model's weights as safetensors, the optimiser's state, and their digests.
 
 There is no generator state: every random number is a function of seed, epoch and step.
 """
 
 import json
+import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import fs, parquet
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors import numpy as safetensors_numpy
 from safetensors.torch import load_file, save_file
 
+from data_catalog.errors import DamagedFileError
 from data_catalog.storage import filesystems
 from experiments.tracking.journal import Event
+from stmi.checksums import SUMS_FILE, find_change
 from stmi.clip.weights import load_strictly
 from stmi.model import STMI
 from stmi.stored_run import MODEL_FILE, REPORTED_FILE
@@ -70,7 +75,7 @@ def load_best(folder: Path) -> Best | None:
     path = folder / REPORTED_FILE
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
+    with reading(path), safe_open(path, "pt") as file:
         facts = file.metadata()
         weights = {name: file.get_tensor(name) for name in list(file.keys())}
     return Best(int(facts["epoch"]), float(facts["value"]), weights)
@@ -88,13 +93,43 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
 
     Raises:
         stmi.clip.weights.ClipFileError: The weights are not those of this model; names which.
+        DamagedFileError: A file is damaged; so in the other functions that load.
     """
     device = next(model.parameters()).device
-    load_strictly(model, load_file(folder / MODEL_FILE, device=str(device)), folder / MODEL_FILE)
-    training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
+    with reading(folder / MODEL_FILE):
+        weights = load_file(folder / MODEL_FILE, device=str(device))
+    load_strictly(model, weights, folder / MODEL_FILE)
+    with reading(folder / TRAINING_FILE):
+        training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
     if optimizer is not None:
         optimizer.load_state_dict(training["optimizer"])
     return Progress(training["epoch"], training["step"])
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Meanwhile a file of a checkpoint is read.
+
+    Raises:
+        DamagedFileError: It is damaged.
+    """
+    remedy = "restore it from a copy, or move the run's folder away and train it anew"
+    if (change := find_change(path, path.with_name(SUMS_FILE))) is not None:
+        raise DamagedFileError(path, change, remedy)
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
+        raise DamagedFileError(path, " ".join(str(error).split())[:200], remedy) from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file of a checkpoint, by name.
+
+    Raises:
+        DamagedFileError: It is damaged.
+    """
+    with reading(path):
+        return safetensors_numpy.load_file(path)
 
 
 @contextmanager
@@ -120,14 +155,18 @@ def save_history(folder: Path, history: list[Event]) -> None:
 
 def load_history(folder: Path) -> list[Event]:
     """What the run had reported when the checkpoint was written."""
-    return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
+    with reading(folder / HISTORY_FILE):
+        return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
 
 
 def save_queries(folder: Path, queries: list[pa.Table]) -> None:
     """Write how the test queries ranked so far, a table for each test."""
-    parquet.write_table(pa.concat_tables(queries), folder / QUERIES_FILE, compression="zstd")
+    parquet.write_table(
+        pa.concat_tables(queries), folder / QUERIES_FILE, compression="zstd", write_page_checksum=True
+    )
 
 
 def load_queries(folder: Path) -> pa.Table:
     """How the test queries had ranked when the checkpoint was written."""
-    return parquet.read_table(folder / QUERIES_FILE)
+    with reading(folder / QUERIES_FILE):
+        return parquet.read_table(folder / QUERIES_FILE)

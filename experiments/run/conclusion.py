@@ -27,14 +27,13 @@ def conclude(folder: RunFolder) -> RunResult:
 
 def _result(folder: RunFolder) -> RunResult:
     journal = folder.journal
+    journal.find("started")
     events = journal.read()
     start = max(i for i, event in enumerate(events) if event["event"] == "started")
     for event in events[start:]:
         if event["event"] == "stopped":
             raise StoppedError(f"run {folder.name} stopped: {event['error']}")
-    test, untrained, epochs = journal.last("test"), journal.last("untrained"), journal.epochs()
-    assert test is not None
-    assert untrained is not None
+    test, untrained, epochs = journal.find("test"), journal.find("untrained"), journal.epochs()
     validation = [event for event in epochs if "validation" in event]
     choices = find_choices(folder, folder.config.report.feature)
     return RunResult(
@@ -64,8 +63,7 @@ def find_choices(folder: RunFolder, feature: str) -> EpochChoices:
         folder: A run whose training has ended.
         feature: The feature that chooses; a run's own result has the choices of the feature that it reports.
     """
-    epochs, test = folder.journal.epochs(), folder.journal.last("test")
-    assert test is not None
+    epochs, test = folder.journal.epochs(), folder.journal.find("test")
     last = EpochMetrics(epoch=test["epochs"], metrics=test["metrics"])
     tested = [EpochMetrics(epoch=e["epoch"], metrics=e["test"]) for e in epochs if "test" in e] + [last]
     validated = {e["epoch"]: e["validation"][feature]["mAP"] for e in epochs if "validation" in e}

@@ -57,6 +57,8 @@ def prepare_tables(
     else:
         tables = _found_tables(config, clip, options.catalog)
     views = {str(split): tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
+    for view in views.values():
+        view.check_shards()
     made_from = dict(views["train"].manifest.inputs)
     if "text_features" in tables:
         made_from |= tables["text_features"].manifest.inputs

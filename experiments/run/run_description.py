@@ -75,8 +75,7 @@ def describe_run(folder: RunFolder) -> Description:
     """The description of a run that has begun."""
     config = folder.config
     name = " ".join([config.recipe, *_changes(config), f"seed={config.seed}"])
-    started, checks = folder.journal.last("started"), folder.journal.last("checks") or {"warnings": []}
-    assert started is not None
+    started, checks = folder.journal.find("started"), folder.journal.last("checks") or {"warnings": []}
     machine = started["environment"]
     tags = {
         "stmi.run": folder.name,

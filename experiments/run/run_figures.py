@@ -7,11 +7,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from safetensors.numpy import load_file
 
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import evaluation
-from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched
+from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched, read_arrays
 from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_result import FEATURE_NAMES, FeatureMetrics, RunResult
 from experiments.tracking.journal import Journal
@@ -51,11 +50,12 @@ def find_pictures(folder: RunFolder) -> list[str]:
 def load_test_embeddings(result: RunResult) -> dict[str, np.ndarray]:
     """The test embeddings of a finished run, `(rows, width)` by feature, in the order of the test view."""
     with fetched(result.checkpoint) as checkpoint:
-        return load_file(checkpoint / EMBEDDINGS_FILE)
+        return read_arrays(checkpoint / EMBEDDINGS_FILE)
 
 
 def training_curves(journal: Journal) -> Figure:
     """Losses, validation mAP and learning rate over the epochs."""
+    journal.find("epoch")
     epochs = journal.epochs()
     figure = Figure(figsize=(10, 3), layout="constrained")
     losses, validation, rate = figure.subplots(1, 3)

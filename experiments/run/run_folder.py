@@ -1,6 +1,7 @@
 """A run's folder: its config, its journal, its checkpoints and, once it is finished, its result."""
 
 import json
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,21 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, DamagedFileError
+from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, open_table
 from experiments.recipes import ExperimentConfig, parse
+from experiments.run.checkpoint_faults import find_fault
 from experiments.run.run_options import CATALOG
 from experiments.run.run_result import RunResult
 from experiments.run.run_tables import RunTables
 from experiments.tracking.journal_folder import JOURNAL, JournalFolder
-from experiments.tracking.mlflow_store import MLFLOW_FILE, MlflowState, child_file
+from experiments.tracking.mlflow_store import MlflowState, child_file, read_state
+
+logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 """Folder of all runs in a workspace."""
@@ -39,6 +44,34 @@ class RunFolderError(RuntimeError):
 def fingerprint(config: ExperimentConfig, tables: RunTables) -> str:
     """Hex digest that identifies a run: all its settings, and the data and weights it starts from."""
     return json_digest({"config": config.deciding(), "tables": tables.digests})
+
+
+class StoredView(Record):
+    """A view that a run reads, as its config has it."""
+
+    catalog: str | None
+    """None for that of the workspace, which may be moved."""
+    dataset: str
+    key: str
+
+
+class StoredConfig(Record):
+    """What identifies a run (`config.json`)."""
+
+    fingerprint: str
+    config: dict[str, Any]
+    """All settings."""
+    tables: dict[str, str]
+    """Table name to digest."""
+    views: dict[str, StoredView]
+    """By split."""
+
+
+class _StoredResult(RunResult):
+    """A result as it is stored: without its folder; in the first versions with where MLflow has the run."""
+
+    folder: str = ""
+    mlflow: Any = None
 
 
 class RunFolder(JournalFolder):
@@ -83,7 +116,7 @@ class RunFolder(JournalFolder):
         own = fingerprint(config, tables)
         folder = cls._named(workspace, config, own, tables.catalog, storage)
         if (stored := folder._read_config()) is not None:
-            known = stored["fingerprint"]
+            known = stored.fingerprint
             if known != own:
                 raise RunFolderError(
                     f"{folder} holds another run (fingerprint {known[:16]}, expected {own[:16]}); move it "
@@ -91,20 +124,17 @@ class RunFolder(JournalFolder):
                 )
             return folder
         views = {
-            split: {
-                "catalog": folder._stored_catalog(table.catalog),
-                "dataset": table.manifest.dataset,
-                "key": table.manifest.key,
-            }
+            split: StoredView(
+                catalog=folder._stored_catalog(table.catalog),
+                dataset=table.manifest.dataset,
+                key=table.manifest.key,
+            )
             for split, table in tables.views.items()
         }
-        stored = {
-            "fingerprint": own,
-            "config": config.model_dump(mode="json"),
-            "tables": tables.digests,
-            "views": views,
-        }
-        folder.write(CONFIG_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+        stored = StoredConfig(
+            fingerprint=own, config=config.model_dump(mode="json"), tables=tables.digests, views=views
+        )
+        folder.write(CONFIG_FILE, stored.to_json() + "\n")
         return folder
 
     @classmethod
@@ -164,8 +194,16 @@ class RunFolder(JournalFolder):
         return [name for name in (CONFIG_FILE, JOURNAL, RESULT_FILE) if name in there]
 
     def read_queries(self) -> pa.Table:
-        """Average precision of every test query at each epoch that was tested, once the run is finished."""
-        return parquet.read_table(pa.BufferReader(self.read(QUERIES_FILE)))
+        """Average precision of every test query at each epoch that was tested, once the run is finished.
+
+        Raises:
+            DamagedFileError: The file is damaged.
+        """
+        data = self.read(QUERIES_FILE)
+        try:
+            return parquet.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DamagedFileError(self.file(QUERIES_FILE), str(error), self._remedy) from None
 
     @property
     def checkpoints(self) -> Folder:
@@ -193,31 +231,47 @@ class RunFolder(JournalFolder):
 
     @property
     def last_checkpoint(self) -> str | None:
-        """Folder or URI of the newest checkpoint that the journal knows and that exists, or None."""
-        for event in reversed(self.journal.read()):
-            if event.get("checkpoint"):
-                location = Folder(self.find_checkpoint(event["checkpoint"]))
-                if location.parent.has_folder(location.name):
-                    return location.location
+        """Folder or URI of the newest sound checkpoint that the journal knows, or None.
+
+        A damaged one is named in a warning, and the one before it is taken.
+        """
+        stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        for location in dict.fromkeys(self.find_checkpoint(name) for name in reversed(stored)):
+            checkpoint = Folder(location)
+            if not checkpoint.parent.has_folder(checkpoint.name):
+                continue
+            if (fault := find_fault(checkpoint)) is None:
+                return location
+            logger.warning(
+                "checkpoint %s is damaged (%s); run %s goes on from an earlier one, or from its start",
+                *(location, fault, self.name),
+            )
         return None
 
     @property
     def trained(self) -> bool:
-        """Whether training and test are complete: the test was reported, and its checkpoint exists."""
+        """Whether training and test are complete: they were reported, and the last checkpoint is sound.
+
+        A report that a damaged journal lacks comes back with the checkpoint from which the run goes on.
+        """
         if self.is_finished:
             return True
         checkpoint = (self.journal.last("test") or {}).get("checkpoint")
-        return checkpoint is not None and self.find_checkpoint(checkpoint) == self.last_checkpoint
+        if checkpoint is None or self.journal.last("untrained") is None:
+            return False
+        reported = [event["epoch"] for event in self.journal.epochs()]
+        is_whole = reported == list(range(1, self.config.train.epochs + 1))
+        return is_whole and self.find_checkpoint(checkpoint) == self.last_checkpoint
 
     @cached_property
     def config(self) -> ExperimentConfig:
         """The run's settings."""
-        return parse(self._stored["config"])
+        return parse(self._stored.config)
 
     @property
     def digests(self) -> dict[str, str]:
         """Table name to digest, of all that the run reads."""
-        return self._stored["tables"]
+        return self._stored.tables
 
     def view(self, split: str) -> Table:
         """The view of a split: where the run found it, or else in the catalog given, or in the workspace's.
@@ -225,13 +279,13 @@ class RunFolder(JournalFolder):
         Raises:
             data_catalog.errors.CatalogError: It is in none of them.
         """
-        stored = self._stored["views"][split]
+        stored = self._stored.views[split]
         own = (self.parent.parent / CATALOG).location
-        catalogs = dict.fromkeys(filter(None, (stored["catalog"] or own, self.catalog, own)))
+        catalogs = dict.fromkeys(filter(None, (stored.catalog or own, self.catalog, own)))
         wrong: CatalogError | None = None
         for catalog in catalogs:
             try:
-                table = open_table(catalog, stored["dataset"], TableKind.VIEW, stored["key"])
+                table = open_table(catalog, stored.dataset, TableKind.VIEW, stored.key)
             except CatalogError as error:
                 # Where the run found it may be out of reach from here.
                 wrong = wrong or error
@@ -239,7 +293,7 @@ class RunFolder(JournalFolder):
             if table is not None:
                 return table
         raise wrong or CatalogError(
-            f"the {split} view {stored['key']} of run {self.name} is not in {' or '.join(catalogs)}; name "
+            f"the {split} view {stored.key} of run {self.name} is not in {' or '.join(catalogs)}; name "
             "the catalog that has it with --catalog"
         )
 
@@ -258,20 +312,18 @@ class RunFolder(JournalFolder):
         """The finished run's result, or None.
 
         Raises:
-            RunFolderError: The file is damaged.
+            DamagedFileError: The file is damaged.
         """
-        if self._result is not None:
-            return self._result
-        try:
-            stored = json.loads(self.read(RESULT_FILE))
-            # The first versions stored where MLflow has the run, too.
-            stored.pop("mlflow", None)
-            stored |= {"folder": self.location, "checkpoint": self.find_checkpoint(stored["checkpoint"])}
-            self._result = RunResult.model_validate(stored)
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError) as error:
-            raise RunFolderError(f"{self.file(RESULT_FILE)} is damaged, move it away: {error}") from error
+        if self._result is None:
+            try:
+                stored = self.read_record(
+                    RESULT_FILE, _StoredResult, "move it away, and the run's command makes it again"
+                )
+            except FileNotFoundError:
+                return None
+            facts = {name: getattr(stored, name) for name in RunResult.model_fields}
+            facts |= {"folder": self.location, "checkpoint": self.find_checkpoint(stored.checkpoint)}
+            self._result = RunResult(**facts)
         return self._result
 
     @property
@@ -279,7 +331,8 @@ class RunFolder(JournalFolder):
         """The result of a run that must be finished.
 
         Raises:
-            RunFolderError: The run is not finished, or the file is damaged.
+            RunFolderError: The run is not finished.
+            DamagedFileError: The file is damaged.
         """
         result = self.result
         if result is None:
@@ -289,17 +342,11 @@ class RunFolder(JournalFolder):
     @property
     def mlflow(self) -> MlflowState | None:
         """Where MLflow has the run; None where nothing was logged yet."""
-        return self._logged(MLFLOW_FILE)
+        return read_state(self)
 
     def logged_in(self, study: str) -> MlflowState | None:
         """Where MLflow has the run as a child of a study; None where nothing was logged yet."""
-        return self._logged(child_file(study))
-
-    def _logged(self, file: str) -> MlflowState | None:
-        try:
-            return MlflowState.model_validate_json(self.read(file))
-        except FileNotFoundError:
-            return None
+        return read_state(self, child_file(study))
 
     def write_result(self, result: RunResult) -> None:
         """Store the result, without the absolute path of the folder; from then on the run is finished."""
@@ -309,14 +356,18 @@ class RunFolder(JournalFolder):
         self.write(RESULT_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
 
     @cached_property
-    def _stored(self) -> dict[str, Any]:
+    def _stored(self) -> StoredConfig:
         stored = self._read_config()
         if stored is None:
             raise RunFolderError(f"{self} is no run's folder: it has no {CONFIG_FILE}")
         return stored
 
-    def _read_config(self) -> dict[str, Any] | None:
+    def _read_config(self) -> StoredConfig | None:
         try:
-            return json.loads(self.read(CONFIG_FILE))
+            return self.read_record(CONFIG_FILE, StoredConfig, self._remedy)
         except FileNotFoundError:
             return None
+
+    @property
+    def _remedy(self) -> str:
+        return f"restore it from a copy, or move the folder {self} away and train the run anew"

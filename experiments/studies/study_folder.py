@@ -1,13 +1,15 @@
 """The folder of a study: its journal, its result, its tables and figures, and to which study it belongs."""
 
 import json
+import re
 import uuid
 from pathlib import Path
 
 from pydantic import Field, RootModel
 
+from data_catalog.errors import DamagedFileError
 from data_catalog.records import Record
-from data_catalog.storage.folders import Folder
+from data_catalog.storage.folders import Content, Folder
 from experiments.recipes import ConfigError
 from experiments.studies.study_result import StudyResult
 from experiments.tracking.journal_folder import JournalFolder
@@ -19,6 +21,14 @@ RESULT_FILE = "result.json"
 RUNS_FILE = "runs.json"
 DESCRIPTION_FILE = "description.json"
 ID_FILE = "folder.id"
+
+
+class StudyMark(Record):
+    """Whose folder it is (`study.json`)."""
+
+    kind: str
+    mark: str
+    """The study's fingerprint, under a key from before the name."""
 
 
 class StoredRun(Record):
@@ -65,22 +75,26 @@ class StudyFolder(JournalFolder):
         Raises:
             ConfigError: The folder is another study's.
         """
-        # The key on disk is older than the name.
-        own = {"kind": kind, "mark": fingerprint}
-        known = json.loads(self.read(STUDY_FILE)) if self.has_file(STUDY_FILE) else own
-        if known["kind"] != kind or (known != own and self.journal.last("trial") is not None):
+        own = StudyMark(kind=kind, mark=fingerprint)
+        known = self._read(STUDY_FILE, StudyMark) if self.has_file(STUDY_FILE) else own
+        if known.kind != kind or (known != own and self.journal.last("trial") is not None):
             raise ConfigError(
-                f"study {self.name!r} in {self} is another {known['kind']} (recipe, settings, data, "
+                f"study {self.name!r} in {self} is another {known.kind} (recipe, settings, data, "
                 "space, seed or objectives differ); give this one another --name"
             )
-        self.write(STUDY_FILE, json.dumps(own) + "\n")
+        self.write(STUDY_FILE, json.dumps(dict(own)) + "\n")
 
     @property
     def uuid(self) -> str:
         """Distinguishes this folder from one of the same name in another workspace; moves with the folder."""
         if not self.has_file(ID_FILE):
             self.write(ID_FILE, uuid.uuid4().hex)
-        return self.read(ID_FILE).decode()
+        stored = self.read(ID_FILE)
+        if not re.fullmatch(rb"[0-9a-f]{32}", stored):
+            raise DamagedFileError(
+                self.file(ID_FILE), "expected 32 hexadecimal digits", "restore it from a copy of the folder"
+            )
+        return stored.decode()
 
     def write_result(self, result: StudyResult) -> None:
         """Store the result, whose files are named without the path of the folder."""
@@ -96,8 +110,9 @@ class StudyFolder(JournalFolder):
 
         Raises:
             FileNotFoundError: The study was begun by an older version, or killed before it could store them.
+            DamagedFileError: The file is damaged.
         """
-        return StoredRuns.model_validate_json(self.read(RUNS_FILE)).root
+        return self._read(RUNS_FILE, StoredRuns).root
 
     def describe_once(self, description: StoredDescription) -> None:
         """Store the description, unless there is one: MLflow keeps the first one, too."""
@@ -109,5 +124,10 @@ class StudyFolder(JournalFolder):
 
         Raises:
             FileNotFoundError: The study was begun by an older version.
+            DamagedFileError: The file is damaged.
         """
-        return StoredDescription.model_validate_json(self.read(DESCRIPTION_FILE))
+        return self._read(DESCRIPTION_FILE, StoredDescription)
+
+    def _read(self, name: str, form: type[Content]) -> Content:
+        again = "delete it, and run the command that started the study again, which trains nothing anew"
+        return self.read_record(name, form, again)

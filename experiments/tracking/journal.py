@@ -1,22 +1,27 @@
 """The journal of a run: JSON lines that are only ever added to, the complete record of what happened.
 
 MLflow and the reports are made from it. On a disk it is a file, whose lines one can follow with `tail -f`. A
-line is written whole or, if the machine dies, cut off at the end of the file. Readers skip a line that is cut
-off; nothing overwrites it. Object storage cannot add to an object, so there the writer replaces the whole
-journal with each event; it is small, and has one writer at a time (see `journal_folder`).
+line is written whole or, if the machine dies, cut off at the end of the file. Readers leave out a line that
+is cut off or damaged, and say so; nothing overwrites it. Object storage cannot add to an object, so there the
+writer replaces the whole journal with each event; it is small, and has one writer at a time (see
+`journal_folder`).
 """
 
 import json
+import logging
 import os
 import time
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pyarrow import fs
 
+from data_catalog.errors import DamagedFileError
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import Claim
+
+logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 """An event: `event` is its name; what else it has depends on that."""
@@ -78,11 +83,14 @@ class Journal:
     def read(self) -> list[Event]:
         """All complete events."""
         events = []
-        for line in self._read().split(b"\n"):
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue  # cut off by a crash
+        lines = self._read().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            event = _parse(line)
+            if event is not None:
+                events.append(event)
+            elif number < len(lines):
+                # What follows the last end of a line is being written, or was cut off there by a crash.
+                _warn_of_line(self.location, number)
         return events
 
     def epochs(self) -> list[Event]:
@@ -94,6 +102,20 @@ class Journal:
         """The last event of a kind, or None."""
         found = [entry for entry in self.read() if entry["event"] == event]
         return found[-1] if found else None
+
+    def find(self, event: str) -> Event:
+        """The last event of a kind that every run has when its training has ended.
+
+        Raises:
+            DamagedFileError: There is none.
+        """
+        if (found := self.last(event)) is None:
+            raise DamagedFileError(
+                self.location,
+                f"its event {event!r} is missing",
+                "restore it from a copy, or move the folder away and train the run anew",
+            )
+        return found
 
     @property
     def size(self) -> int:
@@ -110,6 +132,24 @@ class Journal:
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:
         return filesystems.open_root(self.location)
+
+
+def _parse(line: bytes) -> Event | None:
+    """The event of a line; None where it holds none."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    is_event = isinstance(event, dict) and isinstance(event.get("event"), str)
+    return event if is_event and isinstance(event.get("time"), int | float) else None
+
+
+@cache
+def _warn_of_line(location: str, number: int) -> None:
+    """Say once that a line is left out: journals are read every second."""
+    logger.warning(
+        "%s: line %d is cut off or damaged, and is left out; the other events are used", location, number
+    )
 
 
 def _ends_whole(file: BinaryIO) -> bool:

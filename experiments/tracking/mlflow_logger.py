@@ -10,7 +10,6 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from experiments.tracking.mlflow_store import (
     artifacts_folder,
     local_store,
     open_local_store,
+    read_state,
 )
 
 logger = logging.getLogger(__name__)
@@ -91,8 +91,7 @@ class MlflowLogger:
         self._found = False
         self._state_file = state
         self._state = MlflowState(uri=self.public_uri, uuid=uuid.uuid4().hex)
-        with suppress(FileNotFoundError):
-            stored = MlflowState.model_validate_json(self.folder.read(state))
+        if (stored := read_state(self.folder, state)) is not None:
             own = stored.uuid or self._state.uuid
             # The same store may have another address now.
             known = stored if stored.uri == self.public_uri else self._state

@@ -1,5 +1,6 @@
 """Where MLflow is, and what it has of a run: tracking URIs, and the records that runs and studies keep."""
 
+import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -8,11 +9,14 @@ from pathlib import Path
 
 from pydantic import Field
 
+from data_catalog.errors import DamagedFileError
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
+
+logger = logging.getLogger(__name__)
 
 MLFLOW_FILE = "mlflow.json"
 """What MLflow has of a run or a study, in its folder."""
@@ -39,22 +43,42 @@ def open_local_store(workspace: Folder) -> None:
     """Make ready the embedded store of a workspace: its folder, and where it looks for artifacts.
 
     MLflow stores absolute places of artifacts, which a workspace that was moved or copied takes along.
+
+    Raises:
+        ConnectionError: The file is damaged, or is being written.
     """
     file = local_files(workspace) / "mlflow.db"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         return
-    own = artifacts_folder(workspace).as_uri()
+    try:
+        _correct_places(file, artifacts_folder(workspace).as_uri())
+    except sqlite3.OperationalError as error:
+        raise ConnectionError(
+            f"MLflow's store {file} cannot be used ({error}); wait for the process that uses it, or correct "
+            "the rights"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise ConnectionError(
+            f"MLflow's store {file} is damaged ({error}); restore it from a copy, or move it away and fill a "
+            "new one with `python experiments/report.py --mlflow-again`"
+        ) from error
+
+
+def _correct_places(file: Path, own: str) -> None:
+    """Let a store look for artifacts in its own workspace."""
     with closing(sqlite3.connect(file, timeout=60)) as store, store:
         if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return
         moved = "artifact_location LIKE 'file:%/mlartifacts' AND artifact_location != ?"
-        for (old,) in store.execute(
-            f"SELECT DISTINCT artifact_location FROM experiments WHERE {moved}", [own]
-        ):
+        places = store.execute(f"SELECT DISTINCT artifact_location FROM experiments WHERE {moved}", [own])
+        # Nothing is written where nothing was moved: the workspace may be read-only.
+        for (old,) in places.fetchall():
             place = "artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?"
             store.execute(f"UPDATE runs SET {place}", [own, len(old) + 1, len(old) + 1, f"{old}/"])
-        store.execute(f"UPDATE experiments SET artifact_location = ? WHERE {moved}", [own, own])
+            store.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", [own, old]
+            )
 
 
 def resolve_tracking_uri(uri: str | None, workspace: Folder | Path) -> str:
@@ -111,3 +135,21 @@ class MlflowState(MlflowRun):
     """With which the run was closed; empty while it goes on."""
     uuid: str | None = Field(default=None, alias="identity")
     """Identifies the run in any store; stored under a key from before the name."""
+
+
+def read_state(folder: Folder, name: str = MLFLOW_FILE) -> MlflowState | None:
+    """What MLflow has of a run or a study; None where nothing was logged yet, or the file is damaged.
+
+    A damaged file stops nothing, since the journal has all that was logged.
+
+    Args:
+        folder: Of the run or the study.
+        name: Of the file.
+    """
+    try:
+        return folder.read_record(name, MlflowState, "it is logged to MLflow as a new run")
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        logger.warning("%s", error)
+        return None

@@ -5,12 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stmi.checksums import SUMS_FILE
 from stmi.errors import ClipFileError
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 MERGES_FILE = "bpe_merges.txt.gz"
-DIGEST_FILE = "SHA256SUMS"
+DIGEST_FILE = SUMS_FILE
 """Optional: the digest that the weights file must have, in the form of `sha256sum`."""
 USUAL_PATCH = 16
 """Patch of ViT-B/16, and what open_clip takes where a config does not say it."""

@@ -2,11 +2,20 @@
 
 import json
 
+from experiments.recipes import resolve
+from experiments.run.run_folder import CONFIG_FILE, RunFolder, StoredConfig
 from experiments.run.run_result import RunResult
 from experiments.studies.ablation.ablation_result import ComparedMetric, RowMetric, TableRow
 from experiments.studies.sweep.sweep_result import BestTrial, MetricsOnTest, SweepResult, SweepTrial
 from experiments.tracking.mlflow_store import MlflowRun
 from tests import json_samples
+
+
+def write_config(folder: RunFolder, *changes: str) -> None:
+    """Write the config of a run of the demo recipe, which has no tables."""
+    settings = resolve("demo", changes).model_dump(mode="json")
+    stored = StoredConfig(fingerprint="0" * 64, config=settings, tables={}, views={})
+    folder.write(CONFIG_FILE, stored.to_json())
 
 
 def metrics(value: float) -> dict:

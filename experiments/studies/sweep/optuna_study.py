@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError, full_name
 from experiments.studies.sweep.search_space import Space
-from experiments.studies.sweep.stored_trials import StoredTrials
+from experiments.studies.sweep.stored_trials import StoredTrial, StoredTrials
 from experiments.studies.sweep.sweep_result import State, SweepTrial
 from stmi import keyed_random
 
@@ -213,16 +213,16 @@ class OptunaStudy:
 
     def _exchange(self, stored: StoredTrials) -> None:
         """Read the trials that the storage lacks, and store those that an older version did not."""
-        known, kept = self._study.get_trials(deepcopy=False), stored.read()
-        self._study.add_trials([_from_json(trial) for trial in kept[len(known) :]])
+        known = self._study.get_trials(deepcopy=False)
+        self._study.add_trials([_as_optuna(trial) for trial in stored.read(len(known))])
         for trial in known:
-            # A kill may have come between the two, too.
-            if kept[trial.number : trial.number + 1] != [as_stored := _as_json(trial)]:
-                stored.write(trial.number, as_stored)
+            # A kill may have come between the two, or the file was damaged.
+            if not stored.has(as_stored := _as_stored(trial)):
+                stored.write(as_stored)
 
     def _store(self, number: int) -> None:
         if self.stored is not None:
-            self.stored.write(number, _as_json(self._study.get_trials(deepcopy=False)[number]))
+            self.stored.write(_as_stored(self._study.get_trials(deepcopy=False)[number]))
 
     def _belong_to(self, owner: Mapping[str, str]) -> None:
         known = self._study.user_attrs.get(OWNER, owner)
@@ -286,28 +286,28 @@ _STATES: dict[TrialState, State] = {
 }
 
 
-def _as_json(trial: FrozenTrial) -> dict[str, Any]:
+def _as_stored(trial: FrozenTrial) -> StoredTrial:
     distributions = optuna.distributions.distribution_to_json
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "values": trial.values,
-        "params": trial.params,
-        "distributions": {name: distributions(one) for name, one in trial.distributions.items()},
-        "user_attrs": trial.user_attrs,
-        "intermediate_values": {str(epoch): value for epoch, value in trial.intermediate_values.items()},
-    }
+    return StoredTrial(
+        number=trial.number,
+        state=trial.state.name,
+        values=trial.values,
+        params=trial.params,
+        distributions={name: distributions(one) for name, one in trial.distributions.items()},
+        user_attrs=trial.user_attrs,
+        intermediate_values={str(epoch): value for epoch, value in trial.intermediate_values.items()},
+    )
 
 
-def _from_json(stored: Mapping[str, Any]) -> FrozenTrial:
+def _as_optuna(stored: StoredTrial) -> FrozenTrial:
     distributions = optuna.distributions.json_to_distribution
     return create_trial(
-        state=TrialState[stored["state"]],
-        values=stored["values"],
-        params=stored["params"],
-        distributions={name: distributions(one) for name, one in stored["distributions"].items()},
-        user_attrs=stored["user_attrs"],
-        intermediate_values={int(epoch): value for epoch, value in stored["intermediate_values"].items()},
+        state=TrialState[stored.state],
+        values=stored.values,
+        params=stored.params,
+        distributions={name: distributions(one) for name, one in stored.distributions.items()},
+        user_attrs=stored.user_attrs,
+        intermediate_values={int(epoch): value for epoch, value in stored.intermediate_values.items()},
     )
 
 

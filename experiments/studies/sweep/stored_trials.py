@@ -1,12 +1,27 @@
 """The trials of a sweep as files of its study's folder, from which Optuna's SQLite file can be made again."""
 
-import json
 from typing import Any
 
+from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 
 TRIALS = "trials"
 """Folder of the trials in that of a study."""
+
+
+class StoredTrial(Record):
+    """All that Optuna knows of a trial."""
+
+    number: int
+    state: str
+    """Optuna's name of it."""
+    values: list[Any] | None
+    params: dict[str, Any]
+    distributions: dict[str, str]
+    """By parameter, as Optuna writes them in JSON."""
+    user_attrs: dict[str, Any]
+    intermediate_values: dict[str, Any]
+    """By epoch."""
 
 
 class StoredTrials:
@@ -19,10 +34,31 @@ class StoredTrials:
     def __init__(self, study: Folder) -> None:
         self.folder = study / TRIALS
 
-    def write(self, number: int, trial: dict[str, Any]) -> None:
+    def write(self, trial: StoredTrial) -> None:
         """Store a trial as it is now."""
-        self.folder.write(f"{number:06d}.json", json.dumps(trial) + "\n")
+        self.folder.write(_file(trial.number), _content(trial))
 
-    def read(self) -> list[dict[str, Any]]:
-        """All trials, by number."""
-        return [json.loads(self.folder.read(name)) for name in self.folder.list_files()]
+    def read(self, first: int = 0) -> list[StoredTrial]:
+        """All trials from this number on.
+
+        Raises:
+            DamagedFileError: A file is damaged.
+        """
+        remedy = "restore it from a copy: the trials after it were sampled from what it holds"
+        names = [name for name in self.folder.list_files() if name >= _file(first)]
+        return [self.folder.read_record(name, StoredTrial, remedy) for name in names]
+
+    def has(self, trial: StoredTrial) -> bool:
+        """Whether a trial is stored as it is now."""
+        try:
+            return self.folder.read(_file(trial.number)) == _content(trial)
+        except FileNotFoundError:
+            return False
+
+
+def _file(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def _content(trial: StoredTrial) -> bytes:
+    return trial.to_json().encode() + b"\n"

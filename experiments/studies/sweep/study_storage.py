@@ -1,4 +1,8 @@
-"""The URL of the database that holds Optuna's study of a sweep."""
+"""The database that holds Optuna's study of a sweep: its URL, and its file where it is SQLite."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
@@ -20,3 +24,18 @@ def check_url(url: str) -> None:
             f"--study-storage {without_credentials(url)} is no database's URL; expected one such as "
             "postgresql://user:password@host:5432/optuna"
         ) from None
+
+
+def find_sqlite_fault(file: Path) -> str | None:
+    """What is wrong with a SQLite file; None where it is sound, is not there or is being written."""
+    if not file.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            found: str = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError:
+        # It is locked, or cannot be opened; who uses it says so.
+        return None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if found == "ok" else found

@@ -17,7 +17,8 @@ from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.sweep import sweep_figures
 from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, OptunaStudy, TrialFacts
-from experiments.studies.sweep.stored_trials import StoredTrials
+from experiments.studies.sweep.stored_trials import TRIALS, StoredTrials
+from experiments.studies.sweep.study_storage import find_sqlite_fault
 from experiments.studies.sweep.sweep_result import (
     BestTrial,
     MetricsOnTest,
@@ -104,7 +105,7 @@ class SweepStudy(Study[SweepResult]):
         """
         stored = None if self.study_storage else StoredTrials(self.folder)
         self.study = OptunaStudy(
-            self.study_storage or f"sqlite:///{_sqlite_file(self.folder)}",
+            self.study_storage or f"sqlite:///{sweep_file(self.folder)}",
             self.folder.name,
             self.fingerprint,
             self.spec.space,
@@ -311,8 +312,8 @@ class SweepStudy(Study[SweepResult]):
         return BestTrial(**dict(trial), test=measured_on_test(result, self.spec.base.report))
 
 
-def _sqlite_file(folder: StudyFolder) -> Path:
-    """The SQLite file of a study, which is made from the stored trials where it is missing.
+def sweep_file(folder: StudyFolder) -> Path:
+    """The SQLite file of a study, which is made from the stored trials where it is missing or damaged.
 
     For a study in object storage it is made anew each time: another machine may have gone on with the study.
     """
@@ -320,6 +321,10 @@ def _sqlite_file(folder: StudyFolder) -> Path:
     if not folder.is_local:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
+    elif (fault := find_sqlite_fault(file)) is not None:
+        aside = file.with_suffix(".damaged")
+        logger.warning("%s is damaged (%s); it is made again from %s", file, fault, folder / TRIALS)
+        file.replace(aside)
     return file
 
 

@@ -12,7 +12,6 @@ import pytest
 from data_catalog.storage import local_copies
 from data_catalog.storage.folders import Folder
 from experiments import report, sweep_sfm
-from experiments.recipes import resolve
 from experiments.run import lifecycle
 from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
@@ -24,7 +23,7 @@ from experiments.studies.study_folder import StoredDescription, StoredRun, Study
 from experiments.studies.sweep.sweep import SweepStudy
 from experiments.tracking.mlflow_store import local_store
 from tests import json_samples, kept_workspace
-from tests.experiments import small_run
+from tests.experiments import made_up, small_run
 from tests.mlflow_server import free_port, serving
 
 # Nothing listens on the discard port.
@@ -148,10 +147,9 @@ def begun(tmp_path):
 
 
 def begin_runs(workspace):
-    config = json.dumps({"config": resolve("demo").model_dump(mode="json"), "tables": {}})
     for name in ("killed", "stopped"):
         run = RunFolder(workspace / "train" / name)
-        run.write("config.json", config)
+        made_up.write_config(run)
         note_start(run.journal)
     run.journal.append("stopped", error="the loss is not finite")
 

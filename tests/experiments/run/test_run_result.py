@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from experiments.recipes import resolve
+from data_catalog.errors import DamagedFileError
 from experiments.report import RunReport
 from experiments.run import conclusion
-from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.run.run_folder import RunFolder
 from experiments.run.workers.session import OwnProcessSession
 from tests import json_samples
 from tests.experiments import made_up
@@ -21,8 +21,7 @@ def looked_at(epoch, **precision):
 def folder(tmp_path):
     """A run whose U and G are best at different epochs."""
     run = RunFolder(tmp_path)
-    config = resolve("demo", ["report.epoch=best_on_test"]).model_dump(mode="json")
-    (tmp_path / "config.json").write_text(json.dumps({"config": config, "tables": {}}))
+    made_up.write_config(run, "report.epoch=best_on_test")
     run.journal.append("epoch", **looked_at(1, U=0.3, G=0.6))
     run.journal.append("epoch", **looked_at(2, U=0.5, G=0.4))
     last = looked_at(3, U=0.4, G=0.5)
@@ -86,9 +85,7 @@ def test_stored_result_is_read_back_as_it_was(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write_result(result)
     assert folder.result == result.model_copy(update={"folder": str(tmp_path)})
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(RunFolderError, match=r"result\.json is damaged"):
-        _ = RunFolder(tmp_path).result
-    (tmp_path / "result.json").write_text("{")
-    with pytest.raises(RunFolderError, match=r"result\.json is damaged"):
-        _ = RunFolder(tmp_path).result
+    for content in ("{}", "{"):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(DamagedFileError, match=r"result\.json is damaged"):
+            _ = RunFolder(tmp_path).result

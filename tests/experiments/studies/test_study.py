@@ -4,7 +4,7 @@ from typing import ClassVar
 import mlflow
 import pytest
 
-from experiments.recipes import ConfigError, resolve
+from experiments.recipes import ConfigError
 from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
@@ -15,6 +15,7 @@ from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
 from experiments.tracking.mlflow_logger import Description
 from experiments.tracking.mlflow_store import local_store
+from tests.experiments import made_up
 
 
 class OneRunResult(StudyResult):
@@ -56,8 +57,7 @@ def run(tmp_path):
     """A run that has begun, as far as MLflow needs it."""
     folder = RunFolder(tmp_path / "train" / "r")
     folder.path.mkdir(parents=True)
-    config = resolve("demo").model_dump(mode="json")
-    (folder.path / "config.json").write_text(json.dumps({"config": config, "tables": {}}))
+    made_up.write_config(folder)
     note_start(folder.journal)
     return StudyRun(folder, "the run")
 

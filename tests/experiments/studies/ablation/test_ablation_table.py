@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from experiments.recipes import resolve
 from experiments.run.run_folder import RunFolder
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.ablation_table import RowRuns, table_rows
@@ -52,8 +51,7 @@ def finished_run(path, precision, epoch=3):
     reported = {"feature": "U", "chosen_by": "last", "epoch": epoch, "metrics": metrics["U"]}
     run.journal.append("epoch", epoch=1, losses={}, seconds={}, test=best)
     run.journal.append("test", epochs=epoch, metrics=metrics)
-    config = {"config": resolve("demo").model_dump(mode="json"), "tables": {}}
-    (path / "config.json").write_text(json.dumps(config))
+    made_up.write_config(run)
     run.write_result(made_up.run_result(choices=chosen, reported=reported))
     return run
 
