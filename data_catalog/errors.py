@@ -22,6 +22,28 @@ class DamagedFileError(CatalogError):
         super().__init__(f"{file} is damaged ({reason}); {remedy}")
 
 
+def describe_cause(error: BaseException) -> str:
+    """What an error of a library came from, in one line: the first of the exceptions that it wraps.
+
+    A wrapper guesses ("typically invalid data"), or prints a statement of SQL; the first one says what
+    happened (`database is locked`, `No space left on device`).
+    """
+    first = error
+    while (inner := _inner(first)) is not None:
+        first = inner
+    text = str(first).strip() or str(error).strip() or type(first).__name__
+    # Of a traceback, the last line names the exception.
+    return " ".join((text.rpartition("\n")[2] if "Traceback (" in text else text).split())
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    # A look-up that failed on the way is no cause.
+    is_lookup = isinstance(error.__context__, LookupError | AttributeError | ImportError)
+    return None if is_lookup else error.__context__
+
+
 def name_first(values: Sequence[Any], most: int = NAMED) -> str:
     """The first of many values for a message, and how many more there are: `a, b and 3 more`."""
     more = len(values) - most

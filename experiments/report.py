@@ -14,6 +14,7 @@ workspace.
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from pydantic import RootModel
 from rich.console import Console
 
+from data_catalog.errors import NotWritableError
 from data_catalog.records import add_json_options
 from data_catalog.storage.folders import Folder
 from experiments.command_line import add_workspace, metrics_table, run_command
@@ -40,6 +42,8 @@ from experiments.terminal_tables import print_facts, print_table
 from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_store import MlflowRun
 
+logger = logging.getLogger(__name__)
+
 
 class RunReport(LoggedRunResult):
     """A finished run, and what the paper prints for its data set."""
@@ -51,8 +55,13 @@ class PrintedReport(RootModel[RunReport | StudyReport | LoggedAgain]):
     """What this script prints: of a run, of a study (`--study`), or after `--mlflow-again`."""
 
 
-def print_report(result: RunReport) -> None:
-    """Print the metrics, the times and the paths of a finished run for a terminal."""
+def print_report(result: RunReport, out: str | None = None) -> None:
+    """Print the metrics, the times and the paths of a finished run for a terminal.
+
+    Args:
+        result: Of the run.
+        out: Where its pictures are; None for the run's own folder.
+    """
     console = Console()
     # A run finished by an older version has fewer features, and only the last epoch.
     rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
@@ -72,7 +81,7 @@ def print_report(result: RunReport) -> None:
         f"seconds  {parts} ({seconds['share_in_steps_and_evaluation']:.0%} in steps and evaluation)"
     )
     folder = Folder(result.folder)
-    pictures = folder / PICTURES
+    pictures = Folder(out) if out else folder / PICTURES
     figures = ", ".join(name for name in pictures.list_files() if name.endswith(".png"))
     paths = {
         "run": _shown(folder.location),
@@ -125,7 +134,12 @@ def _study_report(given: argparse.Namespace) -> StudyReport:
     from experiments.reports.study_sources import find_study
 
     study = find_study(given.tracking_uri, workspace, given.study, given.catalog)
-    return write_report(study, given.out or (workspace / STUDIES / given.study).file("report.html"))
+    try:
+        return write_report(study, given.out or (workspace / STUDIES / given.study).file("report.html"))
+    except NotWritableError as error:
+        if given.out:
+            raise
+        raise NotWritableError(f"{error}; or name another place for the page with --out") from None
 
 
 def print_study_report(report: StudyReport) -> None:
@@ -204,7 +218,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="with --study, the MLflow server that has it; with --mlflow-again, that gets it (default: "
         "$MLFLOW_TRACKING_URI, or SQLite in the workspace)",
     )
-    parser.add_argument("--out", help="with --study, its page (default: WORKSPACE/studies/NAME/report.html)")
+    parser.add_argument(
+        "--out",
+        help="with --study, its page (default: WORKSPACE/studies/NAME/report.html); of a run, the folder of "
+        "its pictures (default: that in the run's folder)",
+    )
     parser.add_argument(
         "--catalog",
         help="folder or URI of the catalog, for tables that are not where the runs found them (default: "
@@ -221,9 +239,10 @@ def main(arguments: list[str] | None = None) -> int:
         return run_command(lambda: _study_report(given), given.json, print_study_report)
 
     def show_run() -> RunReport:
-        for option, value in {"--out": given.out, "--tracking-uri": given.tracking_uri}.items():
-            if value is not None:
-                raise ConfigError(f"{option}={value} belongs to a study; add --study NAME, or leave it out")
+        if given.tracking_uri is not None:
+            raise ConfigError(
+                f"--tracking-uri={given.tracking_uri} belongs to a study; add --study NAME, or leave it out"
+            )
         if given.run:
             folder = RunFolder.open(given.run, given.catalog)
         else:
@@ -231,12 +250,18 @@ def main(arguments: list[str] | None = None) -> int:
         result = folder.finished_result
         from experiments.run.run_figures import draw_all
 
-        draw_all(folder, result)
+        pictures = Folder(given.out) if given.out else None
+        try:
+            draw_all(folder, result, pictures)
+        except NotWritableError as error:
+            if pictures is not None:
+                raise
+            logger.warning("its pictures are not drawn: %s; or name a folder for them with --out", error)
         return RunReport(
             **dict(result), mlflow=folder.mlflow, paper=find_stmi_result(folder.config.data.dataset)
         )
 
-    return run_command(show_run, given.json, print_report)
+    return run_command(show_run, given.json, lambda result: print_report(result, given.out))
 
 
 if __name__ == "__main__":

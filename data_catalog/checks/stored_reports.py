@@ -65,10 +65,7 @@ def load_or_run_checks(
         if stored is not None:
             return stored
         _LOGGER.warning("%s holds no report, or was changed; the data is checked again", path)
-    try:
-        report = run_checks(tables, settings, progress)
-    except NotWritableError as error:
-        return _without_images(tables, settings, error)
+    report = run_checks_anywhere(tables, settings, progress)
     try:
         sealed = _Sealed.of(report).model_dump_json(indent=1)
         filesystems.write_atomically(filesystem, path, sealed.encode() + b"\n")
@@ -84,6 +81,14 @@ def _read(data: bytes) -> CheckReport | None:
     except ValidationError:
         return None
     return stored.report if stored == _Sealed.of(stored.report) else None
+
+
+def run_checks_anywhere(tables: NewestTables, settings: CheckSettings, progress: Progress) -> CheckReport:
+    """The report of `run_checks`; without a look for duplicates where their hashes cannot be stored."""
+    try:
+        return run_checks(tables, settings, progress)
+    except NotWritableError as error:
+        return _without_images(tables, settings, error)
 
 
 def _without_images(tables: NewestTables, settings: CheckSettings, error: NotWritableError) -> CheckReport:

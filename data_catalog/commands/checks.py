@@ -2,8 +2,9 @@
 
 import argparse
 
-from data_catalog.checks.data_checks import CheckReport, CheckSettings, run_checks
+from data_catalog.checks.data_checks import CheckReport, CheckSettings
 from data_catalog.checks.newest_tables import find_newest_tables
+from data_catalog.checks.stored_reports import run_checks_anywhere
 from data_catalog.commands.arguments import add_dataset, add_setting_options, check_dataset, given_settings
 from data_catalog.commands.command import Command, DatasetResult, print_findings
 from data_catalog.progress import progress_bar
@@ -31,7 +32,7 @@ def _run(args: argparse.Namespace) -> ChecksResult:
     check_dataset(args.catalog, args.name)
     tables = find_newest_tables(args.catalog, args.name, args.samples_key)
     with progress_bar("hash images", "shard") as progress:
-        report = run_checks(tables, settings, progress)
+        report = run_checks_anywhere(tables, settings, progress)
     return ChecksResult(dataset=args.name, errors=report.errors, warnings=report.warnings)
 
 

@@ -117,7 +117,7 @@ def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | byt
             with filesystem.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
         except OSError as error:
-            raise _not_written(path, error) from error
+            raise not_written(path, error) from error
         return
     with written_atomically(filesystem, path) as stream:
         stream.write(data)
@@ -145,10 +145,11 @@ def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.Nati
                 filesystem.delete_file(partial)
             raise
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
-def _not_written(path: str, error: OSError) -> NotWritableError:
+def not_written(path: str, error: Exception) -> NotWritableError:
+    """The error of a file that cannot be written: where, why and what to do."""
     return NotWritableError(
         f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
         "again; what is complete is kept"

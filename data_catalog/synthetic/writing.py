@@ -77,12 +77,10 @@ def synthesize(settings: SyntheticSettings, out: Path, progress: Progress = no_p
         "samples": {SPLIT_FOLDERS[split]: count for split, count in samples.items()},
     }
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that want the same data set one writes it, and the other waits and finds it.
-        with FileLock(out.parent / f".{out.name}.lock"):
-            reused = _is_there(out, manifest)
-            if not reused:
-                _write(settings, out, manifest, sum(samples.values()), progress)
+        # What is complete may be on a disk that is read-only.
+        reused = _is_there(out, manifest)
+        if not reused:
+            reused = _write_once(settings, out, manifest, sum(samples.values()), progress)
     except OSError as error:
         raise SynthesisConflictError(f"{out} cannot be written: {error}; choose another folder.") from error
     return SynthesisReport(
@@ -92,6 +90,18 @@ def synthesize(settings: SyntheticSettings, out: Path, progress: Progress = no_p
         reused=reused,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _write_once(
+    settings: SyntheticSettings, out: Path, manifest: Mapping[str, Any], total: int, progress: Progress
+) -> bool:
+    """Write the data set, or wait for another process that does; returns whether another one did."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.parent / f".{out.name}.lock"):
+        is_there = _is_there(out, manifest)
+        if not is_there:
+            _write(settings, out, manifest, total, progress)
+    return is_there
 
 
 def _write(

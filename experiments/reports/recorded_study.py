@@ -1,6 +1,5 @@
 """A study as it was recorded, and how MLflow has it: a parent run, and a child for each run of the study."""
 
-import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from pydantic import Field, TypeAdapter
 
+from data_catalog.errors import describe_cause
 from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError, full_name
@@ -22,7 +22,7 @@ from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.study_folder import RESULT_FILE
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE
-from experiments.tracking.mlflow_store import MlflowRun
+from experiments.tracking.mlflow_store import MlflowRun, quiet_mlflow
 
 PICTURES = "pictures"
 RESULT: TypeAdapter[AblationResult | SweepResult] = TypeAdapter(
@@ -121,15 +121,14 @@ def read_study(uri: str, name: str) -> RecordedStudy:
     """
     for setting, value in (*PATIENCE.items(), ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")):
         os.environ.setdefault(setting, value)
-    for library in ("mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    quiet_mlflow()
     # SQLite would create a missing file, with an empty store.
     if uri.startswith("sqlite:///") and not Path(store := uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"there is no MLflow store {store}; name it with --tracking-uri or --workspace")
     try:
         return _read_study(MlflowClient(tracking_uri=uri), without_credentials(uri), name)
     except MlflowException as error:
-        reason = str(error).replace(uri, without_credentials(uri))
+        reason = describe_cause(error).replace(uri, without_credentials(uri))
         raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be read: {reason}") from None
 
 

@@ -108,7 +108,8 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
     if RESULT_FILE not in there or RUNS_FILE not in there:
         return None
     result = read_result(folder)
-    pictures = [file for file in result.files.values() if file.endswith(".png")]
+    # Older versions stored absolute paths, of before the workspace was moved.
+    pictures = [name for file in result.files.values() if (name := Folder(file).name) in there]
     runs = [
         _read_stored_run(RunFolder(workspace / TRAIN / run, catalog), name, result.mlflow, stored)
         for run, stored in folder.read_runs().items()
@@ -118,7 +119,7 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
         name=name,
         mlflow=result.mlflow,
         result=result,
-        pictures={picture: folder.read(picture) for picture in pictures},
+        pictures={name: folder.read(name) for name in pictures if name.endswith(".png")},
         runs=tuple(sorted(runs, key=lambda run: run.name)),
     )
 

@@ -3,7 +3,9 @@
 There is no generator state: every random number is a function of seed, epoch and step.
 """
 
+import errno
 import json
+import os
 import pickle
 import tempfile
 from collections.abc import Iterator
@@ -118,8 +120,31 @@ def reading(path: Path) -> Iterator[None]:
         raise DamagedFileError(path, change, remedy)
     try:
         yield
+    except FileNotFoundError:
+        raise DamagedFileError(path, "it is missing", remedy) from None
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
         raise DamagedFileError(path, " ".join(str(error).split())[:200], remedy) from error
+
+
+@contextmanager
+def writing(location: str) -> Iterator[None]:
+    """Meanwhile a checkpoint is written.
+
+    Args:
+        location: Where it goes.
+
+    Raises:
+        NotWritableError: The disk is full, or it cannot be written to.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise filesystems.not_written(location, error) from error
+    except RuntimeError as error:
+        # PyTorch's writer says no more than that the file is too short.
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise filesystems.not_written(location, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

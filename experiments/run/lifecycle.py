@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from data_catalog.errors import NotWritableError
 from data_catalog.progress import ShowProgress, open_progress
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
@@ -66,17 +67,35 @@ def run(
         RunError: The workers failed more often than a run survives.
     """
     folder = RunFolder.of(options.workspace, config, tables, options.storage)
+    try:
+        return _run(folder, tables, options, threads, on_report, patience_seconds)
+    except NotWritableError as error:
+        if not folder.is_finished:
+            raise
+        logger.warning("run %s is shown, and MLflow is not brought up to date: %s", folder.name, error)
+        return LoggedRunResult(**dict(folder.finished_result) | {"reused": True, "mlflow": folder.mlflow})
+
+
+def _run(
+    folder: RunFolder,
+    tables: RunTables,
+    options: RunOptions,
+    threads: int | None,
+    on_report: OnReport,
+    patience_seconds: float,
+) -> LoggedRunResult:
     with _claimed(folder, patience_seconds):
         is_reused, is_trained = folder.is_finished, folder.trained
+        checkpoint = None if is_trained else folder.last_checkpoint
+        if not is_trained:
+            _begin(folder, tables, checkpoint)
         for epoch in folder.journal.epochs():
             # An earlier process may have been killed before it called `on_report`.
             on_report(epoch)
-        if not is_trained:
-            _begin(folder, tables)
         with _logged(folder, options) as mlflow_logger:
             if not is_trained:
                 with _observed(folder, mlflow_logger):
-                    _train(folder, tables, options, threads, on_report)
+                    _train(folder, tables, options, checkpoint, threads, on_report)
             if not is_reused:
                 conclude(folder)
         logged = None if mlflow_logger is None else mlflow_logger.logged_run
@@ -101,9 +120,9 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
         yield
 
 
-def _begin(folder: RunFolder, tables: RunTables) -> None:
-    """Write into the journal which code on which machine begins the run, and the warnings about its data."""
-    note_start(folder.journal)
+def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None:
+    """Write into the journal which code begins the run, or goes on with it, and what is odd in its data."""
+    note_start(folder.journal, epoch=folder.epoch_of(checkpoint))
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
         for finding in tables.warnings
@@ -115,11 +134,12 @@ def _train(
     folder: RunFolder,
     tables: RunTables,
     options: RunOptions,
+    checkpoint: str | None,
     threads: int | None,
     on_report: OnReport,
 ) -> None:
     config = folder.config
-    given = TrainingInput(config, tables.views, tables.captions, clip_source(config), folder.last_checkpoint)
+    given = TrainingInput(config, tables.views, tables.captions, clip_source(config), checkpoint)
     if threads is None or config.train.workers > 1:
         reported = len(folder.journal.epochs())
 
@@ -140,7 +160,7 @@ def _train(
 
     is_accelerated = torch.cuda.is_available() and options.gpus_per_worker != 0
     device = torch.device("cuda" if is_accelerated else "cpu")
-    train(given, OwnProcessSession(folder, threads, device, on_report))
+    train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint))
 
 
 @contextmanager

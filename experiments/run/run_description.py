@@ -66,9 +66,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def note_start(journal: Journal) -> None:
+def note_start(journal: Journal, **facts: Any) -> None:
     """Write into the journal of a run or a study which code begins or continues it, on which machine."""
-    journal.append("started", environment=environment(), **code_version())
+    journal.append("started", environment=environment(), **code_version(), **facts)
 
 
 def describe_run(folder: RunFolder) -> Description:

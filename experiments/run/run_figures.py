@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_catalog.storage.folders import Folder
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched, read_arrays
@@ -26,8 +27,18 @@ HIT, MISS = "#009e73", "#d55e00"
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "font.size": 9})
 
 
-def draw_all(folder: RunFolder, result: RunResult) -> list[str]:
-    """Draw every picture of a finished run into its folder; returns the names of the files."""
+def draw_all(folder: RunFolder, result: RunResult, pictures: Folder | None = None) -> list[str]:
+    """Draw every picture of a finished run.
+
+    Args:
+        folder: The run's.
+        result: Its result.
+        pictures: Where they go; None for the run's own folder of pictures.
+
+    Returns:
+        Names of the pictures in the run's folder.
+    """
+    pictures = pictures or folder / PICTURES
     figures = {
         "training_curves": training_curves(folder.journal),
         "cmc": cmc_curves(result.metrics, result.untrained),
@@ -38,7 +49,7 @@ def draw_all(folder: RunFolder, result: RunResult) -> list[str]:
     for name, figure in figures.items():
         picture = io.BytesIO()
         figure.savefig(picture, bbox_inches="tight")
-        folder.write(f"{PICTURES}/{name}.png", picture.getvalue())
+        pictures.write(f"{name}.png", picture.getvalue())
     return find_pictures(folder)
 
 

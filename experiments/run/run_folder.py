@@ -248,6 +248,18 @@ class RunFolder(JournalFolder):
             )
         return None
 
+    def epoch_of(self, checkpoint: str | None) -> int:
+        """After which epoch a checkpoint was written; 0 for none.
+
+        Args:
+            checkpoint: As `last_checkpoint` gives it.
+        """
+        for event in self.journal.read():
+            stored = event.get("checkpoint")
+            if checkpoint and stored and self.find_checkpoint(stored) == checkpoint:
+                return int(event.get("epoch") or event.get("epochs") or 0)
+        return 0
+
     @property
     def trained(self) -> bool:
         """Whether training and test are complete: they were reported, and the last checkpoint is sound.

@@ -24,8 +24,12 @@ class StudyResult(Record):
     mlflow: MlflowRun
 
     def located(self, folder: Folder) -> Self:
-        """The same with the places of its files, which are stored as names in the study's folder."""
-        return self.model_copy(update={"files": {name: folder.file(at) for name, at in self.files.items()}})
+        """The same with the places of its files, which are stored as names in the study's folder.
+
+        Older versions stored absolute paths, which hold no longer where the workspace was moved.
+        """
+        files = {name: folder.file(at.rpartition("/")[2]) for name, at in self.files.items()}
+        return self.model_copy(update={"files": files})
 
     @property
     @abstractmethod

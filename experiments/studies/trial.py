@@ -5,6 +5,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from data_catalog.errors import CatalogError
+from data_catalog.storage.claims import LostClaimError
 from experiments.recipes import parse
 from experiments.run import lifecycle
 from experiments.run.lifecycle import BusyError
@@ -13,6 +15,7 @@ from experiments.run.run_result import RunError, StoppedError
 from experiments.run.run_tables import RunTables
 from experiments.run.workers.ray_train import gpus_of_each
 from experiments.tracking.journal import Event
+from stmi.errors import ClipFileError
 
 PATIENCE_SECONDS = 900.0
 """How long a trial waits for another process that has its run and makes no progress. An epoch may take that
@@ -57,13 +60,13 @@ def train_trial(parameters: dict[str, Any], *, tables: RunTables, options: RunOp
             on_report=report_epoch,
             patience_seconds=PATIENCE_SECONDS,
         )
-    except BusyError:
+    except (BusyError, LostClaimError):
         raise
     except StoppedError as error:
         # The run would stop again, so the trial must not count as failed: Tune would repeat it.
         tune.report({"stopped": str(error)})
-    except RunError as error:
-        # Ray Train has repeated it often enough.
+    except (RunError, CatalogError, ClipFileError) as error:
+        # Ray Train has repeated it often enough, or files are damaged or cannot be written.
         tune.report({"failed": str(error)})
     else:
         tune.report({"finished": True})

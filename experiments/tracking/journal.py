@@ -23,6 +23,9 @@ from data_catalog.storage.claims import Claim
 
 logger = logging.getLogger(__name__)
 
+_BEGINNINGS = ("started", "resumed", "restarted")
+"""Events that say after which epoch training goes on; `started` of an older version does not."""
+
 Event = dict[str, Any]
 """An event: `event` is its name; what else it has depends on that."""
 
@@ -49,8 +52,7 @@ class Journal:
 
         Raises:
             LostClaimError: Another process has the right to write now.
-            NotWritableError: Object storage cannot be written to.
-            OSError: The disk cannot be written to.
+            NotWritableError: The disk is full, or it or object storage cannot be written to.
         """
         line = json.dumps({"event": event, "time": time.time(), **facts}, allow_nan=False) + "\n"
         if self.claim is not None:
@@ -59,12 +61,15 @@ class Journal:
         if not isinstance(filesystem, fs.LocalFileSystem):
             filesystems.write_atomically(filesystem, path, self._read() + line.encode())
             return
-        with Path(path).open("a+b") as file:
-            if file.tell() and not _ends_whole(file):
-                line = "\n" + line
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with Path(path).open("a+b") as file:
+                if file.tell() and not _ends_whole(file):
+                    line = "\n" + line
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise filesystems.not_written(path, error) from error
 
     def record(self, facts: Event, checkpoint: str | None) -> None:
         """Add what a worker reported, and earlier reports that a crash kept from being written.
@@ -78,6 +83,9 @@ class Journal:
         for past in facts.pop("history", []):
             if (past["event"], past.get("epoch")) not in known:
                 self.append(**past)
+        if facts["event"] == "untrained" and ("untrained", None) in known:
+            # A start before the first checkpoint: what it measured again is known.
+            facts = {"event": "restarted", "epoch": 0, "began": facts["began"], "seconds": facts["seconds"]}
         self.append(**facts, checkpoint=checkpoint)
 
     def read(self) -> list[Event]:
@@ -94,8 +102,17 @@ class Journal:
         return events
 
     def epochs(self) -> list[Event]:
-        """The epoch events by epoch; of an epoch that was repeated after a crash, the last one."""
-        latest = {event["epoch"]: event for event in self.read() if event["event"] == "epoch"}
+        """The epoch events by epoch, as far as training has got now.
+
+        Where training went back to a checkpoint, or to its start, the epochs after that do not count until
+        they are repeated.
+        """
+        latest: dict[int, Event] = {}
+        for event in self.read():
+            if event["event"] == "epoch":
+                latest[event["epoch"]] = event
+            elif event["event"] in _BEGINNINGS and "epoch" in event:
+                latest = {epoch: past for epoch, past in latest.items() if epoch <= event["epoch"]}
         return [latest[epoch] for epoch in sorted(latest)]
 
     def last(self, event: str) -> Event | None:

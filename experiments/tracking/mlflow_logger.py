@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_catalog.errors import describe_cause
 from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
 from experiments.tracking.journal import Event
@@ -26,6 +27,7 @@ from experiments.tracking.mlflow_store import (
     artifacts_folder,
     local_store,
     open_local_store,
+    quiet_mlflow,
     read_state,
 )
 
@@ -167,7 +169,7 @@ class MlflowLogger:
             self.failure = None
         except Exception as error:
             # Whatever goes wrong between here and a server must not end a training run.
-            reason = str(error).replace(self.uri, self.public_uri)
+            reason = describe_cause(error).replace(self.uri, self.public_uri)
             if not self.behind:
                 logger.warning(
                     "MLflow at %s cannot be reached (%s); the journal keeps it", self.public_uri, reason
@@ -276,7 +278,7 @@ def check_store(uri: str, workspace: Folder) -> None:
         _open_client(uri, workspace).search_experiments(max_results=1)
     except Exception as error:
         # Each kind of store raises errors of its own.
-        reason = " ".join(str(error).replace(uri, without_credentials(uri)).split())
+        reason = describe_cause(error).replace(uri, without_credentials(uri))
         raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be reached: {reason}") from None
 
 
@@ -288,8 +290,7 @@ def _be_brief() -> None:
 def _open_client(uri: str, workspace: Folder) -> Any:
     import mlflow  # noqa: PLC0415 - takes seconds, which overlap with the start of the workers
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    quiet_mlflow()
     if uri == local_store(workspace):
         open_local_store(workspace)
     return mlflow.MlflowClient(tracking_uri=uri)

@@ -38,6 +38,12 @@ def artifacts_folder(workspace: Folder | Path) -> Path:
     return local_files(workspace) / "mlartifacts"
 
 
+def quiet_mlflow() -> None:
+    """Keep MLflow, once it is imported, from logging: its errors are raised, and reported in one line."""
+    for library in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
 @cache
 def open_local_store(workspace: Folder) -> None:
     """Make ready the embedded store of a workspace: its folder, and where it looks for artifacts.

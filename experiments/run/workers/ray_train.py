@@ -1,8 +1,10 @@
 """Training on Ray Train's workers: what they get of the cluster, and what is done with their reports."""
 
 import os
+from contextlib import suppress
 from typing import Any
 
+from data_catalog.errors import NotWritableError
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from experiments.recipes import ROOT
@@ -70,10 +72,14 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         # Ray Train answers Ctrl-C by ending the process as if all were well.
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
-        folder.journal.append("failed", error=str(error))
+        # What a worker found wrong with files ends the run at once.
+        reason = getattr(error, "controller_failure", error)
+        # The disk of the journal may be full, which is the reason then.
+        with suppress(NotWritableError):
+            folder.journal.append("failed", error=str(reason))
         raise RunError(
-            f"run {folder.name} failed: {error}\nIts journal is {folder.journal.location}; once the cause is "
-            "removed, the same command continues from the last checkpoint"
+            f"run {folder.name} failed: {reason}\nIts journal is {folder.journal.location}; once the cause "
+            "is removed, the same command continues from the last checkpoint"
         ) from error
 
 

@@ -77,7 +77,8 @@ class RayTrainSession:
     def report(self, facts: Event, checkpoint: Path | None) -> None:
         """As in `Session`; `JournalCallback` writes it into the journal."""
         stored = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
-        ray.train.report(facts, checkpoint=stored)
+        with checkpoints.writing(ray.train.get_context().get_storage().experiment_fs_path):
+            ray.train.report(facts, checkpoint=stored)
 
 
 class OwnProcessSession:
@@ -88,6 +89,7 @@ class OwnProcessSession:
         threads: CPUs that it may use.
         device: Where it computes.
         on_report: Called with each report once the journal has it.
+        earlier: Folder or URI of the checkpoint to continue from; or None.
     """
 
     rank = 0
@@ -99,12 +101,13 @@ class OwnProcessSession:
         threads: int,
         device: torch.device,
         on_report: Callable[[Event], None],
+        earlier: str | None = None,
     ) -> None:
         self.folder = folder
         self.threads = threads
         self.device = device
         self.on_report = on_report
-        self.earlier = folder.last_checkpoint
+        self.earlier = earlier
 
     def checkpoint(self) -> AbstractContextManager[Path | None]:
         """As in `Session`."""
@@ -115,7 +118,9 @@ class OwnProcessSession:
         stored = None
         if checkpoint is not None:
             name = f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}"
-            _store(checkpoint, self.folder.checkpoints.file(name))
+            location = self.folder.checkpoints.file(name)
+            with checkpoints.writing(location):
+                _store(checkpoint, location)
             stored = self.folder.stored_checkpoint(name)
         self.folder.journal.record(facts, stored)
         if stored is not None:
@@ -138,7 +143,12 @@ def _store(checkpoint: Path, location: str) -> None:
     written = f"{path}.partial" if isinstance(filesystem, fs.LocalFileSystem) else path
     _delete(filesystem, written)
     filesystem.create_dir(written, recursive=True)
-    fs.copy_files(str(checkpoint), written, destination_filesystem=filesystem)
+    try:
+        fs.copy_files(str(checkpoint), written, destination_filesystem=filesystem)
+    except OSError:
+        # The disk may be full; what is left needs the room.
+        _delete(filesystem, written)
+        raise
     if written != path:
         _delete(filesystem, path)
         filesystem.move(written, path)

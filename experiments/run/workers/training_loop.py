@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from pyarrow import compute
 from pydantic_core import to_jsonable_python
 from safetensors.numpy import save_file
 
-from data_catalog.errors import CatalogError
 from data_catalog.tables.table import Table
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
@@ -30,7 +28,6 @@ from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event
 from stmi.checksums import write_sums
 from stmi.clip.loading import load_clip
-from stmi.errors import ClipFileError
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
 from stmi.model_input import ModelInput
@@ -71,33 +68,14 @@ def train(given: TrainingInput, session: Session) -> None:
     with clock.part("setup"):
         torch.set_num_threads(session.threads)
         keep_freed_memory()
-        try:
-            run = _Run(given, session)
-            progress, history = run.restore()
-            fault = None
-        except (CatalogError, ClipFileError) as error:
-            fault = str(error)
-        # One worker's file may be damaged; the others must not wait for it, nor train without it.
-        fault = _first_fault(fault)
-    if fault is not None:
-        # A retry would find the same file.
-        _Reporter(session, clock, began, []).report("stopped", error=fault)
-        return
+        run = _Run(given, session)
+        progress, history = run.restore()
     reporter = _Reporter(session, clock, began, history)
     try:
         _train(run, clock, reporter, progress)
     except (DivergedError, RetrievalError) as error:
         # Every worker gets the same error, and would get it again: a retry does not help.
         reporter.report("stopped", error=str(error))
-
-
-def _first_fault(own: str | None) -> str | None:
-    """What kept the first of the workers from starting, known to all of them; None where all could start."""
-    if not dist.is_initialized():
-        return own
-    faults: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, own)
-    return next(filter(None, faults), None)
 
 
 def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoints.Progress) -> None:
@@ -156,7 +134,7 @@ class _Reporter:
         with tempfile.TemporaryDirectory() as folder:
             saves = save is not None and self.session.rank == 0
             if save is not None and saves:
-                with self.clock.part("checkpoint"):
+                with self.clock.part("checkpoint"), checkpoints.writing(folder):
                     save(Path(folder))
                     checkpoints.save_history(Path(folder), self.history)
                     write_sums(Path(folder))

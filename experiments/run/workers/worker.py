@@ -11,9 +11,15 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint, UserCallback
 
+from data_catalog.errors import CatalogError
+from data_catalog.storage.claims import LostClaimError
 from data_catalog.storage.folders import Folder
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
+from stmi.errors import ClipFileError
+
+PERMANENT = (CatalogError, ClipFileError)
+"""What a worker finds wrong with files, or cannot write: it is not tried again."""
 
 
 def train_worker(given: dict[str, TrainingInput]) -> None:
@@ -53,6 +59,14 @@ class JournalCallback(UserCallback):
         self.journal.record(metrics[0], stored)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Note a crash."""
+        """Note a crash.
+
+        Raises:
+            CatalogError, ClipFileError: A worker found files that are damaged, or cannot write.
+        """
         errors = {str(rank): repr(error)[:2000] for rank, error in worker_exceptions.items()}
         self.journal.append("worker_failed", errors=errors)
+        # An error of the callback ends the run, and a retry would find the same file.
+        for error in worker_exceptions.values():
+            if isinstance(error, PERMANENT) and not isinstance(error, LostClaimError):
+                raise error

@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from data_catalog.errors import describe_cause
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError, full_name
 from experiments.studies.sweep.search_space import Space
@@ -96,7 +97,7 @@ class OptunaStudy:
                 "'psycopg[binary]'` for postgresql"
             ) from None
         except (*STORAGE_ERRORS, ValueError) as error:
-            reason = str(error).replace(url, self.url)
+            reason = describe_cause(error).replace(url, self.url)
             # A library may quote a URL that it cannot read, with a password in it.
             detail = (
                 f": {reason}" if self.url == url or not isinstance(error, ArgumentError | ValueError) else ""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_catalog.errors import describe_cause
 from data_catalog.storage.local_copies import local_files
 from experiments.planning.training_cost import TrainingCost
 from experiments.recipes import ConfigError, ExperimentConfig, ReportConfig
@@ -168,7 +169,7 @@ class SweepStudy(Study[SweepResult]):
             # Tune words an error of searcher or scheduler itself, after a traceback.
             raise RunError(
                 f"sweep {self.folder.name}, study in {self.study.url}, cannot go on "
-                f"({failure_reason(error)}); what was measured is kept, so run the same command again once "
+                f"({describe_cause(error)}); what was measured is kept, so run the same command again once "
                 "the cause is removed"
             ) from error
         self._read_trials()

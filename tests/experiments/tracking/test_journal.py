@@ -53,6 +53,26 @@ def test_epoch_repeated_after_a_crash_counts_once(journal):
     assert [(event["epoch"], event["loss"]) for event in journal.epochs()] == [(1, 3.0), (2, 2.0)]
 
 
+@pytest.mark.parametrize(
+    ("event", "facts", "left"),
+    [
+        ("started", {"epoch": 1}, [1]),
+        ("started", {}, [1, 2, 3]),  # of an older version
+        ("resumed", {"epoch": 2}, [1, 2]),
+        ("restarted", {"epoch": 0}, []),
+    ],
+)
+def test_epochs_after_the_one_that_training_went_back_to_count_when_they_are_repeated(
+    journal, event, facts, left
+):
+    for epoch in (1, 2, 3):
+        journal.append("epoch", epoch=epoch)
+    journal.append(event, **facts)
+    assert [epoch["epoch"] for epoch in journal.epochs()] == left
+    journal.append("epoch", epoch=len(left) + 1)
+    assert len(journal.epochs()) == min(len(left) + 1, 4)
+
+
 def test_line_cut_off_by_a_crash_costs_only_itself(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append("epoch", epoch=1)
