@@ -26,7 +26,8 @@ if __package__ in (None, ""):  # run as a file
 from cluster.cluster_state import ClusterError
 from cluster.cluster_status import ClusterStatus, EndedProcesses, StartedCluster
 from cluster.local_cluster import EXPORTED, HOOKS, LocalCluster
-from data_catalog.interrupts import interruptible
+from data_catalog.command_parser import CommandParser
+from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Record, add_json_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,9 +46,7 @@ class Upload(Record):
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = options.add_subparsers(dest="command", required=True)
     results: dict[str, type[Record]] = {"up": StartedCluster, "status": ClusterStatus, "down": EndedProcesses}
     for name, result in results.items():
@@ -147,10 +146,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ClusterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_STATUS
-    if given.json:
-        print(result.to_json())
-    else:
-        show(result, exports=given.command == "up")
+    with printing():
+        if given.json:
+            print(result.to_json())
+        else:
+            show(result, exports=given.command == "up")
     # `up` has waited for an answer of each service; a later one that is slow does not undo that.
     is_well = given.command != "status" or (isinstance(result, ClusterStatus) and result.state == "up")
     return 0 if is_well else NOT_WELL_STATUS

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 from pydantic import ValidationError
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.commands import COMMANDS
 from data_catalog.errors import CatalogError
 from data_catalog.records import add_json_options, describe_invalid
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m data_catalog",
         description="Turns image folders into verified, versioned tables that training reads.",
         epilog="Order: synthesize (or your own data), ingest, masks, captions, text-features, view, checks.",

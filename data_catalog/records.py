@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_catalog.interrupts import printing
+
 
 class Record(BaseModel):
     """Base of every model that is stored as JSON or printed as JSON.
@@ -62,7 +64,8 @@ class _PrintSchema(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Print the schema."""
-        print(json.dumps(model_of(self.record).model_json_schema(mode="serialization"), indent=2))  # noqa: T201
+        with printing():
+            print(json.dumps(model_of(self.record).model_json_schema(mode="serialization"), indent=2))  # noqa: T201
         parser.exit()
 
 

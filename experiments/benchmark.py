@@ -24,7 +24,8 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from pydantic import RootModel
 
-from data_catalog.interrupts import interruptible
+from data_catalog.command_parser import CommandParser
+from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Record, add_json_options
 from experiments.benchmarks.measuring import BenchmarkReport
 from experiments.benchmarks.startup_benchmark import StartupReport
@@ -84,9 +85,7 @@ def _measure(names: Sequence[str], repeats: int) -> list[Report]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=[*BENCHMARKS, *LONG_BENCHMARKS, "all"], help="what to measure")
     parser.add_argument(
         "--repeats", type=int, default=5, help="runs that are measured, after one warm-up (default: 5)"
@@ -104,15 +103,16 @@ def main(arguments: list[str] | None = None) -> int:
     # Not through `run_command`: the memory of what it imports would be counted.
     with interruptible("error: interrupted"), contextlib.redirect_stdout(sys.stderr):
         reports = _measure(names, given.repeats)
-    if given.json:
-        document = AllReports(benchmarks=tuple(reports)) if given.name == "all" else reports[0]
-        print(document.to_json())
-    else:
-        for report in reports:
-            if isinstance(report, StartupReport):
-                _print_startup(report)
-            else:
-                _print(report)
+    with printing():
+        if given.json:
+            document = AllReports(benchmarks=tuple(reports)) if given.name == "all" else reports[0]
+            print(document.to_json())
+        else:
+            for report in reports:
+                if isinstance(report, StartupReport):
+                    _print_startup(report)
+                else:
+                    _print(report)
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from rich.table import Table
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.errors import CatalogError
 from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Printed, Record, add_json_options
@@ -39,9 +40,7 @@ def training_options(description: str | None, setting_help: str, record: Printed
         setting_help: What `--set` does there.
         record: What it prints with `--json`, as `add_json_options` takes it.
     """
-    options = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument(
         "--recipe",
         type=name_recipe,

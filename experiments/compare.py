@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 import numpy as np
 from rich.console import Console
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.records import Record, add_json_options
 from experiments.command_line import run_command
 from experiments.evaluating.query_scores import FORMAT, SUFFIXES, QueryScores, junk_rule, read_scores
@@ -178,9 +179,7 @@ def _percent(values: tuple[float, float]) -> tuple[float, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for side in ("first", "second"):
         parser.add_argument(
             side,

@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     end_on_interrupt()
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.records import Record, add_json_options
 from experiments.command_line import run_command
 from stmi.clip.clip_files import check_conversion, check_new
@@ -44,9 +45,7 @@ class ConvertedClip(Record):
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = options.add_mutually_exclusive_group(required=True)
     source.add_argument("--archive", type=Path, help="the .pt file from OpenAI")
     source.add_argument("--folder", type=Path, help="a CLIP's folder in Hugging Face's layout or open_clip's")

@@ -29,6 +29,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
@@ -195,9 +196,7 @@ def parse_missing(text: str) -> list[tuple[Modality, ...]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--run", metavar="DIR", help="a finished run's folder or URI")
     target.add_argument(

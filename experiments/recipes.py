@@ -30,7 +30,7 @@ from stmi.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKSPACE = os.environ.get("STMI_WORKSPACE") or str(ROOT / "runs")
+WORKSPACE = os.path.expanduser(os.environ.get("STMI_WORKSPACE") or str(ROOT / "runs"))  # noqa: PTH111 - or a URI
 """Where runs are kept by default. The folder of a submitted job is deleted with the job, so a cluster names
 a lasting one (`cluster/local.py` does)."""
 DEMO_CLIP = "stmi/demo_clip"

@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from pydantic import RootModel
 from rich.console import Console
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.errors import NotWritableError
 from data_catalog.records import add_json_options
 from data_catalog.storage.folders import Folder
@@ -195,9 +196,7 @@ def newest_run(workspace: Folder, catalog: str | None = None) -> RunFolder:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reported = parser.add_mutually_exclusive_group()
     reported.add_argument(
         "--run", metavar="DIR", help="a run's folder or URI (default: the run finished last)"

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 8 * 2**20
 def copies_folder() -> Path:
     """Folder of the copies: that in DATA_CATALOG_CACHE, or one in the home folder."""
     named = os.environ.get(FOLDER_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "stmi" / "shards"
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "stmi" / "shards"
 
 
 def local_files(folder: Folder | Path) -> Path:

@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 def clip_folder(source: str | Path) -> Path | None:
     """The folder that a source names, itself or by the file of weights in it; None for an open_clip name."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file() and path.name == WEIGHTS_FILE:
         return path.parent
     return path if path.is_dir() else None
