@@ -1,4 +1,4 @@
-"""The newest tables of a data set: its samples, the tables made from them, and its card."""
+"""The newest tables of a data set, those asked for last: its samples, what was made of them, and its card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_catalog.cards import Card, card_names, load_card
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import Table, find_table, list_tables
+from data_catalog.tables.table import Table, find_table, list_tables, take_newest
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,18 @@ def find_newest_tables(catalog: str | Path, dataset: str, samples_key: str | Non
         CatalogError: If there is no samples table.
     """
     samples = find_table(catalog, dataset, TableKind.SAMPLES, key=samples_key)
-    newest: dict[TableKind, Table] = {}
-    views: dict[str, Table] = {}
+    made: dict[TableKind, list[Table]] = {}
+    made_views: dict[str, list[Table]] = {}
     for table in list_tables(catalog, dataset):
         manifest = table.manifest
         current = manifest.schema_version == table.kind.schema_version
         if current and manifest.inputs.get("samples") == samples.digest:
-            newest[table.kind] = table
             if table.kind is TableKind.VIEW:
-                views[str(manifest.settings["split"])] = table
+                made_views.setdefault(str(manifest.settings["split"]), []).append(table)
+            else:
+                made.setdefault(table.kind, []).append(table)
+    newest = {kind: take_newest(tables) for kind, tables in made.items()}
+    views = {split: take_newest(tables) for split, tables in made_views.items()}
     return NewestTables(
         samples=samples,
         masks=newest.get(TableKind.MASKS),

@@ -1,6 +1,7 @@
 """`show`: the card and what was found, side by side; the tables, and what each was made from."""
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from data_catalog.commands.arguments import add_dataset, check_dataset
@@ -8,6 +9,8 @@ from data_catalog.commands.command import Command, DatasetResult, print_findings
 from data_catalog.inspect.lineage import TableOrigin, draw_tree, trace
 from data_catalog.inspect.summary import SplitCounts, Summary, describe
 from data_catalog.records import Record
+from data_catalog.tables.requests import Request, read_requests
+from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables
 
 
@@ -38,18 +41,32 @@ class TableFacts(Record):
         return cls(**facts, path=table.path)
 
 
+class RequestedTable(Request):
+    """A table that was asked for; later steps take the last one of its kind that fits."""
+
+    table: str
+    """Its kind."""
+
+
 class ShowResult(Summary, DatasetResult):
     """What there is of a data set, and all of its tables."""
 
     tables: tuple[TableFacts, ...]
     lineage: tuple[TableOrigin, ...] | None = None
     """What each table was made from, with `--lineage`."""
+    history: tuple[RequestedTable, ...] | None = None
+    """Every request for a table, the last one of a kind last, with `--history`."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     parser.add_argument(
         "--lineage", action="store_true", help="show what each table was made from, as a tree"
+    )
+    parser.add_argument(
+        "--history",
+        action="store_true",
+        help="show which tables were asked for, in this order; later steps take the last one of a kind",
     )
 
 
@@ -61,7 +78,14 @@ def _run(args: argparse.Namespace) -> ShowResult:
         dataset=args.name,
         tables=tuple(map(TableFacts.of, list_tables(args.catalog, args.name))),
         lineage=tuple(trace(args.catalog, args.name)) if args.lineage else None,
+        history=tuple(_history(args.catalog, args.name)) if args.history else None,
     )
+
+
+def _history(catalog: str, dataset: str) -> Iterator[RequestedTable]:
+    for kind in TableKind:
+        for request in read_requests(catalog, dataset, kind):
+            yield RequestedTable(**dict(request), table=kind.value)
 
 
 def _show(result: ShowResult) -> None:
@@ -101,6 +125,11 @@ def _show(result: ShowResult) -> None:
             print(
                 f"    {table.table:<14}{table.digest[:12]}  {table.rows:>8} rows  from {made_from or 'files'}"
             )
+    if result.history is not None:
+        print("  asked for, of each kind the last one at the end")
+        for request in result.history:
+            print(f"    {request.table:<14}{request.key}  {request.time}")
+        print()
     print_findings(result)
 
 

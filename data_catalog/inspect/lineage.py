@@ -40,7 +40,7 @@ def trace(catalog: str | Path, dataset: str) -> list[TableOrigin]:
     tables = list_tables(catalog, dataset)
     made_by: dict[str, str] = {}
     for table in tables:
-        # Of two tables with the same content the older one counts.
+        # Of two tables with the same content the one that was asked for earlier counts.
         made_by.setdefault(table.digest, f"{table.kind.value}/{table.manifest.key}")
     return [
         TableOrigin(

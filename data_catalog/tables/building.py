@@ -32,7 +32,15 @@ from data_catalog.storage.claims import claim_unless
 from data_catalog.tables.digests import json_digest, table_digest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, Statistics, find_complete_shard
-from data_catalog.tables.table import MANIFEST, Manifest, ShardRecord, Table, open_table, table_path
+from data_catalog.tables.table import (
+    MANIFEST,
+    Manifest,
+    ShardRecord,
+    Table,
+    ask_for,
+    open_table,
+    table_path,
+)
 
 LOCAL_SECONDS_VARIABLE = "DATA_CATALOG_LOCAL_SECONDS"
 """Environment variable: a table is built in this process while the shards left are estimated to take at most
@@ -59,6 +67,8 @@ def build_table(
     progress: Progress = no_progress,
 ) -> Table:
     """The table that these inputs and settings ask for; builds it if it does not exist yet.
+
+    Later steps take it, since it was asked for last.
 
     Args:
         catalog: Root of the catalog, folder or URI.
@@ -95,7 +105,7 @@ def build_table(
         }
     )[:16]
     if (table := open_table(catalog, dataset, kind, key)) is not None:
-        return table
+        return ask_for(table)
     root = table_path(catalog, dataset, kind, key)
     specs = specs() if callable(specs) else specs
     files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(specs))]
@@ -107,7 +117,7 @@ def build_table(
     with claim_unless(root, is_built):
         # Another process may have built it in the meantime.
         if (table := open_table(catalog, dataset, kind, key)) is not None:
-            return table
+            return ask_for(table)
         filesystem, folder = filesystems.open_root(root)
         filesystems.remove_partial_files(filesystem, folder)
         if before is not None:
@@ -136,7 +146,7 @@ def build_table(
         data = manifest.to_bytes()
         filesystems.write_atomically(filesystem, f"{folder}/{MANIFEST}", data)
         # Read back, so that this handle equals a later one: JSON turns tuples of the settings into lists.
-        return Table(catalog, Manifest.model_validate_json(data), reused=False)
+        return ask_for(Table(catalog, Manifest.model_validate_json(data), reused=False))
 
 
 def _report_files(root: str, files: Sequence[str], progress: Progress) -> None:

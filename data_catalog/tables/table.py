@@ -10,9 +10,10 @@ Rows are sorted by `sample_index`, and shard i of a table holds the samples of s
 was made from; but a view is sorted and cut by identity (see `data_catalog.views.training_view`).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import ValidationError
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.records import Record, describe_invalid
 from data_catalog.storage import filesystems
 from data_catalog.storage.local_copies import local_copy
 from data_catalog.tables.digests import json_digest
+from data_catalog.tables.requests import Request, add_request, read_requests
 from data_catalog.tables.schemas import TableKind
 
 MANIFEST = "manifest.json"
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class ShardRecord(Record):
@@ -77,11 +81,13 @@ class Table:
         catalog: Root of the catalog, folder or URI.
         manifest: The content of its manifest.
         reused: Whether the call that returned the handle found the table instead of building it.
+        place: Place of the last request for it in the history of its kind; -1 where there was none.
     """
 
     catalog: str
     manifest: Manifest
     reused: bool = True
+    place: int = field(default=-1, compare=False)
 
     @property
     def kind(self) -> TableKind:
@@ -111,7 +117,7 @@ class Table:
         return filesystems.open_root(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("catalog", "manifest", "reused")}
+        return {name: self.__dict__[name] for name in ("catalog", "manifest", "reused", "place")}
 
     def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of one shard, in the order of the table, without a copy where the format allows it.
@@ -205,15 +211,76 @@ def _read_manifest(filesystem: fs.FileSystem, path: str) -> Manifest:
 
 
 def list_tables(catalog: str | Path, dataset: str, kind: TableKind | None = None) -> list[Table]:
-    """The complete tables of a data set, kinds in the order of `TableKind`, the newest of a kind last."""
-    found = []
+    """The complete tables of a data set, kinds in the order of `TableKind`, the newest of a kind last.
+
+    The newest is the one that was asked for last (see `data_catalog.tables.requests`). Tables that an earlier
+    version made are in the order of the times in their manifests, before those that were asked for since.
+
+    Raises:
+        CatalogError: The catalog cannot be read, or a manifest or a history in it is damaged.
+    """
+    found: list[Table] = []
     for wanted in TableKind if kind is None else (kind,):
-        keys = list_keys(catalog, dataset, wanted)
-        tables = [open_table(catalog, dataset, wanted, key) for key in keys]
+        requests = read_requests(catalog, dataset, wanted)
+        places = {request.key: place for place, request in enumerate(requests)}
+        tables = [open_table(catalog, dataset, wanted, key) for key in list_keys(catalog, dataset, wanted)]
         found += sorted(
-            (table for table in tables if table is not None), key=lambda table: table.manifest.created["time"]
+            (replace(table, place=places.get(table.manifest.key, -1)) for table in tables if table),
+            key=lambda table: (table.place, table.manifest.created["time"]),
         )
     return found
+
+
+def ask_for(table: Table) -> Table:
+    """Make a table the newest of its kind, and give it back.
+
+    Raises:
+        CatalogError: The history of requests is damaged.
+        NotWritableError: The catalog cannot be written to, and the table was built just now.
+    """
+    dataset, kind, key = table.manifest.dataset, table.kind, table.manifest.key
+    if kind is TableKind.IMAGE_HASHES:
+        # The checks make it, for any samples; nobody asks for it.
+        return table
+
+    def earlier() -> list[Request]:
+        return [
+            Request(key=other.manifest.key, time=other.manifest.created["time"])
+            for other in list_tables(table.catalog, dataset, kind)
+            if other.manifest.key != key
+        ]
+
+    try:
+        add_request(table.catalog, dataset, kind, key, earlier)
+    except NotWritableError as error:
+        if not table.reused:
+            raise
+        _LOGGER.warning("later steps may take another %s table than %s: %s", kind.value, table.path, error)
+    return table
+
+
+def take_newest(tables: Sequence[Table]) -> Table:
+    """The last of tables of one kind as `list_tables` orders them; says which, if they differ."""
+    newest = tables[-1]
+    if len({table.digest for table in tables}) > 1:
+        reason = "the one asked for last"
+        if newest.place < 0:
+            reason = (
+                "the one with the latest time, since an earlier version made them and kept no history; run "
+                "the step of the one you want again"
+            )
+        manifest, split = newest.manifest, newest.manifest.settings.get("split")
+        _say(
+            f"{len(tables)} {newest.kind.value} tables of data set {manifest.dataset!r}"
+            f"{f' and split {split!r}' if split else ''} fit; taken is {manifest.key}, {reason}"
+        )
+    return newest
+
+
+@cache
+def _say(message: str) -> None:
+    """Say something once in this process."""
+    _LOGGER.warning("%s", message)
 
 
 def list_keys(catalog: str | Path, dataset: str, kind: TableKind) -> list[str]:
@@ -237,7 +304,7 @@ def find_table(
     inputs: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Table:
-    """Find the newest table of a kind, or the one with the given key.
+    """Find the newest table of a kind, the one asked for last, or the one with the given key.
 
     Args:
         catalog: Root of the catalog.
@@ -253,16 +320,17 @@ def find_table(
         CatalogError: If there is none.
     """
     tables = list_tables(catalog, dataset, kind)
-    for table in reversed(tables):
-        manifest = table.manifest
-        if (
-            manifest.schema_version == kind.schema_version
-            and key in (None, manifest.key)
-            and digest in (None, manifest.digest)
-            and (inputs or {}).items() <= manifest.inputs.items()
-            and all(manifest.settings.get(name) == value for name, value in (settings or {}).items())
-        ):
-            return table
+    fitting = [
+        table
+        for table in tables
+        if table.manifest.schema_version == kind.schema_version
+        and key in (None, table.manifest.key)
+        and digest in (None, table.digest)
+        and (inputs or {}).items() <= table.manifest.inputs.items()
+        and all(table.manifest.settings.get(name) == value for name, value in (settings or {}).items())
+    ]
+    if fitting:
+        return take_newest(fitting)
     wanted = [f"key {key}"] if key else []
     wanted += [f"digest {digest[:12]}"] if digest else []
     wanted += [f"made from {name} {digest[:12]}" for name, digest in (inputs or {}).items()]

@@ -43,7 +43,7 @@ class StubMaker(ShardMaker[dict[str, int]]):
         return pa.table(arrays, schema=MASKS_SCHEMA), {"number": number}
 
 
-def build(catalog: Path, refuse: Path, **changes: Any) -> Table:
+def build(catalog: Path | str, refuse: Path, **changes: Any) -> Table:
     arguments: dict[str, Any] = {
         "catalog": catalog,
         "dataset": "stub",
