@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlencode
 
 import pytest
@@ -14,7 +15,10 @@ SHARING_FOLDERS = ("experiments", "two_hosts")
 BUCKET = "lab"
 S3_SECRET = "not-a-secret"
 # Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
+# Nothing is left in the home folder.
+_CACHE = TemporaryDirectory(prefix="stmi-cache-")
 os.environ |= {
+    "DATA_CATALOG_CACHE": _CACHE.name,
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": S3_SECRET,
     "AWS_EC2_METADATA_DISABLED": "true",

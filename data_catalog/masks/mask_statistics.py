@@ -17,6 +17,7 @@ from PIL import Image
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record
+from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.images import (
     Mask,
     Segmentation,
@@ -62,11 +63,17 @@ class TrueMasks:
                 f"{', '.join(self.split_folders.values())} with one PNG per sample"
             )
 
-    def fingerprint(self) -> list[list[Any]]:
-        """Names, sizes and times of change, which stand for the content."""
+    def fingerprint(self) -> dict[str, str]:
+        """The names of the files, and what stands for the content of each."""
+        return digest_files(self.root, (str(file.relative_to(self.root)) for file in self._files()))
+
+    def earlier_fingerprint(self) -> list[list[Any]]:
+        """What `fingerprint` was in earlier versions: names, sizes and times of change."""
+        return [file_facts(self.root, file) for file in self._files()]
+
+    def _files(self) -> list[Path]:
         folders = sorted(self.split_folders.values())
-        files = (file for folder in folders for file in sorted((self.root / folder).glob("*.png")))
-        return [file_facts(self.root, file) for file in files]
+        return [file for folder in folders for file in sorted((self.root / folder).glob("*.png"))]
 
     def load(self) -> None:
         """Read the files.
@@ -109,7 +116,7 @@ def _unreadable(path: Path, error: Exception) -> CatalogError:
 
 
 def file_facts(root: Path, file: Path) -> list[Any]:
-    """Path below a root, size and time of change of a file; -1 for both where it cannot be read now."""
+    """What stood for a file in earlier versions: path, size and time of change; -1 if it cannot be read."""
     status = file.stat()
     facts = [status.st_size, status.st_mtime_ns] if os.access(file, os.R_OK) else [-1, -1]
     return [str(file.relative_to(root)), *facts]

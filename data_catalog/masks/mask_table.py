@@ -130,6 +130,7 @@ def build_masks(
     summarise: Callable[[list[Statistics]], Statistics],
     true_masks: str | Path | None = None,
     key_extra: Any = None,
+    earlier_key_extra: Callable[[], Any] = lambda: None,
     created: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> Table:
@@ -141,6 +142,7 @@ def build_masks(
         summarise: Makes the statistics of the table from those of all shards (`describe_shard` and `faults`).
         true_masks: The same argument of `make_masks`.
         key_extra: What else distinguishes this request.
+        earlier_key_extra: As for `build_table`.
         created: What else to note about the origin.
         progress: Called as shards complete.
 
@@ -154,7 +156,11 @@ def build_masks(
         maker.truth.check()
         created = {**(created or {}), "true_masks": str(maker.truth.root)}
     # Masks scored against a truth and masks that are not have the same rows, and other statistics.
-    extra = [STATISTICS_VERSION, key_extra, None if maker.truth is None else maker.truth.fingerprint()]
+    truth = maker.truth
+
+    def earlier_extra() -> Any:
+        return [STATISTICS_VERSION, earlier_key_extra(), truth and truth.earlier_fingerprint()]
+
     return build_table(
         catalog=samples.catalog,
         dataset=samples.manifest.dataset,
@@ -164,7 +170,8 @@ def build_masks(
         specs=range(len(samples.manifest.shards)),
         maker=maker,
         summarise=summarise,
-        key_extra=extra,
+        key_extra=[STATISTICS_VERSION, key_extra, truth and truth.fingerprint()],
+        earlier_key_extra=earlier_extra,
         created=created,
         before=None if maker.truth is None else maker.truth.load,
         progress=progress,

@@ -33,6 +33,7 @@ from data_catalog.formats.folder_listing import find_unread
 from data_catalog.formats.rgbnt201 import SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
+from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.held_out import hold_out
 from data_catalog.samples.query_copies import separate_queries
 from data_catalog.samples.source_images import (
@@ -45,6 +46,7 @@ from data_catalog.samples.source_images import (
     width_side_by_side,
 )
 from data_catalog.tables.building import build_table
+from data_catalog.tables.digests import json_digest
 from data_catalog.tables.schemas import SAMPLES_SCHEMA, TableKind
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
@@ -137,6 +139,7 @@ def ingest(
         maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size, find_unread(listing)),
         summarise=summarise,
         key_extra=_fingerprint(listing, with_labels=is_own(settings.format)),
+        earlier_key_extra=lambda: _earlier_fingerprint(listing, with_labels=is_own(settings.format)),
         created={
             "source": str(listing.root.resolve()),
             "card": _card_name(listing.root, source_format.name),
@@ -176,25 +179,34 @@ def _require_utf8(root: Path) -> None:
 
 
 def _fingerprint(listing: Listing, with_labels: bool) -> str:
-    """Hash of names, sizes and modification times of the files, which stand for their content.
+    """Hash of the names and contents of the files.
 
     Args:
         listing: What was found.
         with_labels: Hash all of every sample too: a user's own layout may read other labels from the same
             files once it is corrected.
     """
+    return json_digest(
+        {
+            "files": digest_files(listing.root, _files(listing)),
+            "rejected": [rejected.file for rejected in listing.rejected],
+            "labels": [asdict(sample) for sample in listing.samples] if with_labels else None,
+        }
+    )
+
+
+def _files(listing: Listing) -> list[str]:
+    groups = (group for sample in listing.samples for group in (sample.files, sample.query_files))
+    return [file for group in groups for file in group.values()]
+
+
+def _earlier_fingerprint(listing: Listing, with_labels: bool) -> str:
+    """What `_fingerprint` was in earlier versions: of names, sizes and times of change."""
     sha256 = hashlib.sha256()
     if with_labels:
         sha256.update(json.dumps([asdict(sample) for sample in listing.samples]).encode())
-    files = [
-        file
-        for sample in listing.samples
-        for group in (sample.files, sample.query_files)
-        for file in group.values()
-    ]
-    for path in files + [rejected.file for rejected in listing.rejected]:
+    for path in _files(listing) + [rejected.file for rejected in listing.rejected]:
         facts = (path, -1, -1)
-        # A file that cannot be read now may be readable later with the same size and time.
         with suppress(OSError):
             if os.access(listing.root / path, os.R_OK):
                 status = (listing.root / path).stat()

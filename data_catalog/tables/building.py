@@ -62,6 +62,7 @@ def build_table(
     maker: ShardMaker[Spec],
     summarise: Callable[[list[Statistics]], Statistics],
     key_extra: Any = None,
+    earlier_key_extra: Callable[[], Any] = lambda: None,
     created: Mapping[str, Any] | None = None,
     before: Callable[[], None] | None = None,
     progress: Progress = no_progress,
@@ -83,6 +84,8 @@ def build_table(
             raise CatalogError to refuse the table.
         key_extra: What else distinguishes this request, such as the listing of a source folder; part of
             the key only.
+        earlier_key_extra: Gives what `key_extra` was in earlier versions, so that their tables are found;
+            None where it was the same.
         created: What else to store about the origin; part of neither.
         before: Called once before shards are made; not called if the table exists.
         progress: Called as shards complete.
@@ -95,17 +98,14 @@ def build_table(
     start = time.monotonic()
     # Actors run in other folders, where a relative path would mean another catalog.
     catalog = str(catalog) if "://" in str(catalog) else str(Path(catalog).resolve())
-    key = json_digest(
-        {
-            "kind": kind,
-            "version": kind.schema_version,
-            "settings": settings,
-            "inputs": inputs,
-            "extra": key_extra,
-        }
-    )[:16]
+    request = {"kind": kind, "version": kind.schema_version, "settings": settings, "inputs": inputs}
+    key = json_digest(request | {"extra": key_extra})[:16]
     if (table := open_table(catalog, dataset, kind, key)) is not None:
         return ask_for(table)
+    if (extra := earlier_key_extra()) is not None:
+        earlier_key = json_digest(request | {"extra": extra})[:16]
+        if (table := open_table(catalog, dataset, kind, earlier_key)) is not None:
+            return ask_for(table)
     root = table_path(catalog, dataset, kind, key)
     specs = specs() if callable(specs) else specs
     files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(specs))]

@@ -23,7 +23,9 @@ from data_catalog.masks.mask_table import MaskMaker, build_masks
 from data_catalog.masks.segmenters.mask_reading import fit_mask, read_mask
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
+from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.images import Segmentation
+from data_catalog.tables.digests import json_digest
 from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
 
@@ -97,7 +99,9 @@ def import_masks(
         raise CatalogError(f"masks {root} is not a folder on this machine; say where they are with --masks")
     maker = _FilesMaker(samples, root, source_format, image_size)
     ids = samples.read(["sample_id"])["sample_id"].to_pylist()
-    fingerprint, missing = _fingerprint(maker, ids)
+    paths = {sample_id: maker.path(sample_id) for sample_id in ids}
+    missing = [maker.missing(sample_id) for sample_id, path in paths.items() if path is None]
+    files = [path for path in paths.values() if path is not None]
     _check_faults(root, len(ids), missing, allow_missing)
 
     def summarise(shards: list[Statistics]) -> Statistics:
@@ -115,23 +119,27 @@ def import_masks(
         summarise=summarise,
         true_masks=true_masks,
         # The rows do not depend on `allow_missing`, but a table with gaps must not be found without it.
-        key_extra={"files": fingerprint, "allow_missing": allow_missing},
+        key_extra={"files": _fingerprint(root, files), "allow_missing": allow_missing},
+        earlier_key_extra=lambda: {
+            "files": _earlier_fingerprint(root, files),
+            "allow_missing": allow_missing,
+        },
         created={"masks": str(root)},
         progress=progress,
     )
 
 
-def _fingerprint(maker: "_FilesMaker", ids: Sequence[str]) -> tuple[str, list[dict[str, str]]]:
-    """A digest that stands for the content of all mask files, and the samples that have none."""
+def _fingerprint(root: Path, files: Sequence[Path]) -> str:
+    """A digest of the names and contents of all mask files."""
+    return json_digest(digest_files(root, (str(path.relative_to(root)) for path in files)))
+
+
+def _earlier_fingerprint(root: Path, files: Sequence[Path]) -> str:
+    """What `_fingerprint` was in earlier versions: of names, sizes and times of change."""
     sha256 = hashlib.sha256()
-    missing = []
-    for sample_id in ids:
-        path = maker.path(sample_id)
-        if path is None:
-            missing.append(maker.missing(sample_id))
-        else:
-            sha256.update(repr(file_facts(maker.root, path)).encode("utf-8", "surrogateescape"))
-    return sha256.hexdigest(), missing
+    for path in files:
+        sha256.update(repr(file_facts(root, path)).encode("utf-8", "surrogateescape"))
+    return sha256.hexdigest()
 
 
 def _check_faults(root: Path, samples: int, faults: Sequence[dict[str, str]], allow_missing: bool) -> None:
