@@ -4,9 +4,10 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+from rich.console import Console
 from rich.table import Table
 
 from data_catalog.command_parser import CommandParser
@@ -142,6 +143,12 @@ def metrics_table(title: str, rows: Mapping[str, FeatureMetrics]) -> Table:
     for label, metrics in rows.items():
         table.add_row(label, *(f"{100 * metrics.value(name):.1f}" for name in METRICS))
     return table
+
+
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """Print what to bear in mind of a measurement, one line each."""
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def run_command(

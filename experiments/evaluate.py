@@ -39,6 +39,7 @@ from experiments.command_line import (
     NAMES,
     add_workspace,
     metrics_table,
+    print_notes,
     print_recipe_settings,
     run_command,
 )
@@ -94,6 +95,8 @@ class Evaluation(Record):
     samples: int
     junk: JunkRule
     settings: tuple[EvaluationSetting, ...]
+    notes: tuple[str, ...] = ()
+    """What is to be borne in mind of the measurement."""
     paper: PublishedResult | None
     """What the paper prints for the data set."""
 
@@ -120,6 +123,7 @@ def evaluate(
     from experiments.run import evaluation
 
     view = open_view(target.table)
+    notes = evaluation.check_view(view, target.junk)
     embedded = (
         embed_here(target, view, missing) if workers == 0 else embed_on_cluster(target, missing, workers)
     )
@@ -148,6 +152,7 @@ def evaluate(
         samples=len(view),
         junk=target.junk,
         settings=tuple(settings),
+        notes=tuple(note.message for note in notes),
         paper=find_stmi_result(dataset),
     )
 
@@ -334,6 +339,7 @@ def show(result: Evaluation, wide: bool = False) -> None:
         print_table(console, settings_table(title, result.settings, wide), wide)
         for variant in {setting.rerank_variant for setting in result.settings} - {None}:
             console.print(f"re-ranked {RERANKINGS[variant]}", highlight=False)
+    print_notes(console, result.notes)
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
 

@@ -31,7 +31,7 @@ from data_catalog.command_parser import CommandParser
 from data_catalog.errors import NotWritableError
 from data_catalog.records import add_json_options
 from data_catalog.storage.folders import Folder
-from experiments.command_line import add_workspace, metrics_table, run_command
+from experiments.command_line import add_workspace, metrics_table, print_notes, run_command
 from experiments.recipes import ConfigError
 from experiments.reports.report_files import LoggedAgain, StudyReport
 from experiments.run.run_folder import PICTURES, RESULT_FILE, TRAIN, RunFolder, RunFolderError
@@ -72,6 +72,7 @@ def print_report(result: RunReport, out: str | None = None) -> None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
+    print_notes(console, result.notes)
     seconds = result.seconds
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds[name]:.1f}"

@@ -3,12 +3,13 @@
 An error stops a run; a warning is logged with it.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from data_catalog.checks.card_differences import count, describe_differences, differences
+from data_catalog.checks.findings import CheckReport, Findings
 from data_catalog.checks.image_hashes import (
     HASH_BITS,
     MANY_IDENTITIES,
@@ -18,17 +19,19 @@ from data_catalog.checks.image_hashes import (
     make_image_hashes,
     read_hashes,
 )
+from data_catalog.checks.measurement_checks import JunkRule, check_measurement
 from data_catalog.checks.newest_tables import NewestTables, find_card
 from data_catalog.errors import name_first
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
+from data_catalog.samples.camera_numbers import first_camera
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
+_LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query", "is_gallery", "digest")
 
 
 class CheckSettings(Record):
@@ -36,7 +39,7 @@ class CheckSettings(Record):
 
     samples_per_identity: int = Field(4, ge=1)
     """Samples of an identity that a batch needs."""
-    junk: Literal["camera", "scene"] | None = None
+    junk: JunkRule | None = None
     """What a query has in common with its junk; None for what the card says, or the camera without a card."""
     near_empty: float = Field(0.01, ge=0, le=1)
     """A mask with less foreground than this share is near-empty."""
@@ -46,38 +49,6 @@ class CheckSettings(Record):
     """Whether to look for images with two identities; decodes all images once."""
     duplicate_bits: int = Field(24, ge=0, le=HASH_BITS // 4)
     """How many of the 256 bits of the perceptual hash may differ between copies of an image."""
-
-
-class Finding(Record):
-    """A check that does not hold."""
-
-    check: str
-    """Name of the check."""
-    message: str
-    """What was found and what to do."""
-    rows: tuple[str, ...] = ()
-    """Ids of the samples that break it; none where it is not about samples."""
-
-
-class CheckReport(Record):
-    """What the checks found."""
-
-    errors: tuple[Finding, ...]
-    """These stop a run."""
-    warnings: tuple[Finding, ...]
-    """These are logged with a run."""
-
-
-@dataclass
-class _Findings:
-    errors: list[Finding] = field(default_factory=list)
-    warnings: list[Finding] = field(default_factory=list)
-
-    def error(self, check: str, message: str, rows: Iterable[str] = ()) -> None:
-        self.errors.append(Finding(check=check, message=message, rows=tuple(map(str, rows))))
-
-    def warn(self, check: str, message: str, rows: Iterable[str] = ()) -> None:
-        self.warnings.append(Finding(check=check, message=message, rows=tuple(map(str, rows))))
 
 
 def run_checks(
@@ -99,8 +70,11 @@ def run_checks(
     settings = settings or CheckSettings()
     labels = tables.samples.read(_LABELS).to_pandas()
     junk = junk_rule(tables.samples, settings)
-    findings = _Findings()
-    _check_queries(labels, junk, findings)
+    findings = Findings()
+    for split, rows in labels[labels.is_query | labels.is_gallery].groupby("split"):
+        check_measurement(str(split), rows, junk, findings)
+    _check_card(tables.samples, findings)
+    _check_cameras(tables.samples, labels, findings)
     _check_separate_queries(tables.samples, findings)
     _check_splits(labels, findings)
     _check_identities(labels, settings.samples_per_identity, findings)
@@ -112,40 +86,29 @@ def run_checks(
     if settings.images:
         hashes = read_hashes(make_image_hashes(tables.samples, progress))
         _check_duplicates(labels, hashes, settings.duplicate_bits, findings)
-    return CheckReport(errors=tuple(findings.errors), warnings=tuple(findings.warnings))
+    return findings.report()
 
 
-def junk_rule(samples: Table, settings: CheckSettings) -> Literal["camera", "scene"]:
+def junk_rule(samples: Table, settings: CheckSettings) -> JunkRule:
     """What a query has in common with its junk: as the settings say, or the data set's card, or `camera`."""
     card = find_card(samples)
     return settings.junk or (card.protocol.junk if card else "camera")
 
 
-def _check_queries(labels: "pd.DataFrame", junk: str, findings: _Findings) -> None:
-    """Every query needs a gallery sample of its identity that is not its junk."""
-    group = "camera_id" if junk == "camera" else "scene_id"
-    for split, rows in labels[labels.is_query | labels.is_gallery].groupby("split"):
-        queries, gallery = rows[rows.is_query], rows[rows.is_gallery]
-        if queries.empty:
-            findings.error(
-                "no_queries", f"split {split!r} has no queries; ingest a source that has, or evaluate another"
-            )
-            continue
-        seen = gallery.groupby("identity")[group].agg(set).to_dict()
-        pairs = zip(queries.identity, queries[group], strict=True)
-        alone = queries.sample_id[[not seen.get(identity, set()) - {value} for identity, value in pairs]]
-        message = (
-            f"{len(alone)} of {len(queries)} queries of split {split!r} have no match in the gallery under "
-            f"another {junk} ({name_first(alone)})"
+def _check_card(samples: Table, findings: Findings) -> None:
+    """What is published of a data set shows that a copy of it is complete."""
+    card = find_card(samples)
+    different = [] if card is None else differences(card, samples, count(samples))
+    if card is not None and different:
+        findings.warn(
+            "differs_from_card",
+            f"found, and in brackets on the card {card.name}: {describe_differences(different)}; complete "
+            "the copy and ingest again, unless it is a part on purpose or a data set of your own in that "
+            "layout",
         )
-        if len(alone) == len(queries):
-            message += ", so nothing can be measured; check the split and the junk rule"
-            findings.error("query_without_match", message, alone)
-        elif len(alone):
-            findings.warn("query_without_match", f"{message}; they are left out of the scores", alone)
 
 
-def _check_separate_queries(samples: Table, findings: _Findings) -> None:
+def _check_separate_queries(samples: Table, findings: Findings) -> None:
     # Tables of earlier versions have none.
     if separate := samples.statistics.get("separate_queries"):
         findings.warn(
@@ -157,7 +120,22 @@ def _check_separate_queries(samples: Table, findings: _Findings) -> None:
         )
 
 
-def _check_splits(labels: "pd.DataFrame", findings: _Findings) -> None:
+def _check_cameras(samples: Table, labels: "pd.DataFrame", findings: Findings) -> None:
+    """A camera embedding (`model.camera_embedding`) learns nothing of a camera without training samples."""
+    trained = set(labels.camera_id[labels.split == "train"])
+    others = labels[~labels.camera_id.isin(trained)]
+    for split, rows in others.groupby("split") if trained else ():
+        cameras = sorted(rows.camera_id.unique() + first_camera(samples))
+        findings.warn(
+            "untrained_camera",
+            f"{len(rows)} samples of split {split!r} are of cameras that no training sample is of "
+            f"({name_first(cameras)}); a model with model.camera_embedding takes the mean of the trained "
+            "cameras for them, so compare with a model without it",
+            rows.sample_id,
+        )
+
+
+def _check_splits(labels: "pd.DataFrame", findings: Findings) -> None:
     splits = labels.groupby("identity").split.unique()
     shared = splits[splits.map(len) > 1]
     if len(shared):
@@ -170,7 +148,7 @@ def _check_splits(labels: "pd.DataFrame", findings: _Findings) -> None:
         )
 
 
-def _check_identities(labels: "pd.DataFrame", samples_per_identity: int, findings: _Findings) -> None:
+def _check_identities(labels: "pd.DataFrame", samples_per_identity: int, findings: Findings) -> None:
     train = labels[labels.split == "train"]
     counts = train.identity.value_counts().sort_index()
     few = counts[counts < samples_per_identity]
@@ -184,7 +162,7 @@ def _check_identities(labels: "pd.DataFrame", samples_per_identity: int, finding
         )
 
 
-def _check_tables(tables: NewestTables, findings: _Findings) -> None:
+def _check_tables(tables: NewestTables, findings: Findings) -> None:
     splits = tables.samples.statistics["splits"]
     without_view = [split for split in splits if split not in tables.views]
     for split in without_view:
@@ -213,7 +191,7 @@ def _check_tables(tables: NewestTables, findings: _Findings) -> None:
             add("missing_artifact", f"there is no {name.value} table; run `python -m data_catalog {step}`")
 
 
-def _check_masks(masks: Table, settings: CheckSettings, findings: _Findings) -> None:
+def _check_masks(masks: Table, settings: CheckSettings, findings: Findings) -> None:
     rows = masks.read(["sample_id", "foreground_fraction", "source"]).to_pandas()
     missing, fraction = rows.source == "missing", rows.foreground_fraction
     near_empty, near_full = fraction < settings.near_empty, fraction > settings.near_full
@@ -234,7 +212,7 @@ def _check_masks(masks: Table, settings: CheckSettings, findings: _Findings) -> 
             findings.warn(check, message, ids)
 
 
-def _check_captions(captions: Table, findings: _Findings) -> None:
+def _check_captions(captions: Table, findings: Findings) -> None:
     rows = captions.read(["sample_id", "caption"]).to_pylist()
     empty = [row["sample_id"] for row in rows if not row["caption"].strip()]
     if empty:
@@ -242,7 +220,7 @@ def _check_captions(captions: Table, findings: _Findings) -> None:
 
 
 def _check_duplicates(
-    labels: "pd.DataFrame", hashes: ImageHashes, largest_distance: int, findings: _Findings
+    labels: "pd.DataFrame", hashes: ImageHashes, largest_distance: int, findings: Findings
 ) -> None:
     ids, identity = labels.sample_id.to_numpy(), labels.identity.to_numpy()
     for modality, rows in find_repeated_frames(hashes, identity).items():

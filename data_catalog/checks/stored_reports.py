@@ -8,7 +8,8 @@ import logging
 
 from pydantic import ValidationError
 
-from data_catalog.checks.data_checks import CheckReport, CheckSettings, Finding, junk_rule, run_checks
+from data_catalog.checks.data_checks import CheckSettings, junk_rule, run_checks
+from data_catalog.checks.findings import CheckReport, Finding
 from data_catalog.checks.newest_tables import NewestTables
 from data_catalog.errors import NotWritableError
 from data_catalog.progress import Progress, no_progress
@@ -17,7 +18,7 @@ from data_catalog.storage import filesystems
 from data_catalog.tables.digests import json_digest
 
 FOLDER = "checks"
-CHECKS_VERSION = 3
+CHECKS_VERSION = 4
 """Increased whenever the checks would report otherwise on the same data."""
 
 _LOGGER = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from data_catalog.checks.data_checks import CheckReport
+from data_catalog.checks.findings import CheckReport
 from data_catalog.errors import NAMED, CatalogError, name_first
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.records import Record

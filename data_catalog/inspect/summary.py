@@ -1,36 +1,14 @@
 """Summary of a data set: its card, what was found, what differs, and the tables made from it."""
 
 from pathlib import Path
-from typing import Any
 
 from data_catalog.cards import Card
-from data_catalog.checks.data_checks import CheckReport, CheckSettings, Finding, run_checks
+from data_catalog.checks.card_differences import Difference, SplitCounts, count, differences
+from data_catalog.checks.data_checks import CheckSettings, run_checks
+from data_catalog.checks.findings import CheckReport, Finding
 from data_catalog.checks.newest_tables import NewestTables, find_card, find_newest_tables
 from data_catalog.records import Record
 from data_catalog.tables.table import Table
-
-_COUNTED = ("samples", "identities", "queries", "gallery")
-
-
-class SplitCounts(Record):
-    """What a split holds."""
-
-    samples: int
-    identities: int
-    cameras: int
-    queries: int
-    gallery: int
-
-
-class Difference(Record):
-    """A value on the card that differs from what was found."""
-
-    split: str
-    """Empty where it is about the whole data set."""
-    what: str
-    """What was compared: `samples`, `image_size`, ..."""
-    card: int | str | tuple[int, ...]
-    found: int | str | tuple[int, ...]
 
 
 class Artifact(Record):
@@ -85,42 +63,6 @@ def describe(catalog: str | Path, dataset: str, samples_key: str | None = None) 
         warnings=tuple(warnings),
         errors=report.errors,
     )
-
-
-def count(samples: Table) -> dict[str, SplitCounts]:
-    """What each split holds."""
-    labels = samples.read(["split", "identity", "camera_id", "is_query", "is_gallery"]).to_pandas()
-    return {
-        str(split): SplitCounts(
-            samples=len(rows),
-            identities=rows.identity.nunique(),
-            cameras=rows.camera_id.nunique(),
-            queries=rows.is_query.sum(),
-            gallery=rows.is_gallery.sum(),
-        )
-        for split, rows in labels.groupby("split")
-    }
-
-
-def differences(card: Card, samples: Table, found: dict[str, SplitCounts]) -> list[Difference]:
-    """Where the card and what was found differ; what the card does not say is no difference."""
-    different: list[Difference] = []
-
-    def compare(split: str, what: str, expected: Any, actual: Any) -> None:
-        if expected is not None and expected != actual:
-            different.append(Difference(split=split, what=what, card=expected, found=actual))
-
-    settings = samples.manifest.settings
-    compare("", "format", card.format, settings["format"])
-    size = settings["size"]
-    compare("", "image_size", card.image_size, size if size == "any" else tuple(size))
-    compare("", "cameras", card.cameras, len(samples.statistics["cameras"]))
-    for split, counts in card.counts.items():
-        for what in _COUNTED:
-            compare(split, what, getattr(counts, what), getattr(found.get(split), what, 0))
-    for split in found.keys() - card.counts.keys() if card.counts else ():
-        compare(split, "samples", 0, found[split].samples)
-    return different
 
 
 def _artifacts(artifacts: NewestTables, found: dict[str, SplitCounts]) -> dict[str, Artifact]:

@@ -1,5 +1,6 @@
 """An evaluation target: a finished run, or a checkpoint of the authors' released code, with its test view."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from stmi.model import STMI
 from stmi.released import released_checkpoint
 from stmi.retrieval.metrics import JunkRule
 from stmi.stored_run import EpochChoice
+
+logger = logging.getLogger(__name__)
 
 TEXTS_COMPARED = 16
 SAME_TEXT = 0.99
@@ -127,6 +130,20 @@ def forget_cameras(model: STMI, cameras: int) -> None:
         tower.camera_embedding = nn.Parameter(mean.repeat(cameras, 1))
 
 
+def add_cameras(model: STMI, cameras: int) -> None:
+    """Give cameras beyond those that the model knows the mean of its camera embedding; says so."""
+    embedding = model.image_tower.camera_embedding
+    if embedding is not None and cameras > len(embedding):
+        logger.warning(
+            "the view has cameras up to camera_id %d, the checkpoint knows %d: the others get the mean of "
+            "its camera embedding",
+            *(cameras - 1, len(embedding)),
+        )
+        mean = embedding.detach().mean(dim=0)
+        added = mean.repeat(cameras - len(embedding), 1)
+        model.image_tower.camera_embedding = nn.Parameter(torch.cat([embedding.detach(), added]))
+
+
 def load_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str) -> EvaluationTarget:
     """A checkpoint of the authors' code, on the newest test view of the recipe's data set and image size.
 
@@ -163,11 +180,7 @@ def load_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str)
         )
     _check_recipe(config, model)
     _check_inputs(table, view, weights)
-    cameras = model.image_tower.camera_embedding
-    if cameras is not None and view.camera_id.max() >= len(cameras):
-        raise ConfigError(
-            f"view {table.path} has camera {view.camera_id.max() + 1}, the checkpoint knows {len(cameras)}"
-        )
+    add_cameras(model, int(view.camera_id.max()) + 1)
     # The authors train in mixed precision and evaluate in float32; bfloat16 would change the ranking.
     return EvaluationTarget(path.name, model, config, table, config.data.junk, autocast=False)
 

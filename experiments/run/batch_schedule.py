@@ -55,4 +55,26 @@ class BatchSchedule:
         if config.data.placement == "by_identity":
             return batch_plan.plan_share(self.labels, rank, config.batch, config.seed, epoch)
         share = batch_plan.rows_of_rank(config.batch.size, rank, config.train.workers)
-        return batch_plan.plan(self.labels[rank], config.batch, config.seed, epoch)[:, share]
+        return self._whole_batches(epoch)[:, share]
+
+    def seen_share(self, enough: float) -> float:
+        """The share of the training rows that the batches of the whole run hold at least once.
+
+        Args:
+            enough: Share from which on no more epochs are looked at.
+        """
+        config, is_own = self.config, self.config.data.placement == "by_identity"
+        seen = [np.zeros(len(labels), bool) for labels in (self.labels if is_own else self.labels[:1])]
+        share = 0.0
+        for epoch in range(config.train.epochs):
+            for rank, rows in enumerate(seen):
+                whole = self.rows(rank, epoch) if is_own else self._whole_batches(epoch)
+                rows[whole] = True
+            share = float(np.concatenate(seen).mean())
+            if share >= enough:
+                break
+        return share
+
+    def _whole_batches(self, epoch: int) -> np.ndarray:
+        """The batches of all workers, where all open the whole view."""
+        return batch_plan.plan(self.labels[0], self.config.batch, self.config.seed, epoch)

@@ -50,6 +50,7 @@ def _result(folder: RunFolder) -> RunResult:
         losses=tuple({"epoch": event["epoch"], **event["losses"]} for event in epochs),
         seconds=seconds_by_part(events[start:]),
         tables=folder.digests,
+        notes=tuple(found["message"] for found in (journal.last("checks") or {"warnings": []})["warnings"]),
     )
 
 

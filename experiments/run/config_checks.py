@@ -6,6 +6,7 @@ import os
 import numpy as np
 import torch
 
+from data_catalog.checks.findings import Finding
 from data_catalog.views.training_view import ViewSettings
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
@@ -18,6 +19,9 @@ from stmi.training import batch_plan
 from stmi.training.batch_plan import BatchPlanError
 
 logger = logging.getLogger(__name__)
+
+LEAST_SEEN = 0.5
+"""Share of the training rows that a run should see; below it, it is trained on another data set."""
 
 
 def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
@@ -75,6 +79,25 @@ def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) 
                 "model.sfm=off"
             )
     try:
-        BatchSchedule(tables.views["train"], config).rows(rank=0, epoch=0)
+        for finding in check_batches(config, tables):
+            logger.warning("%s", finding.message)
     except BatchPlanError as error:
         raise ConfigError(f"data.placement={config.data.placement}: {error}") from None
+
+
+def check_batches(config: ExperimentConfig, tables: RunTables) -> tuple[Finding, ...]:
+    """What is to be borne in mind of the batches of a run.
+
+    Raises:
+        stmi.training.batch_plan.BatchPlanError: There are too few identities for a batch.
+    """
+    train = tables.views["train"]
+    share = BatchSchedule(train, config).seen_share(enough=LEAST_SEEN)
+    if share >= LEAST_SEEN:
+        return ()
+    message = (
+        f"the batches of all {config.train.epochs} epochs hold {share:.1%} of the {len(train)} training "
+        "rows: an epoch ends when fewer identities have rows left than a batch needs, and a few identities "
+        "have most of the rows; lower batch.size, raise batch.samples_per_identity, or train more epochs"
+    )
+    return (Finding(check="rows_never_seen", message=message),)

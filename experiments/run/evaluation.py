@@ -1,13 +1,17 @@
 """Embeddings and metrics of a view, spread over the workers of a run."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_catalog.checks.findings import Finding, Findings
+from data_catalog.checks.measurement_checks import check_measurement
+from data_catalog.errors import CatalogError
 from data_catalog.views.view_reader import View
 from experiments.run.run_result import FeatureMetrics
 from stmi.modality import MODALITIES, Modality
@@ -54,6 +58,23 @@ def model_input(
         camera_id=torch.from_numpy(batch.camera_id.astype(np.int64)).to(device),
         caption=None if captions is None else captions[torch.from_numpy(rows)].to(device),
     )
+
+
+@torch.no_grad()
+def fill_untrained_cameras(model: STMI, trained: Sequence[int]) -> None:
+    """Give every camera that no training sample is of the mean of the learned camera vectors.
+
+    Nothing is learned of such a camera, so its own vector is a random one. The vectors of the others, and all
+    that is computed in training, do not depend on it.
+
+    Args:
+        model: The network; one without a camera embedding is left as it is.
+        trained: Numbers of the cameras of the training samples.
+    """
+    embedding = model.image_tower.camera_embedding
+    if embedding is not None:
+        others = sorted(set(range(len(embedding))) - set(trained))
+        embedding[others] = embedding[list(trained)].mean(dim=0)
 
 
 @torch.no_grad()
@@ -136,6 +157,21 @@ def retrieval_features(made: dict[str, Tensor]) -> dict[str, np.ndarray]:
     class_tokens = made["G"].unflatten(1, (len(MODALITIES), -1))
     features = Features(made["U"], made["G"], made.get("T"), class_tokens, hyperedges=None)
     return {name: values.numpy() for name, values in features.retrieval().items()}
+
+
+def check_view(view: View, junk: JunkRule) -> tuple[Finding, ...]:
+    """What is to be borne in mind of a measurement on a view.
+
+    Raises:
+        CatalogError: Nothing can be measured on it.
+    """
+    split, findings = view.table.manifest.settings["split"], Findings()
+    names = ("sample_id", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
+    check_measurement(split, pd.DataFrame({name: getattr(view, name) for name in names}), junk, findings)
+    if findings.errors:
+        found = "; ".join(finding.message for finding in findings.errors)
+        raise CatalogError(f"view {view.table.path} is no measure of a model: {found}")
+    return tuple(findings.warnings)
 
 
 def score(

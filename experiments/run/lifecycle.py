@@ -11,6 +11,7 @@ from data_catalog.progress import ShowProgress, open_progress
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
 from experiments.run.conclusion import conclude
+from experiments.run.config_checks import check_batches
 from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import RunFolder
@@ -125,7 +126,7 @@ def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None
     note_start(folder.journal, epoch=folder.epoch_of(checkpoint))
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
-        for finding in tables.warnings
+        for finding in (*tables.warnings, *check_batches(folder.config, tables))
     ]
     folder.journal.append("checks", warnings=warnings)
 

@@ -2,10 +2,12 @@
 
 import logging
 from pathlib import Path
+from shlex import quote
 
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
 from data_catalog.captions.text_feature_table import make_text_features
-from data_catalog.checks.data_checks import CheckSettings, Finding, run_checks
+from data_catalog.checks.data_checks import CheckSettings, run_checks
+from data_catalog.checks.findings import CheckReport, Finding
 from data_catalog.checks.newest_tables import NewestTables
 from data_catalog.checks.stored_reports import load_or_run_checks
 from data_catalog.errors import CatalogError
@@ -27,6 +29,9 @@ from stmi.clip.clip_files import find_clip
 from stmi.clip.loading import LoadedClip
 
 logger = logging.getLogger(__name__)
+
+Tables = dict[str, Table]
+"""The tables of a run by name: `samples`, `masks`, `captions`, `text_features`, `view/train`, ..."""
 
 
 def clip_source(config: ExperimentConfig) -> str:
@@ -55,45 +60,69 @@ def prepare_tables(
     if config.data.synthetic is not None:
         tables = _synthetic_tables(config, options, on_step)
     else:
-        tables = _found_tables(config, clip, options.catalog)
-    views = {str(split): tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
-    for view in views.values():
-        view.check_shards()
+        tables = find_tables(config, clip, options.catalog)
+    report = check_data(config, tables)
+    if report.errors:
+        found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
+        name, catalog = config.data.dataset, tables["samples"].catalog
+        raise CatalogError(
+            f"data set {name!r} is not fit for a run: {found}. `python -m data_catalog checks {name} "
+            f"--catalog {quote(catalog)} --recipe {config.recipe} --json`, with the --set of this run, lists "
+            "every sample that is meant"
+        )
+    return as_run_tables(tables, clip, report.warnings)
+
+
+def as_run_tables(tables: Tables, clip: LoadedClip, warnings: tuple[Finding, ...]) -> RunTables:
+    """What a run reads of its tables.
+
+    Args:
+        tables: As `find_tables` gives them.
+        clip: The run's CLIP.
+        warnings: What the checks of the data warn of.
+    """
+    views = _views(tables)
     made_from = dict(views["train"].manifest.inputs)
     if "text_features" in tables:
         made_from |= tables["text_features"].manifest.inputs
     digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
-    artifacts = NewestTables(
-        tables["samples"], tables.get("masks"), tables.get("captions"), tables.get("text_features"), views
-    )
-    return RunTables(views, tables.get("captions"), digests, _check_data(config, artifacts))
+    return RunTables(views, tables.get("captions"), digests, warnings)
 
 
-def _check_data(config: ExperimentConfig, artifacts: NewestTables) -> tuple[Finding, ...]:
-    """The warnings of the data checks; an error stops the run.
+def check_data(config: ExperimentConfig, tables: Tables, with_images: bool = True) -> CheckReport:
+    """What the checks find in the tables of a run.
+
+    Args:
+        config: The run.
+        tables: As `find_tables` gives them.
+        with_images: Compare the images, too, which finds no error; the catalog keeps hashes and report.
 
     Raises:
-        CatalogError: There are errors.
+        CatalogError: A shard of a view is missing or damaged.
     """
+    for view in _views(tables).values():
+        view.check_shards()
     settings = CheckSettings(
         samples_per_identity=config.batch.samples_per_identity,
         junk=config.data.junk,
         # The benchmark renders every image anew, so none occurs twice.
-        images=config.data.synthetic is None,
+        images=with_images and config.data.synthetic is None,
     )
-    if config.data.synthetic is not None:
-        report = run_checks(artifacts, settings)
-    else:
-        with progress_bar("hash images", "shard") as progress:
-            report = load_or_run_checks(artifacts, settings, progress)
-    if report.errors:
-        found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
-        name, catalog = config.data.dataset, artifacts.samples.catalog
-        raise CatalogError(
-            f"data set {name!r} is not fit for a run: {found}. `python -m data_catalog checks {name} "
-            f"--catalog {catalog} --json` lists every sample that is meant"
-        )
-    return report.warnings
+    artifacts = NewestTables(
+        tables["samples"],
+        tables.get("masks"),
+        tables.get("captions"),
+        tables.get("text_features"),
+        _views(tables),
+    )
+    if not settings.images:
+        return run_checks(artifacts, settings)
+    with progress_bar("hash images", "shard") as progress:
+        return load_or_run_checks(artifacts, settings, progress)
+
+
+def _views(tables: Tables) -> Tables:
+    return {str(split): tables[f"view/{split}"] for split in SPLITS if f"view/{split}" in tables}
 
 
 def benchmark_folder(config: ExperimentConfig, workspace: Folder | Path) -> Path:
@@ -103,7 +132,7 @@ def benchmark_folder(config: ExperimentConfig, workspace: Folder | Path) -> Path
     return local_files(workspace) / "data" / f"{config.data.dataset}-{digest[:8]}"
 
 
-def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: OnStep) -> dict[str, Table]:
+def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: OnStep) -> Tables:
     settings = config.data.synthetic
     assert settings is not None
     card = f"synthetic_{settings.kind}"
@@ -152,7 +181,13 @@ def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: On
     return tables
 
 
-def _found_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> dict[str, Table]:
+def find_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> Tables:
+    """The tables of a run on a data set of one's own, by name: `samples`, `masks`, ..., `view/train`.
+
+    Raises:
+        CatalogError: One is missing or damaged.
+        ConfigError: The data set has no training or no test split.
+    """
     samples = find_table(catalog, config.data.dataset, TableKind.SAMPLES)
     try:
         tables = _found_text(samples, clip)
@@ -170,7 +205,7 @@ def _found_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> d
     return {"samples": samples, **tables}
 
 
-def _found_text(samples: Table, clip: LoadedClip) -> dict[str, Table]:
+def _found_text(samples: Table, clip: LoadedClip) -> Tables:
     """The newest text features of this CLIP, and the captions that they were made from."""
     catalog, dataset = samples.catalog, samples.manifest.dataset
     text_features = find_table(
@@ -185,7 +220,7 @@ def _found_text(samples: Table, clip: LoadedClip) -> dict[str, Table]:
     return {"captions": captions, "text_features": text_features}
 
 
-def _found_views(config: ExperimentConfig, samples: Table, text_features: Table | None) -> dict[str, Table]:
+def _found_views(config: ExperimentConfig, samples: Table, text_features: Table | None) -> Tables:
     """The newest view of each split: with these text features, or with any or none."""
     inputs = {"samples": samples.digest}
     if text_features is not None:

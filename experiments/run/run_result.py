@@ -107,6 +107,8 @@ class RunResult(Record):
     """Seconds by part, and `share_in_steps_and_evaluation`."""
     tables: dict[str, str]
     """Table name to digest."""
+    notes: tuple[str, ...] = ()
+    """What the checks of the data warned of when the run began; none in a run of an older version."""
 
 
 class LoggedRunResult(RunResult):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data_catalog.checks.data_checks import Finding
+from data_catalog.checks.findings import Finding
 from data_catalog.tables.table import Table
 
 OnStep = Callable[[str, str], None]

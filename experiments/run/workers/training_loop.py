@@ -158,6 +158,7 @@ class _Run:
         self.identities = self.schedule.identities
         own = {"train": self.schedule.shards[session.rank]}
         self.views = {name: open_view(table, own.get(name)) for name, table in given.views.items()}
+        self.trained_cameras = given.views["train"].statistics["cameras"]
         self.cameras = max(view.cameras for view in self.views.values())
         clip = load_clip(given.clip)
         model = STMI(config.model, clip, self.identities, self.cameras, config.seed)
@@ -249,6 +250,7 @@ class _Run:
 
     def _evaluate(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, RetrievalMetrics]]:
         view = self.views[split]
+        evaluation.fill_untrained_cameras(self.model, self.trained_cameras)
         embeddings = evaluation.embed(
             self.model, view, self.config.train.evaluation_batch, self.autocast, self.captions[split]
         )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from data_catalog.__main__ import main
 from data_catalog.cards import load_card
-from data_catalog.checks.data_checks import CheckSettings, Finding, junk_rule, run_checks
+from data_catalog.checks.data_checks import CheckSettings, junk_rule, run_checks
+from data_catalog.checks.findings import Finding
 from data_catalog.checks.image_hashes import (
     make_image_hashes,
 )
@@ -67,6 +68,7 @@ def make_samples(**splits: list[Row]) -> Table:
             "scene_id": scene,
             "is_query": is_query,
             "is_gallery": is_gallery,
+            "digest": f"{split}/{number}",
         }
         for split, samples in splits.items()
         for number, (identity, camera, scene, is_query, is_gallery) in enumerate(samples)
@@ -151,7 +153,7 @@ def test_identities_with_few_samples_and_in_two_splits_are_named() -> None:
 
 
 def test_sound_data_set_has_no_finding_but_the_missing_tables() -> None:
-    test = [(11, 0, -1, True, True), (11, 1, -1, True, True)]
+    test = [(identity, camera, -1, True, True) for identity in range(11, 23) for camera in (0, 1)]
     assert set(check(make_samples(train=TRAIN, test=test))) == {"missing_artifact"}
 
 

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_catalog.errors import CatalogError
 from experiments.run import evaluation
 
 
@@ -42,3 +43,25 @@ def test_means_of_the_query_table_are_the_metrics(view):
         assert matched["average_precision"].mean() == pytest.approx(metrics[name].mean_average_precision)
         assert (matched["first_match_rank"] == 1).mean() == pytest.approx(metrics[name].rank1)
     assert len(queries) == 2 * view.is_query.sum()
+
+
+def with_table(view, **changes):
+    manifest = SimpleNamespace(settings={"split": "test"})
+    table = SimpleNamespace(path="catalog/small/view/1", manifest=manifest)
+    return SimpleNamespace(**vars(view) | {"table": table} | changes)
+
+
+def test_evaluation_of_a_degenerate_view_is_refused(view):
+    with pytest.raises(
+        CatalogError, match=r"view catalog/small/view/1 is no measure .* holds one identity, 7"
+    ):
+        evaluation.check_view(with_table(view, identity=np.full(5, 7)), "camera")
+    with pytest.raises(CatalogError, match="have no match in the gallery under another scene"):
+        evaluation.check_view(with_table(view), "scene")
+    with pytest.raises(CatalogError, match="split 'test' has no queries"):
+        evaluation.check_view(with_table(view, is_query=np.zeros(5, dtype=bool)), "camera")
+
+
+def test_evaluation_notes_what_is_to_be_borne_in_mind(view):
+    notes = evaluation.check_view(with_table(view), "camera")
+    assert [note.check for note in notes] == ["query_without_match", "small_gallery"]
