@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from data_catalog.checks.card_differences import SplitCounts
 from data_catalog.commands.arguments import add_dataset, check_dataset
 from data_catalog.commands.command import Command, DatasetResult, print_findings
+from data_catalog.commands.recipe_checks import add_recipe, check_recipe
 from data_catalog.inspect.lineage import TableOrigin, draw_tree, trace
-from data_catalog.inspect.summary import SplitCounts, Summary, describe
+from data_catalog.inspect.summary import Summary, describe
 from data_catalog.records import Record
 from data_catalog.tables.requests import Request, read_requests
 from data_catalog.tables.schemas import TableKind
@@ -68,13 +70,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show which tables were asked for, in this order; later steps take the last one of a kind",
     )
+    add_recipe(parser)
 
 
 def _run(args: argparse.Namespace) -> ShowResult:
     check_dataset(args.catalog, args.name)
+    report = check_recipe(args, "samples_key")
     summary = describe(args.catalog, args.name, args.samples_key)
     return ShowResult(
-        **dict(summary),
+        **dict(summary) | ({} if report is None else dict(report)),
         dataset=args.name,
         tables=tuple(map(TableFacts.of, list_tables(args.catalog, args.name))),
         lineage=tuple(trace(args.catalog, args.name)) if args.lineage else None,

@@ -93,13 +93,20 @@ def find_tables(
 
     samples = newest(TableKind.SAMPLES, {})
     features = newest(TableKind.TEXT_FEATURES, {"samples": samples})
-    made_from, size = {"samples": samples}, config.model.image
-    if config.model.text.enabled or features is not None:
-        made_from["text_features"] = features
-    views = {
-        f"view/{split}": newest(TableKind.VIEW, made_from, split=split, height=size.height, width=size.width)
-        for split in _splits(config, samples)
-    }
+
+    def find_views(made_from: dict[str, Table | None]) -> Tables:
+        size = config.model.image
+        return {
+            f"view/{split}": newest(
+                TableKind.VIEW, made_from, split=split, height=size.height, width=size.width
+            )
+            for split in _splits(config, samples)
+        }
+
+    views = find_views({"samples": samples, "text_features": features})
+    if not config.model.text.enabled and None in views.values():
+        # As a run without text: any views serve where not all have text.
+        views = find_views({"samples": samples})
     found = {
         "samples": samples,
         "masks": find_input(views["view/train"], TableKind.MASKS),

@@ -38,6 +38,8 @@ def print_plan(plan: RunPlan) -> None:
     _print_time(console, plan)
     if plan.calibration is not None:
         _print_calibration(console, plan.calibration)
+    for error in plan.errors:
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 

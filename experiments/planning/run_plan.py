@@ -26,6 +26,7 @@ from experiments.planning.expected_time import (
 )
 from experiments.planning.flop_counts import Flops
 from experiments.planning.memory_use import Memory
+from experiments.planning.run_checks import check_run
 from experiments.recipes import RECIPES, ExperimentConfig, SettingName, differences, resolve
 from experiments.run import run_data
 from stmi.clip.clip_files import WEIGHTS_FILE
@@ -67,6 +68,8 @@ class RunPlan(Record):
     calibration: Calibration | None
     """Times measured on this machine, where `--calibrate` asked for them."""
     warnings: list[str]
+    errors: tuple[str, ...] = ()
+    """What would stop the run, by its own checks; not asked where data or CLIP are not there yet."""
 
 
 def make_plan(
@@ -94,10 +97,14 @@ def make_plan(
     """
     for name in hardware:
         find_hardware(name)
-    tables = find_tables(config, _clip_digest(config), workspace, catalog)
+    digest = _clip_digest(config)
+    tables = find_tables(config, digest, workspace, catalog)
     extent = measure_extent(config, tables)
     cost = measure_cost(config, extent.identities, extent.cameras)
     workload = _workload(config, extent, cost, gpus_per_worker or 1.0)
+    checked = None
+    if digest is not None and all(tables[name] for name in tables if name.startswith(("samples", "view/"))):
+        checked = check_run(config, workspace, catalog, with_images=False)
     described = describe_tables(config, tables, catalog)
     expected = [expect_time(workload, name) for name in hardware]
     other = find_counterpart(config.recipe)
@@ -119,7 +126,11 @@ def make_plan(
         tables=described,
         hardware=expected,
         calibration=calibrate(config, workload, extent.identities, extent.cameras) if calibrates else None,
-        warnings=_warnings(config, described, expected, smaller),
+        warnings=[
+            *_warnings(config, described, expected, smaller),
+            *(finding.message for finding in (checked.warnings if checked else ())),
+        ],
+        errors=tuple(finding.message for finding in (checked.errors if checked else ())),
     )
 
 

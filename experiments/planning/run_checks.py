@@ -1,0 +1,91 @@
+"""The rules of a run, asked before it: no error means that the run starts."""
+
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+
+from data_catalog.checks.findings import CheckReport, Findings
+from data_catalog.errors import CatalogError
+from data_catalog.storage.folders import Folder
+from experiments.planning import expected_tables
+from experiments.recipe_files import name_recipe
+from experiments.recipes import WORKSPACE, ConfigError, ExperimentConfig, resolve
+from experiments.run import run_data
+from experiments.run.config_checks import check_batches, check_settings, check_tables
+from experiments.run.preflight import check_data_set
+from stmi.clip.loading import LoadedClip, load_clip
+from stmi.errors import ClipFileError
+
+
+def check_recipe(recipe: str, settings: Sequence[str], dataset: str, catalog: str) -> CheckReport:
+    """What would stop a run of a recipe on a data set, and what it would warn of.
+
+    Args:
+        recipe: Name of a recipe, or path of a recipe file.
+        settings: Changes, as `--set` takes them.
+        dataset: Name of the data set, which must be the recipe's or be set.
+        catalog: Root of the catalog, folder or URI.
+
+    Raises:
+        CatalogError: The recipe or a setting is impossible.
+    """
+    try:
+        config = resolve(name_recipe(recipe), list(settings))
+    except (ConfigError, ArgumentTypeError) as error:
+        raise CatalogError(f"--recipe {recipe}: {error}") from None
+    if config.data.dataset != dataset:
+        raise CatalogError(
+            f"--recipe {recipe} trains on data set {config.data.dataset!r}, not on {dataset!r}; add --set "
+            f"data.dataset={dataset}{'' if config.data.synthetic is None else ' --set data.synthetic=null'}, "
+            "as the run needs it, too"
+        )
+    return check_run(config, Folder(WORKSPACE), catalog)
+
+
+def check_run(
+    config: ExperimentConfig, workspace: Folder, catalog: str, with_images: bool = True
+) -> CheckReport:
+    """What would stop a run, and what it would warn of, by the functions that the run calls; makes no table.
+
+    Args:
+        config: The run.
+        workspace: Its workspace.
+        catalog: Root of the catalog.
+        with_images: As in `run_data.check_data`.
+    """
+    findings = Findings()
+    try:
+        check_data_set(config, catalog)
+        clip = load_clip(run_data.clip_source(config))
+        check_settings(config, clip)
+        tables = _find_tables(config, clip, workspace, catalog, findings)
+    except (CatalogError, ConfigError, ClipFileError) as error:
+        findings.error("run_refused", str(error))
+        return findings.report()
+    if tables is None:
+        return findings.report()
+    report = run_data.check_data(config, tables, with_images)
+    found = run_data.as_run_tables(tables, clip, report.warnings)
+    try:
+        check_tables(config, clip, found)
+        findings.warnings += check_batches(config, found)
+    except (CatalogError, ConfigError) as error:
+        findings.error("run_refused", str(error))
+    return CheckReport(
+        errors=(*findings.errors, *report.errors), warnings=(*findings.warnings, *report.warnings)
+    )
+
+
+def _find_tables(
+    config: ExperimentConfig, clip: LoadedClip, workspace: Folder, catalog: str, findings: Findings
+) -> run_data.Tables | None:
+    """The tables of the run; None for the embedded benchmark where the run has to make some."""
+    if config.data.synthetic is None:
+        return run_data.find_tables(config, clip, catalog)
+    expected = expected_tables.find_tables(config, clip.digest, workspace, catalog)
+    missing = [name for name, table in expected.items() if table is None]
+    if missing:
+        findings.warn(
+            "made_by_run", f"the run itself makes the tables that are missing: {', '.join(missing)}"
+        )
+        return None
+    return {name: table for name, table in expected.items() if table is not None}
