@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         # A rule across fields names the values itself.
-        got = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+        got = "" if first["type"] == "value_error" else f" (got {first['input']!r:.80})"
         print(f"data_catalog {command.name}: {describe_invalid(error)}{got}", file=sys.stderr)
         return USAGE_STATUS
     except OSError as error:

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_catalog.interrupts import printing
 
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+"""What may name a data set, and so a folder of the catalog."""
+NO_FOLDER_NAME = "cannot name a folder; use letters, digits, '.', '_' and '-'"
+
 
 class Record(BaseModel):
     """Base of every model that is stored as JSON or printed as JSON.

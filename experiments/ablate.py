@@ -55,6 +55,7 @@ from experiments.studies.ablation.table_text import (
 )
 from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
+from stmi.config import LARGEST_COUNT
 
 FIGURES = {"5": ("figure5", "figure5_tokens")}
 
@@ -103,8 +104,10 @@ def ablate(given: argparse.Namespace) -> AblationResult:
     keys = [f"table{number}" for number in sorted(set(given.table))] + list(FIGURES.get(given.figure, ()))
     if not keys and not given.rows:
         raise ConfigError("name what to train: --table 3, 4 or 5 (or several), --figure 5, or --row")
-    if given.seeds < 1:
-        raise ConfigError(f"--seeds={given.seeds}: at least one; three give an interval")
+    if not 1 <= given.seeds <= LARGEST_COUNT:
+        raise ConfigError(
+            f"--seeds={given.seeds}: expected a number from 1 to {LARGEST_COUNT}; three give an interval"
+        )
     ablations = add_rows([ABLATIONS[key] for key in keys], [parse_row(text) for text in given.rows])
     plan = plan_ablation(ablations, given.recipe, with_workers(given), given.seeds)
     options, first = run_options(given), plan.configs[0]

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from data_catalog.records import FOLDER_NAME, NO_FOLDER_NAME
 from data_catalog.synthetic import SyntheticSettings
 from stmi.config import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
     AugmentConfig,
     BatchConfig,
     ChiConfig,
@@ -56,6 +59,13 @@ class DataConfig(Section):
         "that no node need hold them all; then the batches, and so the result, depend on train.workers.",
     )
 
+    @field_validator("dataset")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(FOLDER_NAME, name):
+            raise ValueError(f"data.dataset={name!r}: {NO_FOLDER_NAME}")
+        return name
+
     @model_validator(mode="after")
     def _synthetic_name(self) -> Self:
         # Rendered samples must not be mixed with those of a real data set.
@@ -70,10 +80,11 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """How long, on how many workers, and how often to validate."""
 
-    epochs: int = Field(50, ge=1, description="Passes over the training identities.")
+    epochs: int = Field(50, ge=1, le=LARGEST_COUNT, description="Passes over the training identities.")
     workers: int = Field(
         1,
         ge=1,
+        le=LARGEST_COUNT,
         description="Data-parallel workers; the result depends on it only where data.placement=by_identity.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -94,10 +105,15 @@ class TrainConfig(Section):
         "activations: less memory, the time of one more forward pass, and the same result.",
     )
     validate_every: int = Field(
-        5, ge=1, description="Epochs between evaluations on the validation (and test) identities."
+        5,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="Epochs between evaluations on the validation (and test) identities.",
     )
-    checkpoint_every: int = Field(1, ge=1, description="Epochs between checkpoints.")
-    evaluation_batch: int = Field(128, ge=1, description="Samples a worker embeds at a time.")
+    checkpoint_every: int = Field(1, ge=1, le=LARGEST_COUNT, description="Epochs between checkpoints.")
+    evaluation_batch: int = Field(
+        128, ge=1, le=LARGEST_COUNT, description="Samples a worker embeds at a time."
+    )
 
 
 class ReportConfig(Section):
@@ -120,7 +136,10 @@ class ExperimentConfig(Section):
 
     recipe: str = Field(description="Name of the recipe; chosen with --recipe.")
     seed: int = Field(
-        0, ge=0, description="Another seed gives other initial weights, batches, augmentation and dropout."
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="Another seed gives other initial weights, batches, augmentation and dropout.",
     )
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -325,6 +344,8 @@ def resolve(recipe: str, settings: list[str] | None = None) -> ExperimentConfig:
         name, equals, text = full_name(setting).partition("=")
         if not equals:
             raise ConfigError(f"setting {setting!r} is not name=value, for example model.sfm=off")
+        if not name.strip():
+            raise ConfigError(f"setting {setting!r} names nothing before =; write for example model.sfm=off")
         if name.strip() == "recipe":
             raise ConfigError("recipe is not a setting; name it with --recipe")
         _set(tree, name.strip(), text)
@@ -345,7 +366,7 @@ def parse(tree: dict[str, Any]) -> ExperimentConfig:
         message = first["msg"].removeprefix("Value error, ")
         # Rules across fields name the fields themselves.
         is_rule = first["type"] == "value_error"
-        raise ConfigError(message if is_rule else f"{name}={first['input']!r}: {message}") from None
+        raise ConfigError(message if is_rule else f"{name}={first['input']!r:.80}: {message}") from None
 
 
 def _set(tree: dict[str, Any], name: str, text: str) -> None:
@@ -353,8 +374,9 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
     section: type[BaseModel] = ExperimentConfig
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{name}={text}: not a value; quote what has brackets or colons") from None
+    except (yaml.YAMLError, ValueError):
+        # A number of thousands of digits, or a date that is none, is no error of YAML's own.
+        raise ConfigError(f"{name}={text:.40}: not a value; quote what has brackets or colons") from None
     *parents, last = name.split(".")
     for depth, parent in enumerate(parents):
         _require(section, name, depth)

@@ -52,6 +52,7 @@ from experiments.studies.sweep.sweep_result import SweepResult, describe_values
 from experiments.studies.sweep.sweep_spec import SweepSpec
 from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
+from stmi.config import LARGEST_COUNT
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,8 +116,8 @@ def specify(given: argparse.Namespace) -> SweepSpec:
         ConfigError: A setting or a search is unknown or impossible.
     """
     for name in ("trials", "concurrent"):
-        if (value := getattr(given, name)) is not None and value < 1:
-            raise ConfigError(f"--{name}={value}: at least 1 is needed")
+        if (value := getattr(given, name)) is not None and not 1 <= value <= LARGEST_COUNT:
+            raise ConfigError(f"--{name}={value}: expected a number from 1 to {LARGEST_COUNT}")
     two_objectives = given.objectives == "mAP,cost"
     early_stopping = not two_objectives if given.early_stopping is None else given.early_stopping
     if early_stopping and two_objectives:

@@ -20,6 +20,10 @@ from pydantic import (
 
 from stmi.modality import Modality
 
+LARGEST_COUNT = 10**6
+"""Of anything that is counted; whoever sets more has mistyped, and would wait for ever."""
+LARGEST_SEED = 2**63 - 1
+"""What random generators, databases and tables take."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 PerLayer = Probability | Annotated[tuple[Probability, ...], Field(min_length=1)]
 """One number for all layers of the image tower, or one for each layer."""
@@ -123,7 +127,7 @@ class StrConfig(Switch):
     """Semantic token reallocation (STR)."""
 
     tokens: int = Field(4, ge=1, le=16, description="K: learnable query tokens of each modality.")
-    heads: int = Field(8, ge=1, description="Heads of the cross-attention.")
+    heads: int = Field(8, ge=1, le=LARGEST_COUNT, description="Heads of the cross-attention.")
     mlp_ratio: float = Field(4.0, gt=0, description="Hidden width of the FFN over the token width.")
 
 
@@ -243,8 +247,10 @@ class AugmentConfig(Section):
 class BatchConfig(Section):
     """Identity-balanced batches: P identities x K samples, over all workers together."""
 
-    size: int = Field(72, ge=2, description="Samples in the global batch.")
-    samples_per_identity: int = Field(8, ge=2, description="Samples of one identity in a batch.")
+    size: int = Field(72, ge=2, le=LARGEST_COUNT, description="Samples in the global batch.")
+    samples_per_identity: int = Field(
+        8, ge=2, le=LARGEST_COUNT, description="Samples of one identity in a batch."
+    )
 
     @model_validator(mode="after")
     def _whole_identities(self) -> Self:

@@ -20,6 +20,7 @@ from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, text_features_schema
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
+from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
     from stmi.clip.loading import LoadedClip
@@ -31,7 +32,7 @@ LIGHT_CAPTIONS = 512
 class TextFeatureSettings(Record):
     """How captions are encoded."""
 
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=LARGEST_COUNT)
 
 
 class TextFeatureStatistics(Record):

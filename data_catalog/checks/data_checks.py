@@ -27,6 +27,7 @@ from data_catalog.records import Record
 from data_catalog.samples.camera_numbers import first_camera
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
+from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ _LABELS = ("sample_id", "split", "identity", "camera_id", "scene_id", "is_query"
 class CheckSettings(Record):
     """Limits of the checks."""
 
-    samples_per_identity: int = Field(4, ge=1)
+    samples_per_identity: int = Field(4, ge=1, le=LARGEST_COUNT)
     """Samples of an identity that a batch needs."""
     junk: JunkRule | None = None
     """What a query has in common with its junk; None for what the card says, or the camera without a card."""

@@ -190,11 +190,12 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not name.strip():
             raise CatalogError(f"--set {text!r} sets nothing; write name=value, for example seed=3")
         try:
             values[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except ValueError:
+            # No JSON, or a number of thousands of digits, which the setting's own type refuses.
             values[name] = value
     return values
 

@@ -20,6 +20,7 @@ from data_catalog.samples.camera_numbers import first_camera
 from data_catalog.samples.images import decode_mask, decode_triplets
 from data_catalog.storage.filesystems import open_root, write_atomically
 from data_catalog.tables.table import Table
+from stmi.config import LARGEST_COUNT, LARGEST_SEED
 from stmi.images import Mask, Pixels, foreground_share
 
 MAX_SAMPLES = 400
@@ -37,11 +38,11 @@ class SheetSettings(Record):
     """The samples whose masks score lowest, lowest first, instead of a random choice."""
     count: int = Field(24, ge=1, le=MAX_SAMPLES)
     """Largest number of samples."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of the random choice, if there are more samples than `count`."""
     size: tuple[int, int] | None = None
     """Height and width of the model input; those of the samples when None."""
-    patch_size: int = Field(16, ge=1)
+    patch_size: int = Field(16, ge=1, le=LARGEST_COUNT)
     """Side of a token's patch at that size, in pixels. The command takes that of the CLIP of the newest text
     features, where there are any."""
     threshold: float = Field(0.5, ge=0, le=1)

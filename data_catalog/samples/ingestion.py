@@ -50,6 +50,7 @@ from data_catalog.tables.digests import json_digest
 from data_catalog.tables.schemas import SAMPLES_SCHEMA, TableKind
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
+from stmi.config import LARGEST_COUNT
 from stmi.modality import MODALITIES
 
 
@@ -79,9 +80,9 @@ class IngestSettings(Record):
     size: Size | Literal["most common", "any"] = "most common"
     """Height and width that every image must have; or the most common size of the RGB images, if at least
     half have it. Otherwise they were cropped one by one, and any size is accepted: the view resizes them."""
-    samples_per_shard: int = Field(512, ge=1)
+    samples_per_shard: int = Field(512, ge=1, le=LARGEST_COUNT)
     """Largest number of samples of a shard."""
-    validation_identities: int = Field(0, ge=0)
+    validation_identities: int = Field(0, ge=0, le=LARGEST_COUNT)
     """Training identities to hold out for validation, if the data set has no split for it. A sweep needs
     them, and an epoch can be chosen on them."""
 

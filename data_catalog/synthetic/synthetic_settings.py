@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data_catalog.formats import SPLITS, Split
 from data_catalog.records import Record
+from stmi.config import LARGEST_SEED
 
 Kind = Literal["person", "vehicle"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -22,12 +23,16 @@ class SyntheticSettings(Record):
     """
 
     kind: Kind = Field("person", description="What is rendered: people or vehicles.")
-    seed: int = Field(0, ge=0, description="Another seed gives other identities and other scenes.")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Another seed gives other identities and other scenes."
+    )
     height: int = Field(64, ge=16, le=1024, description="Height of an image, in pixels.")
     width: int = Field(32, ge=16, le=1024, description="Width of an image, in pixels.")
-    train_identities: int = Field(60, ge=1, description="Identities of the training split.")
-    validation_identities: int = Field(16, ge=1, description="Identities held out to choose settings on.")
-    test_identities: int = Field(40, ge=1, description="Identities of the test split.")
+    train_identities: int = Field(60, ge=1, le=MAX_IDENTITY, description="Identities of the training split.")
+    validation_identities: int = Field(
+        16, ge=1, le=MAX_IDENTITY, description="Identities held out to choose settings on."
+    )
+    test_identities: int = Field(40, ge=1, le=MAX_IDENTITY, description="Identities of the test split.")
     cameras: int = Field(4, ge=1, le=9, description="Cameras that see every identity (one digit in a name).")
     shots: int = Field(3, ge=1, le=100, description="Samples of an identity by each camera.")
 

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +37,7 @@ from data_catalog.tables.table import (
     ShardRecord,
     Table,
     ask_for,
+    check_dataset_name,
     open_table,
     table_path,
 )
@@ -93,8 +93,7 @@ def build_table(
     Raises:
         CatalogError: If an input is wrong; no table exists then, but complete shards are kept.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
-        raise CatalogError(f"dataset {dataset!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+    check_dataset_name(dataset)
     start = time.monotonic()
     # Actors run in other folders, where a relative path would mean another catalog.
     catalog = str(catalog) if "://" in str(catalog) else str(Path(catalog).resolve())

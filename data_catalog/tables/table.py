@@ -11,6 +11,7 @@ was made from; but a view is sorted and cut by identity (see `data_catalog.views
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -23,7 +24,7 @@ from pyarrow import fs
 from pydantic import ValidationError
 
 from data_catalog.errors import CatalogError, NotWritableError
-from data_catalog.records import Record, describe_invalid
+from data_catalog.records import FOLDER_NAME, NO_FOLDER_NAME, Record, describe_invalid
 from data_catalog.storage import filesystems
 from data_catalog.storage.local_copies import local_copy
 from data_catalog.tables.digests import json_digest
@@ -283,8 +284,19 @@ def _say(message: str) -> None:
     _LOGGER.warning("%s", message)
 
 
+def check_dataset_name(name: str) -> None:
+    """Refuse a name of a data set that would lead out of the catalog.
+
+    Raises:
+        CatalogError: It is none.
+    """
+    if not re.fullmatch(FOLDER_NAME, name):
+        raise CatalogError(f"data set {name!r} {NO_FOLDER_NAME}")
+
+
 def list_keys(catalog: str | Path, dataset: str, kind: TableKind) -> list[str]:
     """Keys of the tables of a kind, sorted, including those of incomplete tables."""
+    check_dataset_name(dataset)
     return filesystems.list_folders(*filesystems.open_root(filesystems.join(catalog, dataset, kind.value)))
 
 

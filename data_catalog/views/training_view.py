@@ -9,6 +9,7 @@ train on some of the shards (`data_catalog.views.placement`). The file names of 
 with the identity, so there this is the order of `sample_index`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -27,8 +28,13 @@ from data_catalog.tables.schemas import TableKind, view_schema
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import count_identities, cut_by_identity
+from stmi.config import LARGEST_COUNT
 from stmi.images import foreground_share
 
+SMALLEST_PATCH = 8
+"""Side of the smallest patch that an image tower is built with, in pixels."""
+LARGEST_SIDE = 4096
+"""As `stmi.config.ImageSize` has it."""
 LABELS = ("identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
@@ -38,9 +44,9 @@ class ViewSettings(Record):
     split: str
     height: int = Field(ge=1)
     width: int = Field(ge=1)
-    text_dim: int = Field(512, ge=1)
+    text_dim: int = Field(512, ge=1, le=LARGEST_COUNT)
     """Width of the zeros that replace missing text features; otherwise ignored."""
-    samples_per_shard: int = Field(128, ge=1)
+    samples_per_shard: int = Field(128, ge=1, le=LARGEST_COUNT)
     """Largest number of samples of a shard; a single larger identity has its own shard."""
 
 
@@ -79,6 +85,7 @@ def make_view(
         raise CatalogError(
             f"split {settings.split!r} is not in {samples.path}; expected one of {', '.join(splits)}"
         )
+    _check_size(settings)
     inputs = {"samples": samples.digest}
     for name, table in (("masks", masks), ("text_features", text_features)):
         if table is not None:
@@ -111,6 +118,20 @@ class _ShardSpec(TypedDict):
 
     identities: list[int]
     shards: list[int]
+
+
+def _check_size(settings: ViewSettings) -> None:
+    """Refuse a size that no model takes: its patches are square, and fill the image."""
+    height, width = settings.height, settings.width
+    if max(height, width) > LARGEST_SIDE:
+        raise CatalogError(
+            f"size {height}x{width}: a model's image has at most {LARGEST_SIDE} pixels a side; give less"
+        )
+    if math.gcd(height, width) < SMALLEST_PATCH:
+        raise CatalogError(
+            f"size {height}x{width} is no whole number of square patches of {SMALLEST_PATCH} pixels or more, "
+            "so no model takes it; give multiples of the patch of your CLIP (16 for ViT-B/16), as 256x128"
+        )
 
 
 def _shard_specs(samples: Table, settings: ViewSettings) -> list[_ShardSpec]:

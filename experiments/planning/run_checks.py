@@ -63,9 +63,10 @@ def check_run(
         return findings.report()
     if tables is None:
         return findings.report()
-    report = run_data.check_data(config, tables, with_images)
-    found = run_data.as_run_tables(tables, clip, report.warnings)
+    report = CheckReport(errors=(), warnings=())
     try:
+        report = run_data.check_data(config, tables, with_images)
+        found = run_data.as_run_tables(tables, clip, report.warnings)
         check_tables(config, clip, found)
         findings.warnings += check_batches(config, found)
     except (CatalogError, ConfigError) as error:

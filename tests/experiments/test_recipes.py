@@ -116,6 +116,21 @@ def test_a_name_without_model_is_that_of_a_setting_of_the_model(text, full):
         ("report.feature=GTTT|model.text=off", r"report\.feature=GTTT needs the text"),
         ("recipe=other", r"recipe is not a setting"),
         ("model.sfm", r"setting 'model\.sfm' is not name=value"),
+        ("=1", r"setting '=1' names nothing before =; write for example model\.sfm=off"),
+        (" = 1", r"setting ' = 1' names nothing before ="),
+        ("train.epochs=99999999999999999999", r"train\.epochs=9{20}: .*less than or equal to 1000000"),
+        ("train.workers=99999999999999999999", r"train\.workers=9{20}: .*less than or equal to 1000000"),
+        ("batch.size=1000004", r"batch\.size=1000004: .*less than or equal to 1000000"),
+        ("seed=99999999999999999999", r"seed=9{20}: .*less than or equal to 9223372036854775807"),
+        ("data.synthetic.seed=9e99", r"data\.synthetic\.seed="),
+        (f"train.epochs={'9' * 5000}", r"train\.epochs=9{40}: not a value"),
+        ("train.epochs=2020-99-99", r"train\.epochs=2020-99-99: not a value"),
+        (
+            "data.synthetic=null|data.dataset=../../etc",
+            r"data\.dataset='\.\./\.\./etc': cannot name a folder",
+        ),
+        ("data.synthetic=null|data.dataset=/etc", r"data\.dataset='/etc': cannot name a folder"),
+        ("data.synthetic=null|data.dataset=", r"data\.dataset=None"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(setting, message):

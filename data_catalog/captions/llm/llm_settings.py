@@ -8,6 +8,7 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record
 from data_catalog.storage.filesystems import presentable_uri
+from stmi.config import LARGEST_COUNT
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that holds the endpoint's key."""
@@ -28,7 +29,7 @@ class LlmCaptionSettings(Record):
     """Whether the model is asked to read no text in the images."""
     temperature: float | None = Field(0.0, ge=0, allow_inf_nan=False)
     """Sampling temperature; None leaves it to the endpoint, as some models demand."""
-    max_answer_tokens: int = Field(1500, ge=1)
+    max_answer_tokens: int = Field(1500, ge=1, le=LARGEST_COUNT)
     """Length at which an answer is cut."""
     failed: Literal["stop", "unknown"] = "stop"
     """What becomes of a question that the endpoint did not answer: `stop` refuses the table, `unknown`
@@ -60,9 +61,9 @@ class ClientSettings(Record):
     """Requests at the same time, at most."""
     timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
     """Time limit of a request, from sending to the last byte."""
-    retries: int = Field(6, ge=0)
+    retries: int = Field(6, ge=0, le=LARGEST_COUNT)
     """How often a request is sent again after a fault of endpoint or network."""
-    reasks: int = Field(2, ge=0)
+    reasks: int = Field(2, ge=0, le=LARGEST_COUNT)
     """How often a question is asked again after an answer that is malformed or a refusal."""
     unusable_share: float = Field(0.2, ge=0, le=1)
     """The job ends if a larger share of the answers cannot be used, however often they are asked for."""

@@ -19,6 +19,7 @@ from data_catalog.masks.mask_table import SegmenterSettings
 from data_catalog.masks.segmenters.mask_choice import Candidate, ChoiceSettings, choose
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS, check_checkpoint, load_sam2_model
 from data_catalog.samples.images import Pixels, Segmentation
+from stmi.config import LARGEST_COUNT
 from stmi.modality import MODALITIES
 
 Prompt = Literal["point", "box", "both"]
@@ -46,7 +47,7 @@ class Sam2Settings(SegmenterSettings):
     choice: ChoiceSettings = ChoiceSettings()
     overrides: tuple[str, ...] = ()
     """Hydra overrides of the model's configuration, for weights of another shape than the published."""
-    images_per_batch: int = Field(6, ge=1, exclude=True)
+    images_per_batch: int = Field(6, ge=1, le=LARGEST_COUNT, exclude=True)
     """Images that are encoded at once; decides memory and speed, and masks only within rounding."""
 
     gpus_per_actor: ClassVar[float] = 1

@@ -89,6 +89,11 @@ def test_synthesize_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixt
         ("shots=0", "shots: Input should be"),
         ("shoots=1", "shoots: Extra inputs"),
         ("shots", "write name=value"),
+        ("=1", "--set '=1' sets nothing; write name=value"),
+        (" =1", "--set ' =1' sets nothing; write name=value"),
+        ("seed=99999999999999999999", "seed: Input should be less than or equal to 9223372036854775807"),
+        (f"seed={'9' * 5000}", "seed: Unable to parse input string as an integer"),
+        ("test_identities=1000000", "test_identities: Input should be less than or equal to 999999"),
     ],
 )
 def test_impossible_setting_is_named(
@@ -194,3 +199,56 @@ def test_cluster_that_does_not_answer_is_named(
     monkeypatch.setattr(ray, "init", refuse)
     error = read_error(capsys, "masks", "--catalog", built.catalog, "--dataset", "small")
     assert "RAY_ADDRESS=10.0.0.1:6379: no Ray cluster answers there (timed out)" in error
+
+
+def test_data_set_whose_name_leads_out_of_the_catalog_is_refused(
+    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Beside the catalog of the command lies one that the name would lead to.
+    shutil.copytree(built.catalog, tmp_path / "other")
+    catalog = ("--catalog", tmp_path / "catalog")
+    (tmp_path / "catalog").mkdir()
+    for name in ("../other/small", "../../etc", "..", "/etc", "a b", ""):
+        refused = f"data set {name!r} cannot name a folder; use letters, digits"
+        view = ("view", *catalog, "--dataset", name, "--size", "32x16", "--no-masks", "--no-text")
+        if name:
+            assert refused in read_error(capsys, *view)
+            assert refused in read_error(capsys, "masks", *catalog, "--dataset", name)
+            assert refused in read_error(
+                capsys, "ingest", *catalog, "--dataset", name, "--source", built.source
+            )
+        assert f"data set {name!r} is not in catalog" in read_error(capsys, "show", name, *catalog)
+    assert list((tmp_path / "catalog").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("7x7", "size 7x7 is no whole number of square patches of 8 pixels or more, so no model takes it"),
+        ("32x12", "size 32x12 is no whole number of square patches"),
+        ("257x128", "size 257x128 is no whole number of square patches"),
+        ("8192x8192", "size 8192x8192: a model's image has at most 4096 pixels a side"),
+    ],
+)
+def test_view_of_a_size_that_no_model_takes_is_refused(
+    size: str, message: str, built: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("view", "--catalog", built.catalog, "--dataset", "small", "--no-masks", "--no-text")
+    before = sorted((built.catalog / "small" / "view").iterdir())
+    assert message in read_error(capsys, *asked, "--size", size)
+    assert sorted((built.catalog / "small" / "view").iterdir()) == before
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "1000001"])
+def test_numbers_beyond_all_bounds_are_refused(
+    number: str, built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--catalog", built.catalog, "--dataset", "small")
+    message = "Input should be less than or equal to 1000000"
+    for option in ("--samples-per-shard", "--validation-identities"):
+        asked = ("ingest", *small, "--source", built.source, option, number)
+        assert message in read_error(capsys, *asked)
+    view = ("view", *small, "--size", "32x16", "--no-masks", "--no-text", "--samples-per-shard", number)
+    assert message in read_error(capsys, *view)
+    asked = ("checks", "small", "--catalog", built.catalog, "--samples-per-identity", number)
+    assert message in read_error(capsys, *asked)
