@@ -12,7 +12,7 @@ from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import Table, list_tables
+from data_catalog.tables.table import Table, list_tables, take_newest
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run import run_data
 from experiments.run.batch_schedule import BatchSchedule
@@ -83,7 +83,7 @@ def find_tables(
             and inputs.items() <= table.manifest.inputs.items()
             and settings.items() <= table.manifest.settings.items()
         ]
-        return fitting[-1] if fitting else None
+        return take_newest(fitting) if fitting else None
 
     def find_input(table: Table | None, kind: TableKind) -> Table | None:
         """The input of a table; where there is no such table yet, the input that it would have."""

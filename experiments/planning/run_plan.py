@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_catalog.checks.findings import CheckReport
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from experiments.planning.calibration import Calibration, calibrate
@@ -12,6 +13,7 @@ from experiments.planning.cost import Cost, ModelParameters, measure_cost, measu
 from experiments.planning.expected_tables import (
     ExpectedTable,
     Extent,
+    Tables,
     describe_tables,
     find_tables,
     measure_extent,
@@ -102,9 +104,7 @@ def make_plan(
     extent = measure_extent(config, tables)
     cost = measure_cost(config, extent.identities, extent.cameras)
     workload = _workload(config, extent, cost, gpus_per_worker or 1.0)
-    checked = None
-    if digest is not None and all(tables[name] for name in tables if name.startswith(("samples", "view/"))):
-        checked = check_run(config, workspace, catalog, with_images=False)
+    checked = check_where_possible(config, tables, workspace, catalog, digest)
     described = describe_tables(config, tables, catalog)
     expected = [expect_time(workload, name) for name in hardware]
     other = find_counterpart(config.recipe)
@@ -128,10 +128,28 @@ def make_plan(
         calibration=calibrate(config, workload, extent.identities, extent.cameras) if calibrates else None,
         warnings=[
             *_warnings(config, described, expected, smaller),
-            *(finding.message for finding in (checked.warnings if checked else ())),
+            *(finding.message for finding in checked.warnings),
         ],
-        errors=tuple(finding.message for finding in (checked.errors if checked else ())),
+        errors=tuple(finding.message for finding in checked.errors),
     )
+
+
+def check_where_possible(
+    config: ExperimentConfig, tables: Tables, workspace: Folder, catalog: str, clip_digest: str | None
+) -> CheckReport:
+    """The run's own checks, without images; no finding where its data or its CLIP are not there yet.
+
+    Args:
+        config: The run.
+        tables: What it would find.
+        workspace: Folder of runs.
+        catalog: Root of the catalog.
+        clip_digest: Digest of its CLIP; None where the weights are not available.
+    """
+    needed = [table for name, table in tables.items() if name == "samples" or name.startswith("view/")]
+    if clip_digest is None or None in needed:
+        return CheckReport(errors=(), warnings=())
+    return check_run(config, workspace, catalog, with_images=False)
 
 
 def find_counterpart(recipe: str) -> str | None:

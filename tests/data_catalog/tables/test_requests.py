@@ -124,11 +124,15 @@ def test_the_last_request_counts_wherever_the_catalog_is(
     assert [table.digest for table in list_tables(catalog, "stub")] == [second.digest, first.digest]
 
 
-def test_no_request_of_several_at_once_is_lost(tmp_path: Path) -> None:
-    keys = [f"{number:016x}" for number in range(24)]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda key: add_request(str(tmp_path), "stub", MASKS, key, list), keys))
-    assert sorted(request.key for request in read_requests(tmp_path, "stub", MASKS)) == keys
+@pytest.mark.parametrize(("is_remote", "count"), [(False, 24), (True, 3)])
+def test_no_request_of_several_at_once_is_lost(
+    is_remote: bool, count: int, tmp_path: Path, object_storage: Callable[[str], str]
+) -> None:
+    catalog = object_storage("requests at once") if is_remote else str(tmp_path)
+    keys = [f"{number:016x}" for number in range(count)]
+    with ThreadPoolExecutor(min(count, 8)) as threads:
+        list(threads.map(lambda key: add_request(catalog, "stub", MASKS, key, list), keys))
+    assert sorted(request.key for request in read_requests(catalog, "stub", MASKS)) == keys
 
 
 def test_same_request_twice_in_a_row_writes_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from data_catalog.storage.folders import Folder
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments.planning import expected_tables
 from experiments.planning.run_checks import check_run
-from experiments.planning.run_plan import make_plan
+from experiments.planning.run_plan import check_where_possible
 from experiments.recipes import ConfigError, ExperimentConfig, resolve
 from experiments.run import run_data
 from experiments.run.preflight import preflight
@@ -137,12 +137,20 @@ def test_plan_finds_the_tables_that_the_run_takes(
 
 
 def test_plan_names_what_stops_the_run(catalogs: dict[str, str], clip: Path, tmp_path: Path) -> None:
-    def errors(*settings: str) -> tuple[str, ...]:
-        return make_plan(configured(clip, *settings), Folder(tmp_path), catalogs["images"], []).errors
+    workspace, catalog, digest = Folder(tmp_path), catalogs["images"], load_clip(str(clip)).digest
+
+    def errors(*settings: str, clip_digest: str | None = digest) -> list[str]:
+        config = configured(clip, *settings)
+        tables = expected_tables.find_tables(config, clip_digest, workspace, catalog)
+        report = check_where_possible(config, tables, workspace, catalog, clip_digest)
+        return [error.message for error in report.errors]
 
     [error] = errors("model.text=off")
     assert "was made without masks; make it with masks, or set model.sfm=off" in error
-    assert errors("model.text=off", "model.sfm=off") == ()
+    assert errors("model.text=off", "model.sfm=off") == []
+    # What is not there yet is listed with the command that makes it.
+    assert errors() == []
+    assert errors("model.text=off", clip_digest=None) == []
 
 
 @pytest.mark.parametrize("command", ["checks", "show"])
