@@ -16,6 +16,7 @@ from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.tables.digests import content_digest, table_digest
+from data_catalog.tables.requests import read_requests
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import MANIFEST, Table, list_keys, open_table, read_shard_file
 
@@ -26,7 +27,7 @@ class Fault(Record):
     """Something that differs from what was written when the table was made."""
 
     table: str
-    """Kind and key of the table: `samples/0123456789abcdef`."""
+    """Kind and key of the table: `samples/0123456789abcdef`; the kind alone for its history of requests."""
     shard: str
     """File of the shard; empty where the fault is in the manifest."""
     message: str
@@ -68,6 +69,10 @@ def verify(catalog: str | Path, dataset: str, progress: Progress = no_progress) 
         faults.append(Fault(table=table, shard=shard, message=message))
 
     for kind in TableKind:
+        try:
+            read_requests(catalog, dataset, kind)
+        except CatalogError as error:
+            report_fault(kind.value, "", str(error))
         for key in list_keys(catalog, dataset, kind):
             name = f"{kind.value}/{key}"
             try:

@@ -13,6 +13,7 @@ import pytest
 from data_catalog.__main__ import main
 from data_catalog.checks.newest_tables import find_newest_tables
 from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.inspect.verification import verify
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.storage.folders import Folder
 from data_catalog.tables import building, table
@@ -189,5 +190,7 @@ def test_damaged_history_is_named_with_what_to_do(tmp_path: Path, text: str) -> 
     with pytest.raises(CatalogError, match=r"requests\.json is not the history of .*; delete it") as caught:
         find_table(tmp_path, "stub", MASKS)
     assert "\n" not in str(caught.value)
+    [fault] = verify(tmp_path, "stub").errors
+    assert (fault.table, fault.message) == ("masks", str(caught.value))
     path.unlink()
     assert masks(tmp_path, 1).reused
