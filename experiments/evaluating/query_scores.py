@@ -108,6 +108,11 @@ def _scores_of_embeddings(
         return RetrievalSet(embedding, columns["identity"][rows], columns[group][rows]), rows
 
     (query, rows), (gallery, _) = chosen("is_query"), chosen("is_gallery")
+    if len(np.unique(gallery.identity)) == 1:
+        raise ConfigError(
+            f"{location}: the gallery holds one identity, {gallery.identity[0]}, so every ranking is right; "
+            "add samples of other identities"
+        )
     scored = metrics.evaluate(query, gallery)
     matched = scored.first_match_rank > 0
     return _sorted(

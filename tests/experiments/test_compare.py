@@ -147,6 +147,7 @@ def without(columns, name):
         (split() | {"U": split()["U"] * np.nan}, [], "embeddings are not finite, first in row 0"),
         (split() | {"sample_id": np.full(48, "a")}, [], "a sample_id occurs twice"),
         (split(), ["--junk", "scene"], "no scene_id"),
+        (split() | {"identity": np.full(48, 5)}, [], "the gallery holds one identity, 5, so every ranking"),
         (split(each=3), [], "24 are in ours.parquet alone, such as 0024"),
         (split() | {"identity": np.arange(48) // 3 % 8}, [], "do not agree on which queries show"),
     ],
