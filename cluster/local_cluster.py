@@ -5,6 +5,7 @@ database and artifacts are those that runs without a cluster use too: WORKSPACE/
 WORKSPACE/mlartifacts. Versions before kept a database and artifacts in WORKSPACE/cluster; they stay there.
 """
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -16,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from cluster.cluster_state import ClusterError, ClusterState
 from cluster.cluster_status import ClusterStatus, EndedProcesses, ServiceState, ServiceStatus, StartedCluster
@@ -151,14 +151,20 @@ class LocalCluster:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other commands away from this cluster, and load its state."""
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                self._state = ClusterState.load(self._state_file)
-                yield
-        except Timeout:
-            raise ClusterError(
-                f"another command works on {self.folder} at this moment; wait until it has finished"
-            ) from None
+        with (self.folder / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ClusterError(
+                    f"another command works on {self.folder} at this moment; wait until it has finished"
+                ) from None
+            except OSError as error:
+                raise ClusterError(
+                    f"{self.folder} cannot be locked ({error.strerror}); name a folder on a disk of this "
+                    "machine with --workspace"
+                ) from None
+            self._state = ClusterState.load(self._state_file)
+            yield
 
     def _describe(self) -> ClusterStatus:
         services = {name: self._describe_service(name) for name in self._makers}

@@ -10,10 +10,10 @@ import os
 import uuid
 from pathlib import Path
 
-from filelock import FileLock
 from pyarrow import fs
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.storage.claims import claim
 from data_catalog.storage.folders import Folder
 
 FOLDER_VARIABLE = "DATA_CATALOG_CACHE"
@@ -53,12 +53,11 @@ def local_copy(filesystem: fs.FileSystem, path: str, sha256: str) -> Path:
     """
     copy = copies_folder() / sha256[:2] / f"{sha256}{Path(path).suffix}"
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(copy.with_suffix(".lock")):
+        with claim(copy.with_suffix(".claim"), wait=lambda: True):
             size = filesystem.get_file_info(path).size
             if not copy.exists() or copy.stat().st_size != size:
                 _fetch(filesystem, path, sha256, copy)
-    except OSError as error:
+    except (OSError, NotWritableError) as error:
         raise CatalogError(
             f"{path} could not be fetched to {copy.parent} ({error}); make room there, or name another "
             f"folder in the environment variable {FOLDER_VARIABLE}"

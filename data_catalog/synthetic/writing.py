@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from PIL import Image
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS, SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
+from data_catalog.storage.claims import claim
 from data_catalog.synthetic.attributes import attribute_values
 from data_catalog.synthetic.rendering import RenderedSample, render_sample
 from data_catalog.synthetic.simulated_predictions import predict_attributes
@@ -81,7 +81,7 @@ def synthesize(settings: SyntheticSettings, out: Path, progress: Progress = no_p
         reused = _is_there(out, manifest)
         if not reused:
             reused = _write_once(settings, out, manifest, sum(samples.values()), progress)
-    except OSError as error:
+    except (OSError, NotWritableError) as error:
         raise SynthesisConflictError(f"{out} cannot be written: {error}; choose another folder.") from error
     return SynthesisReport(
         out=out,
@@ -96,8 +96,7 @@ def _write_once(
     settings: SyntheticSettings, out: Path, manifest: Mapping[str, Any], total: int, progress: Progress
 ) -> bool:
     """Write the data set, or wait for another process that does; returns whether another one did."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.parent / f".{out.name}.lock"):
+    with claim(out.parent / f".{out.name}.claim", wait=lambda: True):
         is_there = _is_there(out, manifest)
         if not is_there:
             _write(settings, out, manifest, total, progress)
