@@ -132,7 +132,9 @@ def read_image(source: ImageSource, size: Size, grey: bool) -> tuple[Pixels, Siz
         image = image.convert("RGB")
     if image.mode != "RGB":
         allowed = "RGB, or L for grey" if grey else "RGB; a grey image can only be NIR or TIR"
-        raise ValueError(f"has the Pillow mode {image.mode}, expected {allowed}")
+        is_deep = image.mode.startswith(("I", "F"))
+        remedy = "; scale it to 8 bits as the images of training were" if is_deep else ""
+        raise ValueError(f"has the Pillow mode {image.mode}, expected {allowed}{remedy}")
     return resize_image(image, size), (image.height, image.width)
 
 

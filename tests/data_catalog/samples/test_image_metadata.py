@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -251,11 +252,12 @@ def test_mask_of_several_images_is_refused(tmp_path: Path) -> None:
     ("image", "kind", "mode"),
     [
         (Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)), "PNG", "I;16"),
+        (Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)), "TIFF", "F"),
         (noise().convert("P"), "PNG", "P"),
         (noise().convert("CMYK"), "JPEG", "CMYK"),
         (noise().convert("RGBA"), "PNG", "RGBA"),
     ],
-    ids=["16 bit", "palette", "CMYK", "alpha"],
+    ids=["16 bit", "float", "palette", "CMYK", "alpha"],
 )
 def test_pixels_of_another_form_are_refused_and_not_converted(
     tmp_path: Path, image: Image.Image, kind: str, mode: str
@@ -263,5 +265,13 @@ def test_pixels_of_another_form_are_refused_and_not_converted(
     (tmp_path / "photo.jpg").write_bytes(encoded(image, kind))
     with pytest.raises(ValueError, match=f"has the Pillow mode {mode}, expected RGB, or L for grey"):
         read_image(tmp_path / "photo.jpg", (HEIGHT, WIDTH), grey=True)
-    with pytest.raises(ValueError, match="is CMYK, expected" if kind == "JPEG" else "is a PNG file"):
+    with pytest.raises(ValueError, match="is CMYK, expected" if kind == "JPEG" else "is a (PNG|TIFF) file"):
         image_size((tmp_path / "photo.jpg").read_bytes())
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+def test_colours_of_16_bits_are_scaled_to_8(tmp_path: Path, ending: str) -> None:
+    deep = np.random.default_rng(0).integers(0, 2**16, (HEIGHT, WIDTH, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / f"deep{ending}"), deep[..., ::-1])
+    pixels, _ = read_image(tmp_path / f"deep{ending}", (HEIGHT, WIDTH), grey=False)
+    assert np.array_equal(pixels, deep >> 8)
