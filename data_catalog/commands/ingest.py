@@ -53,7 +53,7 @@ def _show(result: IngestResult) -> None:
     """Print the result, with cameras as the files count them."""
     cameras = ", ".join(str(camera_id + result.first_camera) for camera_id in result.cameras)
     shown = result.model_dump(mode="json", exclude={"first_camera"}) | {"cameras": cameras}
-    shown["separate_queries"] = name_first(result.separate_queries)
+    shown["separate_queries"] = name_first(result.separate_queries) or "-"
     print_result(shown)
 
 
