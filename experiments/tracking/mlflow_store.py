@@ -76,14 +76,20 @@ def _correct_places(file: Path, own: str) -> None:
     with closing(sqlite3.connect(file, timeout=60)) as store, store:
         if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return
-        moved = "artifact_location LIKE 'file:%/mlartifacts' AND artifact_location != ?"
-        places = store.execute(f"SELECT DISTINCT artifact_location FROM experiments WHERE {moved}", [own])
-        # Nothing is written where nothing was moved: the workspace may be read-only.
+        places = store.execute(
+            "SELECT DISTINCT artifact_location FROM experiments "
+            "WHERE artifact_location || '/' LIKE 'file:%/mlartifacts/%'"
+        )
         for (old,) in places.fetchall():
+            # A server gives each experiment a folder of its own in that of all artifacts.
+            new = f"{own}/{f'{old}/'.rpartition('/mlartifacts/')[2]}".rstrip("/")
+            if new == old:
+                # Nothing is written where nothing was moved: the workspace may be read-only.
+                continue
             place = "artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?"
-            store.execute(f"UPDATE runs SET {place}", [own, len(old) + 1, len(old) + 1, f"{old}/"])
+            store.execute(f"UPDATE runs SET {place}", [new, len(old) + 1, len(old) + 1, f"{old}/"])
             store.execute(
-                "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", [own, old]
+                "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", [new, old]
             )
 
 
