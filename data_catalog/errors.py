@@ -44,6 +44,10 @@ def _inner(error: BaseException) -> BaseException | None:
     return None if is_lookup else error.__context__
 
 
+class StorageAwayError(CatalogError, OSError):
+    """Storage that had answered before does not any more, for as long as one was willing to wait."""
+
+
 def name_first(values: Sequence[Any], most: int = NAMED) -> str:
     """The first of many values for a message, and how many more there are: `a, b and 3 more`."""
     more = len(values) - most

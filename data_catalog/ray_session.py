@@ -3,8 +3,13 @@
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from data_catalog.errors import CatalogError
+
+WORKER_VARIABLES: dict[str, str] = {}
+"""Environment of the workers beside that of this process; set before Ray is started or joined."""
 
 
 def ensure_ray(include_dashboard: bool = False) -> None:
@@ -34,20 +39,21 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             # Ray's processes inherit this. Otherwise they look for a dashboard on the whole machine, and fail
             # if a second Ray runs there.
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        ray.init(
-            address=address,
-            include_dashboard=include_dashboard,
-            dashboard_port=port,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        with _worker_environment():
+            ray.init(
+                address=address,
+                include_dashboard=include_dashboard,
+                dashboard_port=port,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         return
     # The cluster was started without it. A submitted job brings its own tree and path.
     path = None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else os.environ.get("PYTHONPATH")
     try:
         ray.init(
             address=address,
-            runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+            runtime_env={"env_vars": WORKER_VARIABLES | ({"PYTHONPATH": path} if path else {})},
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -56,6 +62,21 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or unset RAY_ADDRESS "
             "to run on this machine"
         ) from error
+
+
+@contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Ray's processes, which are started meanwhile, have the environment of workers; this process has not."""
+    own = {name: os.environ.get(name) for name in WORKER_VARIABLES}
+    os.environ.update(WORKER_VARIABLES)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _free_port() -> int:

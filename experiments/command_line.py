@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_catalog.command_parser import CommandParser
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Printed, Record, add_json_options
+from data_catalog.storage.patience import DEFAULT_SECONDS, wait_for_storage
 from experiments.recipe_files import name_recipe
 from experiments.recipes import RECIPES, ROOT, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
@@ -69,6 +70,14 @@ def training_options(description: str | None, setting_help: str, record: Printed
         "--storage", metavar="URI", help="folder or URI for checkpoints (default: each run's own folder)"
     )
     locations.add_argument(
+        "--storage-patience",
+        type=_seconds,
+        default=DEFAULT_SECONDS,
+        metavar="SECONDS",
+        help="how long to wait for object storage that goes away in a run, before the run stops; the same "
+        f"command continues it (default: {DEFAULT_SECONDS:.0f})",
+    )
+    locations.add_argument(
         "--gpus-per-worker",
         type=_gpu_share,
         help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
@@ -86,6 +95,16 @@ def add_workspace(options: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     )
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of seconds, such as 600")
+    return seconds
+
+
 def _gpu_share(text: str) -> float:
     try:
         share = float(text)
@@ -99,10 +118,13 @@ def _gpu_share(text: str) -> float:
 def run_options(given: argparse.Namespace) -> RunOptions:
     """Where the runs of a command line are kept and logged, and what their workers get.
 
+    Sets how long this process and its workers wait for storage.
+
     Raises:
         ConfigError: A location or a kind of store is impossible.
         CatalogError: No filesystem handles the storage's URI, or it holds credentials.
     """
+    wait_for_storage(given.storage_patience)
     return RunOptions.resolve(
         given.workspace, given.catalog, given.storage, given.tracking_uri, given.gpus_per_worker
     )
@@ -183,7 +205,8 @@ def run_command(
         OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE_STATUS
+        # Nothing in the command line is wrong then.
+        return 1 if isinstance(error, StorageAwayError) else USAGE_STATUS
     # From here on Ctrl-C ends the process at once.
     with printing():
         if as_json:

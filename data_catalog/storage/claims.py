@@ -245,10 +245,15 @@ class _OtherClaims:
     def hold(self) -> bool:
         """Whether others hold a claim now; removes those that expired."""
         known, self._seen = self._seen, {}
-        for name, modified in filesystems.list_files(self.filesystem, self.folder).items():
+        asked = time.monotonic()
+        files = filesystems.list_files(self.filesystem, self.folder)
+        # Nobody can renew a claim in storage that is away.
+        away_seconds = time.monotonic() - asked
+        for name, modified in files.items():
             if not name.startswith(CLAIM) or name == self.own:
                 continue
-            before, since = known.get(name, (modified, time.monotonic()))
+            before, since = known.get(name, (modified, asked))
+            since += away_seconds
             if before != modified:
                 since = time.monotonic()
                 self.are_alive = True

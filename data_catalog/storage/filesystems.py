@@ -6,14 +6,14 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.errors import CatalogError, NotWritableError, StorageAwayError
+from data_catalog.storage.object_stores import open_bucket
 from stmi.uris import presentable_uri
 
 PARTIAL = ".{name}.{unique}.partial"
@@ -26,6 +26,11 @@ ONE_UPLOAD_BYTES = 5 * 2**20
 _CHUNK_BYTES = 8 * 2**20
 
 _SECRET = re.compile(r"secret|password|token|key|signature|^sig$", re.IGNORECASE)
+# Of S3, and of Google's client.
+_DENIED = re.compile(
+    r"ACCESS_DENIED|ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|TOKEN|HTTP status 40[13]"
+    r"|Status\((PERMISSION_DENIED|UNAUTHENTICATED)|access token"
+)
 
 
 def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
@@ -54,19 +59,15 @@ def open_root(root: str | Path) -> tuple[fs.FileSystem, str]:
         )
     try:
         if parts.scheme in ("s3", "gs") and ":" not in parts.netloc and "@" not in parts.path:
-            filesystem, name = _open_bucket(parts._replace(path="", fragment="").geturl())
+            filesystem, name = open_bucket(parts._replace(path="", fragment="").geturl())
             return filesystem, f"{name}{unquote(parts.path)}".rstrip("/")
         filesystem, path = fs.FileSystem.from_uri(text)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except OSError as error:
+        raise _unreachable(shown, error) from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         # Arrow's message quotes the URI, and a traceback would show that message again.
         raise CatalogError(_unopened(shown, str(error).replace(text, shown))) from None
     return filesystem, path.rstrip("/")
-
-
-@cache
-def _open_bucket(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a bucket, and its name. Opened once: that takes some 50 ms, as long as a request."""
-    return fs.FileSystem.from_uri(uri)
 
 
 def _holds_credentials(parts: SplitResult) -> bool:
@@ -111,7 +112,7 @@ def remove_partial_files(filesystem: fs.FileSystem, folder: str) -> None:
 
 def write_atomically(filesystem: fs.FileSystem, path: str, data: pa.Buffer | bytes) -> None:
     """Write all bytes of a file, as `written_atomically` does."""
-    if filesystem.type_name in OBJECT_STORES and len(data) <= ONE_UPLOAD_BYTES:
+    if filesystem.type_name.removeprefix("py::") in OBJECT_STORES and len(data) <= ONE_UPLOAD_BYTES:
         # An object that is uploaded in one piece is there as a whole or not at all; a rename would be a copy.
         try:
             with filesystem.open_output_stream(path, compression=None) as stream:
@@ -148,9 +149,9 @@ def written_atomically(filesystem: fs.FileSystem, path: str) -> Iterator[pa.Nati
         raise not_written(path, error) from error
 
 
-def not_written(path: str, error: Exception) -> NotWritableError:
+def not_written(path: str, error: Exception) -> CatalogError:
     """The error of a file that cannot be written: where, why and what to do."""
-    return NotWritableError(
+    return _refused(path, error) or NotWritableError(
         f"{path} could not be written: {error}. Make room or correct the rights and run the same command "
         "again; what is complete is kept"
     )
@@ -240,7 +241,23 @@ def _list(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
 
 
 def _unreachable(path: str, error: OSError) -> CatalogError:
-    return CatalogError(f"{path} cannot be reached ({error}); check its address, your rights and the network")
+    return _refused(path, error) or CatalogError(
+        f"{path} cannot be reached ({error}); check its address, your rights and the network"
+    )
+
+
+def _refused(path: str, error: Exception) -> CatalogError | None:
+    """What an error says of storage that was waited for in vain, or lets nobody in; None for other errors."""
+    if isinstance(error, StorageAwayError):
+        # A new one, so that no error is its own cause.
+        return StorageAwayError(str(error))
+    if _DENIED.search(str(error)) is None:
+        return None
+    return NotWritableError(
+        f"{path} cannot be reached: there are no credentials for it, or they do not allow this ({error}). "
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (gs://: GOOGLE_APPLICATION_CREDENTIALS), or give "
+        "the machine a role that may read and write there; on a cluster, do so on every node"
+    )
 
 
 def read_buffer(filesystem: fs.FileSystem, path: str) -> pa.Buffer:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from data_catalog.errors import CatalogError, NotWritableError
+from data_catalog.errors import CatalogError, NotWritableError, StorageAwayError
 from data_catalog.storage.claims import claim
 from data_catalog.storage.folders import Folder
 
@@ -57,6 +57,8 @@ def local_copy(filesystem: fs.FileSystem, path: str, sha256: str) -> Path:
             size = filesystem.get_file_info(path).size
             if not copy.exists() or copy.stat().st_size != size:
                 _fetch(filesystem, path, sha256, copy)
+    except StorageAwayError:
+        raise
     except (OSError, NotWritableError) as error:
         raise CatalogError(
             f"{path} could not be fetched to {copy.parent} ({error}); make room there, or name another "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from data_catalog.errors import NotWritableError
+from data_catalog.errors import NotWritableError, StorageAwayError
 from data_catalog.progress import ShowProgress, open_progress
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_figures
@@ -65,6 +65,7 @@ def run(
     Raises:
         StoppedError: The run stopped itself.
         BusyError: Another process trains the run.
+        StorageAwayError: The storage was away for too long.
         RunError: The workers failed more often than a run survives.
     """
     folder = RunFolder.of(options.workspace, config, tables, options.storage)
@@ -179,7 +180,8 @@ def _logged(folder: RunFolder, options: RunOptions) -> Iterator[MlflowLogger | N
     try:
         yield mlflow_logger
     except BaseException as error:
-        mlflow_logger.finish("FAILED" if isinstance(error, RunError) else "KILLED", folder.files)
+        files = [] if isinstance(error, StorageAwayError) else folder.files
+        mlflow_logger.finish("FAILED" if isinstance(error, RunError) else "KILLED", files)
         raise
     figures = run_figures.find_pictures(folder) or run_figures.draw_all(folder, folder.finished_result)
     mlflow_logger.finish("FINISHED", [*figures, *folder.files])

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.storage.claims import LostClaimError
 from experiments.recipes import parse
 from experiments.run import lifecycle
@@ -20,6 +20,8 @@ from stmi.errors import ClipFileError
 PATIENCE_SECONDS = 900.0
 """How long a trial waits for another process that has its run and makes no progress. An epoch may take that
 long. The other process may in turn wait for the CPU that this trial holds, so no trial waits forever."""
+STORAGE_AWAY = "storage_away"
+"""Reported by a trial that ends the experiment."""
 HEAD_NODE = "node:__internal_head__"
 """A resource that every cluster has once, on its head node."""
 
@@ -65,11 +67,30 @@ def train_trial(parameters: dict[str, Any], *, tables: RunTables, options: RunOp
     except StoppedError as error:
         # The run would stop again, so the trial must not count as failed: Tune would repeat it.
         tune.report({"stopped": str(error)})
+    except StorageAwayError as error:
+        # Every trial would wait for it in turn.
+        tune.report({"failed": str(error), STORAGE_AWAY: True})
     except (RunError, CatalogError, ClipFileError) as error:
         # Ray Train has repeated it often enough, or files are damaged or cannot be written.
         tune.report({"failed": str(error)})
     else:
         tune.report({"finished": True})
+
+
+class StopWithoutStorage(tune.Stopper):
+    """Ends all trials once the storage was away for too long in one of them."""
+
+    def __init__(self) -> None:
+        self._is_away = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial is to end."""
+        self._is_away = self._is_away or STORAGE_AWAY in result
+        return self._is_away
+
+    def stop_all(self) -> bool:
+        """Whether all are to end."""
+        return self._is_away
 
 
 def trial_resources(workers: int, gpus_per_worker: float | None = None) -> tune.PlacementGroupFactory:

@@ -93,6 +93,8 @@ def _reason(run: RunFolder, outcome: "tune.Result") -> str | None:
         return failure_reason(outcome.error)
     if outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
         return str(outcome.metrics[ends.pop()])
+    if "finished" not in (outcome.metrics or {}):
+        return "it was ended with another run, which had waited too long for the storage"
     return lost_reason(run, RESULT_FILE, outcome.metrics or {})
 
 
@@ -153,7 +155,12 @@ def tune_trials(
     """
     from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
 
-    from experiments.studies.trial import concurrent_trials, train_trial, trial_resources  # noqa: PLC0415
+    from experiments.studies.trial import (  # noqa: PLC0415
+        StopWithoutStorage,
+        concurrent_trials,
+        train_trial,
+        trial_resources,
+    )
 
     nodes = _living_nodes()
     trainable = tune.with_parameters(train_trial, tables=tables, options=options.without_tracking())
@@ -174,6 +181,8 @@ def tune_trials(
                 name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(state),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                # A searcher needs the storage itself, and ends with it.
+                stop=None if search else StopWithoutStorage(),
                 verbose=0,
             ),
         )

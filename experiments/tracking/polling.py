@@ -1,8 +1,13 @@
 """Calls a function again and again from another thread, while this one is busy."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from data_catalog.errors import StorageAwayError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -16,12 +21,19 @@ def polling(callback: Callable[[], None], every_seconds: float, *, final_call: b
     """
     stop = threading.Event()
 
+    def call() -> None:
+        try:
+            callback()
+        except StorageAwayError as error:
+            # It may come back before the others have to give up, too.
+            logger.warning("%s", error)
+
     def poll() -> None:
-        callback()
+        call()
         while not stop.wait(every_seconds):
-            callback()
+            call()
         if final_call:
-            callback()
+            call()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -89,7 +89,11 @@ class ObjectStore:
         try:
             yield
         finally:
-            self._fails = False
+            self.recover()
+
+    def recover(self) -> None:
+        """Answer again."""
+        self._fails = False
 
     def close(self) -> None:
         """Stop the server."""

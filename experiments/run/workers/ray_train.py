@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from data_catalog.errors import NotWritableError
+from data_catalog.errors import NotWritableError, StorageAwayError
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from experiments.recipes import ROOT
@@ -39,6 +39,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
 
     Raises:
         RunError: The workers failed more often than a run survives, or the cluster has too few GPUs.
+        StorageAwayError: The storage was away for too long.
     """
     import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
@@ -74,6 +75,8 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     except ray.train.TrainingFailedError as error:
         # What a worker found wrong with files ends the run at once.
         reason = getattr(error, "controller_failure", error)
+        if isinstance(reason, StorageAwayError):
+            raise reason from None
         # The disk of the journal may be full, which is the reason then.
         with suppress(NotWritableError):
             folder.journal.append("failed", error=str(reason))

@@ -11,7 +11,7 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint, UserCallback
 
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.storage.claims import LostClaimError
 from data_catalog.storage.folders import Folder
 from experiments.run.workers.training_input import TrainingInput
@@ -63,7 +63,11 @@ class JournalCallback(UserCallback):
 
         Raises:
             CatalogError, ClipFileError: A worker found files that are damaged, or cannot write.
+            StorageAwayError: A worker has waited for the storage of the journal, too, as long as it may.
         """
+        for error in worker_exceptions.values():
+            if isinstance(error, StorageAwayError):
+                raise error
         errors = {str(rank): repr(error)[:2000] for rank, error in worker_exceptions.items()}
         self.journal.append("worker_failed", errors=errors)
         # An error of the callback ends the run, and a retry would find the same file.

@@ -156,7 +156,8 @@ class SweepStudy(Study[SweepResult]):
         """As in `Study`.
 
         Raises:
-            RunError: The storage or Tune failed.
+            RunError: The study's database or Tune failed.
+            StorageAwayError: The storage was away for too long.
         """
         # After `start_ray` has set what Ray reads from the environment.
         from ray.tune import TuneError  # noqa: PLC0415
@@ -166,6 +167,8 @@ class SweepStudy(Study[SweepResult]):
                 if not self._search(is_last=start == STARTS):
                     break
         except (*STORAGE_ERRORS, TuneError) as error:
+            # Where the storage is away, this says so, and where not, the error is another one.
+            self.folder.list_files()
             # Tune words an error of searcher or scheduler itself, after a traceback.
             raise RunError(
                 f"sweep {self.folder.name}, study in {self.study.url}, cannot go on "

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from data_catalog.errors import NotWritableError
+from data_catalog.storage import claims, filesystems
 from data_catalog.storage.claims import CLAIM, LOCK, ClaimedError, LostClaimError, claim, claim_unless
 from data_catalog.storage.filesystems import join, list_files, open_root
 
@@ -204,3 +206,24 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         claim(tmp_path / "file" / "table"),
     ):
         pass
+
+
+def test_time_in_which_the_storage_was_away_does_not_count_against_a_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = tmp_path / f"{CLAIM}another"
+    claimed.touch()
+    others = claims._OtherClaims(fs.LocalFileSystem(), str(tmp_path), "own", expiry_seconds=0.5)
+    assert others.hold()
+
+    def answer_late(filesystem: fs.FileSystem, folder: str) -> dict[str, int]:
+        time.sleep(0.7)
+        return list_files(filesystem, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(filesystems, "list_files", answer_late)
+        assert others.hold()
+    assert claimed.exists()
+    time.sleep(0.6)
+    assert not others.hold()
+    assert not claimed.exists()

@@ -10,6 +10,7 @@ import ray
 import torch
 from pyarrow import fs
 
+from data_catalog.errors import StorageAwayError
 from data_catalog.storage.claims import claim
 from experiments import evaluate
 from experiments.recipes import resolve
@@ -191,6 +192,14 @@ def test_trial_is_tried_again_only_where_another_process_has_its_run(monkeypatch
     end_with(RunError("the workers failed"))
     end_with(StoppedError("the loss is nan"))
     assert reports == [{"failed": "the workers failed"}, {"stopped": "the loss is nan"}]
+    # Others would wait for the storage as long again, each in turn.
+    end_with(StorageAwayError("s3://lab has not answered"))
+    stop = trial.StopWithoutStorage()
+    assert not any(stop(f"trial {number}", report) for number, report in enumerate(reports[:2]))
+    assert not stop.stop_all()
+    assert reports[2]["failed"] == "s3://lab has not answered"
+    assert stop("trial 2", reports[2])
+    assert stop.stop_all()
     with pytest.raises(BusyError):
         end_with(BusyError("another process has it"))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from data_catalog.errors import StorageAwayError
 from data_catalog.storage.claims import CLAIM, LostClaimError
 from data_catalog.storage.filesystems import open_root
 from data_catalog.storage.folders import Folder
@@ -116,3 +117,11 @@ def test_writer_whose_claim_was_taken_over_writes_no_more(object_storage, tmp_pa
             with pytest.raises(LostClaimError):
                 journal.append("epoch", epoch=3)
     assert [event["epoch"] for event in Journal(folder.journal.location).read()] == [1, 2]
+
+
+def test_worker_that_waited_for_storage_in_vain_ends_the_run_and_a_crash_does_not(tmp_path):
+    callback = JournalCallback(Journal(tmp_path / "journal.jsonl"), None)
+    callback.after_exception(None, {1: RuntimeError("a crash")})
+    with pytest.raises(StorageAwayError):
+        callback.after_exception(None, {0: RuntimeError("a crash"), 1: StorageAwayError("s3://lab")})
+    assert [event["event"] for event in callback.journal.read()] == ["worker_failed"]

@@ -1,5 +1,6 @@
 import threading
 
+from data_catalog.errors import StorageAwayError
 from experiments.tracking.polling import polling
 
 
@@ -30,3 +31,16 @@ def test_first_call_is_at_once_and_the_last_one_can_be_left_out():
     assert len(calls) == 1
     assert calls[0] is not threading.current_thread()
     assert not calls[0].is_alive()
+
+
+def test_storage_that_is_away_does_not_end_the_polling():
+    calls, enough = [], threading.Event()
+
+    def callback():
+        calls.append(1)
+        if len(calls) >= 3:
+            enough.set()
+        raise StorageAwayError("s3://lab has not answered")
+
+    with polling(callback, every_seconds=0.01):
+        assert enough.wait(timeout=30)
