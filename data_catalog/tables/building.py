@@ -28,6 +28,8 @@ from data_catalog.progress import Progress, no_progress
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
+from data_catalog.storage.folders import Folder
+from data_catalog.storage.node_probe import Place, check_nodes
 from data_catalog.tables.digests import json_digest, table_digest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, Statistics, find_complete_shard
@@ -240,6 +242,9 @@ def _run_actors(
 ) -> Any:
     import ray  # noqa: PLC0415
 
+    if not maker.reads_files:
+        # The catalog is above data set, kind and key.
+        check_nodes([Place("catalog", Folder(root).parent.parent.parent.location)])
     ray.data.DataContext.get_current().enable_progress_bars = False
     actors, share = share_machines([machine["Resources"] for machine in machines], maker)
     actors = min(len(rows), actors)

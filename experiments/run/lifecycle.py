@@ -18,7 +18,7 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import LoggedRunResult, RunError
 from experiments.run.run_tables import RunTables
-from experiments.run.workers.ray_train import train_on_workers
+from experiments.run.workers.ray_train import check_cluster, train_on_workers
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
 from experiments.tracking.mlflow_logger import MlflowLogger
@@ -90,6 +90,9 @@ def _run(
         is_reused, is_trained = folder.is_finished, folder.trained
         checkpoint = None if is_trained else folder.last_checkpoint
         if not is_trained:
+            # The nodes of a trial were checked by its study, which also logs it.
+            if threads is None and options.tracking_uri is not None:
+                check_cluster(options.places(trials=False))
             _begin(folder, tables, checkpoint)
         for epoch in folder.journal.epochs():
             # An earlier process may have been killed before it called `on_report`.

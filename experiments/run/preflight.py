@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from data_catalog.storage import filesystems
+from data_catalog.storage.node_probe import reach
 from data_catalog.tables.table import TableKind, find_table
 from experiments.recipes import ExperimentConfig
 from experiments.run.run_options import RunOptions
@@ -23,15 +24,16 @@ def preflight(
 
     Args:
         first: One of the configs; all have the same data set, image size and CLIP.
-        options: Where the catalog is.
+        options: Where catalog, runs and checkpoints are.
         check_each: Calls a check with every config.
         start_ray: Called once the settings are checked and before tables are made.
         on_step: Called after each step that makes a table.
 
     Raises:
         ConfigError: A setting is impossible.
-        CatalogError: A table is missing or damaged, or the data has errors.
+        CatalogError: A place cannot be reached; a table is missing or damaged, or the data has errors.
     """
+    reach(options.places(trials=True))
     check_data_set(first, options.catalog)
     # PyTorch takes seconds to import, which a missing data set does not wait for.
     from experiments.run.config_checks import check_settings, check_tables  # noqa: PLC0415

@@ -12,6 +12,7 @@ from experiments.run.run_description import code_version, note_start, other_code
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.run.run_tables import RunTables
+from experiments.run.workers.ray_train import check_cluster
 from experiments.studies.study_folder import RESULT_FILE, StoredDescription, StoredRun, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
@@ -106,6 +107,7 @@ class Study(ABC, Generic[Result]):
             study_logger = self._logger()
             warned = _warn_of_other_code(self.runs())
             if not self.is_trained():
+                check_cluster(self.options.places(trials=True))
                 study_logger.parent.reopen()
                 note_start(self.folder.journal)
                 with self._observed(study_logger):

@@ -1,12 +1,14 @@
 """Training on Ray Train's workers: what they get of the cluster, and what is done with their reports."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from data_catalog.errors import NotWritableError, StorageAwayError
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
+from data_catalog.storage.node_probe import Place, check_nodes
 from experiments.recipes import ROOT
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.run.run_options import RunOptions
@@ -27,6 +29,19 @@ def prepare_ray() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # Every worker would warn that PyTorch looks for unused parameters; `distribute` says why it does.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def check_cluster(places: Sequence[Place]) -> None:
+    """Where a cluster is named, make sure that all its nodes reach what workers need.
+
+    Raises:
+        data_catalog.errors.CatalogError: A node does not.
+    """
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        return
+    prepare_ray()
+    ensure_ray()
+    check_nodes(places)
 
 
 def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOptions) -> None:

@@ -1,0 +1,176 @@
+"""Whether every node of a Ray cluster reaches the places that its work needs, before the work begins."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_catalog.errors import CatalogError, name_first
+from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
+from data_catalog.storage.patience import without_patience
+
+NODE_SECONDS = 60.0
+"""How long a node has to start a process that looks; an idle one needs a few seconds."""
+_UNSEEN = "unseen"
+_REMEDY = (
+    "give {option} a place that all nodes reach under the same name: a URI such as s3://bucket/{kind}, or a "
+    "folder that all of them mount"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that the work needs.
+
+    Attributes:
+        kind: What it is: `workspace`, `storage` or `catalog`, as the option that names it.
+        location: Path or URI.
+        is_written: Whether the work writes there; otherwise it only reads.
+    """
+
+    kind: str
+    location: str
+    is_written: bool = True
+
+
+_checked: set[Place] = set()
+
+
+def reach(places: Sequence[Place]) -> None:
+    """Make sure that this process reaches the places that are at URIs.
+
+    Raises:
+        CatalogError: It does not; says why.
+    """
+    for place in places:
+        if "://" in place.location:
+            filesystems.has_folder(*filesystems.open_root(place.location))
+
+
+def check_nodes(places: Sequence[Place]) -> None:
+    """Where Ray has more than one node, make sure that all nodes that may get work see the same files.
+
+    This process writes a small file into each place; a task on every node reads it, and writes another. Of a
+    place that is only read, every node must see the same folders. What was checked before is not checked
+    again. Ray must have been started or joined.
+
+    Raises:
+        CatalogError: A node does not see a place, cannot use it, or does not answer.
+    """
+    import ray  # noqa: PLC0415 - its import takes seconds
+
+    new = [place for place in dict.fromkeys(places) if place not in _checked]
+    nodes = {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in ray.nodes()
+        # A node without CPUs and GPUs, such as a head that only coordinates, gets no work.
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    }
+    if not new or not nodes.keys() - {ray.get_runtime_context().get_node_id()}:
+        return
+    name = f".probe-{secrets.token_hex(8)}"
+    try:
+        expected = []
+        for place in new:
+            folder = Folder(place.location)
+            expected.append([] if place.is_written else folder.list_folders())
+            if place.is_written:
+                folder.write(name, name)
+        answers = _ask(nodes, name, new, expected)
+    finally:
+        for place in new:
+            if place.is_written:
+                _delete(Folder(place.location), name)
+    for number, place in enumerate(new):
+        _judge(place, {nodes[node]: answer[number] for node, answer in answers.items() if answer[number]})
+    _checked.update(new)
+
+
+def _judge(place: Place, wrong: dict[str, str]) -> None:
+    """Refuse a place that nodes do not see or cannot use.
+
+    Args:
+        place: The place.
+        wrong: Node to what is wrong there.
+    """
+    if not wrong:
+        return
+    remedy = _REMEDY.format(option=f"--{place.kind}", kind={"workspace": "runs"}.get(place.kind, place.kind))
+    shown = filesystems.presentable_uri(place.location)
+    unseen = [node for node, reason in wrong.items() if reason == _UNSEEN]
+    if unseen:
+        raise CatalogError(
+            f"{place.kind} {shown} is not shared by the nodes of the Ray cluster: {name_first(unseen)} "
+            f"{'does' if len(unseen) == 1 else 'do'} not see what this process has there; {remedy}"
+        )
+    node, reason = next(iter(wrong.items()))
+    raise CatalogError(f"{place.kind} {shown} cannot be used on node {node}: {reason}")
+
+
+def _ask(
+    nodes: dict[str, str], name: str, places: Sequence[Place], expected: list[list[str]]
+) -> dict[str, list[str]]:
+    """What is wrong with each place on each node, by the id of the node; empty where nothing is."""
+    import ray  # noqa: PLC0415 - its import takes seconds
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    # Without CPUs, so that it runs on a busy node, too.
+    task = ray.remote(num_cpus=0, max_retries=0)(_look)
+    tasks = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            f"{name}-{number}", name, places, expected
+        ): node
+        for number, node in enumerate(nodes)
+    }
+    done, waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
+    if waiting:
+        silent = [nodes[tasks[one]] for one in waiting]
+        raise CatalogError(
+            f"nodes of the Ray cluster started no process within {NODE_SECONDS:.0f} s: {name_first(silent)}; "
+            "see `ray status`, and run the same command again once they are idle, or without them"
+        )
+    answers = {}
+    for one in done:
+        try:
+            answers[tasks[one]] = ray.get(one)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            raise CatalogError(
+                f"node {nodes[tasks[one]]} could not look for {places[0].kind} {places[0].location}: {reason}"
+            ) from error
+    return answers
+
+
+def _look(own: str, name: str, places: Sequence[Place], expected: list[list[str]]) -> list[str]:
+    """The task on a node.
+
+    Args:
+        own: Name of the file that it writes.
+        name: Name and content of the file that it reads.
+        places: The places.
+        expected: Folders that it must see in each of them.
+    """
+    with without_patience():
+        return [_fault(own, name, *one) for one in zip(places, expected, strict=True)]
+
+
+def _fault(own: str, name: str, place: Place, expected: list[str]) -> str:
+    folder = Folder(place.location)
+    try:
+        if not place.is_written:
+            return _UNSEEN if set(expected) - set(folder.list_folders()) else ""
+        if folder.read(name).decode() != name:
+            return _UNSEEN
+        folder.write(own, name)
+        _delete(folder, own)
+    except FileNotFoundError:
+        return _UNSEEN
+    except (CatalogError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _delete(folder: Folder, name: str) -> None:
+    if folder.has_file(name):
+        filesystem, path = filesystems.open_root(folder.file(name))
+        filesystem.delete_file(path)
