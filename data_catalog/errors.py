@@ -19,7 +19,12 @@ class DamagedFileError(CatalogError):
     """A stored file whose content is not what was written; names the file, and what to do."""
 
     def __init__(self, file: object, reason: str, remedy: str) -> None:
-        super().__init__(f"{file} is damaged ({reason}); {remedy}")
+        # Three arguments, so that it can be sent to another process.
+        super().__init__(str(file), reason, remedy)
+
+    def __str__(self) -> str:
+        file, reason, remedy = self.args
+        return f"{file} is damaged ({reason}); {remedy}"
 
 
 def describe_cause(error: BaseException) -> str:
@@ -29,19 +34,14 @@ def describe_cause(error: BaseException) -> str:
     happened (`database is locked`, `No space left on device`).
     """
     first = error
-    while (inner := _inner(first)) is not None:
-        first = inner
+    while first.__cause__ is not None:
+        first = first.__cause__
     text = str(first).strip() or str(error).strip() or type(first).__name__
-    # Of a traceback, the last line names the exception.
-    return " ".join((text.rpartition("\n")[2] if "Traceback (" in text else text).split())
-
-
-def _inner(error: BaseException) -> BaseException | None:
-    if error.__cause__ is not None or error.__suppress_context__:
-        return error.__cause__
-    # A look-up that failed on the way is no cause.
-    is_lookup = isinstance(error.__context__, LookupError | AttributeError | ImportError)
-    return None if is_lookup else error.__context__
+    if "Traceback (" in text:
+        # The last line of the first of its causes; what was being handled meanwhile is none.
+        text = text.rpartition("another exception occurred:")[2]
+        text = text.partition("The above exception was the direct cause")[0].strip().rpartition("\n")[2]
+    return " ".join(text.split())
 
 
 class StorageAwayError(CatalogError, OSError):
