@@ -95,6 +95,8 @@ def ray_head(settings: ClusterSettings) -> Service:
         "RAY_AUTH_TOKEN_PATH": str(settings.token_file),
         # With two Ray clusters on this machine, Ray's own processes would not find theirs.
         "RAY_API_SERVER_ADDRESS": settings.dashboard,
+        # After `ray job stop` a training stores a checkpoint; Ray would kill it after three seconds.
+        "RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "60"),
         # Jobs inherit these.
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
         "STMI_WORKSPACE": str(settings.workspace),

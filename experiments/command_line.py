@@ -19,7 +19,7 @@ from experiments.recipe_files import name_recipe
 from experiments.recipes import RECIPES, ROOT, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import METRICS, FeatureMetrics, RunError
+from experiments.run.run_result import METRICS, FeatureMetrics, InterruptedRunError, RunError
 from experiments.settings_list import list_settings, print_settings, record_or_settings
 from experiments.terminal_tables import text_table
 from stmi.errors import ClipFileError, TrainedRunError
@@ -31,6 +31,8 @@ NAMES = "A name is a full dotted one, as --list-settings prints it; `model.` may
 """How settings are named, for the help of each option that takes a name."""
 LIST_HELP = "print every setting with its value (with --recipe and --set), what it accepts and what it means"
 USAGE_STATUS = 2
+COME_AGAIN_STATUS = 75
+"""EX_TEMPFAIL of sysexits.h: the command was stopped by SIGTERM, and goes on where it is called again."""
 INTERRUPTED = "error: interrupted; what is complete is kept, so run the same command again to continue"
 
 
@@ -82,6 +84,13 @@ def training_options(description: str | None, setting_help: str, record: Printed
         type=_gpu_share,
         help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
     )
+    options.add_argument(
+        "--on-nan",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what a batch does whose loss is not finite: end the run, or leave the weights as they are; its "
+        "samples are named in the journal (default: stop)",
+    )
     return options
 
 
@@ -126,7 +135,12 @@ def run_options(given: argparse.Namespace) -> RunOptions:
     """
     wait_for_storage(given.storage_patience)
     return RunOptions.resolve(
-        given.workspace, given.catalog, given.storage, given.tracking_uri, given.gpus_per_worker
+        given.workspace,
+        given.catalog,
+        given.storage,
+        given.tracking_uri,
+        given.gpus_per_worker,
+        given.on_nan == "skip",
     )
 
 
@@ -194,6 +208,9 @@ def run_command(
         # A library that prints must not spoil the one JSON document on standard output.
         with interruptible(INTERRUPTED), contextlib.redirect_stdout(sys.stderr):
             result = command()
+    except InterruptedRunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return COME_AGAIN_STATUS
     except (
         ConfigError,
         CatalogError,

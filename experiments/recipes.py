@@ -77,6 +77,10 @@ class DataConfig(Section):
         return self
 
 
+UNDECIDING = {"micro_batches", "checkpoint_activations", "checkpoint_steps", "checkpoint_minutes"}
+"""Settings of `train` that do not decide the result: where memory and time go."""
+
+
 class TrainConfig(Section):
     """How long, on how many workers, and how often to validate."""
 
@@ -111,6 +115,15 @@ class TrainConfig(Section):
         description="Epochs between evaluations on the validation (and test) identities.",
     )
     checkpoint_every: int = Field(1, ge=1, le=LARGEST_COUNT, description="Epochs between checkpoints.")
+    checkpoint_steps: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="Steps between further checkpoints, also within an epoch; null for none.",
+    )
+    checkpoint_minutes: float | None = Field(
+        None, gt=0, description="Minutes between further checkpoints, also within an epoch; null for none."
+    )
     evaluation_batch: int = Field(
         128, ge=1, le=LARGEST_COUNT, description="Samples a worker embeds at a time."
     )
@@ -186,8 +199,8 @@ class ExperimentConfig(Section):
         return self
 
     def deciding(self) -> dict[str, Any]:
-        """All settings that decide the result, dumped."""
-        return self.model_dump(mode="json", exclude={"train": {"micro_batches", "checkpoint_activations"}})
+        """All settings that decide the result, dumped; the others may change from start to start of a run."""
+        return self.model_dump(mode="json", exclude={"train": UNDECIDING})
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its full dotted name (`model.sfm.perturbation`), as `--set` takes it."""

@@ -18,6 +18,7 @@ from experiments import (
     report,
     sweep_sfm,
     train,
+    verify_run,
 )
 
 MAINS = {
@@ -36,6 +37,7 @@ MAINS = {
             report,
             sweep_sfm,
             train,
+            verify_run,
         )
     },
 }

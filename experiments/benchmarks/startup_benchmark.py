@@ -20,6 +20,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "experiments/report.py": ("--run", "/nosuch"),
     "experiments/sweep_sfm.py": ("--search", "bad"),
     "experiments/train.py": ("--set", "nosuch=1"),
+    "experiments/verify_run.py": ("/nosuch",),
     "cluster/local.py": ("check-upload", "/nosuch"),
     CATALOG: ("ingest", "--source", "/nosuch", "--catalog", "/nosuch/catalog"),
 }

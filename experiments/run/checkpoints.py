@@ -4,14 +4,17 @@ There is no generator state: every random number is a function of seed, epoch an
 """
 
 import errno
+import hashlib
 import json
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +26,10 @@ from safetensors.torch import load_file, save_file
 
 from data_catalog.errors import DamagedFileError
 from data_catalog.storage import filesystems
+from experiments.run.progress import Progress
+from experiments.run.run_result import RunError
 from experiments.tracking.journal import Event
-from stmi.checksums import SUMS_FILE, find_change
+from stmi.checksums import SUMS_FILE, find_change, write_sums
 from stmi.clip.weights import load_strictly
 from stmi.model import STMI
 from stmi.stored_run import MODEL_FILE, REPORTED_FILE
@@ -35,19 +40,10 @@ QUERIES_FILE = "queries.parquet"
 """How every test query ranked at each epoch that was tested: `evaluation.QUERY_SCHEMA` and `epoch`."""
 EMBEDDINGS_FILE = "test_embeddings.safetensors"
 """In the last checkpoint of a finished run: every retrieval feature of the test view's rows."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a run.
-
-    Attributes:
-        epoch: Epochs done.
-        step: Optimisation steps done.
-    """
-
-    epoch: int = 0
-    step: int = 0
+PARTIAL = ".partial"
+"""At the end of the name of a folder on a disk until the checkpoint is complete."""
+FORMAT = 2
+"""Of `TRAINING_FILE`. The first one has no number, and holds no part of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,83 @@ class Best:
     weights: dict[str, torch.Tensor] | None
 
 
-def save_best(folder: Path, best: Best) -> None:
-    """Write the weights of the best epoch so far into a checkpoint."""
-    assert best.weights is not None
-    facts = {"epoch": str(best.epoch), "value": repr(best.value)}
-    save_file(best.weights, folder / REPORTED_FILE, metadata=facts)
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds, in memory: training may go on while it is written.
+
+    Attributes:
+        model: The model's weights, on the CPU.
+        training: The optimiser's state and the progress, on the CPU.
+        queries: How the test queries ranked so far, a table for each test.
+        best: The best epoch so far, where the config reports it.
+        history: What the run reported so far.
+        embeddings: Of the test view, by feature: in the last checkpoint of a run.
+    """
+
+    model: dict[str, torch.Tensor]
+    training: dict[str, Any]
+    queries: list[pa.Table]
+    best: Best | None
+    history: list[Event]
+    embeddings: dict[str, np.ndarray] | None = None
+
+    def weights_digest(self) -> str:
+        """Hex SHA-256 of the model's weights: their names, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write its files into a folder that exists."""
+        save_file(self.model, folder / MODEL_FILE)
+        torch.save(self.training, folder / TRAINING_FILE)
+        queries = pa.concat_tables(self.queries)
+        parquet.write_table(queries, folder / QUERIES_FILE, compression="zstd", write_page_checksum=True)
+        if self.best is not None:
+            assert self.best.weights is not None
+            facts = {"epoch": str(self.best.epoch), "value": repr(self.best.value)}
+            save_file(self.best.weights, folder / REPORTED_FILE, metadata=facts)
+        (folder / HISTORY_FILE).write_text(json.dumps(self.history), encoding="utf-8")
+        if self.embeddings is not None:
+            rows = {name: np.ascontiguousarray(values) for name, values in self.embeddings.items()}
+            safetensors_numpy.save_file(rows, folder / EMBEDDINGS_FILE)
+        write_sums(folder)
+
+    def store(self, filesystem: fs.FileSystem, path: str) -> None:
+        """Write it to where it is kept; on a disk its folder is complete or absent.
+
+        Raises:
+            NotWritableError: The disk is full, or it cannot be written to.
+        """
+        with writing(path):
+            if isinstance(filesystem, fs.LocalFileSystem):
+                self._store_on_disk(Path(path), Path(path + PARTIAL))
+                return
+            # Object stores move no folders; there a checkpoint counts once the journal names it.
+            with tempfile.TemporaryDirectory() as folder:
+                self.write(Path(folder))
+                delete(filesystem, path)
+                fs.copy_files(folder, path, destination_filesystem=filesystem)
+
+    def _store_on_disk(self, path: Path, partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            self.write(partial)
+        except BaseException:
+            # The disk may be full; what is left needs the room.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+
+
+def delete(filesystem: fs.FileSystem, path: str) -> None:
+    """Delete a checkpoint, if it is there."""
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)
 
 
 def load_best(folder: Path) -> Best | None:
@@ -83,11 +151,22 @@ def load_best(folder: Path) -> Best | None:
     return Best(int(facts["epoch"]), float(facts["value"]), weights)
 
 
-def save(folder: Path, model: STMI, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint into a folder that exists."""
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / MODEL_FILE)
-    training = {"optimizer": optimizer.state_dict(), "epoch": progress.epoch, "step": progress.step}
-    torch.save(training, folder / TRAINING_FILE)
+def take(
+    model: STMI, optimizer: torch.optim.Optimizer, progress: Progress
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Copy a model, its optimiser and the progress to memory: the first two fields of a `Checkpoint`."""
+    weights = {name: host_copy(value).contiguous() for name, value in model.state_dict().items()}
+    training = {"format": FORMAT, "optimizer": optimizer.state_dict(), **progress.state()}
+    return weights, host_copy(training)
+
+
+def host_copy(tree: Any) -> Any:
+    """A copy of a tree of dicts, lists and tensors, with its tensors in the host's memory."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {name: host_copy(value) for name, value in tree.items()}
+    return [host_copy(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = None) -> Progress:
@@ -96,6 +175,7 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
     Raises:
         stmi.clip.weights.ClipFileError: The weights are not those of this model; names which.
         DamagedFileError: A file is damaged; so in the other functions that load.
+        RunError: Newer code wrote it.
     """
     device = next(model.parameters()).device
     with reading(folder / MODEL_FILE):
@@ -103,9 +183,14 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
     load_strictly(model, weights, folder / MODEL_FILE)
     with reading(folder / TRAINING_FILE):
         training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
+    if (written := training.get("format", 1)) > FORMAT:
+        raise RunError(
+            f"{folder / TRAINING_FILE} has format {written}, written by newer code; this code reads formats "
+            f"up to {FORMAT}, so continue the run with the newer one"
+        )
     if optimizer is not None:
         optimizer.load_state_dict(training["optimizer"])
-    return Progress(training["epoch"], training["step"])
+    return Progress.of(training)
 
 
 @contextmanager
@@ -173,22 +258,10 @@ def fetched(location: str) -> Iterator[Path]:
         yield Path(copy)
 
 
-def save_history(folder: Path, history: list[Event]) -> None:
-    """Write what a run reported so far beside its weights."""
-    (folder / HISTORY_FILE).write_text(json.dumps(history), encoding="utf-8")
-
-
 def load_history(folder: Path) -> list[Event]:
     """What the run had reported when the checkpoint was written."""
     with reading(folder / HISTORY_FILE):
         return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
-
-
-def save_queries(folder: Path, queries: list[pa.Table]) -> None:
-    """Write how the test queries ranked so far, a table for each test."""
-    parquet.write_table(
-        pa.concat_tables(queries), folder / QUERIES_FILE, compression="zstd", write_page_checksum=True
-    )
 
 
 def load_queries(folder: Path) -> pa.Table:

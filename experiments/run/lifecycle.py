@@ -8,19 +8,21 @@ from functools import partial
 
 from data_catalog.errors import NotWritableError, StorageAwayError
 from data_catalog.progress import ShowProgress, open_progress
+from data_catalog.storage import filesystems
 from experiments.recipes import ExperimentConfig
-from experiments.run import run_figures
+from experiments.run import checkpoints, run_figures
 from experiments.run.conclusion import conclude
 from experiments.run.config_checks import check_batches
 from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import LoggedRunResult, RunError
+from experiments.run.run_result import InterruptedRunError, LoggedRunResult, RunError
 from experiments.run.run_tables import RunTables
+from experiments.run.stop_request import stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster, train_on_workers
 from experiments.run.workers.training_input import TrainingInput
-from experiments.tracking.journal import Event, Journal
+from experiments.tracking.journal import INTERRUPTED, Event, Journal
 from experiments.tracking.mlflow_logger import MlflowLogger
 from experiments.tracking.polling import polling
 
@@ -64,6 +66,7 @@ def run(
 
     Raises:
         StoppedError: The run stopped itself.
+        InterruptedRunError: It was asked to stop.
         BusyError: Another process trains the run.
         StorageAwayError: The storage was away for too long.
         RunError: The workers failed more often than a run survives.
@@ -101,10 +104,30 @@ def _run(
             if not is_trained:
                 with _observed(folder, mlflow_logger):
                     _train(folder, tables, options, checkpoint, threads, on_report)
+                    _refuse_interrupted(folder)
             if not is_reused:
                 conclude(folder)
         logged = None if mlflow_logger is None else mlflow_logger.logged_run
         return LoggedRunResult(**dict(folder.finished_result) | {"reused": is_reused, "mlflow": logged})
+
+
+def train_first_steps(
+    config: ExperimentConfig, tables: RunTables, options: RunOptions, threads: int, stops: tuple[int, ...]
+) -> RunFolder:
+    """Train the first steps of a run, and leave it at that; its folder has the losses and checkpoints.
+
+    Args:
+        config: As in `run`; so are the other two.
+        tables: What it reads.
+        options: Where it is kept.
+        threads: CPUs of each worker.
+        stops: Steps, from 1, after which a checkpoint is taken; the last one is the last.
+    """
+    folder = RunFolder.of(options.workspace, config, tables, options.storage)
+    with _claimed(folder, 0.0):
+        _begin(folder, tables, None)
+        _train(folder, tables, options, None, threads, lambda facts: None, stops)
+    return folder
 
 
 @contextmanager
@@ -126,7 +149,13 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
 
 
 def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None:
-    """Write into the journal which code begins the run, or goes on with it, and what is odd in its data."""
+    """Write into the journal which code begins the run, or goes on with it, and what is odd in its data.
+
+    Checkpoints that a killed process has not completed are removed.
+    """
+    for name in folder.checkpoints.list_folders():
+        if name.endswith(checkpoints.PARTIAL):
+            checkpoints.delete(*filesystems.open_root(folder.checkpoints.file(name)))
     note_start(folder.journal, epoch=folder.epoch_of(checkpoint))
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
@@ -142,9 +171,19 @@ def _train(
     checkpoint: str | None,
     threads: int | None,
     on_report: OnReport,
+    stops: tuple[int, ...] | None = None,
 ) -> None:
     config = folder.config
-    given = TrainingInput(config, tables.views, tables.captions, clip_source(config), checkpoint)
+    given = TrainingInput(
+        config,
+        tables.views,
+        tables.captions,
+        clip_source(config),
+        checkpoint,
+        stops,
+        threads if stops else None,
+        options.skips_not_finite,
+    )
     if threads is None or config.train.workers > 1:
         reported = len(folder.journal.epochs())
 
@@ -165,7 +204,18 @@ def _train(
 
     is_accelerated = torch.cuda.is_available() and options.gpus_per_worker != 0
     device = torch.device("cuda" if is_accelerated else "cpu")
-    train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint))
+    with stopping_on_sigterm(folder.checkpoints):
+        train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint))
+
+
+def _refuse_interrupted(folder: RunFolder) -> None:
+    """Raise an error where the training ended because it was asked to."""
+    last = folder.journal.read()[-1]
+    if last["event"] == INTERRUPTED:
+        raise InterruptedRunError(
+            f"run {folder.name} was stopped by SIGTERM after step {last['step']}, of which it has a "
+            "checkpoint; run the same command again to continue"
+        )
 
 
 @contextmanager
@@ -183,8 +233,9 @@ def _logged(folder: RunFolder, options: RunOptions) -> Iterator[MlflowLogger | N
     try:
         yield mlflow_logger
     except BaseException as error:
+        failed = isinstance(error, RunError) and not isinstance(error, InterruptedRunError)
         files = [] if isinstance(error, StorageAwayError) else folder.files
-        mlflow_logger.finish("FAILED" if isinstance(error, RunError) else "KILLED", files)
+        mlflow_logger.finish("FAILED" if failed else "KILLED", files)
         raise
     figures = run_figures.find_pictures(folder) or run_figures.draw_all(folder, folder.finished_result)
     mlflow_logger.finish("FINISHED", [*figures, *folder.files])

@@ -122,6 +122,8 @@ class RunFolder(JournalFolder):
                     f"{folder} holds another run (fingerprint {known[:16]}, expected {own[:16]}); move it "
                     "away"
                 )
+            # As asked for now: it may be checkpointed more often than it was begun with.
+            folder.config = config
             return folder
         views = {
             split: StoredView(
@@ -284,6 +286,11 @@ class RunFolder(JournalFolder):
     def digests(self) -> dict[str, str]:
         """Table name to digest, of all that the run reads."""
         return self._stored.tables
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits whose views it reads."""
+        return list(self._stored.views)
 
     def view(self, split: str) -> Table:
         """The view of a split: where the run found it, or else in the catalog given, or in the workspace's.

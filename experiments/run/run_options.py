@@ -25,6 +25,8 @@ class RunOptions:
         storage: Folder or URI for checkpoints; None for each run's own folder.
         tracking_uri: MLflow's; None for a run that others log, such as the study that it belongs to.
         gpus_per_worker: May be a fraction; None for one each where the cluster has GPUs, 0 to train on CPUs.
+        skips_not_finite: Whether a batch whose loss is not finite is left out, and noted, in place of ending
+            the run.
     """
 
     workspace: Folder
@@ -32,6 +34,7 @@ class RunOptions:
     storage: str | None = None
     tracking_uri: str | None = None
     gpus_per_worker: float | None = None
+    skips_not_finite: bool = False
 
     @classmethod
     def resolve(
@@ -41,6 +44,7 @@ class RunOptions:
         storage: str | None = None,
         tracking_uri: str | None = None,
         gpus_per_worker: float | None = None,
+        skips_not_finite: bool = False,
     ) -> "RunOptions":
         """Options with absolute locations, since workers run in other folders.
 
@@ -50,6 +54,7 @@ class RunOptions:
             storage: A folder or URI; None for each run's own folder.
             tracking_uri: None for $MLFLOW_TRACKING_URI, or the workspace's embedded store.
             gpus_per_worker: As the attribute.
+            skips_not_finite: As the attribute.
 
         Raises:
             ConfigError: MLflow does not know the kind of store.
@@ -71,6 +76,7 @@ class RunOptions:
             None if storage is None else _absolute(storage),
             chosen,
             gpus_per_worker,
+            skips_not_finite,
         )
 
     def places(self, *, trials: bool) -> list[Place]:

@@ -28,6 +28,10 @@ class StoppedError(RunError):
     """A run that stopped itself, and would again: its loss diverged, or its data cannot be scored."""
 
 
+class InterruptedRunError(RunError):
+    """A run that was asked to stop, and has stored a checkpoint from which the same command continues."""
+
+
 class FeatureMetrics(Record):
     """Retrieval metrics of one feature; all are fractions."""
 

@@ -28,6 +28,8 @@ _BEGINNINGS = ("started", "resumed", "restarted")
 
 Event = dict[str, Any]
 """An event: `event` is its name; what else it has depends on that."""
+INTERRUPTED = "interrupted"
+"""The last event of a start that was asked to stop, after its checkpoint."""
 
 
 class Journal:

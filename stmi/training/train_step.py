@@ -5,6 +5,8 @@ batch, with ordinary batch norms. So the loss, and with it the trained model, do
 workers. All workers start from the same weights, which depend on the seed.
 """
 
+import math
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -79,6 +81,10 @@ class GlobalBatchLoss(nn.Module):
         autocast: Whether the network runs under bfloat16 autocast; losses are always float32.
         compiled: Whether the network is compiled. Evaluation is not: its batches have other sizes, and each
             size would need its own compilation.
+
+    Attributes:
+        own_seconds: Time that this worker took to embed its rows, before it waits for the others. On a GPU it
+            is that of starting to.
     """
 
     def __init__(self, model: STMI, config: LossConfig, autocast: bool, compiled: bool = False) -> None:
@@ -89,6 +95,7 @@ class GlobalBatchLoss(nn.Module):
         self.model = model
         self.config = config
         self.autocast = autocast
+        self.own_seconds = 0.0
         self.run_model = model.forward
         if compiled:
             self.run_model = torch.compile(model.forward, fullgraph=True, dynamic=False)
@@ -101,8 +108,10 @@ class GlobalBatchLoss(nn.Module):
         With a hypergraph, `incidence_density` is one of the parts. Without labels, what `loss` needs of these
         rows.
         """
+        began = time.perf_counter()
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
             features = self.run_model(batch, draws)
+        self.own_seconds += time.perf_counter() - began
         trained = features.retrieval()
         rows = {name: trained[name] for name in self.model.heads}
         if features.hyperedges is not None:
@@ -129,7 +138,13 @@ class TrainStep:
         micro_batches: Parts in which the network embeds a worker's rows, so that it keeps the activations of
             one part only; the gradients are those of the whole.
         checkpoint_activations: As `STMI.checkpoint_activations`.
+
+    Attributes:
+        skips_not_finite: Whether a batch whose loss is not finite leaves the model as it is. The loss is
+            that of the global batch, so all workers do the same.
     """
+
+    skips_not_finite = False
 
     def __init__(
         self,
@@ -157,11 +172,18 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
+        # The batch norms count a batch before its loss is known.
+        buffers = [buffer.clone() for buffer in self.model.buffers()] if self.skips_not_finite else []
         parts = self.backward(batch, draws, labels)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        return {name: value.detach() for name, value in parts.items()}
+        taken = {name: value.detach() for name, value in parts.items()}
+        if not self.skips_not_finite or math.isfinite(taken["total"]):
+            self.optimizer.step()
+        else:
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        return taken
 
     def backward(self, batch: ModelInput, draws: RandomDraws, labels: Tensor) -> dict[str, Tensor]:
         """Compute the losses and the gradients; arguments are this worker's rows."""

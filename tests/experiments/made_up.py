@@ -2,7 +2,12 @@
 
 import json
 
+import pyarrow as pa
+import torch
+
 from experiments.recipes import resolve
+from experiments.run.checkpoints import Checkpoint
+from experiments.run.evaluation import QUERY_SCHEMA
 from experiments.run.run_folder import CONFIG_FILE, RunFolder, StoredConfig
 from experiments.run.run_result import RunResult
 from experiments.studies.ablation.ablation_result import ComparedMetric, RowMetric, TableRow
@@ -27,6 +32,12 @@ def run_result(**changes) -> RunResult:
     """The stored sample of a run's result, changed."""
     sample = json.loads((json_samples.FOLDER / "train.json").read_text())
     return RunResult.model_validate({name: sample[name] for name in RunResult.model_fields} | changes)
+
+
+def checkpoint() -> Checkpoint:
+    """A checkpoint of a model of one weight."""
+    queries = QUERY_SCHEMA.append(pa.field("epoch", pa.int64())).empty_table()
+    return Checkpoint({"weight": torch.ones(1)}, {"epoch": 1, "step": 3}, [queries], None, [])
 
 
 def table_row(name: str, **compared) -> TableRow:

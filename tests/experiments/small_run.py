@@ -71,6 +71,7 @@ def alone(
     storage: str | None = None,
     on_report: OnReport = lambda facts: None,
     patience_seconds: float = 900,
+    skips_not_finite: bool = False,
 ) -> RunFolder:
     """The small run, trained in this process.
 
@@ -82,12 +83,15 @@ def alone(
         storage: Folder or URI of its checkpoints.
         on_report: Called with each report.
         patience_seconds: How long another process may have the run without progress.
+        skips_not_finite: As in `RunOptions`.
     """
     config, tables = configured(clip, workspace, *settings)
     result = lifecycle.run(
         config,
         tables,
-        RunOptions.resolve(runs or workspace, storage=storage).without_tracking(),
+        RunOptions.resolve(
+            runs or workspace, storage=storage, skips_not_finite=skips_not_finite
+        ).without_tracking(),
         threads=len(os.sched_getaffinity(0)),
         on_report=on_report,
         patience_seconds=patience_seconds,

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ from data_catalog.interrupts import INTERRUPTED_STATUS
 from experiments import ablate, demo, evaluate, report, sweep_sfm, train
 from experiments.command_line import USAGE_STATUS, run_command
 from experiments.recipes import ConfigError
+from experiments.run.run_result import InterruptedRunError
 from experiments.settings_list import SettingsList
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.sweep.sweep_result import SweepResult
@@ -83,6 +85,15 @@ def test_an_error_is_one_line_without_a_traceback(capsys):
 
     assert run_command(command, True, print) == USAGE_STATUS
     assert capsys.readouterr() == ("", "error: seed=-1\n")
+
+
+def test_a_run_that_was_stopped_by_sigterm_asks_to_come_again(capsys):
+    def command():
+        raise InterruptedRunError("run demo-1 was stopped")
+
+    # EX_TEMPFAIL of sysexits.h
+    assert run_command(command, True, print) == os.EX_TEMPFAIL
+    assert capsys.readouterr() == ("", "error: run demo-1 was stopped\n")
 
 
 def test_an_interrupt_is_one_line_that_says_how_to_continue(capsys):

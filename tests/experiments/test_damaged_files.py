@@ -4,6 +4,7 @@ The workspace is the kept one (see `tests.kept_workspace`), so nothing is traine
 """
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import sqlite3
@@ -18,7 +19,6 @@ from data_catalog.storage.folders import Folder
 from data_catalog.tables.table import TableKind, list_tables
 from experiments import report
 from experiments.reports.recorded_study import read_result
-from experiments.run import checkpoints
 from experiments.run.checkpoint_faults import find_fault
 from experiments.run.conclusion import find_choices
 from experiments.run.run_description import describe_run
@@ -34,7 +34,7 @@ from experiments.tracking.mlflow_store import open_local_store
 from stmi.checksums import SUMS_FILE, write_sums
 from stmi.errors import ClipFileError
 from tests import json_samples, kept_workspace
-from tests.experiments import small_run
+from tests.experiments import made_up, small_run
 from tests.experiments.studies.sweep.test_optuna_study import run_to
 
 WAY_OF_TEXT = "a byte that is no text"
@@ -133,7 +133,8 @@ def test_reader_names_a_damaged_file_in_one_line(kept, damaged, file, read, way)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_damaged_table_of_queries_is_named(tmp_path, way):
-    checkpoints.save_queries(tmp_path, [pa.table({"average_precision": [0.25] * 20})])
+    queries = pa.table({"average_precision": [0.25] * 20})
+    dataclasses.replace(made_up.checkpoint(), queries=[queries]).write(tmp_path)
     content = (tmp_path / "queries.parquet").read_bytes()
     run = RunFolder(tmp_path)
     assert len(run.read_queries()) == 20
@@ -297,7 +298,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(
     with pytest.raises(ValueError, match="stop"):
         small_run.alone(clip, workspace, runs=tmp_path, on_report=stop_after(2))
     [folder] = (tmp_path / "train").iterdir()
-    newest = max(folder.glob("checkpoint_epoch_*"))
+    newest = max(folder.glob("checkpoint_step_*"))
     (newest / "training.pt").write_bytes(b"")
     resumed = small_run.alone(clip, workspace, runs=tmp_path)
     assert [event["epoch"] for event in resumed.journal.read() if event["event"] == "resumed"] == [1]
@@ -308,7 +309,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(
 
 def stop_after(epoch):
     def on_report(facts):
-        if facts["event"] == "epoch" and facts["epoch"] == epoch:
+        if facts["event"] == "checkpoint" and facts["epoch"] == epoch:
             raise ValueError("stop")
 
     return on_report

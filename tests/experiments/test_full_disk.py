@@ -86,7 +86,7 @@ def test_run_ends_in_one_line_and_goes_on_from_what_was_kept(ray_session, clip, 
         with pytest.raises(NotWritableError) as raised:
             small_run.alone(clip, workspace, runs=disk)
         [run] = (disk / "train").iterdir()
-        assert str(raised.value).startswith(f"{run}/checkpoint_epoch_")
+        assert str(raised.value).startswith(f"{run}/checkpoint_step_")
         assert "\n" not in str(raised.value)
         assert len(list(run.glob("checkpoint_*"))) == 1
         mounts.enlarge(disk, 4000 * KIB)

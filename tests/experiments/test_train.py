@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -13,6 +14,7 @@ import pytest
 from data_catalog.storage.claims import claim
 from data_catalog.tables import building
 from experiments import demo, report, train
+from experiments.command_line import COME_AGAIN_STATUS
 from experiments.run import lifecycle
 from experiments.run.run_options import RunOptions
 from experiments.run.workers import ray_train
@@ -62,6 +64,16 @@ def test_journal_says_where_the_time_went(trained):
     assert seconds["share_in_steps_and_evaluation"] == pytest.approx(working)
 
 
+def test_journal_has_the_digest_of_each_checkpoint_and_the_time_of_each_worker(trained):
+    events = Journal(Path(trained["folder"]) / "journal.jsonl").read()
+    stored = [event for event in events if event.get("checkpoint")]
+    assert [event["event"] for event in stored] == ["checkpoint"] * 3 + ["test"]
+    assert len({event["weights"] for event in stored}) == 3
+    assert stored[-1]["weights"] == stored[-2]["weights"]
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert all(len(event["worker_seconds"]) == 2 and min(event["worker_seconds"]) > 0 for event in epochs)
+
+
 def test_mlflow_has_parameters_curves_and_pictures(trained, workspace):
     client = mlflow.MlflowClient(local_store(workspace))
     stored = client.get_run(trained["mlflow"]["run_id"])
@@ -101,18 +113,26 @@ def test_run_that_another_process_trains_is_left_alone(trained, clip, workspace,
     assert "is being trained by another process" in capsys.readouterr().err
 
 
-def test_run_that_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
+def test_run_that_was_terminated_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
     trained, capsys, clip, workspace, tmp_path
 ):
-    # Making the tables anew would take seconds. There are epochs enough that both kills come before the end.
+    # Making the tables anew would take seconds. There are epochs enough that all ends come before the last.
     options = ["--workers", "2", "--catalog", str(workspace / "catalog"), "--set", "train.epochs=16"]
     undisturbed = run(capsys, clip, workspace, *options)
-    command = [sys.executable, "experiments/train.py", *small_run.arguments(clip, tmp_path, *options)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
+
+    with started(clip, tmp_path, options) as process:
         wait_until(tmp_path, process, lambda events: find_checkpoints(events) >= 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == COME_AGAIN_STATUS
+    [path] = tmp_path.glob("train/*/journal.jsonl")
+    journal = Journal(path)
+    terminated = journal.read()
+    assert terminated[-1]["event"] == "interrupted"
+    assert terminated[-2]["event"] == "checkpoint"
+    assert terminated[-2]["step"] == terminated[-1]["step"]
+
+    with started(clip, tmp_path, options) as process:
+        wait_until(tmp_path, process, lambda events: find_checkpoints(events) > find_checkpoints(terminated))
         worker = next(
             child
             for child in psutil.Process(process.pid).children(recursive=True)
@@ -124,22 +144,33 @@ def test_run_that_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
             process,
             # The second checkpoint may be there before the worker has gone.
             lambda events: (
-                find_checkpoints(events) >= 2 and "resumed" in {event["event"] for event in events}
+                find_checkpoints(events) >= find_checkpoints(terminated) + 2
+                and [event["event"] for event in events].count("resumed") == 2
             ),
         )
         # Counted before the driver is killed: the end of its workers may be noted as a failure, too.
-        [journal] = tmp_path.glob("train/*/journal.jsonl")
-        assert [event["event"] for event in Journal(journal).read()].count("worker_failed") == 1
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert [event["event"] for event in journal.read()].count("worker_failed") == 1
     ended = run(capsys, clip, tmp_path, *options)
-    events = [event["event"] for event in Journal(Path(ended["folder"]) / "journal.jsonl").read()]
-    # Once by Ray Train, and once by the second start.
-    assert events.count("resumed") == 2
+    # By the second start, by Ray Train, and by the third start.
+    assert [event["event"] for event in journal.read()].count("resumed") == 3
     assert ended["resumed"]
     assert ended["losses"] == undisturbed["losses"]
     assert ended["metrics"] == undisturbed["metrics"]
+
+
+@contextmanager
+def started(clip, workspace, options):
+    """A process that trains the small run, killed with all its children at the end."""
+    command = [sys.executable, "experiments/train.py", *small_run.arguments(clip, workspace, *options)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_run_whose_output_is_no_terminal_prints_a_line_per_epoch(trained, clip, workspace, tmp_path, capsys):

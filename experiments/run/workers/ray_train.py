@@ -13,6 +13,7 @@ from experiments.recipes import ROOT
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
+from experiments.run.stop_request import stopping_on_sigterm
 from experiments.run.workers.training_input import TrainingInput
 
 MAX_FAILURES = 3
@@ -83,7 +84,8 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         ),
     )
     try:
-        trainer.fit()
+        with stopping_on_sigterm(folder.checkpoints):
+            trainer.fit()
     except SystemExit:
         # Ray Train answers Ctrl-C by ending the process as if all were well.
         raise KeyboardInterrupt from None

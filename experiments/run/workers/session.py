@@ -1,19 +1,23 @@
 """How a worker takes part in its run: through Ray Train, or alone in its own process."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray.train
 import torch
-from pyarrow import fs
+import torch.distributed as dist
+from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.run import checkpoints
+from experiments.run.checkpoints import Checkpoint
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
+from experiments.run.stop_request import StopRequest
 from experiments.tracking.journal import Event
 
 
@@ -25,25 +29,39 @@ class Session(Protocol):
         world_size: How many there are.
         threads: CPUs that it may use.
         device: Where it computes.
+        stop_request: What the first worker looks for after each step.
     """
 
     rank: int
     world_size: int
     threads: int
     device: torch.device
+    stop_request: StopRequest
 
     def checkpoint(self) -> AbstractContextManager[Path | None]:
         """The folder of the checkpoint to continue from; None where the run begins."""
         ...
 
-    def report(self, facts: Event, checkpoint: Path | None) -> None:
-        """Report what happened.
+    def report(self, facts: Event, checkpoint: Checkpoint | None = None) -> None:
+        """Report what happened; all workers report the same, in the same order.
 
         Args:
             facts: `event`, its name, and what belongs to it.
-            checkpoint: A folder whose files are to be kept; None without one, or on another worker than the
-                first.
+            checkpoint: What is to be kept; None without one, or on another worker than the first. It is
+                written behind training, and then the journal gets the report with `weights`, their digest.
         """
+        ...
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that was reported last is written; raises what kept it from that."""
+        ...
+
+    def agree(self, wish: int) -> int:
+        """The first worker's wish, on all workers; each of them calls this equally often."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers, in the order of their ranks, on each of them."""
         ...
 
 
@@ -62,6 +80,11 @@ class RayTrainSession:
         self.threads = threads
         self.device = get_device()
         self.earlier = earlier
+        self._storage = storage = context.get_storage()
+        self.stop_request = StopRequest(storage.storage_filesystem, storage.experiment_fs_path)
+        self._written: Future[None] | None = None
+        # What workers agree on is in the host's memory: in a group of its own no GPU waits for it.
+        self._group: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
 
     @contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
@@ -74,11 +97,54 @@ class RayTrainSession:
         with stored.as_directory() as name:
             yield Path(name)
 
-    def report(self, facts: Event, checkpoint: Path | None) -> None:
+    def report(self, facts: Event, checkpoint: Checkpoint | None = None) -> None:
         """As in `Session`; `JournalCallback` writes it into the journal."""
-        stored = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
-        with checkpoints.writing(ray.train.get_context().get_storage().experiment_fs_path):
-            ray.train.report(facts, checkpoint=stored)
+        storage = self._storage
+        if checkpoint is None:
+            ray.train.report(facts, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        written: Future[None] = Future()
+        self._written = written
+
+        def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            path = storage.build_checkpoint_path_from_name(name)
+            try:
+                checkpoint.store(storage.storage_filesystem, path)
+                # Ray Train sends the report when this function is done.
+                facts["weights"] = checkpoint.weights_digest()
+            except BaseException as error:
+                written.set_exception(error)
+                raise
+            written.set_result(None)
+            return ray.train.Checkpoint(path, storage.storage_filesystem)
+
+        ray.train.report(
+            facts,
+            checkpoint=ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=write,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def wait(self) -> None:
+        """As in `Session`; Ray Train itself waits for the last one."""
+        if self._written is not None:
+            self._written.result()
+
+    def agree(self, wish: int) -> int:
+        """As in `Session`."""
+        if self._group is None:
+            return wish
+        agreed = torch.tensor(wish)
+        dist.broadcast(agreed, 0, group=self._group)
+        return int(agreed)
+
+    def gather(self, value: Any) -> list[Any]:
+        """As in `Session`."""
+        values = [value] * self.world_size
+        if self._group is not None:
+            dist.all_gather_object(values, value, group=self._group)
+        return values
 
 
 class OwnProcessSession:
@@ -88,7 +154,7 @@ class OwnProcessSession:
         folder: The run's.
         threads: CPUs that it may use.
         device: Where it computes.
-        on_report: Called with each report once the journal has it.
+        on_report: Called with each report once the journal has it, in the thread that reports.
         earlier: Folder or URI of the checkpoint to continue from; or None.
     """
 
@@ -107,25 +173,46 @@ class OwnProcessSession:
         self.threads = threads
         self.device = device
         self.on_report = on_report
+        self.stop_request = StopRequest(*filesystems.open_root(folder.checkpoints.location))
         self.earlier = earlier
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._written: Future[Event] | None = None
 
     def checkpoint(self) -> AbstractContextManager[Path | None]:
         """As in `Session`."""
         return checkpoints.fetched(self.earlier) if self.earlier else nullcontext()
 
-    def report(self, facts: Event, checkpoint: Path | None) -> None:
+    def report(self, facts: Event, checkpoint: Checkpoint | None = None) -> None:
         """As in `Session`; written into the journal here."""
-        stored = None
+        self.wait()
         if checkpoint is not None:
-            name = f"checkpoint_{facts['event']}_{facts.get('step', 0):08d}"
-            location = self.folder.checkpoints.file(name)
-            with checkpoints.writing(location):
-                _store(checkpoint, location)
-            stored = self.folder.stored_checkpoint(name)
-        self.folder.journal.record(facts, stored)
-        if stored is not None:
-            self._delete_old()
+            self._written = self._writer.submit(self._store, facts, checkpoint)
+            return
+        self.folder.journal.record(facts, None)
         self.on_report(facts)
+
+    def wait(self) -> None:
+        """As in `Session`."""
+        written, self._written = self._written, None
+        if written is not None:
+            self.on_report(written.result())
+
+    def agree(self, wish: int) -> int:
+        """As in `Session`."""
+        return wish
+
+    def gather(self, value: Any) -> list[Any]:
+        """As in `Session`."""
+        return [value]
+
+    def _store(self, facts: Event, checkpoint: Checkpoint) -> Event:
+        kind = "step" if "step" in facts else facts["event"]
+        name = f"checkpoint_{kind}_{facts.get('step', 0):08d}"
+        checkpoint.store(*filesystems.open_root(self.folder.checkpoints.file(name)))
+        facts["weights"] = checkpoint.weights_digest()
+        self.folder.journal.record(facts, self.folder.stored_checkpoint(name))
+        self._delete_old()
+        return facts
 
     def _delete_old(self) -> None:
         stored = [event["checkpoint"] for event in self.folder.journal.read() if event.get("checkpoint")]
@@ -133,27 +220,4 @@ class OwnProcessSession:
         newest = list(dict.fromkeys(Folder(location).name for location in reversed(stored)))
         there = self.folder.checkpoints.list_folders()
         for name in set(newest[KEPT_CHECKPOINTS:]).intersection(there):
-            _delete(*filesystems.open_root(self.folder.checkpoints.file(name)))
-
-
-def _store(checkpoint: Path, location: str) -> None:
-    """Copy a checkpoint's files to where it is kept; on a disk its folder is complete or absent."""
-    filesystem, path = filesystems.open_root(location)
-    # Object stores move no folders; there a checkpoint counts once the journal names it.
-    written = f"{path}.partial" if isinstance(filesystem, fs.LocalFileSystem) else path
-    _delete(filesystem, written)
-    filesystem.create_dir(written, recursive=True)
-    try:
-        fs.copy_files(str(checkpoint), written, destination_filesystem=filesystem)
-    except OSError:
-        # The disk may be full; what is left needs the room.
-        _delete(filesystem, written)
-        raise
-    if written != path:
-        _delete(filesystem, path)
-        filesystem.move(written, path)
-
-
-def _delete(filesystem: fs.FileSystem, path: str) -> None:
-    if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
+            checkpoints.delete(*filesystems.open_root(self.folder.checkpoints.file(name)))

@@ -16,6 +16,10 @@ class TrainingInput:
         captions: What the text features of the views were made from; None where they hold no text.
         clip: Source of the CLIP, as workers find it.
         checkpoint: Folder or URI of the checkpoint of an earlier start, from which to continue; or None.
+        stops: Steps after which a checkpoint is taken; the training ends after the last one of them. None to
+            train to the end.
+        threads: CPUs of each worker; None for its share of its machine.
+        skips_not_finite: As in `RunOptions`.
     """
 
     config: ExperimentConfig
@@ -23,3 +27,6 @@ class TrainingInput:
     captions: Table | None
     clip: str
     checkpoint: str | None
+    stops: tuple[int, ...] | None = None
+    threads: int | None = None
+    skips_not_finite: bool = False

@@ -1,32 +1,28 @@
 """What every worker of a run does: train, validate, checkpoint, report; on one process or many."""
 
-import math
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import compute
-from pydantic_core import to_jsonable_python
-from safetensors.numpy import save_file
 
 from data_catalog.tables.table import Table
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.progress import Progress
 from experiments.run.run_result import FeatureMetrics
+from experiments.run.workers.checkpoint_schedule import CheckpointSchedule, Due
+from experiments.run.workers.loss_check import DivergedError, LossCheck
+from experiments.run.workers.reporter import Clock, Reporter
 from experiments.run.workers.session import Session
+from experiments.run.workers.slow_worker import worker_times
 from experiments.run.workers.training_input import TrainingInput
-from experiments.tracking.journal import Event
-from stmi.checksums import write_sums
+from experiments.tracking.journal import INTERRUPTED, Event
 from stmi.clip.loading import load_clip
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
@@ -38,30 +34,6 @@ from stmi.training.schedule import learning_rate
 from stmi.training.train_step import TrainStep
 
 
-@dataclass
-class Clock:
-    """Seconds spent by part, so that a run can report where its time went."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count the time inside towards a part."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """The seconds counted since the last call."""
-        taken = {name: round(value, 4) for name, value in self.seconds.items()}
-        self.seconds.clear()
-        return taken
-
-
-class DivergedError(RuntimeError):
-    """The loss is not a finite number any more."""
-
-
 def train(given: TrainingInput, session: Session) -> None:
     """One worker's whole run, from the last checkpoint on; the results are reported."""
     began, clock = time.time(), Clock()
@@ -70,77 +42,70 @@ def train(given: TrainingInput, session: Session) -> None:
         keep_freed_memory()
         run = _Run(given, session)
         progress, history = run.restore()
-    reporter = _Reporter(session, clock, began, history)
+    reporter = Reporter(session, clock, began, history)
     try:
-        _train(run, clock, reporter, progress)
+        with session.stop_request.watched() if session.rank == 0 else nullcontext():
+            _train(run, reporter, progress, CheckpointSchedule(given.config.train, session, given.stops))
     except (DivergedError, RetrievalError) as error:
         # Every worker gets the same error, and would get it again: a retry does not help.
-        reporter.report("stopped", error=str(error))
+        reporter.report("stopped", error=str(error), **getattr(error, "place", {}))
+    finally:
+        session.wait()
 
 
-def _train(run: "_Run", clock: Clock, reporter: "_Reporter", progress: checkpoints.Progress) -> None:
-    config = run.config.train
+def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: CheckpointSchedule) -> None:
+    config, clock = run.config.train, reporter.clock
     if progress.step == 0:
         with clock.part("evaluation"):
             untrained = run.test(0)[1]["U"]
-        reporter.report("untrained", metrics=untrained, cameras=run.cameras, identities=run.identities)
+        reporter.report(
+            "untrained",
+            metrics=untrained,
+            cameras=run.cameras,
+            identities=run.identities,
+            workers=run.session.world_size,
+            threads=run.session.threads,
+        )
     else:
-        reporter.report("resumed", epoch=progress.epoch, history=reporter.history)
-    for epoch in range(progress.epoch, config.epochs):
+        reporter.report("resumed", **progress.place(), history=reporter.history)
+    take = partial(run.take_checkpoint, progress)
+    while progress.epoch < config.epochs:
+        own_seconds = run.own_seconds
         with clock.part("steps"):
-            losses, rate, steps = run.train_epoch(epoch)
-        progress = checkpoints.Progress(epoch + 1, progress.step + steps)
-        facts: Event = {"epoch": epoch + 1, "step": progress.step, "losses": losses}
-        last = epoch + 1 == config.epochs
+            for is_last in run.train_epoch(progress):
+                due = schedule.after_step(progress.step)
+                # After the last step the epoch's evaluation comes first, unless there is no time for it.
+                if due is Due.STOP or (due is Due.CHECKPOINT and not is_last):
+                    run.loss_check.check(progress)
+                    reporter.store("checkpoint", take, **progress.place())
+                if due is Due.STOP:
+                    reporter.report(INTERRUPTED, **progress.place(), step_losses=progress.step_losses())
+                    return
+            run.loss_check.check(progress)
+        facts: Event = {
+            "losses": progress.means(),
+            "step_losses": progress.step_losses(),
+            "learning_rate": progress.rate,
+            "skipped": [run.loss_check.place(progress, index) for index in progress.skipped],
+            **worker_times(run.session, run.own_seconds - own_seconds),
+        }
+        progress.end_epoch()
+        epoch = progress.epoch
+        last = epoch == config.epochs
         with clock.part("evaluation"):
-            if last or (epoch + 1) % config.validate_every == 0:
+            if last or epoch % config.validate_every == 0:
                 if "val" in run.views:
                     facts["validation"] = run.validate()
                 if not last:
-                    facts["test"] = run.test(epoch + 1)[1]
-                run.keep_best(epoch + 1, facts)
-        keep = last or (epoch + 1) % config.checkpoint_every == 0
-        save = partial(run.save, progress=progress) if keep else None
-        reporter.report("epoch", save, learning_rate=rate, **facts)
+                    facts["test"] = run.test(epoch)[1]
+                run.keep_best(epoch, facts)
+        reporter.report("epoch", **progress.place(), **facts)
+        if schedule.after_epoch(progress.epoch, progress.step):
+            reporter.store("checkpoint", take, **progress.place())
     with clock.part("evaluation"):
         embeddings, metrics = run.test(config.epochs)
         run.keep_best(config.epochs, {"test": metrics})
-
-    def save_result(folder: Path) -> None:
-        run.save(folder, progress)
-        rows = {name: np.ascontiguousarray(values) for name, values in embeddings.items()}
-        save_file(rows, folder / checkpoints.EMBEDDINGS_FILE)
-
-    reporter.report("test", save_result, metrics=metrics, epochs=config.epochs)
-
-
-class _Reporter:
-    """Sends what happened to the driver, a checkpoint with it where there is one.
-
-    Each checkpoint holds all that was reported until then: the driver may die after a checkpoint is stored
-    and before its journal knows of it.
-    """
-
-    def __init__(self, session: Session, clock: Clock, began: float, history: list[Event]) -> None:
-        self.session = session
-        self.clock = clock
-        self.began = began
-        self.history = history
-
-    def report(self, event: str, save: Callable[[Path], None] | None = None, **facts: Any) -> None:
-        report = to_jsonable_python({"event": event, "began": self.began, "seconds": {}, **facts})
-        if event != "resumed":
-            self.history.append(report)
-        with tempfile.TemporaryDirectory() as folder:
-            saves = save is not None and self.session.rank == 0
-            if save is not None and saves:
-                with self.clock.part("checkpoint"), checkpoints.writing(folder):
-                    save(Path(folder))
-                    checkpoints.save_history(Path(folder), self.history)
-                    write_sums(Path(folder))
-            report["seconds"] = self.clock.take()
-            with self.clock.part("report"):
-                self.session.report(report, Path(folder) if saves else None)
+    reporter.store("test", partial(take, embeddings=embeddings), metrics=metrics, epochs=config.epochs)
 
 
 class _Run:
@@ -178,23 +143,32 @@ class _Run:
             config.train.micro_batches,
             config.train.checkpoint_activations,
         )
+        self.take_step.skips_not_finite = given.skips_not_finite
+        self.input_seconds = 0.0
+        skips = given.skips_not_finite
+        self.loss_check = LossCheck(self.schedule, self.views["train"], session, skips)
 
-    def restore(self) -> tuple[checkpoints.Progress, list[Event]]:
+    @property
+    def own_seconds(self) -> float:
+        """Time that this worker has taken for its rows of all steps, without its waiting for the others."""
+        return self.input_seconds + self.take_step.global_loss.own_seconds
+
+    def restore(self) -> tuple[Progress, list[Event]]:
         """Continue from the run's last checkpoint, if any; returns the progress and what was reported."""
         with self.session.checkpoint() as folder:
             if folder is None:
-                return checkpoints.Progress(), []
+                return Progress(), []
             progress = checkpoints.load(folder, self.model, self.take_step.optimizer)
             self.queries = [checkpoints.load_queries(folder)]
             self.best = checkpoints.load_best(folder)
             return progress, checkpoints.load_history(folder)
 
-    def save(self, folder: Path, progress: checkpoints.Progress) -> None:
-        """Write a checkpoint."""
-        checkpoints.save(folder, self.model, self.take_step.optimizer, progress)
-        checkpoints.save_queries(folder, self.queries)
-        if self.best is not None:
-            checkpoints.save_best(folder, self.best)
+    def take_checkpoint(
+        self, progress: Progress, history: list[Event], embeddings: dict[str, np.ndarray] | None = None
+    ) -> checkpoints.Checkpoint:
+        """Copy the state of the run to memory."""
+        taken = checkpoints.take(self.model, self.take_step.optimizer, progress)
+        return checkpoints.Checkpoint(*taken, list(self.queries), self.best, history, embeddings)
 
     def keep_best(self, epoch: int, facts: Event) -> None:
         """Keep the weights of an epoch that is the best so far, where the config reports the best one.
@@ -213,26 +187,20 @@ class _Run:
             kept = weights and {name: x.detach().cpu().clone() for name, x in weights.items()}
             self.best = checkpoints.Best(epoch, value, kept)
 
-    def train_epoch(self, epoch: int) -> tuple[dict[str, float], float, int]:
-        """Train one epoch; returns the mean losses, the last learning rate and the number of steps."""
-        config = self.config
+    def train_epoch(self, progress: Progress) -> Iterator[bool]:
+        """Train the rest of an epoch; yields after each step, counted by `progress`, if it is the last."""
+        config, epoch = self.config, progress.epoch
         plan = self.schedule.rows(self.session.rank, epoch)
-        sums: dict[str, torch.Tensor] = {}
-        rate = 0.0
-        for step, rows in enumerate(plan):
+        for step in range(progress.in_epoch, len(plan)):
             # The rate of the middle of the step: neither the first nor the last is zero.
             rate = learning_rate(config.optim, epoch + (step + 0.5) / len(plan), config.train.epochs)
-            batch, labels = self._augmented(rows, epoch, step)
+            began = time.perf_counter()
+            batch, labels = self._augmented(plan[step], epoch, step)
             draws = self.model.random_draws(config.seed, epoch, step, config.batch.size, self.rows)
-            for name, value in self.take_step(batch, draws, labels, rate).items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        losses = {name: (total / len(plan)).item() for name, total in sums.items()}
-        if not math.isfinite(losses["total"]):
-            raise DivergedError(
-                f"the loss of epoch {epoch + 1} is {losses['total']} at learning rate {rate:.3g}; "
-                "lower optim.learning_rate, or set optim.gradient_clip"
-            )
-        return losses, rate, len(plan)
+            self.input_seconds += time.perf_counter() - began
+            losses = self.take_step(batch, draws, labels, rate)
+            self.loss_check.count(progress, losses, rate, len(plan))
+            yield step + 1 == len(plan)
 
     def validate(self) -> dict[str, FeatureMetrics]:
         """Metrics of each feature on the validation identities."""

@@ -31,9 +31,9 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
     from experiments.run.workers.session import RayTrainSession  # noqa: PLC0415 - imports torch, which takes seconds
     from experiments.run.workers.training_loop import train  # noqa: PLC0415
 
-    workers_on_this_node = ray.train.get_context().get_local_world_size()
-    threads = max(1, len(os.sched_getaffinity(0)) // workers_on_this_node)
-    train(given["input"], RayTrainSession(threads, given["input"].checkpoint))
+    own, workers_on_this_node = given["input"], ray.train.get_context().get_local_world_size()
+    threads = own.threads or max(1, len(os.sched_getaffinity(0)) // workers_on_this_node)
+    train(own, RayTrainSession(threads, own.checkpoint))
 
 
 class JournalCallback(UserCallback):

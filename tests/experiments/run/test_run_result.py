@@ -53,14 +53,14 @@ def test_clock_of_the_workers_may_be_behind():
 
 def test_checkpoint_that_was_lost_and_made_again_is_kept_as_a_new_one(folder, tmp_path):
     def location(step):
-        return str(tmp_path / f"checkpoint_epoch_{step:08d}")
+        return str(tmp_path / f"checkpoint_step_{step:08d}")
 
     for step in (2, 4, 6):
         folder.journal.record({"event": "epoch", "step": step}, location(step))
     session = OwnProcessSession(folder, 1, torch.device("cpu"), lambda facts: None)
-    (tmp_path / "new").mkdir()
     for step in (2, 4):
-        session.report({"event": "epoch", "step": step}, tmp_path / "new")
+        session.report({"event": "epoch", "step": step}, made_up.checkpoint())
+        session.wait()
         assert folder.last_checkpoint == location(step)
     assert len(list(tmp_path.glob("checkpoint_*"))) == 2
 

@@ -2,19 +2,18 @@ import json
 import shutil
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
-from pyarrow import fs
 
 from data_catalog.errors import StorageAwayError
 from data_catalog.storage.claims import claim
 from experiments import evaluate
 from experiments.recipes import resolve
 from experiments.run import lifecycle
+from experiments.run.checkpoints import Checkpoint
 from experiments.run.evaluation import QUERY_SCHEMA
 from experiments.run.lifecycle import BusyError
 from experiments.run.run_folder import RunFolder
@@ -22,7 +21,7 @@ from experiments.run.run_result import RunError, StoppedError
 from experiments.run.workers.session import OwnProcessSession
 from experiments.studies import trial
 from stmi.model import FEATURES
-from tests.experiments import small_run
+from tests.experiments import made_up, small_run
 from tests.tolerances import ROUNDING_FLOAT32
 
 
@@ -89,28 +88,33 @@ def test_last_test_that_is_repeated_from_its_own_checkpoint_counts_once(
     assert repeated.read_queries().equals(alone.read_queries())
 
 
-def test_checkpoint_that_is_cut_off_is_not_taken_for_one(alone, tmp_path, monkeypatch):
+def test_checkpoint_that_is_cut_off_is_not_taken_for_one(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     session = OwnProcessSession(run, 1, torch.device("cpu"), lambda facts: None)
-    stored = tmp_path / "checkpoint_epoch_00000003"
-    session.report({"event": "epoch", "step": 3}, Path(alone.result.checkpoint))
-    complete = sorted(path.name for path in stored.iterdir())
+    stored = tmp_path / "checkpoint_step_00000003"
 
-    def copy_one_file(source, target, **others):
-        (Path(target) / "model.safetensors").write_bytes(b"half")
+    def store(step):
+        session.report({"event": "epoch", "step": step}, made_up.checkpoint())
+        session.wait()
+
+    store(3)
+    complete = {path.name: path.read_bytes() for path in stored.iterdir()}
+
+    def write_one_file(checkpoint, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(fs, "copy_files", copy_one_file)
+        patched.setattr(Checkpoint, "write", write_one_file)
         for step in (3, 6):
             with pytest.raises(KilledError):
-                session.report({"event": "epoch", "step": step}, Path(alone.result.checkpoint))
-    assert sorted(path.name for path in stored.iterdir()) == complete
-    assert (stored / "model.safetensors").stat().st_size > 4
-    assert not (tmp_path / "checkpoint_epoch_00000006").exists()
-    session.report({"event": "epoch", "step": 6}, Path(alone.result.checkpoint))
-    again = tmp_path / "checkpoint_epoch_00000006"
-    assert sorted(path.name for path in again.iterdir()) == complete
+                store(step)
+    assert {path.name: path.read_bytes() for path in stored.iterdir()} == complete
+    assert [event["step"] for event in run.journal.read()] == [3]
+    assert not (tmp_path / "checkpoint_step_00000006").exists()
+    store(6)
+    again = tmp_path / "checkpoint_step_00000006"
+    assert {path.name for path in again.iterdir()} == set(complete)
 
 
 def test_finished_run_is_found_and_not_repeated(alone, clip, workspace):

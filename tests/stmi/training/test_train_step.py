@@ -65,6 +65,14 @@ def expect_same(totals, weights, alone):
         assert torch.allclose(weights[name].double(), value.double(), atol=EXACT_FLOAT64), name
 
 
+def test_time_of_a_worker_is_its_own_and_not_what_it_waits_for_a_slow_one(folder):
+    steps, delay = 4, 0.5
+    in_processes(training.train_with_a_slow_worker, 2, 2, str(folder), steps, delay)
+    quick, slow = torch.load(folder / "own_seconds.pt", weights_only=True)
+    assert slow >= steps * delay
+    assert slow - quick > steps * delay / 2
+
+
 def test_restart_on_three_workers_ends_with_bit_identical_weights(folder):
     in_processes(training.train_with_and_without_restart, 3, 3, str(folder), 6)
     results = torch.load(folder / "restarted.pt", weights_only=True)

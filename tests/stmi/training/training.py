@@ -1,6 +1,7 @@
 """A few training steps of a tiny STMI, in one process or one of several."""
 
 import functools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,26 @@ def train_on_gpu_as_rank(rank: int, world_size: int, folder: str, steps: int) ->
         totals, model = train(Path(folder) / "clip", steps, rank, world_size, device=f"cuda:{rank}")
         if rank == 0:
             torch.save({"totals": totals, "model": model.state_dict()}, f"{folder}/result-nccl.pt")
+
+
+def train_with_a_slow_worker(rank: int, world_size: int, folder: str, steps: int, delay: float) -> None:
+    """The second worker sleeps in each step; stores what each of them took on its own."""
+    with _process_group(rank, world_size, folder):
+        model, take_step = build(Path(folder) / "clip", torch.float64)
+        run_model = take_step.global_loss.run_model
+
+        def run_slowly(*given: Any) -> Any:
+            time.sleep(delay if rank == 1 else 0.0)
+            return run_model(*given)
+
+        take_step.global_loss.run_model = run_slowly
+        rows = rows_of_rank(BATCH, rank, world_size)
+        for step in range(steps):
+            take_own_rows(model, take_step, step, rows)
+        taken: list[float] = [0.0] * world_size
+        dist.all_gather_object(taken, take_step.global_loss.own_seconds)
+        if rank == 0:
+            torch.save(taken, f"{folder}/own_seconds.pt")
 
 
 def train_with_and_without_restart(rank: int, world_size: int, folder: str, steps: int) -> None:

@@ -1,0 +1,76 @@
+"""SIGTERM in training: the driver asks the run's workers to store a checkpoint and end.
+
+A scheduler sends it where time is up: Slurm at a job's time limit, `ray job stop`, Kubernetes, a spot node.
+The request is a file beside the run's checkpoints, which every worker reaches, wherever it runs.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+from pyarrow import fs
+
+from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
+from experiments.tracking.polling import polling
+
+STOP_FILE = "stop-requested"
+LOOK_SECONDS = 0.2
+REMOTE_LOOK_SECONDS = 2.0
+"""In object storage each look is a request."""
+
+
+@contextmanager
+def stopping_on_sigterm(checkpoints: Folder) -> Iterator[None]:
+    """Meanwhile the first SIGTERM leaves a request to stop beside a run's checkpoints.
+
+    The second one does what SIGTERM did before. Only a process's main thread can answer signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    filesystem, path = filesystems.open_root(checkpoints.file(STOP_FILE))
+
+    def remove() -> None:
+        if filesystems.exists(filesystem, path):
+            filesystem.delete_file(path)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        filesystems.write_atomically(filesystem, path, b"")
+
+    # A driver that was killed may have left one.
+    remove()
+    before = signal.signal(signal.SIGTERM, ask) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        remove()
+
+
+class StopRequest:
+    """What a worker sees of the request.
+
+    Args:
+        filesystem: Of the run's checkpoints.
+        folder: Theirs.
+
+    Attributes:
+        is_made: Whether it was seen.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
+        self.filesystem = filesystem
+        self.path = f"{folder}/{STOP_FILE}"
+        self.is_made = False
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Meanwhile another thread looks for it."""
+        is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+        return polling(self._look, LOOK_SECONDS if is_local else REMOTE_LOOK_SECONDS, final_call=False)
+
+    def _look(self) -> None:
+        self.is_made = self.is_made or filesystems.exists(self.filesystem, self.path)

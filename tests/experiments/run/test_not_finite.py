@@ -1,0 +1,93 @@
+"""A batch whose loss is not finite: it is named, and ends the run or is left out."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import StoppedError
+from stmi.training import augment
+from tests import kept_workspace
+from tests.experiments import small_run
+from tests.kept_workspace import CLIP
+
+BAD_STEP = 4
+"""The first step of the second epoch of the small run."""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """One whose tables are there: to make them takes Ray."""
+    return kept_workspace.unpack(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Makes the images of some steps of the next training not finite; counts its steps."""
+    original = augment.augment
+
+    def call(*steps):
+        taken = []
+
+        def spoiled(*given):
+            taken.append(None)
+            images, mask = original(*given)
+            return images * (torch.nan if len(taken) in steps else 1.0), mask
+
+        monkeypatch.setattr(augment, "augment", spoiled)
+        return taken
+
+    return call
+
+
+def samples_of_a_batch(run):
+    return json.loads(run.read("config.json"))["config"]["batch"]["size"]
+
+
+def test_run_ends_at_the_next_step_and_names_the_samples(workspace, tmp_path, spoil):
+    taken = spoil(BAD_STEP)
+    with pytest.raises(
+        StoppedError, match="the loss of epoch 2 is nan in step 4, at learning rate"
+    ) as stopped:
+        small_run.alone(CLIP, workspace, runs=tmp_path)
+    assert len(taken) == BAD_STEP + 1
+    (path,) = tmp_path.glob("train/*")
+    run = RunFolder(path)
+    event = run.journal.last("stopped")
+    assert event["step"] == BAD_STEP
+    assert len(set(event["samples"])) == samples_of_a_batch(run)
+    assert event["samples"][0] in str(stopped.value)
+    # The last checkpoint is from before.
+    assert run.journal.last("checkpoint")["step"] == BAD_STEP - 1
+
+
+def test_checkpoint_never_holds_weights_of_a_loss_that_is_not_finite(workspace, tmp_path, spoil):
+    spoil(BAD_STEP)
+    with pytest.raises(StoppedError):
+        small_run.alone(CLIP, workspace, "train.checkpoint_steps=1", runs=tmp_path)
+    (path,) = tmp_path.glob("train/*")
+    weights = load_file(RunFolder(path).last_checkpoint + "/model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+def test_batch_is_left_out_and_counted_where_asked_for(workspace, tmp_path, spoil):
+    spoil(BAD_STEP)
+    run = small_run.alone(CLIP, workspace, runs=tmp_path, skips_not_finite=True)
+    first, second, third = run.journal.epochs()
+    assert first["skipped"] == third["skipped"] == []
+    (skipped,) = second["skipped"]
+    assert skipped["step"] == BAD_STEP
+    assert len(set(skipped["samples"])) == samples_of_a_batch(run)
+    assert second["step_losses"][0] is None
+    # The mean is that of the other step.
+    assert second["losses"]["total"] == pytest.approx(second["step_losses"][1])
+    weights = load_file(run.result.checkpoint + "/model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+def test_run_ends_where_no_batch_of_an_epoch_is_left(workspace, tmp_path):
+    settings = ("optim.learning_rate=1e30", "optim.gradient_clip=0")
+    with pytest.raises(StoppedError, match="no other batch's is finite; lower"):
+        small_run.alone(CLIP, workspace, *settings, runs=tmp_path, skips_not_finite=True)

@@ -1,0 +1,147 @@
+"""A run that is killed at any moment, and continued, ends as if it had not been."""
+
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_catalog.storage.folders import Folder
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import InterruptedRunError
+from experiments.run.stop_request import LOOK_SECONDS, STOP_FILE, stopping_on_sigterm
+from tests import kept_workspace
+from tests.experiments import small_run
+from tests.experiments.run.dying_run import train_until
+from tests.kept_workspace import CLIP
+
+OFTEN = "train.checkpoint_steps=1"
+TIMES = {"time", "began", "seconds", "worker_seconds"}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """One whose tables are there: to make them takes Ray."""
+    return kept_workspace.unpack(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workspace, tmp_path_factory):
+    return small_run.alone(CLIP, workspace, runs=tmp_path_factory.mktemp("undisturbed"))
+
+
+class EndedError(Exception):
+    """Ends a run from a report of it."""
+
+
+def facts_of(run: RunFolder) -> list[dict]:
+    """What a run's journal says of its training, without the times and without the starts."""
+    kept = ("untrained", "epoch", "test")
+    latest = {
+        (event["event"], event.get("epoch")): {
+            name: value for name, value in event.items() if name not in TIMES
+        }
+        for event in run.journal.read()
+        if event["event"] in kept
+    }
+    return [facts | {"checkpoint": None} for facts in latest.values()]
+
+
+def assert_equal_runs(one: RunFolder, other: RunFolder) -> None:
+    ours, theirs = (load_file(f"{run.result.checkpoint}/model.safetensors") for run in (one, other))
+    assert list(ours) == list(theirs)
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+    assert facts_of(one) == facts_of(other)
+    assert one.result.losses == other.result.losses
+    assert one.result.metrics == other.result.metrics
+    assert one.read_queries().equals(other.read_queries())
+
+
+def test_run_with_checkpoints_in_its_epochs_is_the_same_run(undisturbed, workspace, tmp_path):
+    often = small_run.alone(CLIP, workspace, OFTEN, runs=tmp_path)
+    assert often.name == undisturbed.name
+    assert_equal_runs(often, undisturbed)
+    steps = [event["step"] for event in often.journal.read() if event["event"] == "checkpoint"]
+    assert steps == sorted(set(steps))
+    assert len(steps) == often.journal.epochs()[-1]["step"]
+
+
+def test_run_that_ends_within_an_epoch_goes_on_from_there(undisturbed, workspace, tmp_path):
+    def end_after_checkpoint(facts):
+        if facts["event"] == "checkpoint" and facts["step"] == 4:
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        small_run.alone(CLIP, workspace, OFTEN, runs=tmp_path, on_report=end_after_checkpoint)
+    # How often it is checkpointed may change: it is the same run.
+    run = small_run.alone(CLIP, workspace, runs=tmp_path)
+    resumed = run.journal.last("resumed")
+    assert (resumed["epoch"], resumed["step"]) == (1, 4)
+    assert [event["step"] for event in run.journal.epochs()] == [3, 5, 7]
+    assert_equal_runs(run, undisturbed)
+
+
+def test_run_that_is_killed_again_and_again_ends_as_if_undisturbed(undisturbed, workspace, tmp_path):
+    """At the first step and the last, within an epoch, and in and after the write of a checkpoint."""
+    settings = "train.checkpoint_steps=2"
+    for moment, count in (
+        ("before a step", 1),
+        ("before a step", 4),
+        ("in the write of a checkpoint", 1),
+        ("between a checkpoint and its journal", 4),
+        ("in the write of the journal", 5),
+        ("before a step", 2),
+    ):
+        train_until(moment, count, workspace, tmp_path, settings)
+    # As Ray Train names its folders, by the time.
+    (path,) = tmp_path.glob("train/*")
+    (path / "checkpoint_2026-01-01_00-00-00.000000.partial").mkdir()
+    run = small_run.alone(CLIP, workspace, settings, runs=tmp_path)
+    assert_equal_runs(run, undisturbed)
+    assert run.result.resumed
+    assert not list(run.path.glob("*.partial"))
+
+
+def test_sigterm_ends_it_with_a_checkpoint_of_the_next_step(undisturbed, workspace, tmp_path):
+    def terminate(facts):
+        if facts["event"] == "epoch" and facts["epoch"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+            # Several times as long as until the worker looks.
+            time.sleep(5 * LOOK_SECONDS)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM after step 4, of which"):
+        small_run.alone(CLIP, workspace, runs=tmp_path, on_report=terminate)
+    assert signal.getsignal(signal.SIGTERM) is before
+    run = small_run.alone(CLIP, workspace, runs=tmp_path)
+    assert run.journal.last("resumed")["step"] == 4
+    assert_equal_runs(run, undisturbed)
+
+
+def test_request_that_a_killed_driver_left_does_not_stop_the_next_start(tmp_path):
+    (tmp_path / STOP_FILE).touch()
+    with stopping_on_sigterm(Folder(tmp_path)):
+        assert not (tmp_path / STOP_FILE).exists()
+        signal.raise_signal(signal.SIGTERM)
+        assert (tmp_path / STOP_FILE).exists()
+    assert not (tmp_path / STOP_FILE).exists()
+
+
+def test_second_sigterm_does_what_it_did_before(tmp_path):
+    class OlderError(Exception):
+        pass
+
+    def older(number, frame):
+        raise OlderError
+
+    before = signal.signal(signal.SIGTERM, older)
+    try:
+        with stopping_on_sigterm(Folder(tmp_path)):
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(OlderError):
+                signal.raise_signal(signal.SIGTERM)
+        assert not (tmp_path / STOP_FILE).exists()
+    finally:
+        signal.signal(signal.SIGTERM, before)
