@@ -121,7 +121,7 @@ def test_checks_of_a_half_copied_data_set_say_all_that_is_degenerate(half: Path,
     severity, finding = found["differs_from_card"]
     assert severity == "warning"
     assert "test samples 4 (836), test identities 1 (30)" in finding.message
-    assert "cameras 3 (4)" in finding.message
+    assert "cameras" not in finding.message
     severity, finding = found["untrained_camera"]
     assert severity == "warning"
     assert "2 samples of split 'test' are of cameras that no training sample is of (3)" in (finding.message)
