@@ -31,7 +31,8 @@ def metrics(value: float) -> dict:
 def run_result(**changes) -> RunResult:
     """The stored sample of a run's result, changed."""
     sample = json.loads((json_samples.FOLDER / "train.json").read_text())
-    return RunResult.model_validate({name: sample[name] for name in RunResult.model_fields} | changes)
+    known = {name: sample[name] for name in RunResult.model_fields if name in sample}
+    return RunResult.model_validate(known | changes)
 
 
 def checkpoint() -> Checkpoint:
