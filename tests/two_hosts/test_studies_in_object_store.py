@@ -72,16 +72,33 @@ def assert_complete(hosts, workspace, server, result):
     assert children(server, result) == ("FINISHED", finished)
 
 
-def test_sweep_over_two_hosts_has_every_trial_and_a_report_on_a_third_one(hosts, workspace, at, server):
+def finished(hosts, workspace):
+    """What the journals of the runs say that are finished."""
+    names = hosts.store.names(f"{prefix(hosts, workspace)}/train")
+    runs = [name.partition("/")[0] for name in names if name.endswith("/result.json")]
+    return {run: events(hosts, workspace, run) for run in runs}
+
+
+def test_sweep_survives_the_kill_of_the_second_node(hosts, workspace, at, server):
     before = hosts.actors()
-    result = hosts.result(hosts.first, "sweep_sfm.py", *at, *SWEEP)
+    sweep = hosts.spawn(hosts.first, "sweep_sfm.py", *at, *SWEEP, "--json")
+    # The processes of both hosts have ended a trial, and go on with another one or wait for it.
+    hosts.wait(sweep, lambda: len(finished(hosts, workspace)) >= 2)
     assert all(actors[TRIAL] for actors in started_on(hosts, before).values())
+    hosts.kill_raylet(hosts.second)
+    kept = finished(hosts, workspace)
+    out, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    result = json.loads(out)
     assert_complete(hosts, workspace, server, result)
-    third = hosts.boot("third")
-    given = ["--study", result["study"], "--workspace", workspace, "--tracking-uri", server]
-    report = hosts.result(third, "report.py", *given)
+    assert {run: events(hosts, workspace, run) for run in kept} == kept
+    # An empty machine makes the report, also after the workspace was renamed.
+    renamed = f"{workspace}-renamed"
+    hosts.store.rename(prefix(hosts, workspace), prefix(hosts, renamed))
+    given = ["--study", result["study"], "--workspace", renamed, "--tracking-uri", server]
+    report = hosts.result(hosts.boot("third"), "report.py", *given)
     assert not report["missing"]
-    page = f"{prefix(hosts, workspace)}/studies/{result['study']}/report.html"
+    page = f"{prefix(hosts, renamed)}/studies/{result['study']}/report.html"
     assert report["page"] == hosts.store.uri(page)
     assert result["trials"][0]["run"] in hosts.store.read(page).decode()
 
@@ -107,14 +124,9 @@ def test_ablation_over_two_hosts_has_every_row_and_the_numbers_of_one_process(
 
 def test_sweep_whose_driver_is_killed_ends_on_another_machine(hosts, workspace, at, server):
     sweep = hosts.spawn(hosts.first, "sweep_sfm.py", *at, *SWEEP, "--json")
-
-    def finished():
-        names = hosts.store.names(f"{prefix(hosts, workspace)}/train")
-        return [name.partition("/")[0] for name in names if name.endswith("/result.json")]
-
-    hosts.wait(sweep, finished)
+    hosts.wait(sweep, lambda: finished(hosts, workspace))
     kill(sweep)
-    kept = {run: events(hosts, workspace, run) for run in finished()}
+    kept = finished(hosts, workspace)
     third = hosts.boot("third")
     hosts.start_node(third, cpus=0)
     result = hosts.result(third, "sweep_sfm.py", *at, *SWEEP, "--resume")
