@@ -3,7 +3,7 @@
     python cluster/local.py up         # start what does not run; prints what to export
     eval "$(python cluster/local.py up)"
     python cluster/local.py status     # exit status 1 unless all services are well
-    python cluster/local.py down       # end what `up` started, and nothing else
+    eval "$(python cluster/local.py down)"     # end what `up` started, and unset what it exported
     python cluster/local.py check-upload .   # what `ray job submit --working-dir .` would send
 
 `up` may be repeated: services that are well keep running, others are started again on the same port.
@@ -19,9 +19,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from data_catalog.interrupts import end_on_interrupt
+    from data_catalog.process import begin_process
 
-    end_on_interrupt()
+    begin_process()
 
 from cluster.cluster_state import ClusterError
 from cluster.cluster_status import ClusterStatus, EndedProcesses, StartedCluster
@@ -53,15 +53,15 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument(
             "--workspace",
-            type=Path,
-            default=ROOT / "runs",
-            help="folder of runs, also those of submitted jobs (default: runs)",
+            type=_folder,
+            default=os.environ.get("STMI_WORKSPACE") or str(ROOT / "runs"),
+            help="folder of runs, also those of submitted jobs (default: $STMI_WORKSPACE, or runs)",
         )
         add_json_options(command, result)
         if name == "up":
             command.add_argument(
                 "--backend-store-uri",
-                default=os.environ.get("MLFLOW_BACKEND_STORE_URI"),
+                default=os.environ.get("MLFLOW_BACKEND_STORE_URI") or None,
                 help="MLflow's database, such as postgresql://user:password@host/mlflow (default: "
                 "$MLFLOW_BACKEND_STORE_URI, which keeps the password off the command line, or "
                 "WORKSPACE/mlflow.db)",
@@ -73,6 +73,15 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("folder", type=Path, nargs="?", default=Path(), help="working directory (default: .)")
     add_json_options(check, Upload)
     return options
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} (--workspace, or $STMI_WORKSPACE): the services need a folder of this machine; name one "
+            "with --workspace, and the URI to the scripts that are submitted"
+        )
+    return Path(text)
 
 
 def check_upload(folder: Path) -> Upload:
@@ -118,8 +127,9 @@ def show(result: Record, exports: bool) -> None:
         print(f"{result.folder}: {result.files} files, {result.bytes / 2**20:.1f} MiB; it fits")
     elif isinstance(result, EndedProcesses):
         counts = ", ".join(f"{count} of {name}" for name, count in result.ended.items())
-        print(f"ended processes: {counts}")
-        print(f"shells that have what `up` exported keep it: unset {' '.join(EXPORTED)}")
+        print(f"# ended processes: {counts}")
+        print("# A shell that has what `up` exported forgets it with this line, or with `eval` of this text:")
+        print(f"unset {' '.join(EXPORTED)}")
     elif isinstance(result, ClusterStatus):
         for name, service in result.services.items():
             print(f"# {name:7} {service.state:13} log: {service.log}")
@@ -127,11 +137,12 @@ def show(result: Record, exports: bool) -> None:
         print(f"# dashboard {result.dashboard} (asks for the token in $RAY_AUTH_TOKEN_PATH)")
         print(f"# MLflow    {result.mlflow} ({result.backend})")
         if result.earlier_backend is not None:
+            earlier = shlex.quote(result.earlier_backend)
             print(f"# Runs that an older version logged are in {result.earlier_backend};")
-            print(f"# to see them: `down`, then `up --backend-store-uri {result.earlier_backend}`")
+            print(f"# to see them: `down`, then `up --backend-store-uri {earlier}`")
         for name, value in result.environment.items():
             print(f"export {name}={shlex.quote(value)}")
-        ray = Path(sys.executable).parent / "ray"
+        ray = shlex.quote(str(Path(sys.executable).parent / "ray"))
         print("# Submit, in the folder of the project:")
         print(f"# {ray} job submit --address {result.dashboard} --working-dir . \\")
         print("#     -- python experiments/train.py --recipe demo")

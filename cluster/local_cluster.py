@@ -39,6 +39,7 @@ from cluster.services import (
     ServiceMaker,
 )
 from data_catalog.uris import without_credentials
+from stmi.network import NO_PROXY, spare_loopback
 
 HOOKS = Path(__file__).resolve().parent / "submit_hook"
 EXPORTED = (
@@ -48,7 +49,7 @@ EXPORTED = (
     "RAY_JOB_SUBMIT_HOOK",
     "MLFLOW_TRACKING_URI",
 )
-"""What a user exports for this cluster alone; PYTHONPATH may have a use beside it."""
+"""What a user exports for this cluster alone; PYTHONPATH and NO_PROXY may have a use beside it."""
 _POLL_SECONDS = 0.25
 _END_TIMEOUT_SECONDS = 15.0
 """Time to end in good order: Ray takes some seconds to end its processes."""
@@ -187,6 +188,11 @@ class LocalCluster:
             "MLFLOW_TRACKING_URI": settings.tracking_uri,
             "PYTHONPATH": os.pathsep.join([str(HOOKS), *(p for p in python_path if p != str(HOOKS))]),
         }
+        if any(name.lower().endswith("_proxy") and name not in NO_PROXY for name in os.environ):
+            # `ray job submit` and MLflow's client would ask the proxy for this machine.
+            exceptions = dict(os.environ)
+            spare_loopback(exceptions)
+            environment |= {name: exceptions[name] for name in NO_PROXY}
         return StartedCluster(
             **dict(status),
             ray_address=address,

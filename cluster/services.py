@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stmi.network import spare_loopback
+
 LOOPBACK = "127.0.0.1"
 USUAL_PORTS = {"ray": {"gcs": 6379, "dashboard": 8265, "client": 10001}, "mlflow": {"http": 5000}}
 """The ports of each service by role. Users know these numbers, so they are used where they are free."""
@@ -25,6 +27,8 @@ _NOT_INHERITED = (
     "MLFLOW_BACKEND_STORE_URI",
 )
 """Variables of the users of a cluster, not of its services; the last one holds a password."""
+_OWN_NAMES = ("localhost", LOOPBACK, "[[]::1]")
+"""How a browser names this machine; a pattern, in which [ would begin a set of letters."""
 _HEALTH_TIMEOUT_SECONDS = 5.0
 
 
@@ -127,10 +131,13 @@ def mlflow_server(port: int, backend_store_uri: str, artifacts: Path, earlier_ar
         *("server", f"--host={LOOPBACK}", f"--port={port}", "--workers=1"),
         f"--default-artifact-root={artifacts.as_uri()}",
         f"--artifacts-destination={earlier_artifacts}",
-        # A request by a page of another host through the user's browser is refused.
-        f"--allowed-hosts={LOOPBACK}:{port},localhost:{port}",
+        # A request by a page of another host through the user's browser is refused; not one that comes from
+        # another port of the user's machine, through a tunnel.
+        f"--allowed-hosts={','.join(name + port for name in _OWN_NAMES for port in ('', ':*'))}",
     )
-    environment = _environment() | {
+    # Many of MLflow's variables are options of its server.
+    inherited = {name: value for name, value in _environment().items() if not name.startswith("MLFLOW_")}
+    environment = inherited | {
         "MLFLOW_BACKEND_STORE_URI": backend_store_uri,
         # Halves its memory; runs need none of these jobs.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -159,11 +166,13 @@ def _program(name: str) -> tuple[str, ...]:
 
 
 def _environment() -> dict[str, str]:
+    """What a service inherits; it asks servers of this machine without a proxy, and so do jobs."""
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     # `python` in a submitted command must be that of this environment.
     folder = str(Path(sys.executable).parent)
     path = environment.get("PATH", os.defpath).split(os.pathsep)
     environment["PATH"] = os.pathsep.join([folder, *(part for part in path if part != folder)])
+    spare_loopback(environment)
     return environment
 
 

@@ -9,10 +9,11 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from data_catalog.interrupts import end_on_interrupt, interruptible, printing
+from data_catalog.interrupts import interruptible, printing
+from data_catalog.process import begin_process
 
 if __name__ == "__main__":
-    end_on_interrupt()
+    begin_process()
 
 from pydantic import ValidationError
 

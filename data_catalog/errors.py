@@ -33,15 +33,18 @@ def describe_cause(error: BaseException) -> str:
     A wrapper guesses ("typically invalid data"), or prints a statement of SQL; the first one says what
     happened (`database is locked`, `No space left on device`).
     """
-    first = error
-    while first.__cause__ is not None:
-        first = first.__cause__
+    causes = [error]
+    # Two may name each other.
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    first = causes[-1]
     text = str(first).strip() or str(error).strip() or type(first).__name__
     if "Traceback (" in text:
         # The last line of the first of its causes; what was being handled meanwhile is none.
         text = text.rpartition("another exception occurred:")[2]
         text = text.partition("The above exception was the direct cause")[0].strip().rpartition("\n")[2]
-    return " ".join(text.split())
+    # What a KeyError says is nothing without its name.
+    return " ".join(f"KeyError: {text}".split() if isinstance(first, KeyError) else text.split())
 
 
 class StorageAwayError(CatalogError, OSError):

@@ -1,4 +1,4 @@
-"""How a command ends early: by Ctrl-C with one line and status 130, by a closed pipe without a word."""
+"""How a command ends early: by Ctrl-C or SIGTERM with one line, by a closed pipe without a word."""
 
 import atexit
 import os
@@ -7,22 +7,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
 
-INTERRUPTED_STATUS = 130
+INTERRUPTED_STATUS = 128 + signal.SIGINT
+_ENDING = {signal.SIGINT: b"error: interrupted\n", signal.SIGTERM: b"error: ended by SIGTERM\n"}
+_received: list[int] = []
+"""Signals that raised KeyboardInterrupt; libraries raise another one in its place."""
 
 
 def end_on_interrupt() -> None:
-    """From now on Ctrl-C ends this process at once: for imports, help and the end of a command.
+    """From now on Ctrl-C and SIGTERM end this process at once: for imports, help and the end of a command.
 
-    A script calls it before its imports. Where the caller of the script ignores Ctrl-C, it stays ignored.
+    A script calls it before its imports. Where the caller of the script ignores a signal, it stays ignored.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    for number in _ENDING:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _end)
 
 
 @contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Meanwhile Ctrl-C raises KeyboardInterrupt, so that what was opened is closed; then the command ends.
+    """Meanwhile Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was opened is closed; then all ends.
 
     A second Ctrl-C ends the process at once: a library may swallow the first one, or closing may take long.
 
@@ -30,19 +35,34 @@ def interruptible(message: str) -> Iterator[None]:
         message: What is printed then: what is kept, and how to go on.
 
     Raises:
-        SystemExit: After Ctrl-C, with status 130.
+        SystemExit: After Ctrl-C with status 130, after SIGTERM with 143.
     """
-    ends = signal.getsignal(signal.SIGINT) is _end
-    if ends:
-        signal.signal(signal.SIGINT, _interrupt)
+    ours = [number for number in _ENDING if signal.getsignal(number) is _end]
+    for number in ours:
+        signal.signal(number, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
+        status = 128 + (_received.pop() if _received else signal.SIGINT)
         print(message, file=sys.stderr)  # noqa: T201
-        raise SystemExit(INTERRUPTED_STATUS) from None
+        if ours:
+            _leave(status)
+        raise SystemExit(status) from None
     finally:
-        if ends:
-            signal.signal(signal.SIGINT, _end)
+        for number in ours:
+            signal.signal(number, _end)
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """Undo what a library does to the handlers of Ctrl-C and SIGTERM meanwhile."""
+    handlers = {number: signal.getsignal(number) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -65,11 +85,41 @@ def _leave_standard_output() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, _end)
+    for each in _ENDING:
+        if signal.getsignal(each) is _interrupt:
+            signal.signal(each, _end)
+    _received.append(number)
     raise KeyboardInterrupt
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """End without any more Python: what imports or shuts down may swallow an exception, or print it."""
-    os.write(2, b"error: interrupted\n")
-    os._exit(INTERRUPTED_STATUS)
+    """End with little Python: what imports or shuts down may swallow an exception, or print it."""
+    os.write(2, _ENDING[signal.Signals(number)])
+    try:
+        _kill(_processes_of_ray())
+    finally:
+        os._exit(128 + number)
+
+
+def _leave(status: int) -> NoReturn:
+    """End in good order, but without the end of the interpreter, in which threads of libraries may crash."""
+    left = _processes_of_ray()
+    atexit._run_exitfuncs()
+    _kill(left)
+    os._exit(status)
+
+
+def _processes_of_ray() -> list[Any]:
+    """The processes of a Ray that this one has started; some of them would go on for a minute without it."""
+    if "ray" not in sys.modules:
+        return []
+    import psutil  # noqa: PLC0415 - Ray has imported it
+
+    return psutil.Process().children(recursive=True)
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        # It does not touch another process that has the number of one that has ended.
+        if process.is_running():
+            process.send_signal(signal.SIGKILL)

@@ -3,10 +3,74 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from data_catalog.environment import prepare_environment
 from data_catalog.errors import CatalogError
+from data_catalog.interrupts import keeping_signals
+from data_catalog.ray_failures import describe_failure
+from stmi.network import CONNECT_SECONDS, why_unreachable
+from stmi.processors import usable_processors
+
+START_SECONDS = 180.0
+"""How long a worker may take to start; on a slow disk its imports take half a minute."""
+_HTTP2_SETTINGS = b"\x04"
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0" * 5
+"""What a client says first, with empty settings; a server answers with its own (RFC 9113)."""
+_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""Where Ray's longest socket is, below its temporary folder."""
+_SOCKET_BYTES = 107
+"""The system's limit for the path of a socket."""
+
+
+def ray_address() -> str:
+    """Where Ray is to run: `local`, or the address of a cluster (RAY_ADDRESS)."""
+    return os.environ.get("RAY_ADDRESS", "").strip() or "local"
+
+
+def check_ray() -> None:
+    """Refuse what Ray would wait for in vain, within seconds; call it before anything is made.
+
+    Raises:
+        CatalogError: RAY_ADDRESS is no address of a cluster, none answers there, or its token is missing; or
+            the temporary folder cannot hold the sockets of a Ray on this machine.
+    """
+    address = ray_address()
+    if address == "local":
+        # Ray heeds TMPDIR on Linux alone.
+        usual = os.environ.get("TMPDIR") if sys.platform == "linux" else None
+        folder = os.environ.get("RAY_TMPDIR") or usual or "/tmp"
+        longest = _SOCKET_BYTES - len(_SOCKET)
+        if len(os.fsencode(folder)) > longest:
+            raise CatalogError(
+                f"TMPDIR={folder}: Ray's sockets lie below it, and their path would be too long; set TMPDIR, "
+                f"or RAY_TMPDIR for Ray alone, to a folder of at most {longest} bytes, such as /tmp"
+            )
+        return
+    scheme, separator, _ = address.partition("://")
+    if separator:
+        hint = (
+            f"with `ray job submit --address {address}` jobs are submitted there"
+            if scheme.startswith("http")
+            else "this project joins a cluster from one of its nodes"
+        )
+        raise CatalogError(
+            f"RAY_ADDRESS={address}: expected HOST:PORT of the cluster's head, such as 127.0.0.1:6379, "
+            f"without {scheme}:// ({hint}); correct it, or unset it to run on this machine"
+        )
+    if os.environ.get("RAY_AUTH_MODE") == "token" and not _has_token():
+        raise CatalogError(
+            f"RAY_ADDRESS={address}, RAY_AUTH_MODE=token: there is no token at RAY_AUTH_TOKEN_PATH="
+            f"{os.environ.get('RAY_AUTH_TOKEN_PATH', '')}; start the cluster again, or unset RAY_ADDRESS "
+            "RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH to run on this machine"
+        )
+    if address != "auto" and (reason := why_unreachable(f"//{address}") or _why_no_head(address)):
+        raise CatalogError(_no_cluster(address, reason))
+
 
 WORKER_VARIABLES: dict[str, str] = {}
 """Environment of the workers beside that of this process; set before Ray is started or joined."""
@@ -23,31 +87,52 @@ def ensure_ray(include_dashboard: bool = False) -> None:
         include_dashboard: If Ray is started, start its dashboard (on loopback) too.
 
     Raises:
-        CatalogError: If no cluster answers at `RAY_ADDRESS`.
+        CatalogError: As `check_ray`, or workers do not start.
     """
+    prepare_environment()
     import ray  # noqa: PLC0415 - its import takes seconds; `show` and `--help` do without
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        # Since version 2.59 Ray requires a token if there is a token file in the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        port = None
-        if include_dashboard:
-            port = _free_port()
-            # Ray's processes inherit this. Otherwise they look for a dashboard on the whole machine, and fail
-            # if a second Ray runs there.
-            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        with _worker_environment():
-            ray.init(
-                address=address,
-                include_dashboard=include_dashboard,
-                dashboard_port=port,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-        return
+    check_ray()
+    # Ray would answer SIGTERM by ending the process without a word, or in a crash.
+    with keeping_signals():
+        if ray_address() == "local":
+            _start(include_dashboard)
+        else:
+            _join(ray_address())
+    _check_workers()
+
+
+def _start(include_dashboard: bool) -> None:
+    """Start Ray on this machine."""
+    import ray  # noqa: PLC0415
+
+    # Since version 2.59 Ray requires a token if there is a token file in the home folder. A cluster that has
+    # ended may have left the mode, and a path at which its token is no more.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if not _has_token():
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+    port = None
+    if include_dashboard:
+        port = _free_port()
+        # Ray's processes inherit this. Otherwise they look for a dashboard on the whole machine, and fail if
+        # a second Ray runs there.
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    with _worker_environment():
+        ray.init(
+            address="local",
+            num_cpus=usable_processors(),
+            include_dashboard=include_dashboard,
+            dashboard_port=port,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+def _join(address: str) -> None:
+    import ray  # noqa: PLC0415
+
     # The cluster was started without it. A submitted job brings its own tree and path.
     path = None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else os.environ.get("PYTHONPATH")
     try:
@@ -57,11 +142,83 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise CatalogError(_no_cluster(address, describe_failure(error))) from error
+
+
+def _no_cluster(address: str, reason: str) -> str:
+    return (
+        f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start one, or unset RAY_ADDRESS to "
+        "run on this machine"
+    )
+
+
+def _why_no_head(address: str) -> str | None:
+    """Why what listens at an address cannot be the head of a cluster, which speaks HTTP/2; None where it may.
+
+    Ray would ask it again for a minute, whatever it answers.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as server:
+            server.settimeout(CONNECT_SECONDS)
+            server.sendall(_HTTP2_GREETING)
+            answer = server.recv(9)
+    except (OSError, ValueError) as error:
+        return f"it does not answer: {error}"
+    if answer[3:4] == _HTTP2_SETTINGS:
+        return None
+    is_web = answer.startswith(b"HTTP/")
+    return f"a {'web server, such as the dashboard,' if is_web else 'program that is no Ray'} listens there"
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token: in the environment, in the file named there, or in that of the user."""
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(file).expanduser().is_file()
+
+
+def _check_workers() -> None:
+    """Make sure that Ray can start a worker, for which everything else would wait without end.
+
+    Raises:
+        CatalogError: It cannot; with the end of the worker's log.
+    """
+    import ray  # noqa: PLC0415
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def start() -> None:
+        return
+
+    try:
+        ray.get(start.remote(), timeout=START_SECONDS)
+    except ray.exceptions.GetTimeoutError:
         raise CatalogError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or unset RAY_ADDRESS "
-            "to run on this machine"
-        ) from error
+            f"no worker of Ray has started within {START_SECONDS:.0f} s; {_last_words(_logs_folder())}"
+        ) from None
+    except ray.exceptions.RayError as error:
+        raise CatalogError(f"workers of Ray do not start: {describe_failure(error)}") from error
+
+
+def _logs_folder() -> Path:
+    import ray  # noqa: PLC0415
+
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_logs_dir_path())
+
+
+def _last_words(logs: Path) -> str:
+    """The end of the log that says most likely why workers do not start."""
+    for kind in ("worker-*.err", "worker-*.out", "runtime_env_setup-*.log", "raylet.err", "raylet.out"):
+        files = [file for file in logs.glob(kind) if file.stat().st_size]
+        if files:
+            newest = max(files, key=lambda file: file.stat().st_mtime)
+            lines = newest.read_text(encoding="utf-8", errors="replace").split("\n")
+            end = " | ".join(line.strip() for line in lines if line.strip())[-500:]
+            return f"{newest} ends with: {end}"
+    return f"its logs are in {logs}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -169,8 +170,8 @@ def print_recipe_settings(given: argparse.Namespace) -> int:
 
 def report_command(study: str, workspace: str | None) -> str:
     """The command that writes the page of a study; it names a workspace that is not the project's `runs`."""
-    elsewhere = f" --workspace {workspace}" if workspace not in (None, str(ROOT / "runs")) else ""
-    return f"python experiments/report.py --study {study}{elsewhere}"
+    elsewhere = [] if workspace in (None, str(ROOT / "runs")) else ["--workspace", workspace]
+    return shlex.join(["python", "experiments/report.py", "--study", study, *elsewhere])
 
 
 def metrics_table(title: str, rows: Mapping[str, FeatureMetrics]) -> Table:

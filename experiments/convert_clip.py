@@ -11,15 +11,16 @@ pytorch_model.bin), or open_clip's with weights as .bin or .pt. No code in a fil
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from data_catalog.interrupts import end_on_interrupt
+    from data_catalog.process import begin_process
 
-    end_on_interrupt()
+    begin_process()
 
 from data_catalog.command_parser import CommandParser
 from data_catalog.records import Record, add_json_options
@@ -62,7 +63,7 @@ def show(result: ConvertedClip) -> None:
     name = "" if result.published_as is None else f"{result.published_as}, "
     print(f"{result.folder}: {name}{result.parameters:,} parameters, digest {result.digest}")
     print(f"made of weights with SHA-256 {result.archive_sha256}")
-    print(f"start from it with --set model.clip.source={result.folder}")
+    print(f"start from it with {shlex.join(['--set', f'model.clip.source={result.folder}'])}")
 
 
 def main(arguments: list[str] | None = None) -> int:

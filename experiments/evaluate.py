@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, get_args
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from data_catalog.interrupts import end_on_interrupt
+    from data_catalog.process import begin_process
 
-    end_on_interrupt()
+    begin_process()
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,7 @@ from experiments.settings_list import record_or_settings
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
+from stmi.processors import usable_processors
 from stmi.retrieval.metrics import JunkRule, RerankVariant
 
 if TYPE_CHECKING:
@@ -165,6 +166,8 @@ def embed_here(
 
     from experiments.run import evaluation
 
+    # PyTorch knows of no quota.
+    torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
     model = target.model.to("cuda" if torch.cuda.is_available() else "cpu")
     for absent in missing:
         batch = target.config.train.evaluation_batch

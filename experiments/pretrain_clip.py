@@ -15,9 +15,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from data_catalog.interrupts import end_on_interrupt
+    from data_catalog.process import begin_process
 
-    end_on_interrupt()
+    begin_process()
 
 from data_catalog.command_parser import CommandParser
 from data_catalog.records import add_json_options

@@ -18,15 +18,16 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from data_catalog.interrupts import end_on_interrupt
+    from data_catalog.process import begin_process
 
-    end_on_interrupt()
+    begin_process()
 
 from rich.console import Console
 
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--study-storage",
         metavar="URL",
-        default=os.environ.get("STMI_STUDY_STORAGE"),
+        default=os.environ.get("STMI_STUDY_STORAGE") or None,
         help="Optuna's storage, for example postgresql://user@host/optuna (default: $STMI_STUDY_STORAGE, "
         "which keeps the password off the command line, or a SQLite file in the study's folder)",
     )
@@ -215,7 +216,7 @@ def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
             highlight=False,
         )
     commands = {
-        "study": f"optuna studies --storage {result.storage}",
+        "study": shlex.join(["optuna", "studies", "--storage", result.storage]),
         "report": report_command(result.study, workspace),
     }
     print_facts(console, {**result.files, **commands})

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from data_catalog.interrupts import end_on_interrupt
+    from data_catalog.process import begin_process
 
-    end_on_interrupt()
+    begin_process()
 
 from pydantic import BaseModel
 

@@ -1,11 +1,13 @@
-"""Ctrl-C, a real SIGINT, ends a command with one line and status 130, whatever it is doing."""
+"""Ctrl-C, a real SIGINT, ends a command with one line and status 130, at any time; SIGTERM with 143."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +28,7 @@ def start(*command: str) -> subprocess.Popen:
     )
 
 
-def interrupt_at_import(module: str, *command: str) -> tuple[int, str]:
+def interrupt_at_import(module: str, *command: str, number: int = signal.SIGINT) -> tuple[int, str]:
     """Interrupt a command once it has imported a module: its exit status and what it printed as errors."""
     process = start("-X", "importtime", *command)
     printed = []
@@ -34,7 +36,7 @@ def interrupt_at_import(module: str, *command: str) -> tuple[int, str]:
         if not line.startswith("import time:"):
             printed.append(line)
         elif line.rpartition("|")[2].strip() == module:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     printed += [line for line in process.stderr if not line.startswith("import time:")]
     return process.wait(timeout=60), "".join(printed)
@@ -53,6 +55,11 @@ def interrupt_at_import(module: str, *command: str) -> tuple[int, str]:
 )
 def test_interrupt_while_a_script_imports_is_one_line(module, command):
     assert interrupt_at_import(module, *command) == (130, AT_ONCE)
+
+
+def test_sigterm_while_a_script_imports_is_one_line():
+    ended = interrupt_at_import("pydantic", "experiments/train.py", "--help", number=signal.SIGTERM)
+    assert ended == (143, "error: ended by SIGTERM\n")
 
 
 @pytest.mark.parametrize("module", ["torch.nn", "open_clip", "stmi.model"])
@@ -89,6 +96,57 @@ def test_interrupt_after_the_result_does_not_wait_for_the_end(work, moment, mess
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == message
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_opened_is_closed_and_the_interpreter_does_not_end(number):
+    """Threads of libraries crash in the end of the interpreter; what is registered for it comes before."""
+    work = """
+    class Kept:
+        def __del__(self):
+            print("end of the interpreter", flush=True)
+
+    kept = sys.kept = Kept()
+    atexit.register(print, "closed", flush=True)
+    try:
+        print("inside", flush=True)
+        nap()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt  # as Ray does in place of the one that it got"""
+    process = start("-c", "import sys" + ENDING.format(work=work))
+    assert process.stdout.readline() == "working\n"
+    assert process.stdout.readline() == "inside\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("closed\n", "error: kept\n")
+    assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_processes_of_ray_end_with_the_command(times):
+    """Its agents would go on for a minute, whether the command was ended in good order or at once."""
+    work = """
+    import subprocess, sys
+    sys.modules["ray"] = sys
+    try:
+        print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+        nap()
+    except KeyboardInterrupt:
+        if {times} == 1:
+            raise
+        print("swallowed", flush=True)
+        nap()"""
+    process = start("-c", ENDING.format(work=work.replace("{times}", str(times))))
+    assert process.stdout.readline() == "working\n"
+    agent = psutil.Process(int(process.stdout.readline()))
+    process.send_signal(signal.SIGINT)
+    if times == 2:
+        assert process.stdout.readline() == "swallowed\n"
+        process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == ("error: kept\n" if times == 1 else AT_ONCE)
+    deadline = time.monotonic() + 10
+    while agent.is_running() and agent.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_second_interrupt_ends_what_swallowed_the_first_one():

@@ -8,7 +8,6 @@ makes the shards itself. Of two processes that want the same table, one builds i
 """
 
 import json
-import logging
 import math
 import os
 import platform
@@ -23,8 +22,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from data_catalog.actors import map_on_actors
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.progress import Progress, no_progress
+from data_catalog.ray_failures import describe_failure
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
@@ -48,6 +49,10 @@ LOCAL_SECONDS_VARIABLE = "DATA_CATALOG_LOCAL_SECONDS"
 """Environment variable: a table is built in this process while the shards left are estimated to take at most
 this long; 10 by default, about what Ray and the first actors take to start. `inf` uses no actors at all."""
 
+MEMORY_REMEDY = (
+    "use nodes with more memory, or on this machine fewer processes at once (`taskset --cpu-list 0-1` before "
+    "the command)"
+)
 _WORKER_LOG = "in the log of the worker, usually below /tmp/ray/session_latest/logs"
 
 _LIBRARIES = ("ray", "pyarrow", "numpy", "pillow", "opencv-python-headless", "torch", "sam2")
@@ -211,7 +216,7 @@ def _results(rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any]) -> I
 
 
 def _local_seconds() -> float:
-    text = os.environ.get(LOCAL_SECONDS_VARIABLE, "10")
+    text = os.environ.get(LOCAL_SECONDS_VARIABLE) or "10"
     try:
         return float(text)
     except ValueError:
@@ -239,28 +244,24 @@ def _find_machines(maker: ShardMaker[Any]) -> list[dict[str, Any]]:
 
 def _run_actors(
     rows: list[dict[str, Any]], root: str, maker: ShardMaker[Any], machines: list[dict[str, Any]]
-) -> Any:
+) -> Iterator[dict[str, Any]]:
     import ray  # noqa: PLC0415
 
     if not maker.reads_files:
         # The catalog is above data set, kind and key.
         check_nodes([Place("catalog", Folder(root).parent.parent.parent.location)])
-    ray.data.DataContext.get_current().enable_progress_bars = False
     actors, share = share_machines([machine["Resources"] for machine in machines], maker)
-    actors = min(len(rows), actors)
     if maker.reads_files:
         (machine,) = machines
         share["label_selector"] = {"ray.io/node-id": machine["NodeID"]}
-    shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        ShardWriter,
-        fn_constructor_args=(root, maker, _WORKER_LOG),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
-        **share,
-    )
-    # Ray configures its loggers with the first data set, so their level is set after it.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return shards.iter_rows()
+    arguments = (root, maker, _WORKER_LOG)
+    try:
+        yield from map_on_actors(rows, ShardWriter, arguments, min(len(rows), actors), share).iter_rows()
+    except ray.exceptions.RayError as error:
+        raise CatalogError(
+            f"{root} could not be built: {describe_failure(error, MEMORY_REMEDY)}. Complete shards are kept; "
+            "run the same command again"
+        ) from error
 
 
 def share_machines(

@@ -20,6 +20,7 @@ from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments.benchmarks.measuring import BenchmarkReport, Measurement, family_memory, measure
+from stmi.processors import usable_processors
 
 SAMPLES, TRAINING_SAMPLES = 17_250, 8_675
 """Of RGBNT100."""
@@ -117,5 +118,5 @@ def _measure(variant: str, function: Callable[[], Table], repeats: int, samples:
 
 
 def _report(name: str, samples: int, *results: Measurement) -> BenchmarkReport:
-    settings = {"format": "rgbnt100", "image": SIZE, "samples": samples, "processors": os.cpu_count()}
+    settings = {"format": "rgbnt100", "image": SIZE, "samples": samples, "processors": usable_processors()}
     return BenchmarkReport(name=name, settings=settings, results=results)

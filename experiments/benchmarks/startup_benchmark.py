@@ -1,6 +1,5 @@
 """How soon every script answers: its help, and the refusal of an argument, beside the import of PyTorch."""
 
-import os
 import subprocess
 import sys
 import time
@@ -8,11 +7,13 @@ from typing import Literal
 
 from data_catalog.records import Record
 from experiments.recipes import ROOT
+from stmi.processors import usable_processors
 
 CATALOG = "-m data_catalog"
 REFUSED: dict[str, tuple[str, ...]] = {
     "experiments/ablate.py": (),
     "experiments/benchmark.py": ("nosuch",),
+    "experiments/compare.py": ("/nosuch", "/nosuch"),
     "experiments/convert_clip.py": ("--archive", "/nosuch", "--out", "/nosuch/out"),
     "experiments/demo.py": ("--set", "nosuch=1"),
     "experiments/evaluate.py": ("--run", "/nosuch"),
@@ -81,7 +82,7 @@ def startup(repeats: int) -> StartupReport:
                 refusal_ratio=of_refusal / fastest[torch],
             )
         )
-    settings = {"repeats": repeats, "processors": os.cpu_count() or 1}
+    settings = {"repeats": repeats, "processors": usable_processors()}
     return StartupReport(settings=settings, import_torch_seconds=fastest[torch], scripts=tuple(scripts))
 
 

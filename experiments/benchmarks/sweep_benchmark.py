@@ -14,6 +14,7 @@ from experiments.recipes import ROOT
 from experiments.run.run_folder import RunFolder
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_store import local_store
+from stmi.processors import usable_processors
 
 TRIALS = 10
 """Optuna samples as many at random at the start, so both sweeps have the same trials."""
@@ -34,7 +35,7 @@ def sweep(repeats: int) -> BenchmarkReport:
         alone = _run(workspace, "one at a time", 1)
         pair = _run(workspace, "two side by side", 2).compared_with(alone)
     pair = pair.model_copy(update={"times_faster": alone.median_seconds / pair.median_seconds})
-    settings = {"recipe": "demo", "trials": TRIALS, "epochs": EPOCHS, "processors": os.cpu_count()}
+    settings = {"recipe": "demo", "trials": TRIALS, "epochs": EPOCHS, "processors": usable_processors()}
     return BenchmarkReport(name="sweep", settings=settings, results=(alone, pair))
 
 

@@ -6,7 +6,6 @@ Ray's object store, once per node, without a shared folder. The view is read fro
 started again, and its batch is repeated.
 """
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import torch
 
+from data_catalog.actors import map_on_actors
 from data_catalog.progress import progress_bar
+from data_catalog.ray_failures import describe_failure
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage.node_probe import Place, check_nodes
 from data_catalog.views.view_reader import View, open_view
@@ -68,14 +68,8 @@ def embed_on_cluster(
                 if row + rows == count:
                     yield retrieval_features({n: torch.from_numpy(v) for n, v in features.items()})
     except ray.exceptions.RayError as error:
-        raise RunError(f"{target.name} could not be embedded: {_reason(error)}") from error
-
-
-def _reason(error: ray.exceptions.RayError) -> str:
-    """The line of a failure for the user, without the traceback above it and Ray's own advice below it."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return str(error.cause).partition("\n")[0]
-    return str(error).strip().rpartition("\n")[2]
+        reason = describe_failure(error, "lower train.evaluation_batch, or use nodes with more memory")
+        raise RunError(f"{target.name} could not be embedded: {reason}") from error
 
 
 def _blocks(
@@ -88,20 +82,8 @@ def _blocks(
         for setting in range(len(missing))
         for first in range(0, count, batch)
     ]
-    size = min(size, len(batches))
-    data = ray.data.from_items(batches, override_num_blocks=len(batches))
-    # Ray configures its loggers with the first data set, so the level is set after it.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    data.context.enable_progress_bars = False
-    data.context.execution_options.preserve_order = True
-    data.context.raise_original_map_exception = True
-    embedded = data.map_batches(
-        _Embedder,
-        fn_constructor_args=(ray.put(target), missing),
-        batch_size=1,
-        # In a busy cluster, the first actors that get resources begin.
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
-        **share,
+    embedded = map_on_actors(
+        batches, _Embedder, (ray.put(target), missing), min(size, len(batches)), share, in_order=True
     )
     return embedded.iter_batches(batch_size=None, prefetch_batches=0)
 

@@ -1,6 +1,5 @@
 """A few real training steps on this machine, and how long the run takes if all its steps are like them."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from experiments.planning.expected_time import Workload
 from experiments.recipes import ConfigError, ExperimentConfig
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
+from stmi.processors import usable_processors
 
 STEPS = 5
 """Steps that are timed, after one to warm up (two where the network is compiled)."""
@@ -57,7 +57,7 @@ def calibrate(config: ExperimentConfig, workload: Workload, identities: int, cam
     threads, previous = 0, torch.get_num_threads()
     if device.type == "cpu":
         _check_memory(workload)
-        threads = max(1, len(os.sched_getaffinity(0)) // config.train.workers)
+        threads = max(1, usable_processors() // config.train.workers)
     try:
         torch.set_num_threads(threads or previous)
         keep_freed_memory()

@@ -1,5 +1,6 @@
 """The tables that a run would read, found without making any, and how many samples it would process."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +168,16 @@ def _command(config: ExperimentConfig, name: str, catalog: str) -> str:
     if config.data.synthetic is not None:
         return "the run itself makes it"
     dataset, size = config.data.dataset, config.model.image
-    without = "" if config.model.sfm.enabled else " --no-masks"
-    without += "" if config.model.text.enabled else " --no-text"
+    without = [] if config.model.sfm.enabled else ["--no-masks"]
+    without += [] if config.model.text.enabled else ["--no-text"]
+    view = ["view", "--split", name.partition("/")[2], "--size", f"{size.height}x{size.width}", *without]
     step = {
-        "samples": f"ingest --format {dataset} --source DIR",
-        "masks": "masks --segmenter sam2 --checkpoint FILE",
-        "captions": "captions --captioner llm --endpoint URL --model NAME",
-        "text_features": f"text-features --clip {config.model.clip.source}",
-    }.get(name, f"view --split {name.partition('/')[2]} --size {size.height}x{size.width}{without}")
-    return f"python -m data_catalog {step} --catalog {catalog} --dataset {dataset}"
+        "samples": ["ingest", "--format", dataset, "--source", "DIR"],
+        "masks": ["masks", "--segmenter", "sam2", "--checkpoint", "FILE"],
+        "captions": ["captions", "--captioner", "llm", "--endpoint", "URL", "--model", "NAME"],
+        "text_features": ["text-features", "--clip", config.model.clip.source],
+    }.get(name, view)
+    return shlex.join(["python", "-m", "data_catalog", *step, "--catalog", catalog, "--dataset", dataset])
 
 
 def measure_extent(config: ExperimentConfig, tables: Tables) -> Extent:

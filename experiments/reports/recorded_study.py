@@ -22,7 +22,7 @@ from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.study_folder import RESULT_FILE
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE
-from experiments.tracking.mlflow_store import MlflowRun, quiet_mlflow
+from experiments.tracking.mlflow_store import MlflowRun, ask_server, quiet_mlflow
 
 PICTURES = "pictures"
 RESULT: TypeAdapter[AblationResult | SweepResult] = TypeAdapter(
@@ -126,8 +126,9 @@ def read_study(uri: str, name: str) -> RecordedStudy:
     if uri.startswith("sqlite:///") and not Path(store := uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"there is no MLflow store {store}; name it with --tracking-uri or --workspace")
     try:
+        ask_server(uri)
         return _read_study(MlflowClient(tracking_uri=uri), without_credentials(uri), name)
-    except MlflowException as error:
+    except (MlflowException, ConnectionError) as error:
         reason = describe_cause(error).replace(uri, without_credentials(uri))
         raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be read: {reason}") from None
 

@@ -1,6 +1,7 @@
 """Where a report finds its study: in an MLflow store, or in the workspace where no store can give it."""
 
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def _where_logged(workspace: Folder, name: str, asked: str) -> str:
         )
     if logged.run_id is None or logged.uri == without_credentials(asked):
         return f"To log it there, {again}"
-    return f"{record} says that it was logged to {logged.uri}: give --tracking-uri {logged.uri}; or {again}"
+    given = shlex.join(["--tracking-uri", logged.uri])
+    return f"{record} says that it was logged to {logged.uri}: give {given}; or {again}"
 
 
 def _in_workspace(study: RecordedStudy, workspace: Folder, catalog: str | None) -> RecordedStudy:

@@ -1,12 +1,12 @@
 """Whether a config fits its CLIP and its tables."""
 
 import logging
-import os
 
 import numpy as np
 import torch
 
 from data_catalog.checks.findings import Finding
+from data_catalog.ray_session import ray_address
 from data_catalog.views.training_view import ViewSettings
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
@@ -44,7 +44,7 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
             f"of model.clip.source={config.model.clip.source}"
         )
     # Nothing is known here of the machines of a cluster.
-    on_cpus = not torch.cuda.is_available() and os.environ.get("RAY_ADDRESS", "local") == "local"
+    on_cpus = not torch.cuda.is_available() and ray_address() == "local"
     if config.train.precision == "bfloat16" and on_cpus and not cpu_multiplies_bfloat16():
         logger.warning(
             "train.precision=bfloat16: this CPU has no instructions for it and is some hundred times slower "

@@ -2,12 +2,14 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from data_catalog.errors import NotWritableError, StorageAwayError
 from data_catalog.progress import ShowProgress, open_progress
+from data_catalog.ray_failures import describe_failure
 from data_catalog.storage import filesystems
 from experiments.recipes import ExperimentConfig
 from experiments.run import checkpoints, run_figures
@@ -204,8 +206,17 @@ def _train(
 
     is_accelerated = torch.cuda.is_available() and options.gpus_per_worker != 0
     device = torch.device("cuda" if is_accelerated else "cpu")
-    with stopping_on_sigterm(folder.checkpoints):
-        train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint))
+    try:
+        with stopping_on_sigterm(folder.checkpoints):
+            train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint))
+    except StorageAwayError:
+        # The journal may lie there, too, and would be waited for once more.
+        raise
+    except Exception as error:
+        # The disk of the journal may be full, which is the reason then.
+        with suppress(NotWritableError):
+            folder.journal.append("failed", error=describe_failure(error), detail=traceback.format_exc())
+        raise
 
 
 def _refuse_interrupted(folder: RunFolder) -> None:

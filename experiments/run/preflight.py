@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from data_catalog.ray_session import check_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.node_probe import reach
 from data_catalog.tables.table import TableKind, find_table
@@ -31,10 +32,12 @@ def preflight(
 
     Raises:
         ConfigError: A setting is impossible.
-        CatalogError: A place cannot be reached; a table is missing or damaged, or the data has errors.
+        CatalogError: A place, or a Ray at RAY_ADDRESS, cannot be reached; a table is missing or damaged, or
+            the data has errors.
     """
     reach(options.places(trials=True))
     check_data_set(first, options.catalog)
+    check_ray()
     # PyTorch takes seconds to import, which a missing data set does not wait for.
     from experiments.run.config_checks import check_settings, check_tables  # noqa: PLC0415
     from experiments.run.run_data import clip_source, prepare_tables  # noqa: PLC0415

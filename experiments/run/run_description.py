@@ -1,7 +1,6 @@
 """What describes a run: its settings and tables, the code that trains it, and the machine."""
 
 import hashlib
-import os
 import platform
 import subprocess
 from functools import cache
@@ -12,6 +11,7 @@ from experiments.recipes import RECIPES, ROOT, ExperimentConfig, differences
 from experiments.run.run_folder import RunFolder
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import Description
+from stmi.processors import usable_processors
 
 MACHINE = ("python", "platform", "processors", "accelerators")
 PACKAGES = (
@@ -60,7 +60,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processors": os.cpu_count(),
+        "processors": usable_processors(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": packages,
     }

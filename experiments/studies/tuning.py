@@ -1,6 +1,5 @@
 """How Ray Tune trains the runs of a study: as many at once as fit on the cluster."""
 
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -8,11 +7,13 @@ from contextlib import nullcontext
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from data_catalog.ray_failures import MAX_FAILURES, describe_failure
 from data_catalog.ray_session import ensure_ray
 from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
+from experiments.run.run_result import RunError
 from experiments.run.run_tables import RunTables
-from experiments.run.workers.ray_train import MAX_FAILURES, gpus_of_each, prepare_ray
+from experiments.run.workers.ray_train import MEMORY_REMEDY, gpus_of_each, prepare_ray
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 
@@ -48,10 +49,6 @@ def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
         RunError: The cluster has too few GPUs for a trial.
     """
     prepare_ray()
-    # Tune would answer Ctrl-C by returning as if all were well.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # Its newer output prints a table at every start, also where it is to be silent.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Ray Train frees the workers of a stopped trial through the dashboard's API, or never.
     ensure_ray(include_dashboard=workers > 1)
     gpus_of_each(workers, gpus_per_worker)
@@ -80,17 +77,20 @@ def train_runs(
         configs = tune.grid_search([run.folder.config.model_dump(mode="json") for run in waiting])
         outcomes = tune_trials(tables, options, study, workers, param_space={"config": configs})
         ended = list(zip(waiting, outcomes, strict=True))
-        endings |= {run.folder.name: _reason(run.folder, outcome) for run, outcome in ended}
+        endings |= {run.folder.name: _reason(run.folder, outcome, study) for run, outcome in ended}
         waiting = [run for run, outcome in ended if isinstance(outcome.error, NodeLostError)]
         if not waiting:
             break
     return {run: reason for run, reason in endings.items() if reason is not None}
 
 
-def _reason(run: RunFolder, outcome: "tune.Result") -> str | None:
+def _reason(run: RunFolder, outcome: "tune.Result", study: StudyFolder) -> str | None:
     """Why a run was not finished, or None."""
     if outcome.error is not None:
-        return failure_reason(outcome.error)
+        crash = describe_failure(outcome.error, MEMORY_REMEDY)
+        # A process that was killed could not write into the journal of its run.
+        study.journal.append("failed", run=run.name, error=crash)
+        return crash
     if outcome.metrics and (ends := outcome.metrics.keys() & {"stopped", "failed"}):
         return str(outcome.metrics[ends.pop()])
     if "finished" not in (outcome.metrics or {}):
@@ -119,9 +119,12 @@ def lost_reason(run: RunFolder, name: str, report: Mapping[str, Any]) -> str | N
     return None
 
 
-def failure_reason(error: Exception) -> str:
-    """What ended a trial: the last line of a traceback."""
-    return str(error).strip().rpartition("\n")[2]
+def cannot_go_on(what: str, reason: str) -> RunError:
+    """The error of a study that ends before its trials have."""
+    return RunError(
+        f"{what} cannot go on ({reason}); what was measured is kept, so run the same command again once the "
+        "cause is removed"
+    )
 
 
 def trial_id(outcome: "tune.Result") -> str:
@@ -152,8 +155,12 @@ def tune_trials(
 
     Returns:
         The outcome of each trial.
+
+    Raises:
+        RunError: Tune failed, or what chooses its trials.
     """
-    from ray import tune  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
+    import ray  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
+    from ray import tune  # noqa: PLC0415
 
     from experiments.studies.trial import (  # noqa: PLC0415
         StopWithoutStorage,
@@ -186,7 +193,12 @@ def tune_trials(
                 verbose=0,
             ),
         )
-        grid = tuner.fit()
+        try:
+            grid = tuner.fit()
+        except (tune.TuneError, ray.exceptions.RayError) as error:
+            # Where the storage is away, this says so, and where not, the error is another one.
+            study.list_files()
+            raise cannot_go_on(f"study {study.name}", describe_failure(error, MEMORY_REMEDY)) from error
     outcomes = [grid[number] for number in range(len(grid))]
     if not nodes <= _living_nodes():
         _mark_lost(outcomes)
@@ -207,5 +219,6 @@ def _mark_lost(outcomes: "Sequence[tune.Result]") -> None:
     for outcome in outcomes:
         if isinstance(outcome.error, RayActorError):
             outcome.error = NodeLostError(
-                f"its process was lost with a node: {failure_reason(outcome.error)}"
+                "its process was lost with a node of the cluster; see `ray status`, and run the same command "
+                "again once the node is back"
             )

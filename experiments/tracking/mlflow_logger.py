@@ -25,6 +25,7 @@ from experiments.tracking.mlflow_store import (
     MlflowRun,
     MlflowState,
     artifacts_folder,
+    ask_server,
     local_store,
     open_local_store,
     quiet_mlflow,
@@ -157,6 +158,7 @@ class MlflowLogger:
 
     def _attempt(self, send: Callable[[], None]) -> None:
         try:
+            ask_server(self.uri)
             try:
                 self._find()
                 send()
@@ -275,6 +277,7 @@ def check_store(uri: str, workspace: Folder) -> None:
     """
     _be_brief()
     try:
+        ask_server(uri)
         _open_client(uri, workspace).search_experiments(max_results=1)
     except Exception as error:
         # Each kind of store raises errors of its own.

@@ -15,6 +15,7 @@ from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError
+from stmi.network import why_unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,16 @@ def resolve_tracking_uri(uri: str | None, workspace: Folder | Path) -> str:
             "sqlite:////data/mlflow.db"
         )
     return chosen
+
+
+def ask_server(uri: str) -> None:
+    """Make sure that a server listens, since MLflow's client waits long for it; a database is not asked.
+
+    Raises:
+        ConnectionError: None does; says why, and not which server it is.
+    """
+    if uri.startswith(("http://", "https://")) and (reason := why_unreachable(uri)):
+        raise ConnectionError(reason)
 
 
 class MlflowRun(Record):

@@ -44,6 +44,7 @@ def test_what_was_being_handled_meanwhile_is_no_cause() -> None:
 def test_cause_is_one_line() -> None:
     assert describe_cause(ValueError("one\n  line")) == "one line"
     assert describe_cause(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert describe_cause(KeyError("pixels")) == "KeyError: 'pixels'"
 
 
 def test_error_of_a_damaged_file_reaches_another_process_as_it_is() -> None:

@@ -42,6 +42,7 @@ from data_catalog.captions.llm.responses import (
     read_status,
 )
 from data_catalog.errors import CatalogError
+from stmi.network import is_loopback, through_proxy
 
 _LONGEST_WAIT_SECONDS = 60.0
 _CONNECT_SECONDS = 10.0
@@ -68,26 +69,39 @@ class LlmClient:
     stopped_by: Exception | None = None
 
     def __post_init__(self) -> None:
-        concurrency = self.settings.concurrency
-        self._client = openai.AsyncOpenAI(
-            # An endpoint of one's own needs no key, but the library wants one.
-            api_key=api_key() or "none",
-            base_url=self.settings.endpoint,
-            max_retries=0,
-            # Its limit is per read, so a body that comes byte by byte would never end; `_send` has a limit.
-            timeout=openai.Timeout(None, connect=_CONNECT_SECONDS),
-            http_client=openai.DefaultAsyncHttpxClient(
-                limits=type(openai.DEFAULT_CONNECTION_LIMITS)(
-                    max_connections=concurrency, max_keepalive_connections=concurrency
-                )
-            ),
-        )
-        self._slots = asyncio.Semaphore(concurrency)
+        self._client = self._open()
+        self._slots = asyncio.Semaphore(self.settings.concurrency)
         self._first = asyncio.Lock()
         self._is_proven = False
         self._resume_at = 0.0
         self._answered_at = time.monotonic()
         self._stopping = asyncio.Event()
+
+    def _open(self) -> openai.AsyncOpenAI:
+        concurrency, endpoint = self.settings.concurrency, self.settings.endpoint
+        try:
+            connections = openai.DefaultAsyncHttpxClient(
+                limits=type(openai.DEFAULT_CONNECTION_LIMITS)(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                ),
+                # Proxies are in the environment, and are no way to this machine.
+                trust_env=not is_loopback(endpoint),
+            )
+        except ImportError as error:
+            # Raised for a SOCKS proxy, whichever host it is for.
+            raise EndpointError(
+                f"endpoint {endpoint} cannot be asked{through_proxy(endpoint)}: {error} Or unset all_proxy "
+                "and ALL_PROXY"
+            ) from None
+        return openai.AsyncOpenAI(
+            # An endpoint of one's own needs no key, but the library wants one.
+            api_key=api_key() or "none",
+            base_url=endpoint,
+            max_retries=0,
+            # Its limit is per read, so a body that comes byte by byte would never end; `_send` has a limit.
+            timeout=openai.Timeout(None, connect=_CONNECT_SECONDS),
+            http_client=connections,
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -177,9 +191,11 @@ class LlmClient:
         return read_completion(response.content)
 
     def _unusable(self, reason: Exception) -> EndpointError:
+        endpoint = self.settings.endpoint
         return EndpointError(
-            f"endpoint {self.settings.endpoint}: {reason}; check that it runs, that the URL is right (as a "
-            "rule it ends in /v1), and that the model takes images and a JSON schema as response format"
+            f"endpoint {endpoint}{through_proxy(endpoint)}: {reason}; check that it runs, that the URL is "
+            "right (as a rule it ends in /v1), and that the model takes images and a JSON schema as "
+            "response format"
         )
 
     def _hold_all(self, fault: FaultError, seconds: float) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from data_catalog.environment import prepare_environment
 from data_catalog.errors import NotWritableError, StorageAwayError
+from data_catalog.ray_failures import MAX_FAILURES, describe_failure
 from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.node_probe import Place, check_nodes
@@ -16,8 +18,9 @@ from experiments.run.run_result import RunError
 from experiments.run.stop_request import stopping_on_sigterm
 from experiments.run.workers.training_input import TrainingInput
 
-MAX_FAILURES = 3
-"""Crashes of workers that a run survives, each time from its last checkpoint."""
+MAX_PREEMPTIONS = 30
+"""How often a run goes on after a cloud has taken its machines back."""
+MEMORY_REMEDY = "lower batch.size or train.evaluation_batch, or use more nodes or ones with more memory"
 
 
 def prepare_ray() -> None:
@@ -26,8 +29,7 @@ def prepare_ray() -> None:
     path = os.environ.get("PYTHONPATH", "")
     if str(ROOT) not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
-    # The default polls the workers every two seconds, and a short epoch would wait for that.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    prepare_environment()
     # Every worker would warn that PyTorch looks for unused parameters; `distribute` says why it does.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -59,15 +61,15 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     """
     import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
-    from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
+    from experiments.run.workers.trainer import Trainer  # noqa: PLC0415
     from experiments.run.workers.worker import JournalCallback, train_worker  # noqa: PLC0415
 
     prepare_ray()
     ensure_ray()
     workers = given.config.train.workers
     filesystem, path = filesystems.open_root(folder.checkpoints.location)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"input": given},
         scaling_config=ScalingConfig(
@@ -77,29 +79,33 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
             name=folder.name,
             storage_path=path.rpartition("/")[0],
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            # The annotations are those of the older trainer, which is not the one that runs.
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=MAX_FAILURES,
+                max_preemption_failures=MAX_PREEMPTIONS,
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            # The annotation is that of the older trainer, which is not the one that runs.
             callbacks=[JournalCallback(folder.journal, folder.checkpoints if folder.storage else None)],  # type: ignore[list-item]
         ),
     )
     try:
         with stopping_on_sigterm(folder.checkpoints):
             trainer.fit()
-    except SystemExit:
-        # Ray Train answers Ctrl-C by ending the process as if all were well.
-        raise KeyboardInterrupt from None
-    except ray.train.TrainingFailedError as error:
-        # What a worker found wrong with files ends the run at once.
-        reason = getattr(error, "controller_failure", error)
-        if isinstance(reason, StorageAwayError):
-            raise reason from None
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        away = getattr(error, "controller_failure", error)
+        if isinstance(away, StorageAwayError):
+            raise away from None
+        reason = describe_failure(error, MEMORY_REMEDY)
         # The disk of the journal may be full, which is the reason then.
         with suppress(NotWritableError):
-            folder.journal.append("failed", error=str(reason))
+            folder.journal.append("failed", error=reason, detail=str(error))
         raise RunError(
-            f"run {folder.name} failed: {reason}\nIts journal is {folder.journal.location}; once the cause "
-            "is removed, the same command continues from the last checkpoint"
+            f"run {folder.name} failed: {reason}. Its journal, {folder.journal.location}, has the details; "
+            "once the cause is removed, the same command continues from the last checkpoint"
         ) from error
 
 

@@ -4,7 +4,6 @@ Light to import: the controller, which starts the workers, imports this file too
 controller.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ import ray.train
 from ray.train import Checkpoint, UserCallback
 
 from data_catalog.errors import CatalogError, StorageAwayError
+from data_catalog.ray_failures import describe_failure
 from data_catalog.storage.claims import LostClaimError
 from data_catalog.storage.folders import Folder
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
 from stmi.errors import ClipFileError
+from stmi.processors import usable_processors
 
 PERMANENT = (CatalogError, ClipFileError)
 """What a worker finds wrong with files, or cannot write: it is not tried again."""
@@ -32,7 +33,7 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
     from experiments.run.workers.training_loop import train  # noqa: PLC0415
 
     own, workers_on_this_node = given["input"], ray.train.get_context().get_local_world_size()
-    threads = own.threads or max(1, len(os.sched_getaffinity(0)) // workers_on_this_node)
+    threads = own.threads or max(1, usable_processors() // workers_on_this_node)
     train(own, RayTrainSession(threads, own.checkpoint))
 
 
@@ -69,7 +70,8 @@ class JournalCallback(UserCallback):
             if isinstance(error, StorageAwayError):
                 raise error
         errors = {str(rank): repr(error)[:2000] for rank, error in worker_exceptions.items()}
-        self.journal.append("worker_failed", errors=errors)
+        reasons = {str(rank): describe_failure(error) for rank, error in worker_exceptions.items()}
+        self.journal.append("worker_failed", reasons=reasons, errors=errors)
         # An error of the callback ends the run, and a retry would find the same file.
         for error in worker_exceptions.values():
             if isinstance(error, PERMANENT) and not isinstance(error, LostClaimError):

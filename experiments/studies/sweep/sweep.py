@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.errors import describe_cause
+from data_catalog.ray_failures import describe_failure
 from data_catalog.storage.local_copies import local_files
 from experiments.planning.training_cost import TrainingCost
 from experiments.recipes import ConfigError, ExperimentConfig, ReportConfig
@@ -13,6 +14,7 @@ from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
 from experiments.run.run_tables import RunTables
+from experiments.run.workers.ray_train import MEMORY_REMEDY
 from experiments.studies.study import Study
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
@@ -33,7 +35,7 @@ from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
 from experiments.studies.tuning import (
     STARTS,
     NodeLostError,
-    failure_reason,
+    cannot_go_on,
     lost_reason,
     trial_id,
     tune_trials,
@@ -159,22 +161,15 @@ class SweepStudy(Study[SweepResult]):
             RunError: The study's database or Tune failed.
             StorageAwayError: The storage was away for too long.
         """
-        # After `start_ray` has set what Ray reads from the environment.
-        from ray.tune import TuneError  # noqa: PLC0415
-
         try:
             for start in range(1, STARTS + 1):
                 if not self._search(is_last=start == STARTS):
                     break
-        except (*STORAGE_ERRORS, TuneError) as error:
+        except STORAGE_ERRORS as error:
             # Where the storage is away, this says so, and where not, the error is another one.
             self.folder.list_files()
-            # Tune words an error of searcher or scheduler itself, after a traceback.
-            raise RunError(
-                f"sweep {self.folder.name}, study in {self.study.url}, cannot go on "
-                f"({describe_cause(error)}); what was measured is kept, so run the same command again once "
-                "the cause is removed"
-            ) from error
+            what = f"sweep {self.folder.name}, study in {self.study.url},"
+            raise cannot_go_on(what, describe_cause(error)) from error
         self._read_trials()
 
     def _search(self, is_last: bool) -> bool:
@@ -219,7 +214,7 @@ class SweepStudy(Study[SweepResult]):
             elif outcome.error is not None:
                 # Tune does not know the config of a trial whose node was lost before it reported anything.
                 number = searcher.numbers[trial_id(outcome)]
-                self.study.crash(number, failure_reason(outcome.error))
+                self.study.crash(number, describe_failure(outcome.error, MEMORY_REMEDY))
         return left
 
     def summarise(self, mlflow: MlflowRun) -> SweepResult:
@@ -287,8 +282,9 @@ class SweepStudy(Study[SweepResult]):
                 best = find_best([one for one in trials if one.number in known])
                 reached = {} if best is None else {"best": best.value}
                 value = {} if trial.value is None else {"value": trial.value}
+                reason = {} if trial.reason is None else {"reason": trial.reason}
                 self.folder.journal.append(
-                    "trial", number=trial.number, state=trial.state, **value, **reached
+                    "trial", number=trial.number, state=trial.state, **value, **reached, **reason
                 )
 
     def _study_run(self, trial: SweepTrial) -> StudyRun:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_catalog.errors import StorageAwayError
 from data_catalog.storage.folders import Folder
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import InterruptedRunError
 from experiments.run.stop_request import LOOK_SECONDS, STOP_FILE, stopping_on_sigterm
+from experiments.tracking.journal import Journal
 from tests import kept_workspace
 from tests.experiments import small_run
 from tests.experiments.run.dying_run import train_until
@@ -102,6 +104,16 @@ def test_run_that_is_killed_again_and_again_ends_as_if_undisturbed(undisturbed, 
     assert_equal_runs(run, undisturbed)
     assert run.result.resumed
     assert not list(run.path.glob("*.partial"))
+
+
+def test_storage_that_is_away_is_not_waited_for_once_more_to_note_the_failure(workspace, tmp_path):
+    def lose_storage(facts):
+        raise StorageAwayError("s3://lab has not answered")
+
+    with pytest.raises(StorageAwayError):
+        small_run.alone(CLIP, workspace, runs=tmp_path, on_report=lose_storage)
+    (journal,) = tmp_path.glob("train/*/journal.jsonl")
+    assert Journal(journal).last("failed") is None
 
 
 def test_sigterm_ends_it_with_a_checkpoint_of_the_next_step(undisturbed, workspace, tmp_path):

@@ -20,6 +20,7 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError, StoppedError
 from experiments.run.workers.session import OwnProcessSession
 from experiments.studies import trial
+from experiments.tracking.journal import Journal
 from stmi.model import FEATURES
 from tests.experiments import made_up, small_run
 from tests.tolerances import ROUNDING_FLOAT32
@@ -52,6 +53,12 @@ def test_killed_after_any_epoch_it_ends_with_identical_losses_and_metrics(alone,
     for epoch in (1, 2):
         with pytest.raises(KilledError):
             small_run.alone(clip, workspace, runs=tmp_path, on_report=die_after(epoch))
+        [journal] = tmp_path.glob("train/*/journal.jsonl")
+        failed = Journal(journal).last("failed")
+        assert (failed["error"], failed["detail"].splitlines()[-1].rpartition(".")[2]) == (
+            "KilledError",
+            "KilledError",
+        )
     resumed = small_run.alone(clip, workspace, runs=tmp_path)
     assert resumed.result.resumed
     assert resumed.result.losses == alone.result.losses

@@ -5,15 +5,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 from ray import tune
 from ray.exceptions import ActorDiedError
+from ray.tune import TuneError
 
 from experiments import ablate, sweep_sfm
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
+from experiments.run.run_result import RunError
 from experiments.studies import tuning
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
+from tests.data_catalog.test_ray_failures import KILLED, SHORT_OF_MEMORY, died
 from tests.experiments import made_up, small_run
 
 ROOT = Path(__file__).parents[3]
@@ -70,7 +74,8 @@ def test_only_runs_that_a_lost_node_took_along_are_started_again_but_not_forever
         return [lost if seed and is_lost else FINISHED for seed in seeds]
 
     monkeypatch.setattr(tuning, "tune_trials", train)
-    wrong = tuning.train_runs(runs, tables, RunOptions.resolve(tmp_path), StudyFolder.of(tmp_path, "s"))
+    study = StudyFolder.of(tmp_path, "s")
+    wrong = tuning.train_runs(runs, tables, RunOptions.resolve(tmp_path), study)
     assert started == [[0, 1], *[[1]] * min(times, tuning.STARTS - 1)]
     assert wrong == ({runs[1].folder.name: "its process was lost"} if times == tuning.STARTS else {})
 
@@ -89,6 +94,39 @@ def test_dead_process_of_a_trial_is_lost_with_a_node_where_the_cluster_lost_one(
     outcomes = tuning.tune_trials(tables, RunOptions.resolve(tmp_path), study, workers=1)
     assert isinstance(outcomes[0].error, tuning.NodeLostError) == is_lost
     assert outcomes[1].error is errors[1]
+
+
+def test_trial_that_was_killed_is_wrong_with_a_reason_and_an_event_of_its_study(
+    ray_session, clip, workspace, tmp_path, monkeypatch
+):
+    config, tables = small_run.configured(clip, workspace)
+    run = StudyRun(RunFolder.of(tmp_path, config, tables), "seed 0")
+    short = ray.exceptions.OutOfMemoryError(SHORT_OF_MEMORY)
+    monkeypatch.setattr(tuning, "tune_trials", lambda *given, **more: [SimpleNamespace(error=short)])
+    study = StudyFolder.of(tmp_path, "s")
+    wrong = tuning.train_runs([run], tables, RunOptions.resolve(tmp_path), study)
+    reason = wrong[run.folder.name]
+    assert "memory of the node ran out" in reason
+    assert "lower batch.size" in reason
+    event = study.journal.last("failed")
+    assert (event["run"], event["error"]) == (run.folder.name, reason)
+
+
+@pytest.mark.parametrize(
+    "error", [TuneError("Traceback (most recent call last):\n  x\nE: full"), died(KILLED)]
+)
+def test_study_whose_tune_ends_says_so_in_one_line(error, ray_session, tmp_path, monkeypatch):
+    def end(tuner):
+        raise error
+
+    monkeypatch.setattr(tune.Tuner, "fit", end)
+    study = StudyFolder.of(tmp_path, "s")
+    with pytest.raises(RunError) as ended:
+        tuning.tune_trials(None, RunOptions.resolve(tmp_path), study, 1)
+    message = str(ended.value)
+    assert message.startswith("study s cannot go on (")
+    assert "\n" not in message
+    assert "run the same command again" in message
 
 
 @pytest.mark.parametrize("script", [ablate, sweep_sfm])

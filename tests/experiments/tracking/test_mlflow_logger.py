@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -308,6 +309,23 @@ def test_password_of_a_server_is_neither_stored_nor_shown(workspace, folder, tmp
     logger.sync()
     assert f"MLflow at {address} cannot be reached" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_a_server_that_does_not_listen_costs_no_time_and_a_proxy_is_named(
+    workspace, folder, caplog, monkeypatch
+):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr("experiments.tracking.mlflow_logger._open_client", fail)
+    logger = MlflowLogger("http://mlflow.example:5000", folder, workspace, DESCRIPTION)
+    began = time.monotonic()
+    logger.sync()
+    logger.finish("FINISHED", [])
+    assert time.monotonic() - began < 2
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith(
+        "MLflow at http://mlflow.example:5000 cannot be reached (127.0.0.1: Connection refused"
+    )
+    assert "through the proxy http://127.0.0.1:9" in line
 
 
 def fail(*args, **kwargs):

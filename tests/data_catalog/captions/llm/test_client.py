@@ -291,3 +291,28 @@ def test_retry_after_is_seconds(headers: dict[str, str], seconds: float) -> None
 def test_retry_after_may_be_a_date() -> None:
     date = email.utils.formatdate(time.time() + 30, usegmt=True)
     assert retry_after_seconds({"retry-after": date}) == pytest.approx(30, abs=1.5)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_an_endpoint_of_this_machine_is_asked_without_a_proxy(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    with chat_server() as server:
+        [completion], _ = ask(server)
+    assert isinstance(completion, Completion)
+
+
+def test_a_proxy_that_does_not_answer_is_named_with_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    [ended], _ = ask("http://llm.example/v1")
+    assert isinstance(ended, EndpointError)
+    assert "http://llm.example/v1 through the proxy http://127.0.0.1:9 (http_proxy" in str(ended)
+
+
+def test_a_kind_of_proxy_that_cannot_be_asked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(EndpointError, match=r"through the proxy socks5://127\.0\.0\.1:9 .*socksio") as ended:
+        ask("http://llm.example/v1")
+    assert "\n" not in str(ended.value)

@@ -1,0 +1,56 @@
+"""Environment variables that change what libraries do: set where the project depends on them, or removed."""
+
+import os
+
+from stmi.network import spare_loopback
+
+REQUIRED = {
+    # The older trainer neither reports nor fails as `experiments.run.workers` expects.
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Under `uv run` Ray would make an environment of its own for each worker, without the project's packages.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # The default polls the workers every two seconds, and a short epoch would wait for that.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # How long workers wait for CPUs and GPUs that others hold; some times in a row.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "225",
+    # What nobody waits for, such as Ray's own statistics, fails without a traceback.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # Tune would answer Ctrl-C by returning as if all were well.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Reports that wait in a buffer come too late to stop a weak trial.
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    # Tune's newer output prints a table at every start, also where it is to be silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # What MLflow sends in the background would count as logged, whether it arrives or not.
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+}
+"""Set in every process of the project, whatever its user has set."""
+
+REMOVED = (
+    # Tune and Ray Train refuse to run with them.
+    "TUNE_RESULT_DIR",
+    "RAY_AIR_LOCAL_CACHE_DIR",
+    # Of an enclosing torchrun, at whose store the workers of a run would wait for each other.
+    "TORCHELASTIC_USE_AGENT_STORE",
+    # They make the float32 products of GPUs less exact than the recipe says.
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "NVIDIA_TF32_OVERRIDE",
+    # Beside TORCH_FORCE_WEIGHTS_ONLY_LOAD nothing could be loaded at all.
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
+)
+"""Removed from the environment of every process of the project."""
+
+_READ = ("RAY_", "TUNE_", "MLFLOW_", "STMI_", "DATA_CATALOG_", "OPTUNA_", "OPENAI_", "OMP_", "AWS_")
+_READ_IN_ANY_CASE = ("http_proxy", "https_proxy", "all_proxy", "tmpdir")
+"""Variables, or how they begin, for which empty means unset; CUDA_VISIBLE_DEVICES is none of them."""
+
+
+def prepare_environment() -> None:
+    """Make the environment one that the project can run in; call it before libraries are imported."""
+    for name in [name for name, value in os.environ.items() if not value.strip()]:
+        if name.startswith(_READ) or name.lower() in _READ_IN_ANY_CASE:
+            del os.environ[name]
+    for name in REMOVED:
+        os.environ.pop(name, None)
+    os.environ.update(REQUIRED)
+    spare_loopback(os.environ)

@@ -1,0 +1,233 @@
+"""Ray is joined or started, or refused within seconds where that would be waited for in vain."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from data_catalog import __main__ as command_line
+from data_catalog import ray_session
+from data_catalog.errors import CatalogError
+from data_catalog.ray_session import check_ray, ensure_ray
+from experiments import train
+from tests.data_catalog.folders import write_data_set
+
+SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """No cluster is named, and what a test sets is forgotten."""
+    before = dict(os.environ)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        os.environ.pop(name, None)
+    os.environ["HOME"] = "/nosuch"
+    yield
+    monkeypatch.undo()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How Ray is asked to start, or to join a cluster."""
+    asked = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(ray_session, "_check_workers", lambda: None)
+    return asked
+
+
+@pytest.fixture
+def joined(asked, monkeypatch):
+    """The same, with the address of a cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(ray_session, "check_ray", lambda: None)
+    monkeypatch.setattr(ray_session, "WORKER_VARIABLES", {"PATIENCE": "20"})
+    return asked
+
+
+def test_workers_of_a_cluster_import_from_where_this_process_does(joined, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/tree:/other")
+    ensure_ray()
+    assert joined["address"] == "head:6379"
+    assert joined["runtime_env"] == {"env_vars": {"PYTHONPATH": "/tree:/other", "PATIENCE": "20"}}
+
+
+def test_submitted_job_keeps_the_tree_that_it_came_with(joined, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/tree")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    ensure_ray()
+    assert joined["runtime_env"] == {"env_vars": {"PATIENCE": "20"}}
+
+
+@pytest.mark.parametrize("address", ["", " ", "local"])
+def test_without_an_address_ray_runs_here_on_the_processors_of_this_process(asked, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray_session, "usable_processors", lambda: 3)
+    ensure_ray()
+    assert (asked["address"], asked["num_cpus"]) == ("local", 3)
+
+
+def test_a_ray_of_this_machine_needs_no_token_of_a_cluster_that_has_ended(asked, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    ensure_ray()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    # One that is there is used.
+    (tmp_path / "token").write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    ensure_ray()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_ray_does_not_decide_what_a_signal_does(asked, monkeypatch):
+    def own(number, frame):
+        """Of the caller."""
+
+    monkeypatch.setattr(ray, "init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        ensure_ray()
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def listening(answer: bytes | None):
+    """Address of a server that gives this answer to the first words; None for one that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                if connection.recv(24) and answer is not None:
+                    connection.sendall(answer)
+                taken.append(connection)
+
+        taken: list[socket.socket] = []
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        for connection in taken:
+            connection.close()
+
+
+def refusal(address: str) -> str:
+    began = time.monotonic()
+    os.environ["RAY_ADDRESS"] = address
+    with pytest.raises(CatalogError) as refused:
+        check_ray()
+    assert time.monotonic() - began < 8
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.startswith(f"RAY_ADDRESS={address}")
+    assert "unset" in message
+    return message
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "no-such-host.invalid:6379"])
+def test_an_address_at_which_nobody_listens_is_refused_at_once(address):
+    assert "no Ray cluster answers there" in refusal(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:port", "127.0.0.1", "127.0.0.1:99999999"])
+def test_an_address_that_is_none_is_refused_at_once(address):
+    assert "no Ray cluster answers there" in refusal(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("http://127.0.0.1:8265", "ray job submit --address http://127.0.0.1:8265"),
+        ("ray://127.0.0.1:10001", "without ray://"),
+    ],
+)
+def test_an_address_of_another_kind_is_refused_at_once(address, hint):
+    message = refusal(address)
+    assert hint in message
+    assert "HOST:PORT" in message
+
+
+def test_another_program_at_the_address_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(ray_session, "CONNECT_SECONDS", 0.3)
+    for answer, what in (
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server, such as the dashboard, listens there"),
+        (b"220 mail.example", "no Ray"),
+        (None, "does not answer"),
+    ):
+        with listening(answer) as address:
+            assert what in refusal(address)
+    with listening(SETTINGS_FRAME) as address:
+        os.environ["RAY_ADDRESS"] = address
+        check_ray()
+
+
+def test_a_cluster_whose_token_is_gone_is_refused_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    message = refusal("127.0.0.1:6379")
+    assert f"there is no token at RAY_AUTH_TOKEN_PATH={tmp_path / 'token'}" in message
+
+
+def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(monkeypatch, tmp_path):
+    long = tmp_path / ("long" * 20)
+    monkeypatch.setenv("TMPDIR", str(long))
+    with pytest.raises(
+        CatalogError, match=r"^TMPDIR=.*longlong.* RAY_TMPDIR for Ray alone, .* at most \d\d bytes"
+    ):
+        check_ray()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    check_ray()
+
+
+def test_nothing_is_made_where_there_is_no_cluster(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    write_data_set(tmp_path / "images")
+    catalog = tmp_path / "catalog"
+    ingest = [
+        "ingest",
+        "--source",
+        str(tmp_path / "images"),
+        "--catalog",
+        str(catalog),
+        "--format",
+        "rgbnt201",
+    ]
+    assert command_line.main(ingest) == 2
+    assert train.main(["--recipe", "demo", "--workspace", str(tmp_path / "runs")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there" in line for line in lines)
+    assert {path.name for path in tmp_path.iterdir()} == {"images"}
+
+
+def test_workers_that_do_not_start_end_the_run_with_the_end_of_their_log(asked, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    (tmp_path / "worker-1.err").write_text("")
+    (tmp_path / "worker-2.err").write_text(
+        "Traceback (most recent call last):\nModuleNotFoundError: No module ray\n"
+    )
+    node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path))
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: SimpleNamespace(remote=function))
+
+    def wait(reference, timeout):
+        assert 0 < timeout <= 300
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", wait)
+    with pytest.raises(CatalogError) as refused:
+        ray_session._check_workers()
+    message = str(refused.value)
+    assert "no worker of Ray has started within 180 s" in message
+    assert message.endswith(
+        f"{tmp_path}/worker-2.err ends with: Traceback (most recent call last): | "
+        "ModuleNotFoundError: No module ray"
+    )
