@@ -1,12 +1,14 @@
 import json
 import os
+import shlex
 import sys
 
 import pytest
 
 from data_catalog.interrupts import INTERRUPTED_STATUS
-from experiments import ablate, demo, evaluate, report, sweep_sfm, train
-from experiments.command_line import USAGE_STATUS, run_command
+from experiments import ablate, demo, evaluate, recipes, report, sweep_sfm, train
+from experiments.command_line import USAGE_STATUS, report_command, run_command
+from experiments.planning import expected_tables
 from experiments.recipes import ConfigError
 from experiments.run.run_result import InterruptedRunError
 from experiments.settings_list import SettingsList
@@ -107,3 +109,23 @@ def test_an_interrupt_is_one_line_that_says_how_to_continue(capsys):
     assert captured.out == ""
     assert "run the same command again to continue" in captured.err
     assert captured.err.count("\n") == 1
+
+
+SPACED = "/data of the lab/runs"
+
+
+@pytest.mark.parametrize("workspace", [SPACED, "s3://lab/runs?endpoint_override=host:9000&scheme=http"])
+def test_printed_commands_can_be_pasted_into_a_shell_whatever_a_path_holds(workspace):
+    assert shlex.split(report_command("demo-table3", workspace)) == [
+        *("python", "experiments/report.py", "--study", "demo-table3", "--workspace", workspace)
+    ]
+    config = recipes.resolve("rgbnt201-paper", [f"model.clip.source={SPACED}", "model.sfm=off"])
+    commands = {
+        name: shlex.split(expected_tables._command(config, name, workspace))
+        for name in ("samples", "masks", "captions", "text_features", "view/train")
+    }
+    for command in commands.values():
+        assert command[:3] == ["python", "-m", "data_catalog"]
+        assert command[-4:] == ["--catalog", workspace, "--dataset", "rgbnt201"]
+    assert commands["text_features"][3:6] == ["text-features", "--clip", SPACED]
+    assert commands["view/train"][3:9] == ["view", "--split", "train", "--size", "256x128", "--no-masks"]
