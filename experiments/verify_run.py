@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 from pydantic import BaseModel
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.records import add_json_options
 from experiments.command_line import add_workspace, run_command
 from experiments.run.run_folder import RunFolder
@@ -41,9 +42,7 @@ def printed() -> type[BaseModel]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", metavar="RUN", help="folder or URI of a run, finished or not")
     options.add_argument(
         "--steps", type=int, default=10, metavar="K", help="how many of its steps (default: 10)"

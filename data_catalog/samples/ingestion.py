@@ -238,11 +238,14 @@ class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
     """
 
     is_light = True
-    reads_files = True
 
     root: Path
     size: Size | None
     unread: Mapping[str, str]
+
+    @property
+    def source_folder(self) -> Path:
+        return self.root
 
     def is_final(self, statistics: Mapping[str, Any]) -> bool:
         # Earlier versions made no samples of queries alone, and so cut the shards elsewhere.

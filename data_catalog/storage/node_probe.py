@@ -1,8 +1,12 @@
-"""Whether every node of a Ray cluster reaches the places that its work needs, before the work begins."""
+"""Which nodes of a Ray cluster reach the places that work needs, before the work begins."""
 
+import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 from data_catalog.errors import CatalogError, name_first
 from data_catalog.storage import filesystems
@@ -11,6 +15,7 @@ from data_catalog.storage.patience import without_patience
 
 NODE_SECONDS = 60.0
 """How long a node has to start a process that looks; an idle one needs a few seconds."""
+COMPARED_FOLDERS = 200
 _UNSEEN = "unseen"
 _REMEDY = (
     "give {option} a place that all nodes reach under the same name: a URI such as s3://bucket/{kind}, or a "
@@ -34,6 +39,7 @@ class Place:
 
 
 _checked: set[Place] = set()
+Answer = TypeVar("Answer")
 
 
 def reach(places: Sequence[Place]) -> None:
@@ -60,12 +66,7 @@ def check_nodes(places: Sequence[Place]) -> None:
     import ray  # noqa: PLC0415 - its import takes seconds
 
     new = [place for place in dict.fromkeys(places) if place not in _checked]
-    nodes = {
-        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        for node in ray.nodes()
-        # A node without CPUs and GPUs, such as a head that only coordinates, gets no work.
-        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
-    }
+    nodes = _working_nodes()
     if not new or not nodes.keys() - {ray.get_runtime_context().get_node_id()}:
         return
     name = f".probe-{secrets.token_hex(8)}"
@@ -76,7 +77,9 @@ def check_nodes(places: Sequence[Place]) -> None:
             expected.append([] if place.is_written else folder.list_folders())
             if place.is_written:
                 folder.write(name, name)
-        answers = _ask(nodes, name, new, expected)
+        answers = _ask(
+            nodes, f"look for {new[0].kind} {new[0].location}", lambda own: _look(own, name, new, expected)
+        )
     finally:
         for place in new:
             if place.is_written:
@@ -84,6 +87,45 @@ def check_nodes(places: Sequence[Place]) -> None:
     for number, place in enumerate(new):
         _judge(place, {nodes[node]: answer[number] for node, answer in answers.items() if answer[number]})
     _checked.update(new)
+
+
+def nodes_with(folder: Path) -> set[str]:
+    """Ids of the nodes that may get work and see the same files in a folder as this process.
+
+    Folders are the same if they and those below them have the same names and times of change, to the
+    nanosecond: as one that several machines mount, or an exact copy. Ray must have been started or joined.
+
+    Raises:
+        CatalogError: A node does not answer.
+    """
+    import ray  # noqa: PLC0415 - its import takes seconds
+
+    nodes = _working_nodes()
+    here = ray.get_runtime_context().get_node_id()
+    others = {node: name for node, name in nodes.items() if node != here}
+    mine = _times_of_change(folder)
+    answers = _ask(others, f"look into {folder}", lambda own: _times_of_change(folder) == mine)
+    return {node for node, is_same in answers.items() if is_same} | ({here} & nodes.keys())
+
+
+def _working_nodes() -> dict[str, str]:
+    """Names of the nodes that may get work, by id."""
+    import ray  # noqa: PLC0415 - its import takes seconds
+
+    return {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in ray.nodes()
+        # A node without CPUs and GPUs, such as a head that only coordinates, gets no work.
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    }
+
+
+def _times_of_change(folder: Path) -> list[tuple[str, int]]:
+    """A folder and the first of those below it, each with its time of change; empty where there is none."""
+    below = islice(os.walk(folder), COMPARED_FOLDERS)
+    return sorted(
+        (str(Path(name).relative_to(folder)), Path(name).stat().st_mtime_ns) for name, _, _ in below
+    )
 
 
 def _judge(place: Place, wrong: dict[str, str]) -> None:
@@ -107,22 +149,27 @@ def _judge(place: Place, wrong: dict[str, str]) -> None:
     raise CatalogError(f"{place.kind} {shown} cannot be used on node {node}: {reason}")
 
 
-def _ask(
-    nodes: dict[str, str], name: str, places: Sequence[Place], expected: list[list[str]]
-) -> dict[str, list[str]]:
-    """What is wrong with each place on each node, by the id of the node; empty where nothing is."""
+def _ask(nodes: dict[str, str], what: str, answer: Callable[[str], Answer]) -> dict[str, Answer]:
+    """What a function gives on each node, by the id of the node.
+
+    Args:
+        nodes: Id to name.
+        what: What it does there, for messages.
+        answer: Called on each node with a name that no other node gets.
+    """
     import ray  # noqa: PLC0415 - its import takes seconds
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
     # Without CPUs, so that it runs on a busy node, too.
-    task = ray.remote(num_cpus=0, max_retries=0)(_look)
+    task = ray.remote(num_cpus=0, max_retries=0)(answer)
+    asked = secrets.token_hex(8)
     tasks = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            f"{name}-{number}", name, places, expected
+            f".probe-{asked}-{number}"
         ): node
         for number, node in enumerate(nodes)
     }
-    done, waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
+    done, waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS) if tasks else ([], [])
     if waiting:
         silent = [nodes[tasks[one]] for one in waiting]
         raise CatalogError(
@@ -135,9 +182,7 @@ def _ask(
             answers[tasks[one]] = ray.get(one)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().rpartition("\n")[2]
-            raise CatalogError(
-                f"node {nodes[tasks[one]]} could not look for {places[0].kind} {places[0].location}: {reason}"
-            ) from error
+            raise CatalogError(f"node {nodes[tasks[one]]} could not {what}: {reason}") from error
     return answers
 
 

@@ -30,7 +30,7 @@ from data_catalog.ray_session import ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
 from data_catalog.storage.folders import Folder
-from data_catalog.storage.node_probe import Place, check_nodes
+from data_catalog.storage.node_probe import Place, check_nodes, nodes_with
 from data_catalog.tables.digests import json_digest, table_digest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, Statistics, find_complete_shard
@@ -228,18 +228,16 @@ def _local_seconds() -> float:
 def _find_machines(maker: ShardMaker[Any]) -> list[dict[str, Any]]:
     """The machines of the cluster that can run a maker, as Ray describes them.
 
-    None where the maker reads files of this machine, and it takes part with no CPU.
+    None where the maker reads files that no machine with a CPU sees: this process does.
     """
     import ray  # noqa: PLC0415
 
     ensure_ray()
-    here = ray.get_runtime_context().get_node_id()
-    return [
-        node
-        for node in ray.nodes()
-        if node["Alive"]
-        and (not maker.reads_files or (node["NodeID"] == here and node["Resources"].get("CPU")))
-    ]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if maker.source_folder is None:
+        return alive
+    with_files = nodes_with(maker.source_folder)
+    return [node for node in alive if node["NodeID"] in with_files]
 
 
 def _run_actors(
@@ -247,13 +245,12 @@ def _run_actors(
 ) -> Iterator[dict[str, Any]]:
     import ray  # noqa: PLC0415
 
-    if not maker.reads_files:
+    if len(machines) > 1:
         # The catalog is above data set, kind and key.
         check_nodes([Place("catalog", Folder(root).parent.parent.parent.location)])
     actors, share = share_machines([machine["Resources"] for machine in machines], maker)
-    if maker.reads_files:
-        (machine,) = machines
-        share["label_selector"] = {"ray.io/node-id": machine["NodeID"]}
+    if maker.source_folder is not None:
+        share["label_selector"] = {"ray.io/node-id": f"in({','.join(node['NodeID'] for node in machines)})"}
     arguments = (root, maker, _WORKER_LOG)
     try:
         yield from map_on_actors(rows, ShardWriter, arguments, min(len(rows), actors), share).iter_rows()

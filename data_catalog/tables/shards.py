@@ -6,6 +6,7 @@ import logging
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -39,8 +40,10 @@ class ShardMaker(ABC, Generic[Spec]):
     is_light: bool = False
     """Whether a shard takes a few seconds at most: some can then be made before actors have started."""
 
-    reads_files: bool = False
-    """Whether it reads files of this machine, which others of a cluster may lack: it then runs here alone."""
+    @property
+    def source_folder(self) -> Path | None:
+        """Folder of the files that it reads: machines that do not see the same files take no part."""
+        return None
 
     def prepare(self) -> None:
         """Load what takes long (a model); called once in every actor, before its first shard."""

@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+from data_catalog.synthetic.synthetic_settings import SyntheticSettings
+from data_catalog.synthetic.writing import synthesize
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
+
 TRIALS = 4
 
 
@@ -15,6 +19,22 @@ def shared(hosts, tmp_path):
     yield hosts.disk / "shared", tmp_path
     for machine in (hosts.first, hosts.second):
         machine.unmount("shared")
+
+
+def test_images_in_a_folder_of_both_hosts_are_read_by_both(shared, hosts):
+    folder, seen = shared
+    settings = SyntheticSettings(height=32, width=16, train_identities=6, test_identities=4, cameras=2)
+    synthesize(settings, seen)
+    before = hosts.actors()
+    command = ["-m", "data_catalog", "ingest", "--source", str(folder / "RGBNT201")]
+    options = ["--catalog", str(folder / "catalog"), "--samples-per-shard", "4", "--json"]
+    first = hosts.first.start(
+        "python", *command, *options, environment=hosts.environment | {LOCAL_SECONDS_VARIABLE: "0"}
+    )
+    printed, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    assert json.loads(printed)["quarantined"] == []
+    assert all((actors - before[name])["MapWorker"] for name, actors in hosts.actors().items())
 
 
 def test_sweep_in_a_folder_of_both_hosts_has_every_trial(shared, hosts, options):

@@ -158,11 +158,14 @@ def _check_faults(root: Path, samples: int, faults: Sequence[dict[str, str]], al
 @dataclass
 class _FilesMaker(MaskMaker):
     is_light = True
-    reads_files = True
 
     root: Path
     source_format: SourceFormat
     image_size: tuple[int, int] | None
+
+    @property
+    def source_folder(self) -> Path:
+        return self.root
 
     def find(self, samples: pa.Table) -> tuple[list[Segmentation], list[dict[str, str]]]:
         found: list[Segmentation] = []

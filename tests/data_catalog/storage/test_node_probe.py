@@ -1,9 +1,11 @@
 """What a node says of the places that it is asked for; `tests/two_hosts` asks real nodes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from data_catalog.errors import CatalogError
 from data_catalog.storage import node_probe
@@ -73,3 +75,19 @@ def test_refusal_names_nodes_and_what_to_do(wrong: dict[str, str], message: str)
 def test_one_node_is_not_asked(ray_session: None, tmp_path: Path) -> None:
     check_nodes([Place("workspace", str(tmp_path / "new"))])
     assert not (tmp_path / "new").exists()
+
+
+def test_node_of_this_process_sees_its_own_files(ray_session: None, tmp_path: Path) -> None:
+    assert node_probe.nodes_with(tmp_path) == {ray.get_runtime_context().get_node_id()}
+
+
+def test_copy_with_its_times_is_the_same_folder_and_a_new_one_is_not(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "images" / f"person {number}").mkdir(parents=True)
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    times = node_probe._times_of_change(tmp_path / "images")
+    assert [name for name, _ in times] == [".", "person 0", "person 1", "person 2"]
+    assert node_probe._times_of_change(tmp_path / "copy") == times
+    (tmp_path / "copy" / "person 1" / "new.jpg").touch()
+    assert node_probe._times_of_change(tmp_path / "copy") != times
+    assert node_probe._times_of_change(tmp_path / "nowhere") == []

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import ray
 
 from data_catalog.errors import CatalogError
 from data_catalog.storage.filesystems import open_root, write_atomically
+from data_catalog.tables import building
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE, build_table
 from data_catalog.tables.digests import content_digest
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
@@ -120,11 +120,13 @@ def test_shards_are_made_in_this_process_while_that_takes_little_time(
 
 @dataclass(frozen=True)
 class FilesMaker(LightMaker):
-    reads_files = True
+    @property
+    def source_folder(self) -> Path:
+        return self.refuse.parent
 
 
 @pytest.mark.parametrize(("maker", "made_here"), [(FilesMaker, True), (LightMaker, False)])
-def test_files_of_a_machine_that_gives_no_cpu_are_read_in_this_process(
+def test_files_that_no_machine_with_a_cpu_sees_are_read_in_this_process(
     maker: type[LightMaker],
     made_here: bool,
     tmp_path: Path,
@@ -132,9 +134,7 @@ def test_files_of_a_machine_that_gives_no_cpu_are_read_in_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0")
-    (here,) = ray.nodes()
-    elsewhere = here | {"NodeID": "elsewhere"}
-    monkeypatch.setattr(ray, "nodes", lambda: [here | {"Resources": {"memory": 1e9}}, elsewhere])
+    monkeypatch.setattr(building, "nodes_with", lambda folder: set())
     table = build(
         tmp_path,
         tmp_path / "no",
