@@ -1,0 +1,1 @@
+"""Ray over a Slurm allocation."""
