@@ -5,7 +5,7 @@
     python cluster/slurm/render.py --array 0-4 -- experiments/train.py --set seed={task} | sbatch
 
 Ray of a job has a token, folders and ports of its own, so that several jobs may share a node. A job that
-reaches its time limit makes a checkpoint and goes back into the queue, where it continues; a command that fails
+reaches its time limit makes a checkpoint and goes back into the queue, where it continues; a failing command
 fails the job. The project and the Python that runs this must have the same path on all nodes.
 """
 

@@ -36,6 +36,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SchedulerParameters=sched_interval=2
 KillWait=5
+MinJobAge=3600
 UnkillableStepTimeout=10
 NodeName=h1 NodeAddr=10.77.0.1 CPUs=2 RealMemory=4000
 NodeName=h2 NodeAddr=10.77.0.2 CPUs=2 RealMemory=4000
