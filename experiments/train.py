@@ -11,7 +11,9 @@ RAY_ADDRESS set, or submitted with `ray job submit`, the workers run on that clu
 """
 
 import argparse
+import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
     from experiments.planning.run_plan import RunPlan
 
 
+logger = logging.getLogger(__name__)
+
+
 def printed_training() -> type[BaseModel]:
     """What this script prints with `--json`."""
     from experiments.planning.run_plan import RunPlan
@@ -73,6 +78,11 @@ def training_parser(description: str | None, record: Printed = RunReport) -> arg
         "--resume",
         action="store_true",
         help="only continue a run that was begun before; refuse to begin a new one",
+    )
+    options.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="take PyTorch's deterministic algorithms, slower on a GPU, and name operations that have none",
     )
     return options
 
@@ -118,14 +128,21 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
         given: The command line's options.
         on_step: Called after each step that makes a table.
     """
-    config, options = configure(given), run_options(given)
+    config, options = configure(given), replace(run_options(given), deterministic=given.deterministic)
     tables = preflight(config, options, lambda check: check(config), prepare_ray, on_step)
     from experiments.run.lifecycle import run
 
     if given.resume:
         RunFolder.begun(options.workspace, config, tables)
     result = run(config, tables, options)
+    for name in _without_deterministic_algorithm(RunFolder(result.folder)):
+        logger.warning(f"--deterministic: PyTorch has no deterministic algorithm for {name}")
     return RunReport(**dict(result), paper=find_stmi_result(config.data.dataset))
+
+
+def _without_deterministic_algorithm(folder: RunFolder) -> list[str]:
+    """Names of the operations of a run of which its workers reported that."""
+    return sorted({name for event in folder.journal.read() for name in event.get("not_deterministic", ())})
 
 
 def make_plan(given: argparse.Namespace) -> "RunPlan":

@@ -185,6 +185,7 @@ def _train(
         stops,
         threads if stops else None,
         options.skips_not_finite,
+        options.deterministic,
     )
     if threads is None or config.train.workers > 1:
         reported = len(folder.journal.epochs())

@@ -27,6 +27,7 @@ class RunOptions:
         gpus_per_worker: May be a fraction; None for one each where the cluster has GPUs, 0 to train on CPUs.
         skips_not_finite: Whether a batch whose loss is not finite is left out, and noted, in place of ending
             the run.
+        deterministic: Whether Ray Train's workers take PyTorch's deterministic algorithms.
     """
 
     workspace: Folder
@@ -35,6 +36,7 @@ class RunOptions:
     tracking_uri: str | None = None
     gpus_per_worker: float | None = None
     skips_not_finite: bool = False
+    deterministic: bool = False
 
     @classmethod
     def resolve(

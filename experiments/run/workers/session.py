@@ -1,6 +1,6 @@
 """How a worker takes part in its run: through Ray Train, or alone in its own process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -71,9 +71,10 @@ class RayTrainSession:
     Args:
         threads: CPUs that it may use.
         earlier: Folder or URI of the checkpoint of an earlier start, which Ray Train does not know; or None.
+        not_deterministic: Names of operations without a deterministic algorithm, as they are found.
     """
 
-    def __init__(self, threads: int, earlier: str | None) -> None:
+    def __init__(self, threads: int, earlier: str | None, not_deterministic: Set[str] = frozenset()) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -85,6 +86,7 @@ class RayTrainSession:
         self._written: Future[None] | None = None
         # What workers agree on is in the host's memory: in a group of its own no GPU waits for it.
         self._group: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self.not_deterministic = not_deterministic
 
     @contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
@@ -99,6 +101,8 @@ class RayTrainSession:
 
     def report(self, facts: Event, checkpoint: Checkpoint | None = None) -> None:
         """As in `Session`; `JournalCallback` writes it into the journal."""
+        if self.not_deterministic:
+            facts = facts | {"not_deterministic": sorted(self.not_deterministic)}
         storage = self._storage
         if checkpoint is None:
             ray.train.report(facts, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)

@@ -20,6 +20,7 @@ class TrainingInput:
             train to the end.
         threads: CPUs of each worker; None for its share of its machine.
         skips_not_finite: As in `RunOptions`.
+        deterministic: As in `RunOptions`.
     """
 
     config: ExperimentConfig
@@ -30,3 +31,4 @@ class TrainingInput:
     stops: tuple[int, ...] | None = None
     threads: int | None = None
     skips_not_finite: bool = False
+    deterministic: bool = False

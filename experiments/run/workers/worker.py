@@ -4,6 +4,7 @@ Light to import: the controller, which starts the workers, imports this file too
 controller.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
     Args:
         given: `input`.
     """
+    from experiments.run.workers.determinism import deterministic_algorithms  # noqa: PLC0415
     from experiments.run.workers.session import RayTrainSession  # noqa: PLC0415 - imports torch, which takes seconds
     from experiments.run.workers.training_loop import train  # noqa: PLC0415
 
     own, workers_on_this_node = given["input"], ray.train.get_context().get_local_world_size()
     threads = own.threads or max(1, usable_processors() // workers_on_this_node)
-    train(own, RayTrainSession(threads, own.checkpoint))
+    with ExitStack() as stack:
+        lacking = stack.enter_context(deterministic_algorithms()) if own.deterministic else set()
+        train(own, RayTrainSession(threads, own.checkpoint, lacking))
 
 
 class JournalCallback(UserCallback):
