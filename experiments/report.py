@@ -76,7 +76,16 @@ def print_report(result: RunReport, out: str | None = None) -> None:
     seconds = result.seconds
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds[name]:.1f}"
-        for name in ("start_workers", "setup", "steps", "evaluation", "checkpoint", "report", "other")
+        for name in (
+            "start_workers",
+            "setup",
+            "input",
+            "steps",
+            "evaluation",
+            "checkpoint",
+            "report",
+            "other",
+        )
         if name in seconds
     )
     console.print(

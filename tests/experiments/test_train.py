@@ -58,8 +58,9 @@ def test_result_gives_three_choices_of_epoch_and_says_which_it_reports(trained):
 def test_journal_says_where_the_time_went(trained):
     journal = Journal(Path(trained["folder"]) / "journal.jsonl")
     seconds = journal.last("finished")["seconds"]
-    parts = ("setup", "steps", "evaluation", "checkpoint", "report", "other")
+    parts = ("setup", "input", "steps", "evaluation", "checkpoint", "report", "other")
     assert sum(seconds[part] for part in parts) == pytest.approx(seconds["workers"], abs=0.01)
+    assert seconds["input"] > 0
     working = (seconds["steps"] + seconds["evaluation"]) / seconds["workers"]
     assert seconds["share_in_steps_and_evaluation"] == pytest.approx(working)
 

@@ -11,6 +11,7 @@ from stmi.config import AugmentConfig
 from stmi.model import STMI
 from stmi.training import augment
 from tests import tiny_clip
+from tests.experiments.run.test_batch_input import batch_input, plan
 from tests.stmi.training import training
 from tests.stmi.training.test_train_step import in_processes
 from tests.tolerances import EXACT_FLOAT64, ROUNDING_FLOAT32
@@ -86,6 +87,14 @@ def test_augmentation_and_its_noise_are_those_of_the_processor(per_sample):
     (expected, expected_mask), (images, moved) = run("cpu"), run(GPU)
     assert torch.equal(moved, expected_mask)
     assert torch.allclose(images, expected, atol=ROUNDING_FLOAT32)
+
+
+def test_input_that_is_made_ahead_is_that_of_the_processor():
+    ahead = batch_input(device=GPU).steps(plan(5), epoch=1)
+    for expected, made in zip(batch_input().steps(plan(5), epoch=1), ahead, strict=True):
+        for one, two in zip(expected.tensors(), made.tensors(), strict=True):
+            assert two.device.type == GPU
+            assert torch.allclose(one.float(), two.cpu().float(), atol=ROUNDING_FLOAT32)
 
 
 @pytest.mark.parametrize("settings", [[], ["train.micro_batches=4"], ["train.checkpoint_activations=on"]])

@@ -16,6 +16,7 @@ from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.progress import Progress
 from experiments.run.run_result import FeatureMetrics
+from experiments.run.workers.batch_input import BatchInput
 from experiments.run.workers.checkpoint_schedule import CheckpointSchedule, Due
 from experiments.run.workers.loss_check import DivergedError, LossCheck
 from experiments.run.workers.reporter import Clock, Reporter
@@ -26,9 +27,7 @@ from experiments.tracking.journal import INTERRUPTED, Event
 from stmi.clip.loading import load_clip
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
-from stmi.model_input import ModelInput
 from stmi.retrieval.metrics import RetrievalError, RetrievalMetrics
-from stmi.training import augment
 from stmi.training.batch_plan import rows_of_rank
 from stmi.training.schedule import learning_rate
 from stmi.training.train_step import TrainStep
@@ -72,7 +71,7 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
     while progress.epoch < config.epochs:
         own_seconds = run.own_seconds
         with clock.part("steps"):
-            for is_last in run.train_epoch(progress):
+            for is_last in run.train_epoch(progress, clock):
                 due = schedule.after_step(progress.step)
                 # After the last step the epoch's evaluation comes first, unless there is no time for it.
                 if due is Due.STOP or (due is Due.CHECKPOINT and not is_last):
@@ -144,6 +143,9 @@ class _Run:
             config.train.checkpoint_activations,
         )
         self.take_step.skips_not_finite = given.skips_not_finite
+        self.input = BatchInput(
+            config, self.model, self.views["train"], self.labels, self.captions["train"], self.rows
+        )
         self.input_seconds = 0.0
         skips = given.skips_not_finite
         self.loss_check = LossCheck(self.schedule, self.views["train"], session, skips)
@@ -187,18 +189,19 @@ class _Run:
             kept = weights and {name: x.detach().cpu().clone() for name, x in weights.items()}
             self.best = checkpoints.Best(epoch, value, kept)
 
-    def train_epoch(self, progress: Progress) -> Iterator[bool]:
+    def train_epoch(self, progress: Progress, clock: Clock) -> Iterator[bool]:
         """Train the rest of an epoch; yields after each step, counted by `progress`, if it is the last."""
         config, epoch = self.config, progress.epoch
         plan = self.schedule.rows(self.session.rank, epoch)
+        inputs = self.input.steps(plan, epoch, progress.in_epoch)
         for step in range(progress.in_epoch, len(plan)):
             # The rate of the middle of the step: neither the first nor the last is zero.
             rate = learning_rate(config.optim, epoch + (step + 0.5) / len(plan), config.train.epochs)
             began = time.perf_counter()
-            batch, labels = self._augmented(plan[step], epoch, step)
-            draws = self.model.random_draws(config.seed, epoch, step, config.batch.size, self.rows)
+            with clock.part("input"):
+                given = next(inputs)
             self.input_seconds += time.perf_counter() - began
-            losses = self.take_step(batch, draws, labels, rate)
+            losses = self.take_step(given.batch, given.draws, given.labels, rate)
             self.loss_check.count(progress, losses, rate, len(plan))
             yield step + 1 == len(plan)
 
@@ -223,29 +226,6 @@ class _Run:
             self.model, view, self.config.train.evaluation_batch, self.autocast, self.captions[split]
         )
         return embeddings, evaluation.score_each(view, embeddings, self.config.data.junk)
-
-    def _augmented(self, rows: np.ndarray, epoch: int, step: int) -> tuple[ModelInput, torch.Tensor]:
-        config = self.config
-        batch, captions = self.views["train"].batch(rows), self.captions["train"]
-        size = batch.mask.shape[1:]
-        geometry = augment.sample_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
-        images, mask = augment.augment(
-            torch.from_numpy(batch.pixels).to(self.device),
-            torch.from_numpy(batch.mask).to(self.device),
-            geometry,
-            config.augment.crop_padding,
-            self.rows,
-            (config.seed, epoch, step),
-            config.model.pixels,
-        )
-        model_input = ModelInput(
-            images=images,
-            foreground=augment.patch_foreground(mask, self.model.patch_size),
-            text=torch.from_numpy(batch.text_feature).to(self.device),
-            camera_id=torch.from_numpy(batch.camera_id.astype(np.int64)).to(self.device),
-            caption=None if captions is None else captions[torch.from_numpy(rows)].to(self.device),
-        )
-        return model_input, torch.from_numpy(self.labels[rows]).to(self.device)
 
 
 def caption_tokens(

@@ -1,6 +1,6 @@
 import os
 import warnings
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -39,11 +39,10 @@ def test_names_are_found_again_in_another_run_and_other_warnings_are_shown():
 
 def test_worker_reports_what_has_no_deterministic_algorithm(monkeypatch):
     reported = []
-    monkeypatch.setattr(
-        "ray.train.get_context", lambda: SimpleNamespace(get_world_rank=int, get_world_size=lambda: 1)
-    )
+    context = MagicMock(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
     monkeypatch.setattr("experiments.run.workers.session.get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("ray.train.report", lambda facts, checkpoint: reported.append(facts))
+    monkeypatch.setattr("ray.train.report", lambda facts, **_: reported.append(facts))
     with deterministic_algorithms() as names:
         session = RayTrainSession(1, None, names)
         session.report({"event": "untrained"}, None)

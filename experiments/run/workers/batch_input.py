@@ -1,0 +1,142 @@
+"""The input of a worker's training steps: read, moved to its device and augmented."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_catalog.views.view_reader import View
+from experiments.recipes import ExperimentConfig
+from stmi.model import STMI
+from stmi.model_input import ModelInput, RandomDraws
+from stmi.training import augment
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a training step takes of a worker's rows, on its device."""
+
+    batch: ModelInput
+    draws: RandomDraws
+    labels: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """All of its tensors."""
+        parts = [*vars(self.batch).values(), *vars(self.draws).values(), self.labels]
+        return [part for part in parts if part is not None]
+
+
+class BatchInput:
+    """Makes the input of every step of a run for one worker.
+
+    On a GPU, the next step's input is made while the current step runs: another thread reads and copies, on a
+    stream of its own. On CPUs, which the current step keeps busy, it is made when the step needs it.
+
+    Args:
+        config: The run.
+        model: Its model, on its device.
+        view: The worker's part of the training view.
+        labels: Identity of each of its rows, counted from 0, int64.
+        captions: Token numbers of their captions, where the text tower is trained.
+        rows: The worker's rows of the global batch.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: STMI,
+        view: View,
+        labels: np.ndarray,
+        captions: Tensor | None,
+        rows: slice,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.view = view
+        self.labels = labels
+        self.captions = captions
+        self.rows = rows
+        self.device = model.image_tower.proj.device
+
+    def steps(self, plan: np.ndarray, epoch: int, first: int = 0) -> Iterator[StepInput]:
+        """The input of the steps of an epoch.
+
+        Args:
+            plan: The worker's rows of the view in each step, `(steps, batch / workers)`.
+            epoch: Epoch number.
+            first: The first step that is wanted.
+        """
+        steps = range(first, len(plan))
+        if self.device.type != "cuda":
+            yield from (self.make(plan[step], epoch, step) for step in steps)
+            return
+        stream = torch.cuda.Stream(self.device)
+
+        def make_beside() -> Iterator[tuple[StepInput, torch.cuda.Event]]:
+            for step in steps:
+                with torch.cuda.stream(stream):
+                    made = self.make(plan[step], epoch, step)
+                    yield made, stream.record_event()
+
+        for made, is_made in one_ahead(make_beside()):
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(is_made)
+            for tensor in made.tensors():
+                # The allocator must not give its memory away before the step has read it.
+                tensor.record_stream(current)
+            yield made
+
+    def make(self, rows: np.ndarray, epoch: int, step: int) -> StepInput:
+        """The input of one step.
+
+        Args:
+            rows: The worker's rows of the view, `(batch / workers,)`.
+            epoch: Epoch number.
+            step: Step within the epoch.
+        """
+        config = self.config
+        read = self.view.batch(rows)
+        size = (read.mask.shape[1], read.mask.shape[2])
+        geometry = augment.sample_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
+        images, mask = augment.augment(
+            self._moved(read.pixels),
+            self._moved(read.mask),
+            geometry,
+            config.augment.crop_padding,
+            self.rows,
+            (config.seed, epoch, step),
+            config.model.pixels,
+        )
+        batch = ModelInput(
+            images=images,
+            foreground=augment.patch_foreground(mask, self.model.patch_size),
+            text=self._moved(read.text_feature),
+            camera_id=self._moved(read.camera_id.astype(np.int64)),
+            caption=None
+            if self.captions is None
+            else self._moved(self.captions[torch.from_numpy(rows)].numpy()),
+        )
+        draws = self.model.random_draws(config.seed, epoch, step, config.batch.size, self.rows)
+        return StepInput(batch, draws, self._moved(self.labels[rows]))
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        """An array on the device; from pinned memory a GPU reads while other work goes on."""
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+def one_ahead(made: Iterator[Item]) -> Iterator[Item]:
+    """The items of an iterator; each is made in another thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(next, made, None)
+        while (item := waiting.result()) is not None:
+            waiting = thread.submit(next, made, None)
+            yield item
