@@ -81,7 +81,9 @@ class Journal:
             checkpoint: Where the report's checkpoint is kept.
         """
         facts = dict(facts)
-        known = {(past["event"], past.get("epoch")) for past in self.read()}
+        # An epoch that a start went back behind is to be repeated, and its repetition may be the lost report.
+        known = {(past["event"], past.get("epoch")) for past in self.epochs()}
+        known |= {(past["event"], past.get("epoch")) for past in self.read() if past["event"] != "epoch"}
         for past in facts.pop("history", []):
             if (past["event"], past.get("epoch")) not in known:
                 self.append(**past)

@@ -103,6 +103,17 @@ def test_epochs_that_a_crash_kept_from_the_journal_come_back_with_the_checkpoint
     assert [event["event"] for event in journal.read()] == ["untrained", "epoch", "epoch", "resumed"]
 
 
+def test_epoch_that_was_repeated_and_then_kept_from_the_journal_comes_back_too(journal):
+    for epoch in (1, 2):
+        journal.append("epoch", epoch=epoch)
+    journal.append("resumed", epoch=1)
+    # Epoch 2 was repeated, and its checkpoint stored; a second crash came before its report.
+    report = {"event": "resumed", "epoch": 2, "history": [{"event": "epoch", "epoch": n} for n in (1, 2)]}
+    JournalCallback(journal, None).after_report(None, [report], None)
+    assert [event["epoch"] for event in journal.epochs()] == [1, 2]
+    assert [event["event"] for event in journal.read()] == ["epoch", "epoch", "resumed", "epoch", "resumed"]
+
+
 def test_writer_whose_claim_was_taken_over_writes_no_more(object_storage, tmp_path):
     folder = JournalFolder(Folder(object_storage("journals")) / tmp_path.name)
     with folder.claimed(RuntimeError("busy")):
