@@ -10,6 +10,8 @@ MAX_FAILURES = 3
 
 _NODE = re.compile(r"\b(?:ip|IP|address): ([0-9a-fA-F.:]*[0-9a-fA-F])")
 _MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?B)(?: used)? / ([\d.]+ ?[KMGT]?B)")
+_RETRIES = re.compile(r"\s*Failed to [\w ]+ after \d+/\d+ attempts.*", re.DOTALL)
+"""What Ray Data adds to an error of the code that it ran."""
 _LENGTH = 500
 _PACKAGES = ("cluster", "data_catalog", "experiments", "stmi")
 
@@ -114,7 +116,7 @@ def _lost_object(error: BaseException, remedy: str) -> str | None:
 def _plain(error: BaseException) -> str:
     # What the project says of a failure stays, and not what it was made of.
     is_own = type(error).__module__.partition(".")[0] in _PACKAGES
-    return _first_line((is_own and str(error)) or describe_cause(error))
+    return _first_line(_RETRIES.sub("", (is_own and str(error)) or describe_cause(error)))
 
 
 def _node(text: str) -> str:

@@ -10,7 +10,7 @@ import ray
 from data_catalog.storage.filesystems import open_root
 
 ROOT = Path(__file__).parents[1]
-SHARING_FOLDERS = ("experiments", "two_hosts")
+SHARING_FOLDERS = ("experiments", "two_hosts", "slurm")
 """Folders whose tests share fixtures that take long; each one runs in one process."""
 BUCKET = "lab"
 S3_SECRET = "not-a-secret"
@@ -28,8 +28,9 @@ os.environ |= {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, keep tests that share expensive fixtures in one process."""
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARING_FOLDERS else "others"))
+        folders = item.path.relative_to(ROOT / "tests").parts
+        group = next((folder for folder in folders if folder in SHARING_FOLDERS), "others")
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS, SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
-from data_catalog.storage.claims import claim
 from data_catalog.synthetic.attributes import attribute_values
 from data_catalog.synthetic.rendering import RenderedSample, render_sample
 from data_catalog.synthetic.simulated_predictions import predict_attributes
@@ -96,6 +95,8 @@ def _write_once(
     settings: SyntheticSettings, out: Path, manifest: Mapping[str, Any], total: int, progress: Progress
 ) -> bool:
     """Write the data set, or wait for another process that does; returns whether another one did."""
+    from data_catalog.storage.claims import claim  # noqa: PLC0415 - imports PyArrow, which settings do without
+
     with claim(out.parent / f".{out.name}.claim", wait=lambda: True):
         is_there = _is_there(out, manifest)
         if not is_there:

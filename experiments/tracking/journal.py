@@ -81,13 +81,14 @@ class Journal:
             checkpoint: Where the report's checkpoint is kept.
         """
         facts = dict(facts)
-        # An epoch that a start went back behind is to be repeated, and its repetition may be the lost report.
-        known = {(past["event"], past.get("epoch")) for past in self.epochs()}
-        known |= {(past["event"], past.get("epoch")) for past in self.read() if past["event"] != "epoch"}
-        for past in facts.pop("history", []):
-            if (past["event"], past.get("epoch")) not in known:
-                self.append(**past)
-        if facts["event"] == "untrained" and ("untrained", None) in known:
+        known = {past["event"] for past in self.read()} - {"epoch"}
+        if history := facts.pop("history", None):
+            # An epoch that training went back behind does not count: its repetition may be the lost report.
+            epochs = {past["epoch"] for past in self.epochs()}
+            for past in history:
+                if past["event"] not in known and past.get("epoch") not in epochs:
+                    self.append(**past)
+        if facts["event"] == "untrained" and "untrained" in known:
             # A start before the first checkpoint: what it measured again is known.
             facts = {"event": "restarted", "epoch": 0, "began": facts["began"], "seconds": facts["seconds"]}
         self.append(**facts, checkpoint=checkpoint)

@@ -289,7 +289,7 @@ def test_sweep_without_validation_identities_is_refused(swept, clip, workspace, 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--trials", "0"], "--trials=0: at least 1"),
+        (["--trials", "0"], "--trials=0: expected a number from 1 to"),
         (["--search", "str.tokens=int:0:4"], "greater than or equal to 1"),
         (["--search", "train.epochs=int:2:4"], "early stopping compares trials at the same epoch"),
         (["--objectives", "mAP,cost", "--early-stopping"], "cut the cheap end off"),

@@ -174,7 +174,7 @@ def test_interrupted_run_goes_on_in_another_bucket(object_storage, cache, clip, 
         pass
 
     def die(facts):
-        if facts["event"] == "epoch":
+        if facts["event"] == "checkpoint":
             raise KilledError
 
     old = object_storage(f"workspace-{tmp_path.name}")

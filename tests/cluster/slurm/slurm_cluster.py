@@ -18,7 +18,7 @@ SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=h1(10.77.0.1)
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=10
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
