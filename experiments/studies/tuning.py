@@ -20,6 +20,8 @@ from experiments.studies.study_logger import StudyRun
 STARTS = MAX_FAILURES + 1
 """How often trials are started at most where nodes are lost."""
 
+NODE_LOSS_SECONDS = 30.0
+"""How long Ray may take to see that a node is gone whose process does not answer any more."""
 SHARED_DISK_SECONDS = 3.0
 """How long another node's file may take to appear on a shared disk, which caches the lists of its folders."""
 
@@ -200,8 +202,7 @@ def tune_trials(
             study.list_files()
             raise cannot_go_on(f"study {study.name}", describe_failure(error, MEMORY_REMEDY)) from error
     outcomes = [grid[number] for number in range(len(grid))]
-    if not nodes <= _living_nodes():
-        _mark_lost(outcomes)
+    _mark_lost(outcomes, nodes)
     return outcomes
 
 
@@ -212,13 +213,19 @@ def _living_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _mark_lost(outcomes: "Sequence[tune.Result]") -> None:
-    """Say of each trial whose process died that a node was lost."""
+def _mark_lost(outcomes: "Sequence[tune.Result]", nodes: set[str]) -> None:
+    """Say of each trial whose process died that a node was lost, if one of these nodes was."""
     from ray.exceptions import RayActorError  # noqa: PLC0415 - as in `tune_trials`
 
-    for outcome in outcomes:
-        if isinstance(outcome.error, RayActorError):
-            outcome.error = NodeLostError(
-                "its process was lost with a node of the cluster; see `ray status`, and run the same command "
-                "again once the node is back"
-            )
+    died = [outcome for outcome in outcomes if isinstance(outcome.error, RayActorError)]
+    # Ray may know that a process does not answer before it knows that its node is gone.
+    end = time.monotonic() + NODE_LOSS_SECONDS
+    while died and nodes <= _living_nodes():
+        if time.monotonic() >= end:
+            return
+        time.sleep(0.2)
+    for outcome in died:
+        outcome.error = NodeLostError(
+            "its process was lost with a node of the cluster; see `ray status`, and run the same command "
+            "again once the node is back"
+        )
