@@ -106,23 +106,21 @@ def add_workspace(options: argparse.ArgumentParser | argparse._ArgumentGroup) ->
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number of seconds, such as 600")
-    return seconds
+    return _number_from_zero(text, "seconds, such as 600")
 
 
 def _gpu_share(text: str) -> float:
+    return _number_from_zero(text, "GPUs from 0 on, such as 0.5")
+
+
+def _number_from_zero(text: str, expected: str) -> float:
     try:
-        share = float(text)
+        number = float(text)
     except ValueError:
-        share = math.nan
-    if not 0 <= share < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number of GPUs from 0 on, such as 0.5")
-    return share
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of {expected}")
+    return number
 
 
 def run_options(given: argparse.Namespace) -> RunOptions:

@@ -35,8 +35,8 @@ def commands(readme: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("readme", READMES, ids=str)
-def test_commands_of_a_readme_are_accepted_by_their_scripts(readme, monkeypatch):
+def stop_after_parsing(monkeypatch):
+    """Let scripts raise `ParsedError` where they would begin."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser, *arguments):
@@ -44,6 +44,11 @@ def test_commands_of_a_readme_are_accepted_by_their_scripts(readme, monkeypatch)
         raise ParsedError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=str)
+def test_commands_of_a_readme_are_accepted_by_their_scripts(readme, monkeypatch):
+    stop_after_parsing(monkeypatch)
     for script, arguments in commands(readme):
         if arguments and arguments != ["COMMAND", "--help"]:
             with pytest.raises(ParsedError):

@@ -3,7 +3,6 @@
 What they say of Kubernetes and KubeRay is held against both schemas, what they run against the scripts.
 """
 
-import argparse
 import functools
 import gzip
 import json
@@ -18,7 +17,7 @@ import pytest
 import yaml
 
 from tests.test_help_texts import MAINS
-from tests.test_readmes import ParsedError
+from tests.test_readmes import ParsedError, stop_after_parsing
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"
@@ -202,19 +201,16 @@ def test_a_job_has_the_cluster_of_its_overlay_and_ends_it():
 
 @pytest.mark.parametrize("name", [name for name in RENDERED if name.startswith("jobs")])
 def test_command_of_a_job_is_accepted_by_its_script(name, monkeypatch):
-    parse = argparse.ArgumentParser.parse_args
-
-    def parse_and_stop(parser, *arguments):
-        parse(parser, *arguments)
-        raise ParsedError
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    stop_after_parsing(monkeypatch)
     (job,) = of_kind(name, "RayJob")
     program, script, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert program == "python"
     assert (ROOT / script).is_file()
     with pytest.raises(ParsedError):
         MAINS[Path(script).stem](arguments)
+    # A run takes its workers from the nodes that are there when it begins.
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert int(arguments[arguments.index("--workers") + 1]) <= group["minReplicas"] == group["replicas"]
 
 
 def test_versions_agree_with_those_of_the_project():
