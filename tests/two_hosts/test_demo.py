@@ -12,7 +12,14 @@ def test_demo_whose_driver_is_killed_ends_on_another_machine_with_the_tables_of_
     demo = ["train.py", *small_run.options(clip), "--workspace", workspace, "--workers", "2"]
     before = hosts.actors()
     driver = hosts.spawn(hosts.first, *demo, "--json", **{LOCAL_SECONDS_VARIABLE: "0"})
-    hosts.wait(driver, lambda: any(name.endswith("training.pt") for name in hosts.store.names("demo/train")))
+
+    def is_checkpointed():
+        names = [name for name in hosts.store.names("demo/train") if name.endswith("journal.jsonl")]
+        lines = [line for name in names for line in hosts.store.read(f"demo/train/{name}").splitlines()]
+        return any(json.loads(line).get("checkpoint") for line in lines)
+
+    # Before the journal names a checkpoint, there is nothing to continue from.
+    hosts.wait(driver, is_checkpointed)
     kill(driver)
     for name, actors in hosts.actors().items():
         started = actors - before[name]

@@ -7,7 +7,14 @@ def test_run_that_loses_a_node_ends_as_if_undisturbed_once_it_is_back(hosts, opt
     before = hosts.actors()
     storage = ["--storage", hosts.store.uri("lost-node")]
     process = hosts.spawn(hosts.first, "train.py", *options, *storage, "--workers", "2", "--json")
-    hosts.wait(process, lambda: any(name.endswith("training.pt") for name in hosts.store.names("lost-node")))
+
+    def is_checkpointed():
+        texts = [path.read_text() for path in hosts.first.path("runs", "train").rglob("journal.jsonl")]
+        # The last line may be being written.
+        lines = [line for text in texts for line in text.rpartition("\n")[0].splitlines()]
+        return any(json.loads(line).get("checkpoint") for line in lines)
+
+    hosts.wait(process, is_checkpointed)
     hosts.kill_raylet(hosts.second)
     hosts.start_node(hosts.second)
     out, errors = process.communicate(timeout=300)
