@@ -25,6 +25,8 @@ os.environ |= {
 }
 
 
+# Before pytest-xdist, which reads the marks in its own hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, keep tests that share expensive fixtures in one process."""
     for item in items:

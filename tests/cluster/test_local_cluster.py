@@ -15,7 +15,7 @@ from filelock import FileLock
 from cluster.cluster_state import ClusterError
 from cluster.cluster_status import StartedCluster
 from cluster.local_cluster import LocalCluster, make_private_folder
-from cluster.processes import end_processes, find_family, process_keys, start_process
+from cluster.processes import end_processes, find_family, find_free_port, process_keys, start_process
 from cluster.services import USUAL_PORTS, ClusterSettings, Service, answers
 from experiments.tracking.mlflow_store import local_store
 
@@ -36,12 +36,16 @@ class StandIns:
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
+        # Not those of real clusters, which other tests and programs of this machine may start.
+        self.ports = {
+            name: {role: find_free_port() for role in roles} for name, roles in USUAL_PORTS.items()
+        }
         self.code = {"ray": SERVER, "mlflow": SERVER}
 
-    def cluster(self, timeout_seconds: float = 20, usual_ports=USUAL_PORTS) -> LocalCluster:
+    def cluster(self, timeout_seconds: float = 20) -> LocalCluster:
         makers = {"ray": lambda s: self._service(s, "ray", "dashboard")}
         makers["mlflow"] = lambda s: self._service(s, "mlflow", "http")
-        return LocalCluster(self.workspace, timeout_seconds, makers, usual_ports)
+        return LocalCluster(self.workspace, timeout_seconds, makers, self.ports)
 
     def _service(self, settings: ClusterSettings, name: str, role: str) -> Service:
         port = settings.ports[name][role]
@@ -108,8 +112,8 @@ def test_port_of_another_program_is_not_used(stand_ins):
         program.bind(("127.0.0.1", 0))
         program.listen()
         port = program.getsockname()[1]
-        cluster = stand_ins.cluster(usual_ports={**USUAL_PORTS, "mlflow": {"http": port}})
-        assert started(cluster).mlflow != f"http://127.0.0.1:{port}"
+        stand_ins.ports["mlflow"] = {"http": port}
+        assert started(stand_ins.cluster()).mlflow != f"http://127.0.0.1:{port}"
 
 
 def test_mlflow_is_not_moved_away_from_the_jobs_when_its_port_is_taken(stand_ins):

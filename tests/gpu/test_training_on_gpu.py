@@ -54,7 +54,7 @@ def test_gpu_trains_the_model_of_the_processor(clip, on_processor, options):
 def test_two_processes_with_nccl_train_the_model_of_one(clip, on_processor):
     if torch.cuda.device_count() < 2:
         pytest.skip("NCCL needs a GPU for each process, and this machine has one")
-    in_processes(training.train_on_gpu_as_rank, 2, 2, str(clip.parent), STEPS)
+    in_processes(training.train_on_gpu_as_rank, 2, clip.parent, STEPS)
     spread = torch.load(clip.parent / "result-nccl.pt", weights_only=True, map_location="cpu")
     expect_same((spread["totals"], spread["model"]), on_processor)
 

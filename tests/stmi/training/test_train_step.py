@@ -16,8 +16,11 @@ PRELOADED = ["tests.stmi.training.training", "torch._dynamo"]
 multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 
 
-def in_processes(function, count, *arguments):
+def in_processes(function, count, folder, *arguments):
     """Call a function for each rank of a process group, each in its own process."""
+    # The addresses of an earlier group: a process that reads them waits for what has ended.
+    training.store_of(folder).unlink(missing_ok=True)
+    arguments = (count, str(folder), *arguments)
     multiprocessing.start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
@@ -35,7 +38,7 @@ def alone(folder):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_workers_trains_the_same_model(folder, alone, world_size):
-    in_processes(training.train_as_rank, world_size, world_size, str(folder), STEPS, {})
+    in_processes(training.train_as_rank, world_size, folder, STEPS, {})
     spread = torch.load(folder / f"result-{world_size}.pt", weights_only=True)
     expect_same(spread["totals"], spread["model"], alone)
 
@@ -47,7 +50,7 @@ def test_micro_batches_and_checkpointed_activations_train_the_same_model_on_any_
         totals, model = training.train(folder / "clip", STEPS, **memory)
         expect_same(totals, model.state_dict(), alone)
     both = {"micro_batches": 3, "checkpoint_activations": True}
-    in_processes(training.train_as_rank, 2, 2, str(folder), STEPS, both)
+    in_processes(training.train_as_rank, 2, folder, STEPS, both)
     spread = torch.load(folder / "result-2.pt", weights_only=True)
     expect_same(spread["totals"], spread["model"], alone)
 
@@ -67,21 +70,21 @@ def expect_same(totals, weights, alone):
 
 def test_time_of_a_worker_is_its_own_and_not_what_it_waits_for_a_slow_one(folder):
     steps, delay = 4, 0.5
-    in_processes(training.train_with_a_slow_worker, 2, 2, str(folder), steps, delay)
+    in_processes(training.train_with_a_slow_worker, 2, folder, steps, delay)
     quick, slow = torch.load(folder / "own_seconds.pt", weights_only=True)
     assert slow >= steps * delay
     assert slow - quick > steps * delay / 2
 
 
 def test_restart_on_three_workers_ends_with_bit_identical_weights(folder):
-    in_processes(training.train_with_and_without_restart, 3, 3, str(folder), 6)
+    in_processes(training.train_with_and_without_restart, 3, folder, 6)
     results = torch.load(folder / "restarted.pt", weights_only=True)
     for name, value in results["undisturbed"].items():
         assert torch.equal(results["restarted"][name], value), name
 
 
 def test_gradients_are_exchanged_while_others_are_computed(folder, alone):
-    in_processes(training.record_exchanges, 2, 2, str(folder))
+    in_processes(training.record_exchanges, 2, folder)
     found = torch.load(folder / "exchanges.pt", weights_only=True)
     for compiled, (events, total) in found.items():
         assert total == pytest.approx(alone[0][0], abs=EXACT_FLOAT64), compiled

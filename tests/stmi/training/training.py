@@ -170,10 +170,15 @@ def _exchanges(clip_folder: Path, rank: int, world_size: int, compiled: bool) ->
     return events, total
 
 
+def store_of(folder: Path | str) -> Path:
+    """The file by which the processes of a group find each other."""
+    return Path(folder) / "store"
+
+
 @contextmanager
 def _process_group(rank: int, world_size: int, folder: str, backend: str = "gloo") -> Iterator[None]:
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store-{world_size}", world_size)
+    store = dist.FileStore(str(store_of(folder)), world_size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     yield
     dist.destroy_process_group()
