@@ -79,6 +79,8 @@ class DataConfig(Section):
 
 UNDECIDING = {"micro_batches", "checkpoint_activations", "checkpoint_steps", "checkpoint_minutes"}
 """Settings of `train` that do not decide the result: where memory and time go."""
+ADDED_TO_CHI = ("neighbours", "density", "exclude_text_copies")
+"""Settings of `model.chi` that older versions did not have."""
 
 
 class TrainConfig(Section):
@@ -199,8 +201,12 @@ class ExperimentConfig(Section):
         return self
 
     def deciding(self) -> dict[str, Any]:
-        """All settings that decide the result, dumped; the others may change from start to start of a run."""
-        return self.model_dump(mode="json", exclude={"train": UNDECIDING})
+        """All settings that decide the result, dumped; the others may change from start to start of a run.
+
+        A setting that older versions did not have is left out at its default: their runs keep their names.
+        """
+        same = {name for name in ADDED_TO_CHI if getattr(self.model.chi, name) == getattr(ChiConfig(), name)}
+        return self.model_dump(mode="json", exclude={"train": UNDECIDING, "model": {"chi": same}})
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its full dotted name (`model.sfm.perturbation`), as `--set` takes it."""
@@ -293,7 +299,8 @@ PUBLISHED = {
 def paper(dataset: str) -> ExperimentConfig:
     """The paper's settings for a data set.
 
-    Values that the paper does not give, such as epochs and p, are those of the released code.
+    Values that the paper does not give, such as epochs and p, are those of the released code. It names no tau
+    either; there the released code's rule is another one, and tau is 0.5.
     D of eq. 8 is read as the width of one head in both recipes: with the width of all heads together
     (`model.sfm.logit_scale=model_width`) attention would differ from that of CLIP's own training.
     """

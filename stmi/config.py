@@ -140,14 +140,39 @@ class ChiConfig(Switch):
     convolution: Literal["paper", "released"] = Field(
         "paper", description="Equations 15-16, or the released code's mean of means with GroupNorm."
     )
-    incidence: Literal["cosine", "euclidean"] = Field(
-        "cosine", description="Whether similar nodes share a hyperedge, or near ones (released code)."
+    incidence: Literal["cosine", "euclidean", "nearest", "density"] = Field(
+        "cosine",
+        description="Which nodes are in the hyperedge of a node: those of a cosine similarity of tau or more "
+        "(the paper), those nearer than a distance (released code), its nearest ones, or those of the tau "
+        "that gives a density.",
     )
     similarity_threshold: float = Field(
-        0.5, ge=-1, le=1, description="tau: nodes whose cosine similarity reaches it share a hyperedge."
+        0.5,
+        ge=-1,
+        le=1,
+        description="tau, for which the paper names no value; where incidence is density, tau of the first "
+        "training step.",
     )
     distance_threshold: float = Field(
         5.0, gt=0, description="Nodes nearer than this share a hyperedge, where incidence is euclidean."
+    )
+    neighbours: int = Field(
+        4,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="Nodes beside its own that a hyperedge holds, where incidence is nearest.",
+    )
+    density: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="Share of all pairs of node and hyperedge, where incidence is density. In training tau "
+        "follows the batches; it is then fixed, so that an embedding does not depend on its batch.",
+    )
+    exclude_text_copies: bool = Field(
+        False,
+        description="Leave the copies of the text token that STR makes for each modality alone in their "
+        "hyperedges; neighbours and density are then of the other nodes.",
     )
     activation: Literal["relu", "gelu", "silu"] = Field(
         "gelu", description="sigma of eq. 15, which the paper does not name; SiLU in the released code."

@@ -7,10 +7,14 @@ are in the hyperedge of each centre. The rules differ in which nodes are near en
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stmi.config import ChiConfig
+from stmi.modality import MODALITIES
+
+THRESHOLD_MOMENTUM = 0.1
+"""Share of a batch in the running estimate of tau, as of a batch norm's statistics."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -79,27 +83,35 @@ def nearest_incidence(nodes: Tensor, neighbours: int) -> Tensor:
     return torch.zeros_like(similarity, dtype=torch.bool).scatter(-2, chosen, True)
 
 
-def density_threshold(similarity: Tensor, density: float) -> Tensor:
+def density_threshold(similarities: Tensor, density: float, nodes: int) -> Tensor:
     """The tau at which a share of the incidences of a batch is true.
 
     Args:
-        similarity: As `cosine_similarities` gives it.
+        similarities: Of each two different nodes of all samples, once; any shape.
         density: That share, the diagonal counted.
+        nodes: Of a sample.
 
     Returns:
-        A scalar: a quantile of the similarities of different nodes.
+        A scalar: one of the similarities, at least the highest.
     """
-    nodes = similarity.shape[-1]
-    others = (density * nodes - 1) / (nodes - 1)
-    different = ~torch.eye(nodes, dtype=torch.bool, device=similarity.device)
-    return similarity[:, different].flatten().quantile(1 - min(max(others, 0.0), 1.0))
+    pairs = similarities.numel()
+    meeting = round((density * nodes - 1) / (nodes - 1) * pairs)
+    return similarities.flatten().kthvalue(pairs - min(max(meeting, 1), pairs) + 1).values
 
 
-def build_incidence(nodes: Tensor, config: ChiConfig) -> Tensor:
-    """The incidence by the rule of a config, boolean `(batch, nodes, hyperedges)`."""
-    if config.incidence == "cosine":
-        return cosine_incidence(nodes, config.similarity_threshold)
-    return euclidean_incidence(nodes, config.distance_threshold)
+def build_incidence(nodes: Tensor, config: ChiConfig, threshold: float | Tensor | None = None) -> Tensor:
+    """The incidence by the rule of a config, boolean `(batch, nodes, hyperedges)`.
+
+    Args:
+        nodes: `(batch, nodes, width)`.
+        config: The rule.
+        threshold: tau, where it is not that of the config.
+    """
+    if config.incidence == "euclidean":
+        return euclidean_incidence(nodes, config.distance_threshold)
+    if config.incidence == "nearest":
+        return nearest_incidence(nodes, config.neighbours)
+    return cosine_incidence(nodes, config.similarity_threshold if threshold is None else threshold)
 
 
 def _each_alone(nodes: Tensor) -> Tensor:
@@ -113,7 +125,7 @@ class HyperedgeFacts:
     Attributes:
         density: Share of the incidences that are true. Where each node is alone, it is 1 / nodes.
         size: Mean number of nodes in a hyperedge.
-        alone: Share of the hyperedges that hold their centre alone, which then meets no other node.
+        alone: Share of the tokens of images whose hyperedge holds them alone: they meet no other node.
         across: Share of the hyperedges that hold tokens of the images of more than one modality.
         by_text: Share that joins modalities only if a copy of the text token counts as of its modality.
     """
@@ -138,6 +150,7 @@ def hyperedge_facts(incidence: Tensor, modalities: int, has_text_copies: bool) -
     images = by_modality[:, :, : each - has_text_copies].any(dim=2).sum(dim=1) > 1
     anything = by_modality.any(dim=2).sum(dim=1) > 1
     sizes = incidence.sum(dim=1)
+    of_images = sizes[:, : modalities * each].unflatten(1, (modalities, each))[..., : each - has_text_copies]
 
     def mean(values: Tensor) -> Tensor:
         return values.float().flatten(1).mean(dim=1)
@@ -145,7 +158,79 @@ def hyperedge_facts(incidence: Tensor, modalities: int, has_text_copies: bool) -
     return HyperedgeFacts(
         density=mean(incidence),
         size=mean(sizes),
-        alone=mean(sizes == 1),
+        alone=mean(of_images == 1),
         across=mean(images),
         by_text=mean(anything & ~images),
     )
+
+
+@dataclass(frozen=True)
+class Hypergraph:
+    """The hypergraphs of a batch.
+
+    Attributes:
+        incidence: Boolean `(batch, nodes, hyperedges)`.
+        facts: What the hyperedges are like; without nodes that are left out.
+        similarities: Of each two different nodes, `(batch, pairs)`, in training with a rule whose tau follows
+            them; else None.
+    """
+
+    incidence: Tensor
+    facts: HyperedgeFacts
+    similarities: Tensor | None
+
+
+class IncidenceRule(nn.Module):
+    """Which nodes share a hyperedge, and the running estimate of tau where that follows the batches.
+
+    A step reads the estimate of the steps before it, so that a sample's hyperedges depend neither on the
+    other samples of its batch nor on the worker that has it.
+
+    Args:
+        config: The rule.
+        nodes: Number of nodes of a sample.
+        has_text_copies: Whether the last node of each modality is a copy of the text token.
+
+    Attributes:
+        threshold: The running estimate, a scalar; only with `incidence=density`.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, config: ChiConfig, nodes: int, has_text_copies: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.follows_batches = config.incidence == "density"
+        self.leaves_out_copies = has_text_copies and config.exclude_text_copies
+        self.has_text_copies = has_text_copies and not config.exclude_text_copies
+        each = nodes // len(MODALITIES)
+        is_copy = [self.leaves_out_copies and node % each == each - 1 for node in range(nodes)]
+        self.kept = [node for node in range(nodes) if not is_copy[node]]
+        if self.follows_batches:
+            self.register_buffer("threshold", torch.tensor(config.similarity_threshold))
+
+    def forward(self, nodes: Tensor) -> Hypergraph:
+        """The hypergraphs of a batch of nodes `(batch, nodes, width)`."""
+        kept = nodes[:, self.kept] if self.leaves_out_copies else nodes
+        incidence = build_incidence(kept, self.config, self.threshold if self.follows_batches else None)
+        facts = hyperedge_facts(incidence, len(MODALITIES), self.has_text_copies)
+        similarities = None
+        if self.follows_batches and self.training:
+            above = torch.ones(kept.shape[1], kept.shape[1], dtype=torch.bool, device=nodes.device).triu(1)
+            similarities = cosine_similarities(kept)[:, above]
+        if self.leaves_out_copies:
+            places = torch.tensor(self.kept, device=nodes.device)
+            whole = _each_alone(nodes).repeat(len(nodes), 1, 1)
+            whole[:, places[:, None], places] = incidence
+            incidence = whole
+        return Hypergraph(incidence, facts, similarities)
+
+    @torch.no_grad()
+    def follow(self, similarities: Tensor) -> None:
+        """Take the tau of a global batch into the running estimate; every worker does the same.
+
+        Args:
+            similarities: Of `Hypergraph`, of all samples of the batch.
+        """
+        found = density_threshold(similarities, self.config.density, len(self.kept))
+        self.threshold.lerp_(found.to(self.threshold.dtype), THRESHOLD_MOMENTUM)

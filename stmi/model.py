@@ -13,7 +13,7 @@ from stmi.clip.loading import LoadedClip
 from stmi.clip.towers import ImageTower, TextTower
 from stmi.config import ModelConfig
 from stmi.hypergraph import ClassTokenFusion, build_interaction
-from stmi.incidence import HyperedgeFacts, at_least_float32, build_incidence, hyperedge_facts
+from stmi.incidence import Hypergraph, IncidenceRule, at_least_float32
 from stmi.modality import MODALITIES
 from stmi.model_input import ModelInput, RandomDraws
 from stmi.token_reallocation import TokenReallocation
@@ -32,14 +32,14 @@ class Features:
         G: Class tokens of the three modalities concatenated, `(B, M D)`.
         T: Text feature, `(B, D)`; None without text.
         class_tokens: `(B, M, D)`.
-        hyperedges: What the hyperedges of each sample are like; None without a hypergraph.
+        hypergraph: None where the model has none.
     """
 
     U: Tensor
     G: Tensor
     T: Tensor | None
     class_tokens: Tensor
-    hyperedges: HyperedgeFacts | None
+    hypergraph: Hypergraph | None
 
     def retrieval(self) -> dict[str, Tensor]:
         """The features by name, those of `FEATURES` that this model has."""
@@ -110,8 +110,6 @@ class STMI(nn.Module):
             self.nodes = len(MODALITIES) * (config.str.tokens + texts)
         else:
             self.nodes = len(MODALITIES) * patches + texts
-        # STR appends the text token to the tokens of each modality.
-        self._has_text_copies = config.str.enabled and config.text.enabled
         concatenates = not config.chi.enabled and config.fusion.without_chi == "concatenation"
         self.fuses = not concatenates and (config.str.enabled or config.chi.enabled)
 
@@ -129,6 +127,11 @@ class STMI(nn.Module):
                 self.reallocation[name] = TokenReallocation(width, config.str)
         with keyed_random.seeded_construction(seed, "initial_weights", "chi"):
             self.interaction = build_interaction(self.nodes, width, config.str.heads, config.chi)
+        self.incidence: IncidenceRule | None = None
+        if config.chi.enabled and config.chi.mixer == "hypergraph":
+            # STR appends the text token to the tokens of each modality.
+            has_text_copies = config.str.enabled and config.text.enabled
+            self.incidence = IncidenceRule(config.chi, self.nodes, has_text_copies)
         with keyed_random.seeded_construction(seed, "initial_weights", "fusion"):
             self.fusion = ClassTokenFusion(width, config.fusion) if self.fuses else None
         self.heads = nn.ModuleDict()
@@ -194,13 +197,13 @@ class STMI(nn.Module):
         tokens = tokens.unflatten(0, (count, modalities))
         class_tokens = tokens[:, :, 0]
         text = self._text(batch)
-        fused, hyperedges = self._fuse(class_tokens, tokens[:, :, 1:], text, draws)
+        fused, hypergraph = self._fuse(class_tokens, tokens[:, :, 1:], text, draws)
         return Features(
             U=at_least_float32(fused.flatten(1)),
             G=at_least_float32(class_tokens.flatten(1)),
             T=None if text is None else at_least_float32(text),
             class_tokens=at_least_float32(class_tokens),
-            hyperedges=hyperedges,
+            hypergraph=hypergraph,
         )
 
     def logits(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,8 +223,8 @@ class STMI(nn.Module):
 
     def _fuse(
         self, class_tokens: Tensor, patches: Tensor, text: Tensor | None, draws: RandomDraws | None
-    ) -> tuple[Tensor, HyperedgeFacts | None]:
-        """Semantic tokens, their concatenation H of equation 14, CHI and fusion: U, and the hyperedges."""
+    ) -> tuple[Tensor, Hypergraph | None]:
+        """Semantic tokens, their concatenation H of equation 14, CHI and fusion: U, and the hypergraphs."""
         if self.fusion is None:
             return class_tokens, None
         if self.reallocation:
@@ -230,14 +233,13 @@ class STMI(nn.Module):
             semantic = [patches.flatten(1, 2)]
             if text is not None:
                 semantic.append(text[:, None].to(patches.dtype))
-        nodes, hyperedges = torch.cat(semantic, dim=1), None
-        if self.interaction is not None and self.config.chi.mixer == "hypergraph":
-            incidence = build_incidence(nodes, self.config.chi)
-            hyperedges = hyperedge_facts(incidence, len(MODALITIES), self._has_text_copies)
-            nodes = self.interaction(nodes, incidence)
+        nodes, hypergraph = torch.cat(semantic, dim=1), None
+        if self.incidence is not None and self.interaction is not None:
+            hypergraph = self.incidence(nodes)
+            nodes = self.interaction(nodes, hypergraph.incidence)
         elif self.interaction is not None:
             nodes = self.interaction(nodes)
-        return self.fusion(class_tokens, nodes, None if draws is None else draws.fusion), hyperedges
+        return self.fusion(class_tokens, nodes, None if draws is None else draws.fusion), hypergraph
 
 
 def token_grid(config: ModelConfig, patch_size: int) -> tuple[int, int]:

@@ -155,7 +155,7 @@ def embed_rows(
 def retrieval_features(made: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Every retrieval feature of a view, from the output of `embed_rows` for all its rows."""
     class_tokens = made["G"].unflatten(1, (len(MODALITIES), -1))
-    features = Features(made["U"], made["G"], made.get("T"), class_tokens, hyperedges=None)
+    features = Features(made["U"], made["G"], made.get("T"), class_tokens, hypergraph=None)
     return {name: values.numpy() for name, values in features.retrieval().items()}
 
 

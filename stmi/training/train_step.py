@@ -105,8 +105,8 @@ class GlobalBatchLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """The loss of the global batch and its parts; arguments are this worker's rows.
 
-        With a hypergraph, `incidence_density` is one of the parts. Without labels, what `loss` needs of these
-        rows.
+        With a hypergraph, `incidence_density` is one of the parts, and where its tau follows the batches,
+        `similarities` of the global batch. Without labels, what `loss` needs of these rows.
         """
         began = time.perf_counter()
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
@@ -114,16 +114,20 @@ class GlobalBatchLoss(nn.Module):
         self.own_seconds += time.perf_counter() - began
         trained = features.retrieval()
         rows = {name: trained[name] for name in self.model.heads}
-        if features.hyperedges is not None:
-            rows["incidence_density"] = features.hyperedges.density
+        if features.hypergraph is not None:
+            rows["incidence_density"] = features.hypergraph.facts.density
+            if features.hypergraph.similarities is not None:
+                rows["similarities"] = features.hypergraph.similarities
         return rows if labels is None else self.loss(rows, labels)
 
     def loss(self, rows: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """The loss of the global batch and its parts, from the features of this worker's rows."""
         features = {name: gather_rows(values) for name, values in rows.items()}
-        density = features.pop("incidence_density", None)
+        facts = {name: features.pop(name) for name in ("incidence_density", "similarities") if name in rows}
         parts = losses.objective(self.config, features, self.model.logits(features), gather_rows(labels))
-        return parts if density is None else parts | {"incidence_density": density.mean()}
+        if "incidence_density" in facts:
+            facts["incidence_density"] = facts["incidence_density"].mean()
+        return parts | facts
 
 
 class TrainStep:
@@ -175,11 +179,15 @@ class TrainStep:
         # The batch norms count a batch before its loss is known.
         buffers = [buffer.clone() for buffer in self.model.buffers()] if self.skips_not_finite else []
         parts = self.backward(batch, draws, labels)
+        similarities = parts.pop("similarities", None)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         taken = {name: value.detach() for name, value in parts.items()}
         if not self.skips_not_finite or math.isfinite(taken["total"]):
             self.optimizer.step()
+            # Last, since micro-batches are embedded twice, with the same tau.
+            if similarities is not None and self.model.incidence is not None:
+                self.model.incidence.follow(similarities)
         else:
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)

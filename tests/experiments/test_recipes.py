@@ -189,6 +189,16 @@ def test_settings_that_only_save_memory_name_no_other_run():
     assert resolve("demo", ["train.workers=4"]).deciding() != resolve("demo").deciding()
 
 
+def test_settings_that_older_versions_lacked_name_another_run_only_where_they_are_set():
+    assert set(resolve("demo").deciding()["model"]["chi"]) == {
+        *("enabled", "mixer", "convolution", "incidence", "similarity_threshold", "distance_threshold"),
+        "activation",
+    }
+    other = resolve("demo", ["chi.neighbours=3", "chi.exclude_text_copies=on"]).deciding()["model"]["chi"]
+    assert (other["neighbours"], other["exclude_text_copies"]) == (3, True)
+    assert "density" not in other
+
+
 def test_micro_batches_that_do_not_divide_a_workers_samples_are_refused_with_those_that_do():
     with pytest.raises(
         ConfigError, match=r"micro_batches=5 does not divide the 24 samples .* use one of 1, 2, 3"

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from stmi.config import ChiConfig
 from stmi.incidence import (
+    IncidenceRule,
     cosine_incidence,
     cosine_similarities,
     density_threshold,
@@ -41,17 +43,56 @@ def test_of_equally_similar_nodes_the_first_are_nearest():
     assert incidence[0, :, 4].tolist() == [True, True, False, False, True]
 
 
+def pairs_of(nodes):
+    count = nodes.shape[1]
+    return cosine_similarities(nodes)[:, torch.ones(count, count, dtype=torch.bool).triu(1)]
+
+
 @pytest.mark.parametrize("density", [0.12, 0.3, 0.5, 0.9, 1.0])
 def test_threshold_of_a_density_gives_that_share_of_incidences(density):
     nodes = nodes_of(batch=40, count=15, width=6)
-    threshold = density_threshold(cosine_similarities(nodes), density)
-    assert cosine_incidence(nodes, threshold).float().mean().item() == pytest.approx(density, abs=2e-3)
+    threshold = density_threshold(pairs_of(nodes), density, 15)
+    assert cosine_incidence(nodes, threshold).float().mean().item() == pytest.approx(density, abs=2e-4)
 
 
-def test_density_of_nodes_that_are_all_alone_is_the_least():
+def test_threshold_of_a_density_that_cannot_be_is_the_highest_similarity():
     nodes = nodes_of(batch=40, count=15, width=6)
-    threshold = density_threshold(cosine_similarities(nodes), 0.0)
-    assert cosine_incidence(nodes, threshold).float().mean().item() < 1 / 15 + 1e-3
+    assert density_threshold(pairs_of(nodes), 0.01, 15) == pairs_of(nodes).max()
+
+
+def test_estimate_of_tau_comes_to_the_density_asked_for_and_then_stays():
+    rule = IncidenceRule(ChiConfig(incidence="density", density=0.4), 15, has_text_copies=True)
+    for seed in range(60):
+        rule.follow(rule(nodes_of(batch=20, count=15, width=6, seed=seed)).similarities)
+    unseen, found = nodes_of(batch=200, count=15, width=6, seed=99), rule.threshold.item()
+    rule.eval()
+    assert rule(unseen).facts.density.mean().item() == pytest.approx(0.4, abs=0.02)
+    # Of one sample as of all of them, and without a trace of either.
+    assert torch.equal(rule(unseen[:1]).incidence[0], rule(unseen).incidence[0])
+    assert rule.threshold.item() == found
+    assert rule(unseen).similarities is None
+
+
+@pytest.mark.parametrize("rule", ["cosine", "euclidean", "nearest", "density"])
+def test_text_copies_that_are_left_out_are_alone_and_the_others_meet_as_without_them(rule):
+    nodes, copies = nodes_of(), [2, 5, 8]
+    others = [node for node in range(9) if node not in copies]
+    chosen = ChiConfig(
+        incidence=rule,
+        similarity_threshold=0.1,
+        distance_threshold=2.0,
+        neighbours=2,
+        exclude_text_copies=True,
+    )
+    found = IncidenceRule(chosen, 9, has_text_copies=True)(nodes)
+    expected = IncidenceRule(chosen, 6, has_text_copies=False)(nodes[:, others])
+    assert torch.equal(found.incidence[:, others][:, :, others], expected.incidence)
+    assert torch.equal(found.incidence[:, copies], torch.eye(9, dtype=torch.bool)[copies].expand(2, -1, -1))
+    assert torch.equal(found.incidence[:, :, copies].sum(dim=1), torch.ones(2, 3, dtype=torch.int64))
+    assert torch.equal(found.facts.size, expected.facts.size)
+    assert not found.facts.by_text.any()
+    if rule == "density":
+        assert torch.equal(found.similarities, expected.similarities)
 
 
 def incidence_of(count, *hyperedges):
@@ -79,14 +120,16 @@ def test_facts_of_hyperedges_are_those_counted_by_hand():
     sizes = [len(members) for members in hyperedges]
     assert facts.size.item() == pytest.approx(sum(sizes) / 9)
     assert facts.density.item() == pytest.approx(sum(sizes) / 81)
-    assert facts.alone.item() == pytest.approx(2 / 9)
+    assert facts.alone.item() == pytest.approx(2 / 6)
     assert facts.across.item() == pytest.approx(2 / 9)
     assert facts.by_text.item() == pytest.approx(3 / 9)
 
 
 def test_text_token_beside_all_patches_is_of_no_modality():
-    facts = hyperedge_facts(incidence_of(7, {0, 6}, {2, 4}, {6, 0, 2}), 3, has_text_copies=False)
-    assert facts.across.item() == pytest.approx(2 / 3)
+    hyperedges = [{0, 6}, {1}, {2, 4}, {3}, {4}, {5}, {6, 0, 2}]
+    facts = hyperedge_facts(incidence_of(7, *hyperedges), 3, has_text_copies=False)
+    assert facts.across.item() == pytest.approx(2 / 7)
+    assert facts.alone.item() == pytest.approx(4 / 6)
     assert facts.by_text.item() == 0
 
 

@@ -187,10 +187,10 @@ def test_missing_modalities_are_zeros_and_the_others_stay(clip, missing):
 
 def test_density_is_the_share_of_pairs_that_meet_in_a_hyperedge(clip):
     everything = build(clip, chi=ChiConfig(similarity_threshold=-1))(batch())
-    assert torch.equal(everything.hyperedges.density, torch.ones(3))
+    assert torch.equal(everything.hypergraph.facts.density, torch.ones(3))
     alone = build(clip, chi=ChiConfig(similarity_threshold=1))(batch())
-    assert torch.allclose(alone.hyperedges.density, torch.full((3,), 1 / 9))
-    assert build(clip, chi=ChiConfig(mixer="mlp"))(batch()).hyperedges is None
+    assert torch.allclose(alone.hypergraph.facts.density, torch.full((3,), 1 / 9))
+    assert build(clip, chi=ChiConfig(mixer="mlp"))(batch()).hypergraph is None
 
 
 def test_trained_text_tower_starts_as_the_frozen_one_and_gets_gradients(clip):

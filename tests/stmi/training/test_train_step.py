@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from stmi.config import OptimConfig
+from stmi.config import ChiConfig, OptimConfig
 from stmi.training import train_step
 from tests import tiny_clip
 from tests.stmi.training import training
@@ -53,6 +53,21 @@ def test_micro_batches_and_checkpointed_activations_train_the_same_model_on_any_
     in_processes(training.train_as_rank, 2, folder, STEPS, both)
     spread = torch.load(folder / "result-2.pt", weights_only=True)
     expect_same(spread["totals"], spread["model"], alone)
+
+
+def test_tau_that_follows_the_batches_is_that_of_the_global_batch_and_is_resumed(folder):
+    follows = {"chi": ChiConfig(incidence="density", density=0.5)}
+    alone = training.train(folder / "clip", 6, **follows)
+    assert 0 < alone[1].incidence.threshold.item() < 0.5
+    totals, model = training.train(folder / "clip", 6, micro_batches=3, **follows)
+    expect_same(totals, model.state_dict(), alone)
+    in_processes(training.train_as_rank, 2, folder, 6, follows)
+    spread = torch.load(folder / "result-2.pt", weights_only=True)
+    expect_same(spread["totals"], spread["model"], alone)
+    totals, model = training.train(folder / "clip", 6, restart_before=3, **follows)
+    assert totals == alone[0]
+    again = model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in alone[1].state_dict().items())
 
 
 def test_checkpointed_activations_change_no_bit_of_the_fast_forms(folder):

@@ -12,7 +12,16 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from stmi.clip.loading import load_clip
-from stmi.config import FusionConfig, ImageSize, LossConfig, ModelConfig, OptimConfig, SfmConfig, StrConfig
+from stmi.config import (
+    ChiConfig,
+    FusionConfig,
+    ImageSize,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SfmConfig,
+    StrConfig,
+)
 from stmi.model import STMI
 from stmi.model_input import ModelInput
 from stmi.training import train_step
@@ -45,9 +54,11 @@ def build(
     compiled: bool = False,
     device: str = "cpu",
     autocast: bool = False,
+    chi: ChiConfig = MODEL.chi,
     **memory: int,
 ) -> tuple[STMI, TrainStep]:
-    model = STMI(MODEL, load_clip(clip_folder), IDENTITIES, cameras=3, seed=0).to(device, dtype).train()
+    config = MODEL.model_copy(update={"chi": chi})
+    model = STMI(config, load_clip(clip_folder), IDENTITIES, cameras=3, seed=0).to(device, dtype).train()
     optim = OptimConfig(learning_rate=1e-3, gradient_clip=1.0, modulation_rate_factor=10)
     return model, TrainStep(model, LossConfig(), optim, autocast=autocast, compiled=compiled, **memory)
 
@@ -67,7 +78,7 @@ def train(
     for step in range(steps):
         if step == restart_before:
             weights, state = model.state_dict(), take_step.optimizer.state_dict()
-            model, take_step = build(clip_folder, dtype)
+            model, take_step = build(clip_folder, dtype, **options)
             model.load_state_dict(weights)
             take_step.optimizer.load_state_dict(state)
         totals.append(take_own_rows(model, take_step, step, rows, dtype))
@@ -90,9 +101,9 @@ def take_own_rows(
     return take_step(own, draws, labels[rows].to(device), rate=1e-3)["total"].item()
 
 
-def train_as_rank(rank: int, world_size: int, folder: str, steps: int, memory: dict[str, int]) -> None:
+def train_as_rank(rank: int, world_size: int, folder: str, steps: int, options: dict[str, Any]) -> None:
     with _process_group(rank, world_size, folder):
-        totals, model = train(Path(folder) / "clip", steps, rank, world_size, **memory)
+        totals, model = train(Path(folder) / "clip", steps, rank, world_size, **options)
         if rank == 0:
             torch.save({"totals": totals, "model": model.state_dict()}, f"{folder}/result-{world_size}.pt")
 
