@@ -37,9 +37,7 @@ class StandIns:
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
         # Not those of real clusters, which other tests and programs of this machine may start.
-        self.ports = {
-            name: {role: find_free_port() for role in roles} for name, roles in USUAL_PORTS.items()
-        }
+        self.ports = {name: {role: find_free_port() for role in roles} for name, roles in USUAL_PORTS.items()}
         self.code = {"ray": SERVER, "mlflow": SERVER}
 
     def cluster(self, timeout_seconds: float = 20) -> LocalCluster:
