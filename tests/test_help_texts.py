@@ -6,6 +6,7 @@ import re
 import pytest
 
 from cluster import local
+from cluster.doctor import __main__ as doctor
 from data_catalog import __main__ as catalog
 from experiments import (
     ablate,
@@ -24,6 +25,7 @@ from experiments import (
 MAINS = {
     "data_catalog": catalog.main,
     "cluster/local.py": local.main,
+    "cluster.doctor": doctor.main,
     **{
         module.__name__.rpartition(".")[2]: module.main
         for module in (

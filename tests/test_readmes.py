@@ -16,7 +16,8 @@ READMES = sorted(
     if not any(part.startswith(".") or part == "runs" for part in path.relative_to(ROOT).parts)
 )
 COMMAND = re.compile(
-    r"python (?:-m (data_catalog)|experiments/(\w+)\.py|(cluster/local\.py))(?=[ `\n])([^\n`]*)"
+    r"python (?:-m (data_catalog|cluster\.doctor)|experiments/(\w+)\.py|(cluster/local\.py))"
+    r"(?=[ `\n])([^\n`]*)"
 )
 
 

@@ -66,7 +66,7 @@ def check_nodes(places: Sequence[Place]) -> None:
     import ray  # noqa: PLC0415 - its import takes seconds
 
     new = [place for place in dict.fromkeys(places) if place not in _checked]
-    nodes = _working_nodes()
+    nodes = working_nodes()
     if not new or not nodes.keys() - {ray.get_runtime_context().get_node_id()}:
         return
     name = f".probe-{secrets.token_hex(8)}"
@@ -100,7 +100,7 @@ def nodes_with(folder: Path) -> set[str]:
     """
     import ray  # noqa: PLC0415 - its import takes seconds
 
-    nodes = _working_nodes()
+    nodes = working_nodes()
     here = ray.get_runtime_context().get_node_id()
     others = {node: name for node, name in nodes.items() if node != here}
     mine = _times_of_change(folder)
@@ -108,7 +108,7 @@ def nodes_with(folder: Path) -> set[str]:
     return {node for node, is_same in answers.items() if is_same} | ({here} & nodes.keys())
 
 
-def _working_nodes() -> dict[str, str]:
+def working_nodes() -> dict[str, str]:
     """Names of the nodes that may get work, by id."""
     import ray  # noqa: PLC0415 - its import takes seconds
 
