@@ -27,6 +27,7 @@ from pyarrow import fs
 
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.storage import filesystems
+from data_catalog.storage.patience import checking
 
 LOCK = ".lock"
 CLAIM = ".claim-"
@@ -70,6 +71,17 @@ class Claim:
             f"another process has taken over {folder}, which this one could not reach for some time; what "
             "was stored until then is kept, and the other process goes on with it"
         )
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Make sure that the right is held when a block begins, and before it repeats a request.
+
+        Raises:
+            LostClaimError: It is not.
+        """
+        self.check()
+        with checking(self.check):
+            yield
 
 
 @contextmanager
@@ -143,8 +155,8 @@ def _right(
         with _locked(folder, lambda: gives_up(True)) as is_held:
             yield Claim(None) if is_held else None
     else:
-        with _claimed(filesystem, folder, gives_up, expiry_seconds) as own:
-            yield None if own is None else Claim(filesystems.join(root, own))
+        with _claimed(root, gives_up, expiry_seconds) as held:
+            yield held
 
 
 def _has_locks(folder: str) -> bool:
@@ -182,8 +194,9 @@ def _locked(folder: str, is_done: Callable[[], bool]) -> Iterator[bool]:
 
 @contextmanager
 def _claimed(
-    filesystem: fs.FileSystem, folder: str, gives_up: Callable[[bool], bool], expiry_seconds: float
-) -> Iterator[str | None]:
+    root: str | Path, gives_up: Callable[[bool], bool], expiry_seconds: float
+) -> Iterator[Claim | None]:
+    filesystem, folder = filesystems.open_root(root)
     own = f"{CLAIM}{uuid.uuid4().hex}"
     others = _OtherClaims(filesystem, folder, own, expiry_seconds)
     poll_seconds = _CLAIM_POLL_SECONDS
@@ -204,14 +217,11 @@ def _claimed(
             # The more processes compete, the further apart their attempts must be.
             poll_seconds = min(2 * poll_seconds, _LONGEST_CLAIM_POLL_SECONDS)
         time.sleep(poll_seconds * random.uniform(0.5, 1.5))
-    ended = threading.Event()
-    interval_seconds = expiry_seconds / _RENEWALS_PER_EXPIRY
-    renewing = threading.Thread(
-        target=_renew, args=(filesystem, f"{folder}/{own}", ended, interval_seconds), daemon=True
-    )
+    held, ended = Claim(filesystems.join(root, own)), threading.Event()
+    renewing = threading.Thread(target=_renew, args=(held, expiry_seconds, ended), daemon=True)
     renewing.start()
     try:
-        yield own
+        yield held
     finally:
         ended.set()
         renewing.join()
@@ -277,15 +287,35 @@ def _remove(filesystem: fs.FileSystem, path: str) -> None:
         _LOGGER.warning("%s could not be deleted: %s", path, error)
 
 
-def _renew(filesystem: fs.FileSystem, path: str, ended: threading.Event, interval_seconds: float) -> None:
+def _renew(held: Claim, expiry_seconds: float, ended: threading.Event) -> None:
+    """Renew a claim until its holder has ended, or another process has taken it over."""
+    assert held.location is not None
+    filesystem, path = filesystems.open_root(held.location)
+    interval_seconds = expiry_seconds / _RENEWALS_PER_EXPIRY
+    renewed = checked = time.monotonic()
+
+    def check() -> None:
+        nonlocal checked
+        held.check()
+        checked = time.monotonic()
+
     while not ended.wait(interval_seconds):
         try:
-            if not filesystems.exists(filesystem, path):
-                # `Claim.check` says so to whoever writes.
-                return
-            _write(filesystem, path)
+            check()
+            with checking(check):
+                _write(filesystem, path)
+        except LostClaimError:
+            # Whoever writes is told so, too.
+            return
         except CatalogError as error:
             _LOGGER.warning("another process may take over the claim: %s", error)
+            continue
+        now = time.monotonic()
+        if now - checked > interval_seconds and now - renewed > expiry_seconds:
+            # This process was suspended in between. Another one may have taken the claim over, which is back.
+            _remove(filesystem, path)
+            return
+        renewed = checked
 
 
 def _write(filesystem: fs.FileSystem, path: str) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from data_catalog.errors import StorageAwayError
@@ -30,6 +31,8 @@ _TEMPORARY = re.compile(
 WORKER_VARIABLES.setdefault(_VARIABLE, str(DEFAULT_SECONDS))
 
 _LOGGER = logging.getLogger(__name__)
+
+_before_repeating: ContextVar[Callable[[], None] | None] = ContextVar("before_repeating", default=None)
 
 Answer = TypeVar("Answer")
 
@@ -51,6 +54,16 @@ def without_patience() -> Iterator[None]:
             del os.environ[_VARIABLE]
         else:
             os.environ[_VARIABLE] = before
+
+
+@contextmanager
+def checking(check: Callable[[], None] | None) -> Iterator[None]:
+    """Meanwhile this thread calls a function, or none, before it repeats a request; it may raise an error."""
+    token = _before_repeating.set(check)
+    try:
+        yield
+    finally:
+        _before_repeating.reset(token)
 
 
 def is_temporary(error: OSError) -> bool:
@@ -91,6 +104,9 @@ class Patience:
                     self._answered()
                     raise
                 self._wait(error, began, pause)
+                if check := _before_repeating.get():
+                    with checking(None):
+                        check()
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             else:
                 if reaches:

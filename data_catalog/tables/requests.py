@@ -66,8 +66,8 @@ def add_request(
         if not _is_last(key, requests):
             now = datetime.now(UTC).isoformat(timespec="microseconds")
             requests += (Request(key=key, time=now),)
-        held.check()
-        folder.write(REQUESTS, _History(requests=requests).model_dump_json(indent=1) + "\n")
+        with held.guarding():
+            folder.write(REQUESTS, _History(requests=requests).model_dump_json(indent=1) + "\n")
 
 
 def _is_last(key: str, requests: Sequence[Request]) -> bool:

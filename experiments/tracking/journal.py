@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,21 +58,16 @@ class Journal:
             NotWritableError: The disk is full, or it or object storage cannot be written to.
         """
         line = json.dumps({"event": event, "time": time.time(), **facts}, allow_nan=False) + "\n"
-        if self.claim is not None:
-            self.claim.check()
-        filesystem, path = self._opened
-        if not isinstance(filesystem, fs.LocalFileSystem):
-            filesystems.write_atomically(filesystem, path, self._read() + line.encode())
-            return
-        try:
-            with Path(path).open("a+b") as file:
-                if file.tell() and not _ends_whole(file):
-                    line = "\n" + line
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise filesystems.not_written(path, error) from error
+        with self.guarded():
+            filesystem, path = self._opened
+            if isinstance(filesystem, fs.LocalFileSystem):
+                _add(Path(path), line)
+            else:
+                filesystems.write_atomically(filesystem, path, self._read() + line.encode())
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Meanwhile whoever can lose the right to write has it, as `Claim.guarding` says."""
+        return nullcontext() if self.claim is None else self.claim.guarding()
 
     def record(self, facts: Event, checkpoint: str | None) -> None:
         """Add what a worker reported, and earlier reports that a crash kept from being written.
@@ -154,6 +150,19 @@ class Journal:
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:
         return filesystems.open_root(self.location)
+
+
+def _add(path: Path, line: str) -> None:
+    """Add a line to a file on a disk, after the end of one that was cut off."""
+    try:
+        with path.open("a+b") as file:
+            if file.tell() and not _ends_whole(file):
+                line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise filesystems.not_written(str(path), error) from error
 
 
 def _parse(line: bytes) -> Event | None:

@@ -35,4 +35,14 @@ class JournalFolder(Folder):
                 self.journal.claim = stack.enter_context(claim(self.location, wait=wait))
             except ClaimedError:
                 raise refusal from None
+            stack.callback(setattr, self.journal, "claim", None)
             yield
+
+    def write(self, name: str, data: str | bytes) -> None:
+        """As in `Folder`.
+
+        Raises:
+            LostClaimError: This process held the claim, and another one has it now.
+        """
+        with self.journal.guarded():
+            super().write(name, data)

@@ -212,7 +212,9 @@ class OwnProcessSession:
     def _store(self, facts: Event, checkpoint: Checkpoint) -> Event:
         kind = "step" if "step" in facts else facts["event"]
         name = f"checkpoint_{kind}_{facts.get('step', 0):08d}"
-        checkpoint.store(*filesystems.open_root(self.folder.checkpoints.file(name)))
+        with self.folder.journal.guarded():
+            # A new start that has taken over writes checkpoints of the same names.
+            checkpoint.store(*filesystems.open_root(self.folder.checkpoints.file(name)))
         facts["weights"] = checkpoint.weights_digest()
         self.folder.journal.record(facts, self.folder.stored_checkpoint(name))
         self._delete_old()

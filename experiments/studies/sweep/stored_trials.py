@@ -32,11 +32,13 @@ class StoredTrials:
     """
 
     def __init__(self, study: Folder) -> None:
+        self.study = study
         self.folder = study / TRIALS
 
     def write(self, trial: StoredTrial) -> None:
         """Store a trial as it is now."""
-        self.folder.write(_file(trial.number), _content(trial))
+        # Not through `self.folder`, which knows of no claim.
+        self.study.write(f"{TRIALS}/{_file(trial.number)}", _content(trial))
 
     def read(self, first: int = 0) -> list[StoredTrial]:
         """All trials from this number on.

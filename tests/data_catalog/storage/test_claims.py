@@ -11,7 +11,7 @@ import pytest
 from pyarrow import fs
 
 from data_catalog.errors import NotWritableError
-from data_catalog.storage import claims, filesystems
+from data_catalog.storage import claims, filesystems, object_stores, patience
 from data_catalog.storage.claims import CLAIM, LOCK, ClaimedError, LostClaimError, claim, claim_unless
 from data_catalog.storage.filesystems import join, list_files, open_root
 
@@ -191,6 +191,49 @@ def test_claim_that_was_taken_over_is_said_to_be_lost_and_not_renewed(
         with pytest.raises(LostClaimError, match=r"another process has taken over s3://lab/.*/claims/lost,"):
             held.check()
         assert not list_files(filesystem, folder)
+
+
+def test_request_of_a_holder_that_lost_its_claim_in_an_outage_is_not_repeated(
+    object_storage: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = join(object_storage("claims"), "outage")
+    filesystem, folder = open_root(root)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_SECONDS", 0.02)
+    with claim(root) as held:
+        [own] = list_files(filesystem, folder)
+
+        def fail(writer: object_stores._Writer) -> None:
+            # Another process takes over meanwhile.
+            filesystem.delete_file(f"{folder}/{own}")
+            monkeypatch.undo()
+            raise OSError("AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 7")
+
+        monkeypatch.setattr(object_stores._Writer, "_upload", fail)
+        with pytest.raises(LostClaimError), held.guarding():
+            filesystems.write_atomically(filesystem, f"{folder}/journal.jsonl", b"old")
+    assert not list_files(filesystem, folder)
+
+
+def test_claim_that_a_suspended_holder_brings_back_by_a_late_renewal_is_removed(
+    object_storage: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, expiry_seconds = join(object_storage("claims"), "suspended"), 0.6
+    written, write = threading.Event(), claims._write
+
+    def write_late(filesystem: fs.FileSystem, path: str) -> None:
+        monkeypatch.undo()
+        # Another process takes over meanwhile.
+        filesystem.delete_file(path)
+        time.sleep(1.5 * expiry_seconds)
+        write(filesystem, path)
+        written.set()
+
+    with claim(root, expiry_seconds=expiry_seconds) as held:
+        monkeypatch.setattr(claims, "_write", write_late)
+        assert written.wait(timeout=10)
+        time.sleep(expiry_seconds)
+        with pytest.raises(LostClaimError):
+            held.check()
 
 
 def test_lock_cannot_be_lost(tmp_path: Path) -> None:

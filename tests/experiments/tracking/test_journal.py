@@ -10,7 +10,7 @@ from data_catalog.storage.filesystems import open_root
 from data_catalog.storage.folders import Folder
 from experiments.run.workers.worker import JournalCallback
 from experiments.tracking.journal import Journal
-from experiments.tracking.journal_folder import JournalFolder
+from experiments.tracking.journal_folder import JOURNAL, JournalFolder
 
 
 @pytest.fixture(params=["disk", "object storage"])
@@ -127,7 +127,10 @@ def test_writer_whose_claim_was_taken_over_writes_no_more(object_storage, tmp_pa
         for journal in (folder.journal, sent):
             with pytest.raises(LostClaimError):
                 journal.append("epoch", epoch=3)
+        with pytest.raises(LostClaimError):
+            folder.write("result.json", "{}")
     assert [event["epoch"] for event in Journal(folder.journal.location).read()] == [1, 2]
+    assert list(folder.list_files()) == [JOURNAL]
 
 
 def test_worker_that_waited_for_storage_in_vain_ends_the_run_and_a_crash_does_not(tmp_path):
