@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.pinned_versions import PINNED, PYPROJECT
 from tests.test_help_texts import MAINS
 from tests.test_readmes import ParsedError, stop_after_parsing
 
@@ -214,15 +215,10 @@ def test_command_of_a_job_is_accepted_by_its_script(name, monkeypatch):
 
 
 def test_versions_agree_with_those_of_the_project():
-    pinned = dict(
-        line.split("==")
-        for line in (ROOT / "cluster" / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    )
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    version = PYPROJECT["project"]["version"]
     for name in RENDERED:
         (document,) = of_kind(name, "RayCluster") or of_kind(name, "RayJob")
-        assert document["spec"].get("rayClusterSpec", document["spec"])["rayVersion"] == pinned["ray"]
+        assert document["spec"].get("rayClusterSpec", document["spec"])["rayVersion"] == PINNED["ray"]
         images = {container["image"] for _, pod in all_pods(name) for container in pod["containers"]}
         kind = "cpu" if name.endswith("cpu-test") else "cuda"
         assert images == {"postgres:17", f"registry.example/stmi:{version}-{kind}"}
