@@ -8,10 +8,9 @@ import pytest
 import ray
 
 from data_catalog.storage.filesystems import open_root
+from tests.postgresql import PostgreSQL, skip_where_missing
 
 ROOT = Path(__file__).parents[1]
-SHARING_FOLDERS = ("experiments", "two_hosts", "slurm")
-"""Folders whose tests share fixtures that take long; each one runs in one process."""
 BUCKET = "lab"
 S3_SECRET = "not-a-secret"
 # Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
@@ -28,11 +27,10 @@ os.environ |= {
 # Before pytest-xdist, which reads the marks in its own hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, keep tests that share expensive fixtures in one process."""
+    """With pytest-xdist, run each folder in one process, since its tests share fixtures that take long."""
     for item in items:
-        folders = item.path.relative_to(ROOT / "tests").parts
-        group = next((folder for folder in folders if folder in SHARING_FOLDERS), "others")
-        item.add_marker(pytest.mark.xdist_group(group))
+        folders = item.path.relative_to(ROOT / "tests").parts[:-1]
+        item.add_marker(pytest.mark.xdist_group("slurm" if "slurm" in folders else (*folders, "others")[0]))
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +51,16 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A server for all tests that need one."""
+    skip_where_missing()
+    server = PostgreSQL()
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

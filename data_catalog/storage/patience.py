@@ -68,7 +68,7 @@ def checking(check: Callable[[], None] | None) -> Iterator[None]:
 
 def is_temporary(error: OSError) -> bool:
     """Whether the same request may succeed later."""
-    return _TEMPORARY.search(str(error)) is not None
+    return isinstance(error, ConnectionError) or _TEMPORARY.search(str(error)) is not None
 
 
 class Patience:

@@ -21,6 +21,7 @@ from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_store import local_store
 from tests.experiments import small_run
 from tests.mlflow_server import free_port, serving
+from tests.postgresql import PASSWORD
 
 ROOT = Path(__file__).parents[2]
 DEAD_SERVER = "http://127.0.0.1:9"
@@ -249,6 +250,37 @@ def test_sweep_is_complete_in_mlflow_once_its_killed_server_is_back(swept, clip,
         expected = {"finished": "FINISHED", "pruned": "KILLED"}
         assert status == {trial["run"]: expected[trial["state"]] for trial in interrupted["trials"]}
         assert len(client.get_metric_history(parent.info.run_id, "trial/best")) == len(interrupted["trials"])
+
+
+def test_sweep_is_complete_though_its_database_is_started_anew(swept, clip, workspace, tmp_path, postgresql):
+    given = ["--seed", "6", "--trials", "4", "--concurrent", "2", "--no-early-stopping"]
+    given += ["--name", "restarted-database", "--study-storage", postgresql.database("optuna")]
+    journal = Journal(workspace / "studies" / "restarted-database" / "journal.jsonl")
+
+    def restart_after_the_first_trial():
+        while journal.last("trial") is None:
+            time.sleep(0.05)
+        postgresql.stop()
+        time.sleep(1)
+        postgresql.start()
+
+    store = postgresql.database("mlflow")
+    with serving(store, tmp_path / "server", free_port()) as uri:
+        restarting = threading.Thread(target=restart_after_the_first_trial)
+        restarting.start()
+        found = swept_by(clip, workspace, *given, "--tracking-uri", uri)
+        restarting.join()
+        assert [trial["state"] for trial in found["trials"]] == ["finished"] * 4
+    # One more, logged to the database itself.
+    given[given.index("--trials") + 1] = "5"
+    more = swept_by(clip, workspace, *given, "--tracking-uri", store, "--resume")
+    assert more["trials"][:4] == found["trials"]
+    client = mlflow.MlflowClient(store)
+    parent = client.get_run(more["mlflow"]["run_id"])
+    assert parent.info.status == "FINISHED"
+    assert children(client, parent) == {trial["run"]: "FINISHED" for trial in more["trials"]}
+    files = [file for file in workspace.rglob("*") if file.is_file()]
+    assert not [file for file in files if PASSWORD.encode() in file.read_bytes()]
 
 
 def refused(capsys, *given):

@@ -15,9 +15,11 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import Dialect, Engine, event
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from data_catalog.errors import describe_cause
+from data_catalog.storage.patience import Patience
 from data_catalog.uris import without_credentials
 from experiments.recipes import ConfigError, full_name
 from experiments.studies.sweep.search_space import Space
@@ -33,6 +35,7 @@ OWNER = "stmi.folder"
 """Attribute of the study with the folder that it is run from."""
 ATTEMPTS = 100
 """Samples in a row that may be impossible settings."""
+_SQLITE = "sqlite"
 METRIC_NAMES = ("validation mAP", "cost")
 
 
@@ -91,6 +94,8 @@ class OptunaStudy:
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=self.directions, load_if_exists=True
             )
+            if not url.startswith(_SQLITE):
+                _wait_for_server(self._storage.engine, f"--study-storage {self.url}")
         except ImportError:
             raise ConfigError(
                 f"--study-storage {self.url} needs the driver of its database, for example `pip install "
@@ -314,7 +319,26 @@ def _as_optuna(stored: StoredTrial) -> FrozenTrial:
 
 def _engine_options(url: str) -> dict[str, Any]:
     """Wait for a SQLite file that another process writes; test connections to a server, which may be dead."""
-    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    return {"connect_args": {"timeout": 60}} if url.startswith(_SQLITE) else {"pool_pre_ping": True}
+
+
+def _wait_for_server(engine: Engine, name: str) -> None:
+    """Let an engine whose server has answered wait for it, where it is started anew.
+
+    A connection that is dead is replaced by a new one, which is what waits.
+    """
+    patience = Patience(name)
+    patience.ask(lambda: None)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Dialect, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+        def ask() -> Any:
+            try:
+                return dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                raise ConnectionError(describe_cause(error)) from error
+
+        return patience.ask(ask)
 
 
 @contextmanager

@@ -136,6 +136,10 @@ class SweepStudy(Study[SweepResult]):
         """As in `Study`."""
         return not self._missing and all(trial.ended for trial in self._trials.values())
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune stores all that a searcher refers to on the disk, where no password of a database may lie.
+        return {}
+
     @property
     def total(self) -> int:
         """How many trials are asked for."""

@@ -1,7 +1,9 @@
 import json
 import math
+import threading
 from itertools import product
 from types import SimpleNamespace
+from uuid import uuid4
 
 import numpy as np
 import optuna
@@ -9,12 +11,15 @@ import pytest
 from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
+from data_catalog.errors import StorageAwayError
+from data_catalog.ray_session import WORKER_VARIABLES
 from experiments.recipes import ConfigError, ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.search_space import make_space
 from experiments.studies.sweep.sweep_result import describe_values, find_best, find_front
 from experiments.studies.sweep.tune_search import StoringScheduler, StudySearcher, trial_value
 from tests.experiments import made_up
+from tests.postgresql import PASSWORD
 
 SPACE = make_space([])
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -25,8 +30,15 @@ def known(values):
 
 
 @pytest.fixture
-def url(tmp_path):
+def file(tmp_path):
     return f"sqlite:///{tmp_path / 'optuna.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, file):
+    if request.param == "sqlite":
+        return file
+    return request.getfixturevalue("postgresql").database(f"optuna-{uuid4()}")
 
 
 def open_study(url, fingerprint="a", seed=0, **more):
@@ -45,21 +57,21 @@ def run_to(study, trials, first=None):
         study.finish(trial.number, mean_average_precision(trial))
 
 
-def test_each_sample_is_a_function_of_seed_number_and_history(url, tmp_path):
-    run_to(open_study(url), 14)
+def test_each_sample_is_a_function_of_seed_number_and_history(file, tmp_path):
+    run_to(open_study(file), 14)
     # The same sweep by a process a trial; the last four are sampled by TPE, not at random.
     other = f"sqlite:///{tmp_path / 'other.db'}"
     for trials in range(1, 15):
         run_to(open_study(other), trials)
-    sampled = [trial.values for trial in open_study(url).trials()]
+    sampled = [trial.values for trial in open_study(file).trials()]
     assert [trial.values for trial in open_study(other).trials()] == sampled
     assert len({json.dumps(values) for values in sampled}) > 10
     run_to(open_study(f"sqlite:///{tmp_path / 'seed.db'}", seed=1), 3)
     assert [t.values for t in open_study(f"sqlite:///{tmp_path / 'seed.db'}").trials()] != sampled[:3]
 
 
-def test_later_trials_are_sampled_where_earlier_ones_were_good(url):
-    study = open_study(url)
+def test_later_trials_are_sampled_where_earlier_ones_were_good(file):
+    study = open_study(file)
     run_to(study, 40)
     values = [mean_average_precision(trial) for trial in study.trials()]
     at_random = 0.5 + 0.02 * 8.5
@@ -206,6 +218,27 @@ def test_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path):
         with pytest.raises(ConfigError, match=r"cannot be opened|needs the driver") as refused:
             open_study(url)
         assert "secret" not in str(refused.value)
+
+
+def test_server_that_is_started_anew_is_waited_for_and_no_longer_than_asked(postgresql, monkeypatch):
+    study = open_study(postgresql.database("restarted"))
+    trial = study.ask(known)
+    postgresql.stop()
+    starting = threading.Timer(1.0, postgresql.start)
+    starting.start()
+    study.report(trial.number, 4, 0.25)
+    starting.join()
+    study.finish(trial.number, 0.5)
+    (finished,) = study.trials()
+    assert (finished.state, finished.curve, finished.value) == ("finished", {4: 0.25}, 0.5)
+    monkeypatch.setitem(WORKER_VARIABLES, "DATA_CATALOG_STORAGE_PATIENCE", "0.5")
+    postgresql.stop()
+    try:
+        with pytest.raises(StorageAwayError, match="--study-storage postgresql:") as away:
+            study.report(trial.number, 5, 0.25)
+    finally:
+        postgresql.start()
+    assert PASSWORD not in str(away.value)
 
 
 def test_what_tune_stores_of_a_study_does_not_open_its_storage(tmp_path):
