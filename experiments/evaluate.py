@@ -171,7 +171,7 @@ def embed_here(
     model = target.model.to("cuda" if torch.cuda.is_available() else "cpu")
     for absent in missing:
         batch = target.config.train.evaluation_batch
-        yield evaluation.embed(model, view, batch, target.autocast, target.captions, absent)
+        yield evaluation.embed(model, view, batch, target.autocast, target.captions, absent).features
 
 
 def add_setting(table: pa.Table, setting: EvaluationSetting) -> pa.Table:

@@ -72,6 +72,9 @@ def print_report(result: RunReport, out: str | None = None) -> None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
+    for split, facts in result.hyperedges.items():
+        console.print(f"hyperedges, {split}  {facts.describe()}", highlight=False, soft_wrap=True)
+    _print_idle_losses(console, result)
     print_notes(console, result.notes)
     seconds = result.seconds
     parts = ", ".join(
@@ -113,6 +116,17 @@ def _print_choices(console: Console, choices: EpochChoices, reported: ReportedEp
         if (choice := choices.get(name)) is not None
     ]
     console.print(f"mAP of {feature}  {'; '.join(parts)}; reported: {labels[reported.chosen_by]}")
+
+
+def _print_idle_losses(console: Console, result: RunReport) -> None:
+    """Print which losses of the last epoch train nothing."""
+    if not result.losses_without_gradient:
+        return
+    *_, last = result.losses_without_gradient
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in last.items() if name != "epoch")
+    total = result.losses[-1]["total"]
+    sentence = f"losses that train nothing  {parts}, of a total of {total:.2f}"
+    console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _mlflow(run: MlflowRun | None) -> str:

@@ -4,7 +4,7 @@ Every node is the centre of one hyperedge. An incidence is boolean, `(batch, nod
 are in the hyperedge of each centre. The rules differ in which nodes are near enough to the centre.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,13 @@ class HyperedgeFacts:
     alone: Tensor
     across: Tensor
     by_text: Tensor
+
+    def stacked(self) -> Tensor:
+        """All of them in the order of `FACTS`, `(batch, facts)`."""
+        return torch.stack([getattr(self, name) for name in FACTS], dim=1)
+
+
+FACTS = tuple(field.name for field in fields(HyperedgeFacts))
 
 
 def hyperedge_facts(incidence: Tensor, modalities: int, has_text_copies: bool) -> HyperedgeFacts:

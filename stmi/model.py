@@ -110,8 +110,7 @@ class STMI(nn.Module):
             self.nodes = len(MODALITIES) * (config.str.tokens + texts)
         else:
             self.nodes = len(MODALITIES) * patches + texts
-        concatenates = not config.chi.enabled and config.fusion.without_chi == "concatenation"
-        self.fuses = not concatenates and (config.str.enabled or config.chi.enabled)
+        self.fuses = fuses(config)
 
         with keyed_random.seeded_construction(seed, "initial_weights", "image_tower"):
             self.image_tower = ImageTower(
@@ -135,7 +134,7 @@ class STMI(nn.Module):
         with keyed_random.seeded_construction(seed, "initial_weights", "fusion"):
             self.fusion = ClassTokenFusion(width, config.fusion) if self.fuses else None
         self.heads = nn.ModuleDict()
-        for feature in self.trained_features():
+        for feature in trained_features(config):
             times = 1 if feature == "T" or feature in MODALITIES else len(MODALITIES)
             with keyed_random.seeded_construction(seed, "initial_weights", "head", feature):
                 self.heads[feature] = IdentityHead(times * width, identities, config.neck == "batch_norm")
@@ -148,12 +147,6 @@ class STMI(nn.Module):
         self.image_tower.checkpoints_activations = True
         if self.text_tower is not None:
             self.text_tower.clip.transformer.grad_checkpointing = True
-
-    def trained_features(self) -> list[str]:
-        """Names of the features that the losses train."""
-        names = ["U"] if self.fuses else []
-        names += map(str, MODALITIES) if self.config.separate_modality_heads else ["G"]
-        return [*names, "T"] if self.config.text.enabled else names
 
     def random_draws(self, seed: int, epoch: int, step: int, batch: int, rows: slice) -> RandomDraws:
         """The random numbers of a training step for some rows of the global batch.
@@ -240,6 +233,19 @@ class STMI(nn.Module):
         elif self.interaction is not None:
             nodes = self.interaction(nodes)
         return self.fusion(class_tokens, nodes, None if draws is None else draws.fusion), hypergraph
+
+
+def fuses(config: ModelConfig) -> bool:
+    """Whether the class tokens are fused with semantic tokens; U is G where they are not."""
+    concatenates = not config.chi.enabled and config.fusion.without_chi == "concatenation"
+    return not concatenates and (config.str.enabled or config.chi.enabled)
+
+
+def trained_features(config: ModelConfig) -> list[str]:
+    """Names of the features that have losses."""
+    names = ["U"] if fuses(config) else []
+    names += map(str, MODALITIES) if config.separate_modality_heads else ["G"]
+    return [*names, "T"] if config.text.enabled else names
 
 
 def token_grid(config: ModelConfig, patch_size: int) -> tuple[int, int]:

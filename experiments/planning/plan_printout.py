@@ -83,6 +83,9 @@ def _print_cost(console: Console, plan: RunPlan) -> None:
     if parameters.by_part["text_tower"].trained == 0:
         caption = _short(plan.flops.caption, "FLOP")
         console.print(f"The text tower is frozen and not part of training: {caption} per caption, once.")
+    if plan.losses_without_gradient:
+        names = ", ".join(plan.losses_without_gradient)
+        console.print(f"Losses that train nothing: {names}.", highlight=False, soft_wrap=True)
 
 
 def _print_memory(console: Console, memory: Memory, workers: int) -> None:

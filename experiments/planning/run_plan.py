@@ -33,6 +33,8 @@ from experiments.recipes import RECIPES, ExperimentConfig, SettingName, differen
 from experiments.run import run_data
 from stmi.clip.clip_files import WEIGHTS_FILE
 from stmi.clip.loading import load_clip
+from stmi.model import trained_features
+from stmi.training.losses import losses_without_gradient
 
 
 class ChangedSetting(Record):
@@ -69,6 +71,8 @@ class RunPlan(Record):
     hardware: list[ExpectedTime]
     calibration: Calibration | None
     """Times measured on this machine, where `--calibrate` asked for them."""
+    losses_without_gradient: tuple[str, ...] = ()
+    """Losses that train nothing: of no weight, or of a feature that depends on no weight."""
     warnings: list[str]
     errors: tuple[str, ...] = ()
     """What would stop the run, by its own checks; not asked where data or CLIP are not there yet."""
@@ -125,6 +129,9 @@ def make_plan(
         extent=extent,
         tables=described,
         hardware=expected,
+        losses_without_gradient=losses_without_gradient(
+            config.loss, trained_features(config.model), trains_text=config.model.text.fine_tune
+        ),
         calibration=calibrate(config, workload, extent.identities, extent.cameras) if calibrates else None,
         warnings=[
             *_warnings(config, described, expected, smaller),

@@ -1,11 +1,23 @@
 """How a run ends: its journal becomes its result, with metrics of each choice of epoch, losses and times."""
 
+import logging
+from typing import Any
+
 from data_catalog.storage.folders import Folder
 from experiments.recipes import ReportConfig
 from experiments.run import checkpoints
 from experiments.run.run_folder import QUERIES_FILE, RunFolder
-from experiments.run.run_result import EpochChoices, EpochMetrics, ReportedEpoch, RunResult, StoppedError
+from experiments.run.run_result import (
+    DEGENERATE,
+    EpochChoices,
+    EpochMetrics,
+    ReportedEpoch,
+    RunResult,
+    StoppedError,
+)
 from experiments.tracking.journal import Event
+
+logger = logging.getLogger(__name__)
 
 
 def conclude(folder: RunFolder) -> RunResult:
@@ -17,9 +29,12 @@ def conclude(folder: RunFolder) -> RunResult:
     result = _result(folder)
     assert result.reported is not None
     reported = result.reported.model_dump(mode="json")
-    folder.journal.append(
-        "finished", seconds=result.seconds, epoch=reported["epoch"], metrics=reported["metrics"]
-    )
+    facts: Event = {"seconds": result.seconds, "epoch": reported["epoch"], "metrics": reported["metrics"]}
+    if (warning := degenerate(result)) is not None:
+        logger.warning("run %s: %s", folder.name, warning)
+        known = [found["check"] for found in _warnings(folder)]
+        facts["tags"] = {"stmi.warnings": ", ".join(sorted({*known, DEGENERATE})), DEGENERATE: warning}
+    folder.journal.append("finished", **facts)
     folder.write(QUERIES_FILE, Folder(result.checkpoint).read(checkpoints.QUERIES_FILE))
     folder.write_result(result)
     return result
@@ -36,7 +51,8 @@ def _result(folder: RunFolder) -> RunResult:
     test, untrained, epochs = journal.find("test"), journal.find("untrained"), journal.epochs()
     validation = [event for event in epochs if "validation" in event]
     choices = find_choices(folder, folder.config.report.feature)
-    return RunResult(
+    hyperedges = [event.get("hyperedges", {}) for event in (*epochs, test)]
+    result = RunResult(
         run=folder.name,
         resumed=any(event["event"] == "resumed" for event in events),
         folder=folder.location,
@@ -48,10 +64,28 @@ def _result(folder: RunFolder) -> RunResult:
         choices=choices,
         reported=_reported(folder.config.report, choices),
         losses=tuple({"epoch": event["epoch"], **event["losses"]} for event in epochs),
+        losses_without_gradient=tuple(
+            {"epoch": event["epoch"], **idle}
+            for event in epochs
+            if (idle := event.get("losses_without_gradient"))
+        ),
+        hyperedges={split: facts for event in hyperedges for split, facts in event.items()},
         seconds=seconds_by_part(events[start:]),
         tables=folder.digests,
-        notes=tuple(found["message"] for found in (journal.last("checks") or {"warnings": []})["warnings"]),
+        notes=tuple(found["message"] for found in _warnings(folder)),
     )
+    warning = degenerate(result)
+    return result if warning is None else result.model_copy(update={"notes": (*result.notes, warning)})
+
+
+def degenerate(result: RunResult) -> str | None:
+    """What is wrong with the hyperedges of a run on the test identities, or None."""
+    return result.hyperedges["test"].warning if "test" in result.hyperedges else None
+
+
+def _warnings(folder: RunFolder) -> list[dict[str, Any]]:
+    """What the checks of the data warned of when the run began."""
+    return (folder.journal.last("checks") or {"warnings": []})["warnings"]
 
 
 def find_choices(folder: RunFolder, feature: str) -> EpochChoices:

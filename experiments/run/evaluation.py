@@ -1,6 +1,7 @@
 """Embeddings and metrics of a view, spread over the workers of a run."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from data_catalog.checks.measurement_checks import check_measurement
 from data_catalog.errors import CatalogError
 from data_catalog.views.view_reader import View
 from experiments.run.run_result import FeatureMetrics
+from stmi.incidence import FACTS
 from stmi.modality import MODALITIES, Modality
 from stmi.model import STMI, Features
 from stmi.model_input import ModelInput
@@ -22,6 +24,7 @@ from stmi.retrieval.metrics import JunkRule, RerankVariant, RetrievalMetrics, Re
 from stmi.retrieval.reranking import rerank
 from stmi.training.augment import normalise, patch_foreground
 
+HYPEREDGES = "hyperedges"
 QUERY_SCHEMA = pa.schema(
     [
         pa.field("sample_index", pa.int64(), nullable=False),
@@ -77,6 +80,19 @@ def fill_untrained_cameras(model: STMI, trained: Sequence[int]) -> None:
         embedding[others] = embedding[list(trained)].mean(dim=0)
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """What a model makes of a view.
+
+    Attributes:
+        features: float32 `(rows, width)` by name, of every retrieval feature, in the order of the view.
+        hyperedges: Means over the rows, as in `stmi.incidence.HyperedgeFacts`; None without a hypergraph.
+    """
+
+    features: dict[str, np.ndarray]
+    hyperedges: dict[str, float] | None
+
+
 @torch.no_grad()
 def embed(
     model: STMI,
@@ -85,7 +101,7 @@ def embed(
     autocast: bool,
     captions: Tensor | None = None,
     missing: Collection[Modality] = (),
-) -> dict[str, np.ndarray]:
+) -> Embedded:
     """Every retrieval feature of every row of a view, each row once, on any number of workers.
 
     Args:
@@ -97,7 +113,7 @@ def embed(
         missing: Modalities whose images are replaced by zeros.
 
     Returns:
-        float32 `(rows, width)` by feature name, in the order of the view, on every worker.
+        The same on every worker.
     """
     spread = dist.is_initialized() and dist.get_world_size() > 1
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
@@ -119,7 +135,11 @@ def embed(
         dist.all_gather(everything, embedded)
         embedded = torch.cat(everything)
     columns = embedded[: len(view)].cpu().split(list(widths.values()), dim=1)
-    return retrieval_features(dict(zip(widths, columns, strict=True)))
+    made = dict(zip(widths, columns, strict=True))
+    features, facts = retrieval_features(made), made.get(HYPEREDGES)
+    if facts is None:
+        return Embedded(features, None)
+    return Embedded(features, dict(zip(FACTS, facts.double().mean(dim=0).tolist(), strict=True)))
 
 
 @torch.no_grad()
@@ -132,6 +152,8 @@ def embed_rows(
     missing: Collection[Modality] = (),
 ) -> dict[str, Tensor]:
     """U, G and, where the model has it, T of some rows; every retrieval feature is made of these.
+
+    With a hypergraph there is also what the hyperedges of each row are like, by the name `HYPEREDGES`.
 
     Args:
         model: The network, in evaluation mode.
@@ -148,7 +170,8 @@ def embed_rows(
     inputs = model_input(model, view, rows, device, captions).without(missing)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         features = model(inputs)
-    made = {"U": features.U, "G": features.G, "T": features.T}
+    facts = None if features.hypergraph is None else features.hypergraph.facts.stacked()
+    made = {"U": features.U, "G": features.G, "T": features.T, HYPEREDGES: facts}
     return {name: values for name, values in made.items() if values is not None}
 
 

@@ -1,6 +1,7 @@
 """Pictures of one run: training curves, CMC curves, and rank lists in three modalities."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -14,13 +15,21 @@ from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched, read_arrays
 from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_result import FEATURE_NAMES, FeatureMetrics, RunResult
-from experiments.tracking.journal import Journal
+from experiments.tracking.journal import Event, Journal
 from stmi.modality import MODALITIES
 from stmi.retrieval import metrics as retrieval_metrics
 from stmi.retrieval.metrics import JunkRule
 
 QUERIES = 6
 RANKS = 8
+HYPEREDGE_CURVES = {
+    "density": "nodes in one, of all",
+    "alone": "tokens alone",
+    "across": "join modalities",
+    "by_text": "by text copies only",
+}
+"""Facts about hyperedges, which are shares, and their labels."""
+HYPEREDGE_COLOURS = ("#000000", "#d55e00", "#0072b2", "#56b4e9")
 HIT, MISS = "#009e73", "#d55e00"
 """Colours that colour-blind readers can distinguish (Okabe and Ito 2008)."""
 
@@ -65,15 +74,26 @@ def load_test_embeddings(result: RunResult) -> dict[str, np.ndarray]:
 
 
 def training_curves(journal: Journal) -> Figure:
-    """Losses, validation mAP and learning rate over the epochs."""
+    """Losses, validation mAP, learning rate and, with a hypergraph, its hyperedges over the epochs.
+
+    Losses that train nothing are dashed.
+    """
     journal.find("epoch")
     epochs = journal.epochs()
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    losses, validation, rate = figure.subplots(1, 3)
+    # Older versions have the density of the incidence among the losses.
+    has_hyperedges = bool(epochs[0].get("hyperedges"))
+    figure = Figure(figsize=(13.2 if has_hyperedges else 10, 3), layout="constrained")
+    losses, validation, rate, *others = figure.subplots(1, 3 + has_hyperedges)
+    for axes in others:
+        _hyperedge_curves(axes, epochs)
     x = [event["epoch"] for event in epochs]
-    for name in sorted(epochs[0]["losses"], key=lambda name: (name != "total", name)):
+    trained = [name for name in epochs[0]["losses"] if name != "incidence_density"]
+    for name in sorted(trained, key=lambda name: (name != "total", name)):
         style = {"color": "black", "linewidth": 2} if name == "total" else {"linewidth": 1}
         losses.plot(x, [event["losses"][name] for event in epochs], label=name, **style)
+    for name in epochs[0].get("losses_without_gradient", {}):
+        values = [event["losses_without_gradient"][name] for event in epochs]
+        losses.plot(x, values, "--", color="grey", linewidth=1, label=f"{name}, trains nothing")
     losses.set(title="Training loss", xlabel="epoch", ylim=(0, None))
     losses.legend(fontsize=8, frameon=False)
     validated = [event for event in epochs if "validation" in event]
@@ -88,6 +108,18 @@ def training_curves(journal: Journal) -> Figure:
     rate.plot(x, [event["learning_rate"] for event in epochs], color="grey")
     rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
     return figure
+
+
+def _hyperedge_curves(axes: Axes, epochs: Sequence[Event]) -> None:
+    """Shares of what hyperedges are like: on the training batches, and dashed on the test identities."""
+    for split, style in (("train", "-"), ("test", "--")):
+        points = [(e["epoch"], facts) for e in epochs if (facts := e["hyperedges"].get(split))]
+        for (name, label), colour in zip(HYPEREDGE_CURVES.items(), HYPEREDGE_COLOURS, strict=True):
+            values = [100 * facts[name] for _, facts in points]
+            shown = label if split == "train" else None
+            axes.plot([epoch for epoch, _ in points], values, style, marker=".", color=colour, label=shown)
+    axes.set(title="Hyperedges (dashed: test)", xlabel="epoch", ylabel="%", ylim=(-3, 103))
+    axes.legend(fontsize=8, frameon=False)
 
 
 def cmc_curves(metrics: dict[str, FeatureMetrics], untrained: FeatureMetrics) -> Figure:

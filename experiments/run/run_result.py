@@ -48,6 +48,45 @@ class FeatureMetrics(Record):
         return self.mean_average_precision if metric == "mAP" else getattr(self, metric)
 
 
+ALONE = 0.99
+"""Share of the tokens of images that meet no other token, from which on CHI mixes nothing."""
+ALIKE = 0.95
+"""Density above which all hyperedges of a sample hold nearly the same nodes."""
+DEGENERATE = "chi-degenerate"
+
+
+class Hyperedges(Record):
+    """What the hyperedges of CHI are like, means over the samples of a split."""
+
+    size: float
+    """Nodes in a hyperedge."""
+    density: float
+    """Share of all pairs of node and hyperedge in which the node belongs to the hyperedge."""
+    alone: float
+    """Share of the tokens of images that are alone in their hyperedge."""
+    across: float
+    """Share of the hyperedges that hold tokens of the images of more than one modality."""
+    by_text: float
+    """Share of the hyperedges that join modalities by copies of the text token alone."""
+
+    def describe(self) -> str:
+        """The numbers in one clause."""
+        return (
+            f"a hyperedge holds {self.size:.1f} nodes (density {self.density:.3f}), {self.alone:.0%} of the "
+            f"tokens of images are alone in theirs, {self.across:.0%} of the hyperedges join images of "
+            f"modalities, {self.by_text:.0%} do by the text alone"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with them, with the numbers, or None."""
+        if self.alone >= ALONE:
+            return f"{DEGENERATE}: CHI maps each token by itself, since they do not meet: {self.describe()}"
+        if self.density > ALIKE:
+            return f"{DEGENERATE}: CHI adds one mean to all tokens, since all meet: {self.describe()}"
+        return None
+
+
 class EpochMetrics(Record):
     """Test metrics of one epoch."""
 
@@ -107,12 +146,18 @@ class RunResult(Record):
     reported: ReportedEpoch | None = None
     losses: tuple[dict[str, int | float], ...]
     """Mean losses by epoch; `epoch` counts from 1."""
+    losses_without_gradient: tuple[dict[str, int | float], ...] = ()
+    """Those of them that train nothing; they are not among `losses`, but in `total` with their weights."""
+    hyperedges: dict[str, Hyperedges] = Field(default_factory=dict)
+    """By split: `train` of the last epoch, `validation` of the last one that was validated, `test`. Empty
+    without a hypergraph, and in runs of older versions."""
     seconds: dict[str, float]
     """Seconds by part, and `share_in_steps_and_evaluation`."""
     tables: dict[str, str]
     """Table name to digest."""
     notes: tuple[str, ...] = ()
-    """What the checks of the data warned of when the run began; none in a run of an older version."""
+    """What the checks of the data warned of when the run began, and what is wrong with its hyperedges; none
+    in a run of an older version."""
 
 
 class LoggedRunResult(RunResult):

@@ -197,11 +197,15 @@ class MlflowLogger:
         if not self._state.described:
             self._describe()
         events = self.journal.read()
-        metrics = [entry for event in events[self._state.sent :] for entry in metrics_of(event)]
-        if metrics:
-            from mlflow.entities import Metric  # noqa: PLC0415
+        unsent = events[self._state.sent :]
+        metrics = [entry for event in unsent for entry in metrics_of(event)]
+        tags = {name: value for event in unsent for name, value in event.get("tags", {}).items()}
+        if metrics or tags:
+            from mlflow.entities import Metric, RunTag  # noqa: PLC0415
 
-            self._log_batches(metrics=[Metric(*entry) for entry in metrics])
+            self._log_batches(
+                metrics=[Metric(*entry) for entry in metrics], tags=[RunTag(*tag) for tag in tags.items()]
+            )
         if len(events) > self._state.sent:
             self._remember(sent=len(events))
 
@@ -305,11 +309,16 @@ def metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
     step = event.get("epoch", 0)
     if event["event"] == "untrained":
         values = {f"untrained/{name}": value for name, value in event["metrics"].items() if name != "cmc"}
+        values |= _hyperedges(event)
     elif event["event"] == "epoch":
+        # Older versions have the density of the incidence among the losses.
         values = {
             name if name == "incidence_density" else f"loss/{name}": value
             for name, value in event["losses"].items()
         }
+        idle = event.get("losses_without_gradient", {})
+        values |= {f"loss_without_gradient/{name}": value for name, value in idle.items()}
+        values |= _hyperedges(event)
         values |= {f"seconds/{name}": value for name, value in event["seconds"].items()}
         values["learning_rate"] = event["learning_rate"]
         values |= _feature_metrics("validation", event.get("validation", {}))
@@ -319,11 +328,19 @@ def metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
         values = {f"trial/{name}": event[name] for name in ("value", "best") if name in event}
     elif event["event"] == "test":
         step = event["epochs"]
-        values = _feature_metrics("test", event["metrics"])
+        values = _feature_metrics("test", event["metrics"]) | _hyperedges(event)
     elif event["event"] == "finished":
         # What the run reports, under names that stand first where runs are compared.
         values = {name: value for name, value in event.get("metrics", {}).items() if name != "cmc"}
     return [(name, float(value), int(event["time"] * 1000), step) for name, value in values.items()]
+
+
+def _hyperedges(event: Event) -> dict[str, float]:
+    return {
+        f"hyperedges/{split}/{name}": value
+        for split, facts in event.get("hyperedges", {}).items()
+        for name, value in facts.items()
+    }
 
 
 def _feature_metrics(prefix: str, features: dict[str, dict[str, Any]]) -> dict[str, float]:

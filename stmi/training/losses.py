@@ -4,6 +4,8 @@ L_g(F) = w_id * CE_smoothed(F) + w_tri * Triplet(F)
 L = L_g(G) + L_g(U) + L_g(T)
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -64,3 +66,26 @@ def objective(
         parts[f"identity/{name}"], parts[f"triplet/{name}"] = identity, triplet
         total = total + config.identity_weight * identity + config.triplet_weight * triplet
     return {"total": total, **parts}
+
+
+def losses_without_gradient(
+    config: LossConfig, features: Sequence[str], *, trains_text: bool
+) -> tuple[str, ...]:
+    """The parts of `objective` that train nothing.
+
+    They have no weight, or are triplet losses of T from a frozen text tower: T depends on no weight. The
+    cross-entropy of such a T trains the classifier of T, and nothing that retrieval uses.
+
+    Args:
+        config: Weights.
+        features: Names of the features that have losses.
+        trains_text: Whether the text tower is trained.
+    """
+    unweighted = [
+        f"{kind}/{name}"
+        for kind, weight in (("identity", config.identity_weight), ("triplet", config.triplet_weight))
+        for name in features
+        if not weight
+    ]
+    frozen = ["triplet/T"] if "T" in features and not trains_text else []
+    return tuple(dict.fromkeys([*unweighted, *frozen]))

@@ -17,11 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stmi.config import LossConfig, OptimConfig
 from stmi.feature_modulation import ModulationStrength
+from stmi.incidence import FACTS
 from stmi.model import STMI
 from stmi.model_input import ModelInput, RandomDraws
 from stmi.training import losses
 from stmi.training.batch_plan import rows_of_rank
 
+HYPEREDGES = "hyperedges/"
+"""At the start of the name of what is no loss, but the mean of a fact about hyperedges."""
 BUCKET_MEBIBYTES = 8
 """Gradients that the workers exchange at a time."""
 
@@ -105,8 +108,9 @@ class GlobalBatchLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """The loss of the global batch and its parts; arguments are this worker's rows.
 
-        With a hypergraph, `incidence_density` is one of the parts, and where its tau follows the batches,
-        `similarities` of the global batch. Without labels, what `loss` needs of these rows.
+        With a hypergraph there are also the means of `stmi.incidence.FACTS`, as `hyperedges/NAME`, and, where
+        its tau follows the batches, `similarities` of the global batch. Without labels, what `loss` needs of
+        these rows.
         """
         began = time.perf_counter()
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
@@ -115,7 +119,7 @@ class GlobalBatchLoss(nn.Module):
         trained = features.retrieval()
         rows = {name: trained[name] for name in self.model.heads}
         if features.hypergraph is not None:
-            rows["incidence_density"] = features.hypergraph.facts.density
+            rows["hyperedges"] = features.hypergraph.facts.stacked()
             if features.hypergraph.similarities is not None:
                 rows["similarities"] = features.hypergraph.similarities
         return rows if labels is None else self.loss(rows, labels)
@@ -123,11 +127,13 @@ class GlobalBatchLoss(nn.Module):
     def loss(self, rows: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """The loss of the global batch and its parts, from the features of this worker's rows."""
         features = {name: gather_rows(values) for name, values in rows.items()}
-        facts = {name: features.pop(name) for name in ("incidence_density", "similarities") if name in rows}
+        hyperedges = features.pop("hyperedges", None)
+        similarities = features.pop("similarities", None)
         parts = losses.objective(self.config, features, self.model.logits(features), gather_rows(labels))
-        if "incidence_density" in facts:
-            facts["incidence_density"] = facts["incidence_density"].mean()
-        return parts | facts
+        if hyperedges is not None:
+            means = zip(FACTS, hyperedges.mean(dim=0), strict=True)
+            parts |= {f"{HYPEREDGES}{name}": value for name, value in means}
+        return parts if similarities is None else parts | {"similarities": similarities}
 
 
 class TrainStep:

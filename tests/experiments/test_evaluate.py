@@ -255,7 +255,7 @@ def test_checkpoint_of_the_released_code_is_evaluated(view_with, weights, capsys
     (setting,) = result["settings"]
     model = released_checkpoint.load(weights, (64, 32))
     view = open_view(released_view)
-    features = evaluation.embed(model, view, 16, autocast=False)
+    features = evaluation.embed(model, view, 16, autocast=False).features
     expected = evaluation.summarise(evaluation.score_each(view, features, "camera"))
     assert summary(setting["metrics"]["U"]) == pytest.approx(
         summary(expected["U"].model_dump(mode="json")), abs=1e-4

@@ -52,7 +52,30 @@ def test_result_gives_three_choices_of_epoch_and_says_which_it_reports(trained):
         assert choice["metrics"]["U"]["mAP"] == on_test[choice["epoch"]]
     assert (reported["feature"], reported["chosen_by"], reported["epoch"]) == ("U", "last", 3)
     assert reported["metrics"] == trained["metrics"]["U"]
-    assert all(0 < event["losses"]["incidence_density"] <= 1 for event in events)
+
+
+def test_hyperedges_are_logged_by_epoch_and_split_and_apart_from_the_losses(trained):
+    journal = Journal(Path(trained["folder"]) / "journal.jsonl")
+    events = journal.epochs()
+    assert [sorted(event["hyperedges"]) for event in events] == [
+        ["train"],
+        ["test", "train", "validation"],
+        ["train", "validation"],
+    ]
+    assert list(journal.find("untrained")["hyperedges"]) == ["test"]
+    assert trained["hyperedges"] == {
+        **{split: events[-1]["hyperedges"][split] for split in ("train", "validation")},
+        "test": journal.find("test")["hyperedges"]["test"],
+    }
+    for facts in trained["hyperedges"].values():
+        assert facts["size"] == pytest.approx(15 * facts["density"])
+        assert 0 <= facts["across"] + facts["by_text"] <= 1
+    assert {name.partition("/")[0] for name in events[0]["losses"]} == {"total", "identity", "triplet"}
+    assert [list(event["losses_without_gradient"]) for event in events] == [["triplet/T"]] * 3
+    assert "triplet/T" not in events[0]["losses"]
+    parts = [value for name, value in events[0]["losses"].items() if name != "total"]
+    total = sum(parts) + events[0]["losses_without_gradient"]["triplet/T"]
+    assert events[0]["losses"]["total"] == pytest.approx(total)
 
 
 def test_journal_says_where_the_time_went(trained):
@@ -83,6 +106,8 @@ def test_mlflow_has_parameters_curves_and_pictures(trained, workspace):
     assert stored.data.params["table.view/train"] == trained["tables"]["view/train"]
     assert stored.data.metrics["test/U/mAP"] == pytest.approx(trained["metrics"]["U"]["mAP"])
     assert len(client.get_metric_history(stored.info.run_id, "loss/total")) == 3
+    assert stored.data.metrics["hyperedges/test/size"] == trained["hyperedges"]["test"]["size"]
+    assert "loss_without_gradient/triplet/T" in stored.data.metrics
     pictures = {item.path for item in client.list_artifacts(stored.info.run_id, "pictures")}
     assert pictures == {f"pictures/{name}.png" for name in ("cmc", "rank_lists", "training_curves")}
 

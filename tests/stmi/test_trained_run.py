@@ -79,7 +79,7 @@ def test_features_of_files_are_those_that_training_stored(run, files, extras, fo
 def test_missing_images_are_those_of_evaluation(run, files, extras, view, folder, missing):
     absent = [name for name in MODALITIES if str(name).lower() in missing]
     target = load_run(folder)
-    expected = evaluation.embed(target.model, view, 128, target.autocast, missing=absent)
+    expected = evaluation.embed(target.model, view, 128, target.autocast, missing=absent).features
     given = files | dict.fromkeys(missing)
     assert_equal(run.embed(**given, **extras), expected)
     # A sample's missing images may differ from those of the others.
@@ -201,7 +201,8 @@ def test_run_with_a_text_tower_of_its_own_encodes_captions_with_it(
     model = write_run(model={"text": {"enabled": True, "fine_tune": True}}, train={"precision": precision})
     run = stmi.load(copied, device="cpu")
     tokens = run.tokenize(extras["caption"])
-    expected = evaluation.embed(model, view, 128, autocast=precision == "bfloat16", captions=tokens)
+    autocast = precision == "bfloat16"
+    expected = evaluation.embed(model, view, 128, autocast, tokens).features
     assert_equal(run.embed(**files, **extras), expected)
     with pytest.raises(ValueError, match=r"caption\[0\] is missing: run .* trained its text tower"):
         run.embed(GOOD, mask=np.ones((32, 16), bool))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,11 +27,12 @@ from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import INTERRUPTED, Event
 from stmi.clip.loading import load_clip
 from stmi.kernels.host_memory import keep_freed_memory
-from stmi.model import STMI
+from stmi.model import STMI, trained_features
 from stmi.retrieval.metrics import RetrievalError, RetrievalMetrics
 from stmi.training.batch_plan import rows_of_rank
+from stmi.training.losses import losses_without_gradient
 from stmi.training.schedule import learning_rate
-from stmi.training.train_step import TrainStep
+from stmi.training.train_step import HYPEREDGES, TrainStep
 
 
 def train(given: TrainingInput, session: Session) -> None:
@@ -56,10 +58,11 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
     config, clock = run.config.train, reporter.clock
     if progress.step == 0:
         with clock.part("evaluation"):
-            untrained = run.test(0)[1]["U"]
+            untrained = run.test(0)
         reporter.report(
             "untrained",
-            metrics=untrained,
+            metrics=untrained.metrics["U"],
+            hyperedges={"test": untrained.hyperedges} if untrained.hyperedges else {},
             cameras=run.cameras,
             identities=run.identities,
             workers=run.session.world_size,
@@ -82,7 +85,7 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
                     return
             run.loss_check.check(progress)
         facts: Event = {
-            "losses": progress.means(),
+            **run.means(progress),
             "step_losses": progress.step_losses(),
             "learning_rate": progress.rate,
             "skipped": [run.loss_check.place(progress, index) for index in progress.skipped],
@@ -93,18 +96,41 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
         last = epoch == config.epochs
         with clock.part("evaluation"):
             if last or epoch % config.validate_every == 0:
-                if "val" in run.views:
-                    facts["validation"] = run.validate()
-                if not last:
-                    facts["test"] = run.test(epoch)[1]
+                measured = {"validation": run.validate()} if "val" in run.views else {}
+                measured |= {} if last else {"test": run.test(epoch)}
+                facts |= {split: one.metrics for split, one in measured.items()}
+                facts["hyperedges"] |= {
+                    split: one.hyperedges for split, one in measured.items() if one.hyperedges
+                }
                 run.keep_best(epoch, facts)
         reporter.report("epoch", **progress.place(), **facts)
         if schedule.after_epoch(progress.epoch, progress.step):
             reporter.store("checkpoint", take, **progress.place())
     with clock.part("evaluation"):
-        embeddings, metrics = run.test(config.epochs)
-        run.keep_best(config.epochs, {"test": metrics})
-    reporter.store("test", partial(take, embeddings=embeddings), metrics=metrics, epochs=config.epochs)
+        tested = run.test(config.epochs)
+        run.keep_best(config.epochs, {"test": tested.metrics})
+    reporter.store(
+        "test",
+        partial(take, embeddings=tested.embeddings),
+        metrics=tested.metrics,
+        hyperedges={"test": tested.hyperedges} if tested.hyperedges else {},
+        epochs=config.epochs,
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A view, embedded and scored.
+
+    Attributes:
+        embeddings: As `evaluation.Embedded` has them; so is `hyperedges`.
+        metrics: By feature.
+        hyperedges: None without a hypergraph.
+    """
+
+    embeddings: dict[str, np.ndarray]
+    metrics: dict[str, FeatureMetrics]
+    hyperedges: dict[str, float] | None
 
 
 class _Run:
@@ -205,27 +231,43 @@ class _Run:
             self.loss_check.count(progress, losses, rate, len(plan))
             yield step + 1 == len(plan)
 
-    def validate(self) -> dict[str, FeatureMetrics]:
-        """Metrics of each feature on the validation identities."""
-        return evaluation.summarise(self._evaluate("val")[1])
+    def means(self, progress: Progress) -> Event:
+        """The means of the epoch so far: of losses, of those that train nothing, of the hyperedges."""
+        means = progress.means()
+        hyperedges = {name: value for name, value in means.items() if name.startswith(HYPEREDGES)}
+        features = trained_features(self.config.model)
+        text = self.config.model.text.fine_tune
+        idle = losses_without_gradient(self.config.loss, features, trains_text=text)
+        return {
+            "losses": {n: value for n, value in means.items() if n not in hyperedges and n not in idle},
+            "losses_without_gradient": {name: means[name] for name in idle},
+            "hyperedges": {"train": {n.removeprefix(HYPEREDGES): value for n, value in hyperedges.items()}}
+            if hyperedges
+            else {},
+        }
 
-    def test(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, FeatureMetrics]]:
-        """Embeddings of the test view, and the metrics of each feature; the rank of every query is kept."""
-        embeddings, scored = self._evaluate("test")
+    def validate(self) -> _Measured:
+        """The validation identities."""
+        embedded, scored = self._evaluate("val")
+        return _Measured(embedded.features, evaluation.summarise(scored), embedded.hyperedges)
+
+    def test(self, epoch: int) -> _Measured:
+        """The test view; the rank of every query is kept."""
+        embedded, scored = self._evaluate("test")
         queries = evaluation.query_table(self.views["test"], scored)
         epochs = pa.array(np.full(len(queries), epoch), pa.int64())
         # The last checkpoint holds the last test, which is repeated where its report was lost.
         earlier = [table.filter(compute.not_equal(table["epoch"], epoch)) for table in self.queries]
         self.queries = [*earlier, queries.append_column("epoch", epochs)]
-        return embeddings, evaluation.summarise(scored)
+        return _Measured(embedded.features, evaluation.summarise(scored), embedded.hyperedges)
 
-    def _evaluate(self, split: str) -> tuple[dict[str, np.ndarray], dict[str, RetrievalMetrics]]:
+    def _evaluate(self, split: str) -> tuple[evaluation.Embedded, dict[str, RetrievalMetrics]]:
         view = self.views[split]
         evaluation.fill_untrained_cameras(self.model, self.trained_cameras)
-        embeddings = evaluation.embed(
+        embedded = evaluation.embed(
             self.model, view, self.config.train.evaluation_batch, self.autocast, self.captions[split]
         )
-        return embeddings, evaluation.score_each(view, embeddings, self.config.data.junk)
+        return embedded, evaluation.score_each(view, embedded.features, self.config.data.junk)
 
 
 def caption_tokens(

@@ -10,7 +10,7 @@ from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
 from experiments.studies.ablation.ablation_plan import AblationPlan
 from experiments.studies.ablation.ablation_result import EPOCHS, AblationResult, TableRow
-from experiments.studies.ablation.ablation_table import RowRuns, table_rows
+from experiments.studies.ablation.ablation_table import RowRuns, degenerate_rows, table_rows
 from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.ablation.table_figure import draw
@@ -82,14 +82,17 @@ class AblationStudy(Study[AblationResult]):
         """The tables as they are measured so far, written as Markdown, CSV, JSON and a figure each."""
         plan = self.plan
         full = plan.configs[0]
-        notes = [*_notes(full, plan), *describe_other_code(self._runs)]
+        general = [*_notes(full, plan), *describe_other_code(self._runs)]
+        notes = list(general)
         rows: list[TableRow] = []
         files: list[str] = []
         titles = {}
         for ablation, planned in plan.rows:
-            table = table_rows(ablation, [self._row_runs(row) for row in planned], full.data.dataset)
+            measured = [self._row_runs(row) for row in planned]
+            table, degenerate = table_rows(ablation, measured, full.data.dataset), degenerate_rows(measured)
+            notes += [sentence for sentence in degenerate if sentence not in notes]
             titles[ablation.key] = f"{_heading(ablation)}, {plan.recipe}"
-            files += self._write(ablation, titles[ablation.key], table, notes)
+            files += self._write(ablation, titles[ablation.key], table, [*general, *degenerate])
             rows += table
         for row in rows:
             self.folder.journal.append("row", **row.model_dump(mode="json"))

@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 
 
 class SeedSpread(Record):
-    """A metric over the seeds of a row; all numbers are fractions, None without a finished run."""
+    """A number over the seeds of a row; metrics are fractions; None without a finished run."""
 
     mean: float | None = None
     std: float | None = None
@@ -115,6 +115,9 @@ class TableRow(Record):
     epochs: dict[str, EpochSpread] | None = None
     """The mAP of each choice of epoch in `EPOCHS`, as the shown feature chooses it. None in studies of older
     versions."""
+    hyperedge_size: SeedSpread | None = None
+    """Mean number of nodes in a hyperedge on the test identities. None without a hypergraph, for a row that
+    shows another feature of other rows' runs, and in studies of older versions."""
 
     @property
     def label(self) -> str:

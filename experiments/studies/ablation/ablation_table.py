@@ -10,12 +10,13 @@ from pyarrow import compute
 
 from experiments.run.conclusion import find_choices
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import EpochMetrics, MetricName
+from experiments.run.run_result import EpochMetrics, Hyperedges, MetricName
 from experiments.studies.ablation.ablation_result import (
     EPOCHS,
     ComparedMetric,
     EpochSpread,
     RowMetric,
+    SeedSpread,
     TableRow,
 )
 from experiments.studies.ablation.rows import Ablation, Row
@@ -51,6 +52,11 @@ class RowRuns:
     def values(self, metric: MetricName, choice: str | None = None) -> dict[int, float]:
         """Seed to a metric at a choice of epoch, as in `epochs`."""
         return {seed: e.metrics[self.feature].value(metric) for seed, e in self.epochs(choice).items()}
+
+    def hyperedges(self) -> dict[int, Hyperedges]:
+        """Seed to what the hyperedges of a run are like on the test identities, where it has any."""
+        found = {seed: run.finished_result.hyperedges.get("test") for seed, run in sorted(self.runs.items())}
+        return {seed: hyperedges for seed, hyperedges in found.items() if hyperedges is not None}
 
     def precision(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Average precision `(seeds, queries)`, NaN without a match, and identities `(queries,)`."""
@@ -95,6 +101,8 @@ def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) ->
     rows = []
     for one in measured:
         name, against = one.row.name, one.row.against
+        # Another feature of runs of another row has no hyperedges of its own.
+        hyperedges = one.hyperedges() if one.row.feature is None else {}
         ours, theirs = paper[name].get("mAP"), paper.get(against or "", {}).get("mAP")
         rows.append(
             TableRow(
@@ -123,9 +131,23 @@ def table_rows(ablation: Ablation, measured: Sequence[RowRuns], dataset: str) ->
                     )
                     for choice in EPOCHS
                 },
+                hyperedge_size=SeedSpread.of({seed: each.size for seed, each in hyperedges.items()})
+                if hyperedges
+                else None,
             )
         )
     return rows
+
+
+def degenerate_rows(measured: Sequence[RowRuns]) -> list[str]:
+    """The rows of a table whose hypergraphs do nothing, a sentence for each that names the numbers."""
+    sentences = []
+    for one in measured:
+        found = [facts.warning for facts in one.hyperedges().values() if one.row.feature is None]
+        warnings = [warning for warning in found if warning is not None]
+        if warnings:
+            sentences.append(f"{one.row.name}, {len(warnings)} of {len(found)} runs: {warnings[0]}.")
+    return sentences
 
 
 def _compare(one: RowRuns, other: RowRuns) -> Comparison:

@@ -22,6 +22,7 @@ HEADER = (
     "mAP, epoch by validation",
     "mAP, epoch best on test (flatters)",
     "rank 1",
+    "hyperedge size",
 )
 SHORT_HEADER = ("row", "mAP, %", "difference", "95 % interval over", "verdict")
 """For a terminal of 80 columns."""
@@ -64,6 +65,7 @@ def as_csv(rows: Sequence[TableRow]) -> str:
         *("p_value", "p_adjusted", "real", "verdict", "seeds_needed", "paper_difference"),
         *(f"mAP_{choice}{part}" for choice in EPOCHS for part in ("", "_std")),
         *METRICS[1:],
+        *("hyperedge_size", "hyperedge_size_std"),
     ]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
@@ -79,6 +81,7 @@ def as_csv(rows: Sequence[TableRow]) -> str:
                 *(precision.real, precision.verdict, precision.seeds_needed, precision.paper_difference),
                 *(number for spread in epochs for number in (spread.mean, spread.std)),
                 *(row.metric(metric).mean for metric in METRICS[1:]),
+                *((None, None) if (size := row.hyperedge_size) is None else (size.mean, size.std)),
             ]
         )
     return out.getvalue()
@@ -105,6 +108,7 @@ def cells(row: TableRow) -> list[str]:
         # Studies that older versions recorded have the reported epoch only.
         *("" if row.epochs is None else _spread(row.epochs[choice], missing="") for choice in EPOCHS),
         _spread(row.rank1),
+        "" if row.hyperedge_size is None else _spread(row.hyperedge_size, scale=1),
     ]
 
 
@@ -120,11 +124,11 @@ def short_cells(row: TableRow, table: Sequence[TableRow]) -> list[str]:
     return [row.label, _spread(precision), difference, "\n".join(shown), precision.shown_verdict]
 
 
-def _spread(spread: SeedSpread, missing: str = "not finished") -> str:
+def _spread(spread: SeedSpread, missing: str = "not finished", scale: float = 100) -> str:
     if spread.mean is None:
         return missing
-    deviation = "" if spread.std is None else f" ± {100 * spread.std:.1f}"
-    return f"{100 * spread.mean:.1f}{deviation}"
+    deviation = "" if spread.std is None else f" ± {scale * spread.std:.1f}"
+    return f"{scale * spread.mean:.1f}{deviation}"
 
 
 def _percent(value: float | None) -> str:

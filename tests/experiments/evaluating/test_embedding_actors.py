@@ -29,7 +29,9 @@ def target(trained):
 
 def embedded_here(target) -> list[dict[str, np.ndarray]]:
     view = open_view(target.table)
-    return [evaluation.embed(target.model, view, 5, autocast=False, missing=absent) for absent in MISSING]
+    return [
+        evaluation.embed(target.model, view, 5, autocast=False, missing=absent).features for absent in MISSING
+    ]
 
 
 @pytest.mark.parametrize(

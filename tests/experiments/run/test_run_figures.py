@@ -20,6 +20,26 @@ def test_curves_show_every_loss_and_every_validation(tmp_path):
     assert len(rate.lines[0].get_xdata()) == 3
 
 
+def test_losses_that_train_nothing_are_dashed_and_hyperedges_have_a_panel_of_their_own(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    facts = {"size": 3.0, "density": 0.2, "alone": 0.5, "across": 0.3, "by_text": 0.1}
+    for epoch in (1, 2):
+        splits = {"train": facts, **({"test": facts} if epoch == 2 else {})}
+        journal.append(
+            "epoch",
+            epoch=epoch,
+            losses={"total": 3.0, "triplet/U": 0.5},
+            losses_without_gradient={"triplet/T": 2.0},
+            learning_rate=0.1,
+            hyperedges=splits,
+        )
+    losses, _, _, hyperedges = run_figures.training_curves(journal).axes
+    styles = {line.get_label(): line.get_linestyle() for line in losses.lines}
+    assert styles == {"total": "-", "triplet/U": "-", "triplet/T, trains nothing": "--"}
+    alone = [line for line in hyperedges.lines if line.get_color() == "#d55e00"]
+    assert [line.get_xydata().tolist() for line in alone] == [[[1.0, 50.0], [2.0, 50.0]], [[2.0, 50.0]]]
+
+
 def test_cmc_curves_carry_the_map_of_every_feature():
     low, high = (
         FeatureMetrics(mean_average_precision=value, rank1=0.1, rank5=0.2, rank10=0.2, cmc=(0.1, 0.2))

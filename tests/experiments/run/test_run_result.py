@@ -7,6 +7,7 @@ from data_catalog.errors import DamagedFileError
 from experiments.report import RunReport
 from experiments.run import conclusion
 from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import Hyperedges
 from experiments.run.workers.session import OwnProcessSession
 from tests import json_samples
 from tests.experiments import made_up
@@ -63,6 +64,20 @@ def test_checkpoint_that_was_lost_and_made_again_is_kept_as_a_new_one(folder, tm
         session.wait()
         assert folder.last_checkpoint == location(step)
     assert len(list(tmp_path.glob("checkpoint_*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("density", "alone", "words"),
+    [(21 / 225, 1.0, "they do not meet"), (0.96, 0.0, "all meet"), (0.95, 0.98, None)],
+)
+def test_hypergraph_that_does_nothing_is_named_with_its_numbers(density, alone, words):
+    facts = Hyperedges(size=15 * density, density=density, alone=alone, across=0.0, by_text=0.2)
+    if words is None:
+        assert facts.warning is None
+        return
+    assert facts.warning.startswith("chi-degenerate: ")
+    assert words in facts.warning
+    assert f"{15 * density:.1f} nodes (density {density:.3f}), {alone:.0%} of the tokens" in facts.warning
 
 
 @pytest.mark.parametrize("name", ["train", "report"])

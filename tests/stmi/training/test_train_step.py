@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from stmi.config import ChiConfig, OptimConfig
+from stmi.config import ChiConfig, LossConfig, OptimConfig
+from stmi.incidence import FACTS
+from stmi.model import trained_features
 from stmi.training import train_step
+from stmi.training.losses import losses_without_gradient
 from tests import tiny_clip
 from tests.stmi.training import training
 from tests.tolerances import EXACT_FLOAT64
@@ -108,6 +111,19 @@ def test_gradients_are_exchanged_while_others_are_computed(folder, alone):
             compiled,
             events,
         )
+
+
+def test_losses_that_train_nothing_are_those_without_a_gradient(folder):
+    model, take_step = training.build(folder / "clip", torch.float64)
+    batch, labels = training.global_batch(0)
+    draws = model.random_draws(0, 0, 0, training.BATCH, slice(0, training.BATCH))
+    parts = take_step.global_loss(batch, draws, labels)
+    found = {name for name, value in parts.items() if "/" in name and not value.requires_grad}
+    idle = losses_without_gradient(LossConfig(), trained_features(model.config), trains_text=False)
+    assert idle == ("triplet/T",)
+    assert found == {*idle, *(f"hyperedges/{name}" for name in FACTS)}
+    unweighted = losses_without_gradient(LossConfig(triplet_weight=0), ["U", "T"], trains_text=True)
+    assert unweighted == ("triplet/U", "triplet/T")
 
 
 def test_training_twice_gives_identical_weights(folder, alone):

@@ -9,8 +9,9 @@ import pytest
 from pyarrow import parquet
 
 from experiments.run.run_folder import RunFolder
+from experiments.run.run_result import Hyperedges
 from experiments.studies.ablation.ablation_result import AblationResult
-from experiments.studies.ablation.ablation_table import RowRuns, table_rows
+from experiments.studies.ablation.ablation_table import RowRuns, degenerate_rows, table_rows
 from experiments.studies.ablation.rows import ABLATIONS, Row
 from experiments.studies.ablation.table_text import HEADER, as_csv, as_markdown, cells
 from experiments.studies.significance import bootstrap_over_queries, holm, paired_over_seeds
@@ -21,7 +22,10 @@ TABLE = ABLATIONS["table3"]
 IDENTITY = np.repeat(np.arange(12), 3)
 
 
-def finished_run(path, precision, epoch=3):
+ALONE = Hyperedges(size=1.4, density=1.4 / 15, alone=1, across=0, by_text=0.2)
+
+
+def finished_run(path, precision, epoch=3, hyperedges=None):
     """A run's folder as far as a table reads it: the result, and the queries' precision with U and G."""
     path.mkdir(parents=True)
     queries = []
@@ -52,7 +56,7 @@ def finished_run(path, precision, epoch=3):
     run.journal.append("epoch", epoch=1, losses={}, seconds={}, test=best)
     run.journal.append("test", epochs=epoch, metrics=metrics)
     made_up.write_config(run)
-    run.write_result(made_up.run_result(choices=chosen, reported=reported))
+    run.write_result(made_up.run_result(choices=chosen, reported=reported, hyperedges=hyperedges or {}))
     return run
 
 
@@ -67,12 +71,13 @@ def measured(tmp_path):
             seed: finished_run(
                 tmp_path / f"{row.index}{seed}",
                 np.clip(levels[row.name] + hardness + generator.normal(0, 0.02, len(IDENTITY)), 0, 1),
+                hyperedges={"test": ALONE} if row.index == "D" and seed != 2 else None,
             )
             for seed in (0, 1, 2)
         }
         rows.append(RowRuns(row, "U", runs, {"sfm.enabled": row.index != "A"}))
     full = rows[-1]
-    return [*rows, RowRuns(Row("G alone", against=full.row.name), "G", full.runs, {})]
+    return [*rows, RowRuns(Row("G alone", feature="G", against=full.row.name), "G", full.runs, {})]
 
 
 def test_difference_interval_and_p_are_those_of_the_tests_on_the_runs_values(measured):
@@ -166,6 +171,16 @@ def test_every_choice_of_epoch_stands_side_by_side_and_says_which_it_is(measured
     assert {float(row["mAP_best_on_test"]) for row in read} == {0.9}
 
 
+def test_row_with_hypergraphs_shows_their_size_and_whether_they_do_anything(measured):
+    rows = table_rows(TABLE, measured, "rgbnt201")
+    sizes = [dict(zip(HEADER, cells(row), strict=True))["hyperedge size"] for row in rows]
+    assert sizes == ["", "", "", "1.4 ± 0.0", ""]
+    [last] = [row for row in csv.DictReader(io.StringIO(as_csv(rows))) if row["hyperedge_size"]]
+    assert (last["name"], float(last["hyperedge_size"])) == ("SFM + STR + CHI", 1.4)
+    [note] = degenerate_rows(measured)
+    assert note == f"SFM + STR + CHI, 2 of 2 runs: {ALONE.warning}."
+
+
 def test_markdown_and_csv_hold_every_row(measured):
     rows = table_rows(TABLE, measured, "rgbnt201")
     lines = as_markdown("Table 3", rows, ["a note"]).splitlines()
@@ -192,4 +207,5 @@ def test_ablation_of_the_first_version_is_read():
     for row in AblationResult.model_validate(sample).rows:
         shown = dict(zip(HEADER, cells(row), strict=True))
         assert shown["mAP, last epoch"] == shown["mAP, epoch by validation"] == ""
+        assert shown["hyperedge size"] == ""
         assert shown["verdict"] == ("" if row.mean_average_precision.difference is None else "undecided")
