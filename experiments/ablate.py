@@ -3,6 +3,8 @@
     python experiments/ablate.py --table 3 --recipe demo --seeds 3
     python experiments/ablate.py --table 4 5 --recipe demo --seeds 3
     python experiments/ablate.py --figure 5 --recipe demo --seeds 3 --json
+    python experiments/ablate.py --figure tau --recipe demo --seeds 3                   # rules of hyperedges
+    python experiments/ablate.py --table 4 --row 'released rule: model.chi.incidence=euclidean'
     python experiments/ablate.py --table 3 --recipe demo --set train.epochs=3 --seeds 2     # a quick try
     python experiments/ablate.py --table 3 --row 'K = 2: model.str.tokens=2'               # one of your own
     python experiments/ablate.py --row 'no SFM: model.sfm=off'                            # and the full model
@@ -57,7 +59,10 @@ from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
 from stmi.config import LARGEST_COUNT
 
-FIGURES = {"5": ("figure5", "figure5_tokens")}
+FIGURES = {
+    "5": ("figure5", "figure5_tokens"),
+    "tau": ("figure_tau", "figure_nearest", "figure_density"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +79,10 @@ def parser() -> argparse.ArgumentParser:
         help="tables of the paper, together in one study",
     )
     options.add_argument(
-        "--figure", choices=tuple(FIGURES), help="figure of the paper: p, and K (default: none)"
+        "--figure",
+        choices=tuple(FIGURES),
+        help="5, of the paper: p, and K; tau: mAP and size of the hyperedges over tau, the number of nearest "
+        "nodes, and the density (default: none)",
     )
     options.add_argument(
         "--row",
@@ -103,7 +111,7 @@ def ablate(given: argparse.Namespace) -> AblationResult:
     """
     keys = [f"table{number}" for number in sorted(set(given.table))] + list(FIGURES.get(given.figure, ()))
     if not keys and not given.rows:
-        raise ConfigError("name what to train: --table 3, 4 or 5 (or several), --figure 5, or --row")
+        raise ConfigError("name what to train: --table 3, 4 or 5 (or several), --figure 5 or tau, or --row")
     if not 1 <= given.seeds <= LARGEST_COUNT:
         raise ConfigError(
             f"--seeds={given.seeds}: expected a number from 1 to {LARGEST_COUNT}; three give an interval"

@@ -14,6 +14,7 @@ workspace.
 """
 
 import argparse
+import io
 import logging
 import sys
 from pathlib import Path
@@ -204,6 +205,22 @@ def print_logged_again(sent: LoggedAgain) -> None:
         console.print(f"[yellow]not sent[/yellow] {name}: {reason}", soft_wrap=True, highlight=False)
 
 
+def _draw_hypergraphs(folder: RunFolder, pictures: Folder) -> None:
+    """Draw the hypergraphs of some test queries, where the run's weights and its CLIP are there."""
+    from experiments.reports.hypergraph_figure import plot_run
+    from stmi.errors import ClipFileError, TrainedRunError
+
+    try:
+        figure = plot_run(folder)
+    except (TrainedRunError, ClipFileError) as error:
+        logger.warning("its hypergraphs are not drawn: %s", error)
+        return
+    if figure is not None:
+        picture = io.BytesIO()
+        figure.savefig(picture)
+        pictures.write("hypergraphs.png", picture.getvalue())
+
+
 def newest_run(workspace: Folder, catalog: str | None = None) -> RunFolder:
     """The run of a workspace that finished last.
 
@@ -276,6 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         pictures = Folder(given.out) if given.out else None
         try:
             draw_all(folder, result, pictures)
+            _draw_hypergraphs(folder, pictures or folder / PICTURES)
         except NotWritableError as error:
             if pictures is not None:
                 raise

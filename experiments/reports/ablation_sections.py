@@ -8,6 +8,7 @@ import numpy as np
 
 from data_catalog.views.view_reader import open_view
 from experiments.reports import rank_list_figure
+from experiments.reports.hypergraph_figure import plot_run
 from experiments.reports.recorded_study import RecordedRun, RecordedStudy
 from experiments.reports.report_page import Picture, Section, as_png, as_svg, make_section, stored_png
 from experiments.reports.sfm_sections import attention_section, open_run, strengths_section
@@ -86,7 +87,9 @@ def ablation_sections(study: RecordedStudy) -> list[Section]:
         return sections
     full = study.ablation.find_full(table)
     shown = next((row for row in with_sfm_rows if row.row.name == full), with_sfm_rows[0])
-    return [*sections, attention_section(shown.label, shown.runs[min(shown.runs)], epoch)]
+    run = shown.runs[min(shown.runs)]
+    sections.append(attention_section(shown.label, run, epoch))
+    return [*sections, *([_hypergraph_section(shown.label, run, epoch)] if shown.row.hyperedge_size else [])]
 
 
 def _epoch_sentence(study: RecordedStudy) -> str:
@@ -192,6 +195,16 @@ def _rank_section(
         f"differences, and their nearest gallery samples in both rows, without junk. {epoch}"
     )
     return make_section(f"{table}-ranks", f"{title}: where rows disagree most", text, draw)
+
+
+def _hypergraph_section(label: str, run: RecordedRun, epoch: str) -> Section:
+    def draw() -> Iterator[Picture]:
+        figure = plot_run(open_run(run))
+        if figure is not None:
+            yield as_png("hypergraphs.png", "Which tokens of a test query share a hyperedge.", figure)
+
+    text = f"“{label}”, seed {run.seed}; queries spread evenly over the test view, not chosen. {epoch}"
+    return make_section("hypergraphs", "Which tokens meet in the hyperedges of CHI", text, draw)
 
 
 def _compared_pairs(rows: Sequence[RecordedRow], full: str) -> list[tuple[str, str]]:

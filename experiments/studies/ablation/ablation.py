@@ -10,8 +10,12 @@ from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
 from experiments.studies.ablation.ablation_plan import AblationPlan
 from experiments.studies.ablation.ablation_result import EPOCHS, AblationResult, TableRow
-from experiments.studies.ablation.ablation_table import RowRuns, degenerate_rows, table_rows
-from experiments.studies.ablation.added_rows import ADDED_TABLE
+from experiments.studies.ablation.ablation_table import (
+    RowRuns,
+    best_on_validation,
+    degenerate_rows,
+    table_rows,
+)
 from experiments.studies.ablation.rows import Ablation, Row
 from experiments.studies.ablation.table_figure import draw
 from experiments.studies.ablation.table_text import as_csv, as_markdown
@@ -83,7 +87,7 @@ class AblationStudy(Study[AblationResult]):
         plan = self.plan
         full = plan.configs[0]
         general = [*_notes(full, plan), *describe_other_code(self._runs)]
-        notes = list(general)
+        notes, rules = list(general), list[RowRuns]()
         rows: list[TableRow] = []
         files: list[str] = []
         titles = {}
@@ -91,9 +95,13 @@ class AblationStudy(Study[AblationResult]):
             measured = [self._row_runs(row) for row in planned]
             table, degenerate = table_rows(ablation, measured, full.data.dataset), degenerate_rows(measured)
             notes += [sentence for sentence in degenerate if sentence not in notes]
+            if ablation.is_figure and not ablation.is_papers:
+                rules += measured
             titles[ablation.key] = f"{_heading(ablation)}, {plan.recipe}"
             files += self._write(ablation, titles[ablation.key], table, [*general, *degenerate])
             rows += table
+        if (best := best_on_validation(rules)) is not None:
+            notes.append(best)
         for row in rows:
             self.folder.journal.append("row", **row.model_dump(mode="json"))
         return AblationResult(
@@ -154,7 +162,7 @@ class AblationStudy(Study[AblationResult]):
 
 
 def _heading(ablation: Ablation) -> str:
-    if ablation.key == ADDED_TABLE:
+    if not ablation.is_papers:
         return ablation.title
     source = published("figure5" if ablation.is_figure else ablation.key).source
     return f"{source} of the paper ({ablation.title})"
@@ -169,7 +177,7 @@ def _notes(config: ExperimentConfig, plan: AblationPlan) -> list[str]:
         f"Measured: {config.data.dataset}, feature {config.report.feature}, {EPOCHS[config.report.epoch]}, "
         f"{len(plan.seeds)} seeds of training ({', '.join(map(str, plan.seeds))}).",
     ]
-    if any(ablation.key != ADDED_TABLE for ablation, _ in plan.rows):
+    if any(ablation.is_papers for ablation, _ in plan.rows):
         notes.append(
             "The paper's numbers are those of RGBNT201, without a spread. Where the recipe is for another "
             "data set or starts from other weights, only the direction of their differences can be compared."

@@ -150,6 +150,25 @@ def degenerate_rows(measured: Sequence[RowRuns]) -> list[str]:
     return sentences
 
 
+def best_on_validation(measured: Sequence[RowRuns]) -> str | None:
+    """Which row is best on validation identities, in a sentence; None where none was validated."""
+    found: list[tuple[float, RowRuns]] = []
+    for one in measured:
+        validated = [run.finished_result.validation for run in one.runs.values()]
+        values = [metrics[one.feature].value("mAP") for metrics in validated if metrics is not None]
+        if values:
+            found.append((float(np.mean(values)), one))
+    if not found:
+        return None
+    highest, best = max(found, key=lambda entry: entry[0])
+    settings = " ".join(f"--set {setting}" for setting in best.row.settings)
+    tested = float(np.mean(list(best.values("mAP").values())))
+    return (
+        f"Of all rules, {best.row.name} ({settings}) is best on validation identities: mAP {highest:.1%} "
+        f"there, {tested:.1%} on test."
+    )
+
+
 def _compare(one: RowRuns, other: RowRuns) -> Comparison:
     """A row's mAP less that of the row it is compared with."""
     seeds = sorted(one.runs.keys() & other.runs.keys())

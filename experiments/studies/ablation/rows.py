@@ -1,4 +1,4 @@
-"""The paper's ablations as settings: every row of Tables 3 to 5 and every point of Figure 5."""
+"""Ablations as settings: every row of Tables 3 to 5, every point of Figure 5, and rules of the incidence."""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -29,15 +29,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A table or figure: of the paper, or of rows from the command line alone.
+    """A table or figure: of the paper, of this project, or of rows from the command line alone.
 
     The order of rows is the order in which they are shown and means nothing else.
 
     Attributes:
-        key: Its name in `published.yaml`.
+        key: Its name, in `published.yaml` where it is the paper's.
         title: For a heading.
         rows: From top to bottom.
-        full: Name of the row that is the full model (in a figure, with the paper's value on RGBNT201).
+        full: Name of the row that is the full model (in a figure, with the paper's value on RGBNT201, or with
+            the default).
         text_rows: Whether text alone, G alone and the full model without text are shown too: captions can
             make any gain of U.
         added: Rows from the command line, shown last.
@@ -52,8 +53,13 @@ class Ablation:
 
     @property
     def is_figure(self) -> bool:
-        """Whether it is a figure of the paper."""
+        """Whether its rows are points of a curve."""
         return self.key.startswith("figure")
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether the paper has it."""
+        return self.key.startswith(("table", "figure5"))
 
     def all_rows(self, reports_text: bool = False) -> tuple[Row, ...]:
         """Its own rows, those about the text, and those from the command line.
@@ -83,9 +89,11 @@ def _sharing(name: str) -> tuple[str, ...]:
     return (f"model.sfm.sharing={name}",)
 
 
-def _points(symbol: str, setting: str, values: tuple[float, ...]) -> tuple[Row, ...]:
-    """The points of a curve, each compared with the next smaller value."""
-    first, *others = (Row(f"{symbol} = {x:g}", (f"{setting}={x:g}",), x=x, against=None) for x in values)
+def _points(symbol: str, setting: str, values: tuple[float, ...], *fixed: str) -> tuple[Row, ...]:
+    """The points of a curve, each compared with the next smaller value; `fixed` are settings of all."""
+    first, *others = (
+        Row(f"{symbol} = {x:g}", (*fixed, f"{setting}={x:g}"), x=x, against=None) for x in values
+    )
     return (first, *(replace(row, against=smaller.name) for smaller, row in pairwise([first, *others])))
 
 
@@ -152,6 +160,27 @@ ABLATIONS = {
             "Tokens K",
             _points("K", "model.str.tokens", (1, 2, 4, 8, 16)),
             full="K = 4",
+            text_rows=False,
+        ),
+        Ablation(
+            "figure_tau",
+            "Hyperedges of a cosine similarity of tau or more",
+            _points("tau", "model.chi.similarity_threshold", (-1, 0, 0.05, 0.2, 0.5, 0.8)),
+            full="tau = 0.5",
+            text_rows=False,
+        ),
+        Ablation(
+            "figure_nearest",
+            "Hyperedges of the k nearest nodes",
+            _points("k", "model.chi.neighbours", (1, 2, 4, 8, 14), "model.chi.incidence=nearest"),
+            full="k = 4",
+            text_rows=False,
+        ),
+        Ablation(
+            "figure_density",
+            "Hyperedges of a density",
+            _points("density", "model.chi.density", (0.1, 0.2, 0.3, 0.5, 0.8), "model.chi.incidence=density"),
+            full="density = 0.3",
             text_rows=False,
         ),
     )

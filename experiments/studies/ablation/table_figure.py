@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.studies.ablation.ablation_result import TableRow
+from experiments.studies.ablation.ablation_result import SeedSpread, TableRow
 from experiments.studies.ablation.rows import Ablation
 
 MEASURED, PAPER, BESIDE = "#0072b2", "#d55e00", "#7f7f7f"
@@ -15,7 +15,10 @@ MEASURED, PAPER, BESIDE = "#0072b2", "#d55e00", "#7f7f7f"
 def draw(ablation: Ablation, title: str, rows: Sequence[TableRow]) -> bytes:
     """Draw a finished table or figure as PNG."""
     finished = [row for row in rows if row.mean_average_precision.mean is not None]
-    figure = _curve(finished) if ablation.is_figure else _points(ablation, finished)
+    if ablation.is_figure:
+        figure = _curve(finished, with_hyperedges=not ablation.is_papers)
+    else:
+        figure = _points(ablation, finished)
     figure.suptitle(title, fontsize=10)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=200)
@@ -54,29 +57,40 @@ def _points(ablation: Ablation, rows: Sequence[TableRow]) -> Figure:
     return figure
 
 
-def _curve(rows: Sequence[TableRow]) -> Figure:
-    """Draw mAP over a hyper-parameter, its values evenly spaced, with the interval over seeds as a band."""
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
-    axes: Axes = figure.subplots()
-    positions = range(len(rows))
-    axes.plot(
-        positions,
-        [100 * mean for row in rows if (mean := row.mean_average_precision.mean) is not None],
-        "o-",
-        color=MEASURED,
-        label="mean over seeds",
-    )
-    intervals = [i for row in rows if (i := row.mean_average_precision.interval) is not None]
-    if len(intervals) == len(rows):
-        low, high = ([100 * interval[end] for interval in intervals] for end in (0, 1))
+def _curve(rows: Sequence[TableRow], with_hyperedges: bool) -> Figure:
+    """Draw mAP over a hyper-parameter, its values evenly spaced; below it, the size of the hyperedges."""
+    sizes = [size for row in rows if (size := row.hyperedge_size) is not None]
+    panels = 1 + (with_hyperedges and len(sizes) == len(rows))
+    figure = Figure(figsize=(5.5, 3.6 + 1.6 * (panels - 1)), layout="constrained")
+    above, *below = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=(3, 2)[:panels])[
+        :, 0
+    ]
+    _spread_curve(above, [row.mean_average_precision for row in rows], 100)
+    above.set(ylabel="mAP, % (test identities)")
+    above.legend(frameon=False, fontsize=8)
+    for axes in below:
+        _spread_curve(axes, sizes, 1)
+        axes.set(ylabel="nodes in a hyperedge", ylim=(0, None))
+    # Names of the axis: one symbol, and the values that have it.
+    symbol = rows[0].name.partition(" = ")[0] if rows else ""
+    last: Axes = [above, *below][-1]
+    last.set_xticks(range(len(rows)), [row.name.partition(" = ")[2] for row in rows])
+    last.set(xlabel=symbol)
+    return figure
+
+
+def _spread_curve(axes: Axes, spreads: Sequence[SeedSpread], scale: float) -> None:
+    """A curve of means over seeds, with their interval as a band, and each seed."""
+    positions = range(len(spreads))
+    means = [scale * spread.mean for spread in spreads if spread.mean is not None]
+    axes.plot(positions, means, "o-", color=MEASURED, label="mean over seeds")
+    intervals = [spread.interval for spread in spreads if spread.interval is not None]
+    if len(intervals) == len(spreads):
+        low, high = ([scale * interval[end] for interval in intervals] for end in (0, 1))
         axes.fill_between(
             positions, low, high, color=MEASURED, alpha=0.2, label="95 % over seeds", linewidth=0
         )
-    for position, row in zip(positions, rows, strict=True):
-        values = [100 * value for value in row.mean_average_precision.values.values()]
+    for position, spread in zip(positions, spreads, strict=True):
+        values = [scale * value for value in spread.values.values()]
         axes.plot([position] * len(values), values, "_", color=MEASURED, markersize=7)
-    axes.set_xticks(positions, [row.name for row in rows])
-    axes.set(ylabel="mAP, % (test identities)")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    return figure

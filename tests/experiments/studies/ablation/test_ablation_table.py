@@ -6,13 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.figure import Figure
 from pyarrow import parquet
 
 from experiments.run.run_folder import RunFolder
-from experiments.run.run_result import Hyperedges
-from experiments.studies.ablation.ablation_result import AblationResult
-from experiments.studies.ablation.ablation_table import RowRuns, degenerate_rows, table_rows
+from experiments.run.run_result import FeatureMetrics, Hyperedges
+from experiments.studies.ablation.ablation_result import AblationResult, SeedSpread
+from experiments.studies.ablation.ablation_table import (
+    RowRuns,
+    best_on_validation,
+    degenerate_rows,
+    table_rows,
+)
 from experiments.studies.ablation.rows import ABLATIONS, Row
+from experiments.studies.ablation.table_figure import draw
 from experiments.studies.ablation.table_text import HEADER, as_csv, as_markdown, cells
 from experiments.studies.significance import bootstrap_over_queries, holm, paired_over_seeds
 from tests import json_samples
@@ -179,6 +186,45 @@ def test_row_with_hypergraphs_shows_their_size_and_whether_they_do_anything(meas
     assert (last["name"], float(last["hyperedge_size"])) == ("SFM + STR + CHI", 1.4)
     [note] = degenerate_rows(measured)
     assert note == f"SFM + STR + CHI, 2 of 2 runs: {ALONE.warning}."
+
+
+def test_best_rule_is_chosen_on_validation_identities_and_not_on_test(measured):
+    assert best_on_validation(measured[:1]) is not None
+    for one, validated in zip(measured, (0.3, 0.5, 0.4, 0.1, 0.1), strict=True):
+        for run in one.runs.values():
+            metrics = {"U": made_up.metrics(validated), "G": made_up.metrics(validated)}
+            run.write_result(run.result.model_copy(update={"validation": as_metrics(metrics)}))
+    fresh = [
+        replace(one, runs={seed: RunFolder(run.path) for seed, run in one.runs.items()}) for one in measured
+    ]
+    sentence = best_on_validation(fresh)
+    tested = np.mean(list(fresh[1].values("mAP").values()))
+    assert sentence.startswith("Of all rules, SFM (--set model.str=off --set model.chi=off) is best")
+    assert f"mAP 50.0% there, {tested:.1%} on test" in sentence
+
+
+def as_metrics(metrics):
+    return {name: FeatureMetrics.model_validate(value) for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize(("key", "panels"), [("figure_tau", 2), ("figure_density", 2), ("figure5", 1)])
+def test_figure_of_a_rule_shows_the_size_of_the_hyperedges_below_the_map(key, panels, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = [
+        made_up.table_row(row.name).model_copy(
+            update={"hyperedge_size": SeedSpread.of({0: 2.0 + number, 1: 3.0 + number})}
+        )
+        for number, row in enumerate(ABLATIONS[key].rows)
+    ]
+    draw(ABLATIONS[key], "title", rows)
+    [figure] = drawn
+    assert len(figure.axes) == panels
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert labels == [row.name.partition(" = ")[2] for row in rows]
+    if panels == 2:
+        means = figure.axes[1].lines[0].get_ydata()
+        assert means == pytest.approx([2.5 + number for number in range(len(rows))])
 
 
 def test_markdown_and_csv_hold_every_row(measured):
