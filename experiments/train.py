@@ -5,6 +5,7 @@
     python experiments/train.py --recipe demo --set train.epochs=5 --set batch.size=24 --json
     python experiments/train.py --recipe rgbnt201-released --plan --hardware H100-SXM
     python experiments/train.py --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 8
+    python experiments/train.py --recipe demo --seed 1 --init runs/train/demo-seed0-1a2b3c4d
 
 Run again with the same settings, an interrupted run continues and a finished one is shown. With
 RAY_ADDRESS set, or submitted with `ray job submit`, the workers run on that cluster.
@@ -84,6 +85,13 @@ def training_parser(description: str | None, record: Printed = RunReport) -> arg
         action="store_true",
         help="take PyTorch's deterministic algorithms, slower on a GPU, and name operations that have none",
     )
+    options.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="begin with the weights of a finished run (its folder or URI), of a checkpoint (its folder), or "
+        "of the authors' code (its file), as far as they fit; identity heads begin anew on other data "
+        "(default: CLIP's alone)",
+    )
     return options
 
 
@@ -132,6 +140,12 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
     tables = preflight(config, options, lambda check: check(config), prepare_ray, on_step)
     from experiments.run.lifecycle import run
 
+    if given.init is not None:
+        from experiments.run.initial_weights import with_initial_weights
+
+        tables = with_initial_weights(tables, config, given.init)
+        assert tables.initial is not None
+        print(tables.initial.facts.describe(), file=sys.stderr)
     if given.resume:
         RunFolder.begun(options.workspace, config, tables)
     result = run(config, tables, options)
@@ -181,6 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
         return print_recipe_settings(given)
     if given.plan and given.resume:
         options.error("--plan trains nothing, so there is nothing to --resume; leave one of them out")
+    if given.plan and given.init:
+        options.error("--plan reads no weights, so --init changes nothing in it; leave one of them out")
     if given.plan:
         return run_command(lambda: make_plan(given), given.json, show_plan)
     if given.hardware or given.calibrate:

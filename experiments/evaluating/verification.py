@@ -11,6 +11,7 @@ from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.evaluating.evaluation_target import find_captions
 from experiments.recipes import ConfigError
+from experiments.run.initial_weights import stored_initial
 from experiments.run.lifecycle import train_first_steps
 from experiments.run.run_description import environment, other_code_digests
 from experiments.run.run_folder import RunFolder
@@ -136,7 +137,7 @@ def _tables(run: RunFolder) -> RunTables:
     for split, view in views.items():
         if view.digest != run.digests[f"view/{split}"]:
             raise ConfigError(f"view {view.path} is not the one that run {run.name} read: its digest differs")
-    return RunTables(views, captions, run.digests)
+    return RunTables(views, captions, run.digests, initial=stored_initial(run))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +82,8 @@ class Checkpoint:
     embeddings: dict[str, np.ndarray] | None = None
 
     def weights_digest(self) -> str:
-        """Hex SHA-256 of the model's weights: their names, shapes and bytes."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.items()):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Hex SHA-256 of the model's weights."""
+        return digest_weights(self.model)
 
     def write(self, folder: Path) -> None:
         """Write its files into a folder that exists."""
@@ -132,6 +128,15 @@ class Checkpoint:
             raise
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
+
+
+def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of weights on the CPU: their names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def delete(filesystem: fs.FileSystem, path: str) -> None:

@@ -11,6 +11,7 @@ from experiments.run.run_result import (
     DEGENERATE,
     EpochChoices,
     EpochMetrics,
+    InitialFacts,
     ReportedEpoch,
     RunResult,
     StoppedError,
@@ -72,6 +73,7 @@ def _result(folder: RunFolder) -> RunResult:
         hyperedges={split: facts for event in hyperedges for split, facts in event.items()},
         seconds=seconds_by_part(events[start:]),
         tables=folder.digests,
+        initial=None if (initial := journal.last("initialised")) is None else InitialFacts.of(initial),
         notes=tuple(found["message"] for found in _warnings(folder)),
     )
     warning = degenerate(result)

@@ -15,9 +15,10 @@ from experiments.recipes import ExperimentConfig
 from experiments.run import checkpoints, run_figures
 from experiments.run.conclusion import conclude
 from experiments.run.config_checks import check_batches
+from experiments.run.initial_weights import as_file
 from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
-from experiments.run.run_folder import RunFolder
+from experiments.run.run_folder import INITIAL_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import InterruptedRunError, LoggedRunResult, RunError
 from experiments.run.run_tables import RunTables
@@ -164,6 +165,9 @@ def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None
         for finding in (*tables.warnings, *check_batches(folder.config, tables))
     ]
     folder.journal.append("checks", warnings=warnings)
+    if tables.initial is not None and checkpoint is None:
+        folder.write(INITIAL_FILE, as_file(tables.initial.weights))
+        folder.journal.append("initialised", **tables.initial.facts.model_dump(mode="json"))
 
 
 def _train(
@@ -186,6 +190,7 @@ def _train(
         threads if stops else None,
         options.skips_not_finite,
         options.deterministic,
+        None if tables.initial is None else folder.location,
     )
     if threads is None or config.train.workers > 1:
         reported = len(folder.journal.epochs())

@@ -30,6 +30,8 @@ TRAIN = "train"
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 QUERIES_FILE = "queries.parquet"
+INITIAL_FILE = "initial.safetensors"
+"""The weights that the run began with, where it is not CLIP alone."""
 PICTURES = "pictures"
 """Folder of the pictures in that of a run."""
 

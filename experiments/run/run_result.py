@@ -1,6 +1,7 @@
 """The result of a run, as `result.json` stores it and as the scripts print it."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -120,6 +121,36 @@ class ReportedEpoch(Record):
     metrics: FeatureMetrics
 
 
+class InitialFacts(Record):
+    """With which weights a run began, beside those of CLIP: `train.py --init`."""
+
+    source: str
+    """Folder, URI or file."""
+    digest: str
+    """Of the weights that were taken."""
+    taken: dict[str, int]
+    """Part of the model to how many of its weights were taken."""
+    left: dict[str, str]
+    """Weight of the model that was not taken, to the reason."""
+    unused: tuple[str, ...]
+    """Weights of the source that the model does not have."""
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Self:
+        """From the journal's event."""
+        return cls(**{name: event[name] for name in cls.model_fields})
+
+    def describe(self) -> str:
+        """What was taken and what was not, in lines."""
+        taken = ", ".join(f"{count} of {part}" for part, count in self.taken.items())
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left.items():
+            reasons.setdefault(reason, []).append(name)
+        lines = [f"begins with {self.source}: took {taken}"]
+        lines += [f"not taken, {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+        return "\n".join([*lines, *([f"not used: {', '.join(self.unused)}"] if self.unused else [])])
+
+
 class RunResult(Record):
     """The result of a finished run (`result.json`)."""
 
@@ -155,6 +186,8 @@ class RunResult(Record):
     """Seconds by part, and `share_in_steps_and_evaluation`."""
     tables: dict[str, str]
     """Table name to digest."""
+    initial: InitialFacts | None = None
+    """The weights that it began with; None for those of CLIP alone."""
     notes: tuple[str, ...] = ()
     """What the checks of the data warned of when the run began, and what is wrong with its hyperedges; none
     in a run of an older version."""

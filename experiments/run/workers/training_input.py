@@ -21,6 +21,7 @@ class TrainingInput:
         threads: CPUs of each worker; None for its share of its machine.
         skips_not_finite: As in `RunOptions`.
         deterministic: As in `RunOptions`.
+        initial: Folder or URI of the run, where it begins with weights that it keeps there; or None.
     """
 
     config: ExperimentConfig
@@ -32,3 +33,4 @@ class TrainingInput:
     threads: int | None = None
     skips_not_finite: bool = False
     deterministic: bool = False
+    initial: str | None = None

@@ -11,10 +11,12 @@ import pyarrow as pa
 import torch
 from pyarrow import compute
 
+from data_catalog.storage.folders import Folder
 from data_catalog.tables.table import Table
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.initial_weights import load_initial
 from experiments.run.progress import Progress
 from experiments.run.run_result import FeatureMetrics
 from experiments.run.workers.batch_input import BatchInput
@@ -139,6 +141,7 @@ class _Run:
     def __init__(self, given: TrainingInput, session: Session) -> None:
         config = given.config
         self.config = config
+        self.initial = given.initial
         self.session = session
         self.rows = rows_of_rank(config.batch.size, session.rank, session.world_size)
         self.device = session.device
@@ -185,6 +188,8 @@ class _Run:
         """Continue from the run's last checkpoint, if any; returns the progress and what was reported."""
         with self.session.checkpoint() as folder:
             if folder is None:
+                if self.initial is not None:
+                    load_initial(self.model, Folder(self.initial))
                 return Progress(), []
             progress = checkpoints.load(folder, self.model, self.take_step.optimizer)
             self.queries = [checkpoints.load_queries(folder)]
