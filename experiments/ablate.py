@@ -9,6 +9,7 @@
     python experiments/ablate.py --table 3 --row 'K = 2: model.str.tokens=2'               # one of your own
     python experiments/ablate.py --row 'no SFM: model.sfm=off'                            # and the full model
     python experiments/ablate.py --table 3 --row 'SFM, K = 2: model.chi=off model.str.tokens=2 against SFM'
+    python experiments/ablate.py --table 3 --over data.synthetic.clutter=0,0.5,1          # a table for each
     python experiments/ablate.py --table 3 --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 4
 
 As many runs train at once as the cluster has room for; a row that stands in several tables is trained
@@ -30,6 +31,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
+from pydantic import RootModel
 from rich.console import Console
 
 from experiments.command_line import (
@@ -43,9 +45,18 @@ from experiments.command_line import (
 )
 from experiments.recipes import ConfigError
 from experiments.run.preflight import Check, preflight
-from experiments.studies.ablation.ablation_plan import plan_ablation
+from experiments.run.run_options import resolve_workspace
+from experiments.studies.ablation.ablation_plan import AblationPlan, plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
+from experiments.studies.ablation.conditions import SYNTAX as SYNTAX_OVER
+from experiments.studies.ablation.conditions import (
+    AblationGrid,
+    Condition,
+    describe,
+    list_conditions,
+    parse_over,
+)
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.ablation.table_text import (
     HEADER,
@@ -65,10 +76,14 @@ FIGURES = {
 }
 
 
+class PrintedAblation(RootModel[AblationResult | AblationGrid]):
+    """What this script prints: of one study, or of one for each condition (`--over`)."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     options = training_options(
-        __doc__, "change a setting of every row, for example train.epochs=10", AblationResult
+        __doc__, "change a setting of every row, for example train.epochs=10", PrintedAblation
     )
     options.add_argument(
         "--table",
@@ -94,6 +109,14 @@ def parser() -> argparse.ArgumentParser:
         "(name or letter). Without --table: a table of the full model and these rows. May be repeated",
     )
     options.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar=SYNTAX_OVER,
+        help="make the tables for each value of a setting, and a picture of the gain of each row over it; "
+        "given twice, for each combination of two (default: the recipe's value alone)",
+    )
+    options.add_argument(
         "--seeds", type=int, default=3, help="how many, from the recipe's on; two rarely decide (default: 3)"
     )
     options.add_argument(
@@ -103,12 +126,29 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def ablate(given: argparse.Namespace) -> AblationResult:
-    """Run the study that the command line asks for.
+def ablate(given: argparse.Namespace) -> AblationResult | AblationGrid:
+    """Run the study that the command line asks for, or one for each condition.
 
     Raises:
         ConfigError: Nothing is asked for, or a setting is impossible.
     """
+    if not given.over:
+        return _run(_plan(given), given)
+    over = parse_over(given.over)
+    conditions = list_conditions(over)
+    # What is impossible in one of them is refused before any of them is trained.
+    plans = [_plan(given, tuple("=".join(pair) for pair in each.items())) for each in conditions]
+    results: list[tuple[Condition, AblationResult]] = []
+    for number, (condition, plan) in enumerate(zip(conditions, plans, strict=True), start=1):
+        print(f"condition {number} of {len(plans)}: {describe(condition)}", file=sys.stderr)
+        results.append((condition, _run(plan, given)))
+    from experiments.studies.ablation.grid import write_grid
+
+    return write_grid(resolve_workspace(given.workspace), over, results)
+
+
+def _plan(given: argparse.Namespace, condition: tuple[str, ...] = ()) -> AblationPlan:
+    """The study of a command line under a condition, which is settings of all its runs."""
     keys = [f"table{number}" for number in sorted(set(given.table))] + list(FIGURES.get(given.figure, ()))
     if not keys and not given.rows:
         raise ConfigError("name what to train: --table 3, 4 or 5 (or several), --figure 5 or tau, or --row")
@@ -117,7 +157,10 @@ def ablate(given: argparse.Namespace) -> AblationResult:
             f"--seeds={given.seeds}: expected a number from 1 to {LARGEST_COUNT}; three give an interval"
         )
     ablations = add_rows([ABLATIONS[key] for key in keys], [parse_row(text) for text in given.rows])
-    plan = plan_ablation(ablations, given.recipe, with_workers(given), given.seeds)
+    return plan_ablation(ablations, given.recipe, [*with_workers(given), *condition], given.seeds)
+
+
+def _run(plan: AblationPlan, given: argparse.Namespace) -> AblationResult:
     options, first = run_options(given), plan.configs[0]
 
     def check_each(check: Check) -> None:
@@ -130,6 +173,21 @@ def ablate(given: argparse.Namespace) -> AblationResult:
     from experiments.studies.ablation.ablation import AblationStudy
 
     return AblationStudy(plan, tables, options).run()
+
+
+def print_result(
+    result: AblationResult | AblationGrid, wide: bool = False, workspace: str | None = None
+) -> None:
+    """The finished tables, for a terminal: those of each condition, and the files of all of them."""
+    if isinstance(result, AblationResult):
+        print_ablation(result, wide, workspace)
+        return
+    console = Console()
+    for cell in result.cells:
+        console.print(f"[bold]{describe(cell.condition)}[/bold]\n", highlight=False)
+        print_ablation(cell.result, wide, workspace)
+        console.print()
+    print_facts(console, result.files)
 
 
 def print_ablation(result: AblationResult, wide: bool = False, workspace: str | None = None) -> None:
@@ -166,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: ablate(given),
         given.json,
-        lambda result: print_ablation(result, given.wide, given.workspace),
+        lambda result: print_result(result, given.wide, given.workspace),
         lambda result: int(not result.is_complete),
     )
 

@@ -96,7 +96,7 @@ def cells(row: TableRow) -> list[str]:
     precision = row.mean_average_precision
     return [
         row.label,
-        _spread(precision),
+        shown_spread(precision),
         _interval(precision.interval),
         _percent(precision.paper),
         _signed(precision.difference),
@@ -106,9 +106,9 @@ def cells(row: TableRow) -> list[str]:
         precision.shown_verdict,
         _signed(precision.paper_difference),
         # Studies that older versions recorded have the reported epoch only.
-        *("" if row.epochs is None else _spread(row.epochs[choice], missing="") for choice in EPOCHS),
-        _spread(row.rank1),
-        "" if row.hyperedge_size is None else _spread(row.hyperedge_size, scale=1),
+        *("" if row.epochs is None else shown_spread(row.epochs[choice], missing="") for choice in EPOCHS),
+        shown_spread(row.rank1),
+        "" if row.hyperedge_size is None else shown_spread(row.hyperedge_size, scale=1),
     ]
 
 
@@ -121,10 +121,11 @@ def short_cells(row: TableRow, table: Sequence[TableRow]) -> list[str]:
     difference = ""
     if precision.difference is not None and precision.against is not None:
         difference = f"{_signed(precision.difference)}\nvs {names[precision.against]}"
-    return [row.label, _spread(precision), difference, "\n".join(shown), precision.shown_verdict]
+    return [row.label, shown_spread(precision), difference, "\n".join(shown), precision.shown_verdict]
 
 
-def _spread(spread: SeedSpread, missing: str = "not finished", scale: float = 100) -> str:
+def shown_spread(spread: SeedSpread, missing: str = "not finished", scale: float = 100) -> str:
+    """Mean and standard deviation as text; metrics are in percent."""
     if spread.mean is None:
         return missing
     deviation = "" if spread.std is None else f" ± {scale * spread.std:.1f}"
