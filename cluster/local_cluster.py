@@ -26,6 +26,7 @@ from cluster.processes import (
     find_free_port,
     find_process,
     last_lines,
+    listen,
     process_key,
     process_keys,
     start_process,
@@ -226,8 +227,14 @@ class LocalCluster:
         return any(find_process(key) is not None for key in self._keys(name)[:1])
 
     def _is_healthy(self, name: str) -> bool:
-        # Where a service died, another program may answer at its port.
-        return self._runs(name) and self._service(name).is_healthy()
+        if not self._runs(name):
+            return False
+        service = self._service(name)
+        return service.is_healthy() and self._listens(name, service)
+
+    def _listens(self, name: str, service: Service) -> bool:
+        """Whether a service has its port; another program may have taken it, and answer there."""
+        return listen(find_family(self._keys(name)), service.port)
 
     def _service(self, name: str, backend: str = "") -> Service:
         return self._makers[name](self._settings(backend))
@@ -303,22 +310,27 @@ class LocalCluster:
         """Wait until a service answers.
 
         Raises:
-            ClusterError: It ended, or took too long and was ended; with the end of its log.
+            ClusterError: It ended, took too long, or another program has its port; with the end of its log.
+                It is ended.
         """
         deadline = time.monotonic() + self.timeout_seconds
-        while not service.is_healthy():
-            ended = child.poll() is not None
-            if ended or time.monotonic() > deadline:
-                self._list_processes(name)
-                end_processes(self._keys(name), _END_TIMEOUT_SECONDS)
-                late = f"did not answer within {self.timeout_seconds:.0f} s"
-                what = f"ended with status {child.returncode}" if ended else late
-                log = last_lines(self._log(name)).replace(backend, without_credentials(backend))
-                raise ClusterError(
-                    f"{name} {what}; {self._log(name)} ends with\n{log}\n"
-                    "What else was started stays; `up` tries again, `down` ends it"
-                )
+        while not (answers := service.is_healthy()) and child.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+        if answers and self._listens(name, service):
+            return
+        if answers:
+            what = f"could not have port {service.port}, where another program answers"
+        elif child.returncode is not None:
+            what = f"ended with status {child.returncode}"
+        else:
+            what = f"did not answer within {self.timeout_seconds:.0f} s"
+        self._list_processes(name)
+        end_processes(self._keys(name), _END_TIMEOUT_SECONDS)
+        log = last_lines(self._log(name)).replace(backend, without_credentials(backend))
+        raise ClusterError(
+            f"{name} {what}; {self._log(name)} ends with\n{log}\n"
+            "What else was started stays; `up` tries again, `down` ends it"
+        )
 
 
 def make_private_folder(folder: Path) -> None:

@@ -107,6 +107,16 @@ def end_processes(keys: Sequence[ProcessKey], timeout_seconds: float) -> int:
     return len({process.pid for process in (*family, *leftover)})
 
 
+def listen(processes: Iterable[psutil.Process], port: int) -> bool:
+    """Whether one of these processes of this user listens on a TCP port."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    return False
+
+
 def find_free_port(*wanted: int | None, taken: Iterable[int] = ()) -> int:
     """The first of the wanted ports on which nothing listens, otherwise any free port.
 

@@ -73,11 +73,13 @@ class Service:
     Attributes:
         command: Program and arguments.
         environment: All of its environment.
-        is_healthy: Sends it a request; slow, and never raises.
+        port: Where it answers.
+        is_healthy: Sends a request to the port, where another program may answer; slow, and never raises.
     """
 
     command: tuple[str, ...]
     environment: dict[str, str]
+    port: int
     is_healthy: Callable[[], bool]
 
 
@@ -111,7 +113,7 @@ def ray_head(settings: ClusterSettings) -> Service:
         token = file.read_text(encoding="ascii") if file.exists() else ""
         return answers(f"{settings.dashboard}/api/jobs/", {"Authorization": f"Bearer {token}"})
 
-    return Service(command, environment, is_healthy)
+    return Service(command, environment, ports["dashboard"], is_healthy)
 
 
 def mlflow_server(port: int, backend_store_uri: str, artifacts: Path, earlier_artifacts: Path) -> Service:
@@ -143,7 +145,7 @@ def mlflow_server(port: int, backend_store_uri: str, artifacts: Path, earlier_ar
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    return Service(command, environment, lambda: answers(f"http://{LOOPBACK}:{port}/health", {}))
+    return Service(command, environment, port, lambda: answers(f"http://{LOOPBACK}:{port}/health", {}))
 
 
 ServiceMaker = Callable[[ClusterSettings], Service]

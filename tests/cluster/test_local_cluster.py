@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -39,6 +40,7 @@ class StandIns:
         # Not those of real clusters, which other tests and programs of this machine may start.
         self.ports = {name: {role: find_free_port() for role in roles} for name, roles in USUAL_PORTS.items()}
         self.code = {"ray": SERVER, "mlflow": SERVER}
+        self.before_start: Callable[[str, int], None] = lambda name, port: None
 
     def cluster(self, timeout_seconds: float = 20) -> LocalCluster:
         makers = {"ray": lambda s: self._service(s, "ray", "dashboard")}
@@ -47,8 +49,9 @@ class StandIns:
 
     def _service(self, settings: ClusterSettings, name: str, role: str) -> Service:
         port = settings.ports[name][role]
+        self.before_start(name, port)
         command = (sys.executable, "-c", self.code[name], str(port))
-        return Service(command, dict(os.environ), lambda: answers(f"http://127.0.0.1:{port}/", {}))
+        return Service(command, dict(os.environ), port, lambda: answers(f"http://127.0.0.1:{port}/", {}))
 
 
 @pytest.fixture
@@ -112,6 +115,28 @@ def test_port_of_another_program_is_not_used(stand_ins):
         port = program.getsockname()[1]
         stand_ins.ports["mlflow"] = {"http": port}
         assert started(stand_ins.cluster()).mlflow != f"http://127.0.0.1:{port}"
+
+
+def test_answer_at_a_port_that_another_program_took_meanwhile_is_not_that_of_the_service(stand_ins):
+    others = []
+
+    def take(name, port):
+        if name == "ray" and not others:
+            others.append(subprocess.Popen([sys.executable, "-c", SERVER, str(port)]))
+            while not answers(f"http://127.0.0.1:{port}/", {}):
+                time.sleep(0.05)
+
+    stand_ins.before_start = take
+    try:
+        with pytest.raises(ClusterError, match=r"ray could not have port \d+, where another program answers"):
+            stand_ins.cluster().up()
+        assert stand_ins.cluster().status().services["ray"].state == "died"
+        assert started(stand_ins.cluster()).state == "up"
+        assert others[0].poll() is None
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def test_mlflow_is_not_moved_away_from_the_jobs_when_its_port_is_taken(stand_ins):
