@@ -66,10 +66,11 @@ class ObjectStore:
                 self.client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
 
     def names(self, folder: str) -> list[str]:
-        """Names of the objects below a folder, relative to it; sorted."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{folder}/")
+        """Names of the objects below a folder, relative to it; of the bucket for ""; sorted."""
+        prefix = f"{folder}/" if folder else ""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         keys = (entry["Key"] for page in pages for entry in page.get("Contents", []))
-        return sorted(key.removeprefix(f"{folder}/") for key in keys)
+        return sorted(key.removeprefix(prefix) for key in keys)
 
     def rename(self, old: str, new: str) -> None:
         """Give a folder another name."""

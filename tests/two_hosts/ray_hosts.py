@@ -25,6 +25,7 @@ STARTS_WITHIN_SECONDS = 90.0
 COMMAND_SECONDS = 300.0
 _OWN_VARIABLES = ("AWS_", "DATA_CATALOG_", "MLFLOW_", "RAY_", "STMI_", "XDG_")
 """Start of the names of variables that change what is tested; those of the user are not passed on."""
+_SECRETS = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY")
 _OBJECT_STORE_BYTES = 100_000_000
 
 
@@ -64,7 +65,7 @@ class RayHosts:
             "PYTHONPATH": str(ROOT),
             "RAY_ADDRESS": self._address,
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            **{name: secrets.token_hex(32) for name in _SECRETS},
             "STMI_WORKSPACE": str(self.disk / "runs"),
         }
         self._machines: dict[str, Machine] = {}
@@ -151,6 +152,17 @@ class RayHosts:
     def actors(self) -> dict[str, Counter[str]]:
         """How often each kind of Ray actor was started, by machine: what Ray's logs on its own disk say."""
         return {machine.name: _started_actors(machine) for machine in (self.first, self.second)}
+
+    def leaks(self) -> list[str]:
+        """What holds a secret of the environment: files of both disks, objects, and command lines."""
+        secret = [self.environment[name].encode() for name in (*_SECRETS, "AWS_SECRET_ACCESS_KEY")]
+        disks = [machine.path() for machine in (self.first, self.second)]
+        found = {path: path.read_bytes() for disk in disks for path in disk.rglob("*") if path.is_file()}
+        found |= {Path(name): self.store.read(name) for name in self.store.names("")}
+        found |= {
+            path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.is_dir()
+        }
+        return [str(path) for path, content in found.items() if any(one in content for one in secret)]
 
     def close(self) -> None:
         """End the cluster; its logs stay in the folder."""

@@ -56,6 +56,12 @@ def test_checkpoints_are_in_the_object_store_and_on_no_disk(trained, cluster):
         assert not [file for file in machine.files() if file.endswith((".safetensors", ".pt"))]
 
 
+def test_no_secret_is_in_a_file_a_log_an_object_or_a_command_line(trained, cluster):
+    assert cluster.leaks() == []
+    cluster.second.path("planted").write_text(f"token: {cluster.environment['RAY_AUTH_TOKEN']}")
+    assert [Path(leak).name for leak in cluster.leaks()] == ["planted"]
+
+
 def test_evaluation_over_two_hosts_gives_the_metrics_of_one_process(trained, cluster, local):
     result, _ = trained
     for machine in (cluster.first, cluster.second):
