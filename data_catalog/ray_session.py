@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,18 @@ def _has_token() -> bool:
     """Whether Ray finds a token: in the environment, in the file named there, or in that of the user."""
     file = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(file).expanduser().is_file()
+
+
+def living_nodes() -> dict[str, str]:
+    """Names of the cluster's nodes, by Ray's ids; a node that comes back has another id."""
+    import ray  # noqa: PLC0415
+
+    return {node["NodeID"]: node_name(node) for node in ray.nodes() if node["Alive"]}
+
+
+def node_name(node: Mapping[str, Any]) -> str:
+    """How messages call a node that `ray.nodes` lists."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
 def _check_workers() -> None:

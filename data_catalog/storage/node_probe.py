@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_catalog.errors import CatalogError, name_first
+from data_catalog.ray_session import node_name
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.patience import without_patience
@@ -113,7 +114,7 @@ def working_nodes() -> dict[str, str]:
     import ray  # noqa: PLC0415 - its import takes seconds
 
     return {
-        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        node["NodeID"]: node_name(node)
         for node in ray.nodes()
         # A node without CPUs and GPUs, such as a head that only coordinates, gets no work.
         if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))

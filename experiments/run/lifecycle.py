@@ -25,7 +25,7 @@ from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster, train_on_workers
 from experiments.run.workers.training_input import TrainingInput
-from experiments.tracking.journal import INTERRUPTED, Event, Journal
+from experiments.tracking.journal import INTERRUPTED, Event, Journal, current_epochs
 from experiments.tracking.mlflow_logger import MlflowLogger
 from experiments.tracking.polling import polling
 
@@ -193,16 +193,25 @@ def _train(
         None if tables.initial is None else folder.location,
     )
     if threads is None or config.train.workers > 1:
-        reported = len(folder.journal.epochs())
+        events = folder.journal.read()
+        reported, failures = len(current_epochs(events)), len(_failures(events))
 
-        def report_new_epochs() -> None:
-            nonlocal reported
-            for facts in folder.journal.epochs()[reported:]:
+        def report_news() -> None:
+            nonlocal reported, failures
+            events = folder.journal.read()
+            for facts in current_epochs(events)[reported:]:
                 on_report(facts)
                 reported += 1
+            for event in _failures(events)[failures:]:
+                failures += 1
+                reasons = "; ".join(dict.fromkeys(event["reasons"].values()))
+                logger.warning(
+                    "run %s lost workers (%s); it goes on from the last checkpoint once there is room",
+                    *(folder.name, reasons),
+                )
 
         # Ray Train's controller, another process, writes the journal.
-        with polling(report_new_epochs, _poll_seconds(folder)):
+        with polling(report_news, _poll_seconds(folder)):
             train_on_workers(given, folder, options)
         return
     import torch  # noqa: PLC0415 - takes seconds, which a run on workers does not need here
@@ -223,6 +232,10 @@ def _train(
         with suppress(NotWritableError):
             folder.journal.append("failed", error=describe_failure(error), detail=traceback.format_exc())
         raise
+
+
+def _failures(events: list[Event]) -> list[Event]:
+    return [event for event in events if event["event"] == "worker_failed"]
 
 
 def _refuse_interrupted(folder: RunFolder) -> None:

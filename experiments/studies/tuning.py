@@ -7,8 +7,9 @@ from contextlib import nullcontext
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from data_catalog.errors import name_first
 from data_catalog.ray_failures import MAX_FAILURES, describe_failure
-from data_catalog.ray_session import ensure_ray
+from data_catalog.ray_session import ensure_ray, living_nodes
 from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
@@ -171,7 +172,7 @@ def tune_trials(
         trial_resources,
     )
 
-    nodes = _living_nodes()
+    nodes = living_nodes()
     trainable = tune.with_parameters(train_trial, tables=tables, options=options.without_tracking())
     # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
     with nullcontext(study.path) if study.is_local else tempfile.TemporaryDirectory() as state:
@@ -206,26 +207,20 @@ def tune_trials(
     return outcomes
 
 
-def _living_nodes() -> set[str]:
-    """Ray's ids of the cluster's nodes; one that comes back has another."""
-    import ray  # noqa: PLC0415 - as in `tune_trials`
-
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def _mark_lost(outcomes: "Sequence[tune.Result]", nodes: set[str]) -> None:
+def _mark_lost(outcomes: "Sequence[tune.Result]", nodes: Mapping[str, str]) -> None:
     """Say of each trial whose process died that a node was lost, if one of these nodes was."""
     from ray.exceptions import RayActorError  # noqa: PLC0415 - as in `tune_trials`
 
     died = [outcome for outcome in outcomes if isinstance(outcome.error, RayActorError)]
     # Ray may know that a process does not answer before it knows that its node is gone.
     end = time.monotonic() + NODE_LOSS_SECONDS
-    while died and nodes <= _living_nodes():
+    while died and not (lost := nodes.keys() - living_nodes().keys()):
         if time.monotonic() >= end:
             return
         time.sleep(0.2)
     for outcome in died:
+        names = name_first(sorted(nodes[node] for node in lost))
         outcome.error = NodeLostError(
-            "its process was lost with a node of the cluster; see `ray status`, and run the same command "
-            "again once the node is back"
+            f"its process was lost while the cluster lost {names}; see `ray status`, and run the same "
+            "command again once the node is back, or without it"
         )

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
@@ -108,13 +109,7 @@ class Journal:
         Where training went back to a checkpoint, or to its start, the epochs after that do not count until
         they are repeated.
         """
-        latest: dict[int, Event] = {}
-        for event in self.read():
-            if event["event"] == "epoch":
-                latest[event["epoch"]] = event
-            elif event["event"] in _BEGINNINGS and "epoch" in event:
-                latest = {epoch: past for epoch, past in latest.items() if epoch <= event["epoch"]}
-        return [latest[epoch] for epoch in sorted(latest)]
+        return current_epochs(self.read())
 
     def last(self, event: str) -> Event | None:
         """The last event of a kind, or None."""
@@ -150,6 +145,17 @@ class Journal:
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:
         return filesystems.open_root(self.location)
+
+
+def current_epochs(events: Sequence[Event]) -> list[Event]:
+    """The epoch events among those of a journal, as `Journal.epochs` says."""
+    latest: dict[int, Event] = {}
+    for event in events:
+        if event["event"] == "epoch":
+            latest[event["epoch"]] = event
+        elif event["event"] in _BEGINNINGS and "epoch" in event:
+            latest = {epoch: past for epoch, past in latest.items() if epoch <= event["epoch"]}
+    return [latest[epoch] for epoch in sorted(latest)]
 
 
 def _add(path: Path, line: str) -> None:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 from data_catalog.environment import prepare_environment
-from data_catalog.errors import NotWritableError, StorageAwayError
+from data_catalog.errors import NotWritableError, StorageAwayError, name_first
 from data_catalog.ray_failures import MAX_FAILURES, describe_failure
-from data_catalog.ray_session import ensure_ray
+from data_catalog.ray_session import ensure_ray, living_nodes
 from data_catalog.storage import filesystems
 from data_catalog.storage.node_probe import Place, check_nodes
 from experiments.recipes import ROOT
@@ -67,6 +67,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
 
     prepare_ray()
     ensure_ray()
+    nodes = living_nodes()
     workers = given.config.train.workers
     filesystem, path = filesystems.open_root(folder.checkpoints.location)
     trainer = Trainer(
@@ -100,6 +101,8 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         if isinstance(away, StorageAwayError):
             raise away from None
         reason = describe_failure(error, MEMORY_REMEDY)
+        if lost := [nodes[node] for node in nodes.keys() - living_nodes().keys()]:
+            reason += f" (since the run began the cluster lost {name_first(sorted(lost))})"
         # The disk of the journal may be full, which is the reason then.
         with suppress(NotWritableError):
             folder.journal.append("failed", error=reason, detail=str(error))

@@ -84,8 +84,8 @@ def test_only_runs_that_a_lost_node_took_along_are_started_again_but_not_forever
     ("nodes", "seconds", "is_lost"),
     [
         # Ray knows of the lost node a moment later.
-        ([{"1", "2"}, {"1", "2"}, {"1", "3"}], 60.0, True),
-        ([{"1", "2"}, {"1", "2", "3"}], 0.0, False),
+        (["12", "12", "13"], 60.0, True),
+        (["12", "123"], 0.0, False),
     ],
 )
 def test_dead_process_of_a_trial_is_lost_with_a_node_where_the_cluster_lost_one(
@@ -93,12 +93,14 @@ def test_dead_process_of_a_trial_is_lost_with_a_node_where_the_cluster_lost_one(
 ):
     tables = small_run.configured(clip, workspace)[1]
     errors = [ActorDiedError(), ValueError("wrong")]
-    monkeypatch.setattr(tuning, "_living_nodes", iter(nodes).__next__)
+    living = ({node: f"node-{node}" for node in ids} for ids in nodes)
+    monkeypatch.setattr(tuning, "living_nodes", living.__next__)
     monkeypatch.setattr(tuning, "NODE_LOSS_SECONDS", seconds)
     monkeypatch.setattr(tune.Tuner, "fit", lambda self: [SimpleNamespace(error=error) for error in errors])
     study = StudyFolder.of(tmp_path, "s")
     outcomes = tuning.tune_trials(tables, RunOptions.resolve(tmp_path), study, workers=1)
     assert isinstance(outcomes[0].error, tuning.NodeLostError) == is_lost
+    assert ("the cluster lost node-2;" in str(outcomes[0].error)) == is_lost
     assert outcomes[1].error is errors[1]
 
 

@@ -40,6 +40,8 @@ def train(folder, monkeypatch):
         return made
 
     monkeypatch.setattr(ray_train, "ensure_ray", lambda: None)
+    nodes = iter([{"1": "first", "2": "second"}, {"1": "first", "3": "third"}])
+    monkeypatch.setattr(ray_train, "living_nodes", nodes.__next__)
     monkeypatch.setattr(ray_train, "worker_resources", lambda *given: {"use_gpu": False})
     return run
 
@@ -71,7 +73,8 @@ def test_the_end_of_training_is_one_line_and_an_event(train, folder, error, part
         train(fit)
     message = str(ended.value)
     assert "\n" not in message
-    for part in ("run run failed: ", folder.journal.location, "the same command continues", *parts):
+    lost = "(since the run began the cluster lost second)"
+    for part in ("run run failed: ", lost, folder.journal.location, "the same command continues", *parts):
         assert part in message
     failed = folder.journal.last("failed")
     assert "\n" not in failed["error"]
