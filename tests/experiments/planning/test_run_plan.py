@@ -63,6 +63,7 @@ def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
     assert all(f"--catalog {tmp_path / 'catalog'}" in command for command in commands.values())
     assert "view --split test --size 256x128" in commands["view/test"]
     missing, memory = planned["warnings"]
+    assert planned["losses_without_gradient"] == ["triplet/T"]
     assert missing == f"6 tables are missing ({', '.join(commands)}): no run can start yet"
     # Each of the 36 holds weights, gradients and two running means of 97 M parameters, 4 bytes each.
     assert float(memory.removeprefix("Xeon-2-cores: ").split()[0]) > 36 * 4 * 4 * 97e6 / 2**30
@@ -260,5 +261,6 @@ def test_plan_for_a_terminal_shows_every_part(tmp_path, capsys, monkeypatch):
         "82.6 TFLOP/s",
         "GPU-",
         "measured here (processor",
+        "Losses that train nothing: triplet/T.",
     ):
         assert part in shown

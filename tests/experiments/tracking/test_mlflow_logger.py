@@ -66,6 +66,17 @@ def test_each_event_is_sent_once_also_by_a_later_process(workspace, folder):
     assert "test/U/cmc" not in run.data.metrics
 
 
+def test_event_with_tags_sets_them_and_hyperedges_are_metrics_by_split(workspace, folder):
+    journal = Journal(folder / "journal.jsonl")
+    journal.append("test", epochs=2, metrics={}, hyperedges={"test": {"size": 1.4, "alone": 1.0}})
+    journal.append("finished", tags={"stmi.warnings": "chi-degenerate"})
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.sync()
+    _, run = stored(workspace, logger)
+    assert run.data.tags["stmi.warnings"] == "chi-degenerate"
+    assert run.data.metrics["hyperedges/test/size"] == 1.4
+
+
 def test_pictures_and_status_are_stored_when_the_run_ends(workspace, folder):
     picture = folder / "cmc.png"
     picture.write_bytes(b"png")
