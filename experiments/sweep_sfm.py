@@ -33,6 +33,7 @@ from rich.console import Console
 
 from experiments.command_line import (
     add_workers,
+    print_notes,
     print_recipe_settings,
     report_command,
     run_command,
@@ -210,6 +211,7 @@ def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
     for trial in result.trials:
         if trial.reason:
             console.print(f"{trial.state}: trial {trial.number}: {trial.reason}", highlight=False)
+    print_notes(console, result.notes)
     if result.missing:
         console.print(
             f"[red]not finished[/red] {result.missing} of the trials; the same command makes up for them",

@@ -10,7 +10,6 @@ from experiments.reports.report_files import StudyReport
 from experiments.reports.report_page import render
 from experiments.reports.report_tables import ablation_tables, sweep_table
 from experiments.reports.sweep_sections import sweep_sections
-from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.published import PUBLISHED, load_published
 from experiments.studies.sweep.sweep_result import SweepResult
 
@@ -37,7 +36,7 @@ def write_report(study: RecordedStudy, page: str | Path) -> StudyReport:
         "tables": tables,
         "sections": sections,
         "provenance": find_provenance(study),
-        "notes": study.result.notes if isinstance(study.result, AblationResult) else (),
+        "notes": study.result.notes,
         "paper": load_published(PUBLISHED).paper,
         "folder": picture_folder.name,
     }

@@ -1,6 +1,7 @@
 """How a run ends: its journal becomes its result, with metrics of each choice of epoch, losses and times."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from data_catalog.storage.folders import Folder
@@ -83,6 +84,13 @@ def _result(folder: RunFolder) -> RunResult:
 def degenerate(result: RunResult) -> str | None:
     """What is wrong with the hyperedges of a run on the test identities, or None."""
     return result.hyperedges["test"].warning if "test" in result.hyperedges else None
+
+
+def degenerate_runs(folders: Sequence[RunFolder]) -> tuple[str, ...]:
+    """How many of the finished runs have hypergraphs that do nothing, in a sentence; none where none has."""
+    results = [result for folder in folders if (result := folder.result) is not None]
+    warnings = [warning for result in results if (warning := degenerate(result)) is not None]
+    return (f"{len(warnings)} of {len(results)} finished runs: {warnings[0]}.",) if warnings else ()
 
 
 def _warnings(folder: RunFolder) -> list[dict[str, Any]]:

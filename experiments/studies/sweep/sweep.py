@@ -10,6 +10,7 @@ from data_catalog.ray_failures import describe_failure
 from data_catalog.storage.local_copies import local_files
 from experiments.planning.training_cost import TrainingCost
 from experiments.recipes import ConfigError, ExperimentConfig, ReportConfig
+from experiments.run.conclusion import degenerate_runs
 from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
@@ -240,6 +241,7 @@ class SweepStudy(Study[SweepResult]):
             importance=self.study.importance(),
             missing=self._missing,
             wrong={t.run: t.reason for t in trials if t.state in ("failed", "crashed") and t.reason},
+            notes=degenerate_runs([run.folder for run in self.runs()]),
             resumed=self.resumed,
             storage=self.study.url,
             files={},

@@ -77,6 +77,8 @@ class SweepResult(StudyResult):
     """How many trials less than asked for came to an end; studies of the first version do not say."""
     wrong: dict[str, str] = Field(default_factory=dict)
     """Run of a trial that failed or crashed to the reason; studies of older versions do not say."""
+    notes: tuple[str, ...] = ()
+    """What is to be borne in mind of the trials; studies of older versions have none."""
     resumed: bool
     """Whether there were trials before this command."""
     storage: str

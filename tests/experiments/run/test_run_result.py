@@ -104,3 +104,13 @@ def test_stored_result_is_read_back_as_it_was(tmp_path):
         (tmp_path / "result.json").write_text(content)
         with pytest.raises(DamagedFileError, match=r"result\.json is damaged"):
             _ = RunFolder(tmp_path).result
+
+
+def test_finished_runs_whose_hypergraphs_do_nothing_are_counted(tmp_path):
+    facts = {"size": 1.4, "density": 0.093, "alone": 1.0, "across": 0.0, "by_text": 0.2}
+    folders = [RunFolder(tmp_path / name) for name in ("alone", "older", "begun")]
+    for folder, hyperedges in zip(folders, ({"test": facts}, {}), strict=False):
+        folder.write_result(made_up.run_result(hyperedges=hyperedges))
+    [sentence] = conclusion.degenerate_runs(folders)
+    assert sentence.startswith("1 of 2 finished runs: chi-degenerate: ")
+    assert conclusion.degenerate_runs(folders[1:]) == ()
