@@ -1,10 +1,13 @@
 """Retrieval metrics: distances in chunks, junk rules, average precision, mAP and CMC."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from stmi.processors import usable_processors
 
 JunkRule = Literal["camera", "scene"]
 """A gallery sample of the query's identity is junk if it has the query's camera, or its scene."""
@@ -180,15 +183,20 @@ def score(
     first_rank = np.zeros(len(query), dtype=np.int64)
     rows_by_identity = _rows_by_identity(gallery.identity)
     found = np.arange(1, len(gallery) + 1)
-    for rows, distances in chunks:
-        for i, row in zip(range(rows.start, rows.stop), distances, strict=True):
-            same = rows_by_identity.get(int(query.identity[i]), _NONE)
-            is_junk = gallery.group[same] == query.group[i]
-            ranks = _ranks(row, same[~is_junk], same[is_junk])
-            if len(ranks) == 0:
-                continue
-            precision[i] = (found[: len(ranks)] / (ranks + 1)).sum() / len(ranks)
-            first_rank[i] = ranks[0] + 1
+    processors = usable_processors()
+    with ThreadPoolExecutor(processors) as threads:
+        for rows, distances in chunks:
+            ascending = distances.copy()
+            # Most of the time of all goes into this; numpy sorts in one thread, and lets others do so too.
+            list(threads.map(np.ndarray.sort, np.array_split(ascending, processors)))
+            for i, row, sorted_row in zip(range(rows.start, rows.stop), distances, ascending, strict=True):
+                same = rows_by_identity.get(int(query.identity[i]), _NONE)
+                is_junk = gallery.group[same] == query.group[i]
+                ranks = _ranks(row, sorted_row, same[~is_junk], same[is_junk])
+                if len(ranks) == 0:
+                    continue
+                precision[i] = (found[: len(ranks)] / (ranks + 1)).sum() / len(ranks)
+                first_rank[i] = ranks[0] + 1
     matched = first_rank > 0
     if not matched.any():
         raise RetrievalError(
@@ -215,15 +223,15 @@ def _rows_by_identity(identity: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-def _ranks(row: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray:
+def _ranks(row: np.ndarray, ascending: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> np.ndarray:
     """Ranks of the matches from 0, ascending, junk left out, as in `rank_gallery`; nothing else is ranked.
 
     Args:
         row: Distances of one query, `(gallery,)`.
+        ascending: The same, sorted.
         matches: Gallery rows that are hits.
         junk: Gallery rows that do not count.
     """
-    ascending = np.sort(row)
     near_to_far = row[matches]
     order = near_to_far.argsort(kind="stable")
     near_to_far = near_to_far[order]
