@@ -22,7 +22,7 @@ from experiments.run.run_folder import INITIAL_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import InterruptedRunError, LoggedRunResult, RunError
 from experiments.run.run_tables import RunTables
-from experiments.run.stop_request import stopping_on_sigterm
+from experiments.run.stop_request import StopRequest, stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster, train_on_workers
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import INTERRUPTED, Event, Journal, current_epochs
@@ -191,6 +191,7 @@ def _train(
         options.skips_not_finite,
         options.deterministic,
         None if tables.initial is None else folder.location,
+        tuple(filter(None, (folder.checkpoints, options.study))),
     )
     if threads is None or config.train.workers > 1:
         events = folder.journal.read()
@@ -223,7 +224,8 @@ def _train(
     device = torch.device("cuda" if is_accelerated else "cpu")
     try:
         with stopping_on_sigterm(folder.checkpoints):
-            train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint))
+            stop_request = StopRequest(*given.stop_folders)
+            train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint, stop_request))
     except StorageAwayError:
         # The journal may lie there, too, and would be waited for once more.
         raise

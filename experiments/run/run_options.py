@@ -28,6 +28,7 @@ class RunOptions:
         skips_not_finite: Whether a batch whose loss is not finite is left out, and noted, in place of ending
             the run.
         deterministic: Whether Ray Train's workers take PyTorch's deterministic algorithms.
+        study: Folder of the study that the run belongs to, which may be asked to stop; or None.
     """
 
     workspace: Folder
@@ -37,6 +38,7 @@ class RunOptions:
     gpus_per_worker: float | None = None
     skips_not_finite: bool = False
     deterministic: bool = False
+    study: Folder | None = None
 
     @classmethod
     def resolve(
@@ -95,6 +97,14 @@ class RunOptions:
     def without_tracking(self) -> "RunOptions":
         """The same for a run that others log. A tracking URI may hold a password, which Tune would store."""
         return replace(self, tracking_uri=None)
+
+    def of_study(self, study: Folder) -> "RunOptions":
+        """The same for the runs of a study, which it logs, and which stop with it.
+
+        Args:
+            study: Its folder.
+        """
+        return replace(self.without_tracking(), study=Folder(study.location))
 
 
 def resolve_workspace(workspace: str | Path | Folder) -> Folder:

@@ -1,7 +1,8 @@
-"""SIGTERM in training: the driver asks the run's workers to store a checkpoint and end.
+"""SIGTERM in training: the driver asks the workers of its run or study to store a checkpoint and end.
 
 A scheduler sends it where time is up: Slurm at a job's time limit, `ray job stop`, Kubernetes, a spot node.
-The request is a file beside the run's checkpoints, which every worker reaches, wherever it runs.
+The request is a file beside the run's checkpoints, or in the study's folder, which every worker reaches,
+wherever it runs.
 """
 
 import signal
@@ -9,8 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-
-from pyarrow import fs
 
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
@@ -23,15 +22,15 @@ REMOTE_LOOK_SECONDS = 2.0
 
 
 @contextmanager
-def stopping_on_sigterm(checkpoints: Folder) -> Iterator[None]:
-    """Meanwhile the first SIGTERM leaves a request to stop beside a run's checkpoints.
+def stopping_on_sigterm(folder: Folder) -> Iterator[None]:
+    """Meanwhile the first SIGTERM leaves a request to stop in a folder: of a run's checkpoints, or a study's.
 
     The second one does what SIGTERM did before. Only a process's main thread can answer signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    filesystem, path = filesystems.open_root(checkpoints.file(STOP_FILE))
+    filesystem, path = filesystems.open_root(folder.file(STOP_FILE))
 
     def remove() -> None:
         if filesystems.exists(filesystem, path):
@@ -55,22 +54,21 @@ class StopRequest:
     """What a worker sees of the request.
 
     Args:
-        filesystem: Of the run's checkpoints.
-        folder: Theirs.
+        *folders: Where it may be: of the run's checkpoints, and that of the study to which the run belongs.
 
     Attributes:
         is_made: Whether it was seen.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
-        self.filesystem = filesystem
-        self.path = f"{folder}/{STOP_FILE}"
+    def __init__(self, *folders: Folder) -> None:
+        self.folders = folders
         self.is_made = False
 
     def watched(self) -> AbstractContextManager[None]:
         """Meanwhile another thread looks for it."""
-        is_local = isinstance(self.filesystem, fs.LocalFileSystem)
-        return polling(self._look, LOOK_SECONDS if is_local else REMOTE_LOOK_SECONDS, final_call=False)
+        is_local = all(folder.is_local for folder in self.folders)
+        return polling(self.look, LOOK_SECONDS if is_local else REMOTE_LOOK_SECONDS, final_call=False)
 
-    def _look(self) -> None:
-        self.is_made = self.is_made or filesystems.exists(self.filesystem, self.path)
+    def look(self) -> None:
+        """Look for it now."""
+        self.is_made = self.is_made or any(folder.has_file(STOP_FILE) for folder in self.folders)

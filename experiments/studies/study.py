@@ -12,6 +12,7 @@ from experiments.run.run_description import code_version, note_start, other_code
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.run.run_tables import RunTables
+from experiments.run.stop_request import stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster
 from experiments.studies.study_folder import RESULT_FILE, StoredDescription, StoredRun, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
@@ -100,6 +101,7 @@ class Study(ABC, Generic[Result]):
         Raises:
             ConfigError: The folder belongs to another study.
             RunError: Another process runs this study, or it cannot go on.
+            InterruptedRunError: It was asked to stop.
         """
         with self.folder.claimed(self._busy()):
             self.folder.belong_to(self.kind, self.fingerprint)
@@ -110,7 +112,7 @@ class Study(ABC, Generic[Result]):
                 check_cluster(self.options.places(trials=True))
                 study_logger.parent.reopen()
                 note_start(self.folder.journal)
-                with self._observed(study_logger):
+                with self._observed(study_logger), stopping_on_sigterm(self.folder):
                     self.train()
             result = self.summarise(study_logger.parent.mlflow_run)
             runs = self.runs()

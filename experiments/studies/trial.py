@@ -11,10 +11,11 @@ from experiments.recipes import parse
 from experiments.run import lifecycle
 from experiments.run.lifecycle import BusyError
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import RunError, StoppedError
+from experiments.run.run_result import InterruptedRunError, RunError, StoppedError
 from experiments.run.run_tables import RunTables
+from experiments.run.stop_request import STOP_FILE
 from experiments.run.workers.ray_train import gpus_of_each
-from experiments.tracking.journal import Event
+from experiments.tracking.journal import INTERRUPTED, Event
 from stmi.errors import ClipFileError
 
 PATIENCE_SECONDS = 900.0
@@ -31,7 +32,8 @@ def train_trial(parameters: dict[str, Any], *, tables: RunTables, options: RunOp
 
     Reports `epoch`, `step`, `loss` and, where the epoch was validated, `validation_mAP` (of the config's
     reported feature) after each epoch; at the end `finished`, or with the reason `stopped` where the run
-    stopped itself, `failed` where its workers failed more often than a run survives.
+    stopped itself, `interrupted` where its study was asked to stop, `failed` where its workers failed more
+    often than a run survives.
 
     Args:
         parameters: `config`, an `ExperimentConfig` in its dumped form.
@@ -43,6 +45,10 @@ def train_trial(parameters: dict[str, Any], *, tables: RunTables, options: RunOp
             holds nothing that the other process may be waiting for.
     """
     config = parse(parameters["config"])
+    if options.study is not None and options.study.has_file(STOP_FILE):
+        # Tune goes on with the trials that have not begun.
+        tune.report({INTERRUPTED: "before its start"})
+        return
     feature = config.report.feature
 
     def report_epoch(facts: Event) -> None:
@@ -67,6 +73,8 @@ def train_trial(parameters: dict[str, Any], *, tables: RunTables, options: RunOp
     except StoppedError as error:
         # The run would stop again, so the trial must not count as failed: Tune would repeat it.
         tune.report({"stopped": str(error)})
+    except InterruptedRunError as error:
+        tune.report({INTERRUPTED: str(error)})
     except StorageAwayError as error:
         # Every trial would wait for it in turn.
         tune.report({"failed": str(error), STORAGE_AWAY: True})

@@ -12,8 +12,9 @@ from data_catalog.ray_failures import MAX_FAILURES, describe_failure
 from data_catalog.ray_session import ensure_ray, living_nodes
 from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import RunError
+from experiments.run.run_result import InterruptedRunError, RunError
 from experiments.run.run_tables import RunTables
+from experiments.run.stop_request import STOP_FILE
 from experiments.run.workers.ray_train import MEMORY_REMEDY, gpus_of_each, prepare_ray
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
@@ -161,6 +162,7 @@ def tune_trials(
 
     Raises:
         RunError: Tune failed, or what chooses its trials.
+        InterruptedRunError: The study was asked to stop.
     """
     import ray  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
     from ray import tune  # noqa: PLC0415
@@ -173,7 +175,7 @@ def tune_trials(
     )
 
     nodes = living_nodes()
-    trainable = tune.with_parameters(train_trial, tables=tables, options=options.without_tracking())
+    trainable = tune.with_parameters(train_trial, tables=tables, options=options.of_study(study))
     # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
     with nullcontext(study.path) if study.is_local else tempfile.TemporaryDirectory() as state:
         tuner = tune.Tuner(
@@ -203,6 +205,11 @@ def tune_trials(
             study.list_files()
             raise cannot_go_on(f"study {study.name}", describe_failure(error, MEMORY_REMEDY)) from error
     outcomes = [grid[number] for number in range(len(grid))]
+    if study.has_file(STOP_FILE):
+        raise InterruptedRunError(
+            f"study {study.name} was stopped by SIGTERM; the runs that it was training have a checkpoint of "
+            "their last step; run the same command again to continue"
+        )
     _mark_lost(outcomes, nodes)
     return outcomes
 

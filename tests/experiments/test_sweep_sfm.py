@@ -16,6 +16,7 @@ import pytest
 
 from data_catalog.storage.claims import claim
 from experiments import sweep_sfm
+from experiments.command_line import COME_AGAIN_STATUS
 from experiments.run import run_data
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_store import local_store
@@ -186,6 +187,34 @@ def kill_a_trial_after_its_first_checkpoint(workspace, done, killed):
                         process.kill()
                         killed.append(process)
                         return
+
+
+def test_sweep_that_gets_sigterm_stores_the_next_step_of_its_trials_and_goes_on(
+    swept, clip, workspace, tmp_path, capsys
+):
+    given = ["--catalog", str(workspace / "catalog"), "--set", "train.epochs=5", "--trials", "2"]
+    options = arguments(clip, tmp_path, *given, "--no-early-stopping")
+
+    def terminate_when_a_trial_trains():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any(Journal(path).last("untrained") for path in tmp_path.glob("train/*/journal.jsonl")):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=terminate_when_a_trial_trains)
+    killer.start()
+    assert sweep_sfm.main(options) == COME_AGAIN_STATUS
+    killer.join()
+    assert "was stopped by SIGTERM" in capsys.readouterr().err
+    [path] = tmp_path.glob("train/*/journal.jsonl")
+    *_, stored, interrupted = Journal(path).read()
+    assert (stored["event"], interrupted["event"]) == ("checkpoint", "interrupted")
+    assert stored["step"] == interrupted["step"] > 0
+    assert sweep_sfm.main(options) == 0
+    assert [trial["state"] for trial in json.loads(capsys.readouterr().out)["trials"]] == ["finished"] * 2
+    assert Journal(path).last("resumed")["step"] == stored["step"]
 
 
 def test_more_trials_go_on_from_those_there_are_side_by_side(swept, clip, workspace):

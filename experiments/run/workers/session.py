@@ -71,18 +71,25 @@ class RayTrainSession:
     Args:
         threads: CPUs that it may use.
         earlier: Folder or URI of the checkpoint of an earlier start, which Ray Train does not know; or None.
+        stop_request: What may ask it to stop.
         not_deterministic: Names of operations without a deterministic algorithm, as they are found.
     """
 
-    def __init__(self, threads: int, earlier: str | None, not_deterministic: Set[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        threads: int,
+        earlier: str | None,
+        stop_request: StopRequest,
+        not_deterministic: Set[str] = frozenset(),
+    ) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.threads = threads
         self.device = get_device()
         self.earlier = earlier
-        self._storage = storage = context.get_storage()
-        self.stop_request = StopRequest(storage.storage_filesystem, storage.experiment_fs_path)
+        self._storage = context.get_storage()
+        self.stop_request = stop_request
         self._written: Future[None] | None = None
         # What workers agree on is in the host's memory: in a group of its own no GPU waits for it.
         self._group: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
@@ -160,6 +167,7 @@ class OwnProcessSession:
         device: Where it computes.
         on_report: Called with each report once the journal has it, in the thread that reports.
         earlier: Folder or URI of the checkpoint to continue from; or None.
+        stop_request: What may ask it to stop; None for nothing but a request beside the run's checkpoints.
     """
 
     rank = 0
@@ -172,12 +180,13 @@ class OwnProcessSession:
         device: torch.device,
         on_report: Callable[[Event], None],
         earlier: str | None = None,
+        stop_request: StopRequest | None = None,
     ) -> None:
         self.folder = folder
         self.threads = threads
         self.device = device
         self.on_report = on_report
-        self.stop_request = StopRequest(*filesystems.open_root(folder.checkpoints.location))
+        self.stop_request = stop_request or StopRequest(folder.checkpoints)
         self.earlier = earlier
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._written: Future[Event] | None = None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from data_catalog.storage.folders import Folder
 from data_catalog.tables.table import Table
 from experiments.recipes import ExperimentConfig
 
@@ -22,6 +23,7 @@ class TrainingInput:
         skips_not_finite: As in `RunOptions`.
         deterministic: As in `RunOptions`.
         initial: Folder or URI of the run, where it begins with weights that it keeps there; or None.
+        stop_folders: Where a request to stop may be.
     """
 
     config: ExperimentConfig
@@ -34,3 +36,4 @@ class TrainingInput:
     skips_not_finite: bool = False
     deterministic: bool = False
     initial: str | None = None
+    stop_folders: tuple[Folder, ...] = ()

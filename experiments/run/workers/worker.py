@@ -15,6 +15,7 @@ from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.ray_failures import describe_failure
 from data_catalog.storage.claims import LostClaimError
 from data_catalog.storage.folders import Folder
+from experiments.run.stop_request import StopRequest
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
 from stmi.errors import ClipFileError
@@ -38,7 +39,7 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
     threads = own.threads or max(1, usable_processors() // workers_on_this_node)
     with ExitStack() as stack:
         lacking = stack.enter_context(deterministic_algorithms()) if own.deterministic else set()
-        train(own, RayTrainSession(threads, own.checkpoint, lacking))
+        train(own, RayTrainSession(threads, own.checkpoint, StopRequest(*own.stop_folders), lacking))
 
 
 class JournalCallback(UserCallback):

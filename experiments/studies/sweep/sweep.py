@@ -15,6 +15,7 @@ from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
 from experiments.run.run_tables import RunTables
+from experiments.run.stop_request import STOP_FILE
 from experiments.run.workers.ray_train import MEMORY_REMEDY
 from experiments.studies.study import Study
 from experiments.studies.study_folder import StudyFolder
@@ -202,7 +203,9 @@ class SweepStudy(Study[SweepResult]):
                 "at",
                 *(base.train.epochs, base.train.validate_every),
             )
-        searcher = StudySearcher(self.study, spec, describe, on_trial, self._lost_reason)
+        searcher = StudySearcher(
+            self.study, spec, describe, on_trial, self._lost_reason, lambda: self.folder.has_file(STOP_FILE)
+        )
         outcomes = tune_trials(
             self.tables,
             self.options,

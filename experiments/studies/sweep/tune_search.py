@@ -12,6 +12,7 @@ from experiments.recipes import ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.sweep_result import SweepTrial
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by
+from experiments.tracking.journal import INTERRUPTED
 
 REDUCTION = 3
 """Of the trials that reach a rung of successive halving, the best one in so many goes on."""
@@ -34,6 +35,7 @@ class StudySearcher(Searcher):
         on_trial: Called with a trial as soon as it runs, and once it has ended.
         find_lost: From a trial that has ended and its last report: why what it stored cannot be found, or
             None. A trial that is lost counts as crashed.
+        is_stopped: Whether the sweep was asked to stop, so that no other trial begins.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class StudySearcher(Searcher):
         describe: Callable[[Mapping[str, Any]], TrialFacts],
         on_trial: Callable[[SweepTrial], None],
         find_lost: Callable[[SweepTrial, Mapping[str, Any]], str | None] = lambda trial, report: None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         known = study.trials()
@@ -53,11 +56,14 @@ class StudySearcher(Searcher):
         self.describe = describe
         self.on_trial = on_trial
         self.find_lost = find_lost
+        self.is_stopped = is_stopped
         self.numbers: dict[str, int] = {}
 
     # Ray documents the word FINISHED as an answer, and leaves it out of the annotation.
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         """The next trial's config, as `train_trial` takes it."""
+        if self.is_stopped():
+            return Searcher.FINISHED
         if self.left:
             trial = self.left.pop(0)
         elif self.new > 0:
@@ -72,9 +78,12 @@ class StudySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Note how a trial ended; one that crashed too often stays as running until its reason is known."""
+        """Note how a trial ended; one that crashed too often stays as running until its reason is known.
+
+        One that was asked to stop stays so, too, and goes on at the next start.
+        """
         number = self.numbers[trial_id]
-        if error or result is None:
+        if error or result is None or INTERRUPTED in result:
             return
         trial = self.study.trials()[number]
         if lost := self.find_lost(trial, result):
