@@ -2,18 +2,24 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
+from experiments.faults import small_disk
+from experiments.faults.small_disk import enlarge
+
+__all__ = ["enlarge", "read_only", "small"]
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Meanwhile a folder is read-only, also for root."""
-    _mount("--bind", str(folder), str(folder))
+    with _skipping():
+        small_disk.mount("--bind", str(folder), str(folder))
     try:
-        _mount("-o", "remount,bind,ro", str(folder))
+        small_disk.mount("-o", "remount,bind,ro", str(folder))
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
@@ -22,19 +28,16 @@ def read_only(folder: Path) -> Iterator[None]:
 @contextmanager
 def small(folder: Path, size: int) -> Iterator[None]:
     """Meanwhile a folder is an empty disk of so many bytes."""
-    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
+    with ExitStack() as mounted:
+        with _skipping():
+            mounted.enter_context(small_disk.small_disk(folder, size))
+        yield
+
+
+@contextmanager
+def _skipping() -> Iterator[None]:
+    """A test whose mount fails here is skipped."""
     try:
         yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def enlarge(folder: Path, size: int) -> None:
-    """Give a small disk so many bytes in all."""
-    _mount("-o", f"remount,size={size}", str(folder))
-
-
-def _mount(*arguments: str) -> None:
-    mounted = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"this machine does not let the tests mount: {mounted.stderr.strip()}")
+    except OSError as error:
+        pytest.skip(f"this machine does not let the tests mount: {error}")

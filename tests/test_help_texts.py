@@ -11,6 +11,7 @@ from data_catalog import __main__ as catalog
 from experiments import (
     ablate,
     benchmark,
+    chaos,
     compare,
     convert_clip,
     demo,
@@ -31,6 +32,7 @@ MAINS = {
         for module in (
             ablate,
             benchmark,
+            chaos,
             compare,
             convert_clip,
             demo,

@@ -13,6 +13,7 @@ CATALOG = "-m data_catalog"
 REFUSED: dict[str, tuple[str, ...]] = {
     "experiments/ablate.py": (),
     "experiments/benchmark.py": ("nosuch",),
+    "experiments/chaos.py": ("--set", "nosuch=1"),
     "experiments/compare.py": ("/nosuch", "/nosuch"),
     "experiments/convert_clip.py": ("--archive", "/nosuch", "--out", "/nosuch/out"),
     "experiments/demo.py": ("--set", "nosuch=1"),

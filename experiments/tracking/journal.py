@@ -87,7 +87,12 @@ class Journal:
                     self.append(**past)
         if facts["event"] == "untrained" and "untrained" in known:
             # A start before the first checkpoint: what it measured again is known.
-            facts = {"event": "restarted", "epoch": 0, "began": facts["began"], "seconds": facts["seconds"]}
+            kept = ("began", "seconds", "processes")
+            facts = {
+                "event": "restarted",
+                "epoch": 0,
+                **{name: facts[name] for name in kept if name in facts},
+            }
         self.append(**facts, checkpoint=checkpoint)
 
     def read(self) -> list[Event]:

@@ -1,5 +1,7 @@
 """What every worker of a run does: train, validate, checkpoint, report; on one process or many."""
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -69,9 +71,10 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
             identities=run.identities,
             workers=run.session.world_size,
             threads=run.session.threads,
+            processes=run.processes(),
         )
     else:
-        reporter.report("resumed", **progress.place(), history=reporter.history)
+        reporter.report("resumed", **progress.place(), processes=run.processes(), history=reporter.history)
     take = partial(run.take_checkpoint, progress)
     while progress.epoch < config.epochs:
         own_seconds = run.own_seconds
@@ -183,6 +186,10 @@ class _Run:
     def own_seconds(self) -> float:
         """Time that this worker has taken for its rows of all steps, without its waiting for the others."""
         return self.input_seconds + self.take_step.global_loss.own_seconds
+
+    def processes(self) -> list[Event]:
+        """Where the workers of this start run, by rank: `host` and `pid`."""
+        return self.session.gather({"host": socket.gethostname(), "pid": os.getpid()})
 
     def restore(self) -> tuple[Progress, list[Event]]:
         """Continue from the run's last checkpoint, if any; returns the progress and what was reported."""

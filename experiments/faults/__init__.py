@@ -1,0 +1,1 @@
+"""Faults that a run survives: it is disturbed from outside, and held against an undisturbed one."""

@@ -1,0 +1,174 @@
+"""Each fault tried on a run of its own: what was lost, and how soon training went on."""
+
+import math
+import random
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_catalog.errors import CatalogError
+from data_catalog.records import Record
+from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
+from experiments.evaluating.run_differences import find_differences
+from experiments.faults.cluster_nodes import ClusterNodes
+from experiments.faults.faults import FAULTS, Disturbed, NotTriedError, Scene
+from experiments.faults.training_process import EndedError, TrainingProcess
+from experiments.run.run_folder import RunFolder, RunFolderError
+from experiments.run.run_result import RunError
+
+
+class FaultOutcome(Record):
+    """What a fault did to a run."""
+
+    fault: str
+    what: str
+    """What happened to the run."""
+    not_tried: str | None = None
+    """Why it could not be produced; None where it was."""
+    lost: tuple[str, ...] = ()
+    """One line each: what the run lacks, or has otherwise than the undisturbed one."""
+    seconds_until_training: tuple[float, ...] = ()
+    """Of each time it came; empty where training does not stop, or must not go on."""
+    equal_weights: bool | None = None
+    """Whether the final weights are those of the undisturbed run, to the last bit; None without any."""
+    starts: int = 0
+    """How often the command was given."""
+    kept: str | None = None
+    """Where the run is, if something was lost; otherwise it is deleted."""
+
+
+class FaultReport(Record):
+    """The faults that were asked for."""
+
+    undisturbed: str
+    """Name of the run with which the disturbed ones are compared."""
+    workers: int
+    steps: int
+    is_exact: bool
+    """Whether equal bits are promised: they are not with GPUs."""
+    outcomes: tuple[FaultOutcome, ...]
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether anything was lost."""
+        return any(outcome.lost for outcome in self.outcomes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How faults are tried.
+
+    Attributes:
+        options: Of `train.py`, without those of where things are kept.
+        workspace: All nodes must reach it.
+        catalog: Folder or URI of the catalog.
+        on_cpus: Whether the workers get no GPU even where there are some.
+        kills: How often a worker is killed.
+        seed: Of the moments.
+        may_end_nodes: Whether a node of the cluster may be ended.
+        most_seconds: How long each thing that is waited for may take.
+    """
+
+    options: tuple[str, ...]
+    workspace: Folder
+    catalog: str
+    on_cpus: bool
+    kills: int
+    seed: int
+    may_end_nodes: bool
+    most_seconds: float
+
+
+def try_faults(names: Sequence[str], plan: Plan, on_fault: Callable[[str], None]) -> FaultReport:
+    """Try faults, each on a run of its own, and hold it against an undisturbed one.
+
+    The undisturbed run stays in the workspace, where the next call finds it.
+
+    Args:
+        names: Of `FAULTS`.
+        plan: How.
+        on_fault: Called with the name of each run before it is trained.
+
+    Raises:
+        RunError: The undisturbed run fails.
+        CatalogError: No cluster answers at `RAY_ADDRESS`.
+    """
+    nodes, moments = ClusterNodes(), random.Random(plan.seed)
+    scratch = plan.workspace / f"chaos-{uuid.uuid4().hex[:8]}"
+    options = [*plan.options, "--catalog", plan.catalog]
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="stmi-chaos-") as name:
+        folder = Path(name)
+        on_fault("undisturbed")
+        undisturbed = _train_undisturbed(options, plan.workspace, folder)
+        is_exact = plan.on_cpus or not nodes.has_gpus
+        for fault in names:
+            on_fault(fault)
+            (place := folder / fault).mkdir()
+            own = [option.format(folder=place) for option in FAULTS[fault].options]
+            tracking = ["--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+            scene = Scene(undisturbed, nodes, moments, plan.kills, plan.may_end_nodes, place)
+            with TrainingProcess(
+                [*options, *own, *tracking], scratch / fault, folder / f"{fault}.log", plan.most_seconds
+            ) as training:
+                outcome = _try(fault, scene, training, is_exact)
+            if not outcome.lost:
+                _delete(training.workspace)
+            outcomes.append(outcome)
+    if not any(outcome.lost for outcome in outcomes):
+        _delete(scratch)
+    return FaultReport(
+        undisturbed=undisturbed.name,
+        workers=undisturbed.config.train.workers,
+        steps=undisturbed.journal.epochs()[-1]["step"],
+        is_exact=is_exact,
+        outcomes=tuple(outcomes),
+    )
+
+
+def _train_undisturbed(options: Sequence[str], workspace: Folder, folder: Path) -> RunFolder:
+    with TrainingProcess(options, workspace, folder / "undisturbed.log", math.inf) as training:
+        training.start()
+        try:
+            return training.finish()
+        except EndedError as error:
+            raise RunError(f"without any fault, {error}") from None
+
+
+def _try(name: str, scene: Scene, training: TrainingProcess, is_exact: bool) -> FaultOutcome:
+    fault = FAULTS[name]
+    disturbed, is_equal = Disturbed(), None
+    try:
+        disturbed = fault.disturb(scene, training)
+        lost = disturbed.lost
+        if disturbed.goes_on and training.run is not None:
+            is_equal, differences = _compare(training.run, scene.undisturbed)
+            lost += differences if is_exact else ()
+    except NotTriedError as error:
+        return FaultOutcome(fault=name, what=fault.what, not_tried=str(error))
+    except (EndedError, CatalogError, RunFolderError) as error:
+        lost = (*disturbed.lost, str(error))
+    return FaultOutcome(
+        fault=name,
+        what=fault.what,
+        lost=lost,
+        seconds_until_training=tuple(round(seconds, 1) for seconds in disturbed.seconds),
+        equal_weights=is_equal,
+        starts=training.starts,
+        kept=training.workspace.location if lost else None,
+    )
+
+
+def _compare(run: RunFolder, undisturbed: RunFolder) -> tuple[bool, tuple[str, ...]]:
+    """Whether two runs ended with the same weights, and all in which they differ."""
+    ours, theirs = (one.journal.find("test")["weights"] for one in (run, undisturbed))
+    return ours == theirs, find_differences(run, undisturbed)
+
+
+def _delete(folder: Folder) -> None:
+    filesystem, path = filesystems.open_root(folder.location)
+    if filesystems.has_folder(filesystem, path):
+        filesystem.delete_dir(path)

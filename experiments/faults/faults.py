@@ -1,0 +1,233 @@
+"""The faults: what each one does to a training from outside, and what must hold afterwards."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from experiments.command_line import COME_AGAIN_STATUS
+from experiments.faults.cluster_nodes import ClusterNodes, kill_worker, slow_down
+from experiments.faults.small_disk import enlarge, small_disk
+from experiments.faults.training_process import (
+    EndedError,
+    TrainingProcess,
+    processes_of,
+    steps_since_begin,
+)
+from experiments.run import checkpoints
+from experiments.run.run_folder import RunFolder
+
+LAST_SHARE = 0.75
+"""Nothing is disturbed after this share of the steps: the run must not end before the fault comes."""
+DISKS = 1.5, 8.0
+"""Sizes of the small disk in checkpoints: the second one does not fit; after it was enlarged all do."""
+
+
+class NotTriedError(Exception):
+    """A fault that cannot be produced here; says why, and what it needs."""
+
+
+@dataclass
+class Scene:
+    """What a fault has to do with.
+
+    Attributes:
+        undisturbed: A finished run of the same settings.
+        nodes: Where its workers run.
+        random: Draws the moments.
+        kills: How often a worker is killed.
+        may_end_nodes: Whether a node of the cluster may be ended.
+        folder: An empty folder of this machine.
+    """
+
+    undisturbed: RunFolder
+    nodes: ClusterNodes
+    random: random.Random
+    kills: int
+    may_end_nodes: bool
+    folder: Path
+
+    def moments(self, count: int) -> list[int]:
+        """Steps, in order, after which a fault comes."""
+        steps = self.undisturbed.journal.epochs()[-1]["step"]
+        return sorted(self.random.sample(range(1, max(2, int(LAST_SHARE * steps))), count))
+
+    def await_moment(self, training: TrainingProcess, step: int) -> list[dict[str, Any]]:
+        """Wait until a training is somewhere after a step; returns its workers."""
+        events = training.wait(lambda events: steps_since_begin(events) >= step)
+        steps = self.undisturbed.journal.epochs()[-1]["step"]
+        time.sleep(self.random.random() * self.undisturbed.finished_result.seconds["steps"] / steps)
+        return processes_of(events)
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """How a training came through a fault.
+
+    Attributes:
+        seconds: How long until it went on, each time; empty where it did not stop, or must not go on.
+        lost: What was lost beside what a comparison of the results finds; one line each.
+        goes_on: Whether it is to end as the undisturbed run.
+    """
+
+    seconds: tuple[float, ...] = ()
+    lost: tuple[str, ...] = ()
+    goes_on: bool = True
+
+
+def lose_workers(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """A worker is killed, at random moments."""
+    training.start()
+    seconds = []
+    for step in scene.moments(scene.kills):
+        worker = scene.random.choice(scene.await_moment(training, step))
+        since = time.time()
+        scene.nodes.call(worker["host"], kill_worker, worker["pid"])
+        seconds.append(training.wait_for_training(since))
+    training.finish()
+    return Disturbed(tuple(seconds))
+
+
+def lose_node(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """A node with workers ends."""
+    if not scene.nodes.is_cluster:
+        raise NotTriedError("needs a cluster of two or more nodes: name it in RAY_ADDRESS")
+    if not scene.may_end_nodes:
+        raise NotTriedError("ends a node of Ray, with all that others run there: allow it with --end-node")
+    training.start()
+    workers = scene.await_moment(training, scene.moments(1)[0])
+    head = scene.nodes.find_head()
+    ended = next((worker for worker in workers if worker["host"] != head), None)
+    if ended is None:
+        raise NotTriedError("needs workers on other nodes than the head: ask for more --workers")
+    since = time.time()
+    scene.nodes.kill_node(ended["host"], ended["pid"])
+    seconds = training.wait_for_training(since)
+    training.finish()
+    return Disturbed((seconds,))
+
+
+def lose_driver(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The command is killed, and given again."""
+    training.start()
+    scene.await_moment(training, scene.moments(1)[0])
+    since = training.send(signal.SIGKILL)
+    training.wait_for_end()
+    training.start()
+    seconds = training.wait_for_training(since)
+    training.finish()
+    return Disturbed((seconds,))
+
+
+def terminate(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The command gets SIGTERM, as a scheduler sends it, and is given again."""
+    training.start()
+    scene.await_moment(training, scene.moments(1)[0])
+    since = training.send(signal.SIGTERM)
+    status = training.wait_for_end()
+    events = training.events()
+    training.start()
+    seconds = training.wait_for_training(since)
+    resumed = next(event for event in reversed(training.events()) if event["event"] == "resumed")
+    training.finish()
+    lost = [] if status == COME_AGAIN_STATUS else [f"exit status {status}, not {COME_AGAIN_STATUS}"]
+    if (steps := steps_since_begin(events) - resumed["step"]) > 0:
+        lost.append(f"{steps} steps were trained again")
+    return Disturbed((seconds,), tuple(lost))
+
+
+def slow_worker(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """A worker stands still three quarters of the time."""
+    training.start()
+    workers = processes_of(training.wait(processes_of))
+    if len(workers) < 2:
+        raise NotTriedError("needs two or more workers, of which one is slower: ask for more --workers")
+    rank = scene.random.randrange(len(workers))
+    scene.nodes.call(workers[rank]["host"], slow_down, workers[rank]["pid"], wait=False)
+    training.finish()
+    named = [event["slow_worker"]["rank"] for event in training.events() if "slow_worker" in event]
+    return Disturbed(lost=() if rank in named else (f"the journal does not name worker {rank} as slow",))
+
+
+def diverge(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The loss becomes NaN, at a learning rate that is too high."""
+    training.start()
+    training.wait_for_end()
+    run, lost = training.run, []
+    stopped = run and run.journal.last("stopped")
+    if run is None or not stopped or not stopped.get("samples"):
+        return Disturbed(
+            lost=(f"the journal does not name the batch: {training.last_words()}",), goes_on=False
+        )
+    if (checkpoint := run.last_checkpoint) is not None:
+        with checkpoints.fetched(checkpoint) as folder:
+            weights = load_file(folder / "model.safetensors")
+        lost = [
+            f"{name} of the last checkpoint is not finite"
+            for name, x in weights.items()
+            if not x.isfinite().all()
+        ]
+    return Disturbed(lost=tuple(lost), goes_on=False)
+
+
+def fill_disk(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The disk with the checkpoints is full, and enlarged."""
+    if scene.nodes.is_cluster:
+        raise NotTriedError("needs workers on this machine alone: unset RAY_ADDRESS")
+    sizes = scene.undisturbed.checkpoints / Path(scene.undisturbed.finished_result.checkpoint).name
+    size = sum(sizes.list_files().values())
+    with ExitStack() as mounted:
+        try:
+            mounted.enter_context(small_disk(scene.folder, int(DISKS[0] * size)))
+        except OSError as error:
+            raise NotTriedError(f"needs a small disk, which only root may mount ({error})") from error
+        training.start()
+        if training.wait_for_end() == 0:
+            raise EndedError("the run ended before the disk was full")
+        words, since = training.last_words(), time.time()
+        enlarge(scene.folder, int(DISKS[1] * size))
+        training.start()
+        seconds = training.wait_for_training(since)
+        training.finish()
+    return Disturbed((seconds,), () if str(scene.folder) in words else (f"its error names no file: {words}",))
+
+
+def lose_storage(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The storage goes away."""
+    raise NotTriedError("needs object storage that can be cut off; cut yours off while train.py runs")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault.
+
+    Attributes:
+        disturb: Trains and disturbs.
+        options: What the training is given beside the options of all, of which `{folder}` is the scene's.
+    """
+
+    disturb: Callable[[Scene, TrainingProcess], Disturbed]
+    options: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """What happens, in a few words."""
+        return (self.disturb.__doc__ or "").strip().rstrip(".")
+
+
+FAULTS = {
+    "worker": Fault(lose_workers),
+    "node": Fault(lose_node),
+    "driver": Fault(lose_driver),
+    "terminated": Fault(terminate),
+    "slow": Fault(slow_worker),
+    "nan": Fault(diverge, ("--set", "optim.learning_rate=1e30", "--set", "optim.gradient_clip=0")),
+    "disk": Fault(fill_disk, ("--storage", "{folder}")),
+    "storage": Fault(lose_storage),
+}
