@@ -1,20 +1,12 @@
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 
 from data_catalog.storage.claims import claim
 from data_catalog.tables import building
 from experiments import demo, report, train
-from experiments.command_line import COME_AGAIN_STATUS
 from experiments.run import lifecycle
 from experiments.run.run_options import RunOptions
 from experiments.run.workers import ray_train
@@ -139,66 +131,6 @@ def test_run_that_another_process_trains_is_left_alone(trained, clip, workspace,
     assert "is being trained by another process" in capsys.readouterr().err
 
 
-def test_run_that_was_terminated_lost_a_worker_and_then_its_driver_ends_as_if_undisturbed(
-    trained, capsys, clip, workspace, tmp_path
-):
-    # Making the tables anew would take seconds. There are epochs enough that all ends come before the last.
-    options = ["--workers", "2", "--catalog", str(workspace / "catalog"), "--set", "train.epochs=16"]
-    undisturbed = run(capsys, clip, workspace, *options)
-
-    with started(clip, tmp_path, options) as process:
-        wait_until(tmp_path, process, lambda events: find_checkpoints(events) >= 1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == COME_AGAIN_STATUS
-    [path] = tmp_path.glob("train/*/journal.jsonl")
-    journal = Journal(path)
-    terminated = journal.read()
-    assert terminated[-1]["event"] == "interrupted"
-    assert terminated[-2]["event"] == "checkpoint"
-    assert terminated[-2]["step"] == terminated[-1]["step"]
-
-    with started(clip, tmp_path, options) as process:
-        wait_until(tmp_path, process, lambda events: find_checkpoints(events) > find_checkpoints(terminated))
-        worker = next(
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(child.cmdline()[:1])
-        )
-        worker.kill()
-        wait_until(
-            tmp_path,
-            process,
-            # The second checkpoint may be there before the worker has gone.
-            lambda events: (
-                find_checkpoints(events) >= find_checkpoints(terminated) + 2
-                and [event["event"] for event in events].count("resumed") == 2
-            ),
-        )
-        # Counted before the driver is killed: the end of its workers may be noted as a failure, too.
-        assert [event["event"] for event in journal.read()].count("worker_failed") == 1
-    ended = run(capsys, clip, tmp_path, *options)
-    # By the second start, by Ray Train, and by the third start.
-    assert [event["event"] for event in journal.read()].count("resumed") == 3
-    assert ended["resumed"]
-    assert ended["losses"] == undisturbed["losses"]
-    assert ended["metrics"] == undisturbed["metrics"]
-
-
-@contextmanager
-def started(clip, workspace, options):
-    """A process that trains the small run, killed with all its children at the end."""
-    command = [sys.executable, "experiments/train.py", *small_run.arguments(clip, workspace, *options)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def test_run_whose_output_is_no_terminal_prints_a_line_per_epoch(trained, clip, workspace, tmp_path, capsys):
     config, tables = small_run.configured(clip, workspace)
     lifecycle.run(config, tables, RunOptions.resolve(tmp_path), threads=1)
@@ -207,19 +139,6 @@ def test_run_whose_output_is_no_terminal_prints_a_line_per_epoch(trained, clip, 
     assert 2 <= len(lines) <= 1 + 3
     assert lines[-1].startswith("training: 3/3 epochs, ")
     assert re.search(r"00:00 left, loss=\d+\.\d+, validation mAP=", lines[-1])
-
-
-def wait_until(workspace, process, has_come):
-    """Wait until the only run of a workspace, which a process trains, has come to something."""
-    deadline = time.monotonic() + 240
-    while not any(has_come(Journal(path).read()) for path in workspace.glob("train/*/journal.jsonl")):
-        assert time.monotonic() < deadline, "the run takes too long"
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-
-
-def find_checkpoints(events):
-    return len({event["checkpoint"] for event in events if event.get("checkpoint")})
 
 
 def test_resume_goes_on_with_a_run_that_was_begun_and_refuses_a_new_one(trained, capsys, clip, workspace):

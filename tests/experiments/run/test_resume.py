@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from data_catalog.errors import StorageAwayError
 from data_catalog.storage.folders import Folder
+from experiments.evaluating.run_differences import find_differences
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import InterruptedRunError
 from experiments.run.stop_request import LOOK_SECONDS, STOP_FILE, stopping_on_sigterm
@@ -19,7 +20,6 @@ from tests.experiments.run.dying_run import train_until
 from tests.kept_workspace import CLIP
 
 OFTEN = "train.checkpoint_steps=1"
-TIMES = {"time", "began", "seconds", "worker_seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +37,23 @@ class EndedError(Exception):
     """Ends a run from a report of it."""
 
 
-def facts_of(run: RunFolder) -> list[dict]:
-    """What a run's journal says of its training, without the times and without the starts."""
-    kept = ("untrained", "epoch", "test")
-    latest = {
-        (event["event"], event.get("epoch")): {
-            name: value for name, value in event.items() if name not in TIMES
-        }
-        for event in run.journal.read()
-        if event["event"] in kept
-    }
-    return [facts | {"checkpoint": None} for facts in latest.values()]
-
-
 def assert_equal_runs(one: RunFolder, other: RunFolder) -> None:
     ours, theirs = (load_file(f"{run.result.checkpoint}/model.safetensors") for run in (one, other))
     assert list(ours) == list(theirs)
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
-    assert facts_of(one) == facts_of(other)
-    assert one.result.losses == other.result.losses
-    assert one.result.metrics == other.result.metrics
-    assert one.read_queries().equals(other.read_queries())
+    assert find_differences(one, other) == ()
+
+
+def test_what_two_runs_differ_in_is_named(undisturbed, workspace, tmp_path):
+    other = small_run.alone(CLIP, workspace, "optim.weight_decay=0.1", runs=tmp_path)
+    differences = find_differences(other, undisturbed)
+    assert {"epoch 2 differs", "test differs", "losses of the result differ"} <= set(differences)
+    assert "untrained differs" not in differences
+    lines = (other.path / "journal.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith('{"event": "epoch"') or '"epoch": 3,' not in line]
+    (other.path / "journal.jsonl").write_text("".join(kept))
+    assert "epoch 3 is missing" in find_differences(RunFolder(other.path), undisturbed)
 
 
 def test_run_with_checkpoints_in_its_epochs_is_the_same_run(undisturbed, workspace, tmp_path):

@@ -1,0 +1,55 @@
+"""Faults on trainings of seconds, by the command that users have."""
+
+import json
+
+import pytest
+
+from experiments import chaos
+from experiments.command_line import USAGE_STATUS
+from tests.experiments import small_run
+
+EPOCHS = ["--set", "train.epochs=16"]
+"""Enough that all faults come before the last."""
+
+
+@pytest.fixture
+def disturbed(trained, clip, workspace, capsys):
+    """Tries faults; gives the exit status, and what was printed."""
+
+    def call(*given):
+        # The tables of another test are there, and making them takes seconds.
+        options = ["--workers", "2", "--catalog", str(workspace / "catalog"), *EPOCHS]
+        status = chaos.main([*small_run.arguments(clip, workspace, *options), *given])
+        return status, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_run_that_loses_a_worker_or_its_driver_or_is_terminated_ends_as_if_undisturbed(disturbed, workspace):
+    status, report = disturbed("--fault", "worker", "driver", "terminated", "node", "--kills", "1")
+    assert status == 0
+    worker, node, driver, terminated = report["outcomes"]
+    assert "needs a cluster of two or more nodes" in node["not_tried"]
+    for outcome in (worker, driver, terminated):
+        assert outcome["lost"] == []
+        assert outcome["equal_weights"]
+        assert outcome["not_tried"] is outcome["kept"] is None
+        assert len(outcome["seconds_until_training"]) == 1
+        assert outcome["seconds_until_training"][0] > 0
+    assert [outcome["starts"] for outcome in (worker, driver, terminated)] == [1, 2, 2]
+    assert not list(workspace.glob("chaos-*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--kills", "0"], "--kills=0: expected 1 to train.epochs=4"),
+        (["--storage", "/elsewhere"], "--storage=/elsewhere: every run is a new one"),
+        (["--resume"], "--resume: every run is a new one"),
+        (["--set", "train.epochz=2"], "did you mean train.epochs"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused_before_anything_starts(given, message, tmp_path, capsys):
+    assert chaos.main(["--workspace", str(tmp_path), *given]) == USAGE_STATUS
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
