@@ -15,6 +15,7 @@ from experiments.command_line import COME_AGAIN_STATUS
 from experiments.faults.cluster_nodes import ClusterNodes, kill_worker, slow_down
 from experiments.faults.small_disk import enlarge, small_disk
 from experiments.faults.training_process import (
+    BEGINNINGS,
     EndedError,
     TrainingProcess,
     processes_of,
@@ -134,10 +135,10 @@ def terminate(scene: Scene, training: TrainingProcess) -> Disturbed:
     events = training.events()
     training.start()
     seconds = training.wait_for_training(since)
-    resumed = next(event for event in reversed(training.events()) if event["event"] == "resumed")
+    begun = [event for event in training.events() if event["event"] in BEGINNINGS]
     training.finish()
     lost = [] if status == COME_AGAIN_STATUS else [f"exit status {status}, not {COME_AGAIN_STATUS}"]
-    if (steps := steps_since_begin(events) - resumed["step"]) > 0:
+    if (steps := steps_since_begin(events) - begun[-1].get("step", 0)) > 0:
         lost.append(f"{steps} steps were trained again")
     return Disturbed((seconds,), tuple(lost))
 

@@ -12,31 +12,25 @@ EPOCHS = ["--set", "train.epochs=16"]
 """Enough that all faults come before the last."""
 
 
-@pytest.fixture
-def disturbed(trained, clip, workspace, capsys):
-    """Tries faults; gives the exit status, and what was printed."""
-
-    def call(*given):
-        # The tables of another test are there, and making them takes seconds.
-        options = ["--workers", "2", "--catalog", str(workspace / "catalog"), *EPOCHS]
-        status = chaos.main([*small_run.arguments(clip, workspace, *options), *given])
-        return status, json.loads(capsys.readouterr().out)
-
-    return call
-
-
-def test_run_that_loses_a_worker_or_its_driver_or_is_terminated_ends_as_if_undisturbed(disturbed, workspace):
-    status, report = disturbed("--fault", "worker", "driver", "terminated", "node", "--kills", "1")
-    assert status == 0
-    worker, node, driver, terminated = report["outcomes"]
+def test_run_that_loses_a_worker_or_is_terminated_ends_as_if_undisturbed(
+    ray_session, clip, workspace, capsys
+):
+    options = ["--workers", "2", *EPOCHS]
+    # Trained here, the undisturbed run is found: Ray has been started.
+    undisturbed = small_run.run(capsys, clip, workspace, *options)
+    faults = ["--fault", "worker", "terminated", "node", "--kills", "1"]
+    assert chaos.main([*small_run.arguments(clip, workspace, *options), *faults]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["undisturbed"] == undisturbed["run"]
+    worker, node, terminated = report["outcomes"]
     assert "needs a cluster of two or more nodes" in node["not_tried"]
-    for outcome in (worker, driver, terminated):
+    for outcome in (worker, terminated):
         assert outcome["lost"] == []
         assert outcome["equal_weights"]
         assert outcome["not_tried"] is outcome["kept"] is None
         assert len(outcome["seconds_until_training"]) == 1
         assert outcome["seconds_until_training"][0] > 0
-    assert [outcome["starts"] for outcome in (worker, driver, terminated)] == [1, 2, 2]
+    assert [outcome["starts"] for outcome in (worker, terminated)] == [1, 2]
     assert not list(workspace.glob("chaos-*"))
 
 

@@ -1,0 +1,129 @@
+"""What each fault does to a training, and what it makes of that; the training is a stand-in."""
+
+import random
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from data_catalog.storage import filesystems
+from experiments.faults import cluster_nodes
+from experiments.faults.cluster_nodes import ClusterNodes
+from experiments.faults.faults import FAULTS, NotTriedError, Scene
+from experiments.run.checkpoints import Checkpoint
+from experiments.run.run_folder import RunFolder
+from tests.experiments import made_up
+
+
+@pytest.fixture
+def worker():
+    """A process that looks like one of Ray Train's workers."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", "ray::RayTrainWorker"]
+    ) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    """On this machine, after an undisturbed run that took no time."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    undisturbed = SimpleNamespace(
+        journal=SimpleNamespace(epochs=lambda: [{"step": 40}]),
+        finished_result=SimpleNamespace(seconds={"steps": 0.0}),
+    )
+    return Scene(undisturbed, ClusterNodes(), random.Random(0), 1, may_end_nodes=False, folder=tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has begun."""
+    return RunFolder(tmp_path)
+
+
+def training(run, workers=(), **more):
+    """One that does nothing, and whose journal is that of a run."""
+    run.journal.append("untrained", processes=[{"host": socket.gethostname(), "pid": pid} for pid in workers])
+    run.journal.append("checkpoint", step=30)
+    calls = {name: lambda *given: 0 for name in ("start", "wait_for_end", "finish", "wait_for_training")}
+    events = {"events": run.journal.read, "wait": lambda has_come: run.journal.read()}
+    return SimpleNamespace(run=run, last_words=lambda: "error: it diverged", **(calls | events | more))
+
+
+def test_worker_is_killed_and_training_waited_for(scene, run, worker):
+    training_again = training(run, [worker.pid], wait_for_training=lambda since: time.time() - since)
+    disturbed = FAULTS["worker"].disturb(scene, training_again)
+    assert worker.wait() == -9
+    assert 0 < disturbed.seconds[0] < 60
+    assert disturbed.lost == ()
+
+
+def test_process_that_is_no_worker_is_left_alone():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        for touch in (cluster_nodes.kill_worker, cluster_nodes.slow_down, cluster_nodes.kill_raylet):
+            with pytest.raises(ProcessLookupError, match="is no worker of Ray Train any more"):
+                touch(other.pid)
+        assert other.poll() is None
+        other.kill()
+
+
+def test_slow_worker_stands_still_most_of_the_time_and_must_be_named(scene, run, worker):
+    seen = set()
+
+    def watch():
+        end = time.monotonic() + 10
+        while {psutil.STATUS_STOPPED, psutil.STATUS_SLEEPING} - seen and time.monotonic() < end:
+            seen.add(worker.status())
+            time.sleep(0.01)
+
+    scene.random.randrange = lambda count: 1
+    disturbed = FAULTS["slow"].disturb(scene, training(run, [1, worker.pid], finish=watch))
+    assert seen >= {psutil.STATUS_STOPPED, psutil.STATUS_SLEEPING}
+    assert disturbed.lost == ("the journal does not name worker 1 as slow",)
+    run.journal.append("epoch", slow_worker={"rank": 1, "host": "here"})
+    assert FAULTS["slow"].disturb(scene, training(run, [1, worker.pid])).lost == ()
+
+
+def test_sigterm_loses_steps_where_the_last_ones_have_no_checkpoint(scene, run):
+    def start_again(since):
+        run.journal.append("resumed", step=28)
+        return 2.0
+
+    disturbed = FAULTS["terminated"].disturb(
+        scene, training(run, send=lambda number: 0.0, wait_for_training=start_again)
+    )
+    assert disturbed.seconds == (2.0,)
+    assert disturbed.lost == ("exit status 0, not 75", "2 steps were trained again")
+
+
+@pytest.mark.parametrize(
+    ("facts", "weight", "lost"),
+    [
+        ({"samples": ["a"]}, 1.0, ()),
+        ({"samples": ["a"]}, torch.nan, ("weight of the last checkpoint is not finite",)),
+        ({}, 1.0, ("the journal does not name the batch: error: it diverged",)),
+    ],
+)
+def test_batch_of_a_loss_that_is_not_finite_is_named_and_weights_stay_finite(scene, run, facts, weight, lost):
+    checkpoint = made_up.checkpoint()
+    other = Checkpoint({"weight": torch.full((1,), weight)}, *list(vars(checkpoint).values())[1:])
+    other.store(*filesystems.open_root(run.file("checkpoint_1")))
+    run.journal.append("checkpoint", step=3, checkpoint="checkpoint_1")
+    stopped = training(run)
+    run.journal.append("stopped", step=4, **facts)
+    disturbed = FAULTS["nan"].disturb(scene, stopped)
+    assert (disturbed.lost, disturbed.goes_on) == (lost, False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("node", "needs a cluster of two"), ("storage", "needs object storage")]
+)
+def test_fault_that_cannot_be_produced_says_what_it_needs(scene, run, fault, reason):
+    with pytest.raises(NotTriedError, match=reason):
+        FAULTS[fault].disturb(scene, training(run))
