@@ -15,6 +15,11 @@ _received: list[int] = []
 """Signals that raised KeyboardInterrupt; libraries raise another one in its place."""
 
 
+def is_ending() -> bool:
+    """Whether Ctrl-C or SIGTERM has asked this process to end, and it now closes what it has opened."""
+    return bool(_received)
+
+
 def end_on_interrupt() -> None:
     """From now on Ctrl-C and SIGTERM end this process at once: for imports, help and the end of a command.
 

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from data_catalog.errors import StorageAwayError
+from data_catalog.interrupts import is_ending
 from data_catalog.ray_session import WORKER_VARIABLES
 
 DEFAULT_SECONDS = 600.0
@@ -68,7 +69,7 @@ def checking(check: Callable[[], None] | None) -> Iterator[None]:
 
 def is_temporary(error: OSError) -> bool:
     """Whether the same request may succeed later."""
-    return isinstance(error, ConnectionError) or _TEMPORARY.search(str(error)) is not None
+    return isinstance(error, ConnectionError | TimeoutError) or _TEMPORARY.search(str(error)) is not None
 
 
 class Patience:
@@ -82,7 +83,8 @@ class Patience:
         self.name = name
         self._is_reached = False
         self._away_since: float | None = None
-        self._lock = threading.Lock()
+        # The handler of a signal may ask in the middle of another request of its thread.
+        self._lock = threading.RLock()
 
     def ask(self, request: Callable[[], Answer], *, reaches: bool = True) -> Answer:
         """The answer to a request, which is repeated while the storage is away.
@@ -125,7 +127,7 @@ class Patience:
             since = min(began, began if self._away_since is None else self._away_since)
             self._away_since = since
         left = since + seconds - time.monotonic()
-        if left <= 0:
+        if left <= 0 or is_ending():
             if not seconds:
                 raise error
             raise StorageAwayError(

@@ -8,11 +8,13 @@ wherever it runs.
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 
+from data_catalog.errors import CatalogError
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
+from data_catalog.storage.patience import without_patience
 from experiments.tracking.polling import polling
 
 STOP_FILE = "stop-requested"
@@ -25,7 +27,8 @@ REMOTE_LOOK_SECONDS = 2.0
 def stopping_on_sigterm(folder: Folder) -> Iterator[None]:
     """Meanwhile the first SIGTERM leaves a request to stop in a folder: of a run's checkpoints, or a study's.
 
-    The second one does what SIGTERM did before. Only a process's main thread can answer signals.
+    The second one, or the first where the storage of the folder is away, does what SIGTERM did before.
+    Only a process's main thread can answer signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,7 +41,11 @@ def stopping_on_sigterm(folder: Folder) -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before)
-        filesystems.write_atomically(filesystem, path, b"")
+        try:
+            with without_patience():
+                filesystems.write_atomically(filesystem, path, b"")
+        except CatalogError:
+            signal.raise_signal(number)
 
     # A driver that was killed may have left one.
     remove()
@@ -47,7 +54,9 @@ def stopping_on_sigterm(folder: Folder) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        remove()
+        # Where the storage is away, the next start removes it.
+        with suppress(CatalogError):
+            remove()
 
 
 class StopRequest:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from data_catalog.errors import StorageAwayError
+from data_catalog.storage import filesystems
 from experiments import ablate
 from experiments import report as report_script
 from tests import tiny_clip
@@ -18,6 +20,23 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
     return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture
+def without_storage(monkeypatch):
+    """Meanwhile no folder can be read or written, as where object storage has gone; MLflow still answers."""
+
+    def refuse(*given):
+        raise StorageAwayError("s3://lab has not answered")
+
+    @contextlib.contextmanager
+    def lose():
+        with monkeypatch.context() as patched:
+            for request in ("exists", "list_files", "read_bytes", "write_atomically"):
+                patched.setattr(filesystems, request, refuse)
+            yield
+
+    return lose
 
 
 @pytest.fixture

@@ -74,6 +74,16 @@ def test_storage_that_stays_away_is_waited_for_as_long_as_said(
     assert one.ask(storage.away(0.1)) == "answer"
 
 
+def test_process_that_was_asked_to_end_waits_no_longer(
+    storage: Storage, waits: Callable[[float], Patience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = waits(60)
+    monkeypatch.setattr(patience, "is_ending", lambda: True)
+    with pytest.raises(StorageAwayError):
+        one.ask(storage.away(60))
+    assert storage.requests == 2
+
+
 def test_one_request_that_always_fails_ends_although_others_succeed(
     storage: Storage, waits: Callable[[float], Patience]
 ) -> None:

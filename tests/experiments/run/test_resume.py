@@ -136,19 +136,30 @@ def test_request_that_a_killed_driver_left_does_not_stop_the_next_start(tmp_path
     assert not (tmp_path / STOP_FILE).exists()
 
 
-def test_second_sigterm_does_what_it_did_before(tmp_path):
-    class OlderError(Exception):
-        pass
+class OlderError(Exception):
+    """Raised by what answers SIGTERM outside of training."""
 
+
+@pytest.fixture
+def older_handler():
     def older(number, frame):
         raise OlderError
 
     before = signal.signal(signal.SIGTERM, older)
-    try:
-        with stopping_on_sigterm(Folder(tmp_path)):
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_second_sigterm_does_what_it_did_before(tmp_path, older_handler):
+    with stopping_on_sigterm(Folder(tmp_path)):
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(OlderError):
             signal.raise_signal(signal.SIGTERM)
-            with pytest.raises(OlderError):
-                signal.raise_signal(signal.SIGTERM)
-        assert not (tmp_path / STOP_FILE).exists()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert not (tmp_path / STOP_FILE).exists()
+
+
+def test_sigterm_without_storage_for_a_checkpoint_does_what_it_did_before(
+    tmp_path, older_handler, without_storage
+):
+    with pytest.raises(OlderError), stopping_on_sigterm(Folder(tmp_path)), without_storage():
+        signal.raise_signal(signal.SIGTERM)
