@@ -5,7 +5,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache, partial
+from http.client import HTTPException
 from typing import Any, TypeVar
+from urllib.request import urlopen
 
 import pyarrow as pa
 from pyarrow import fs
@@ -21,6 +23,7 @@ _ATTEMPTS = 3
 """Of each request of S3, before it has failed: in the worst case after some 20 seconds."""
 _GCS_TIME = timedelta(seconds=8)
 """Google's client attempts that long, or a little longer."""
+_GOOGLE = "storage.googleapis.com"
 _ANY_REGION = "us-east-1"
 _CHUNK_BYTES = 8 * 2**20
 _MEMORY_BYTES = 64 * 2**20
@@ -69,6 +72,8 @@ class _Bucket(fs.FileSystemHandler):
 
     def _find(self) -> None:
         """Make sure that the bucket exists: without it, reading finds no files and says nothing."""
+        if self.filesystem.type_name == "gcs":
+            _refuse_silence(self.filesystem)
         try:
             is_missing = self.filesystem.get_file_info(self.name).type == fs.FileType.NotFound
         except OSError as error:
@@ -209,6 +214,22 @@ def _s3(filesystem: fs.S3FileSystem) -> fs.S3FileSystem:
         "allow_delayed_open": True,
     }
     return fs.S3FileSystem(**_options(filesystem) | changes)
+
+
+def _refuse_silence(filesystem: fs.GcsFileSystem) -> None:
+    """Make sure that Google's server says anything: its client waits two minutes for one that does not.
+
+    Raises:
+        TimeoutError: It does not.
+    """
+    options = _options(filesystem)
+    url = f"{options['scheme'] or 'https'}://{options['endpoint_override'] or _GOOGLE}"
+    try:
+        urlopen(url, timeout=_SILENT_SECONDS).close()
+    except (OSError, HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), TimeoutError):
+            raise TimeoutError(f"{url} has said nothing for {_SILENT_SECONDS:.0f} s") from error
+        # Any other answer is one; Google's client says what is wrong.
 
 
 def _options(filesystem: fs.FileSystem) -> dict[str, Any]:

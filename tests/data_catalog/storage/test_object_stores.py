@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from urllib.parse import urlencode
+from wsgiref.simple_server import make_server
 
 import pytest
 from pyarrow import fs
@@ -124,15 +125,42 @@ def refusing() -> Iterator[str]:
         yield f"127.0.0.1:{unused.getsockname()[1]}"
 
 
-def test_server_that_never_answers_is_given_up(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bucket", ["s3://lab", "gs://anonymous@lab"])
+def test_server_that_never_answers_is_given_up(
+    silent: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses_seconds = 3
     assert ATTEMPTS * (object_stores._CONNECT_SECONDS + object_stores._SILENT_SECONDS) + pauses_seconds < 30
     monkeypatch.setattr(object_stores, "_SILENT_SECONDS", 1.0)
     began = time.monotonic()
-    query = urlencode({"endpoint_override": silent, "scheme": "http", "region": REGION})
+    query = urlencode({"endpoint_override": silent, "scheme": "http"})
+    region = f"&region={REGION}" if bucket.startswith("s3") else ""
     with pytest.raises(CatalogError, match=r"lab/x.* cannot be reached .* check its address"):
-        list_datasets(f"s3://lab/x?{query}")
+        list_datasets(f"{bucket}/x?{query}{region}")
     assert time.monotonic() - began < 5
+
+
+@pytest.fixture(params=[401, 403])
+def unfriendly(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a server that answers every request with a status, as Google does without credentials."""
+
+    def refuse(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
+        start_response(f"{request.param} Refused", [("Content-Length", "0")])
+        return []
+
+    with make_server("127.0.0.1", 0, refuse) as server:
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("use", [lambda folder: folder.list_files(), lambda folder: folder.write("a", "b")])
+def test_missing_credentials_for_google_are_named(unfriendly: str, use: Callable[[Folder], object]) -> None:
+    query = urlencode({"endpoint_override": unfriendly, "scheme": "http"})
+    with pytest.raises(
+        CatalogError, match=r"cannot be reached: there are no credentials.*GOOGLE_APPLICATION_CRED"
+    ):
+        use(Folder(f"gs://anonymous@lab/x?{query}"))
 
 
 def test_google_server_that_is_not_there_is_given_up(refusing: str, monkeypatch: pytest.MonkeyPatch) -> None:
