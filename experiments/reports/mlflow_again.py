@@ -178,7 +178,7 @@ def _send_study(options: RunOptions, folder: StudyFolder, on_sent: OnSent) -> di
             }
         folders = {name: RunFolder(options.workspace / TRAIN / name, options.catalog) for name in stored}
         runs = [StudyRun(folders[name], run.name, run.tags) for name, run in stored.items()]
-        status = {
+        endings = {
             name: run.status or ("FINISHED" if folders[name].is_finished else _end_of(folders[name]))
             for name, run in stored.items()
         }
@@ -196,7 +196,8 @@ def _send_study(options: RunOptions, folder: StudyFolder, on_sent: OnSent) -> di
             files = [RESULT_FILE, *result.files.values()]
             if study_logger.parent.run_id is not None:
                 folder.write_result(result.model_copy(update={"mlflow": study_logger.parent.mlflow_run}))
-        study_logger.finish(runs, status, files, complete=result is not None and result.is_complete)
+        ended = "KILLED" if result is None else "FINISHED" if result.is_complete else "FAILED"
+        study_logger.finish(runs, endings, files, ended)
     wrong = {
         f"{folder.name}/{name}": "its folder is gone from the workspace"
         for name, run in folders.items()

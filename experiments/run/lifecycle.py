@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from data_catalog.errors import NotWritableError, StorageAwayError
+from data_catalog.errors import CatalogError, NotWritableError, StorageAwayError
 from data_catalog.progress import ShowProgress, open_progress
 from data_catalog.ray_failures import describe_failure
 from data_catalog.storage import filesystems
@@ -20,7 +20,7 @@ from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import INITIAL_FILE, RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import InterruptedRunError, LoggedRunResult, RunError
+from experiments.run.run_result import InterruptedRunError, LoggedRunResult, RunError, status_after
 from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import StopRequest, stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster, train_on_workers
@@ -264,13 +264,20 @@ def _logged(folder: RunFolder, options: RunOptions) -> Iterator[MlflowLogger | N
     mlflow_logger = MlflowLogger(options.tracking_uri, folder, options.workspace, describe_run(folder))
     try:
         yield mlflow_logger
+        figures = run_figures.find_pictures(folder) or run_figures.draw_all(folder, folder.finished_result)
+        files = [*figures, *folder.files]
     except BaseException as error:
-        failed = isinstance(error, RunError) and not isinstance(error, InterruptedRunError)
-        files = [] if isinstance(error, StorageAwayError) else folder.files
-        mlflow_logger.finish("FAILED" if failed else "KILLED", files)
+        mlflow_logger.finish(*_ended_early(folder, error))
         raise
-    figures = run_figures.find_pictures(folder) or run_figures.draw_all(folder, folder.finished_result)
-    mlflow_logger.finish("FINISHED", [*figures, *folder.files])
+    mlflow_logger.finish("FINISHED", files)
+
+
+def _ended_early(folder: RunFolder, error: BaseException) -> tuple[str, list[str]]:
+    """MLflow's status of a run that an error ends, and the files that it can be sent."""
+    try:
+        return "FINISHED" if folder.is_finished else status_after(error), folder.files
+    except CatalogError:
+        return status_after(error), []
 
 
 def _warn_of_other_code(folder: RunFolder) -> None:
@@ -288,7 +295,6 @@ def _observed(folder: RunFolder, mlflow_logger: MlflowLogger | None) -> Iterator
     if mlflow_logger is None:
         yield
         return
-    mlflow_logger.reopen()
     epochs, done = folder.config.train.epochs, len(folder.journal.epochs())
     with (
         open_progress("starting workers", "epoch", epochs, done, line_each=True) as show,

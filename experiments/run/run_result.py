@@ -33,6 +33,12 @@ class InterruptedRunError(RunError):
     """A run that was asked to stop, and has stored a checkpoint from which the same command continues."""
 
 
+def status_after(error: BaseException) -> str:
+    """MLflow's status of a run or study that an error ends: KILLED where it was asked to end, else FAILED."""
+    was_asked = isinstance(error, InterruptedRunError) or not isinstance(error, Exception)
+    return "KILLED" if was_asked else "FAILED"
+
+
 class FeatureMetrics(Record):
     """Retrieval metrics of one feature; all are fractions."""
 

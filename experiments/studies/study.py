@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
-from data_catalog.errors import name_first
+from data_catalog.errors import CatalogError, name_first
 from data_catalog.progress import open_progress
 from experiments.run.run_description import code_version, note_start, other_code_digests
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import RunError
+from experiments.run.run_result import RunError, status_after
 from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster
@@ -88,8 +88,8 @@ class Study(ABC, Generic[Result]):
         """How many units are done, and a text to show beside it; called by another thread meanwhile."""
 
     def statuses(self) -> dict[str, str]:
-        """MLflow's status of each run that has ended, by its name: FINISHED, FAILED or KILLED."""
-        return {run.folder.name: "FINISHED" if run.folder.is_finished else "FAILED" for run in self.runs()}
+        """MLflow's status of each run known to have ended, by its name: FINISHED, FAILED or KILLED."""
+        return {run.folder.name: "FINISHED" for run in self.runs() if run.folder.is_finished}
 
     @abstractmethod
     def summarise(self, mlflow: MlflowRun) -> Result:
@@ -106,25 +106,26 @@ class Study(ABC, Generic[Result]):
         with self.folder.claimed(self._busy()):
             self.folder.belong_to(self.kind, self.fingerprint)
             self.open()
-            study_logger = self._logger()
             warned = _warn_of_other_code(self.runs())
-            if not self.is_trained():
+            is_trained = self.is_trained()
+            if not is_trained:
                 check_cluster(self.options.places(trials=True))
-                study_logger.parent.reopen()
-                note_start(self.folder.journal)
-                with self._observed(study_logger), stopping_on_sigterm(self.folder):
-                    self.train()
-            result = self.summarise(study_logger.parent.mlflow_run)
-            runs = self.runs()
-            _warn_of_other_code(runs, warned)
-            # Before it is logged to MLflow, which may take its time, or fail.
-            self._store_runs(runs, self.statuses())
-            self.folder.write_result(result)
-            study_logger.sync(runs)
-            result = result.model_copy(update={"mlflow": study_logger.parent.mlflow_run})
-            self.folder.write_result(result)
-            files = [RESULT_FILE, *result.files.values()]
-            study_logger.finish(runs, self.statuses(), files, complete=result.is_complete)
+            with self._logged() as study_logger:
+                if not is_trained:
+                    note_start(self.folder.journal)
+                    with self._observed(study_logger), stopping_on_sigterm(self.folder):
+                        self.train()
+                result = self.summarise(study_logger.parent.mlflow_run)
+                runs, endings = self.runs(), self._endings("FAILED")
+                _warn_of_other_code(runs, warned)
+                # Before it is logged to MLflow, which may take its time, or fail.
+                self._store_runs(runs, endings)
+                self.folder.write_result(result)
+                study_logger.sync(runs)
+                result = result.model_copy(update={"mlflow": study_logger.parent.mlflow_run})
+                self.folder.write_result(result)
+                files = [RESULT_FILE, *result.files.values()]
+                study_logger.finish(runs, endings, files, "FINISHED" if result.is_complete else "FAILED")
         return result.located(self.folder)
 
     def _busy(self) -> RunError:
@@ -138,29 +139,41 @@ class Study(ABC, Generic[Result]):
         return POLL_SECONDS if self.folder.is_local else REMOTE_POLL_SECONDS
 
     @contextmanager
-    def _observed(self, study_logger: StudyLogger) -> Iterator[None]:
-        """Show the progress meanwhile, log it to MLflow, and close the study there if it is interrupted."""
+    def _logged(self) -> Iterator[StudyLogger]:
+        """Log the study to MLflow meanwhile, and close it there if it ends early."""
+        study_logger = self._logger()
         try:
-            with (
-                # Runs of an ablation train at once, so that their epochs would be many lines.
-                open_progress("training", self.unit, self.total, line_each=self.unit == "trial") as show,
-                polling(lambda: show(*self.progress()), self._poll_seconds),
-                # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
-                polling(lambda: study_logger.sync(self.runs()), LOG_SECONDS, final_call=False),
-            ):
-                yield
-        except BaseException:
-            # Once the threads have ended, so that no two of them log at once.
-            runs = self.runs()
-            status = {run.folder.name: "FINISHED" if run.folder.is_finished else "KILLED" for run in runs}
-            self._store_runs(runs, status)
-            study_logger.finish(runs, status, [], complete=False)
+            yield study_logger
+        except BaseException as error:
+            status, endings = status_after(error), dict[str, str]()
+            try:
+                runs, endings = self.runs(), self._endings(status)
+                self._store_runs(runs, endings)
+                study_logger.finish(runs, endings, [], status)
+            except CatalogError:
+                study_logger.close(endings, status)
             raise
 
-    def _store_runs(self, runs: Sequence[StudyRun], status: Mapping[str, str]) -> None:
+    @contextmanager
+    def _observed(self, study_logger: StudyLogger) -> Iterator[None]:
+        """Show the progress meanwhile, and log it to MLflow."""
+        with (
+            # Runs of an ablation train at once, so that their epochs would be many lines.
+            open_progress("training", self.unit, self.total, line_each=self.unit == "trial") as show,
+            polling(lambda: show(*self.progress()), self._poll_seconds),
+            # In a thread of its own: a server that hangs must not stop the bar. `finish` logs the end.
+            polling(lambda: study_logger.sync(self.runs()), LOG_SECONDS, final_call=False),
+        ):
+            yield
+
+    def _endings(self, otherwise: str) -> dict[str, str]:
+        """MLflow's status of every run, by its name, now that the study ends."""
+        return {run.folder.name: otherwise for run in self.runs()} | self.statuses()
+
+    def _store_runs(self, runs: Sequence[StudyRun], endings: Mapping[str, str]) -> None:
         self.folder.write_runs(
             {
-                run.folder.name: StoredRun(name=run.name, tags=run.tags, status=status.get(run.folder.name))
+                run.folder.name: StoredRun(name=run.name, tags=run.tags, status=endings[run.folder.name])
                 for run in runs
             }
         )

@@ -51,7 +51,9 @@ class StudyLogger:
         self.parent.sync()
         for run in runs:
             # A server that does not answer would make each of them wait.
-            if run.folder.name in self._closed or self.parent.behind or (child := self._child(run)) is None:
+            if run.folder.name in self._closed or not self.parent.answers:
+                continue
+            if (child := self._child(run)) is None:
                 continue
             if not run.folder.is_finished:
                 child.sync()
@@ -61,22 +63,34 @@ class StudyLogger:
                 self._closed.add(run.folder.name)
 
     def finish(
-        self, runs: Sequence[StudyRun], status: Mapping[str, str], artifacts: Sequence[str], complete: bool
+        self, runs: Sequence[StudyRun], endings: Mapping[str, str], artifacts: Sequence[str], status: str
     ) -> None:
         """Close the children and the parent.
 
         Args:
             runs: All runs of the study.
-            status: Of each run that has ended, by its name: FINISHED, FAILED or KILLED.
+            endings: Of each run, by its name: FINISHED, FAILED or KILLED.
             artifacts: Names of files in the folder of the study.
-            complete: Whether the study has all the runs that it was asked for.
+            status: Of the study: FINISHED where it has all the runs that it was asked for.
         """
         self.parent.sync()
         for run in runs:
-            child = None if self.parent.behind else self._child(run)
-            if child is not None and run.folder.name in status:
-                child.finish(status[run.folder.name], run.folder.files)
-        self.parent.finish("FINISHED" if complete else "FAILED", artifacts)
+            child = self._child(run) if self.parent.answers else None
+            if child is not None:
+                child.finish(endings[run.folder.name], run.folder.files)
+        self.parent.finish(status, artifacts)
+
+    def close(self, endings: Mapping[str, str], status: str) -> None:
+        """Close the children and the parent with what was sent before: the workspace is out of reach.
+
+        Args:
+            endings: As in `finish`, as far as they are known.
+            status: Of the study and of all other runs that are not known to be finished: FAILED or KILLED.
+        """
+        for (_, run), child in self._children.items():
+            if run not in self._closed and self.parent.answers:
+                child.close(endings.get(run, status))
+        self.parent.close(status)
 
     @property
     def failures(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_catalog.errors import describe_cause
+from data_catalog.errors import CatalogError, describe_cause
 from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
 from experiments.tracking.journal import Event
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 UUID_TAG = "stmi.identity"
 """Tag with the uuid of a run, or of a study's child, which is found by it in any store."""
+WRITER_TAG = "stmi.writer"
+"""Tag with the uuid of the logger that showed the run as running last."""
+RUNNING = "RUNNING"
 _BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 """MLflow takes at most this many in one call."""
 
@@ -73,6 +76,7 @@ class MlflowLogger:
 
     Attributes:
         failure: Why the last try to send something failed; None where it did not.
+        answers: Whether MLflow answered at the last try; what failed then is the workspace.
     """
 
     def __init__(
@@ -91,7 +95,12 @@ class MlflowLogger:
         self.description = description
         self.journal = self.folder.journal
         self.failure: str | None = None
+        self.answers = True
         self._found = False
+        self._writer = uuid.uuid4().hex
+        self._is_open = False
+        self._status: str | None = None
+        self._last_event: int | None = None
         self._state_file = state
         self._state = MlflowState(uri=self.public_uri, uuid=uuid.uuid4().hex)
         if (stored := read_state(self.folder, state)) is not None:
@@ -121,23 +130,17 @@ class MlflowLogger:
         """Where MLflow has the run, and whether it lacks something."""
         return LoggedRun(**dict(self.mlflow_run), behind=self.behind)
 
-    def reopen(self) -> None:
-        """Show a run as running that had ended before and now goes on."""
-
-        def send() -> None:
-            if self._state.status:
-                # First, so that the run is closed at its end even if the next line fails.
-                self._remember(status="")
-                self._client().update_run(self.run_id, status="RUNNING")
-
-        self._attempt(send)
-
     def sync(self) -> None:
-        """Send what the journal has and MLflow has not; on failure warn once and leave it for later."""
+        """Send what the journal has and MLflow has not; on failure warn once and leave it for later.
+
+        A run that had ended, and whose journal has grown since, is shown as running again.
+        """
         self._attempt(self._sync)
 
     def finish(self, status: str, artifacts: Sequence[str]) -> None:
         """Send the rest and the files that have changed, and close the run.
+
+        Where the workspace is out of reach or full, the run is closed with what was sent before.
 
         Args:
             status: FINISHED, FAILED or KILLED.
@@ -145,16 +148,24 @@ class MlflowLogger:
         """
 
         def send() -> None:
-            self._sync()
-            for name in artifacts:
-                self._send_file(name)
-            if self._state.status == status:
-                return
-            ended = [int(event["time"] * 1000) for event in self.journal.read()[-1:]]
-            self._client().set_terminated(self.run_id, status, *ended)
-            self._remember(status=status)
+            try:
+                self._sync()
+                for name in artifacts:
+                    self._send_file(name)
+            except CatalogError:
+                self._close(status)
+                raise
+            self._close(status)
 
         self._attempt(send)
+
+    def close(self, status: str) -> None:
+        """Close the run with what was sent before: its workspace is out of reach.
+
+        Args:
+            status: FAILED or KILLED.
+        """
+        self._attempt(lambda: self._close(status))
 
     def _attempt(self, send: Callable[[], None]) -> None:
         try:
@@ -168,14 +179,14 @@ class MlflowLogger:
                 # Another store has replaced the one that had the run; everything is logged to it.
                 self._forget()
                 send()
-            self.failure = None
+            self.failure, self.answers = None, True
         except Exception as error:
             # Whatever goes wrong between here and a server must not end a training run.
+            self.answers = isinstance(error, CatalogError)
             reason = describe_cause(error).replace(self.uri, self.public_uri)
             if not self.behind:
-                logger.warning(
-                    "MLflow at %s cannot be reached (%s); the journal keeps it", self.public_uri, reason
-                )
+                what = "lacks something" if self.answers else "cannot be reached"
+                logger.warning("MLflow at %s %s (%s); the journal keeps it", self.public_uri, what, reason)
             self.failure = reason
             # Somebody may delete the run there meanwhile.
             self._found = False
@@ -184,6 +195,7 @@ class MlflowLogger:
         """Look once for a run that an earlier process logged, even where nothing is left to send."""
         if self.run_id is not None and not self._found:
             run = self._client().get_run(self.run_id)
+            self._status = run.info.status
             if run.info.lifecycle_stage == "deleted":
                 self._forget()
         self._found = True
@@ -198,6 +210,10 @@ class MlflowLogger:
             self._describe()
         events = self.journal.read()
         unsent = events[self._state.sent :]
+        if events:
+            self._last_event = int(events[-1]["time"] * 1000)
+        if unsent and not self._is_open:
+            self._open()
         metrics = [entry for event in unsent for entry in metrics_of(event)]
         tags = {name: value for event in unsent for name, value in event.get("tags", {}).items()}
         if metrics or tags:
@@ -206,8 +222,26 @@ class MlflowLogger:
             self._log_batches(
                 metrics=[Metric(*entry) for entry in metrics], tags=[RunTag(*tag) for tag in tags.items()]
             )
-        if len(events) > self._state.sent:
+        if unsent:
             self._remember(sent=len(events))
+
+    def _open(self) -> None:
+        """Show the run as running, and that this process logs it now."""
+        client = self._client()
+        client.set_tag(self.run_id, WRITER_TAG, self._writer)
+        if self._status != RUNNING:
+            client.update_run(self.run_id, status=RUNNING)
+        self._status, self._is_open = RUNNING, True
+
+    def _close(self, status: str) -> None:
+        if self.run_id is None or self._status == status:
+            return
+        client = self._client()
+        # A process that could not reach its workspace for a while may have a successor, which logs the run.
+        if self._is_open and client.get_run(self.run_id).data.tags.get(WRITER_TAG) != self._writer:
+            return
+        client.set_terminated(self.run_id, status, self._last_event)
+        self._status, self._is_open = status, False
 
     def _log_batches(self, **entries: list[Any]) -> None:
         """Log metrics, params and tags, as many in one call as MLflow takes."""
@@ -244,12 +278,14 @@ class MlflowLogger:
         mine = f"tags.`{UUID_TAG}` = '{self._state.uuid}'"
         known = client.search_runs([experiment_id], mine, max_results=1)
         if known:
+            self._status = known[0].info.status
             self._remember(run_id=known[0].info.run_id, experiment_id=experiment_id)
             return
         self._remember()
         began = [int(event["time"] * 1000) for event in self.journal.read()[:1]]
-        tags = {UUID_TAG: self._state.uuid}
+        tags = {UUID_TAG: self._state.uuid, WRITER_TAG: self._writer}
         run = client.create_run(experiment_id, *began, tags=tags, run_name=self.description.name)
+        self._status, self._is_open = RUNNING, True
         self._remember(run_id=run.info.run_id, experiment_id=experiment_id)
 
     def _describe(self) -> None:
@@ -266,6 +302,7 @@ class MlflowLogger:
     def _forget(self) -> None:
         """Begin anew with a run that the store does not have, or does not have any more."""
         self._state = MlflowState(uri=self.public_uri, uuid=self._state.uuid)
+        self._status, self._is_open = None, False
         self._remember()
 
     def _remember(self, **changes: Any) -> None:

@@ -154,8 +154,8 @@ class MlflowState(MlflowRun):
     """How many events of the journal were logged."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name to the digest of what was logged."""
-    status: str = ""
-    """With which the run was closed; empty while it goes on."""
+    status: str = Field(default="", exclude=True)
+    """Of older versions; the store itself knows it."""
     uuid: str | None = Field(default=None, alias="identity")
     """Identifies the run in any store; stored under a key from before the name."""
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from data_catalog.errors import StorageAwayError
+from data_catalog.errors import CatalogError
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +19,18 @@ def polling(callback: Callable[[], None], every_seconds: float, *, final_call: b
         every_seconds: Length of the pause.
         final_call: Call it once more at the end, so that it misses nothing.
     """
-    stop = threading.Event()
+    stop, is_failing = threading.Event(), False
 
     def call() -> None:
+        nonlocal is_failing
         try:
             callback()
-        except StorageAwayError as error:
-            # It may come back before the others have to give up, too.
-            logger.warning("%s", error)
+            is_failing = False
+        except CatalogError as error:
+            # Storage may come back before the others have to give up, too.
+            if not is_failing:
+                logger.warning("%s", error)
+            is_failing = True
 
     def poll() -> None:
         call()

@@ -86,8 +86,8 @@ class SweepResult(StudyResult):
 
     @property
     def is_complete(self) -> bool:
-        """Whether as many trials as asked for came to an end."""
-        return not self.missing
+        """Whether as many trials as asked for came to an end, and one of them is finished."""
+        return not self.missing and self.best is not None
 
 
 def find_best(trials: Sequence[SweepTrial]) -> SweepTrial | None:

@@ -71,7 +71,7 @@ def contents(uri):
 def _content(client, run, parents):
     tags = dict(run.data.tags)
     parent = tags.pop("mlflow.parentRunId", None)
-    for own in ("stmi.folder", "mlflow.user", "mlflow.source.name"):
+    for own in ("stmi.folder", "stmi.writer", "mlflow.user", "mlflow.source.name"):
         tags.pop(own, None)
     names = [item.path for item in client.list_artifacts(run.info.run_id)]
     pictures = [item.path for item in client.list_artifacts(run.info.run_id, "pictures")]
@@ -165,7 +165,7 @@ def test_study_that_was_interrupted_is_sent_from_object_storage(object_storage, 
     sent = send(workspace, "--tracking-uri", store)
     assert (sent["runs"], sent["studies"], sent["wrong"]) == (["stopped"], {"s": 1}, {})
     found = {run["name"]: (run["parent"], run["status"]) for run in contents(store)}
-    assert found == {"s": (None, "FAILED"), "the run": ("s", "KILLED"), "demo seed=0": (None, "FAILED")}
+    assert found == {"s": (None, "KILLED"), "the run": ("s", "KILLED"), "demo seed=0": (None, "FAILED")}
     assert study.read_runs()["killed"].status == "KILLED"
 
 

@@ -1,9 +1,16 @@
 """What a run that was interrupted shows and notes when it goes on."""
 
+import time
+
+import mlflow
 import pytest
 
+from data_catalog.errors import NotWritableError, StorageAwayError
 from experiments.run import lifecycle
+from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
+from experiments.run.run_result import InterruptedRunError, RunError, StoppedError
+from experiments.tracking.mlflow_store import local_store
 from tests.experiments import small_run
 
 
@@ -55,3 +62,41 @@ def test_start_before_the_first_checkpoint_is_noted_and_measures_the_untrained_m
     undisturbed = small_run.alone(clip, workspace, "train.checkpoint_every=3", runs=tmp_path / "undisturbed")
     assert run.result.losses == undisturbed.result.losses
     assert run.result.untrained == undisturbed.result.untrained
+
+
+def test_mlflow_shows_how_each_start_of_a_run_ended_and_that_it_goes_on(
+    clip, workspace, tmp_path, monkeypatch
+):
+    config, tables = small_run.configured(clip, workspace)
+    options = RunOptions.resolve(tmp_path, tracking_uri=local_store(workspace))
+    folder = RunFolder.of(tmp_path, config, tables)
+    client = mlflow.MlflowClient(options.tracking_uri)
+
+    ids = set()
+
+    def status():
+        if folder.mlflow is None or folder.mlflow.run_id is None:
+            return None
+        ids.add(folder.mlflow.run_id)
+        return client.get_run(folder.mlflow.run_id).info.status
+
+    def start(error):
+        def train(*given):
+            deadline = time.monotonic() + 60
+            while status() != "RUNNING":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            raise error
+
+        monkeypatch.setattr(lifecycle, "train_on_workers", train)
+        with pytest.raises(type(error)):
+            lifecycle.run(config, tables, options)
+        return status()
+
+    assert start(RunError("a node of the cluster was lost")) == "FAILED"
+    assert start(StoppedError("the loss is nan")) == "FAILED"
+    assert start(StorageAwayError("s3://lab has not answered")) == "FAILED"
+    assert start(NotWritableError("no space left on device")) == "FAILED"
+    assert start(InterruptedRunError("stopped by SIGTERM")) == "KILLED"
+    assert start(KeyboardInterrupt()) == "KILLED"
+    assert len(ids) == 1

@@ -1,14 +1,18 @@
+import contextlib
 import json
+import time
 from typing import ClassVar
 
 import mlflow
 import pytest
 
+from data_catalog.errors import NotWritableError, StorageAwayError
 from experiments.recipes import ConfigError
 from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
+from experiments.studies import study
 from experiments.studies.study import Study, describe_other_code
 from experiments.studies.study_folder import StoredRun, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
@@ -62,9 +66,15 @@ def run(tmp_path):
     return StudyRun(folder, "the run")
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One store for all tests: making its tables takes seconds."""
+    return local_store(tmp_path_factory.mktemp("store"))
+
+
 @pytest.fixture
-def options(tmp_path):
-    return RunOptions.resolve(tmp_path, tracking_uri=local_store(tmp_path))
+def options(tmp_path, store):
+    return RunOptions.resolve(tmp_path, tracking_uri=store)
 
 
 def make_logger(options):
@@ -103,33 +113,83 @@ def test_child_is_closed_when_its_run_is_finished_and_the_study_goes_on(run, opt
     assert parent.info.status == "RUNNING"
 
 
-def test_interrupted_study_is_closed_in_mlflow_and_opened_again(run, options):
-    shown = []
+def shown(options):
+    """MLflow's status of the study and of its only run, as far as they are logged."""
+    parent = make_logger(options).parent
+    if parent.run_id is None:
+        return ()
+    study = mlflow.MlflowClient(options.tracking_uri).get_run(parent.run_id)
+    return study.info.status, *(child.info.status for child in children(options, parent))
 
+
+def wait_until_shown(options, *statuses):
+    deadline = time.monotonic() + 60
+    while shown(options) != statuses:
+        assert time.monotonic() < deadline, shown(options)
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def finish(run, options):
+    """Trains the run of a study that goes on, once MLflow shows both as running again."""
+
+    def train():
+        note_start(run.folder.journal)
+        wait_until_shown(options, "RUNNING", "RUNNING")
+        (run.folder.path / "result.json").write_text("{}")
+
+    return train
+
+
+@pytest.fixture
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(study, "LOG_SECONDS", 0.05)
+
+
+def test_interrupted_study_is_closed_in_mlflow_and_opened_again(run, options, finish, short_pauses):
     def interrupt():
         raise KeyboardInterrupt
 
-    def finish():
-        parent = make_logger(options).parent
-        shown.append(mlflow.MlflowClient(options.tracking_uri).get_run(parent.run_id).info.status)
-        (run.folder.path / "result.json").write_text("{}")
-
     with pytest.raises(KeyboardInterrupt):
         OneRun(run, options, interrupt).run()
+    assert shown(options) == ("KILLED", "KILLED")
     parent = make_logger(options).parent
-    client = mlflow.MlflowClient(options.tracking_uri)
-    (child,) = children(options, parent)
-    assert (client.get_run(parent.run_id).info.status, child.info.status) == ("FAILED", "KILLED")
     folder = StudyFolder.of(options.workspace, "s")
     assert folder.read_runs() == {"r": StoredRun(name="the run", status="KILLED")}
     assert folder.read_description().recipe == "demo"
     result = OneRun(run, options, finish).run()
-    assert shown == ["RUNNING"]
     assert result.mlflow.run_id == parent.run_id
-    (child,) = children(options, parent)
-    assert (client.get_run(parent.run_id).info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert shown(options) == ("FINISHED", "FINISHED")
     assert folder.read_runs()["r"].status == "FINISHED"
     assert [event["event"] for event in folder.journal.read()] == ["started", "started"]
+
+
+def test_study_whose_storage_goes_away_is_closed_in_mlflow_and_opened_again(
+    run, options, finish, short_pauses, without_storage
+):
+    with contextlib.ExitStack() as stack:
+
+        def lose_storage():
+            wait_until_shown(options, "RUNNING", "RUNNING")
+            stack.enter_context(without_storage())
+            raise StorageAwayError("s3://lab has not answered")
+
+        with pytest.raises(StorageAwayError):
+            OneRun(run, options, lose_storage).run()
+    assert shown(options) == ("FAILED", "FAILED")
+    OneRun(run, options, finish).run()
+    assert shown(options) == ("FINISHED", "FINISHED")
+
+
+def test_study_that_cannot_write_its_result_is_closed_in_mlflow(run, options, monkeypatch):
+    def refuse(folder, result):
+        raise NotWritableError("no space left")
+
+    (run.folder.path / "result.json").write_text("{}")
+    monkeypatch.setattr(StudyFolder, "write_result", refuse)
+    with pytest.raises(NotWritableError):
+        OneRun(run, options, lambda: None).run()
+    assert shown(options) == ("FAILED", "FINISHED")
 
 
 def test_finished_study_trains_nothing(run, options):
@@ -153,7 +213,7 @@ def test_server_that_does_not_answer_is_waited_for_once_a_round(run, options, mo
     again.folder.journal.append("row", name="A")
     again.sync([run] * 3)
     assert len(asked) == 1
-    again.finish([run] * 3, {"r": "FINISHED"}, [], complete=True)
+    again.finish([run] * 3, {"r": "FINISHED"}, [], "FINISHED")
     assert len(asked) == 3
 
 

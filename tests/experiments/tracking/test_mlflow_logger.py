@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 from mlflow.cli import gc
 
+from data_catalog.errors import NotWritableError
+from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger
@@ -161,15 +163,67 @@ def test_parameters_that_a_failing_server_missed_are_sent_later(workspace, folde
     assert stored(workspace, logger)[1].data.params["str.tokens"] == "4"
 
 
-def test_failed_run_is_shown_as_running_when_it_is_tried_again(workspace, folder):
-    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
-    logger.finish("FAILED", [])
-    assert stored(workspace, logger)[1].info.status == "FAILED"
-    again = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
-    again.reopen()
-    assert stored(workspace, again)[1].info.status == "RUNNING"
+def go_on(workspace, folder) -> MlflowLogger:
+    """The logger of another start of the run."""
+    Journal(folder / "journal.jsonl").append("started")
+    return MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+
+
+def status(workspace, folder):
+    """Of the only run that the store has of this folder."""
+    (run,) = find_runs(workspace, folder)
+    return run.info.status
+
+
+def test_failed_run_is_shown_as_running_when_it_goes_on(workspace, folder):
+    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).finish("FAILED", [])
+    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).sync()
+    assert status(workspace, folder) == "FAILED"
+    again = go_on(workspace, folder)
+    again.sync()
+    assert status(workspace, folder) == "RUNNING"
     again.finish("FINISHED", [])
-    assert stored(workspace, again)[1].info.status == "FINISHED"
+    assert status(workspace, folder) == "FINISHED"
+
+
+def test_run_whose_workspace_went_away_is_closed_and_goes_on_later(workspace, folder, without_storage):
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.sync()
+    with without_storage():
+        logger.finish("FAILED", ["journal.jsonl"])
+    assert status(workspace, folder) == "FAILED"
+    assert (logger.answers, logger.failure) == (True, "s3://lab has not answered")
+    again = go_on(workspace, folder)
+    again.sync()
+    assert status(workspace, folder) == "RUNNING"
+    again.finish("FINISHED", ["journal.jsonl"])
+    assert status(workspace, folder) == "FINISHED"
+
+
+def test_run_on_a_full_disk_is_closed(workspace, folder, monkeypatch):
+    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    logger.sync()
+    Journal(folder / "journal.jsonl").append("failed", error="no space left")
+
+    def refuse(*given):
+        raise NotWritableError("no space left")
+
+    monkeypatch.setattr(filesystems, "write_atomically", refuse)
+    logger.finish("FAILED", ["journal.jsonl"])
+    assert status(workspace, folder) == "FAILED"
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_run_that_another_process_has_taken_over_is_left_to_it(workspace, folder, is_ended):
+    before = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
+    before.sync()
+    successor = go_on(workspace, folder)
+    successor.sync()
+    if is_ended:
+        successor.finish("FINISHED", [])
+    before.close("FAILED")
+    before.finish("FAILED", [])
+    assert status(workspace, folder) == ("FINISHED" if is_ended else "RUNNING")
 
 
 def test_file_that_changed_is_sent_again_and_no_other(workspace, folder, monkeypatch):
@@ -198,14 +252,14 @@ def test_file_that_changed_is_sent_again_and_no_other(workspace, folder, monkeyp
 
 
 def test_run_that_could_not_be_shown_as_running_again_is_closed_again(workspace, folder, monkeypatch):
-    logger = MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION)
-    logger.finish("FAILED", [])
+    MlflowLogger(local_store(workspace), folder, workspace, DESCRIPTION).finish("FAILED", [])
+    again = go_on(workspace, folder)
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "update_run", fail)
-        logger.reopen()
-    stored(workspace, logger)[0].update_run(logger.run_id, status="RUNNING")
-    logger.finish("FAILED", [])
-    assert stored(workspace, logger)[1].info.status == "FAILED"
+        again.sync()
+    stored(workspace, again)[0].update_run(again.run_id, status="RUNNING")
+    again.finish("FAILED", [])
+    assert status(workspace, folder) == "FAILED"
 
 
 def find_runs(workspace, folder):

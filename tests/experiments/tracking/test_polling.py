@@ -33,7 +33,7 @@ def test_first_call_is_at_once_and_the_last_one_can_be_left_out():
     assert not calls[0].is_alive()
 
 
-def test_storage_that_is_away_does_not_end_the_polling():
+def test_storage_that_is_away_does_not_end_the_polling_and_is_named_once(caplog):
     calls, enough = [], threading.Event()
 
     def callback():
@@ -44,3 +44,4 @@ def test_storage_that_is_away_does_not_end_the_polling():
 
     with polling(callback, every_seconds=0.01):
         assert enough.wait(timeout=30)
+    assert [record.message for record in caplog.records] == ["s3://lab has not answered"]
