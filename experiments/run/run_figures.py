@@ -23,10 +23,10 @@ from stmi.retrieval.metrics import JunkRule
 QUERIES = 6
 RANKS = 8
 HYPEREDGE_CURVES = {
-    "density": "nodes in one, of all",
-    "alone": "tokens alone",
-    "across": "join modalities",
-    "by_text": "by text copies only",
+    "density": "density",
+    "alone": "image tokens alone",
+    "across": "join modalities by images",
+    "by_text": "join them by text copies only",
 }
 """Facts about hyperedges, which are shares, and their labels."""
 HYPEREDGE_COLOURS = ("#000000", "#d55e00", "#0072b2", "#56b4e9")
