@@ -29,6 +29,7 @@ from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Record, add_json_options
 from experiments.benchmarks.measuring import BenchmarkReport
 from experiments.benchmarks.startup_benchmark import StartupReport
+from experiments.recipes import ConfigError
 from stmi.kernels.host_memory import keep_freed_memory
 
 THREADS = 2
@@ -47,6 +48,7 @@ BENCHMARKS = {
 LONG_BENCHMARKS = {
     "retrieval-large": "retrieval_benchmarks.retrieve_large",
     "sweep": "sweep_benchmark.sweep",
+    "data-parallel": "data_parallel_benchmark.data_parallel",
     "ingest": "ingest_benchmark.ingest_images",
     "view-build": "ingest_benchmark.build_view",
 }
@@ -101,8 +103,12 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
     # Not through `run_command`: the memory of what it imports would be counted.
-    with interruptible("error: interrupted"), contextlib.redirect_stdout(sys.stderr):
-        reports = _measure(names, given.repeats)
+    try:
+        with interruptible("error: interrupted"), contextlib.redirect_stdout(sys.stderr):
+            reports = _measure(names, given.repeats)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     with printing():
         if given.json:
             document = AllReports(benchmarks=tuple(reports)) if given.name == "all" else reports[0]
@@ -142,6 +148,8 @@ def _print(report: BenchmarkReport) -> None:
             line += f"  {result.peak_memory_bytes / 1e9:.2f} GB"
         if result.kept_bytes is not None:
             line += f"  keeps {result.kept_bytes / 1e6:.0f} MB"
+        if result.times_faster is not None:
+            line += f"  {result.times_faster:.2f} times as fast"
         if result.ratio is not None:
             line += f"  {result.ratio:.2f} x {result.ratio_to}"
         print(line)
