@@ -11,6 +11,7 @@
     python experiments/ablate.py --table 3 --row 'SFM, K = 2: model.chi=off model.str.tokens=2 against SFM'
     python experiments/ablate.py --table 3 --over data.synthetic.clutter=0,0.5,1          # a table for each
     python experiments/ablate.py --table 3 --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 4
+    python experiments/ablate.py --table 3 4 5 --recipe rgbnt201-paper --plan --devices 1 8 64 --price 1.2
 
 As many runs train at once as the cluster has room for; a row that stands in several tables is trained
 once, and a run that was finished before is found. Interrupted, the same command goes on. Beside the paper's
@@ -24,6 +25,7 @@ over test identities; `not real`, that both 95 % intervals exclude a difference 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,7 +33,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
-from pydantic import RootModel
+from pydantic import BaseModel, RootModel
 from rich.console import Console
 
 from experiments.command_line import (
@@ -43,9 +45,10 @@ from experiments.command_line import (
     training_options,
     with_workers,
 )
+from experiments.planning.plan_options import PlanChoices, add_plan_options, refuse_without_plan
 from experiments.recipes import ConfigError
 from experiments.run.preflight import Check, preflight
-from experiments.run.run_options import resolve_workspace
+from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.studies.ablation.ablation_plan import AblationPlan, plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
@@ -70,20 +73,29 @@ from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
 from stmi.config import LARGEST_COUNT
 
+if TYPE_CHECKING:
+    from experiments.planning.study_plan import StudyPlan
+
 FIGURES = {
     "5": ("figure5", "figure5_tokens"),
     "tau": ("figure_tau", "figure_nearest", "figure_density"),
 }
 
 
-class PrintedAblation(RootModel[AblationResult | AblationGrid]):
-    """What this script prints: of one study, or of one for each condition (`--over`)."""
+def printed_ablation() -> type[BaseModel]:
+    """What this script prints with `--json`."""
+    from experiments.planning.study_plan import StudyPlan
+
+    class PrintedAblation(RootModel[AblationResult | AblationGrid | StudyPlan]):
+        """What this script prints: of a study, of one for each condition (`--over`), or a plan (`--plan`)."""
+
+    return PrintedAblation
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     options = training_options(
-        __doc__, "change a setting of every row, for example train.epochs=10", PrintedAblation
+        __doc__, "change a setting of every row, for example train.epochs=10", printed_ablation
     )
     options.add_argument(
         "--table",
@@ -123,7 +135,38 @@ def parser() -> argparse.ArgumentParser:
         "--wide", action="store_true", help="print all columns of the tables; the files have them in any case"
     )
     add_workers(options, "run")
+    add_plan_options(options)
     return options
+
+
+def make_plan(given: argparse.Namespace) -> "StudyPlan":
+    """What the study of this command line would do.
+
+    Raises:
+        ConfigError: A setting or an option of the plan is impossible.
+    """
+    if given.over:
+        raise ConfigError(
+            f"--over {given.over[0]}: a plan is of one condition; give one value with --set in its place"
+        )
+    plan, choices = _plan(given), PlanChoices(given)
+    workspace = resolve_workspace(given.workspace)
+    from experiments.planning.study_plan import StudyData, make_study_plan
+
+    # All rows read the tables of one that needs all.
+    parts = ((config.model.sfm.enabled, config.model.text.enabled, config) for config in plan.configs)
+    first = next((config for masks, text, config in parts if masks and text), plan.configs[0])
+    data = StudyData(first, workspace, resolve_catalog(workspace, given.catalog))
+    name = None if data.run_tables is None else plan.name(data.run_tables)
+    runs = [data.look_up(config, plan.labels(config)) for config in plan.configs]
+    return make_study_plan(name, data, runs, choices, given.gpus_per_worker)
+
+
+def show_plan(plan: "StudyPlan") -> None:
+    """Print a plan for a terminal."""
+    from experiments.planning.study_printout import print_study_plan
+
+    print_study_plan(plan)
 
 
 def ablate(given: argparse.Namespace) -> AblationResult | AblationGrid:
@@ -217,10 +260,16 @@ def print_ablation(result: AblationResult, wide: bool = False, workspace: str | 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns its exit status: 1 where a run could not be finished."""
-    given = parser().parse_args(arguments)
+    """Run the command line; returns its exit status: 1 where a run was, or would be, stopped."""
+    options = parser()
+    given = options.parse_args(arguments)
     if given.list_settings:
         return print_recipe_settings(given)
+    refuse_without_plan(options, given)
+    if given.plan:
+        return run_command(
+            lambda: make_plan(given), given.json, show_plan, lambda plan: 1 if plan.errors else 0
+        )
     return run_command(
         lambda: ablate(given),
         given.json,

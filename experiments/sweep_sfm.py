@@ -6,6 +6,7 @@
     python experiments/sweep_sfm.py --recipe demo --search model.str.tokens=off --set model.str.tokens=4
     python experiments/sweep_sfm.py --recipe demo --objectives mAP,cost --trials 30 --json
     python experiments/sweep_sfm.py --recipe rgbnt201-paper --study-storage postgresql://host/optuna
+    python experiments/sweep_sfm.py --recipe rgbnt201-paper --trials 40 --plan --devices 8 --price 1.2
 
 Searched by default are the perturbation probability (on a log scale, and exactly 0), the number K of tokens,
 and how layers share alpha and beta. Optuna's multivariate TPE samples the trials, and Ray Tune runs as many
@@ -22,6 +23,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,6 +31,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
+from pydantic import BaseModel, RootModel
 from rich.console import Console
 
 from experiments.command_line import (
@@ -41,20 +44,42 @@ from experiments.command_line import (
     training_options,
     with_workers,
 )
+from experiments.planning.plan_options import PlanChoices, add_plan_options, refuse_without_plan
 from experiments.recipes import ConfigError
 from experiments.run.preflight import preflight
+from experiments.run.run_options import resolve_catalog, resolve_workspace
+from experiments.studies.study_folder import STUDIES
 from experiments.studies.sweep.search_space import (
     DEFAULT_SPACE,
     check_space,
     check_switches,
     make_space,
 )
+from experiments.studies.sweep.stored_trials import StoredTrials
 from experiments.studies.sweep.study_storage import check_url
 from experiments.studies.sweep.sweep_result import SweepResult, describe_values
 from experiments.studies.sweep.sweep_spec import SweepSpec
 from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
 from stmi.config import LARGEST_COUNT
+
+if TYPE_CHECKING:
+    from experiments.planning.study_plan import StudyPlan
+
+NO_VALIDATION = (
+    "data set {!r} has no val split, and a sweep never chooses on test; ingest it with "
+    "--validation-identities N, which holds N training identities out, and make the val view"
+)
+
+
+def printed_sweep() -> type[BaseModel]:
+    """What this script prints with `--json`."""
+    from experiments.planning.study_plan import StudyPlan
+
+    class PrintedSweep(RootModel[SweepResult | StudyPlan]):
+        """What this script prints with `--json`: the sweep's result, or with `--plan` its plan."""
+
+    return PrintedSweep
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         f"{__doc__}\n{searched}\n",
         "change a setting of every trial, for example train.epochs=10; of one that is searched, the "
         "first trial's",
-        SweepResult,
+        printed_sweep,
     )
     options.add_argument("--trials", type=int, default=20, help="how many in all (default: 20)")
     options.add_argument(
@@ -108,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
         help="Optuna's storage, for example postgresql://user@host/optuna (default: $STMI_STUDY_STORAGE, "
         "which keeps the password off the command line, or a SQLite file in the study's folder)",
     )
+    add_plan_options(options)
     return options
 
 
@@ -161,10 +187,7 @@ def sweep(given: argparse.Namespace) -> SweepResult:
         lambda: start_ray(base.train.workers, options.gpus_per_worker),
     )
     if "val" not in tables.views:
-        raise ConfigError(
-            f"data set {base.data.dataset!r} has no val split, and a sweep never chooses on test; ingest it "
-            "with --validation-identities N, which holds N training identities out, and make the val view"
-        )
+        raise ConfigError(NO_VALIDATION.format(base.data.dataset))
     from experiments.studies.sweep.sweep import SweepStudy
 
     return SweepStudy(
@@ -175,6 +198,40 @@ def sweep(given: argparse.Namespace) -> SweepResult:
         concurrent=given.concurrent,
         resume=given.resume,
     ).run()
+
+
+def make_plan(given: argparse.Namespace) -> "StudyPlan":
+    """What the sweep of this command line would do; as if every trial cost what the first one does.
+
+    Raises:
+        ConfigError: As `specify`; or an option of the plan is impossible.
+    """
+    spec, choices = specify(given), PlanChoices(given)
+    workspace = resolve_workspace(given.workspace)
+    from experiments.planning.study_plan import StudyData, StudyRun, make_study_plan
+
+    base = spec.base
+    data = StudyData(base, workspace, resolve_catalog(workspace, given.catalog))
+    name = None if data.run_tables is None else spec.study_name(data.run_tables)
+    # The same command makes up for trials that crashed.
+    stored = [] if name is None else StoredTrials(workspace / STUDIES / name).read()
+    ended = [
+        StudyRun(base, ["trials that have ended"], trial.user_attrs["run"], "finished", base.train.epochs)
+        for trial in stored
+        if trial.has_ended
+    ]
+    runs = [*ended, *[StudyRun(base, ["trials to come"])] * (spec.trials - len(ended))]
+    notes = ["every trial counts as much as the first one, and as if none were stopped early"]
+    splits = data.tables["samples"].statistics["splits"] if data.tables["samples"] else None
+    errors = [] if splits is None or "val" in splits else [NO_VALIDATION.format(base.data.dataset)]
+    return make_study_plan(name, data, runs, choices, given.gpus_per_worker, notes, errors)
+
+
+def show_plan(plan: "StudyPlan") -> None:
+    """Print a plan for a terminal."""
+    from experiments.planning.study_printout import print_study_plan
+
+    print_study_plan(plan)
 
 
 def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
@@ -225,10 +282,16 @@ def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns its exit status: 1 where trials are missing because they crashed."""
-    given = parser().parse_args(arguments)
+    """Run the command line; returns its exit status: 1 where trials crashed, or would be stopped."""
+    options = parser()
+    given = options.parse_args(arguments)
     if given.list_settings:
         return print_recipe_settings(given)
+    refuse_without_plan(options, given)
+    if given.plan:
+        return run_command(
+            lambda: make_plan(given), given.json, show_plan, lambda plan: 1 if plan.errors else 0
+        )
     return run_command(
         lambda: sweep(given),
         given.json,

@@ -49,8 +49,8 @@ class Flops(Record):
     """Of encoding a caption with the frozen text tower: once per caption, not in training."""
 
 
-def step_flops(config: ExperimentConfig, identities: int, cameras: int) -> int:
-    """FLOPs of one sample in a training step, over all parts: faster, for the comparison of many configs.
+def pass_flops(config: ExperimentConfig, identities: int, cameras: int) -> tuple[int, int]:
+    """FLOPs of one sample in a forward and in a backward pass, over all parts: faster, for many configs.
 
     Args:
         config: The run, known to fit its CLIP.
@@ -65,7 +65,13 @@ def step_flops(config: ExperimentConfig, identities: int, cameras: int) -> int:
         model = STMI(config.model, clip, identities, cameras, config.seed)
         run = DryRun(with_small_batch(config), model, clip.model.context_length)
         batch, loss = run.batch(), run.take_step.module
-        return sum(_count_forward_and_backward(lambda: loss(*batch)["total"])) // run.share
+        forward, backward = _count_forward_and_backward(lambda: loss(*batch)["total"])
+    return forward // run.share, backward // run.share
+
+
+def step_flops(config: ExperimentConfig, identities: int, cameras: int) -> int:
+    """FLOPs of one sample in a training step, as `pass_flops` takes and raises it."""
+    return sum(pass_flops(config, identities, cameras))
 
 
 def with_small_batch(config: ExperimentConfig) -> ExperimentConfig:

@@ -1,5 +1,6 @@
 """A plan for a terminal: one table for each of its parts, with units."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from matplotlib.ticker import EngFormatter
@@ -34,14 +35,19 @@ def print_plan(plan: RunPlan) -> None:
     _print_settings(console, plan)
     _print_cost(console, plan)
     _print_memory(console, plan.memory, plan.config["train.workers"])
-    _print_tables(console, plan.tables)
+    print_tables(console, plan.tables)
     _print_time(console, plan)
     if plan.calibration is not None:
         _print_calibration(console, plan.calibration)
-    for error in plan.errors:
+    print_findings(console, plan.errors, plan.warnings)
+
+
+def print_findings(console: Console, errors: Sequence[str], warnings: Sequence[str]) -> None:
+    """Print what would stop a run or a study, and what it would warn of."""
+    for error in errors:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-    for warning in plan.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_settings(console: Console, plan: RunPlan) -> None:
@@ -68,8 +74,8 @@ def _print_cost(console: Console, plan: RunPlan) -> None:
 
     def add_row(label: str, count: ParameterCount | None, forward_flops: int, step_flops: int) -> None:
         counts = (0, 0) if count is None else (count.total, count.trained)
-        flops = (_short(forward_flops, "FLOP"), _short(step_flops, "FLOP"))
-        table.add_row(label, *map(_short, counts), *flops)
+        flops = (as_short(forward_flops, "FLOP"), as_short(step_flops, "FLOP"))
+        table.add_row(label, *map(as_short, counts), *flops)
 
     for part, flops in forward.by_part.items():
         add_row(
@@ -81,7 +87,7 @@ def _print_cost(console: Console, plan: RunPlan) -> None:
     add_row("total", parameters, forward.total, step.total)
     print_table(console, table)
     if parameters.by_part["text_tower"].trained == 0:
-        caption = _short(plan.flops.caption, "FLOP")
+        caption = as_short(plan.flops.caption, "FLOP")
         console.print(f"The text tower is frozen and not part of training: {caption} per caption, once.")
     if plan.losses_without_gradient:
         names = ", ".join(plan.losses_without_gradient)
@@ -93,17 +99,18 @@ def _print_memory(console: Console, memory: Memory, workers: int) -> None:
         f"memory of a worker ({memory.samples} samples of a batch, 1 of {workers})", "what", "bytes"
     )
     for name, label in _MEMORY_NAMES.items():
-        table.add_row(label, _bytes(getattr(memory, name)))
+        table.add_row(label, as_bytes(getattr(memory, name)))
     print_table(console, table)
     console.print("Its process (about 1 GiB), and the waste of its allocator, are not included.")
 
 
-def _print_tables(console: Console, tables: list[ExpectedTable]) -> None:
+def print_tables(console: Console, tables: Sequence[ExpectedTable]) -> None:
+    """Print the tables that a run or a study reads, and the commands that make those that are missing."""
     shown = text_table("tables it reads", "table", "key", "digest", "rows", "size", left=3)
     for table in tables:
         if table.command is None:
             digest = (table.digest or "")[:12]
-            shown.add_row(table.name, table.key, digest, str(table.rows), _bytes(table.bytes or 0))
+            shown.add_row(table.name, table.key, digest, str(table.rows), as_bytes(table.bytes or 0))
         else:
             shown.add_row(table.name, "missing")
     print_table(console, shown)
@@ -124,12 +131,12 @@ def _print_time(console: Console, plan: RunPlan) -> None:
     for entry in plan.hardware:
         table.add_row(
             entry.name,
-            _short(entry.peak_flops, "FLOP/s"),
+            as_short(entry.peak_flops, "FLOP/s"),
             f"{entry.utilisation:.0%}",
-            _short(entry.step_seconds, "s"),
-            _duration(entry.seconds).replace(", ", "\n"),
+            as_short(entry.step_seconds, "s"),
+            as_duration(entry.seconds).replace(", ", "\n"),
             f"{entry.gpu_hours:.2g}" if entry.kind == "gpu" else "-",
-            f"{_bytes(entry.needed_bytes)}\nof {_bytes(entry.memory_bytes)}",
+            f"{as_bytes(entry.needed_bytes)}\nof {as_bytes(entry.memory_bytes)}",
         )
     print_table(console, table)
     console.print(
@@ -144,25 +151,26 @@ def _print_calibration(console: Console, measured: Calibration) -> None:
     threads = f", {measured.threads} of its threads" if measured.threads else ""
     hours = f", {measured.gpu_hours:.2g} GPU-hours" if measured.gpu_hours else ""
     console.print(
-        f"measured here ({measured.device}{threads}): {_short(measured.step_seconds, 's')} for a step of "
+        f"measured here ({measured.device}{threads}): {as_short(measured.step_seconds, 's')} for a step of "
         f"{measured.samples} samples (median of {measured.steps}), "
-        f"{_short(measured.achieved_flops, 'FLOP/s')} per worker; the run would take "
-        f"{_duration(measured.seconds)}{hours}. The time that workers wait for each other is not included.",
+        f"{as_short(measured.achieved_flops, 'FLOP/s')} per worker; the run would take "
+        f"{as_duration(measured.seconds)}{hours}. The time that workers wait for each other is not included.",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _short(value: float, unit: str = "") -> str:
+def as_short(value: float, unit: str = "") -> str:
     """About three digits, with a prefix of the unit."""
     return EngFormatter(unit, places=1)(value)
 
 
-def _bytes(count: int) -> str:
+def as_bytes(count: int) -> str:
+    """With a binary prefix."""
     unit, suffix = pick_unit_and_suffix(count, ["B", "KiB", "MiB", "GiB", "TiB"], 1024)
     return f"{count / unit:.1f} {suffix}"
 
 
-def _duration(seconds: float) -> str:
+def as_duration(seconds: float) -> str:
     """As hours:minutes:seconds."""
     return str(timedelta(seconds=round(seconds)))

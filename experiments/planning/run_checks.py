@@ -66,7 +66,7 @@ def check_run(
     report = CheckReport(errors=(), warnings=())
     try:
         report = run_data.check_data(config, tables, with_images)
-        found = run_data.as_run_tables(tables, clip, report.warnings)
+        found = run_data.as_run_tables(tables, clip.digest, report.warnings)
         check_tables(config, clip, found)
         findings.warnings += check_batches(config, found)
     except (CatalogError, ConfigError) as error:

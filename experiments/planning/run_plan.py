@@ -9,7 +9,7 @@ from data_catalog.checks.findings import CheckReport
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from experiments.planning.calibration import Calibration, calibrate
-from experiments.planning.cost import Cost, ModelParameters, measure_cost, measure_micro_batches
+from experiments.planning.cost import ModelParameters, measure_cost, measure_micro_batches
 from experiments.planning.expected_tables import (
     ExpectedTable,
     Extent,
@@ -103,11 +103,12 @@ def make_plan(
     """
     for name in hardware:
         find_hardware(name)
-    digest = _clip_digest(config)
+    digest = clip_digest_of(config)
     tables = find_tables(config, digest, workspace, catalog)
     extent = measure_extent(config, tables)
     cost = measure_cost(config, extent.identities, extent.cameras)
-    workload = _workload(config, extent, cost, gpus_per_worker or 1.0)
+    forward, step = cost.flops.forward.total, cost.flops.training_step.total
+    workload = workload_of(config, extent, (forward, step), cost.memory.peak, gpus_per_worker)
     checked = check_where_possible(config, tables, workspace, catalog, digest)
     described = describe_tables(config, tables, catalog)
     expected = [expect_time(workload, name) for name in hardware]
@@ -166,25 +167,41 @@ def find_counterpart(recipe: str) -> str | None:
     return other if other in RECIPES else None
 
 
-def _clip_digest(config: ExperimentConfig) -> str | None:
+def clip_digest_of(config: ExperimentConfig) -> str | None:
     """Digest of a CLIP whose weights are in a local folder; open_clip would download those of a name."""
     source = run_data.clip_source(config)
     return load_clip(source).digest if (Path(source) / WEIGHTS_FILE).is_file() else None
 
 
-def _workload(config: ExperimentConfig, extent: Extent, cost: Cost, gpus_per_worker: float) -> Workload:
+def workload_of(
+    config: ExperimentConfig,
+    extent: Extent,
+    flops: tuple[int, int],
+    peak_bytes: int,
+    gpus_per_worker: float | None,
+) -> Workload:
+    """What a run computes.
+
+    Args:
+        config: The run.
+        extent: How many samples it processes.
+        flops: Of one sample in the forward pass, and in a training step without micro-batches.
+        peak_bytes: Peak memory of a worker.
+        gpus_per_worker: As `make_plan` takes it.
+    """
+    forward, step = flops
     # Each of the two computes the forward pass once more.
     again = (config.train.micro_batches > 1) + config.train.checkpoint_activations
     return Workload(
         steps=extent.steps,
         batch=config.batch.size,
-        step_flops=cost.flops.training_step.total + again * cost.flops.forward.total,
+        step_flops=step + again * forward,
         embedded=extent.embedded,
-        forward_flops=cost.flops.forward.total,
+        forward_flops=forward,
         workers=config.train.workers,
         precision=config.train.precision,
-        peak_bytes=cost.memory.peak,
-        gpus_per_worker=gpus_per_worker,
+        peak_bytes=peak_bytes,
+        gpus_per_worker=gpus_per_worker or 1.0,
     )
 
 

@@ -70,22 +70,22 @@ def prepare_tables(
             f"--catalog {quote(catalog)} --recipe {config.recipe} --json`, with the --set of this run, lists "
             "every sample that is meant"
         )
-    return as_run_tables(tables, clip, report.warnings)
+    return as_run_tables(tables, clip.digest, report.warnings)
 
 
-def as_run_tables(tables: Tables, clip: LoadedClip, warnings: tuple[Finding, ...]) -> RunTables:
+def as_run_tables(tables: Tables, clip_digest: str, warnings: tuple[Finding, ...] = ()) -> RunTables:
     """What a run reads of its tables.
 
     Args:
         tables: As `find_tables` gives them.
-        clip: The run's CLIP.
+        clip_digest: Of the run's CLIP.
         warnings: What the checks of the data warn of.
     """
     views = _views(tables)
     made_from = dict(views["train"].manifest.inputs)
     if "text_features" in tables:
         made_from |= tables["text_features"].manifest.inputs
-    digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip.digest}
+    digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip_digest}
     return RunTables(views, tables.get("captions"), digests, warnings)
 
 

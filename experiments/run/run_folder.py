@@ -142,13 +142,18 @@ class RunFolder(JournalFolder):
         return folder
 
     @classmethod
+    def planned(cls, workspace: Folder | Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
+        """The folder that `of` gives, which is not made, and need not be there."""
+        return cls._named(workspace, config, fingerprint(config, tables), tables.catalog, None)
+
+    @classmethod
     def begun(cls, workspace: Folder | Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
         """The folder of this run if it was begun before.
 
         Raises:
             RunFolderError: It was not; names the runs of this recipe and seed that were.
         """
-        folder = cls._named(workspace, config, fingerprint(config, tables), tables.catalog, None)
+        folder = cls.planned(workspace, config, tables)
         if folder.has_file(JOURNAL):
             return folder
         others = [

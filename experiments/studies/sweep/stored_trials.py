@@ -23,6 +23,11 @@ class StoredTrial(Record):
     intermediate_values: dict[str, Any]
     """By epoch."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is one of the trials that were asked for; another one is run for one that crashed."""
+        return self.state not in ("RUNNING", "WAITING") and "crashed" not in self.user_attrs
+
 
 class StoredTrials:
     """A JSON file for each trial, with all that Optuna knows of it.
