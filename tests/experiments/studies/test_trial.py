@@ -198,7 +198,7 @@ def test_trial_is_tried_again_only_where_another_process_has_its_run(monkeypatch
             raise error
 
         monkeypatch.setattr(lifecycle, "run", run)
-        trial.train_trial(config, tables=None, options=None)
+        trial.train_trial(config, tables=None, options=SimpleNamespace(study=None))
 
     end_with(RunError("the workers failed"))
     end_with(StoppedError("the loss is nan"))
