@@ -48,7 +48,7 @@ def code_version() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Python, packages, CPUs and accelerators; the keys are stored in journals."""
+    """Python, packages, host, CPUs and accelerators; the keys are stored in journals."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -60,6 +60,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "host": platform.node(),
         "processors": usable_processors(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": packages,

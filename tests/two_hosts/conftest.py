@@ -76,6 +76,11 @@ def hosts(cluster) -> RayHosts:
 @pytest.fixture(scope="session")
 def options(cluster, clip, local_workspace) -> list[str]:
     """Recipe, settings and catalog of the run, as options of a script; the catalog is in the object store."""
+    return upload_catalog(cluster, clip, local_workspace)
+
+
+def upload_catalog(cluster: RayHosts, clip: Path, local_workspace: Path) -> list[str]:
+    """Copy the catalog of `local_workspace` to a cluster's object store; returns `options`."""
     cluster.store.upload(local_workspace / "catalog", "catalog")
     settings = [part for text in (*SETTINGS, f"model.clip.source={clip}") for part in ("--set", text)]
     return ["--recipe", RECIPE, *settings, "--catalog", cluster.store.uri("catalog")]

@@ -1,4 +1,4 @@
-"""A machine of its own as far as files, processes and host name go; the network is that of this machine.
+"""A machine of its own as far as files, processes and host name go; its network may be any of this machine.
 
 It is a process in namespaces of its own, with an empty disk in memory. It can read all other files of this
 machine, such as the code and the installed packages, and write none of them. The kernel ends all its
@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _NAMESPACES = ("--mount", "--pid", "--uts")
@@ -47,19 +47,22 @@ class Machine:
 
     Args:
         name: Its host name.
-        address: Its IP address, one of loopback's.
+        address: Its IP address.
         disk: An empty folder; what processes of this machine see there is its own disk.
         hosts_file: Names of all machines and their addresses.
+        network: What runs a command on its network; empty for the network of this process.
     """
 
-    def __init__(self, name: str, address: str, disk: Path, hosts_file: Path) -> None:
+    def __init__(
+        self, name: str, address: str, disk: Path, hosts_file: Path, network: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.address = address
         self.disk = disk
         # Without this process, the kernel ends `unshare`, and with it everything on the machine.
         self._holder = subprocess.Popen(
             [
-                *("setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "--mount-proc"),
+                *(*network, "setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "--mount-proc"),
                 *("--fork", "--kill-child=SIGKILL", "sh", "-ec", _BOOT, "sh"),
                 *(name, str(hosts_file), str(disk)),
             ],
@@ -70,7 +73,8 @@ class Machine:
         assert self._holder.stdout.readline() == "booted\n", f"{name} did not start"
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
         self._first_process = int(children.read_text())
-        self._entered = ("nsenter", f"--target={self._first_process}", *_NAMESPACES)
+        self._programs: list[subprocess.Popen[str]] = []
+        self._entered = ("nsenter", f"--target={self._first_process}", "--net", *_NAMESPACES)
 
     def start(
         self, *command: str, environment: Mapping[str, str], output: Path | int | None = None
@@ -84,7 +88,7 @@ class Machine:
         """
         own = {"HOME": str(self.disk / "home"), "TMPDIR": str(self.disk / "tmp")}
         stream = subprocess.PIPE if output is None else output.open("a")
-        return subprocess.Popen(
+        program = subprocess.Popen(
             [*self._entered, "env", f"--chdir={self.disk}", *command],
             env=dict(environment) | own,
             stdin=subprocess.DEVNULL,
@@ -96,6 +100,8 @@ class Machine:
             # What it starts is in its process group, so that `kill` ends all of it.
             start_new_session=True,
         )
+        self._programs.append(program)
+        return program
 
     def path(self, *parts: str) -> Path:
         """The path by which this process reaches a file on the machine's disk."""
@@ -145,10 +151,25 @@ class Machine:
         (process,) = found
         return process
 
+    def suspend(self) -> None:
+        """Stop everything that was started on this machine; its connections stay, and are silent."""
+        subprocess.run([*self._entered, "kill", "-STOP", "--", "-1"], check=True)
+
+    def resume(self) -> None:
+        """Let everything go on that `suspend` stopped."""
+        subprocess.run([*self._entered, "kill", "-CONT", "--", "-1"], check=True)
+        self._continue()
+
     def end(self) -> None:
         """End everything on this machine at once, as if its power failed."""
         self._holder.kill()
         self._holder.wait()
+        self._continue()
+
+    def _continue(self) -> None:
+        """Let `nsenter` go on, which stops itself where it sees that its program is stopped."""
+        for program in self._programs:
+            program.send_signal(signal.SIGCONT)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -1,5 +1,6 @@
 """An S3 server on loopback with a private bucket, which can fail."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,15 +18,18 @@ class ObjectStore:
 
     As with a private bucket of S3, requests without credentials are refused.
 
+    Args:
+        listener: A socket that listens where its clients reach it; None for one on loopback.
+
     Attributes:
         environment: What clients need: the server's address, and credentials.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket | None = None) -> None:
         # These take seconds, which the other tests need not wait for.
         import boto3  # noqa: PLC0415
         from moto.server import DomainDispatcherApplication, create_backend_app  # noqa: PLC0415
-        from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: PLC0415
+        from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server  # noqa: PLC0415
 
         class QuietHandler(WSGIRequestHandler):
             def log(self, type: str, message: str, *args: Any) -> None:
@@ -33,10 +37,23 @@ class ObjectStore:
 
         self._application = DomainDispatcherApplication(create_backend_app)
         self._fails = False
-        self._server = make_server(LOOPBACK, 0, self._answer, threaded=True, request_handler=QuietHandler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        address = f"http://{LOOPBACK}:{self._server.server_port}"
+
+        def serve(listener: socket.socket) -> BaseWSGIServer:
+            with listener:
+                server = make_server(
+                    *listener.getsockname(),
+                    self._answer,
+                    threaded=True,
+                    request_handler=QuietHandler,
+                    fd=listener.fileno(),
+                )
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            return server
+
+        # This process reaches loopback alone.
+        own = serve(socket.create_server((LOOPBACK, 0)))
+        self._servers = [own] if listener is None else [own, serve(listener)]
+        own_address, *_, address = (f"http://{server.host}:{server.port}" for server in (own, *self._servers))
         self.environment = {
             "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": "two-hosts",
@@ -46,7 +63,7 @@ class ObjectStore:
         }
         self.client = boto3.client(
             "s3",
-            endpoint_url=address,
+            endpoint_url=own_address,
             region_name=REGION,
             aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
@@ -98,9 +115,9 @@ class ObjectStore:
 
     def close(self) -> None:
         """Stop the server."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if self._fails:

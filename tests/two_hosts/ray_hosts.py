@@ -11,16 +11,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.processes import find_free_port
+from tests.host_network import HostNetwork
 from tests.two_hosts.machine import Machine, kill
 from tests.two_hosts.object_store import ObjectStore
 
 ROOT = Path(__file__).parents[2]
 ADDRESSES = {"first": "127.0.0.2", "second": "127.0.0.3", "third": "127.0.0.4"}
+"""Of the machines where they share the network of this one."""
+NETWORK_ADDRESSES = {"first": "10.78.0.1", "second": "10.78.0.2", "third": "10.78.0.3", "store": "10.78.0.4"}
+"""Of the machines and the object store where they have a network of their own."""
 STARTS_WITHIN_SECONDS = 90.0
 COMMAND_SECONDS = 300.0
 _OWN_VARIABLES = ("AWS_", "DATA_CATALOG_", "MLFLOW_", "RAY_", "STMI_", "XDG_")
@@ -29,11 +33,16 @@ _SECRETS = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY")
 _OBJECT_STORE_BYTES = 100_000_000
 
 
+Found = TypeVar("Found")
+
+
 class RayHosts:
     """The cluster. Its nodes have the code and what lies beside the disks in common, nothing else.
 
     Args:
         folder: Where the logs of the nodes go.
+        variables: Environment of nodes and commands besides that of this process.
+        network: The machines' own, with `NETWORK_ADDRESSES`; None for loopback.
 
     Attributes:
         first: The machine with Ray's head.
@@ -42,17 +51,21 @@ class RayHosts:
         environment: The environment of both nodes and of commands, without HOME and TMPDIR.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, variables: Mapping[str, str] = {}, network: HostNetwork | None = None
+    ) -> None:
         self.folder = folder
-        self.store = ObjectStore()
+        self.network = network
+        self.store = ObjectStore(network.listen("store") if network else None)
         # Its path is short, because Ray's sockets lie below it.
         self.disk = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
         self._hosts_file = folder / "hosts"
-        lines = [f"{address} {name}" for name, address in ADDRESSES.items()]
+        self._addresses = network.addresses if network else ADDRESSES
+        lines = [f"{address} {name}" for name, address in self._addresses.items()]
         self._hosts_file.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         port = find_free_port()
         client_port = find_free_port(taken=[port])
-        self._address = f"{ADDRESSES['first']}:{port}"
+        self._address = f"{self._addresses['first']}:{port}"
         self._head_options = (
             *("--head", f"--port={port}", "--include-dashboard=false"),
             f"--ray-client-server-port={client_port}",
@@ -67,6 +80,7 @@ class RayHosts:
             "RAY_AUTH_MODE": "token",
             **{name: secrets.token_hex(32) for name in _SECRETS},
             "STMI_WORKSPACE": str(self.disk / "runs"),
+            **variables,
         }
         self._machines: dict[str, Machine] = {}
         self._nodes: dict[str, subprocess.Popen[str]] = {}
@@ -79,8 +93,14 @@ class RayHosts:
         self.start_node(self.second)
 
     def boot(self, name: str) -> Machine:
-        """Start a machine of `ADDRESSES`, with an empty disk and without Ray."""
-        self._machines[name] = machine = Machine(name, ADDRESSES[name], self.disk, self._hosts_file)
+        """Start a machine, with an empty disk and without Ray.
+
+        Args:
+            name: One of `ADDRESSES`.
+        """
+        network = self.network.command(name) if self.network else ()
+        machine = Machine(name, self._addresses[name], self.disk, self._hosts_file, network)
+        self._machines[name] = machine
         return machine
 
     def start_node(self, machine: Machine, cpus: int = 1) -> None:
@@ -106,6 +126,10 @@ class RayHosts:
     def kill_raylet(self, machine: Machine) -> None:
         """End Ray's node on a machine with SIGKILL; the disk stays."""
         os.kill(machine.find_process("raylet"), signal.SIGKILL)
+        self.wait_for_end(machine)
+
+    def wait_for_end(self, machine: Machine) -> None:
+        """Wait until Ray's node on a machine has ended, as one does that the cluster has given up."""
         self._nodes[machine.name].wait(timeout=60)
 
     def recover(self) -> None:
@@ -140,14 +164,15 @@ class RayHosts:
         assert ended.returncode == 0, ended.stderr
         return json.loads(ended.stdout)
 
-    def wait(self, process: subprocess.Popen[str], has_come: Callable[[], Any]) -> None:
-        """Wait until something has come that a script is to do; fails if the script ends before."""
+    def wait(self, process: subprocess.Popen[str], find: Callable[[], Found]) -> Found:
+        """What a function finds once it does, that a script is to do; fails if the script ends before."""
         deadline = time.monotonic() + COMMAND_SECONDS
-        while not has_come():
+        while not (found := find()):
             if process.poll() is not None or time.monotonic() > deadline:
                 kill(process)
                 raise AssertionError(f"this did not come: {process.communicate()[1]}")
             time.sleep(0.02)
+        return found
 
     def actors(self) -> dict[str, Counter[str]]:
         """How often each kind of Ray actor was started, by machine: what Ray's logs on its own disk say."""

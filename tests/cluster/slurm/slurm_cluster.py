@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests import host_network
+from tests.host_network import HostNetwork
+
 HOSTS = {"h1": "10.77.0.1", "h2": "10.77.0.2"}
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "setpriv")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
 SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=h1(10.77.0.1)
@@ -48,10 +51,8 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
 def missing_requirement() -> str | None:
     """Why Slurm cannot be started here; None where it can be."""
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
-        return f"{', '.join(missing)} is not installed (Debian: slurmctld slurmd slurm-client munge iproute2)"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    return None
+        return f"{', '.join(missing)} is not installed (Debian: slurmctld slurmd slurm-client munge)"
+    return host_network.missing_requirement()
 
 
 class SlurmCluster:
@@ -63,7 +64,7 @@ class SlurmCluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._spaces = {name: f"stmi-{os.getpid()}-{name}" for name in HOSTS}
+        self._network = HostNetwork(HOSTS)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
         self.environment = {
@@ -74,7 +75,7 @@ class SlurmCluster:
 
     def start(self) -> None:
         """Start the daemons, and wait until both hosts take jobs."""
-        self._join_hosts()
+        self._network.start()
         self._start_munge()
         (self.folder / "slurm.conf").write_text(SLURM_CONF.format(folder=self.folder))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
@@ -95,7 +96,7 @@ class SlurmCluster:
     def run(self, *command: str) -> str:
         """What a command prints that a user calls on the first host."""
         done = subprocess.run(
-            ["ip", "netns", "exec", self._spaces["h1"], *command],
+            self._network.command("h1", *command),
             env=self.environment, capture_output=True, text=True, check=False, timeout=60, cwd=self.folder,
         )  # fmt: skip
         return done.stdout if done.returncode == 0 else f"{done.stdout}{done.stderr}"
@@ -126,8 +127,8 @@ class SlurmCluster:
     def processes(self, text: str) -> dict[str, int]:
         """How many processes of each host have a text in their command line."""
         found = dict.fromkeys(HOSTS, 0)
-        for host, space in self._spaces.items():
-            for number in _output("ip", "netns", "pids", space).split():
+        for host in HOSTS:
+            for number in self._network.processes(host):
                 try:
                     found[host] += text in Path(f"/proc/{number}/cmdline").read_text()
                 except OSError:
@@ -154,21 +155,8 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for space in self._spaces.values():
-            # What a daemon left behind is in its host's namespace.
-            for number in _output("ip", "netns", "pids", space).split():
-                subprocess.run(["kill", "-KILL", number], check=False, capture_output=True)
-            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
-
-    def _join_hosts(self) -> None:
-        one, two = self._spaces.values()
-        for space in (one, two):
-            _call("ip", "netns", "add", space)
-        _call("ip", "link", "add", "eth0", "netns", one, "type", "veth", "peer", "name", "eth0", "netns", two)
-        for address, space in zip(HOSTS.values(), (one, two), strict=True):
-            _call("ip", "-n", space, "address", "add", f"{address}/24", "dev", "eth0")
-            _call("ip", "-n", space, "link", "set", "lo", "up")
-            _call("ip", "-n", space, "link", "set", "eth0", "up")
+        # With what a daemon left behind.
+        self._network.end()
 
     def _start_munge(self) -> None:
         place = self.folder / "munge"
@@ -194,7 +182,7 @@ class SlurmCluster:
         """Start a daemon on a host, whose `/tmp` and names of hosts are its own."""
         own = f"mount -t tmpfs none /tmp; mount --bind {self.folder}/hosts /etc/hosts"
         script = f'hostname {host}; {own}; exec "$@"'
-        space = ["ip", "netns", "exec", self._spaces[host], "unshare", "--uts", "--mount"]
+        space = self._network.command(host, "unshare", "--uts", "--mount")
         with (self.folder / f"{command[0]}-{host}.out").open("ab") as output:
             daemon = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *space, "sh", "-ec", script, "sh", *command],
@@ -202,11 +190,3 @@ class SlurmCluster:
             )  # fmt: skip
         self._processes.append(daemon)
         self._daemons.append((host, daemon))
-
-
-def _call(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout
