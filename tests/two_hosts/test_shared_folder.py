@@ -1,6 +1,7 @@
 """A workspace on a disk that both hosts mount, as on a cluster with NFS; everything else is apart."""
 
 import json
+import shutil
 
 import pytest
 
@@ -52,3 +53,27 @@ def test_sweep_in_a_folder_of_both_hosts_has_every_trial(shared, hosts, options)
         assert trial["value"] == epochs[-1]["validation"]["U"]["mAP"]
     for machine in (hosts.first, hosts.second):
         assert not [file for file in machine.files() if file.startswith("runs/")]
+
+
+def test_workspace_at_another_path_on_a_node_is_refused_by_name_and_works_where_all_work_is_there(
+    hosts, options, local, local_workspace, tmp_path
+):
+    mounts = {"here": hosts.first, "there": hosts.second}
+    shutil.copytree(local_workspace, tmp_path, dirs_exist_ok=True)
+    for where, machine in mounts.items():
+        machine.mount(tmp_path, where)
+    try:
+        here, there = (str(hosts.disk / where) for where in mounts)
+        refused = hosts.run(hosts.first, "train.py", *options, "--workspace", here, "--workers", "2")
+        assert refused.returncode == 2
+        line = refused.stderr.splitlines()[-1]
+        assert f"workspace {here} is not shared by the nodes of the Ray cluster: second (127.0.0.3)" in line
+        assert "under the same name" in line
+        # The run was trained at yet another path.
+        given = [*options[: options.index("--catalog")], "--workspace", there]
+        found = hosts.result(hosts.second, "train.py", *given, RAY_ADDRESS="local")
+        assert (found["reused"], found["folder"]) == (True, f"{there}/train/{local.name}")
+        assert found["metrics"] == json.loads(local.finished_result.to_json())["metrics"]
+    finally:
+        for where, machine in mounts.items():
+            machine.unmount(where)
