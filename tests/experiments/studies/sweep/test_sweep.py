@@ -124,7 +124,8 @@ def test_end_of_a_trial_that_a_kill_kept_from_the_journal_is_noted_later(swept, 
 
 @pytest.mark.parametrize(("missing", "status"), [(0, 0), (1, 1)])
 def test_sweep_with_fewer_trials_than_asked_for_exits_with_1(missing, status, monkeypatch, capsys):
-    result = made_up.sweep_result(missing=missing)
+    best = made_up.best_trial(made_up.trial(0))
+    result = made_up.sweep_result(best=best, missing=missing)
     monkeypatch.setattr(sweep_sfm, "sweep", lambda given: result)
     assert sweep_sfm.main(["--json"]) == status
     assert json.loads(capsys.readouterr().out)["missing"] == missing
