@@ -200,7 +200,9 @@ def _plan(given: argparse.Namespace, condition: tuple[str, ...] = ()) -> Ablatio
             f"--seeds={given.seeds}: expected a number from 1 to {LARGEST_COUNT}; three give an interval"
         )
     ablations = add_rows([ABLATIONS[key] for key in keys], [parse_row(text) for text in given.rows])
-    return plan_ablation(ablations, given.recipe, [*with_workers(given), *condition], given.seeds)
+    return plan_ablation(
+        ablations, given.recipe, [*with_workers(given.settings, given.workers), *condition], given.seeds
+    )
 
 
 def _run(plan: AblationPlan, given: argparse.Namespace) -> AblationResult:

@@ -3,10 +3,11 @@
 import argparse
 import contextlib
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -148,17 +149,36 @@ def add_workers(options: argparse.ArgumentParser, part: str) -> None:
     options.add_argument("--workers", type=int, help=f"of each {part}; one packs a cluster best (default: 1)")
 
 
-def with_workers(given: argparse.Namespace) -> list[str]:
-    """The settings of every run of a study: those of `--set`, and the number of workers.
+class WorkerRange(NamedTuple):
+    """What `--workers` says: how many a run has at most, and with which number it still goes on; or None."""
+
+    fewest: int | None
+    most: int
+
+
+def worker_range(text: str) -> WorkerRange:
+    """What `--workers` says, as `4` or `2-8`.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(-?\d+)", text)
+    if found is None or (found[1] and int(found[1]) > int(found[2])):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number such as 4, or a range such as 2-8")
+    return WorkerRange(int(found[1]) if found[1] else None, int(found[2]))
+
+
+def with_workers(settings: list[str], workers: int | None) -> list[str]:
+    """The settings of a run, or of every run of a study: those of `--set`, and the number of workers.
 
     Raises:
         ConfigError: `--workers` is below one, or contradicts `--set train.workers`.
     """
-    is_set = any(setting.partition("=")[0].strip() == "train.workers" for setting in given.settings)
-    if given.workers is not None and (given.workers < 1 or is_set):
+    is_set = any(setting.partition("=")[0].strip() == "train.workers" for setting in settings)
+    if workers is not None and (workers < 1 or is_set):
         wrong = "it contradicts --set train.workers" if is_set else "at least 1 is needed"
-        raise ConfigError(f"--workers={given.workers}: {wrong}")
-    return [*given.settings, *([] if is_set else [f"train.workers={given.workers or 1}"])]
+        raise ConfigError(f"--workers={workers}: {wrong}")
+    return [*settings, *([] if is_set else [f"train.workers={workers or 1}"])]
 
 
 def print_recipe_settings(given: argparse.Namespace) -> int:

@@ -160,7 +160,7 @@ def specify(given: argparse.Namespace) -> SweepSpec:
             f"--search {min(uneven)}: early stopping compares trials at the same epoch; add "
             "--no-early-stopping"
         )
-    settings = with_workers(given)
+    settings = with_workers(given.settings, given.workers)
     settings += [] if given.seed is None else [f"seed={given.seed}"]
     check_switches(space, given.recipe, settings)
     if given.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", given.name):

@@ -34,10 +34,12 @@ from experiments.command_line import (
     run_options,
     training_options,
     with_workers,
+    worker_range,
 )
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, find_hardware, known_hardware
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.report import RunReport, print_report
+from experiments.run.elastic_workers import check_range
 from experiments.run.preflight import preflight
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
@@ -73,7 +75,12 @@ def training_parser(description: str | None, record: Printed = RunReport) -> arg
     options = training_options(description, setting_help, record)
     options.add_argument("--seed", type=int, help="shorthand for --set seed=N (default: the recipe's)")
     options.add_argument(
-        "--workers", type=int, help="shorthand for --set train.workers=N (default: the recipe's)"
+        "--workers",
+        type=worker_range,
+        metavar="N",
+        help="shorthand for --set train.workers=N (default: the recipe's). With 2-8 the run goes on with "
+        "fewer where a node is lost, and with more where one comes, on the same global batch; equal bits are "
+        "then not promised",
     )
     options.add_argument(
         "--resume",
@@ -124,9 +131,13 @@ def configure(given: argparse.Namespace) -> ExperimentConfig:
     Raises:
         ConfigError: A setting is unknown or impossible.
     """
-    settings = list(given.settings) if given.workers is None else with_workers(given)
+    workers = given.workers
+    settings = list(given.settings) if workers is None else with_workers(given.settings, workers.most)
     settings += [] if given.seed is None else [f"seed={given.seed}"]
-    return recipes.resolve(given.recipe, settings)
+    config = recipes.resolve(given.recipe, settings)
+    if workers is not None and workers.fewest is not None:
+        check_range(config, workers.fewest)
+    return config
 
 
 def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None) -> RunReport:
@@ -136,7 +147,12 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
         given: The command line's options.
         on_step: Called after each step that makes a table.
     """
-    config, options = configure(given), replace(run_options(given), deterministic=given.deterministic)
+    config = configure(given)
+    options = replace(
+        run_options(given),
+        deterministic=given.deterministic,
+        fewest_workers=given.workers and given.workers.fewest,
+    )
     tables = preflight(config, options, lambda check: check(config), prepare_ray, on_step)
     from experiments.run.lifecycle import run
 

@@ -14,6 +14,7 @@ class BatchSchedule:
     Args:
         view: The training view.
         config: The run.
+        workers: How many there are; None for as many as `config` says.
 
     Attributes:
         identities: How many identities there are.
@@ -24,10 +25,11 @@ class BatchSchedule:
         data_catalog.errors.CatalogError: The view has too few shards for so many workers.
     """
 
-    def __init__(self, view: Table, config: ExperimentConfig) -> None:
+    def __init__(self, view: Table, config: ExperimentConfig, workers: int | None = None) -> None:
         identity = identities_by_shard(view)
         names, labels = np.unique(np.concatenate(identity), return_inverse=True)
-        workers = config.train.workers
+        workers = workers or config.train.workers
+        self.workers = workers
         self.config = config
         self.identities = len(names)
         if config.data.placement == "replicated":
@@ -54,7 +56,7 @@ class BatchSchedule:
         config = self.config
         if config.data.placement == "by_identity":
             return batch_plan.plan_share(self.labels, rank, config.batch, config.seed, epoch)
-        share = batch_plan.rows_of_rank(config.batch.size, rank, config.train.workers)
+        share = batch_plan.rows_of_rank(config.batch.size, rank, self.workers)
         return self._whole_batches(epoch)[:, share]
 
     def seen_share(self, enough: float) -> float:

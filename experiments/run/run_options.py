@@ -28,6 +28,8 @@ class RunOptions:
         skips_not_finite: Whether a batch whose loss is not finite is left out, and noted, in place of ending
             the run.
         deterministic: Whether Ray Train's workers take PyTorch's deterministic algorithms.
+        fewest_workers: With how many workers a run goes on whose cluster has no room for all; None where it
+            waits for room for all.
         study: Folder of the study that the run belongs to, which may be asked to stop; or None.
     """
 
@@ -38,6 +40,7 @@ class RunOptions:
     gpus_per_worker: float | None = None
     skips_not_finite: bool = False
     deterministic: bool = False
+    fewest_workers: int | None = None
     study: Folder | None = None
 
     @classmethod

@@ -12,6 +12,7 @@ from data_catalog.ray_session import ensure_ray, living_nodes
 from data_catalog.storage import filesystems
 from data_catalog.storage.node_probe import Place, check_nodes
 from experiments.recipes import ROOT
+from experiments.run.elastic_workers import find_sizes
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
@@ -20,6 +21,10 @@ from experiments.run.workers.training_input import TrainingInput
 
 MAX_PREEMPTIONS = 30
 """How often a run goes on after a cloud has taken its machines back."""
+RESIZE_SECONDS = 20.0
+"""How often a run whose number of workers may change looks for room for more."""
+ROOM_SECONDS = "20"
+"""How long it waits for the workers that it has found room for: a node may be gone before Ray sees it."""
 MEMORY_REMEDY = "lower batch.size or train.evaluation_batch, or use more nodes or ones with more memory"
 
 
@@ -68,19 +73,24 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     prepare_ray()
     ensure_ray()
     nodes = living_nodes()
-    workers = given.config.train.workers
+    workers, fewest = given.config.train.workers, options.fewest_workers
+    if fewest is not None:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ROOM_SECONDS
     filesystem, path = filesystems.open_root(folder.checkpoints.location)
     trainer = Trainer(
         train_worker,
         train_loop_config={"input": given},
-        scaling_config=ScalingConfig(
-            num_workers=workers, **worker_resources(workers, options.gpus_per_worker)
+        # The annotations are those of the older trainer, which is not the one that runs.
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=workers if fewest is None else (fewest, workers),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            **worker_resources(workers, options.gpus_per_worker, fewest),
         ),
+        sizes=None if fewest is None else find_sizes(given.config, fewest),
         run_config=RunConfig(
             name=folder.name,
             storage_path=path.rpartition("/")[0],
             storage_filesystem=filesystem,
-            # The annotations are those of the older trainer, which is not the one that runs.
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=MAX_FAILURES,
                 controller_failure_limit=MAX_FAILURES,
@@ -112,15 +122,25 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         ) from error
 
 
-def worker_resources(workers: int, gpus_per_worker: float | None) -> dict[str, Any]:
+def worker_resources(
+    workers: int, gpus_per_worker: float | None, fewest: int | None = None
+) -> dict[str, Any]:
     """What each worker asks of the cluster, as `ScalingConfig` takes it.
+
+    Args:
+        workers: How many.
+        gpus_per_worker: As in `RunOptions`.
+        fewest: With how many the run still goes on, as in `RunOptions`.
 
     Raises:
         RunError: The cluster has fewer GPUs than that.
     """
     import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
 
-    gpus = gpus_of_each(workers, gpus_per_worker)
+    gpus = gpus_of_each(fewest or workers, gpus_per_worker)
+    if fewest is not None:
+        # Room for another worker is room for a whole one: with parts of CPUs one node would hold all.
+        return {"use_gpu": gpus > 0, "resources_per_worker": {"CPU": 1.0, "GPU": gpus}}
     # More workers than CPUs share them: the result is the same, only later.
     cpus = min(1.0, ray.cluster_resources().get("CPU", 1) / workers)
     return {"use_gpu": gpus > 0, "resources_per_worker": {"CPU": cpus, "GPU": gpus}}

@@ -1,18 +1,53 @@
 """Ray Train's trainer, which leaves Ctrl-C to this project."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 ABORT_SECONDS = 20.0
 """How long the end of the workers is waited for."""
 
 
+class FittingScalingPolicy(ElasticScalingPolicy):
+    """Starts no other number of workers than those that the global batch can be shared among.
+
+    Args:
+        scaling_config: With the fewest and the most.
+        sizes: These numbers, ascending.
+    """
+
+    def __init__(self, scaling_config: Any, sizes: Sequence[int]) -> None:
+        super().__init__(scaling_config)
+        self.sizes = sizes
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        room = super()._count_possible_workers(reserved_resources)
+        return max((size for size in self.sizes if size <= room), default=0)
+
+
 class Trainer(TorchTrainer):
-    """Ends its workers when it is told to; Ray Train's own answer to Ctrl-C is to end as if all were well."""
+    """Ends its workers when it is told to; Ray Train's own answer to Ctrl-C is to end as if all were well.
+
+    Args:
+        *given: As in `TorchTrainer`; so are the named ones.
+        sizes: Numbers of workers that the global batch can be shared among, ascending; None where there is
+            always the same number.
+        **named: As above.
+    """
 
     _controller: Any = None
+
+    def __init__(self, *given: Any, sizes: Sequence[int] | None, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._sizes = sizes
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        if self._sizes is not None:
+            given["scaling_policy"] = FittingScalingPolicy(self.scaling_config, self._sizes)
+        return super()._initialize_and_run_controller(**given)  # type: ignore[misc]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller

@@ -149,7 +149,7 @@ class _Run:
         self.rows = rows_of_rank(config.batch.size, session.rank, session.world_size)
         self.device = session.device
         self.autocast = config.train.precision == "bfloat16"
-        self.schedule = BatchSchedule(given.views["train"], config)
+        self.schedule = BatchSchedule(given.views["train"], config, session.world_size)
         self.labels = self.schedule.labels[session.rank]
         self.identities = self.schedule.identities
         own = {"train": self.schedule.shards[session.rank]}

@@ -36,7 +36,7 @@ def train(folder, monkeypatch):
 
         monkeypatch.setattr(trainer, "Trainer", make)
         given = TrainingInput(resolve("demo"), {}, None, "clip", None)
-        ray_train.train_on_workers(given, folder, SimpleNamespace(gpus_per_worker=None))
+        ray_train.train_on_workers(given, folder, SimpleNamespace(gpus_per_worker=None, fewest_workers=None))
         return made
 
     monkeypatch.setattr(ray_train, "ensure_ray", lambda: None)
