@@ -110,6 +110,9 @@ def test_weights_of_older_code_give_the_same_metrics(command, kept):
     for ours, theirs in zip(found["settings"], then["settings"], strict=True):
         assert (ours["missing"], ours["reranked"]) == (theirs["missing"], theirs["reranked"])
         for feature, metrics in theirs["metrics"].items():
+            # Of black images alone all features of a camera are equal, and the processor's rounding ranks them.
+            if feature in theirs["missing"]:
+                continue
             assert ours["metrics"][feature] == {
                 name: pytest.approx(value, abs=GOLDEN_VALUE) for name, value in metrics.items()
             }
