@@ -110,7 +110,7 @@ def test_weights_of_older_code_give_the_same_metrics(command, kept):
     for ours, theirs in zip(found["settings"], then["settings"], strict=True):
         assert (ours["missing"], ours["reranked"]) == (theirs["missing"], theirs["reranked"])
         for feature, metrics in theirs["metrics"].items():
-            # Of black images alone all features of a camera are equal, and the processor's rounding ranks them.
+            # Of black images all features of a camera are equal, and rounding ranks them.
             if feature in theirs["missing"]:
                 continue
             assert ours["metrics"][feature] == {
