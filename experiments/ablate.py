@@ -49,6 +49,8 @@ from experiments.planning.plan_options import PlanChoices, add_plan_options, ref
 from experiments.recipes import ConfigError
 from experiments.run.preflight import Check, preflight
 from experiments.run.run_options import resolve_catalog, resolve_workspace
+from experiments.run.run_tables import RunTables
+from experiments.run.workers.ray_train import start_ray
 from experiments.studies.ablation.ablation_plan import AblationPlan, plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
@@ -69,12 +71,12 @@ from experiments.studies.ablation.table_text import (
     short_cells,
     undecided,
 )
-from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
 from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
     from experiments.planning.study_plan import StudyPlan
+    from experiments.studies.ablation.ablation import AblationStudy
 
 FIGURES = {
     "5": ("figure5", "figure5_tokens"),
@@ -212,12 +214,19 @@ def _run(plan: AblationPlan, given: argparse.Namespace) -> AblationResult:
         for config in plan.configs:
             check(config)
 
-    tables = preflight(
-        first, options, check_each, lambda: start_ray(first.train.workers, options.gpus_per_worker)
-    )
-    from experiments.studies.ablation.ablation import AblationStudy
+    def study(tables: RunTables) -> "AblationStudy":
+        from experiments.studies.ablation.ablation import AblationStudy
 
-    return AblationStudy(plan, tables, options).run()
+        return AblationStudy(plan, tables, options)
+
+    tables = preflight(
+        first,
+        options,
+        check_each,
+        lambda: start_ray(first.train.workers, options.gpus_per_worker),
+        lambda found: study(found).finished_result() is not None,
+    )
+    return study(tables).run()
 
 
 def print_result(

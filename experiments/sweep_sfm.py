@@ -48,6 +48,8 @@ from experiments.planning.plan_options import PlanChoices, add_plan_options, ref
 from experiments.recipes import ConfigError
 from experiments.run.preflight import preflight
 from experiments.run.run_options import resolve_catalog, resolve_workspace
+from experiments.run.run_tables import RunTables
+from experiments.run.workers.ray_train import start_ray
 from experiments.studies.study_folder import STUDIES
 from experiments.studies.sweep.search_space import (
     DEFAULT_SPACE,
@@ -59,12 +61,12 @@ from experiments.studies.sweep.stored_trials import StoredTrials
 from experiments.studies.sweep.study_storage import check_url
 from experiments.studies.sweep.sweep_result import SweepResult, describe_values
 from experiments.studies.sweep.sweep_spec import SweepSpec
-from experiments.studies.tuning import start_ray
 from experiments.terminal_tables import print_facts, print_table, text_table
 from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
     from experiments.planning.study_plan import StudyPlan
+    from experiments.studies.sweep.sweep import SweepStudy
 
 NO_VALIDATION = (
     "data set {!r} has no val split, and a sweep never chooses on test; ingest it with "
@@ -180,24 +182,29 @@ def sweep(given: argparse.Namespace) -> SweepResult:
     base = spec.base
     if given.study_storage is not None:
         check_url(given.study_storage)
+
+    def study(tables: RunTables) -> "SweepStudy":
+        from experiments.studies.sweep.sweep import SweepStudy
+
+        return SweepStudy(
+            spec,
+            tables,
+            options,
+            study_storage=given.study_storage,
+            concurrent=given.concurrent,
+            resume=given.resume,
+        )
+
     tables = preflight(
         base,
         options,
         partial(check_space, spec.space, spec.recipe, spec.settings),
         lambda: start_ray(base.train.workers, options.gpus_per_worker),
+        lambda found: study(found).finished_result() is not None,
     )
     if "val" not in tables.views:
         raise ConfigError(NO_VALIDATION.format(base.data.dataset))
-    from experiments.studies.sweep.sweep import SweepStudy
-
-    return SweepStudy(
-        spec,
-        tables,
-        options,
-        study_storage=given.study_storage,
-        concurrent=given.concurrent,
-        resume=given.resume,
-    ).run()
+    return study(tables).run()
 
 
 def make_plan(given: argparse.Namespace) -> "StudyPlan":

@@ -153,7 +153,14 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
         deterministic=given.deterministic,
         fewest_workers=given.workers and given.workers.fewest,
     )
-    tables = preflight(config, options, lambda check: check(config), prepare_ray, on_step)
+    tables = preflight(
+        config,
+        options,
+        lambda check: check(config),
+        prepare_ray,
+        lambda found: RunFolder.has_finished(options.workspace, config, found),
+        on_step,
+    )
     from experiments.run.lifecycle import run
 
     if given.init is not None:

@@ -1,8 +1,6 @@
-"""The tables that a run would read, found without making any, and how many samples it would process."""
+"""The tables that a run would read, with the commands of those that are missing, and its samples."""
 
 import shlex
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,17 +9,11 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
-from data_catalog.storage.folders import Folder
-from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import Table, list_tables, take_newest
 from experiments.recipes import ConfigError, ExperimentConfig
-from experiments.run import run_data
 from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.made_tables import FoundTables
 from stmi.training import batch_plan
 from stmi.training.batch_plan import BatchPlanError
-
-Tables = dict[str, Table | None]
-"""The tables of a run by name; None where a table is missing."""
 
 
 class Extent(Record):
@@ -54,95 +46,7 @@ class ExpectedTable(Record):
     """The command that makes the table; None where it exists."""
 
 
-def find_tables(
-    config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path, catalog: str
-) -> Tables:
-    """The tables that a run would find in the catalog: `samples`, `masks`, ..., and a `view/SPLIT` per split.
-
-    Args:
-        config: The run.
-        clip_digest: Digest of its CLIP; None where the weights are not available, so its name must suffice.
-        workspace: Folder | Path of the images of the embedded benchmark.
-        catalog: Root of the catalog.
-
-    Raises:
-        CatalogError: The catalog cannot be read.
-    """
-    tables = [
-        table
-        for table in list_tables(catalog, config.data.dataset)
-        if table.manifest.schema_version == table.kind.schema_version
-        and _fits_run(table, config, clip_digest, workspace)
-    ]
-
-    def newest(kind: TableKind, made_from: dict[str, Table | None], **settings: Any) -> Table | None:
-        inputs = {name: table and table.digest for name, table in made_from.items()}
-        fitting = [
-            table
-            for table in tables
-            if table.kind is kind
-            and inputs.items() <= table.manifest.inputs.items()
-            and settings.items() <= table.manifest.settings.items()
-        ]
-        return take_newest(fitting) if fitting else None
-
-    def find_input(table: Table | None, kind: TableKind) -> Table | None:
-        """The input of a table; where there is no such table yet, the input that it would have."""
-        if table is None:
-            return newest(kind, {"samples": samples})
-        return next((t for t in tables if t.digest == table.manifest.inputs.get(kind.value)), None)
-
-    samples = newest(TableKind.SAMPLES, {})
-    features = newest(TableKind.TEXT_FEATURES, {"samples": samples})
-
-    def find_views(made_from: dict[str, Table | None]) -> Tables:
-        size = config.model.image
-        return {
-            f"view/{split}": newest(
-                TableKind.VIEW, made_from, split=split, height=size.height, width=size.width
-            )
-            for split in _splits(config, samples)
-        }
-
-    views = find_views({"samples": samples, "text_features": features})
-    if not config.model.text.enabled and None in views.values():
-        # As a run without text: any views serve where not all have text.
-        views = find_views({"samples": samples})
-    found = {
-        "samples": samples,
-        "masks": find_input(views["view/train"], TableKind.MASKS),
-        "captions": find_input(features, TableKind.CAPTIONS),
-        "text_features": features,
-        **views,
-    }
-    is_needed = {"masks": config.model.sfm.enabled}
-    is_needed |= dict.fromkeys(("captions", "text_features"), config.model.text.enabled)
-    return {name: table for name, table in found.items() if table is not None or is_needed.get(name, True)}
-
-
-def _fits_run(
-    table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path
-) -> bool:
-    """Whether a table comes from the run's own rendering of the benchmark, and from its own CLIP."""
-    if table.kind is TableKind.SAMPLES and config.data.synthetic is not None:
-        rendered = run_data.benchmark_folder(config, workspace) / "RGBNT201"
-        # By its last parts: the workspace may have been moved.
-        return Path(table.manifest.created["source"]).parts[-2:] == rendered.parts[-2:]
-    if table.kind is TableKind.TEXT_FEATURES:
-        if clip_digest is None:
-            source = run_data.clip_source(config)
-            return bool(table.statistics["clip"] == (Path(source).name if Path(source).is_dir() else source))
-        return table.manifest.inputs["clip"] == clip_digest
-    return True
-
-
-def _splits(config: ExperimentConfig, samples: Table | None) -> list[str]:
-    if samples is None:
-        return [split for split in SPLITS if split != "val" or config.data.synthetic is not None]
-    return [split for split in SPLITS if split in samples.statistics["splits"]]
-
-
-def describe_tables(config: ExperimentConfig, tables: Tables, catalog: str) -> list[ExpectedTable]:
+def describe_tables(config: ExperimentConfig, tables: FoundTables, catalog: str) -> list[ExpectedTable]:
     """A description of each table, with the command that makes it where it is missing."""
     described = []
     for name, table in tables.items():
@@ -180,7 +84,7 @@ def _command(config: ExperimentConfig, name: str, catalog: str) -> str:
     return shlex.join(["python", "-m", "data_catalog", *step, "--catalog", catalog, "--dataset", dataset])
 
 
-def measure_extent(config: ExperimentConfig, tables: Tables) -> Extent:
+def measure_extent(config: ExperimentConfig, tables: FoundTables) -> Extent:
     """How much a run processes: from its training view, otherwise from the best known facts of the data set.
 
     Without a view and a samples table, all identities are assumed to have equally many samples.

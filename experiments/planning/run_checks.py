@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from data_catalog.checks.findings import CheckReport, Findings
 from data_catalog.errors import CatalogError
 from data_catalog.storage.folders import Folder
-from experiments.planning import expected_tables
 from experiments.recipe_files import name_recipe
 from experiments.recipes import WORKSPACE, ConfigError, ExperimentConfig, resolve
 from experiments.run import run_data
 from experiments.run.config_checks import check_batches, check_settings, check_tables
+from experiments.run.made_tables import find_made_tables, look_up_tables
 from experiments.run.preflight import check_data_set
 from stmi.clip.loading import LoadedClip, load_clip
 from stmi.errors import ClipFileError
@@ -80,13 +80,11 @@ def _find_tables(
     config: ExperimentConfig, clip: LoadedClip, workspace: Folder, catalog: str, findings: Findings
 ) -> run_data.Tables | None:
     """The tables of the run; None for the embedded benchmark where the run has to make some."""
-    if config.data.synthetic is None:
-        return run_data.find_tables(config, clip, catalog)
-    expected = expected_tables.find_tables(config, clip.digest, workspace, catalog)
-    missing = [name for name, table in expected.items() if table is None]
-    if missing:
+    tables = find_made_tables(config, clip, workspace, catalog)
+    if tables is None:
+        found = look_up_tables(config, clip.digest, workspace, catalog)
+        missing = [name for name, table in found.items() if table is None]
         findings.warn(
             "made_by_run", f"the run itself makes the tables that are missing: {', '.join(missing)}"
         )
-        return None
-    return {name: table for name, table in expected.items() if table is not None}
+    return tables

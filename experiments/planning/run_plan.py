@@ -13,9 +13,7 @@ from experiments.planning.cost import ModelParameters, measure_cost, measure_mic
 from experiments.planning.expected_tables import (
     ExpectedTable,
     Extent,
-    Tables,
     describe_tables,
-    find_tables,
     measure_extent,
 )
 from experiments.planning.expected_time import (
@@ -31,6 +29,7 @@ from experiments.planning.memory_use import Memory
 from experiments.planning.run_checks import check_run
 from experiments.recipes import RECIPES, ExperimentConfig, SettingName, differences, resolve
 from experiments.run import run_data
+from experiments.run.made_tables import FoundTables, look_up_tables
 from stmi.clip.clip_files import WEIGHTS_FILE
 from stmi.clip.loading import load_clip
 from stmi.model import trained_features
@@ -104,7 +103,7 @@ def make_plan(
     for name in hardware:
         find_hardware(name)
     digest = clip_digest_of(config)
-    tables = find_tables(config, digest, workspace, catalog)
+    tables = look_up_tables(config, digest, workspace, catalog)
     extent = measure_extent(config, tables)
     cost = measure_cost(config, extent.identities, extent.cameras)
     forward, step = cost.flops.forward.total, cost.flops.training_step.total
@@ -143,7 +142,7 @@ def make_plan(
 
 
 def check_where_possible(
-    config: ExperimentConfig, tables: Tables, workspace: Folder, catalog: str, clip_digest: str | None
+    config: ExperimentConfig, tables: FoundTables, workspace: Folder, catalog: str, clip_digest: str | None
 ) -> CheckReport:
     """The run's own checks, without images; no finding where its data or its CLIP are not there yet.
 

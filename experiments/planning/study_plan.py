@@ -10,9 +10,7 @@ from experiments.planning.cost import measure_cost
 from experiments.planning.expected_tables import (
     ExpectedTable,
     Extent,
-    Tables,
     describe_tables,
-    find_tables,
     measure_extent,
 )
 from experiments.planning.expected_time import USABLE_MEMORY, expect_time
@@ -22,6 +20,7 @@ from experiments.planning.plan_options import PlanChoices
 from experiments.planning.run_plan import check_where_possible, clip_digest_of, workload_of
 from experiments.planning.study_time import Assumptions, RunLeft, StudyTime, devices_of_run, expect_study_time
 from experiments.recipes import ExperimentConfig
+from experiments.run.made_tables import FoundTables, look_up_tables
 from experiments.run.run_data import as_run_tables
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_tables import RunTables
@@ -108,7 +107,7 @@ class StudyData:
         self.workspace = workspace
         self.catalog = catalog
         self.clip_digest = clip_digest_of(first)
-        self.tables: Tables = find_tables(first, self.clip_digest, workspace, catalog)
+        self.tables: FoundTables = look_up_tables(first, self.clip_digest, workspace, catalog)
         self.run_tables = self._run_tables()
 
     def _run_tables(self) -> RunTables | None:

@@ -19,6 +19,7 @@ def preflight(
     options: RunOptions,
     check_each: Callable[[Check], None],
     start_ray: Callable[[], None],
+    is_finished: Callable[[RunTables], bool],
     on_step: OnStep = lambda step, result: None,
 ) -> RunTables:
     """Check all that can be checked, and find or make the tables of one or more runs.
@@ -27,7 +28,8 @@ def preflight(
         first: One of the configs; all have the same data set, image size and CLIP.
         options: Where catalog, runs and checkpoints are.
         check_each: Calls a check with every config.
-        start_ray: Called once the settings are checked and before tables are made.
+        start_ray: Called once the settings are checked and before tables are made, unless all is finished.
+        is_finished: Whether all that is asked for is finished, so that it needs no Ray and no more checks.
         on_step: Called after each step that makes a table.
 
     Raises:
@@ -37,14 +39,19 @@ def preflight(
     """
     reach(options.places(trials=True))
     check_data_set(first, options.catalog)
-    check_ray()
     # PyTorch takes seconds to import, which a missing data set does not wait for.
     from experiments.run.config_checks import check_settings, check_tables  # noqa: PLC0415
-    from experiments.run.run_data import clip_source, prepare_tables  # noqa: PLC0415
+    from experiments.run.made_tables import find_made_tables  # noqa: PLC0415
+    from experiments.run.run_data import as_run_tables, clip_source, prepare_tables  # noqa: PLC0415
     from stmi.clip.loading import load_clip  # noqa: PLC0415
 
     clip = load_clip(clip_source(first))
     check_each(lambda config: check_settings(config, clip))
+    if (made := find_made_tables(first, clip, options.workspace, options.catalog)) is not None:
+        found = as_run_tables(made, clip, ())
+        if is_finished(found):
+            return found
+    check_ray()
     start_ray()
     tables = prepare_tables(first, clip, options, on_step)
     check_each(lambda config: check_tables(config, clip, tables))

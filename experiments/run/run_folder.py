@@ -147,6 +147,11 @@ class RunFolder(JournalFolder):
         return cls._named(workspace, config, fingerprint(config, tables), tables.catalog, None)
 
     @classmethod
+    def has_finished(cls, workspace: Folder | Path, config: ExperimentConfig, tables: RunTables) -> bool:
+        """Whether the run of `of` is finished; makes no folder."""
+        return cls.planned(workspace, config, tables).is_finished
+
+    @classmethod
     def begun(cls, workspace: Folder | Path, config: ExperimentConfig, tables: RunTables) -> "RunFolder":
         """The folder of this run if it was begun before.
 

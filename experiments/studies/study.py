@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
-from data_catalog.errors import CatalogError, name_first
+from data_catalog.errors import CatalogError, DamagedFileError, NotWritableError, name_first
 from data_catalog.progress import open_progress
 from experiments.run.run_description import code_version, note_start, other_code_digests
 from experiments.run.run_options import RunOptions
@@ -43,10 +43,12 @@ class Study(ABC, Generic[Result]):
     Attributes:
         kind: Kind of the study, in one word.
         unit: What the progress counts.
+        result_form: Model of its result.
     """
 
     kind: ClassVar[str]
     unit: ClassVar[str]
+    result_form: type[Result]
 
     def __init__(self, recipe: str, name: str, tables: RunTables, options: RunOptions) -> None:
         self.recipe = recipe
@@ -76,7 +78,7 @@ class Study(ABC, Generic[Result]):
 
     @abstractmethod
     def train(self) -> None:
-        """Train the runs that are left."""
+        """Train the runs that are left, on the Ray that this starts where nobody has yet."""
 
     @property
     @abstractmethod
@@ -95,14 +97,45 @@ class Study(ABC, Generic[Result]):
     def summarise(self, mlflow: MlflowRun) -> Result:
         """The result so far; writes tables and figures."""
 
+    @abstractmethod
+    def has_all(self, result: Result) -> bool:
+        """Whether a stored result has all that is asked for, and nothing of it is left to train."""
+
+    def finished_result(self) -> Result | None:
+        """The stored result of a study that has all that is asked for; or None. Writes nothing."""
+        if not self.folder.is_of(self.kind, self.fingerprint):
+            return None
+        try:
+            result = self.folder.read_result(self.result_form)
+        except DamagedFileError:
+            # `run` makes it anew.
+            return None
+        return result if result is not None and result.is_complete and self.has_all(result) else None
+
     def run(self) -> Result:
         """Train what is missing of the study, and write its result.
+
+        A finished study that lies where nothing can be written is shown as it was stored.
 
         Raises:
             ConfigError: The folder belongs to another study.
             RunError: Another process runs this study, or it cannot go on.
             InterruptedRunError: It was asked to stop.
+            NotWritableError: Something is missing, and nothing can be written.
         """
+        try:
+            return self._run()
+        except NotWritableError as error:
+            result = self.finished_result()
+            if result is None:
+                raise
+            logger.warning(
+                "study %s is shown as it was stored, and MLflow is not brought up to date: %s",
+                *(self.folder.name, error),
+            )
+            return result
+
+    def _run(self) -> Result:
         with self.folder.claimed(self._busy()):
             self.folder.belong_to(self.kind, self.fingerprint)
             self.open()

@@ -4,6 +4,7 @@ import json
 import re
 import uuid
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, RootModel
 
@@ -13,6 +14,8 @@ from data_catalog.storage.folders import Content, Folder
 from experiments.recipes import ConfigError
 from experiments.studies.study_result import StudyResult
 from experiments.tracking.journal_folder import JournalFolder
+
+Result = TypeVar("Result", bound=StudyResult)
 
 STUDIES = "studies"
 """Folder of all studies in a workspace."""
@@ -59,11 +62,13 @@ class StudyFolder(JournalFolder):
 
     @classmethod
     def of(cls, workspace: Folder | Path, name: str) -> "StudyFolder":
-        """The folder of a study, made where it is new."""
-        folder = cls(Folder(workspace) / STUDIES / name)
-        if folder.is_local:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        return folder
+        """The folder of a study, which need not exist."""
+        return cls(Folder(workspace) / STUDIES / name)
+
+    def is_of(self, kind: str, fingerprint: str) -> bool:
+        """Whether the folder is that of a study, given as in `belong_to`."""
+        own = StudyMark(kind=kind, mark=fingerprint)
+        return self.has_file(STUDY_FILE) and self._read(STUDY_FILE, StudyMark) == own
 
     def belong_to(self, kind: str, fingerprint: str) -> None:
         """Note whose folder this is, or refuse it to another study.
@@ -99,6 +104,17 @@ class StudyFolder(JournalFolder):
     def write_result(self, result: StudyResult) -> None:
         """Store the result, whose files are named without the path of the folder."""
         self.write(RESULT_FILE, result.to_json() + "\n")
+
+    def read_result(self, form: type[Result]) -> Result | None:
+        """The stored result, with the places of its files; None where there is none yet.
+
+        Raises:
+            DamagedFileError: The file is damaged.
+        """
+        try:
+            return self._read(RESULT_FILE, form).located(self)
+        except FileNotFoundError:
+            return None
 
     def write_runs(self, runs: dict[str, StoredRun]) -> None:
         """Store which runs belong to the study, by the names of their folders, and what they are in it."""

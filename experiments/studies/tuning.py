@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from data_catalog.errors import name_first
 from data_catalog.ray_failures import MAX_FAILURES, describe_failure
-from data_catalog.ray_session import ensure_ray, living_nodes
+from data_catalog.ray_session import living_nodes
 from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import InterruptedRunError, RunError
 from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import STOP_FILE
-from experiments.run.workers.ray_train import MEMORY_REMEDY, gpus_of_each, prepare_ray
+from experiments.run.workers.ray_train import MEMORY_REMEDY
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 
@@ -40,22 +40,6 @@ class NodeLostError(Exception):
     Tune repeats a trial whose process dies, but gives up at once where it has handed the trial to a process
     that it kept for reuse on the lost node.
     """
-
-
-def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
-    """Join or start the Ray session of a study.
-
-    Args:
-        workers: Of each trial.
-        gpus_per_worker: As in `RunOptions`.
-
-    Raises:
-        RunError: The cluster has too few GPUs for a trial.
-    """
-    prepare_ray()
-    # Ray Train frees the workers of a stopped trial through the dashboard's API, or never.
-    ensure_ray(include_dashboard=workers > 1)
-    gpus_of_each(workers, gpus_per_worker)
 
 
 def train_runs(

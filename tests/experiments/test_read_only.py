@@ -1,13 +1,16 @@
-"""A finished workspace on a read-only disk is shown: nothing that only shows needs to write."""
+"""A finished workspace on a read-only disk is shown: nothing that only shows needs to write, or needs Ray."""
 
 import json
 
 import pytest
 
 from data_catalog import __main__ as catalog
-from experiments import evaluate, report, train
+from data_catalog.errors import NotWritableError
+from experiments import ablate, evaluate, report, sweep_sfm, train
 from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import RunOptions
 from experiments.studies.study_folder import StoredRun, StudyFolder
+from experiments.studies.sweep.sweep import SweepStudy
 from tests import json_samples, kept_workspace, mounts
 from tests.experiments import small_run
 
@@ -48,6 +51,53 @@ def test_finished_run_is_found(workspace, capsys, caplog):
     assert found["reused"]
     assert found["metrics"] == printed("train")["metrics"]
     assert "MLflow is not brought up to date" in caplog.text
+
+
+@pytest.fixture
+def dead_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+
+@pytest.mark.usefixtures("dead_cluster")
+def test_finished_run_needs_no_cluster_and_one_that_is_not_is_refused(workspace, capsys):
+    options = small_run.arguments(kept_workspace.CLIP, workspace, "--workers", "1")
+    assert train.main(options) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == RUN
+    assert train.main([*options, "--seed", "9"]) == 2
+    assert "RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("dead_cluster")
+@pytest.mark.parametrize(
+    ("script", "name", "asked", "more"),
+    [
+        (ablate, "ablate", ["--table", "4", "--seeds", "2"], ["--table", "4", "--seeds", "3"]),
+        (sweep_sfm, "sweep", ["--trials", "3"], ["--trials", "4"]),
+    ],
+)
+def test_finished_study_is_found_and_what_it_lacks_is_not(
+    workspace, capsys, caplog, script, name, asked, more
+):
+    options = small_run.arguments(kept_workspace.CLIP, workspace)
+    assert script.main([*options, *asked]) == 0
+    found, then = json.loads(capsys.readouterr().out), printed(name)
+    assert found["study"] == then["study"]
+    for field in ("rows", "trials"):
+        assert json_samples.missing(then.get(field), found.get(field)) == []
+    assert all(path.startswith(f"{workspace}/studies/") for path in found["files"].values())
+    assert "is shown as it was stored" in caplog.text
+    assert script.main([*options, *more]) == 2
+    assert "no Ray cluster answers there" in capsys.readouterr().err
+
+
+def test_study_that_lacks_something_is_refused_where_nothing_can_be_written(workspace):
+    options = RunOptions.resolve(workspace)
+    _, tables = small_run.configured(kept_workspace.CLIP, workspace)
+    spec = sweep_sfm.specify(
+        sweep_sfm.parser().parse_args([*small_run.options(kept_workspace.CLIP), "--trials", "4"])
+    )
+    with pytest.raises(NotWritableError, match="Read-only file system"):
+        SweepStudy(spec, tables, options).run()
 
 
 def test_run_that_is_not_finished_is_refused_in_one_line(workspace, capsys):

@@ -39,6 +39,22 @@ def prepare_ray() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
+def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
+    """Join or start the Ray session of a study.
+
+    Args:
+        workers: Of each trial.
+        gpus_per_worker: As in `RunOptions`.
+
+    Raises:
+        RunError: The cluster has too few GPUs for a trial.
+    """
+    prepare_ray()
+    # Ray Train frees the workers of a stopped trial through the dashboard's API, or never.
+    ensure_ray(include_dashboard=workers > 1)
+    gpus_of_each(workers, gpus_per_worker)
+
+
 def check_cluster(places: Sequence[Place]) -> None:
     """Where a cluster is named, make sure that all its nodes reach what workers need.
 

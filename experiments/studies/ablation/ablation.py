@@ -8,6 +8,7 @@ from experiments.recipes import ExperimentConfig, differences, resolve
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
+from experiments.run.workers.ray_train import start_ray
 from experiments.studies.ablation.ablation_plan import AblationPlan
 from experiments.studies.ablation.ablation_result import EPOCHS, AblationResult, TableRow
 from experiments.studies.ablation.ablation_table import (
@@ -38,6 +39,7 @@ class AblationStudy(Study[AblationResult]):
 
     kind = "ablation"
     unit = "epoch"
+    result_form = AblationResult
 
     def __init__(self, plan: AblationPlan, tables: RunTables, options: RunOptions) -> None:
         super().__init__(plan.recipe, plan.name(tables), tables, options)
@@ -65,8 +67,14 @@ class AblationStudy(Study[AblationResult]):
         """As in `Study`; all are known from the start."""
         return self._runs
 
+    def has_all(self, result: AblationResult) -> bool:
+        """As in `Study`; the study's name says which rows and seeds it has."""
+        workspace = self.options.workspace
+        return all(RunFolder.has_finished(workspace, config, self.tables) for config in self.plan.configs)
+
     def train(self) -> None:
         """As in `Study`."""
+        start_ray(self.plan.configs[0].train.workers, self.options.gpus_per_worker)
         self.wrong = train_runs(self._runs, self.tables, self.options, self.folder)
 
     @property

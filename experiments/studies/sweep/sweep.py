@@ -1,7 +1,7 @@
 """A sweep as a study: its trials are sampled one after the other, and each is a run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError, RunResult
 from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import STOP_FILE
-from experiments.run.workers.ray_train import MEMORY_REMEDY
+from experiments.run.workers.ray_train import MEMORY_REMEDY, start_ray
 from experiments.studies.study import Study
 from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
@@ -65,6 +65,7 @@ class SweepStudy(Study[SweepResult]):
 
     kind = "sweep"
     unit = "trial"
+    result_form = SweepResult
 
     def __init__(
         self,
@@ -134,6 +135,10 @@ class SweepStudy(Study[SweepResult]):
                 self._runs[trial.run] = self._study_run(trial)
         return list(self._runs.values())
 
+    def has_all(self, result: SweepResult) -> bool:
+        """As in `Study`."""
+        return result.best is not None and self._count_missing(result.trials) == 0
+
     def is_trained(self) -> bool:
         """As in `Study`."""
         return not self._missing and all(trial.ended for trial in self._trials.values())
@@ -167,6 +172,7 @@ class SweepStudy(Study[SweepResult]):
             RunError: The study's database or Tune failed.
             StorageAwayError: The storage was away for too long.
         """
+        start_ray(self.spec.base.train.workers, self.options.gpus_per_worker)
         try:
             for start in range(1, STARTS + 1):
                 if not self._search(is_last=start == STARTS):
@@ -272,7 +278,10 @@ class SweepStudy(Study[SweepResult]):
     @property
     def _missing(self) -> int:
         """How many trials are left to run; a sweep that goes on makes up for those that crashed."""
-        ended = sum(trial.state in ("finished", "pruned", "failed") for trial in self._trials.values())
+        return self._count_missing(self._trials.values())
+
+    def _count_missing(self, trials: Iterable[SweepTrial]) -> int:
+        ended = sum(trial.state in ("finished", "pruned", "failed") for trial in trials)
         return max(0, self.spec.trials - ended)
 
     def _read_trials(self) -> None:

@@ -15,11 +15,10 @@ from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import ingest
 from data_catalog.storage.folders import Folder
 from data_catalog.views.training_view import ViewSettings, make_view
-from experiments.planning import expected_tables
 from experiments.planning.run_checks import check_run
 from experiments.planning.run_plan import check_where_possible
 from experiments.recipes import ConfigError, ExperimentConfig, resolve
-from experiments.run import run_data
+from experiments.run import made_tables, run_data
 from experiments.run.preflight import preflight
 from experiments.run.run_options import RunOptions
 from stmi.clip.loading import load_clip
@@ -75,7 +74,7 @@ def starts(config: ExperimentConfig, workspace: Path, catalog: str) -> bool:
     """Whether a run gets to its training: the oracle."""
     options = RunOptions.resolve(workspace, catalog)
     try:
-        preflight(config, options, lambda check: check(config), lambda: None)
+        preflight(config, options, lambda check: check(config), lambda: None, lambda tables: False)
     except (CatalogError, ConfigError, ClipFileError):
         return False
     return True
@@ -126,7 +125,7 @@ def test_plan_finds_the_tables_that_the_run_takes(
     text: str, catalog: str, catalogs: dict[str, str], clip: Path, tmp_path: Path
 ) -> None:
     config, loaded = configured(clip, f"model.text={text}"), load_clip(str(clip))
-    planned = expected_tables.find_tables(config, loaded.digest, Folder(tmp_path), catalogs[catalog])
+    planned = made_tables.look_up_tables(config, loaded.digest, Folder(tmp_path), catalogs[catalog])
     if (catalog, text) == ("texts without views", "on"):
         assert planned["view/train"] is planned["view/test"] is None
         return
@@ -141,7 +140,7 @@ def test_plan_names_what_stops_the_run(catalogs: dict[str, str], clip: Path, tmp
 
     def errors(*settings: str, clip_digest: str | None = digest) -> list[str]:
         config = configured(clip, *settings)
-        tables = expected_tables.find_tables(config, clip_digest, workspace, catalog)
+        tables = made_tables.look_up_tables(config, clip_digest, workspace, catalog)
         report = check_where_possible(config, tables, workspace, catalog, clip_digest)
         return [error.message for error in report.errors]
 

@@ -7,7 +7,7 @@ import torch
 
 from experiments import train
 from experiments.planning import calibration, run_plan
-from experiments.planning.expected_tables import find_tables, measure_extent
+from experiments.planning.expected_tables import measure_extent
 from experiments.planning.expected_time import (
     HARDWARE,
     USABLE_MEMORY,
@@ -18,6 +18,7 @@ from experiments.planning.expected_time import (
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
 from experiments.recipes import ConfigError, resolve
+from experiments.run.made_tables import look_up_tables
 from experiments.tracking.journal import Journal
 from stmi.clip.loading import load_clip
 from tests import json_samples
@@ -108,7 +109,7 @@ def test_plan_names_the_differences_to_the_other_recipe_of_the_data_set(clip, ca
 
 def test_plan_finds_the_tables_of_the_run_and_counts_its_steps(trained, clip, workspace):
     config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
-    tables = find_tables(config, load_clip(clip).digest, workspace, str(workspace / "catalog"))
+    tables = look_up_tables(config, load_clip(clip).digest, workspace, str(workspace / "catalog"))
     digests = {name: table.digest for name, table in tables.items()}
     assert digests == {name: digest for name, digest in trained["tables"].items() if name != "clip"}
     extent = measure_extent(config, tables)
@@ -117,13 +118,15 @@ def test_plan_finds_the_tables_of_the_run_and_counts_its_steps(trained, clip, wo
     # Evaluated after epochs 2 and 3; test also before the first.
     assert extent.embedded == 2 * extent.samples["val"] + 3 * extent.samples["test"]
     other = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "data.synthetic.cameras=3"])
-    assert not any(find_tables(other, None, workspace, str(workspace / "catalog")).values())
+    assert not any(look_up_tables(other, None, workspace, str(workspace / "catalog")).values())
 
 
 def test_plan_before_the_first_run_gets_the_size_from_the_settings(trained, clip, workspace, tmp_path):
     config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
     before, after = (
-        measure_extent(config, find_tables(config, load_clip(clip).digest, folder, str(folder / "catalog")))
+        measure_extent(
+            config, look_up_tables(config, load_clip(clip).digest, folder, str(folder / "catalog"))
+        )
         for folder in (tmp_path, workspace)
     )
     assert before.source == "the benchmark's settings"

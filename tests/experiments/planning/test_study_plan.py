@@ -123,14 +123,14 @@ def test_a_plan_of_a_sweep_counts_trials_that_have_ended(
 def test_a_plan_of_what_would_be_stopped_names_it_and_ends_with_1(
     trained, unmeasured, clip, workspace, capsys, monkeypatch
 ):
-    find = study_plan.find_tables
+    find = study_plan.look_up_tables
 
     def find_without_validation(*arguments):
         tables = find(*arguments)
         tables["samples"].statistics["splits"].pop("val", None)
         return tables
 
-    monkeypatch.setattr(study_plan, "find_tables", find_without_validation)
+    monkeypatch.setattr(study_plan, "look_up_tables", find_without_validation)
     asked = (*small_run.options(clip), "--workspace", str(workspace))
     planned = plan(capsys, sweep_sfm, *asked, status=1)
     (error,) = planned["errors"]

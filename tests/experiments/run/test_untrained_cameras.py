@@ -98,7 +98,9 @@ def test_run_tests_an_untrained_camera_with_the_mean_and_notes_it(
         make_view(samples, masks, None, ViewSettings(split=split, height=32, width=16))
     config = resolve("demo", [*SETTINGS, f"model.clip.source={clip}"])
     options = RunOptions.resolve(tmp_path / "runs", catalog).without_tracking()
-    tables = preflight.preflight(config, options, lambda check: check(config), lambda: None)
+    tables = preflight.preflight(
+        config, options, lambda check: check(config), lambda: None, lambda tables: False
+    )
     result = lifecycle.run(config, tables, options, threads=1)
     assert any(
         "4 samples of split 'test' are of cameras that no training sample" in note for note in result.notes

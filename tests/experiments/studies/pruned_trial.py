@@ -17,8 +17,9 @@ from ray.tune.search import Searcher
 
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
+from experiments.run.workers.ray_train import start_ray
 from experiments.studies.study_folder import StudyFolder
-from experiments.studies.tuning import start_ray, tune_trials
+from experiments.studies.tuning import tune_trials
 from tests.experiments import small_run
 
 EPOCHS = 2000

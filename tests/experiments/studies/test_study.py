@@ -31,6 +31,7 @@ class OneRun(Study[OneRunResult]):
 
     kind = "one run"
     unit = "run"
+    result_form = OneRunResult
     total = 1
 
     def __init__(self, run, options, train):
@@ -45,6 +46,9 @@ class OneRun(Study[OneRunResult]):
         return [self.run_of_study]
 
     def train(self):
+        raise NotImplementedError
+
+    def has_all(self, result):
         raise NotImplementedError
 
     def progress(self):
