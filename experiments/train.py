@@ -108,7 +108,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--plan",
         action="store_true",
-        help="train nothing: print settings, size, tables, memory and the time to expect; needs no data",
+        help="train nothing: print settings, size, tables, memory and the time to expect; needs no data. The "
+        "exit status is 1 where the run would be refused (`errors` of --json)",
     )
     options.add_argument(
         "--hardware",
@@ -158,7 +159,8 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
         options,
         lambda check: check(config),
         prepare_ray,
-        lambda found: RunFolder.has_finished(options.workspace, config, found),
+        # The weights that it begins with are part of a run, and not read yet.
+        lambda found: given.init is None and RunFolder.has_finished(options.workspace, config, found),
         on_step,
     )
     from experiments.run.lifecycle import run
@@ -211,7 +213,7 @@ def show_plan(plan: "RunPlan") -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns its exit status."""
+    """Run the command line; returns its exit status: 1 where a plan names what would stop the run."""
     options = parser()
     given = options.parse_args(arguments)
     if given.list_settings:
@@ -221,7 +223,9 @@ def main(arguments: list[str] | None = None) -> int:
     if given.plan and given.init:
         options.error("--plan reads no weights, so --init changes nothing in it; leave one of them out")
     if given.plan:
-        return run_command(lambda: make_plan(given), given.json, show_plan)
+        return run_command(
+            lambda: make_plan(given), given.json, show_plan, lambda plan: 1 if plan.errors else 0
+        )
     if given.hardware or given.calibrate:
         options.error("--hardware and --calibrate belong to --plan; add it")
     return run_command(lambda: train(given), given.json, print_report)

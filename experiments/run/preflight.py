@@ -48,7 +48,7 @@ def preflight(
     clip = load_clip(clip_source(first))
     check_each(lambda config: check_settings(config, clip))
     if (made := find_made_tables(first, clip, options.workspace, options.catalog)) is not None:
-        found = as_run_tables(made, clip, ())
+        found = as_run_tables(made, clip.digest)
         if is_finished(found):
             return found
     check_ray()

@@ -15,6 +15,7 @@ from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import ingest
 from data_catalog.storage.folders import Folder
 from data_catalog.views.training_view import ViewSettings, make_view
+from experiments import train
 from experiments.planning.run_checks import check_run
 from experiments.planning.run_plan import check_where_possible
 from experiments.recipes import ConfigError, ExperimentConfig, resolve
@@ -150,6 +151,21 @@ def test_plan_names_what_stops_the_run(catalogs: dict[str, str], clip: Path, tmp
     # What is not there yet is listed with the command that makes it.
     assert errors() == []
     assert errors("model.text=off", clip_digest=None) == []
+
+
+def test_status_of_a_plan_says_whether_the_run_would_be_refused(
+    catalogs: dict[str, str], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SETTINGS, f"model.clip.source={clip}", "model.text=off"]
+    asked = ["--plan", "--json", "--workspace", str(tmp_path), "--catalog", catalogs["images"]]
+    asked += [part for setting in settings for part in ("--set", setting)]
+
+    def found(*more: str) -> tuple[int, int]:
+        status = train.main([*asked, *more])
+        return status, len(json.loads(capsys.readouterr().out)["errors"])
+
+    assert found() == (1, 1)
+    assert found("--set", "model.sfm=off") == (0, 0)
 
 
 @pytest.mark.parametrize("command", ["checks", "show"])
