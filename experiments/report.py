@@ -35,7 +35,7 @@ from data_catalog.storage.folders import Folder
 from experiments.command_line import add_workspace, metrics_table, print_notes, run_command
 from experiments.recipes import ConfigError
 from experiments.reports.report_files import LoggedAgain, StudyReport
-from experiments.run.run_folder import PICTURES, RESULT_FILE, TRAIN, RunFolder, RunFolderError
+from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_options import RunOptions, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
@@ -221,20 +221,6 @@ def _draw_hypergraphs(folder: RunFolder, pictures: Folder) -> None:
         pictures.write("hypergraphs.png", picture.getvalue())
 
 
-def newest_run(workspace: Folder, catalog: str | None = None) -> RunFolder:
-    """The run of a workspace that finished last.
-
-    Raises:
-        RunFolderError: There is none.
-    """
-    runs = workspace / TRAIN
-    times = {name: (runs / name).list_files().get(RESULT_FILE) for name in runs.list_folders()}
-    finished = {name: time for name, time in times.items() if time is not None}
-    if not finished:
-        raise RunFolderError(f"{runs} has no finished run; run experiments/train.py first")
-    return RunFolder.open(runs / max(finished, key=lambda name: finished[name]), catalog)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -286,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.run:
             folder = RunFolder.open(given.run, given.catalog)
         else:
-            folder = newest_run(resolve_workspace(given.workspace), given.catalog)
+            folder = RunFolder.finished_last(resolve_workspace(given.workspace), given.catalog)
         result = folder.finished_result
         from experiments.run.run_figures import draw_all
 

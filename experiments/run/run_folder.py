@@ -29,6 +29,8 @@ TRAIN = "train"
 """Folder of all runs in a workspace."""
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
+LAST_FILE = "last.json"
+"""In the folder of all runs."""
 QUERIES_FILE = "queries.parquet"
 INITIAL_FILE = "initial.safetensors"
 """The weights that the run began with, where it is not CLIP alone."""
@@ -67,6 +69,12 @@ class StoredConfig(Record):
     """Table name to digest."""
     views: dict[str, StoredView]
     """By split."""
+
+
+class _LastRun(Record):
+    """The run of a workspace that was finished last (`last.json`)."""
+
+    run: str
 
 
 class _StoredResult(RunResult):
@@ -200,6 +208,31 @@ class RunFolder(JournalFolder):
                 f"{location} is no run's folder: it has no {CONFIG_FILE}; name one in WORKSPACE/train"
             )
         return folder
+
+    @classmethod
+    def finished_last(cls, workspace: Folder | Path, catalog: str | None = None) -> "RunFolder":
+        """The run of a workspace that was finished last.
+
+        Each run that is finished notes that, so that no clock counts, nor the time of a file that was copied.
+        Where the note is missing, or its run is, the times in the journals count.
+
+        Args:
+            workspace: Of all runs.
+            catalog: As the class has it.
+
+        Raises:
+            RunFolderError: There is none.
+        """
+        runs = Folder(workspace) / TRAIN
+        # An older version noted nothing.
+        if runs.has_file(LAST_FILE):
+            noted = cls(runs / runs.read_record(LAST_FILE, _LastRun, "delete it").run, catalog)
+            if noted.is_finished:
+                return noted
+        finished = [run for name in runs.list_folders() if (run := cls(runs / name, catalog)).is_finished]
+        if not finished:
+            raise RunFolderError(f"{runs} has no finished run; run experiments/train.py first")
+        return max(finished, key=lambda run: (run.journal.last("finished") or {"time": 0.0})["time"])
 
     @property
     def files(self) -> list[str]:
@@ -380,11 +413,15 @@ class RunFolder(JournalFolder):
         return read_state(self, child_file(study))
 
     def write_result(self, result: RunResult) -> None:
-        """Store the result, without the absolute path of the folder; from then on the run is finished."""
+        """Store the result, without the absolute path of the folder; from then on the run is finished.
+
+        It is noted as the one finished last.
+        """
         stored = result.model_dump(mode="json", exclude={"folder"})
         if Folder(result.checkpoint).parent == self:
             stored["checkpoint"] = Folder(result.checkpoint).name
         self.write(RESULT_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+        self.parent.write(LAST_FILE, _LastRun(run=self.name).to_json() + "\n")
 
     @cached_property
     def _stored(self) -> StoredConfig:

@@ -1,11 +1,13 @@
 import json
+import shutil
 
 import pytest
 
+from data_catalog.errors import DamagedFileError
 from experiments.recipes import resolve
 from experiments.run.run_folder import RunFolder, RunFolderError, fingerprint
 from experiments.run.run_tables import RunTables
-from tests.experiments import small_run
+from tests.experiments import made_up, small_run
 
 
 @pytest.fixture
@@ -48,3 +50,34 @@ def test_folder_that_holds_another_run_is_refused_and_left_as_it_is(tmp_path, ta
 def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(RunFolderError, match=r"is no run's folder: it has no config\.json"):
         RunFolder.open(tmp_path)
+
+
+def test_run_finished_last_is_found_by_no_clock_and_no_time_of_a_file(tmp_path):
+    runs = {name: RunFolder(tmp_path / "train" / name) for name in ("a", "b", "c")}
+    for (name, run), clock in zip(runs.items(), (3000.0, 1000.0, 2000.0), strict=True):
+        run.path.mkdir(parents=True)
+        run.journal.append("finished", time=clock)
+        run.write_result(made_up.run_result())
+        assert RunFolder.finished_last(tmp_path).name == name
+    for name in ("a", "b"):
+        (tmp_path / "train" / name / "result.json").touch()
+    assert RunFolder.finished_last(tmp_path).name == "c"
+    # As an older version left it, or where the run was removed.
+    (tmp_path / "train" / "last.json").unlink()
+    assert RunFolder.finished_last(tmp_path).name == "a"
+    runs["b"].write_result(made_up.run_result())
+    shutil.rmtree(runs["b"].path)
+    assert RunFolder.finished_last(tmp_path).name == "a"
+
+
+def test_damaged_note_of_the_run_finished_last_is_named(tmp_path):
+    runs = tmp_path / "train"
+    runs.mkdir()
+    (runs / "last.json").write_bytes(b"")
+    with pytest.raises(DamagedFileError, match=f"^{runs}/last.json is damaged .*; delete it$"):
+        RunFolder.finished_last(tmp_path)
+
+
+def test_workspace_without_a_finished_run_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match=f"^{tmp_path}/train has no finished run"):
+        RunFolder.finished_last(tmp_path)
