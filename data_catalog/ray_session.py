@@ -193,23 +193,34 @@ def node_name(node: Mapping[str, Any]) -> str:
 
 
 def _check_workers() -> None:
-    """Make sure that Ray can start a worker, for which everything else would wait without end.
+    """Make sure that every node of Ray can start a worker, for which everything else would wait without end.
 
     Raises:
-        CatalogError: It cannot; with the end of the worker's log.
+        CatalogError: One cannot; with the end of the worker's log where that is on this machine.
     """
     import ray  # noqa: PLC0415
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
     @ray.remote(num_cpus=0, max_retries=0)
     def start() -> None:
         return
 
-    try:
-        ray.get(start.remote(), timeout=START_SECONDS)
-    except ray.exceptions.GetTimeoutError:
+    # A node that is lost meanwhile is none of those that matter: its task goes to another one.
+    tasks = {}
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+        tasks[start.options(scheduling_strategy=there).remote()] = node
+    started, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=START_SECONDS)
+    if silent:
+        node, logs = tasks[silent[0]], _logs_folder()
+        is_here = node["NodeID"] == ray.get_runtime_context().get_node_id()
         raise CatalogError(
-            f"no worker of Ray has started within {START_SECONDS:.0f} s; {_last_words(_logs_folder())}"
-        ) from None
+            f"no worker of Ray has started within {START_SECONDS:.0f} s on node "
+            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}); "
+            f"{_last_words(logs) if is_here else f'its logs are in {logs} there'}"
+        )
+    try:
+        ray.get(started)
     except ray.exceptions.RayError as error:
         raise CatalogError(f"workers of Ray do not start: {describe_failure(error)}") from error
 

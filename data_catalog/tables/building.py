@@ -253,7 +253,8 @@ def _run_actors(
         share["label_selector"] = {"ray.io/node-id": f"in({','.join(node['NodeID'] for node in machines)})"}
     arguments = (root, maker, _WORKER_LOG)
     try:
-        yield from map_on_actors(rows, ShardWriter, arguments, min(len(rows), actors), share).iter_rows()
+        for result in map_on_actors(rows, ShardWriter, arguments, min(len(rows), actors), share):
+            yield {name: values[0] for name, values in result.items()}
     except ray.exceptions.RayError as error:
         raise CatalogError(
             f"{root} could not be built: {describe_failure(error, MEMORY_REMEDY)}. Complete shards are kept; "

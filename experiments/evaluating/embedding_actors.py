@@ -82,10 +82,9 @@ def _blocks(
         for setting in range(len(missing))
         for first in range(0, count, batch)
     ]
-    embedded = map_on_actors(
+    return map_on_actors(
         batches, _Embedder, (ray.put(target), missing), min(size, len(batches)), share, in_order=True
     )
-    return embedded.iter_batches(batch_size=None, prefetch_batches=0)
 
 
 class _Embedder:

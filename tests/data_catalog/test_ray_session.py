@@ -208,26 +208,51 @@ def test_nothing_is_made_where_there_is_no_cluster(monkeypatch, tmp_path, capsys
     assert {path.name for path in tmp_path.iterdir()} == {"images"}
 
 
-def test_workers_that_do_not_start_end_the_run_with_the_end_of_their_log(asked, monkeypatch, tmp_path):
-    monkeypatch.undo()
+@pytest.fixture
+def silent(monkeypatch, tmp_path):
+    """Of two nodes that live, those with these ids start no worker; gives the refusal."""
     (tmp_path / "worker-1.err").write_text("")
     (tmp_path / "worker-2.err").write_text(
         "Traceback (most recent call last):\nModuleNotFoundError: No module ray\n"
     )
     node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path))
     monkeypatch.setattr(ray._private.worker, "_global_node", node)
-    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: SimpleNamespace(remote=function))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56))
+    names = {one: {"NodeManagerHostname": f"host-{one}", "NodeManagerAddress": one} for one in "abc"}
+    nodes = [{"NodeID": one * 56, "Alive": one != "c", **name} for one, name in names.items()]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
-    def wait(reference, timeout):
-        assert 0 < timeout <= 300
-        raise ray.exceptions.GetTimeoutError
+    class Task:
+        def options(self, scheduling_strategy):
+            return SimpleNamespace(remote=lambda: scheduling_strategy.node_id)
 
-    monkeypatch.setattr(ray, "get", wait)
-    with pytest.raises(CatalogError) as refused:
-        ray_session._check_workers()
-    message = str(refused.value)
-    assert "no worker of Ray has started within 180 s" in message
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: Task())
+    monkeypatch.setattr(ray, "get", lambda tasks: [None for _ in tasks])
+
+    def refuse(*ids):
+        def wait(tasks, num_returns, timeout):
+            assert (num_returns, tasks) == (2, ["a" * 56, "b" * 56])
+            assert 0 < timeout <= 300
+            return [task for task in tasks if task[0] not in ids], [task for task in tasks if task[0] in ids]
+
+        monkeypatch.setattr(ray, "wait", wait)
+        with pytest.raises(CatalogError) as refused:
+            ray_session._check_workers()
+        return str(refused.value)
+
+    return refuse
+
+
+def test_workers_that_do_not_start_end_the_run_with_the_end_of_their_log(silent, tmp_path):
+    message = silent("a", "b")
+    assert message.startswith("no worker of Ray has started within 180 s on node host-a (a); ")
     assert message.endswith(
         f"{tmp_path}/worker-2.err ends with: Traceback (most recent call last): | "
         "ModuleNotFoundError: No module ray"
+    )
+
+
+def test_another_node_without_workers_is_named_with_the_folder_of_its_logs(silent, tmp_path):
+    assert silent("b") == (
+        f"no worker of Ray has started within 180 s on node host-b (b); its logs are in {tmp_path} there"
     )
