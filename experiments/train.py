@@ -43,7 +43,7 @@ from experiments.run.elastic_workers import check_range
 from experiments.run.preflight import preflight
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
-from experiments.run.run_tables import OnStep
+from experiments.run.run_tables import OnStep, RunTables
 from experiments.run.workers.ray_train import prepare_ray
 from experiments.studies.published import find_stmi_result
 
@@ -154,22 +154,26 @@ def train(given: argparse.Namespace, on_step: OnStep = lambda step, result: None
         deterministic=given.deterministic,
         fewest_workers=given.workers and given.workers.fewest,
     )
+
+    def with_init(tables: RunTables) -> RunTables:
+        if given.init is None:
+            return tables
+        from experiments.run.initial_weights import with_initial_weights
+
+        return with_initial_weights(tables, config, given.init)
+
     tables = preflight(
         config,
         options,
         lambda check: check(config),
         prepare_ray,
-        # The weights that it begins with are part of a run, and not read yet.
-        lambda found: given.init is None and RunFolder.has_finished(options.workspace, config, found),
+        lambda found: RunFolder.has_finished(options.workspace, config, with_init(found)),
         on_step,
     )
     from experiments.run.lifecycle import run
 
-    if given.init is not None:
-        from experiments.run.initial_weights import with_initial_weights
-
-        tables = with_initial_weights(tables, config, given.init)
-        assert tables.initial is not None
+    tables = with_init(tables)
+    if tables.initial is not None:
         print(tables.initial.facts.describe(), file=sys.stderr)
     if given.resume:
         RunFolder.begun(options.workspace, config, tables)
