@@ -103,11 +103,16 @@ class LightMaker(StubMaker):
         return rows, statistics | {"process": os.getpid()}
 
 
-@pytest.mark.parametrize(("seconds", "made_here"), [(0.0, 4), (0.2, 1)])
+@pytest.mark.parametrize(("seconds", "limit", "made_here"), [(0.0, "600", 4), (0.2, "0.1", 1)])
 def test_shards_are_made_in_this_process_while_that_takes_little_time(
-    seconds: float, made_here: int, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    seconds: float,
+    limit: str,
+    made_here: int,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0.5")
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, limit)
     maker = LightMaker(tmp_path / "no", seconds)
     table = build(tmp_path, tmp_path / "no", maker=maker, summarise=lambda shards: {"shards": shards})
     shards = table.statistics["shards"]
