@@ -7,7 +7,6 @@ out/synthesis.json                                                  settings and
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,9 +25,6 @@ from data_catalog.synthetic.synthetic_settings import SPLITS, Split, SyntheticSe
 
 RENDERING_VERSION = 1
 """Increased whenever the same settings give other pixels or predictions than before."""
-MODIFIED = 946_684_800 + 86_400 * RENDERING_VERSION
-"""Time of modification of all images, in seconds since 1970: so many days after the start of 2000. Tables are
-found by the times of the files that they are made of, and another machine renders the same files again."""
 UNFINISHED = f"{SYNTHESIS_MANIFEST}.unfinished"
 """The manifest while samples are being written; renamed when all are complete."""
 
@@ -198,6 +194,4 @@ def _write_sample(sample: RenderedSample, name: str, images: Path, masks: Path, 
     for pixels, modality in zip(sample.pixels, MODALITY_FOLDERS.values(), strict=True):
         # Full colour resolution, because a garment is only a few pixels wide at 64 x 32 pixels.
         Image.fromarray(pixels).save(images / modality / f"{name}.jpg", quality=quality, subsampling=0)
-        os.utime(images / modality / f"{name}.jpg", (MODIFIED, MODIFIED))
     Image.fromarray(sample.mask * 255).save(masks / f"{name}.png", compress_level=1)
-    os.utime(masks / f"{name}.png", (MODIFIED, MODIFIED))
