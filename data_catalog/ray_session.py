@@ -101,6 +101,9 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             _start(include_dashboard)
         else:
             _join(ray_address())
+    # Ray prints a page for each process that it ends and repeats, whatever `log_to_driver` says. What becomes
+    # of it is an exception, of which `describe_failure` makes one line.
+    ray._private.worker.print_to_stdstream = lambda *data, **options: None
     _check_workers()
 
 
