@@ -40,8 +40,13 @@ def test_report_of_a_run_says_where_its_pictures_could_go(workspace, tmp_path, c
     (record,) = caplog.records
     assert "name a folder for them with --out" in record.getMessage()
     assert report.main([*run, "--out", str(tmp_path)]) == 0
-    assert f"{tmp_path}: cmc.png, rank_lists.png, training_curves.png" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"cmc.png", "rank_lists.png", "training_curves.png"}
+    assert (
+        f"{tmp_path}: cmc.png, hypergraphs.png, rank_lists.png, training_curves.png"
+        in capsys.readouterr().out
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("cmc.png", "hypergraphs.png", "rank_lists.png", "training_curves.png")
+    }
 
 
 def test_finished_run_is_found(workspace, capsys, caplog):
