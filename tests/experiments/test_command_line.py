@@ -12,8 +12,6 @@ from experiments.planning import expected_tables
 from experiments.recipes import ConfigError
 from experiments.run.run_result import InterruptedRunError
 from experiments.settings_list import SettingsList
-from experiments.studies.ablation.ablation_result import AblationResult
-from experiments.studies.sweep.sweep_result import SweepResult
 from tests.experiments import made_up
 
 
@@ -22,8 +20,8 @@ from tests.experiments import made_up
     [
         (train, train.printed_training()),
         (demo, train.RunReport),
-        (ablate, AblationResult),
-        (sweep_sfm, SweepResult),
+        (ablate, ablate.printed_ablation()),
+        (sweep_sfm, sweep_sfm.printed_sweep()),
         (evaluate, evaluate.Evaluation),
     ],
 )
