@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from pydantic import BaseModel
 from rich.console import Console
 
+from data_catalog.command_parser import CommandParser
 from data_catalog.progress import open_progress
 from experiments import train
 from experiments.command_line import print_recipe_settings, run_command
@@ -163,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     if given.list_settings:
         return print_recipe_settings(given)
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = CommandParser(add_help=False, allow_abbrev=False)
     own_options(own)
     passed = own.parse_known_args(arguments)[1]
     return run_command(lambda: chaos(given, passed), given.json, show, lambda report: int(report.has_lost))

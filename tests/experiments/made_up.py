@@ -1,6 +1,7 @@
 """Results with the numbers that a test gives, and some value in every other field."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -11,6 +12,7 @@ from experiments.run.evaluation import QUERY_SCHEMA
 from experiments.run.run_folder import CONFIG_FILE, RunFolder, StoredConfig
 from experiments.run.run_result import RunResult
 from experiments.studies.ablation.ablation_result import ComparedMetric, RowMetric, TableRow
+from experiments.studies.study_folder import StudyFolder
 from experiments.studies.sweep.sweep_result import BestTrial, MetricsOnTest, SweepResult, SweepTrial
 from experiments.tracking.mlflow_store import MlflowRun
 from tests import json_samples
@@ -26,6 +28,13 @@ def write_config(folder: RunFolder, *changes: str) -> None:
 def metrics(value: float) -> dict:
     """Metrics of a feature, as a journal has them, with one number everywhere."""
     return {**dict.fromkeys(("mAP", "rank1", "rank5", "rank10"), value), "cmc": [value, value]}
+
+
+def study_folder(workspace: Path) -> StudyFolder:
+    """The folder of a study, made."""
+    folder = StudyFolder.of(workspace, "s")
+    folder.path.mkdir(parents=True)
+    return folder
 
 
 def run_result(**changes) -> RunResult:

@@ -195,7 +195,7 @@ def test_store_of_mlflow_that_is_damaged_is_named(tmp_path, way):
 
 @pytest.mark.parametrize("way", ["cut off", "another value"])
 def test_sqlite_file_of_a_sweep_is_made_again_from_its_trials(tmp_path, way, caplog):
-    study, file = StudyFolder.of(tmp_path, "s"), tmp_path / "studies" / "s" / "optuna.db"
+    study, file = made_up.study_folder(tmp_path), tmp_path / "studies" / "s" / "optuna.db"
 
     def opened():
         url = f"sqlite:///{sweep_file(study)}"

@@ -44,7 +44,7 @@ def test_worker_reports_what_has_no_deterministic_algorithm(monkeypatch):
     monkeypatch.setattr("experiments.run.workers.session.get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("ray.train.report", lambda facts, **_: reported.append(facts))
     with deterministic_algorithms() as names:
-        session = RayTrainSession(1, None, names)
+        session = RayTrainSession(1, None, MagicMock(), names)
         session.report({"event": "untrained"}, None)
         put()
         session.report({"event": "epoch"}, None)

@@ -15,7 +15,6 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.studies import tuning
-from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 from tests.data_catalog.test_ray_failures import KILLED, SHORT_OF_MEMORY, died
 from tests.experiments import made_up, small_run
@@ -47,7 +46,7 @@ def test_run_whose_result_is_on_another_disk_is_wrong_with_a_reason(
         return [SimpleNamespace(error=None, metrics=finished)] * 2
 
     monkeypatch.setattr(tuning, "tune_trials", train_elsewhere)
-    study = StudyFolder.of(tmp_path, "s")
+    study = made_up.study_folder(tmp_path)
     wrong = tuning.train_runs(runs, tables, RunOptions.resolve(tmp_path), study)
     assert list(wrong) == [runs[0].folder.name]
     reason = wrong[runs[0].folder.name]
@@ -74,7 +73,7 @@ def test_only_runs_that_a_lost_node_took_along_are_started_again_but_not_forever
         return [lost if seed and is_lost else FINISHED for seed in seeds]
 
     monkeypatch.setattr(tuning, "tune_trials", train)
-    study = StudyFolder.of(tmp_path, "s")
+    study = made_up.study_folder(tmp_path)
     wrong = tuning.train_runs(runs, tables, RunOptions.resolve(tmp_path), study)
     assert started == [[0, 1], *[[1]] * min(times, tuning.STARTS - 1)]
     assert wrong == ({runs[1].folder.name: "its process was lost"} if times == tuning.STARTS else {})
@@ -97,7 +96,7 @@ def test_dead_process_of_a_trial_is_lost_with_a_node_where_the_cluster_lost_one(
     monkeypatch.setattr(tuning, "living_nodes", living.__next__)
     monkeypatch.setattr(tuning, "NODE_LOSS_SECONDS", seconds)
     monkeypatch.setattr(tune.Tuner, "fit", lambda self: [SimpleNamespace(error=error) for error in errors])
-    study = StudyFolder.of(tmp_path, "s")
+    study = made_up.study_folder(tmp_path)
     outcomes = tuning.tune_trials(tables, RunOptions.resolve(tmp_path), study, workers=1)
     assert isinstance(outcomes[0].error, tuning.NodeLostError) == is_lost
     assert ("the cluster lost node-2;" in str(outcomes[0].error)) == is_lost
@@ -111,7 +110,7 @@ def test_trial_that_was_killed_is_wrong_with_a_reason_and_an_event_of_its_study(
     run = StudyRun(RunFolder.of(tmp_path, config, tables), "seed 0")
     short = ray.exceptions.OutOfMemoryError(SHORT_OF_MEMORY)
     monkeypatch.setattr(tuning, "tune_trials", lambda *given, **more: [SimpleNamespace(error=short)])
-    study = StudyFolder.of(tmp_path, "s")
+    study = made_up.study_folder(tmp_path)
     wrong = tuning.train_runs([run], tables, RunOptions.resolve(tmp_path), study)
     reason = wrong[run.folder.name]
     assert "memory of the node ran out" in reason
@@ -128,7 +127,7 @@ def test_study_whose_tune_ends_says_so_in_one_line(error, ray_session, tmp_path,
         raise error
 
     monkeypatch.setattr(tune.Tuner, "fit", end)
-    study = StudyFolder.of(tmp_path, "s")
+    study = made_up.study_folder(tmp_path)
     with pytest.raises(RunError) as ended:
         tuning.tune_trials(None, RunOptions.resolve(tmp_path), study, 1)
     message = str(ended.value)
