@@ -101,10 +101,18 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             _start(include_dashboard)
         else:
             _join(ray_address())
-    # Ray prints a page for each process that it ends and repeats, whatever `log_to_driver` says. What becomes
-    # of it is an exception, of which `describe_failure` makes one line.
-    ray._private.worker.print_to_stdstream = lambda *data, **options: None
+    silence_ray()
     _check_workers()
+
+
+def silence_ray() -> None:
+    """Keep Ray from printing a page for each process that it ends and repeats, whatever `log_to_driver` says.
+
+    What becomes of it is an exception, of which `describe_failure` makes one line.
+    """
+    import ray  # noqa: PLC0415
+
+    ray._private.worker.print_to_stdstream = lambda *data, **options: None
 
 
 def _start(include_dashboard: bool) -> None:

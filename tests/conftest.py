@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 import pytest
 import ray
 
+from data_catalog.ray_session import silence_ray
 from data_catalog.storage.filesystems import open_root
 from tests.postgresql import PostgreSQL, skip_where_missing
 
@@ -49,6 +50,7 @@ def ray_session() -> Iterator[None]:
         log_to_driver=False,
         object_store_memory=256 * 2**20,
     )
+    silence_ray()
     yield
     ray.shutdown()
 

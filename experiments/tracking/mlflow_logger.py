@@ -374,7 +374,7 @@ def metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
 
 def _hyperedges(event: Event) -> dict[str, float]:
     return {
-        f"hyperedges/{split}/{name}": value
+        f"{split}/hyperedges/{name}": value
         for split, facts in event.get("hyperedges", {}).items()
         for name, value in facts.items()
     }

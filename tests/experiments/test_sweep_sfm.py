@@ -343,7 +343,7 @@ def test_sweep_without_validation_identities_is_refused(swept, clip, workspace, 
 
     monkeypatch.setattr(run_data, "prepare_tables", without_validation)
     assert "a sweep never chooses on test; ingest it with --validation-identities N" in refused(
-        capsys, *arguments(clip, workspace)
+        capsys, *arguments(clip, workspace, "--seed", "7")
     )
 
 

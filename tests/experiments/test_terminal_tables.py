@@ -96,7 +96,7 @@ def test_tables_fit_80_columns(name, capsys, monkeypatch):
     PRINTED[name]()
     rules = [line for line in capsys.readouterr().out.splitlines() if line.startswith("──")]
     assert all(len(line) <= 80 for line in rules)
-    assert len(rules) == {"ablate": 5, "plan": 5, "report of a study": 0}.get(name, 1)
+    assert len(rules) == {"ablate": 8, "plan": 5, "report of a study": 0}.get(name, 1)
 
 
 def test_settings_of_a_plan_are_printed_as_set_takes_them(capsys, monkeypatch):

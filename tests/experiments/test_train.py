@@ -98,7 +98,7 @@ def test_mlflow_has_parameters_curves_and_pictures(trained, workspace):
     assert stored.data.params["table.view/train"] == trained["tables"]["view/train"]
     assert stored.data.metrics["test/U/mAP"] == pytest.approx(trained["metrics"]["U"]["mAP"])
     assert len(client.get_metric_history(stored.info.run_id, "loss/total")) == 3
-    assert stored.data.metrics["hyperedges/test/size"] == trained["hyperedges"]["test"]["size"]
+    assert stored.data.metrics["test/hyperedges/size"] == trained["hyperedges"]["test"]["size"]
     assert "loss_without_gradient/triplet/T" in stored.data.metrics
     pictures = {item.path for item in client.list_artifacts(stored.info.run_id, "pictures")}
     assert pictures == {f"pictures/{name}.png" for name in ("cmc", "rank_lists", "training_curves")}

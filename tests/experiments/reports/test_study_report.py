@@ -125,7 +125,7 @@ def test_unreachable_folders_are_named_and_the_rest_is_shown(recorded, tmp_path)
     names = {Path(path).name for path in written.pictures}
     assert {"table3.png", "table3_differences.svg", "table3_curves.svg"} <= names
     assert names.isdisjoint({"table3_tsne.svg", "table3_ranks.png", "attention_0.png"})
-    assert len(written.missing) == 2 * 3 + 1
+    assert len(written.missing) == 2 * 3 + 2
     assert all("/elsewhere/" in reason for reason in written.missing.values())
     assert "Not drawn: the folder /elsewhere/" in Path(written.page).read_text(encoding="utf-8")
 

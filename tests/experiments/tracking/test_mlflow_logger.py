@@ -76,7 +76,7 @@ def test_event_with_tags_sets_them_and_hyperedges_are_metrics_by_split(workspace
     logger.sync()
     _, run = stored(workspace, logger)
     assert run.data.tags["stmi.warnings"] == "chi-degenerate"
-    assert run.data.metrics["hyperedges/test/size"] == 1.4
+    assert run.data.metrics["test/hyperedges/size"] == 1.4
 
 
 def test_pictures_and_status_are_stored_when_the_run_ends(workspace, folder):
