@@ -21,6 +21,7 @@ $(READY): pyproject.toml cluster/constraints.txt
 demo: $(READY)
 	$(BIN)/python experiments/demo.py $(DEMO_OPTIONS)
 
+# Each process gets one test after the other (`loadgroup`, without groups), since some take minutes.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 

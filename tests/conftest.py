@@ -25,15 +25,6 @@ os.environ |= {
 }
 
 
-# Before pytest-xdist, which reads the marks in its own hook.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, run each folder in one process, since its tests share fixtures that take long."""
-    for item in items:
-        folders = item.path.relative_to(ROOT / "tests").parts[:-1]
-        item.add_marker(pytest.mark.xdist_group("slurm" if "slurm" in folders else (*folders, "others")[0]))
-
-
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One small Ray session for all tests that need one; starting it takes seconds."""
