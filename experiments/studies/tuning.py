@@ -150,6 +150,7 @@ def tune_trials(
     """
     import ray  # noqa: PLC0415 - after `start_ray` has set what Ray reads from the environment
     from ray import tune  # noqa: PLC0415
+    from ray.tune.execution import class_cache  # noqa: PLC0415
 
     from experiments.studies.trial import (  # noqa: PLC0415
         StopWithoutStorage,
@@ -159,6 +160,10 @@ def tune_trials(
     )
 
     nodes = living_nodes()
+    # Tune would give trials this process's keys of object storage, which Ray then writes into its logs; each
+    # node has keys, or a role, of its own.
+    passed = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE = passed
     trainable = tune.with_parameters(train_trial, tables=tables, options=options.of_study(study))
     # Trials find their own journals and checkpoints again, so Tune's state is for this start only.
     with nullcontext(study.path) if study.is_local else tempfile.TemporaryDirectory() as state:

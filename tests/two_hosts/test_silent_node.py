@@ -96,12 +96,15 @@ def test_trial_of_a_frozen_node_starts_again_and_its_old_process_cannot_write_an
         """The host names of each start of a run."""
         return [event["environment"]["host"] for event in run if event["event"] == "started"]
 
+    def is_training(run):
+        return starts(run) == ["second"] and run[-1]["event"] not in ("test", "finished")
+
     def find_frozen():
         """A run that the second host trains, which is stopped in it; or None."""
         for name, run in journals(hosts, "sweep").items():
-            if starts(run) == ["second"] and run[-1]["event"] == "epoch":
+            if is_training(run):
                 hosts.second.suspend()
-                if journals(hosts, "sweep")[name][-1]["event"] == "epoch":
+                if is_training(journals(hosts, "sweep")[name]):
                     return name
                 hosts.second.resume()
         return None
