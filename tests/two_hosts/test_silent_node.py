@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from experiments.tracking.journal import current_epochs
 from tests import host_network
 from tests.host_network import HostNetwork
 from tests.two_hosts.conftest import upload_catalog
@@ -85,42 +84,3 @@ def test_run_whose_node_loses_its_network_goes_on_on_another_one(hosts, options,
     hosts.network.connect("second")
     hosts.wait_for_end(hosts.second)
     assert contents(hosts, "run") == stored
-
-
-def test_trial_of_a_frozen_node_starts_again_and_its_old_process_cannot_write_any_more(hosts, options):
-    given = ["--workspace", hosts.store.uri("sweep"), "--trials", "4", "--no-early-stopping", "--json"]
-    before = hosts.actors()
-    sweep = hosts.spawn(hosts.first, "sweep_sfm.py", *options, *given)
-
-    def starts(run):
-        """The host names of each start of a run."""
-        return [event["environment"]["host"] for event in run if event["event"] == "started"]
-
-    def is_training(run):
-        return starts(run) == ["second"] and run[-1]["event"] not in ("test", "finished")
-
-    def find_frozen():
-        """A run that the second host trains, which is stopped in it; or None."""
-        for name, run in journals(hosts, "sweep").items():
-            if is_training(run):
-                hosts.second.suspend()
-                if is_training(journals(hosts, "sweep")[name]):
-                    return name
-                hosts.second.resume()
-        return None
-
-    frozen = hosts.wait(sweep, find_frozen)
-    hosts.wait(sweep, lambda: starts(journals(hosts, "sweep")[frozen]) == ["second", "first"])
-    hosts.second.resume()
-    out, errors = sweep.communicate(timeout=300)
-    assert sweep.returncode == 0, errors
-    assert all((actors - before[name])["ImplicitFunc"] for name, actors in hosts.actors().items())
-    result = json.loads(out)
-    assert result["missing"] == 0
-    assert [trial["state"] for trial in result["trials"]] == ["finished"] * 4
-    hosts.wait_for_end(hosts.second)
-    runs = journals(hosts, "sweep")
-    assert starts(runs[frozen]) == ["second", "first"]
-    for run in runs.values():
-        assert [event["epoch"] for event in current_epochs(run)] == [1, 2, 3]
-        assert [event["event"] for event in run].count("finished") == 1
