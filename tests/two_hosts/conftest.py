@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from data_catalog.tables import building
@@ -11,6 +12,7 @@ from experiments.run.run_options import RunOptions
 from stmi.clip.loading import load_clip
 from tests import tiny_clip
 from tests.experiments import small_run
+from tests.mlflow_server import free_port, serving
 from tests.two_hosts.machine import missing_requirement
 from tests.two_hosts.ray_hosts import RayHosts
 
@@ -64,6 +66,16 @@ def cluster(tmp_path_factory) -> Iterator[RayHosts]:
         yield hosts
     finally:
         hosts.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[str]:
+    """An MLflow server that all machines reach."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with serving(f"sqlite:///{folder / 'mlflow.db'}", folder, free_port()) as uri:
+        # Artifacts go through the server, since the machines do not share its disk.
+        mlflow.MlflowClient(uri).create_experiment(RECIPE, f"mlflow-artifacts:/{RECIPE}")
+        yield uri
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """An S3 server on loopback with a private bucket, which can fail."""
 
+import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +101,19 @@ class ObjectStore:
     def read(self, name: str) -> bytes:
         """The bytes of an object."""
         return self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
+
+    def events(self, folder: str) -> list[dict[str, Any]]:
+        """What the journal of a run or a study says; nothing where it has none."""
+        try:
+            text = self.read(f"{folder}/journal.jsonl")
+        except self.client.exceptions.NoSuchKey:
+            return []
+        return [json.loads(line) for line in text.splitlines()]
+
+    def go_away(self, seconds: float) -> None:
+        """Answer every request with status 503 for so long."""
+        with self.unavailable():
+            time.sleep(seconds)
 
     @contextmanager
     def unavailable(self) -> Iterator[None]:

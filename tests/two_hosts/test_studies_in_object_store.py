@@ -5,22 +5,11 @@ import json
 import mlflow
 import pytest
 
-from tests.mlflow_server import free_port, serving
 from tests.two_hosts.machine import kill
 
 SWEEP = ("--trials", "4", "--no-early-stopping")
 TRIAL = "ImplicitFunc"
 """Ray's name of the actor that trains a trial."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """An MLflow server that all machines reach."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with serving(f"sqlite:///{folder / 'mlflow.db'}", folder, free_port()) as uri:
-        # Artifacts go through the server, since the machines do not share its disk.
-        mlflow.MlflowClient(uri).create_experiment("rgbnt201-paper", "mlflow-artifacts:/rgbnt201-paper")
-        yield uri
 
 
 @pytest.fixture
@@ -41,8 +30,7 @@ def prefix(hosts, workspace):
 
 def events(hosts, workspace, run):
     """What the journal of a run in the object store says."""
-    text = hosts.store.read(f"{prefix(hosts, workspace)}/train/{run}/journal.jsonl").decode()
-    return [json.loads(line) for line in text.splitlines()]
+    return hosts.store.events(f"{prefix(hosts, workspace)}/train/{run}")
 
 
 def started_on(hosts, before):
@@ -79,9 +67,19 @@ def finished(hosts, workspace):
     return {run: events(hosts, workspace, run) for run in runs}
 
 
-def test_sweep_survives_the_kill_of_the_second_node(hosts, workspace, at, server):
+def started(hosts, workspace):
+    """How often each run was started."""
+    runs = {name.partition("/")[0] for name in hosts.store.names(f"{prefix(hosts, workspace)}/train")}
+    return {run: sum(event["event"] == "started" for event in events(hosts, workspace, run)) for run in runs}
+
+
+def test_sweep_survives_an_outage_of_the_storage_and_the_kill_of_the_second_node(
+    hosts, workspace, at, server
+):
     before = hosts.actors()
     sweep = hosts.spawn(hosts.first, "sweep_sfm.py", *at, *SWEEP, "--json")
+    hosts.wait(sweep, lambda: list(started(hosts, workspace).values()) == [1, 1])
+    hosts.store.go_away(10)
     # The processes of both hosts have ended a trial, and go on with another one or wait for it.
     hosts.wait(sweep, lambda: len(finished(hosts, workspace)) >= 2)
     assert all(actors[TRIAL] for actors in started_on(hosts, before).values())
@@ -92,6 +90,7 @@ def test_sweep_survives_the_kill_of_the_second_node(hosts, workspace, at, server
     result = json.loads(out)
     assert_complete(hosts, workspace, server, result)
     assert {run: events(hosts, workspace, run) for run in kept} == kept
+    assert {run: started(hosts, workspace)[run] for run in kept} == dict.fromkeys(kept, 1)
     # An empty machine makes the report, also after the workspace was renamed.
     renamed = f"{workspace}-renamed"
     hosts.store.rename(prefix(hosts, workspace), prefix(hosts, renamed))
@@ -103,16 +102,23 @@ def test_sweep_survives_the_kill_of_the_second_node(hosts, workspace, at, server
     assert result["trials"][0]["run"] in hosts.store.read(page).decode()
 
 
-def test_ablation_over_two_hosts_has_every_row_and_the_numbers_of_one_process(
+def test_ablation_has_the_numbers_of_one_process_though_its_storage_was_away(
     hosts, workspace, at, server, local
 ):
     before = hosts.actors()
-    result = hosts.result(hosts.first, "ablate.py", *at, "--table", "3", "--seeds", "1")
+    ablation = hosts.spawn(hosts.first, "ablate.py", *at, "--table", "3", "--seeds", "1", "--json")
+    hosts.wait(ablation, lambda: finished(hosts, workspace))
+    hosts.store.go_away(20)
+    assert ablation.poll() is None
+    out, errors = ablation.communicate(timeout=300)
+    assert ablation.returncode == 0, errors
+    result = json.loads(out)
     assert all(actors[TRIAL] for actors in started_on(hosts, before).values())
     assert result["wrong"] == {}
     assert all(row["runs"].keys() == {"0"} for row in result["rows"])
     runs = {row["runs"]["0"] for row in result["rows"]}
     assert len(runs) == 5
+    assert started(hosts, workspace) == dict.fromkeys(runs, 1)
     assert children(server, result) == ("FINISHED", dict.fromkeys(runs, "FINISHED"))
     # The full model is the run that one process trained; its name is a digest of settings and data.
     (full,) = [row for row in result["rows"] if row["name"] == "SFM + STR + CHI"]

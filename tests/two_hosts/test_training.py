@@ -1,8 +1,9 @@
-"""Training and evaluation over two hosts whose disks are apart; the run is trained once."""
+"""Training and evaluation over two hosts whose disks are apart."""
 
 import json
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from experiments import evaluate
@@ -78,3 +79,54 @@ def test_evaluation_over_two_hosts_gives_the_metrics_of_one_process(trained, clu
     missing = [(), *evaluate.PROPER_SUBSETS]
     expected = evaluate.evaluate(load_run(local.path), missing, workers=0)
     assert evaluated["settings"] == json.loads(expected.to_json())["settings"]
+
+
+def test_training_whose_storage_stays_away_ends_and_goes_on_with_the_same_command(
+    hosts, options, server, trained, local
+):
+    run = f"outage/train/{trained[0]['run']}"
+    given = [*options, "--workspace", hosts.store.uri("outage"), "--workers", "2", "--tracking-uri", server]
+    before = hosts.actors()
+
+    def start():
+        return hosts.spawn(hosts.first, "train.py", *given, "--storage-patience", "8", "--json")
+
+    def checkpoints():
+        return [event["checkpoint"] for event in hosts.store.events(run) if event.get("checkpoint")]
+
+    def status():
+        (stored,) = mlflow.MlflowClient(server).search_runs(
+            [mlflow.MlflowClient(server).get_experiment_by_name("rgbnt201-paper").experiment_id],
+            f"tags.`stmi.folder` = '{hosts.store.uri(run)}'",
+        )
+        return stored.info.status
+
+    first = start()
+    hosts.wait(first, checkpoints)
+    with hosts.store.unavailable():
+        out, errors = first.communicate(timeout=100)
+    assert (first.returncode, out) == (1, ""), errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "has not answered for" in line
+    assert "Traceback" not in errors
+    assert hosts.store.environment["AWS_SECRET_ACCESS_KEY"] not in errors
+    assert status() == "FAILED"
+    kept = hosts.store.events(run)
+    second = start()
+    hosts.wait(second, lambda: len(checkpoints()) > len([event for event in kept if event.get("checkpoint")]))
+    assert status() == "RUNNING"
+    # It comes back before the run gives up.
+    hosts.store.go_away(5)
+    out, errors = second.communicate(timeout=200)
+    assert second.returncode == 0, errors
+    events = hosts.store.events(run)
+    assert events[: len(kept)] == kept
+    (resumed,) = [event for event in events if event["event"] == "resumed"]
+    last = [event for event in kept if event.get("checkpoint")][-1]
+    assert resumed["epoch"] == last["epoch"]
+    assert [event["epoch"] for event in events if event["event"] == "epoch"] == [1, 2, 3]
+    result = json.loads(out)
+    for part in ("losses", "metrics", "choices", "reported", "untrained"):
+        assert result[part] == trained[0][part], part
+    assert status() == "FINISHED"
+    assert all((new - before[name])["RayTrainWorker"] == 2 for name, new in hosts.actors().items())
