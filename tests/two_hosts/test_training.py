@@ -97,7 +97,7 @@ def test_training_whose_storage_stays_away_ends_and_goes_on_with_the_same_comman
     def status():
         (stored,) = mlflow.MlflowClient(server).search_runs(
             [mlflow.MlflowClient(server).get_experiment_by_name("rgbnt201-paper").experiment_id],
-            f"tags.`stmi.folder` = '{hosts.store.uri(run)}'",
+            f"tags.`stmi.run` = '{trained[0]['run']}'",
         )
         return stored.info.status
 
