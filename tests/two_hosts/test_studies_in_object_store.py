@@ -69,17 +69,14 @@ def finished(hosts, workspace):
 
 def started(hosts, workspace):
     """How often each run was started."""
-    runs = {name.partition("/")[0] for name in hosts.store.names(f"{prefix(hosts, workspace)}/train")}
+    names = hosts.store.names(f"{prefix(hosts, workspace)}/train")
+    runs = {name.partition("/")[0] for name in names if name.endswith("/journal.jsonl")}
     return {run: sum(event["event"] == "started" for event in events(hosts, workspace, run)) for run in runs}
 
 
-def test_sweep_survives_an_outage_of_the_storage_and_the_kill_of_the_second_node(
-    hosts, workspace, at, server
-):
+def test_sweep_survives_the_kill_of_the_second_node(hosts, workspace, at, server):
     before = hosts.actors()
     sweep = hosts.spawn(hosts.first, "sweep_sfm.py", *at, *SWEEP, "--json")
-    hosts.wait(sweep, lambda: list(started(hosts, workspace).values()) == [1, 1])
-    hosts.store.go_away(10)
     # The processes of both hosts have ended a trial, and go on with another one or wait for it.
     hosts.wait(sweep, lambda: len(finished(hosts, workspace)) >= 2)
     assert all(actors[TRIAL] for actors in started_on(hosts, before).values())
