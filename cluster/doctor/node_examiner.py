@@ -88,7 +88,7 @@ class NodeExaminer:
 
         Args:
             url: Of `meeting_point` of the first rank.
-            rank: The place of this node among them.
+            rank: The number of this node among them, from 0.
             count: How many nodes there are.
             size: Bytes of the tensor.
             seconds: How long to wait for the others.
