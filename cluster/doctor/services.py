@@ -64,7 +64,7 @@ def _check_artifacts(server: str, location: str, findings: Findings) -> None:
         folder = Path(unquote(parts.path))
         # MLflow makes it when the first artifact is written.
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if existing == Path("/") or existing == folder.parents[-1]:
+        if existing in (Path("/"), Path()):
             findings.error(
                 "mlflow_artifacts",
                 f"{server} has its artifacts in {folder}, which this machine does not have; start the server "

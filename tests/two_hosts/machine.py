@@ -73,7 +73,6 @@ class Machine:
         assert self._holder.stdout.readline() == "booted\n", f"{name} did not start"
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
         self._first_process = int(children.read_text())
-        self._programs: list[subprocess.Popen[str]] = []
         self._entered = ("nsenter", f"--target={self._first_process}", "--net", *_NAMESPACES)
 
     def start(
@@ -88,7 +87,7 @@ class Machine:
         """
         own = {"HOME": str(self.disk / "home"), "TMPDIR": str(self.disk / "tmp")}
         stream = subprocess.PIPE if output is None else output.open("a")
-        program = subprocess.Popen(
+        return subprocess.Popen(
             [*self._entered, "env", f"--chdir={self.disk}", *command],
             env=dict(environment) | own,
             stdin=subprocess.DEVNULL,
@@ -100,8 +99,6 @@ class Machine:
             # What it starts is in its process group, so that `kill` ends all of it.
             start_new_session=True,
         )
-        self._programs.append(program)
-        return program
 
     def path(self, *parts: str) -> Path:
         """The path by which this process reaches a file on the machine's disk."""
@@ -151,25 +148,10 @@ class Machine:
         (process,) = found
         return process
 
-    def suspend(self) -> None:
-        """Stop everything that was started on this machine; its connections stay, and are silent."""
-        subprocess.run([*self._entered, "kill", "-STOP", "--", "-1"], check=True)
-
-    def resume(self) -> None:
-        """Let everything go on that `suspend` stopped."""
-        subprocess.run([*self._entered, "kill", "-CONT", "--", "-1"], check=True)
-        self._continue()
-
     def end(self) -> None:
         """End everything on this machine at once, as if its power failed."""
         self._holder.kill()
         self._holder.wait()
-        self._continue()
-
-    def _continue(self) -> None:
-        """Let `nsenter` go on, which stops itself where it sees that its program is stopped."""
-        for program in self._programs:
-            program.send_signal(signal.SIGCONT)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
