@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, InterruptedRunError, RunError
 from experiments.settings_list import list_settings, print_settings, record_or_settings
 from experiments.terminal_tables import text_table
+from experiments.tracking.event_files import check_package
 from stmi.errors import ClipFileError, TrainedRunError
 from stmi.retrieval.metrics import RetrievalError
 
@@ -69,6 +71,12 @@ def training_options(description: str | None, setting_help: str, record: Printed
     locations.add_argument(
         "--tracking-uri",
         help="MLflow server (default: $MLFLOW_TRACKING_URI, or a SQLite file in the workspace)",
+    )
+    locations.add_argument(
+        "--log-to",
+        choices=("tensorboard",),
+        help="write the journals as event files, too, for `tensorboard --logdir WORKSPACE`; a run that was "
+        "finished before gets its file as well (default: MLflow alone)",
     )
     locations.add_argument(
         "--storage", metavar="URI", help="folder or URI for checkpoints (default: each run's own folder)"
@@ -130,11 +138,13 @@ def run_options(given: argparse.Namespace) -> RunOptions:
     Sets how long this process and its workers wait for storage.
 
     Raises:
-        ConfigError: A location or a kind of store is impossible.
+        ConfigError: A location or a kind of store is impossible, or a package is missing.
         CatalogError: No filesystem handles the storage's URI, or it holds credentials.
     """
     wait_for_storage(given.storage_patience)
-    return RunOptions.resolve(
+    if given.log_to is not None:
+        check_package()
+    options = RunOptions.resolve(
         given.workspace,
         given.catalog,
         given.storage,
@@ -142,6 +152,7 @@ def run_options(given: argparse.Namespace) -> RunOptions:
         given.gpus_per_worker,
         given.on_nan == "skip",
     )
+    return replace(options, writes_event_files=given.log_to is not None)
 
 
 def add_workers(options: argparse.ArgumentParser, part: str) -> None:

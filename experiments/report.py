@@ -4,13 +4,15 @@
     python experiments/report.py --run runs/train/demo-seed0-1a2b3c4d
     python experiments/report.py --study demo-table3-3seeds-1a2b3c4d
     python experiments/report.py --study demo-sweep-1a2b3c4d --tracking-uri http://mlflow:5000 --out page.html
+    python experiments/report.py --study demo-table3-3seeds-1a2b3c4d --table runs.parquet    # or .csv
     python experiments/report.py --mlflow-again --workspace s3://bucket/runs --tracking-uri http://mlflow:5000
 
 For a run: a table of its metrics, its times, its figures, and the paths of its files. For a study: one HTML
 page that needs no other file, and the same as Markdown, from the data in MLflow. Figures of weights or
-embeddings need access to the folders of the runs. With --mlflow-again: all runs and studies of the workspace
-that have ended, or the one that is named, are sent to a new or emptied MLflow store, from the files of the
-workspace.
+embeddings need access to the folders of the runs. With --table, in place of the page: a row for each run of
+the study, with its row or trial, seed, status, seconds, metrics, and the settings in which it differs from
+its recipe. With --mlflow-again: all runs and studies of the workspace that have ended, or the one that is
+named, are sent to a new or emptied MLflow store, from the files of the workspace.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_options import RunOptions, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, EpochChoices, LoggedRunResult, ReportedEpoch
 from experiments.studies.published import PublishedResult, find_stmi_result
+from experiments.studies.run_table import RunTable, write_run_table
 from experiments.studies.study_folder import STUDIES
 from experiments.terminal_tables import print_facts, print_table
 from experiments.tracking.journal_folder import JOURNAL
@@ -53,8 +56,8 @@ class RunReport(LoggedRunResult):
     paper: PublishedResult | None = None
 
 
-class PrintedReport(RootModel[RunReport | StudyReport | LoggedAgain]):
-    """What this script prints: of a run, of a study (`--study`), or after `--mlflow-again`."""
+class PrintedReport(RootModel[RunReport | StudyReport | RunTable | LoggedAgain]):
+    """What this script prints: of a run, of a study (`--study`, `--table`), or after `--mlflow-again`."""
 
 
 def print_report(result: RunReport, out: str | None = None) -> None:
@@ -177,6 +180,12 @@ def print_study_report(report: StudyReport) -> None:
         console.print(f"[yellow]not drawn[/yellow] {section}: {reason}", soft_wrap=True, highlight=False)
 
 
+def print_run_table(table: RunTable) -> None:
+    """Print where the table of a study is, for a terminal."""
+    size = f"{table.runs} runs, {len(table.columns)} columns"
+    print_facts(Console(), {"table": _shown(table.table), "size": size}, width=6)
+
+
 def _log_again(given: argparse.Namespace) -> LoggedAgain:
     """Send the workspace, or the run or study that the command line names, to MLflow."""
     if given.out is not None:
@@ -250,6 +259,12 @@ def main(arguments: list[str] | None = None) -> int:
         "its pictures (default: that in the run's folder)",
     )
     parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="with --study, write the table of its runs in place of its page: a file or URI that ends with "
+        ".parquet or .csv (default: the page)",
+    )
+    parser.add_argument(
         "--catalog",
         help="folder or URI of the catalog, for tables that are not where the runs found them (default: "
         "where they found them, or WORKSPACE/catalog)",
@@ -257,9 +272,19 @@ def main(arguments: list[str] | None = None) -> int:
     add_workspace(parser)
     add_json_options(parser, PrintedReport)
     given = parser.parse_args(arguments)
+    if given.table and (given.study is None or given.mlflow_again or given.out or given.tracking_uri):
+        parser.error(
+            "--table goes with --study NAME (and --workspace) alone: the files of the workspace have it all"
+        )
     if given.mlflow_again:
         return run_command(
             lambda: _log_again(given), given.json, print_logged_again, lambda sent: 1 if sent.wrong else 0
+        )
+    if given.table:
+        return run_command(
+            lambda: write_run_table(resolve_workspace(given.workspace), given.study, given.table),
+            given.json,
+            print_run_table,
         )
     if given.study:
         return run_command(lambda: _study_report(given), given.json, print_study_report)

@@ -3,6 +3,7 @@
     python experiments/train.py --recipe demo
     python experiments/train.py --recipe demo --set model.sfm=off --seed 1
     python experiments/train.py --recipe demo --set train.epochs=5 --set batch.size=24 --json
+    python experiments/train.py --recipe demo --log-to tensorboard
     python experiments/train.py --recipe rgbnt201-released --plan --hardware H100-SXM
     python experiments/train.py --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 8
     python experiments/train.py --recipe demo --seed 1 --init runs/train/demo-seed0-1a2b3c4d

@@ -4,7 +4,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 
 from data_catalog.errors import CatalogError, NotWritableError, StorageAwayError
@@ -25,6 +25,7 @@ from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import StopRequest, stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster, train_on_workers
 from experiments.run.workers.training_input import TrainingInput
+from experiments.tracking.event_files import event_files_written
 from experiments.tracking.journal import INTERRUPTED, Event, Journal, current_epochs
 from experiments.tracking.mlflow_logger import MlflowLogger
 from experiments.tracking.polling import polling
@@ -103,7 +104,7 @@ def _run(
         for epoch in folder.journal.epochs():
             # An earlier process may have been killed before it called `on_report`.
             on_report(epoch)
-        with _logged(folder, options) as mlflow_logger:
+        with _logged(folder, options) as mlflow_logger, _event_file_written(folder, options):
             if not is_trained:
                 with _observed(folder, mlflow_logger):
                     _train(folder, tables, options, checkpoint, threads, on_report)
@@ -287,6 +288,13 @@ def _warn_of_other_code(folder: RunFolder) -> None:
             "run %s %s by other code (digest %s, now %s); move its folder away to train it anew",
             *(folder.name, what, ", ".join(others), code_version()["code.digest"]),
         )
+
+
+def _event_file_written(folder: RunFolder, options: RunOptions) -> AbstractContextManager[None]:
+    """Write TensorBoard's event file meanwhile, where it is asked for."""
+    if not options.writes_event_files:
+        return nullcontext()
+    return event_files_written(lambda: {folder: folder.config.flat()})
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class RunOptions:
         fewest_workers: With how many workers a run goes on whose cluster has no room for all; None where it
             waits for room for all.
         study: Folder of the study that the run belongs to, which may be asked to stop; or None.
+        writes_event_files: Whether event files of TensorBoard are written from the journals.
     """
 
     workspace: Folder
@@ -42,6 +43,7 @@ class RunOptions:
     deterministic: bool = False
     fewest_workers: int | None = None
     study: Folder | None = None
+    writes_event_files: bool = False
 
     @classmethod
     def resolve(
@@ -99,7 +101,7 @@ class RunOptions:
 
     def without_tracking(self) -> "RunOptions":
         """The same for a run that others log. A tracking URI may hold a password, which Tune would store."""
-        return replace(self, tracking_uri=None)
+        return replace(self, tracking_uri=None, writes_event_files=False)
 
     def of_study(self, study: Folder) -> "RunOptions":
         """The same for the runs of a study, which it logs, and which stop with it.

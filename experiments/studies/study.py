@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Generic, TypeVar
 
 from data_catalog.errors import CatalogError, DamagedFileError, NotWritableError, name_first
@@ -17,6 +17,7 @@ from experiments.run.workers.ray_train import check_cluster
 from experiments.studies.study_folder import RESULT_FILE, StoredDescription, StoredRun, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
+from experiments.tracking.event_files import event_files_written
 from experiments.tracking.mlflow_logger import Description
 from experiments.tracking.mlflow_store import MlflowRun
 from experiments.tracking.polling import polling
@@ -143,7 +144,7 @@ class Study(ABC, Generic[Result]):
             is_trained = self.is_trained()
             if not is_trained:
                 check_cluster(self.options.places(trials=True))
-            with self._logged() as study_logger:
+            with self._logged() as study_logger, self._event_files_written():
                 if not is_trained:
                     note_start(self.folder.journal)
                     with self._observed(study_logger), stopping_on_sigterm(self.folder):
@@ -186,6 +187,14 @@ class Study(ABC, Generic[Result]):
             except CatalogError:
                 study_logger.close(endings, status)
             raise
+
+    def _event_files_written(self) -> AbstractContextManager[None]:
+        """Write TensorBoard's event files of the study and its runs meanwhile, where they are asked for."""
+        if not self.options.writes_event_files:
+            return nullcontext()
+        return event_files_written(
+            lambda: {self.folder: {}} | {run.folder: run.folder.config.flat() for run in self.runs()}
+        )
 
     @contextmanager
     def _observed(self, study_logger: StudyLogger) -> Iterator[None]:

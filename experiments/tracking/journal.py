@@ -25,7 +25,7 @@ from data_catalog.storage.claims import Claim
 
 logger = logging.getLogger(__name__)
 
-_BEGINNINGS = ("started", "resumed", "restarted")
+BEGINNINGS = ("started", "resumed", "restarted")
 """Events that say after which epoch training goes on; `started` of an older version does not."""
 
 Event = dict[str, Any]
@@ -158,7 +158,7 @@ def current_epochs(events: Sequence[Event]) -> list[Event]:
     for event in events:
         if event["event"] == "epoch":
             latest[event["epoch"]] = event
-        elif event["event"] in _BEGINNINGS and "epoch" in event:
+        elif event["event"] in BEGINNINGS and "epoch" in event:
             latest = {epoch: past for epoch, past in latest.items() if epoch <= event["epoch"]}
     return [latest[epoch] for epoch in sorted(latest)]
 

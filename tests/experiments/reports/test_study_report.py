@@ -4,8 +4,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import mlflow
+import pandas
 import pytest
 
+from data_catalog.storage.folders import Folder
 from experiments.recipes import ConfigError
 from experiments.reports.ablation_sections import ablation_sections
 from experiments.reports.recorded_study import read_study
@@ -14,6 +16,7 @@ from experiments.reports.study_report import write_report
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
 from experiments.studies.published import published
+from experiments.studies.run_table import write_run_table
 from experiments.tracking.mlflow_store import local_store
 from tests import json_samples
 
@@ -195,3 +198,14 @@ def test_dead_server_is_named_without_its_password():
     with pytest.raises(ConnectionError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be read") as refused:
         read_study("http://me:secret@127.0.0.1:9", "demo-table3")
     assert "secret" not in str(refused.value)
+
+
+def test_table_of_the_runs_has_the_values_of_the_rows_by_seed(study, workspace, tmp_path):
+    write_run_table(Folder(workspace), study["study"], str(tmp_path / "runs.csv"))
+    table = pandas.read_csv(tmp_path / "runs.csv", index_col="run")
+    assert len(table) == len({run for row in study["rows"] for run in row["runs"].values()})
+    assert set(table["status"]) == {"FINISHED"}
+    for row in study["rows"]:
+        for seed, run in row["runs"].items():
+            assert table.loc[run, "seed"] == int(seed)
+            assert table.loc[run, f"{row['feature']}.mAP"] == pytest.approx(row["mAP"]["values"][seed])

@@ -1,10 +1,12 @@
 import contextlib
 import json
 import time
+from dataclasses import replace
 from typing import ClassVar
 
 import mlflow
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_catalog.errors import NotWritableError, StorageAwayError
 from experiments.recipes import ConfigError
@@ -17,6 +19,7 @@ from experiments.studies.study import Study, describe_other_code
 from experiments.studies.study_folder import StoredRun, StudyFolder
 from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.studies.study_result import StudyResult
+from experiments.tracking.event_files import EVENT_FILES
 from experiments.tracking.mlflow_logger import Description
 from experiments.tracking.mlflow_store import local_store
 from tests.experiments import made_up
@@ -201,6 +204,18 @@ def test_finished_study_trains_nothing(run, options):
     result = OneRun(run, options, lambda: pytest.fail("it was trained")).run()
     stored = StudyFolder.of(options.workspace, "s").path / "result.json"
     assert OneRunResult.model_validate_json(stored.read_bytes()) == result
+
+
+def test_study_writes_event_files_of_its_journal_and_of_its_runs_where_asked(run, options):
+    def train():
+        for folder in (run.folder, StudyFolder.of(options.workspace, "s")):
+            folder.journal.append("finished", metrics={"mAP": 0.5})
+        (run.folder.path / "result.json").write_text("{}")
+
+    OneRun(run, replace(options, writes_event_files=True), train).run()
+    for folder in (run.folder, StudyFolder.of(options.workspace, "s")):
+        shown = EventAccumulator(str(folder.path / EVENT_FILES)).Reload()
+        assert [point.value for point in shown.Scalars("mAP")] == [0.5]
 
 
 def test_server_that_does_not_answer_is_waited_for_once_a_round(run, options, monkeypatch):
