@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m data_catalog",
         description="Turns image folders into verified, versioned tables that training reads.",
-        epilog="Order: synthesize (or your own data), ingest, masks, captions, text-features, view, checks.",
+        epilog="Order: synthesize or template, ingest, masks, captions, text-features, view, checks.",
     )
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -54,7 +54,7 @@ from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
 from stmi.processors import usable_processors
-from stmi.retrieval.metrics import JunkRule, RerankVariant
+from stmi.retrieval.metrics import JunkRule, RerankVariant, applied_rule
 
 if TYPE_CHECKING:
     from experiments.evaluating.evaluation_target import EvaluationTarget
@@ -151,7 +151,7 @@ def evaluate(
         dataset=dataset,
         table=target.table.digest,
         samples=len(view),
-        junk=target.junk,
+        junk=applied_rule(target.junk, view.camera_id),
         settings=tuple(settings),
         notes=tuple(note.message for note in notes),
         paper=find_stmi_result(dataset),

@@ -50,8 +50,10 @@ class DataConfig(Section):
     synthetic: SyntheticSettings | None = Field(
         None, description="Settings of the embedded benchmark; its tables are made where they are missing."
     )
-    junk: Literal["camera", "scene"] = Field(
-        "camera", description="What a gallery sample of the query's identity shares with it to be junk."
+    junk: Literal["camera", "scene", "none"] = Field(
+        "camera",
+        description="What a gallery sample of the query's identity shares with it to be junk; with none, and "
+        "without cameras, only the query itself is.",
     )
     placement: Literal["replicated", "by_identity"] = Field(
         "replicated",

@@ -28,6 +28,7 @@ SLOW = [
 MISSING = ("--catalog", "/nosuch/catalog")
 CATALOG_REFUSED = {
     "synthesize": ("--out", "/nosuch", "--set", "nosuch=1"),
+    "template": ("--out", "/nosuch"),
     "ingest": ("--source", "/nosuch", *MISSING),
     "masks": MISSING,
     "captions": MISSING,

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from data_catalog.errors import CatalogError
-from data_catalog.formats import find_format
+from data_catalog.formats import Listing, find_format
 from data_catalog.samples.held_out import splits_on_disk
+from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
 
@@ -126,6 +127,26 @@ def read_caption_files(files: Sequence[CaptionFile], sample_ids: Sequence[str]) 
             by_modality[modality] = text
     read.digest = sha256.hexdigest()
     return read
+
+
+def read_listed_captions(listing: Listing, sample_ids: Sequence[str], choose: Choice | None) -> ReadCaptions:
+    """The captions of a manifest, as `read_caption_files` gives those of files.
+
+    Raises:
+        CatalogError: A modality is chosen.
+    """
+    if choose is not None:
+        raise CatalogError(
+            f"--choose={choose}: a manifest has one caption a sample; leave it out, or name a folder of "
+            "caption files with --captions"
+        )
+    known = set(sample_ids)
+    texts = {sample_id: " ".join(text.split()) for sample_id, text in listing.captions.items()}
+    return ReadCaptions(
+        captions={sample_id: {"": text} for sample_id, text in texts.items() if sample_id in known},
+        digest=json_digest(texts),
+        absent=[sample_id for sample_id in texts if sample_id not in known],
+    )
 
 
 def file_stem(item: str) -> str:

@@ -7,12 +7,18 @@ from typing import Literal
 
 import pyarrow as pa
 
-from data_catalog.captions.caption_files import Choice, find_caption_files, read_caption_files
+from data_catalog.captions.caption_files import (
+    Choice,
+    find_caption_files,
+    read_caption_files,
+    read_listed_captions,
+)
 from data_catalog.captions.caption_texts import CaptionTexts, summarise_texts
 from data_catalog.captions.caption_writer import ShardSpec, redaction_settings, shard_specs
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
+from data_catalog.samples.manifest_again import read_manifest_again
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, Statistics
@@ -42,8 +48,8 @@ def import_captions(
 
     Args:
         samples: What the captions are of.
-        folder: Where the files lie. None looks where the data set's layout keeps them, below the folder that
-            was ingested.
+        folder: Where the files lie, or a manifest with captions. None looks where the data set's layout keeps
+            them, below the folder that was ingested, or in the manifest that was.
         settings: Which captions to take.
         progress: Called as shards complete.
 
@@ -55,15 +61,21 @@ def import_captions(
             an item that could mean two samples; names file and entry. If no item names a sample.
     """
     settings = settings or CaptionFileSettings()
-    files = find_caption_files(samples, folder, settings.choose)
     ids = samples.read(["sample_id"])["sample_id"].to_pylist()
-    read = read_caption_files(files, ids)
+    listing = read_manifest_again(samples, folder, "--captions")
+    if listing is not None:
+        paths = [Path(folder or samples.manifest.created["source"])]
+        read = read_listed_captions(listing, ids, settings.choose)
+    else:
+        files = find_caption_files(samples, folder, settings.choose)
+        paths = [path for path, _, _ in files]
+        read = read_caption_files(files, ids)
     if not read.captions:
         raise CatalogError(
-            f"captions {', '.join(str(path) for path, _, _ in files)}: none of {len(read.absent)} items "
+            f"captions {', '.join(map(str, paths))}: none of {len(read.absent)} items "
             f"names a sample of data set {samples.manifest.dataset!r} (first: "
             f"{', '.join(read.absent[:_NAMED]) or 'there is none'}); expected file names such as "
-            f"{PurePosixPath(ids[0]).name}.jpg, in the file of their split"
+            f"{PurePosixPath(ids[0]).name}.jpg, in the file of their split, or in a manifest a column caption"
         )
 
     def summarise(shards: list[Statistics]) -> Statistics:
@@ -79,7 +91,7 @@ def import_captions(
         specs=shard_specs(samples, read.captions),
         maker=_ImportedCaptionsMaker(samples, CaptionTexts(settings.redact)),
         summarise=summarise,
-        created={"captions": sorted({str(path.parent) for path, _, _ in files})},
+        created={"captions": sorted({str(path.parent) for path in paths})},
         progress=progress,
     )
 

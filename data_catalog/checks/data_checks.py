@@ -19,7 +19,7 @@ from data_catalog.checks.image_hashes import (
     make_image_hashes,
     read_hashes,
 )
-from data_catalog.checks.measurement_checks import JunkRule, check_measurement
+from data_catalog.checks.measurement_checks import check_measurement
 from data_catalog.checks.newest_tables import NewestTables, find_card
 from data_catalog.errors import name_first
 from data_catalog.progress import Progress, no_progress
@@ -28,6 +28,7 @@ from data_catalog.samples.camera_numbers import first_camera
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 from stmi.config import LARGEST_COUNT
+from stmi.retrieval.metrics import JunkRule
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,15 +4,15 @@ A gallery without a wrong sample gives every model an mAP of 100, and a gallery 
 score. Whoever measures asks first: the checks of a data set, a run, and an evaluation.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from data_catalog.checks.findings import Findings
 from data_catalog.errors import name_first
+from stmi.retrieval.metrics import JunkRule, applied_rule, junk_groups
 
 if TYPE_CHECKING:
     import pandas as pd
 
-JunkRule = Literal["camera", "scene"]
 RANKS = (5, 10)
 """Ranks that results show beside the first."""
 
@@ -27,17 +27,26 @@ def check_measurement(split: str, rows: "pd.DataFrame", junk: JunkRule, findings
         junk: What a query has in common with its junk.
         findings: Gets what does not hold.
     """
+    rows = rows.assign(group=junk_groups(junk, rows.camera_id.to_numpy(), rows.scene_id.to_numpy()))
     queries, gallery = rows[rows.is_query], rows[rows.is_gallery]
     if queries.empty:
         findings.error(
             "no_queries", f"split {split!r} has no queries; ingest a source that has, or evaluate another"
         )
         return
+    junk = applied_rule(junk, rows.camera_id.to_numpy())
+    if junk == "none":
+        findings.warn(
+            "no_junk_rule",
+            f"split {split!r}: the junk rule is none, so of a query's identity only the query itself is left "
+            "out, and what its own camera saw just before is a match; with a camera for every sample the "
+            "junk rule would be the camera",
+        )
     matched = _check_matches(split, queries, gallery, junk, findings)
     if matched.empty:
         return
     _check_wrong_samples(split, matched, gallery, findings)
-    if junk != "camera" and rows.camera_id.nunique() == 1:
+    if junk == "scene" and rows.camera_id.nunique() == 1:
         findings.warn(
             "one_camera",
             f"all samples of split {split!r} are of one camera, so nothing is found across cameras; ingest "
@@ -51,14 +60,13 @@ def _check_matches(
     split: str, queries: "pd.DataFrame", gallery: "pd.DataFrame", junk: JunkRule, findings: Findings
 ) -> "pd.DataFrame":
     """Every query needs a gallery sample of its identity that is not its junk; gives those that have one."""
-    group = f"{junk}_id"
-    seen = gallery.groupby("identity")[group].agg(set).to_dict()
-    pairs = zip(queries.identity, queries[group], strict=True)
+    seen = gallery.groupby("identity").group.agg(set).to_dict()
+    pairs = zip(queries.identity, queries.group, strict=True)
     is_alone = [not seen.get(identity, set()) - {value} for identity, value in pairs]
     alone = queries.sample_id[is_alone]
     message = (
-        f"{len(alone)} of {len(queries)} queries of split {split!r} have no match in the gallery under "
-        f"another {junk} ({name_first(alone)})"
+        f"{len(alone)} of {len(queries)} queries of split {split!r} have no match in the gallery"
+        f"{_under_another(junk)} ({name_first(alone)})"
     )
     if len(alone) == len(queries):
         message += ", so nothing can be measured; check the split and the junk rule"
@@ -101,15 +109,18 @@ def _check_copies(
     split: str, queries: "pd.DataFrame", gallery: "pd.DataFrame", junk: JunkRule, findings: Findings
 ) -> None:
     """A query must not have its own files in the gallery under another camera (or scene)."""
-    keys, group = ["identity", "digest"], f"{junk}_id"
-    stored = gallery.groupby(keys)[group].agg(set).to_dict()
-    pairs = zip(zip(queries.identity, queries.digest, strict=True), queries[group], strict=True)
+    stored = gallery.groupby(["identity", "digest"]).group.agg(set).to_dict()
+    pairs = zip(zip(queries.identity, queries.digest, strict=True), queries.group, strict=True)
     copied = queries.sample_id[[bool(stored.get(key, set()) - {value}) for key, value in pairs]]
     if copied.empty:
         return
     message = (
-        f"{len(copied)} of {len(queries)} queries of split {split!r} have the same files in the gallery "
-        f"under another {junk} ({name_first(copied)}), so that every model finds them; remove the copies"
+        f"{len(copied)} of {len(queries)} queries of split {split!r} have the same files in the gallery"
+        f"{_under_another(junk)} ({name_first(copied)}), so that every model finds them; remove the copies"
     )
     is_certain = len(copied) == len(queries) and split != "val"
     (findings.error if is_certain else findings.warn)("query_in_gallery", message, copied)
+
+
+def _under_another(junk: JunkRule) -> str:
+    return "" if junk == "none" else f" under another {junk}"

@@ -10,6 +10,7 @@ from data_catalog.commands import (
     sheet,
     show,
     synthesize,
+    template,
     text_features,
     verify,
     view,
@@ -18,6 +19,7 @@ from data_catalog.commands.command import Command
 
 COMMANDS: tuple[Command[Any], ...] = (
     synthesize.COMMAND,
+    template.COMMAND,
     ingest.COMMAND,
     masks.COMMAND,
     captions.COMMAND,

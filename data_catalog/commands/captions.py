@@ -72,7 +72,7 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--usd-per-million-output", "price of tokens answered (default: unknown)", float, "USD"),
     ),
     "files": (
-        Option("--captions", "default: where the source keeps them", Path, "DIR"),
+        Option("--captions", "folder or manifest (default: that of the samples)", Path, "PATH"),
         Option(
             "--choose",
             "which, where each modality has its own (default: none, such a data set needs it)",
@@ -84,7 +84,8 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
 _ROUTES = {
     "readings": "Sentences from predicted attributes; needs the predictions in files.",
     "llm": "Written by a multi-modal language model; needs an OpenAI-compatible endpoint.",
-    "files": 'Captions that exist already: JSON lists of {"item": file name, "description": text}.',
+    "files": 'Captions that exist already: JSON lists of {"item": file name, "description": text}, or a '
+    "manifest's.",
     OWN: "Written by a class of your own, a subclass of CaptionerSettings; needs its module.",
 }
 """What each captioner is and needs, for the help."""

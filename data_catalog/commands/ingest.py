@@ -16,6 +16,8 @@ from data_catalog.commands.arguments import (
 from data_catalog.commands.command import BuiltTable, Command, build, print_result
 from data_catalog.errors import name_first
 from data_catalog.formats import FORMATS, find_format
+from data_catalog.formats.manifest_columns import describe_columns
+from data_catalog.samples.camera_numbers import shown_camera
 from data_catalog.samples.ingestion import IngestSettings, SamplesStatistics, ingest
 
 
@@ -35,7 +37,9 @@ def _size_or_any(text: str) -> tuple[int, int] | str:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_catalog(parser)
     parser.add_argument("--dataset", metavar="NAME", help="default: the format's name")
-    parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "--source", required=True, type=Path, metavar="PATH", help="folder of the data set, or manifest"
+    )
     add_choice(parser, "--format", sorted(FORMATS), "its layout, or your own (default: rgbnt201)", "rgbnt201")
     parser.add_argument(
         "--size",
@@ -45,13 +49,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_setting_options(parser, IngestSettings, "validation_identities", "samples_per_shard")
     for name, layout in sorted(FORMATS.items()):
-        parser.add_argument_group(f"--format {name}", layout.tree)
+        parser.add_argument_group(f"--format {name}", layout.tree or describe_columns())
     parser.add_argument_group(f"--format {OWN}", "A SourceFormat of your own; needs its module.")
 
 
 def _show(result: IngestResult) -> None:
     """Print the result, with cameras as the files count them."""
-    cameras = ", ".join(str(camera_id + result.first_camera) for camera_id in result.cameras)
+    cameras = ", ".join(shown_camera(camera_id, result.first_camera) for camera_id in result.cameras)
     shown = result.model_dump(mode="json", exclude={"first_camera"}) | {"cameras": cameras}
     shown["separate_queries"] = name_first(result.separate_queries) or "-"
     print_result(shown)
@@ -75,7 +79,7 @@ def _run(args: argparse.Namespace) -> IngestResult:
 
 COMMAND = Command(
     name="ingest",
-    summary="Make the samples table from image folders; what is broken goes to a quarantine list.",
+    summary="Make the samples table from image folders or a manifest; what is broken goes into quarantine.",
     example="--source runs/benchmark/RGBNT201 --catalog runs/catalog --dataset benchmark",
     add_options=_add_options,
     run=_run,

@@ -25,7 +25,7 @@ from data_catalog.masks.segmenters.mask_files import MaskFileStatistics, import_
 from data_catalog.masks.segmenters.sam2_checkpoint import SAM2_MODELS
 from data_catalog.progress import Progress
 from data_catalog.records import Record
-from data_catalog.samples.camera_numbers import first_camera
+from data_catalog.samples.camera_numbers import first_camera, shown_camera
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table
 
@@ -81,7 +81,7 @@ _OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--images-per-batch", "images encoded at once (default: 6)", int, "N"),
     ),
     "files": (
-        Option("--masks", "default: the folder of the samples", Path, "DIR"),
+        Option("--masks", "folder or manifest (default: that of the samples)", Path, "PATH"),
         Option("--mask-size", "size models are given (default: the card's)", image_size, "HxW"),
         Option("--allow-missing", "samples without one are all foreground", bool),
     ),
@@ -160,7 +160,9 @@ def _show(result: MasksResult) -> None:
     """Print the result: one line per camera, and of long lists the beginning."""
     ious, brightness = result.mean_iou_by_camera or {}, result.brightness_by_camera or {}
     by_camera = {
-        str(int(camera) + result.first_camera): _camera(counts, ious.get(camera), brightness.get(camera))
+        shown_camera(int(camera), result.first_camera): _camera(
+            counts, ious.get(camera), brightness.get(camera)
+        )
         for camera, counts in result.sources_by_camera.items()
     }
     shown: dict[str, Any] = {}

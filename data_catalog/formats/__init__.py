@@ -1,10 +1,10 @@
-"""Layouts in which data sets are published: one file each, all giving the same `Listing`."""
+"""Layouts in which data sets are published, and manifests of one's own: all give the same `Listing`."""
 
 from collections.abc import Mapping
 
 from data_catalog.errors import CatalogError
 from data_catalog.extensions import is_own, load_object
-from data_catalog.formats import msvr310, rgbnt100, rgbnt201
+from data_catalog.formats import manifest, msvr310, rgbnt100, rgbnt201
 from data_catalog.formats.source import (
     QUERY_SUFFIX,
     SIDE_BY_SIDE,
@@ -17,7 +17,7 @@ from data_catalog.formats.source import (
 )
 
 FORMATS: Mapping[str, SourceFormat] = {
-    module.FORMAT.name: module.FORMAT for module in (rgbnt201, rgbnt100, msvr310)
+    module.FORMAT.name: module.FORMAT for module in (rgbnt201, rgbnt100, msvr310, manifest)
 }
 """Every built-in layout by its name."""
 

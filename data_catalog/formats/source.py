@@ -31,12 +31,12 @@ class SourceSample:
         sample_id: Split and name, unique in the data set: `test/000028_cam1_0_02`.
         split: One of SPLITS.
         identity: The identity in the file name.
-        camera_id: Camera, counted from 0.
+        camera_id: Camera, counted from 0; -1 if the data set has none.
         scene_id: Scene, -1 if the data set has none.
         is_query: Whether it is a query.
         is_gallery: Whether it is in the gallery.
-        files: Path of each modality's image below the source folder, with forward slashes; without those
-            that are missing. If one file holds all of them, only its path under SIDE_BY_SIDE.
+        files: Path of each modality's image below the root of the listing, with forward slashes, or its URI;
+            without those that are missing. If one file holds all of them, only its path under SIDE_BY_SIDE.
         query_files: Paths of the files of the same name among the queries, in the same form, if the sample is
             in the gallery too; copies as a rule.
     """
@@ -62,11 +62,21 @@ class Rejected(Record):
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found below `root`: samples, and the files that are left out."""
+    """What was found below `root`: samples, and the files that are left out.
+
+    Attributes:
+        root: A folder.
+        samples: Each once.
+        rejected: What is left out.
+        masks: By sample id the path of its mask below the root, if the source is a manifest.
+        captions: By sample id its caption, if the source is a manifest.
+    """
 
     root: Path
     samples: tuple[SourceSample, ...]
     rejected: tuple[Rejected, ...]
+    masks: Mapping[str, str] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ class SourceFormat:
         query_folders: The folder of the queries of each split that has one.
         tree: An example of the folders and files, for help and messages; "" for none.
         first_camera: The number in the files of the camera whose `camera_id` is 0, which people are shown.
+        is_manifest: Whether the source is a file that names the files of each sample, its mask and caption,
+            and `masks` and `captions` are no patterns but in the listing.
     """
 
     name: str
@@ -95,6 +107,7 @@ class SourceFormat:
     query_folders: Mapping[str, str] = field(default_factory=dict)
     tree: str = ""
     first_camera: int = 0
+    is_manifest: bool = False
 
     def read(self, source: Path) -> Listing:
         """What `list_samples` finds, sorted by sample id and checked.
@@ -141,7 +154,7 @@ class SourceFormat:
             return "files holds a path that is no str, expected paths below the root with forward slashes"
         for name, value, least in (
             ("identity", sample.identity, 0),
-            ("camera_id", sample.camera_id, 0),
+            ("camera_id", sample.camera_id, -1),
             ("scene_id", sample.scene_id, -1),
         ):
             if not isinstance(value, int) or value < least:

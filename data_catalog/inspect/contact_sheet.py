@@ -16,7 +16,7 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell, encode_png
 from data_catalog.records import Record
-from data_catalog.samples.camera_numbers import first_camera
+from data_catalog.samples.camera_numbers import first_camera, shown_camera
 from data_catalog.samples.images import decode_mask, decode_triplets
 from data_catalog.storage.filesystems import open_root, write_atomically
 from data_catalog.tables.table import Table
@@ -188,7 +188,7 @@ def _read_cells(
                 by_id = {found["sample_id"]: found for found in wanted.to_pylist()}
                 values = [value | by_id.get(value["sample_id"], {}) for value in values]
         for row, value, triplet in zip(in_shard, values, decode_triplets(taken), strict=True):
-            value["camera"] = value["camera_id"] + first_camera(samples)
+            value["camera"] = shown_camera(value["camera_id"], first_camera(samples))
             cells[int(row)] = _cell(value, triplet, settings)
     return [cells[int(row)] for row in rows]
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.records import Record, describe_invalid
-from data_catalog.samples.source_images import failing_disk_ends_ingest, read_file
+from data_catalog.samples.source_images import failing_disk_ends_ingest, is_uri, read_source, uri_facts
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import copies_folder
 
@@ -46,7 +46,7 @@ def digest_files(root: Path, files: Iterable[str]) -> dict[str, str]:
 
     Args:
         root: A folder.
-        files: Paths below it.
+        files: Paths below it, or URIs.
 
     Raises:
         CatalogError: The disk or the network fails.
@@ -58,13 +58,13 @@ def digest_files(root: Path, files: Iterable[str]) -> dict[str, str]:
 
     def look(file: str) -> tuple[str, _Known | None]:
         """What is in a file, and what to remember of it."""
-        path, before = root / file, known.get(_quoted(file))
-        facts = _facts(path)
-        if before is not None and facts == (before.size, before.time):
-            return before.digest, before
+        before = known.get(_quoted(file))
         with failing_disk_ends_ingest():
+            facts = uri_facts(file) if is_uri(file) else _facts(root / file)
+            if before is not None and facts == (before.size, before.time):
+                return before.digest, before
             try:
-                digest = hashlib.sha256(read_file(path)).hexdigest()
+                digest = hashlib.sha256(read_source(root, file)).hexdigest()
             except ValueError as error:
                 return str(error), None
         return digest, facts and _Known(size=facts[0], time=facts[1], digest=digest)

@@ -29,11 +29,12 @@ def hold_out(samples: Sequence[SourceSample], identities: int) -> tuple[SourceSa
         raise CatalogError(
             f"validation_identities={identities}: the data set has a split val of its own; leave it out"
         )
-    views: dict[int, set[int]] = {}
+    views: dict[int, set[int | str]] = {}
     for sample in samples:
         if sample.split == "train":
             view = sample.camera_id if sample.scene_id < 0 else sample.scene_id
-            views.setdefault(sample.identity, set()).add(view)
+            # Without cameras every other sample of an identity is a match.
+            views.setdefault(sample.identity, set()).add(sample.sample_id if view < 0 else view)
     matched = sorted(identity for identity, seen in views.items() if len(seen) > 1)
     if identities > len(matched) or len(views) - identities < 2:
         raise CatalogError(

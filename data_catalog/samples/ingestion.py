@@ -10,20 +10,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 from pydantic import Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.extensions import is_own
 from data_catalog.formats import (
-    QUERY_SUFFIX,
-    SIDE_BY_SIDE,
     Listing,
     Rejected,
     SourceSample,
@@ -36,22 +33,17 @@ from data_catalog.records import Record
 from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.held_out import hold_out
 from data_catalog.samples.query_copies import separate_queries
+from data_catalog.samples.samples_maker import SamplesMaker
 from data_catalog.samples.source_images import (
     Size,
-    describe_turn,
-    failing_disk_ends_ingest,
-    image_size,
     most_common_size,
-    read_file,
-    width_side_by_side,
 )
 from data_catalog.tables.building import build_table
 from data_catalog.tables.digests import json_digest
-from data_catalog.tables.schemas import SAMPLES_SCHEMA, TableKind
-from data_catalog.tables.shards import ShardMaker, Statistics
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
 from stmi.config import LARGEST_COUNT
-from stmi.modality import MODALITIES
 
 
 class SplitSize(Record):
@@ -97,7 +89,7 @@ def ingest(
     """The `samples` table of a source folder.
 
     Args:
-        source: Folder in the layout `settings.format`.
+        source: Folder in the layout `settings.format`, or a manifest.
         catalog: Root of the catalog, folder or URI.
         dataset: Name under which the catalog keeps it.
         settings: Format, expected size, shard size.
@@ -130,6 +122,8 @@ def ingest(
                 )
         return statistics.model_dump(mode="json", exclude_defaults=True)
 
+    # The labels of the published layouts are in the names of their files.
+    with_labels = is_own(settings.format) or source_format.is_manifest
     return build_table(
         catalog=catalog,
         dataset=dataset,
@@ -137,26 +131,17 @@ def ingest(
         settings=settings.model_dump() | {"size": size},
         inputs={},
         specs=lambda: _shard_specs(separate_queries(listing), settings.samples_per_shard),
-        maker=_SamplesMaker(listing.root.resolve(), None if size == "any" else size, find_unread(listing)),
+        maker=SamplesMaker(listing.root.resolve(), None if size == "any" else size, find_unread(listing)),
         summarise=summarise,
-        key_extra=_fingerprint(listing, with_labels=is_own(settings.format)),
-        earlier_key_extra=lambda: _earlier_fingerprint(listing, with_labels=is_own(settings.format)),
+        key_extra=_fingerprint(listing, with_labels),
+        earlier_key_extra=lambda: _earlier_fingerprint(listing, with_labels),
         created={
-            "source": str(listing.root.resolve()),
+            "source": str(Path(source).resolve() if source_format.is_manifest else listing.root.resolve()),
             "card": _card_name(listing.root, source_format.name),
             "first_camera": source_format.first_camera,
         },
         progress=progress,
     )
-
-
-def sample_digest(*files: bytes) -> str:
-    """SHA-256 over the files of a sample, each preceded by its length (8 bytes, big-endian)."""
-    sha256 = hashlib.sha256()
-    for data in files:
-        sha256.update(len(data).to_bytes(8, "big"))
-        sha256.update(data)
-    return sha256.hexdigest()
 
 
 def _card_name(root: Path, source_format: str) -> str:
@@ -184,8 +169,8 @@ def _fingerprint(listing: Listing, with_labels: bool) -> str:
 
     Args:
         listing: What was found.
-        with_labels: Hash all of every sample too: a user's own layout may read other labels from the same
-            files once it is corrected.
+        with_labels: Hash all of every sample too: a manifest, or a user's own layout, may have other labels
+            for the same files once it is corrected.
     """
     return json_digest(
         {
@@ -225,90 +210,6 @@ def _shard_specs(samples: Sequence[SourceSample], samples_per_shard: int) -> lis
         for split in splits
         for start in range(0, len(split), samples_per_shard)
     ]
-
-
-@dataclass(frozen=True)
-class _SamplesMaker(ShardMaker[list[dict[str, Any]]]):
-    """Reads the files of samples.
-
-    Attributes:
-        root: Below which they lie.
-        size: What every image must have; None for any size.
-        unread: By sample id, the files that could be its missing images; to follow a message.
-    """
-
-    is_light = True
-
-    root: Path
-    size: Size | None
-    unread: Mapping[str, str]
-
-    @property
-    def source_folder(self) -> Path:
-        return self.root
-
-    def is_final(self, statistics: Mapping[str, Any]) -> bool:
-        # Earlier versions made no samples of queries alone, and so cut the shards elsewhere.
-        return "separate" in statistics
-
-    def make(self, spec: list[dict[str, Any]]) -> tuple[pa.Table, Statistics]:
-        rows: list[dict[str, Any]] = []
-        quarantined: list[Rejected] = []
-        for sample in spec:
-            with failing_disk_ends_ingest():
-                row, faults = self._row(sample)
-            quarantined += faults
-            if not faults:
-                rows.append(row)
-        identities: dict[str, list[int]] = {}
-        for row in rows:
-            identities.setdefault(row["split"], []).append(row["identity"])
-        statistics = {
-            "identities": {split: sorted(set(ids)) for split, ids in identities.items()},
-            "samples": {split: len(ids) for split, ids in identities.items()},
-            "cameras": sorted({row["camera_id"] for row in rows}),
-            "separate": [row["sample_id"] for row in rows if row["sample_id"].endswith(QUERY_SUFFIX)],
-            "quarantined": [fault.model_dump() for fault in quarantined],
-        }
-        return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), statistics
-
-    def _row(self, sample: Mapping[str, Any]) -> tuple[dict[str, Any], list[Rejected]]:
-        """The row of a sample, and what is wrong with its files (then there is no row)."""
-        images: dict[str, bytes] = {}
-        sizes: dict[str, Size] = {}
-        faults: list[Rejected] = []
-        for name in (SIDE_BY_SIDE,) if SIDE_BY_SIDE in sample["files"] else MODALITIES:
-            file = sample["files"].get(name)
-            if file is None:
-                other = next(iter(sample["files"].values()))
-                reason = f"has no {name} image of the same name{self.unread.get(sample['sample_id'], '')}"
-                faults.append(Rejected(file=other, reason=reason))
-                continue
-            try:
-                images[name] = read_file(self.root / file)
-                height, width = image_size(images[name])
-                sizes[name] = height, width_side_by_side(width) if name == SIDE_BY_SIDE else width
-            except ValueError as error:
-                faults.append(Rejected(file=file, reason=str(error)))
-        wanted = self.size or next(iter(sizes.values()), None)
-        for name, size in sizes.items():
-            if wanted is not None and size != wanted:
-                times = f"{len(MODALITIES)} times " if name == SIDE_BY_SIDE else ""
-                reason = (
-                    f"is {times}{size[0]}x{size[1]} (height x width{describe_turn(images[name])}), expected "
-                    f"{wanted[0]}x{wanted[1]}"
-                )
-                faults.append(Rejected(file=sample["files"][name], reason=reason))
-        if faults:
-            return {}, faults
-        labels = {name: value for name, value in sample.items() if name not in ("files", "query_files")}
-        height, width = next(iter(sizes.values()))
-        return labels | {
-            **{name.lower(): data for name, data in images.items()},
-            "height": height,
-            "width": width,
-            "digest": sample_digest(*images.values()),
-        }, []
 
 
 def _summarise(shards: Iterable[Mapping[str, Any]], rejected: Iterable[Rejected]) -> SamplesStatistics:

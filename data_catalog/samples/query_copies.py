@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from data_catalog.formats import QUERY_SUFFIX, Listing, SourceSample
-from data_catalog.samples.source_images import failing_disk_ends_ingest, read_file
+from data_catalog.samples.source_images import failing_disk_ends_ingest, read_source
 
 _READERS = 8
 
@@ -46,7 +46,7 @@ def _are_copies(listing: Listing, sample: SourceSample) -> bool:
         return False
     try:
         return all(
-            read_file(listing.root / file) == read_file(listing.root / sample.query_files[name])
+            read_source(listing.root, file) == read_source(listing.root, sample.query_files[name])
             for name, file in sample.files.items()
         )
     except ValueError:

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data_catalog.errors import CatalogError
 from data_catalog.formats import SIDE_BY_SIDE, Listing
+from data_catalog.storage import filesystems
 from stmi.images import orientation, refuse_frames, upright_size
 from stmi.modality import MODALITIES, Modality
 
@@ -25,6 +26,7 @@ MAX_FILE_BYTES = 64 * 2**20
 _SIZE_PROBES = 512
 _FILE_FAULTS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 """Errors that stay until somebody corrects the file; others come from the disk or the network."""
+_BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 _READABLE = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 
 
@@ -47,6 +49,47 @@ def read_file(path: Path) -> bytes:
         if error.errno not in _FILE_FAULTS:
             raise
         raise ValueError(f"cannot be read ({error.strerror})") from None
+
+
+def read_source(root: Path, file: str) -> bytes:
+    """The bytes of a file of a listing: a path below its root, or a URI.
+
+    Raises:
+        ValueError: If the file cannot be used; the message is the reason, to follow the file's name.
+        OSError: If the disk, the network or the storage of a URI fails.
+    """
+    if not is_uri(file):
+        return read_file(root / file)
+    if (facts := uri_facts(file)) is None:
+        raise ValueError("cannot be read (there is no such object)")
+    if facts[0] > MAX_FILE_BYTES:
+        raise ValueError(f"has {facts[0]} bytes, expected at most {MAX_FILE_BYTES}")
+    with _failing_storage(file):
+        return filesystems.read_bytes(*filesystems.open_root(file))
+
+
+def is_uri(file: str) -> bool:
+    """Whether a file of a listing is a URI, and no path below the root."""
+    return "://" in file
+
+
+def uri_facts(uri: str) -> tuple[int, int] | None:
+    """Size (bytes) and time of change (nanoseconds) of an object; None where there is none.
+
+    Raises:
+        OSError: If its storage fails.
+    """
+    with _failing_storage(uri):
+        return filesystems.file_facts(*filesystems.open_root(uri))
+
+
+@contextmanager
+def _failing_storage(uri: str) -> Iterator[None]:
+    # A CatalogError is a ValueError, and those are faults of a file.
+    try:
+        yield
+    except CatalogError as error:
+        raise OSError(errno.EIO, str(error), uri) from None
 
 
 @contextmanager
@@ -95,7 +138,7 @@ def image_size(data: bytes) -> Size:
                 raise ValueError(f"is {kind}, expected a colour image (three channels)")
             image.load()
             return upright_size(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except _BOMBS:
         raise ValueError(f"decodes to far more than {MAX_PIXELS} pixels, expected at most that") from None
     except UnidentifiedImageError:
         raise ValueError("is not an image, expected JPEG") from None
@@ -133,13 +176,14 @@ def most_common_size(listing: Listing) -> Size | Literal["any"]:
     ]
     sizes: Counter[Size] = Counter()
     for file, images in files[:: max(1, len(files) // _SIZE_PROBES)]:
-        if not (listing.root / file).is_file():
+        source = listing.root / file
+        if not is_uri(file) and not source.is_file():
             continue
         try:
-            with _opened(listing.root / file) as image:
+            with _opened(io.BytesIO(read_source(source, file)) if is_uri(file) else source) as image:
                 height, width = upright_size(image)
                 sizes[height, width // images] += 1
-        except (OSError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
+        except (OSError, SyntaxError, ValueError, *_BOMBS):
             continue
     size, count = max(sizes.items(), key=lambda item: (item[1], item[0]), default=(None, 0))
     return "any" if size is None or 2 * count < sizes.total() else size

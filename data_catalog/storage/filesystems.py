@@ -175,6 +175,19 @@ def exists(filesystem: fs.FileSystem, path: str) -> bool:
         raise _unreachable(path, error) from error
 
 
+def file_facts(filesystem: fs.FileSystem, path: str) -> tuple[int, int] | None:
+    """Size (bytes) and time of change (nanoseconds) of a file; None where there is none.
+
+    Raises:
+        CatalogError: If it cannot be reached.
+    """
+    try:
+        found = filesystem.get_file_info(path)
+    except OSError as error:
+        raise _unreachable(path, error) from error
+    return (found.size, found.mtime_ns) if found.type == fs.FileType.File else None
+
+
 def has_folder(filesystem: fs.FileSystem, path: str) -> bool:
     """Whether there is a folder at this path; object storage has those that something is in.
 

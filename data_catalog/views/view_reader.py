@@ -23,7 +23,7 @@ class ViewBatch:
         mask: uint8 `(batch, height, width)`, share of each pixel that is foreground times 255.
         text_feature: float32 `(batch, text_dim)`, not normalised.
         identity: int64 `(batch,)`, raw.
-        camera_id: int32 `(batch,)`, from 0.
+        camera_id: int32 `(batch,)`, from 0; -1 for none.
         scene_id: int32 `(batch,)`, -1 for none.
         is_query: bool `(batch,)`.
         is_gallery: bool `(batch,)`.
@@ -94,8 +94,8 @@ class View:
 
     @property
     def cameras(self) -> int:
-        """Number of cameras, up to the largest `camera_id` of the whole table."""
-        return int(max(self.table.statistics["cameras"])) + 1
+        """Number of cameras, up to the largest `camera_id` of the whole table; at least one."""
+        return max(1, int(max(self.table.statistics["cameras"])) + 1)
 
     def batch(self, rows: npt.ArrayLike) -> ViewBatch:
         """Copy the rows with these numbers, in this order; a number may be repeated.

@@ -39,7 +39,7 @@ class EvaluationTarget:
         model: The network, in evaluation mode.
         config: Its settings.
         table: The test view.
-        junk: A gallery sample of the query's identity is junk if it has the query's camera, or its scene.
+        junk: Which gallery samples of the query's identity are junk.
         autocast: Whether the network runs under bfloat16 autocast.
         captions: Token ids of the view's captions, where the model has a text tower of its own.
         epoch: The run's epoch whose weights these are; None for a checkpoint.
@@ -84,7 +84,7 @@ def load_run(
         if dataset != folder.config.data.dataset:
             view = open_view(table)
             junk = junk_rule(view)
-            forget_cameras(run.model, int(view.camera_id.max()) + 1)
+            forget_cameras(run.model, view.cameras)
     if folder.config.model.text.fine_tune:
         tokens = caption_tokens(run.tokenize, find_captions(table), {"test": open_view(table)})["test"]
     autocast = folder.config.train.precision == "bfloat16"
@@ -180,7 +180,7 @@ def load_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str)
         )
     _check_recipe(config, model)
     _check_inputs(table, view, weights)
-    add_cameras(model, int(view.camera_id.max()) + 1)
+    add_cameras(model, view.cameras)
     # The authors train in mixed precision and evaluate in float32; bfloat16 would change the ranking.
     return EvaluationTarget(path.name, model, config, table, config.data.junk, autocast=False)
 

@@ -83,8 +83,8 @@ def _scores_of_run(folder: RunFolder, feature: str | None) -> QueryScores:
 def _scores_of_embeddings(
     location: str, columns: Mapping[str, np.ndarray], feature: str | None, junk: JunkRule
 ) -> QueryScores:
-    group = "camera_id" if junk == "camera" else "scene_id"
-    missing = [name for name in ("sample_id", "identity", group) if name not in columns]
+    needed = ("sample_id", "identity", *([] if junk == "none" else [f"{junk}_id"]))
+    missing = [name for name in needed if name not in columns]
     features = [name for name in columns if name not in LABELS]
     if missing or not features:
         raise ConfigError(f"{location}: no {', '.join(missing) or 'feature'}; expected {FORMAT}")
@@ -102,10 +102,13 @@ def _scores_of_embeddings(
     if len(np.unique(columns["sample_id"])) < count:
         raise ConfigError(f"{location}: a sample_id occurs twice; expected one row a sample")
 
+    none = np.full(count, -1)
+    group = metrics.junk_groups(junk, columns.get("camera_id", none), columns.get("scene_id", none))
+
     def chosen(flag: str) -> tuple[RetrievalSet, np.ndarray]:
         rows = columns.get(flag, np.ones(count, dtype=bool)).astype(bool)
         embedding = np.ascontiguousarray(values[rows], dtype=np.float32)
-        return RetrievalSet(embedding, columns["identity"][rows], columns[group][rows]), rows
+        return RetrievalSet(embedding, columns["identity"][rows], group[rows]), rows
 
     (query, rows), (gallery, _) = chosen("is_query"), chosen("is_gallery")
     if len(np.unique(gallery.identity)) == 1:

@@ -16,7 +16,7 @@ class TrainingCost:
 
     def __init__(self, tables: RunTables) -> None:
         self.view = tables.views["train"]
-        self.cameras = 1 + max(int(open_view(view).camera_id.max()) for view in tables.views.values())
+        self.cameras = max(open_view(view).cameras for view in tables.views.values())
         self._flops: dict[str, int] = {}
 
     def __call__(self, config: ExperimentConfig) -> float:

@@ -201,7 +201,7 @@ def score(
     view: View, embeddings: np.ndarray, junk: JunkRule, rerank_variant: RerankVariant | None = None
 ) -> RetrievalMetrics:
     """Metrics of one feature: the view's queries among its gallery, k-reciprocally re-ranked if asked for."""
-    group = view.camera_id if junk == "camera" else view.scene_id
+    group = retrieval_metrics.junk_groups(junk, view.camera_id, view.scene_id)
 
     def chosen(rows: np.ndarray) -> RetrievalSet:
         return RetrievalSet(embeddings[rows], view.identity[rows], group[rows])

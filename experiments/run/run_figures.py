@@ -187,7 +187,7 @@ def show_nearest(cells: np.ndarray, view: View, embedding: np.ndarray, query: in
         junk: What a gallery sample of the query's identity shares with it to be junk.
     """
     gallery = np.flatnonzero(view.is_gallery)
-    group = view.camera_id if junk == "camera" else view.scene_id
+    group = retrieval_metrics.junk_groups(junk, view.camera_id, view.scene_id)
     _, (distances,) = next(retrieval_metrics.distance_chunks(embedding[[query]], embedding[gallery]))
     same = view.identity[gallery] == view.identity[query]
     ranked = retrieval_metrics.rank_gallery(distances, same & (group[gallery] == group[query]))[: len(cells)]

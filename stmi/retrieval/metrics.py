@@ -9,14 +9,34 @@ import numpy as np
 
 from stmi.processors import usable_processors
 
-JunkRule = Literal["camera", "scene"]
-"""A gallery sample of the query's identity is junk if it has the query's camera, or its scene."""
+JunkRule = Literal["camera", "scene", "none"]
+"""A gallery sample of the query's identity is junk if it has the query's camera, or its scene; or only if it
+is the query itself."""
 
 RerankVariant = Literal["field", "paper"]
 """Which k-reciprocal re-ranking: the code that the field uses, or the paper's formulas; see `reranking`."""
 
 CHUNK_ELEMENTS = 4 * 2**20
 """Distances held at a time; more do not fit the CPU's cache."""
+
+
+def junk_groups(junk: JunkRule, camera_id: np.ndarray, scene_id: np.ndarray) -> np.ndarray:
+    """What a query and its junk have in common, `(samples,)`; a sample without a camera is alone in its.
+
+    Args:
+        junk: The rule.
+        camera_id: Of each sample, `(samples,)`; -1 for none.
+        scene_id: Of each sample, `(samples,)`.
+    """
+    if junk == "scene":
+        return scene_id
+    own = -1 - np.arange(len(camera_id))
+    return own if junk == "none" else np.where(camera_id < 0, own, camera_id)
+
+
+def applied_rule(junk: JunkRule, camera_id: np.ndarray) -> JunkRule:
+    """The rule that `junk_groups` applies: of cameras where there are any, else `none`."""
+    return "none" if junk == "camera" and (camera_id < 0).all() else junk
 
 
 class RetrievalError(ValueError):
@@ -30,7 +50,7 @@ class RetrievalSet:
     Attributes:
         embedding: float32 `(samples, width)`.
         identity: `(samples,)`.
-        group: Camera or scene number, whichever the junk rule names, `(samples,)`.
+        group: Equal numbers for a query and its junk, as `junk_groups` gives them, `(samples,)`.
     """
 
     embedding: np.ndarray

@@ -1,13 +1,13 @@
 """Makes the `masks` table from masks that exist already: `.npy` arrays or PNG files, one per sample.
 
 The format of a data set says where the mask of a sample lies (`RGBNT201/<split>/mask/<name>.npy`
-and so on); plain folders `<split folder>/<name>.npy|png` are taken as well. A mask is at the sample's own
-size, at that size times any factor, or at the size of the model's input, to which images of any shape are
-resized.
+and so on), or its manifest does; plain folders `<split folder>/<name>.npy|png` are taken as well. A mask is
+at the sample's own size, at that size times any factor, or at the size of the model's input, to which images
+of any shape are resized.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.images import Segmentation
+from data_catalog.samples.manifest_again import read_manifest_again
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
@@ -77,7 +78,7 @@ def import_masks(
 
     Args:
         samples: What the masks are of.
-        folder: Root of the mask files; the folder that the samples came from when None.
+        folder: Root of the mask files, or a manifest that names them; what the samples came from when None.
         image_size: Height and width of the model's input; the card's image size when None.
         allow_missing: Whether samples may be without a mask that can be used.
         true_masks: Folder of true masks to score against, as for `mask_table.make_masks`.
@@ -94,10 +95,13 @@ def import_masks(
     card = samples.manifest.created.get("card", source_format.name)
     if image_size is None and card in card_names():
         image_size = load_card(card).image_size
+    listing = read_manifest_again(samples, folder, "--masks")
     root = Path(folder if folder is not None else samples.manifest.created["source"]).resolve()
-    if not root.is_dir():
+    if listing is not None:
+        root = listing.root
+    elif not root.is_dir():
         raise CatalogError(f"masks {root} is not a folder on this machine; say where they are with --masks")
-    maker = _FilesMaker(samples, root, source_format, image_size)
+    maker = _FilesMaker(samples, root, source_format, image_size, None if listing is None else listing.masks)
     ids = samples.read(["sample_id"])["sample_id"].to_pylist()
     paths = {sample_id: maker.path(sample_id) for sample_id in ids}
     missing = [maker.missing(sample_id) for sample_id, path in paths.items() if path is None]
@@ -162,6 +166,8 @@ class _FilesMaker(MaskMaker):
     root: Path
     source_format: SourceFormat
     image_size: tuple[int, int] | None
+    listed: Mapping[str, str] | None
+    """By sample id the files that a manifest names; None without a manifest."""
 
     @property
     def source_folder(self) -> Path:
@@ -191,10 +197,16 @@ class _FilesMaker(MaskMaker):
 
     def missing(self, sample_id: str) -> dict[str, str]:
         """The fault of a sample without a mask file."""
-        expected = self.source_format.mask_files(sample_id)[0]
+        if self.listed is None:
+            expected = self.source_format.mask_files(sample_id)[0]
+        elif (expected := self.listed.get(sample_id, "")) == "":
+            return {"sample_id": sample_id, "file": sample_id, "reason": "has no mask in the manifest"}
         return {"sample_id": sample_id, "file": expected, "reason": "is not there"}
 
     def _candidates(self, sample_id: str) -> Iterator[Path]:
+        if self.listed is not None:
+            yield from (self.root / file for file in [self.listed.get(sample_id)] if file)
+            return
         split, _, name = sample_id.partition("/")
         plain = f"{self.source_format.split_folders[split]}/{name}.npy"
         for root in (self.root, self.root / self.source_format.name.upper()):

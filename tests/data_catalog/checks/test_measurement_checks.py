@@ -136,3 +136,17 @@ def test_held_out_identities_are_no_difference_from_the_card(source: Path, tmp_p
     message = found["differs_from_card"][1].message
     assert "train samples 12 (3951), train identities 3 (171)" in message
     assert "val" not in message
+
+
+def test_the_rule_of_samples_without_cameras_is_none_and_said() -> None:
+    rows = samples(identities=12, each=2).assign(camera_id=-1, digest=[f"{i}" for i in range(48)])
+    [(severity, finding)] = check(rows).values()
+    assert (severity, finding.check) == ("warning", "no_junk_rule")
+    assert "split 'test': the junk rule is none, so of a query's identity only the query" in finding.message
+    pairs = rows.assign(camera_id=0, digest="")[rows.index % 2 == 0]
+    assert set(check(pairs, "none")) == {"no_junk_rule", "query_in_gallery"}
+    # A query is no match of its own.
+    rows = samples(identities=12, cameras=1).assign(camera_id=-1)
+    severity, finding = check(rows)["query_without_match"]
+    assert severity == "error"
+    assert "12 of 12 queries of split 'test' have no match in the gallery (test/0" in finding.message

@@ -29,7 +29,7 @@ SAMPLE = SourceSample(
         ({"files": {}}, "files has the keys -, expected"),
         ({"files": {"RGB": Path("a.jpg")}}, "files holds a path that is no str"),
         ({"identity": "0001"}, "identity is '0001', expected an integer of at least 0"),
-        ({"camera_id": -1}, "camera_id is -1, expected an integer of at least 0"),
+        ({"camera_id": -2}, "camera_id is -2, expected an integer of at least -1"),
         ({"scene_id": -2}, "scene_id is -2, expected an integer of at least -1"),
     ],
 )

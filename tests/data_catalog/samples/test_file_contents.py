@@ -36,11 +36,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files whose bytes are read to find out what is in them."""
     files: list[Path] = []
 
-    def note(path: Path) -> bytes:
-        files.append(path)
-        return source_images.read_file(path)
+    def note(root: Path, file: str) -> bytes:
+        files.append(root / file)
+        return source_images.read_source(root, file)
 
-    monkeypatch.setattr(file_contents, "read_file", note)
+    monkeypatch.setattr(file_contents, "read_source", note)
     return files
 
 

@@ -145,3 +145,36 @@ def test_embeddings_that_are_not_finite_are_refused(row):
     message = "gallery embeddings are not finite, first in row 1"
     with pytest.raises(retrieval_metrics.RetrievalError, match=message):
         retrieval_metrics.evaluate(samples([[1, 0]], [7], [0]), gallery)
+
+
+@pytest.mark.parametrize(("rule", "cameras"), [("none", 3), ("none", 0), ("camera", 0), ("camera", 3)])
+def test_without_cameras_or_a_rule_only_the_query_itself_is_junk(rule, cameras):
+    random = np.random.default_rng(3)
+    count = 40
+    values = random.normal(size=(count, 6)).astype(np.float32)
+    identity = random.integers(0, 6, count)
+    camera = random.integers(0, cameras, count) if cameras else np.full(count, -1)
+    group = retrieval_metrics.junk_groups(rule, camera, np.full(count, -1))
+    both = samples(values, identity, group)
+    unit = retrieval_metrics.normalise(values)
+    precisions = []
+    for i in range(count):
+        order = np.argsort(np.linalg.norm(unit - unit[i], axis=1), kind="stable")
+        shares_camera = cameras and rule == "camera"
+        is_junk = [
+            j == i or (shares_camera and identity[j] == identity[i] and camera[j] == camera[i])
+            for j in range(count)
+        ]
+        hits = [identity[j] == identity[i] for j in order if not is_junk[j]]
+        ranks = np.flatnonzero(hits) + 1
+        precisions.append(np.mean([(n + 1) / rank for n, rank in enumerate(ranks)]) if len(ranks) else np.nan)
+    found = retrieval_metrics.evaluate(both, both)
+    assert found.average_precision == pytest.approx(precisions, abs=GOLDEN_VALUE, nan_ok=True)
+    assert retrieval_metrics.applied_rule(rule, camera) == (rule if cameras else "none")
+
+
+def test_groups_of_cameras_and_scenes_are_their_numbers():
+    camera, scene = np.array([2, 0, 2]), np.array([5, 5, 7])
+    assert retrieval_metrics.junk_groups("camera", camera, scene).tolist() == [2, 0, 2]
+    assert retrieval_metrics.junk_groups("scene", camera, scene).tolist() == [5, 5, 7]
+    assert retrieval_metrics.applied_rule("scene", np.full(3, -1)) == "scene"
