@@ -59,12 +59,15 @@ class Journal:
             NotWritableError: The disk is full, or it or object storage cannot be written to.
         """
         line = json.dumps({"event": event, "time": time.time(), **facts}, allow_nan=False) + "\n"
+        filesystem, path = self._opened
+        is_file = isinstance(filesystem, fs.LocalFileSystem)
+        # Before the right is checked: whoever loses it in between replaces the journal of a successor.
+        before = b"" if is_file else self._read()
         with self.guarded():
-            filesystem, path = self._opened
-            if isinstance(filesystem, fs.LocalFileSystem):
+            if is_file:
                 _add(Path(path), line)
             else:
-                filesystems.write_atomically(filesystem, path, self._read() + line.encode())
+                filesystems.write_atomically(filesystem, path, before + line.encode())
 
     def guarded(self) -> AbstractContextManager[None]:
         """Meanwhile whoever can lose the right to write has it, as `Claim.guarding` says."""

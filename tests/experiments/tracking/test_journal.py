@@ -133,6 +133,30 @@ def test_writer_whose_claim_was_taken_over_writes_no_more(object_storage, tmp_pa
     assert list(folder.list_files()) == [JOURNAL]
 
 
+def test_writer_that_is_suspended_while_it_reads_leaves_the_journal_of_its_successor(
+    object_storage, tmp_path, monkeypatch
+):
+    folder = JournalFolder(Folder(object_storage("journals")) / tmp_path.name)
+    successor = Journal(folder.journal.location)
+    with folder.claimed(RuntimeError("busy")):
+        folder.journal.append("epoch", epoch=1)
+        read = Journal._read
+
+        def read_late(journal: Journal) -> bytes:
+            before = read(journal)
+            monkeypatch.undo()
+            (claim,) = (name for name in folder.list_files() if name.startswith(CLAIM))
+            filesystem, path = open_root(folder.file(claim))
+            filesystem.delete_file(path)
+            successor.append("resumed", epoch=1)
+            return before
+
+        monkeypatch.setattr(Journal, "_read", read_late)
+        with pytest.raises(LostClaimError):
+            folder.journal.append("epoch", epoch=2)
+    assert [event["event"] for event in successor.read()] == ["epoch", "resumed"]
+
+
 def test_worker_that_waited_for_storage_in_vain_ends_the_run_and_a_crash_does_not(tmp_path):
     callback = JournalCallback(Journal(tmp_path / "journal.jsonl"), None)
     callback.after_exception(None, {1: RuntimeError("a crash")})
