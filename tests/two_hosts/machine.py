@@ -10,7 +10,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NAMESPACES = ("--mount", "--pid", "--uts")
@@ -137,16 +138,36 @@ class Machine:
 
     def find_process(self, name: str) -> int:
         """The number, as seen from the tests, of the only process of this machine with this name."""
-        own = Path(f"/proc/{self._first_process}/ns/pid").readlink()
         found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if (folder / "ns/pid").readlink() == own and (folder / "comm").read_text().strip() == name:
-                    found.append(int(folder.name))
-            except OSError:
-                continue  # it has ended meanwhile
+        for number in self._processes():
+            with suppress(OSError):  # it has ended meanwhile
+                if Path(f"/proc/{number}/comm").read_text().strip() == name:
+                    found.append(number)
         (process,) = found
         return process
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop everything on this machine while the block runs; its connections stay, and are silent."""
+        stopped: set[int] = set()
+        try:
+            # A process may start another one before it is stopped.
+            while started := self._processes() - stopped:
+                _send(signal.SIGSTOP, started)
+                stopped |= started
+            yield
+        finally:
+            _send(signal.SIGCONT, self._processes())
+
+    def _processes(self) -> set[int]:
+        """Numbers of the processes of this machine, and of those that wait for one of them here."""
+        own = Path(f"/proc/{self._first_process}/ns/pid").readlink()
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if (folder / "ns/pid_for_children").readlink() == own:
+                    found.add(int(folder.name))
+        return found
 
     def end(self) -> None:
         """End everything on this machine at once, as if its power failed."""
@@ -159,3 +180,9 @@ def kill(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _send(number: signal.Signals, processes: Iterable[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)

@@ -110,6 +110,12 @@ class ObjectStore:
             return []
         return [json.loads(line) for line in text.splitlines()]
 
+    def journals(self, workspace: str) -> dict[str, list[dict[str, Any]]]:
+        """What the journal of each run in a workspace says, by the run's name."""
+        folder = f"{workspace}/train"
+        names = [name for name in self.names(folder) if name.endswith("/journal.jsonl")]
+        return {run: self.events(f"{folder}/{run}") for run in (name.partition("/")[0] for name in names)}
+
     def go_away(self, seconds: float) -> None:
         """Answer every request with status 503 for so long."""
         with self.unavailable():
