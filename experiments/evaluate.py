@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_catalog.command_parser import CommandParser
+from data_catalog.errors import CatalogError
+from data_catalog.ray_session import check_ray
 from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import View, open_view
@@ -286,11 +288,25 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(f"--workers={given.workers}: expected a number of actors, or 0")
         for location in filter(None, (given.embeddings, given.queries)):
             filesystems.open_root(location)  # an unknown kind of URI is refused before anything is computed
+        if given.workers != 0:
+            _check_ray()
         target = load_target(given)
         variant: RerankVariant | None = given.rerank_variant or ("field" if given.rerank else None)
         return evaluate(target, missing, variant, given.workers, given.embeddings, given.queries)
 
     return run_command(command, given.json, lambda result: show(result, given.wide))
+
+
+def _check_ray() -> None:
+    """Refuse a cluster that is not there before the model is loaded.
+
+    Raises:
+        CatalogError: It is not there; says how to do without.
+    """
+    try:
+        check_ray()
+    except CatalogError as error:
+        raise CatalogError(f"{error}; --workers 0 evaluates in this process, without Ray") from None
 
 
 def load_target(given: argparse.Namespace) -> "EvaluationTarget":

@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 from data_catalog.checks.findings import CheckReport
 from data_catalog.errors import NAMED, CatalogError, name_first
 from data_catalog.progress import Progress, progress_bar
-from data_catalog.ray_session import check_ray
 from data_catalog.records import Record
 from data_catalog.tables.table import Table
 
@@ -129,9 +128,8 @@ def build(title: str, make: Callable[[Progress], Table], result: type[T]) -> T:
         result: Model of the table's facts and statistics.
 
     Raises:
-        CatalogError: The Ray that is asked for cannot be there, or as `make` raises it.
+        CatalogError: As `make` raises it.
     """
-    check_ray()
     start = time.monotonic()
     with progress_bar(title, "shard") as progress:
         table = make(progress)

@@ -26,7 +26,7 @@ from data_catalog.actors import map_on_actors
 from data_catalog.errors import CatalogError, NotWritableError
 from data_catalog.progress import Progress, no_progress
 from data_catalog.ray_failures import describe_failure
-from data_catalog.ray_session import ensure_ray
+from data_catalog.ray_session import check_ray, ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
 from data_catalog.storage.folders import Folder
@@ -98,7 +98,8 @@ def build_table(
         progress: Called as shards complete.
 
     Raises:
-        CatalogError: If an input is wrong; no table exists then, but complete shards are kept.
+        CatalogError: An input is wrong, or the Ray that is asked for cannot be there; no table exists then,
+            but complete shards are kept.
     """
     check_dataset_name(dataset)
     start = time.monotonic()
@@ -112,6 +113,9 @@ def build_table(
         earlier_key = json_digest(request | {"extra": extra})[:16]
         if (table := open_table(catalog, dataset, kind, earlier_key)) is not None:
             return ask_for(table)
+    # Before anything is made; a table that is found needs no Ray, nor does one that is made in this process.
+    if _local_seconds() < math.inf:
+        check_ray()
     root = table_path(catalog, dataset, kind, key)
     specs = specs() if callable(specs) else specs
     files = [f"shard-{number:05d}{kind.suffix}" for number in range(len(specs))]

@@ -109,7 +109,7 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
     there = folder.list_files()
     if RESULT_FILE not in there or RUNS_FILE not in there:
         return None
-    result = read_result(folder)
+    result = read_result(folder).located(folder)
     # Older versions stored absolute paths, of before the workspace was moved.
     pictures = [name for file in result.files.values() if (name := Folder(file).name) in there]
     runs = [

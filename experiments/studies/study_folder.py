@@ -102,8 +102,8 @@ class StudyFolder(JournalFolder):
         return stored.decode()
 
     def write_result(self, result: StudyResult) -> None:
-        """Store the result, whose files are named without the path of the folder."""
-        self.write(RESULT_FILE, result.to_json() + "\n")
+        """Store the result, whose files and MLflow are named without the path of the workspace."""
+        self.write(RESULT_FILE, result.portable(self).to_json() + "\n")
 
     def read_result(self, form: type[Result]) -> Result | None:
         """The stored result, with the places of its files; None where there is none yet.

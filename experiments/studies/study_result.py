@@ -24,12 +24,16 @@ class StudyResult(Record):
     mlflow: MlflowRun
 
     def located(self, folder: Folder) -> Self:
-        """The same with the places of its files, which are stored as names in the study's folder.
+        """The same with the places of its files and MLflow, which are stored without the workspace's.
 
         Older versions stored absolute paths, which hold no longer where the workspace was moved.
         """
         files = {name: folder.file(at.rpartition("/")[2]) for name, at in self.files.items()}
-        return self.model_copy(update={"files": files})
+        return self.model_copy(update={"files": files, "mlflow": self.mlflow.located(folder)})
+
+    def portable(self, folder: Folder) -> Self:
+        """The same as it is stored in the study's folder."""
+        return self.model_copy(update={"mlflow": self.mlflow.portable(folder)})
 
     @property
     @abstractmethod

@@ -307,7 +307,7 @@ class MlflowLogger:
 
     def _remember(self, **changes: Any) -> None:
         self._state = self._state.model_copy(update=changes)
-        self.folder.write(self._state_file, self._state.to_json() + "\n")
+        self.folder.write(self._state_file, self._state.portable(self.folder).to_json() + "\n")
 
 
 def check_store(uri: str, workspace: Folder) -> None:

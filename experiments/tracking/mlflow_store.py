@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 MLFLOW_FILE = "mlflow.json"
 """What MLflow has of a run or a study, in its folder."""
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_STORE = "mlflow.db"
+_OWN = f"sqlite:///{_STORE}"
+"""How a stored record calls the embedded store of its workspace, which may be moved or copied."""
 
 
 def child_file(study: str) -> str:
@@ -31,7 +35,7 @@ def child_file(study: str) -> str:
 
 def local_store(workspace: Folder | Path) -> str:
     """URI of the embedded store of a workspace: a SQLite file in it, or on this machine if it is at a URI."""
-    return f"sqlite:///{local_files(workspace) / 'mlflow.db'}"
+    return f"sqlite:///{local_files(workspace) / _STORE}"
 
 
 def artifacts_folder(workspace: Folder | Path) -> Path:
@@ -54,7 +58,7 @@ def open_local_store(workspace: Folder) -> None:
     Raises:
         ConnectionError: The file is damaged, or is being written.
     """
-    file = local_files(workspace) / "mlflow.db"
+    file = local_files(workspace) / _STORE
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         return
@@ -137,6 +141,21 @@ class MlflowRun(Record):
             return None
         return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
+    def portable(self, folder: Folder) -> Self:
+        """The same as it is stored in the folder of a run or a study: without the path of its workspace."""
+        is_own = self.uri == local_store(folder.parent.parent)
+        return self.model_copy(update={"uri": _OWN}) if is_own else self
+
+    def located(self, folder: Folder) -> Self:
+        """The same as it is read from the folder of a run or a study.
+
+        Older versions stored absolute paths, which hold no longer where the workspace was moved.
+        """
+        file = Path(self.uri.removeprefix("sqlite:///"))
+        is_gone = self.uri.startswith("sqlite:///") and file.name == _STORE and not file.exists()
+        is_own = self.uri == _OWN or is_gone
+        return self.model_copy(update={"uri": local_store(folder.parent.parent)}) if is_own else self
+
 
 class LoggedRun(MlflowRun):
     """Where MLflow has a run that has just ended."""
@@ -170,7 +189,7 @@ def read_state(folder: Folder, name: str = MLFLOW_FILE) -> MlflowState | None:
         name: Of the file.
     """
     try:
-        return folder.read_record(name, MlflowState, "it is logged to MLflow as a new run")
+        return folder.read_record(name, MlflowState, "it is logged to MLflow as a new run").located(folder)
     except FileNotFoundError:
         return None
     except DamagedFileError as error:

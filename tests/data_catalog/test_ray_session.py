@@ -15,6 +15,7 @@ from data_catalog import __main__ as command_line
 from data_catalog import ray_session
 from data_catalog.errors import CatalogError
 from data_catalog.ray_session import check_ray, ensure_ray
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from experiments import train
 from tests.data_catalog.folders import write_data_set
 
@@ -206,6 +207,23 @@ def test_nothing_is_made_where_there_is_no_cluster(monkeypatch, tmp_path, capsys
     assert len(lines) == 2
     assert all("RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there" in line for line in lines)
     assert {path.name for path in tmp_path.iterdir()} == {"images"}
+
+
+def test_table_that_is_there_or_made_in_this_process_needs_no_cluster(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    write_data_set(tmp_path / "images")
+    where = ["--catalog", str(tmp_path / "catalog")]
+    steps = [
+        ["ingest", "--format", "rgbnt201", "--source", str(tmp_path / "images"), "--dataset", "rgbnt201"],
+        ["masks", "--dataset", "rgbnt201", "--segmenter", "grabcut"],
+        ["view", "--dataset", "rgbnt201", "--split", "all", "--size", "32x16", "--no-text"],
+    ]
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
+    assert [command_line.main([*step, *where]) for step in steps] == [0, 0, 0], capsys.readouterr().err
+    monkeypatch.delenv(LOCAL_SECONDS_VARIABLE)
+    assert [command_line.main([*step, *where]) for step in steps] == [0, 0, 0], capsys.readouterr().err
+    assert command_line.main([*steps[2], "--size", "64x32", *where]) == 2
+    assert "no Ray cluster answers there" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -7,7 +7,16 @@ import sqlite3
 import pytest
 
 from data_catalog.storage.folders import Folder
-from experiments.tracking.mlflow_store import open_local_store
+from experiments.run.run_folder import RunFolder
+from experiments.studies.study_folder import StudyFolder
+from experiments.studies.sweep.sweep_result import SweepResult
+from experiments.tracking.mlflow_store import (
+    MlflowRun,
+    MlflowState,
+    local_store,
+    open_local_store,
+    read_state,
+)
 from tests.experiments import made_up
 
 
@@ -50,3 +59,37 @@ def test_files_of_a_study_are_those_of_the_folder_that_it_is_in(tmp_path):
     result = made_up.sweep_result().model_copy(update={"files": names})
     located = result.located(Folder(tmp_path))
     assert located.files == {"history": f"{tmp_path}/history.png", "slice": f"{tmp_path}/slice.png"}
+
+
+@pytest.mark.parametrize("change", [shutil.copytree, shutil.move])
+def test_record_of_a_run_names_mlflows_file_of_the_workspace_that_it_is_in(original, tmp_path, change):
+    folder = Folder(original / "train" / "run")
+    state = MlflowState(uri=local_store(original), run_id="1")
+    folder.write("mlflow.json", state.portable(folder).to_json())
+    assert "original" not in folder.read("mlflow.json").decode()
+    change(original, tmp_path / "new")
+    moved = RunFolder(tmp_path / "new" / "train" / "run")
+    assert moved.mlflow.uri == local_store(tmp_path / "new")
+    assert moved.mlflow.run_id == "1"
+
+
+@pytest.mark.parametrize("change", [shutil.copytree, shutil.move])
+def test_result_of_a_study_names_mlflows_file_of_the_workspace_that_it_is_in(original, tmp_path, change):
+    folder, logged = StudyFolder.of(original, "s"), MlflowRun(uri=local_store(original), run_id="1")
+    folder.write_result(made_up.sweep_result().model_copy(update={"mlflow": logged}))
+    change(original, tmp_path / "new")
+    read = StudyFolder.of(tmp_path / "new", "s").read_result(SweepResult)
+    assert read.mlflow == logged.model_copy(update={"uri": local_store(tmp_path / "new")})
+
+
+def test_absolute_path_of_an_older_version_is_that_of_the_workspace_once_it_is_gone(original, tmp_path):
+    folder = Folder(tmp_path / "new" / "train" / "run")
+    own = local_store(tmp_path / "new")
+    for uri, expected in (
+        (local_store(tmp_path / "gone"), own),
+        (local_store(original), local_store(original)),
+        ("sqlite:////gone/other.db", "sqlite:////gone/other.db"),
+        ("http://lab:5000/mlflow.db", "http://lab:5000/mlflow.db"),
+    ):
+        folder.write("mlflow.json", MlflowRun(uri=uri).to_json())
+        assert read_state(folder).uri == expected

@@ -119,6 +119,16 @@ def test_run_is_evaluated(workspace, capsys):
     assert json.loads(capsys.readouterr().out)["subject"] == RUN
 
 
+@pytest.mark.usefixtures("dead_cluster")
+def test_evaluation_without_its_cluster_says_how_to_do_without(workspace, capsys):
+    run = str(workspace / "train" / RUN)
+    assert evaluate.main(["--run", run]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no Ray cluster answers there" in line
+    assert line.endswith("--workers 0 evaluates in this process, without Ray")
+    assert evaluate.main(["--run", run, "--workers", "0"]) == 0
+
+
 def test_page_of_a_study_goes_elsewhere(workspace, tmp_path, capsys):
     study = ["--study", STUDY, "--workspace", str(workspace)]
     assert report.main([*study, "--out", str(tmp_path / "page.html"), "--json"]) == 0

@@ -84,8 +84,7 @@ def test_new_workspace_has_everything_in_it_and_no_state_names_its_place(
     assert {"catalog", "train"} <= set(Folder(place).list_folders())
     assert RunFolder(result["folder"]).view("test").catalog == Folder(place).file("catalog")
     for name, text in texts(Folder(place) / "train").items():
-        # Where MLflow is may be said: its file is found by its place.
-        assert name.rpartition("/")[2] == "mlflow.json" or place.partition("?")[0] not in text, name
+        assert place.partition("?")[0] not in text, name
 
 
 def test_run_killed_after_any_epoch_ends_as_if_undisturbed(place, catalog, clip, workspace, tmp_path):
