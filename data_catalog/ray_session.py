@@ -4,13 +4,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_catalog.environment import prepare_environment
-from data_catalog.errors import CatalogError
+from data_catalog.errors import CatalogError, name_first
 from data_catalog.interrupts import keeping_signals
 from data_catalog.ray_failures import describe_failure
 from stmi.network import CONNECT_SECONDS, why_unreachable
@@ -223,17 +223,28 @@ def _check_workers() -> None:
         tasks[start.options(scheduling_strategy=there).remote()] = node
     started, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=START_SECONDS)
     if silent:
-        node, logs = tasks[silent[0]], _logs_folder()
-        is_here = node["NodeID"] == ray.get_runtime_context().get_node_id()
-        raise CatalogError(
-            f"no worker of Ray has started within {START_SECONDS:.0f} s on node "
-            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}); "
-            f"{_last_words(logs) if is_here else f'its logs are in {logs} there'}"
-        )
+        raise CatalogError(why_silent({tasks[silent[0]]["NodeID"]}, START_SECONDS))
     try:
         ray.get(started)
     except ray.exceptions.RayError as error:
         raise CatalogError(f"workers of Ray do not start: {describe_failure(error)}") from error
+
+
+def why_silent(nodes: Set[str], seconds: float) -> str:
+    """One line on workers that do not start, with the end of a worker's log where that is on this machine.
+
+    Args:
+        nodes: Ids of those on which they were to start.
+        seconds: How long they were waited for.
+    """
+    import ray  # noqa: PLC0415
+
+    names = sorted(node_name(node) for node in ray.nodes() if node["NodeID"] in nodes)
+    logs, is_here = _logs_folder(), nodes == {ray.get_runtime_context().get_node_id()}
+    return (
+        f"no worker of Ray has started within {seconds:.0f} s on node {name_first(names)}; "
+        f"{_last_words(logs) if is_here else f'its logs are in {logs} there'}"
+    )
 
 
 def _logs_folder() -> Path:
@@ -250,7 +261,7 @@ def _last_words(logs: Path) -> str:
         if files:
             newest = max(files, key=lambda file: file.stat().st_mtime)
             lines = newest.read_text(encoding="utf-8", errors="replace").split("\n")
-            end = " | ".join(line.strip() for line in lines if line.strip())[-500:]
+            end = " | ".join(line.strip() for line in lines if line.strip())[-200:]
             return f"{newest} ends with: {end}"
     return f"its logs are in {logs}"
 

@@ -85,6 +85,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
 
     from experiments.run.workers.trainer import Trainer  # noqa: PLC0415
     from experiments.run.workers.worker import JournalCallback, train_worker  # noqa: PLC0415
+    from experiments.run.workers.worker_start import StartCallback  # noqa: PLC0415
 
     prepare_ray()
     ensure_ray()
@@ -113,7 +114,10 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
                 max_preemption_failures=MAX_PREEMPTIONS,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            callbacks=[JournalCallback(folder.journal, folder.checkpoints if folder.storage else None)],  # type: ignore[list-item]
+            callbacks=[
+                JournalCallback(folder.journal, folder.checkpoints if folder.storage else None),  # type: ignore[list-item]
+                StartCallback(folder.journal),  # type: ignore[list-item]
+            ],
         ),
     )
     try:
