@@ -21,7 +21,8 @@ from experiments.studies.ablation.ablation_plan import plan_ablation
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.study_folder import StoredDescription, StoredRun, StudyFolder
 from experiments.studies.sweep.sweep import SweepStudy
-from experiments.tracking.mlflow_store import local_store
+from experiments.studies.sweep.sweep_result import SweepResult
+from experiments.tracking.mlflow_store import local_store, read_state
 from tests import json_samples, kept_workspace
 from tests.experiments import made_up, small_run
 from tests.mlflow_server import free_port, serving
@@ -132,10 +133,10 @@ def test_store_gets_runs_children_and_pictures_as_the_first_store_had_them(logge
     sent = send(workspace, "--tracking-uri", store)
     assert (sent["runs"], sent["studies"], sent["wrong"]) == ([RUN], {ABLATION: 10, SWEEP: 3}, {})
     assert contents(store) == expected
-    for state in (f"train/{RUN}/mlflow.json", f"studies/{SWEEP}/mlflow.json"):
-        # Its own file, by no path that a moved workspace would take along.
-        assert json.loads((workspace / state).read_text())["uri"] == "sqlite:///mlflow.db"
-    assert json.loads((workspace / "studies" / SWEEP / "result.json").read_text())["mlflow"]["uri"] == store
+    study = StudyFolder.of(workspace, SWEEP)
+    for folder in (Folder(workspace) / "train" / RUN, study):
+        assert read_state(folder).uri == store
+    assert study.read_result(SweepResult).mlflow.uri == store
     assert send(workspace, "--tracking-uri", store) == sent
     assert contents(store) == expected
 
