@@ -26,6 +26,16 @@ REQUIRED = {
 }
 """Set in every process of the project, whatever its user has set."""
 
+DEFAULTS = {
+    # Threads that wait for each other sleep: beside other busy processes, spinning would take the processors
+    # from those that are waited for.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Set in every process of the project whose user has set none of `WAITING`."""
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""How threads of OpenMP wait."""
+
 REMOVED = (
     # Tune and Ray Train refuse to run with them.
     "TUNE_RESULT_DIR",
@@ -40,7 +50,10 @@ REMOVED = (
 )
 """Removed from the environment of every process of the project."""
 
-_READ = ("RAY_", "TUNE_", "MLFLOW_", "STMI_", "DATA_CATALOG_", "OPTUNA_", "OPENAI_", "OMP_", "AWS_")
+_READ = (
+    *("RAY_", "TUNE_", "MLFLOW_", "STMI_", "DATA_CATALOG_", "OPTUNA_", "OPENAI_", "AWS_"),
+    *("OMP_", "GOMP_", "KMP_"),
+)
 _READ_IN_ANY_CASE = ("http_proxy", "https_proxy", "all_proxy", "tmpdir")
 """Variables, or how they begin, for which empty means unset; CUDA_VISIBLE_DEVICES is none of them."""
 
@@ -53,4 +66,6 @@ def prepare_environment() -> None:
     for name in REMOVED:
         os.environ.pop(name, None)
     os.environ.update(REQUIRED)
+    if not os.environ.keys() & set(WAITING):
+        os.environ.update(DEFAULTS)
     spare_loopback(os.environ)

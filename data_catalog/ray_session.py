@@ -1,5 +1,6 @@
 """The Ray session of a process: it joins a cluster, or starts Ray on this machine."""
 
+import json
 import logging
 import os
 import socket
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_catalog.environment import prepare_environment
+from data_catalog.environment import WAITING, prepare_environment
 from data_catalog.errors import CatalogError, name_first
 from data_catalog.interrupts import keeping_signals
 from data_catalog.ray_failures import describe_failure
@@ -144,12 +145,16 @@ def _start(include_dashboard: bool) -> None:
 def _join(address: str) -> None:
     import ray  # noqa: PLC0415
 
-    # The cluster was started without it. A submitted job brings its own tree and path.
-    path = None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else os.environ.get("PYTHONPATH")
+    job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    # The cluster was started without these. A submitted job brings its own tree and path.
+    names = WAITING if job else (*WAITING, "PYTHONPATH")
+    # Ray refuses a variable that the job has given its workers already.
+    given = (json.loads(job or "{}").get("runtime_env") or {}).get("env_vars") or {}
+    own = {name: os.environ[name] for name in names if os.environ.get(name) and name not in given}
     try:
         ray.init(
             address=address,
-            runtime_env={"env_vars": WORKER_VARIABLES | ({"PYTHONPATH": path} if path else {})},
+            runtime_env={"env_vars": own | WORKER_VARIABLES},
             log_to_driver=False,
             logging_level=logging.WARNING,
         )

@@ -48,6 +48,7 @@ BENCHMARKS = {
 LONG_BENCHMARKS = {
     "retrieval-large": "retrieval_benchmarks.retrieve_large",
     "sweep": "sweep_benchmark.sweep",
+    "contention": "contention_benchmark.contention",
     "data-parallel": "data_parallel_benchmark.data_parallel",
     "ingest": "ingest_benchmark.ingest_images",
     "view-build": "ingest_benchmark.build_view",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data_catalog.progress import open_progress
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from experiments.planning.cost import measure_cost
@@ -157,7 +158,7 @@ def make_study_plan(
         ClipFileError: The architecture of the CLIP is unknown.
     """
     measured = _Measured(data)
-    flops = [measured.flops(run.config) for run in runs]
+    flops = measured.flops([run.config for run in runs])
     largest = runs[max(range(len(runs)), key=lambda index: sum(flops[index]))].config
     extent = measured.extent(data.first)
     memory = measure_cost(largest, extent.identities, extent.cameras).memory
@@ -213,7 +214,6 @@ class _Measured:
     def __init__(self, data: StudyData) -> None:
         self.data = data
         self._extents: dict[str, Extent] = {}
-        self._flops: dict[str, tuple[int, int]] = {}
 
     def extent(self, config: ExperimentConfig) -> Extent:
         parts = (config.data, config.batch, config.train)
@@ -222,12 +222,17 @@ class _Measured:
             self._extents[key] = measure_extent(config, self.data.tables)
         return self._extents[key]
 
-    def flops(self, config: ExperimentConfig) -> tuple[int, int]:
-        key = config.model.model_dump_json() + config.train.precision
-        if key not in self._flops:
-            extent = self.extent(config)
-            self._flops[key] = pass_flops(config, extent.identities, extent.cameras)
-        return self._flops[key]
+    def flops(self, configs: Sequence[ExperimentConfig]) -> list[tuple[int, int]]:
+        """As `pass_flops`, of each; a published model takes seconds."""
+        keys = [config.model.model_dump_json() + config.train.precision for config in configs]
+        models = dict(zip(keys, configs, strict=True))
+        counts: dict[str, tuple[int, int]] = {}
+        with open_progress("counting FLOPs", "model", len(models)) as show:
+            for key, config in models.items():
+                extent = self.extent(config)
+                counts[key] = pass_flops(config, extent.identities, extent.cameras)
+                show(len(counts))
+        return [counts[key] for key in keys]
 
 
 def _different(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:

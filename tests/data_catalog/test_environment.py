@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_catalog.environment import REMOVED, prepare_environment
+from data_catalog.environment import REMOVED, WAITING, prepare_environment
 from data_catalog.ray_session import ray_address
 from experiments.tracking.mlflow_store import resolve_tracking_uri
 
@@ -81,3 +81,19 @@ def test_loopback_is_asked_without_a_proxy_and_so_is_what_the_user_excepts(name)
     for _ in range(2):
         prepare_environment()
     assert os.environ[name] == "intern.example,localhost,127.0.0.1,::1"
+
+
+def test_waiting_threads_sleep():
+    for name in WAITING:
+        os.environ.pop(name, None)
+    prepare_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_how_threads_wait_is_left_to_a_user_who_says_so(name):
+    for other in WAITING:
+        os.environ.pop(other, None)
+    os.environ[name] = "1"
+    prepare_environment()
+    assert {other: os.environ.get(other) for other in WAITING} == dict.fromkeys(WAITING) | {name: "1"}

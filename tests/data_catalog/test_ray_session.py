@@ -1,5 +1,6 @@
 """Ray is joined or started, or refused within seconds where that would be waited for in vain."""
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import ray
 
 from data_catalog import __main__ as command_line
 from data_catalog import ray_session
+from data_catalog.environment import WAITING
 from data_catalog.errors import CatalogError
 from data_catalog.ray_session import check_ray, ensure_ray
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
@@ -26,7 +28,8 @@ SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
 def environment(monkeypatch):
     """No cluster is named, and what a test sets is forgotten."""
     before = dict(os.environ)
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+    for name in (*names, *WAITING):
         os.environ.pop(name, None)
     os.environ["HOME"] = "/nosuch"
     yield
@@ -58,12 +61,22 @@ def test_workers_of_a_cluster_import_from_where_this_process_does(joined, monkey
     monkeypatch.setenv("PYTHONPATH", "/tree:/other")
     ensure_ray()
     assert joined["address"] == "head:6379"
-    assert joined["runtime_env"] == {"env_vars": {"PYTHONPATH": "/tree:/other", "PATIENCE": "20"}}
+    variables = {"PYTHONPATH": "/tree:/other", "PATIENCE": "20", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert joined["runtime_env"] == {"env_vars": variables}
 
 
 def test_submitted_job_keeps_the_tree_that_it_came_with(joined, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/tree")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    ensure_ray()
+    assert joined["runtime_env"] == {"env_vars": {"PATIENCE": "20", "OMP_WAIT_POLICY": "PASSIVE"}}
+
+
+def test_what_a_submitted_job_gives_its_workers_is_not_given_again(joined, monkeypatch):
+    """Ray would refuse it."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    job = {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "ACTIVE"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     ensure_ray()
     assert joined["runtime_env"] == {"env_vars": {"PATIENCE": "20"}}
 
