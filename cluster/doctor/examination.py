@@ -89,7 +89,7 @@ def examine(request: Request, on_step: Callable[[str], None] = lambda step: None
     ensure_ray()
     names = working_nodes()
     on_step(f"looking at {len(names)} nodes")
-    examiners = _start_examiners(names, findings)
+    examiners = start_examiners(names, findings)
     addresses = _addresses()
     ports = [int(address.rpartition(":")[2]) for address in addresses if address]
     facts = {node: _ask_facts(node, names[node], examiner, ports) for node, examiner in examiners.items()}
@@ -133,9 +133,14 @@ def examine(request: Request, on_step: Callable[[str], None] = lambda step: None
     )
 
 
-def _start_examiners(names: Mapping[str, str], findings: Findings) -> dict[str, Any]:
-    """An examiner on each node that answers in time, by the node's id."""
-    started = {node: _on_node(node).remote() for node in names}
+def start_examiners(names: Mapping[str, str], findings: Findings) -> dict[str, Any]:
+    """An examiner on each node that answers in time, by the node's id.
+
+    Args:
+        names: Of the nodes, by their ids.
+        findings: Gets those that do not.
+    """
+    started = {node: on_node(node).remote() for node in names}
     asked = {examiner.clock.remote(): node for node, examiner in started.items()}
     done, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
     silent = [names[asked[one]] for one in waiting]
@@ -156,7 +161,8 @@ def _start_examiners(names: Mapping[str, str], findings: Findings) -> dict[str, 
     return found
 
 
-def _on_node(node: str, num_gpus: int = 0) -> Any:
+def on_node(node: str, num_gpus: int = 0) -> Any:
+    """What starts an examiner on a node, with so many of its GPUs."""
     return ray.remote(num_cpus=0, num_gpus=num_gpus)(node_examiner.NodeExaminer).options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
     )
@@ -217,7 +223,7 @@ def measure_all_reduce(facts: Mapping[str, NodeFacts], findings: Findings) -> Al
     nodes = [facts[node].node for node in facts]
     # A run takes GPUs where the cluster has some.
     gpus = 1 if all(node.ray_gpus >= 1 for node in facts.values()) else 0
-    members = [_on_node(node, num_gpus=gpus).remote() for node in facts]
+    members = [on_node(node, num_gpus=gpus).remote() for node in facts]
     try:
         url = ray.get(members[0].meeting_point.remote(), timeout=NODE_SECONDS)
         seconds = max(
