@@ -21,9 +21,9 @@ $(READY): pyproject.toml cluster/constraints.txt
 demo: $(READY)
 	$(BIN)/python experiments/demo.py $(DEMO_OPTIONS)
 
-# Each process gets one test after the other (`loadgroup`, without groups), since some take minutes.
+# What each process gets, and in which order, is in tests/conftest.py.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # On a machine with a GPU; without one, all of them are skipped.
 test-gpu: $(READY)

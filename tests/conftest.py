@@ -2,10 +2,12 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 import ray
+from xdist.scheduler import LoadFileScheduling
 
 from data_catalog.ray_session import silence_ray
 from data_catalog.storage.filesystems import open_root
@@ -14,6 +16,7 @@ from tests.postgresql import PostgreSQL, skip_where_missing
 ROOT = Path(__file__).parents[1]
 BUCKET = "lab"
 S3_SECRET = "not-a-secret"
+HOSTS = "tests/two_hosts/"
 # Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
 # Nothing is left in the home folder.
 _CACHE = TemporaryDirectory(prefix="stmi-cache-")
@@ -23,6 +26,26 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": S3_SECRET,
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+class FilesAndHosts(LoadFileScheduling):
+    """Gives each process one file of tests after the other, and all that need hosts to one process.
+
+    So what the tests of a file share is made once, and the hosts' cluster starts once.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return HOSTS if nodeid.startswith(HOSTS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """The scheduler of `--dist loadfile`."""
+    return FilesAndHosts(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need hosts begin first: together they take as long as all others."""
+    items.sort(key=lambda item: not item.nodeid.startswith(HOSTS))
 
 
 @pytest.fixture(scope="session")
