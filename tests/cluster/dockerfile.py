@@ -141,5 +141,5 @@ def _pip_environment() -> dict[str, str]:
 def _package_folders() -> list[str]:
     """Folders of this machine from which pip takes packages."""
     words = " ".join(_pip_environment().values()).replace("file://", "").split()
-    # Two levels: an index names its files by paths relative to it, and `/opt` has folders of the image as well.
+    # Two levels: an index names its files relative to it, and `/opt` has folders of the image, too.
     return sorted({str(Path(*Path(word).parts[:3])) for word in words if Path(word).is_dir()})

@@ -6,7 +6,9 @@ import pytest
 
 from data_catalog.tables import building
 from experiments import recipes
+from experiments.recipes import ExperimentConfig
 from experiments.run import lifecycle, run_data
+from experiments.run.lifecycle import OnReport
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from stmi.clip.loading import load_clip
@@ -50,9 +52,7 @@ def local_workspace(clip, tmp_path_factory) -> Path:
 def local(clip, local_workspace) -> RunFolder:
     """The run of the tests, trained by one process on one disk."""
     config = recipes.resolve(RECIPE, [*SETTINGS, f"model.clip.source={clip}"])
-    options = RunOptions.resolve(local_workspace).without_tracking()
-    tables = run_data.prepare_tables(config, load_clip(str(clip)), options)
-    return RunFolder(Path(lifecycle.run(config, tables, options, threads=1).folder))
+    return train_alone(config, local_workspace, local_workspace)
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +89,22 @@ def hosts(cluster) -> RayHosts:
 def options(cluster, clip, local_workspace) -> list[str]:
     """Recipe, settings and catalog of the run, as options of a script; the catalog is in the object store."""
     return upload_catalog(cluster, clip, local_workspace)
+
+
+def train_alone(
+    config: ExperimentConfig, tables: Path, workspace: Path, on_report: OnReport = lambda facts: None
+) -> RunFolder:
+    """Train a run in one process, as what the hosts do is held against.
+
+    Args:
+        config: Its settings.
+        tables: The workspace with its tables.
+        workspace: Where the run goes.
+        on_report: As in `lifecycle.run`.
+    """
+    options = RunOptions.resolve(workspace, str(tables / "catalog")).without_tracking()
+    read = run_data.prepare_tables(config, load_clip(run_data.clip_source(config)), options)
+    return RunFolder(lifecycle.run(config, read, options, threads=1, on_report=on_report).folder)
 
 
 def upload_catalog(cluster: RayHosts, clip: Path, local_workspace: Path) -> list[str]:

@@ -7,12 +7,9 @@ import pytest
 from experiments import recipes
 from experiments.command_line import COME_AGAIN_STATUS
 from experiments.evaluating.verification import step_losses
-from experiments.run import lifecycle, run_data
-from experiments.run.run_options import RunOptions
 from experiments.tracking.journal import Journal
-from stmi.clip.loading import load_clip
 from tests.tolerances import ROUNDING_FLOAT32
-from tests.two_hosts.conftest import RECIPE, SETTINGS
+from tests.two_hosts.conftest import RECIPE, SETTINGS, train_alone
 
 LONG = ("train.epochs=1000", "train.validate_every=1000", "optim.learning_rate=0.00001")
 """More epochs than are trained until the node is back, in which rounding must not grow."""
@@ -62,11 +59,8 @@ def alone(clip, workspace, runs, steps):
             raise EnoughError
 
     settings = [*SETTINGS, f"model.clip.source={clip}", *LONG]
-    config = recipes.resolve(RECIPE, settings)
-    options = RunOptions.resolve(runs, str(workspace / "catalog")).without_tracking()
-    tables = run_data.prepare_tables(config, load_clip(str(clip)), options)
     with pytest.raises(EnoughError):
-        lifecycle.run(config, tables, options, threads=1, on_report=end)
+        train_alone(recipes.resolve(RECIPE, settings), workspace, runs, end)
     (path,) = runs.glob("train/*/journal.jsonl")
     found = step_losses(Journal(path))
     return {step: found[step] for step in range(1, steps + 1)}

@@ -5,6 +5,8 @@ import json
 import mlflow
 import pytest
 
+from experiments.recipes import parse
+from tests.two_hosts.conftest import train_alone
 from tests.two_hosts.machine import kill
 
 SWEEP = ("--trials", "4", "--no-early-stopping")
@@ -45,15 +47,15 @@ def children(server, result):
     return parent.info.status, {child.data.tags["stmi.run"]: child.info.status for child in found}
 
 
-def assert_complete(hosts, workspace, server, result):
+def assert_complete(hosts, workspace, server, result, epochs=3):
     """Every trial is finished, its value is what its run's journal says, and MLflow has all of it."""
     assert result["missing"] == 0
     assert [trial["number"] for trial in result["trials"]] == [0, 1, 2, 3]
     for trial in result["trials"]:
         assert trial["state"] == "finished"
-        epochs = [event for event in events(hosts, workspace, trial["run"]) if event["event"] == "epoch"]
-        assert [event["epoch"] for event in epochs] == [1, 2, 3]
-        assert trial["value"] == epochs[-1]["validation"]["U"]["mAP"]
+        trained = [event for event in events(hosts, workspace, trial["run"]) if event["event"] == "epoch"]
+        assert [event["epoch"] for event in trained] == list(range(1, epochs + 1))
+        assert trial["value"] == trained[-1]["validation"]["U"]["mAP"]
         stored = json.loads(hosts.store.read(f"{prefix(hosts, workspace)}/train/{trial['run']}/result.json"))
         assert stored["status"] == "finished"
     finished = {trial["run"]: "FINISHED" for trial in result["trials"]}
@@ -123,6 +125,40 @@ def test_ablation_has_the_numbers_of_one_process_though_its_storage_was_away(
     expected = local.finished_result.metrics["U"]
     assert full["mAP"]["mean"] == expected.mean_average_precision
     assert full["rank5"]["mean"] == expected.rank5
+
+
+def test_sweep_has_the_numbers_of_one_process_though_its_storage_was_away(
+    hosts, workspace, at, server, local_workspace, tmp_path
+):
+    # A trial lasts longer than it takes to see that the second host trains one.
+    epochs = 20
+    long = ["--set", f"train.epochs={epochs}", "--set", "train.checkpoint_every=5"]
+    sweep = hosts.spawn(hosts.first, "sweep_sfm.py", *at, *long, *SWEEP, "--json")
+
+    def find_disturbed():
+        """The run that the second host is training, and has epochs left of."""
+        journals = hosts.store.journals(prefix(hosts, workspace))
+        return [
+            name
+            for name, run in journals.items()
+            if run[0]["environment"]["host"] == "second"
+            and 1 <= [event["event"] for event in run].count("epoch") <= epochs - 5
+        ]
+
+    (disturbed,) = hosts.wait(sweep, find_disturbed)
+    hosts.store.go_away(20)
+    assert disturbed not in finished(hosts, workspace)
+    out, errors = sweep.communicate(timeout=400)
+    assert sweep.returncode == 0, errors
+    result = json.loads(out)
+    assert_complete(hosts, workspace, server, result, epochs)
+    assert started(hosts, workspace) == dict.fromkeys((trial["run"] for trial in result["trials"]), 1)
+    run = f"{prefix(hosts, workspace)}/train/{disturbed}"
+    config = parse(json.loads(hosts.store.read(f"{run}/config.json"))["config"])
+    expected = json.loads(train_alone(config, local_workspace, tmp_path).finished_result.to_json())
+    measured = json.loads(hosts.store.read(f"{run}/result.json"))
+    for part in ("losses", "metrics", "choices", "reported"):
+        assert measured[part] == expected[part], part
 
 
 def test_sweep_whose_driver_is_killed_ends_on_another_machine(hosts, workspace, at, server):
