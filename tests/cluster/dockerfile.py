@@ -13,6 +13,8 @@ from pathlib import Path
 
 PIP_SETTINGS = ("cert", "extra-index-url", "find-links", "index-url", "proxy", "timeout")
 """Settings of pip on this machine that say where packages come from."""
+CERTIFICATES = "/etc/certificates-of-this-machine.pem"
+"""Where the file that pip's setting `cert` names is in the image: the image has its own at the usual path."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Build:
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a shell command in the image, as its user and with its environment."""
         given = {"HOME": "/root" if self.user == "root" else f"/home/{self.user}", **_pip_environment()}
+        if "PIP_CERT" in given:
+            given["PIP_CERT"] = CERTIFICATES
         variables = [f"{name}={value}" for name, value in (given | self.variables | self.environment).items()]
         user = ["--userspec", self.user] if self.user != "root" else []
         inside = f"cd {shlex.quote(self.folder)} && {command}"
@@ -93,7 +97,8 @@ class Build:
         assert done.returncode == 0, done.stdout[-2000:]
         # As the network of this machine asks for.
         shutil.copy("/etc/resolv.conf", self.root / "etc")
-        shutil.copytree("/etc/ssl/certs", self.root / "etc/ssl/certs", dirs_exist_ok=True)
+        if "PIP_CERT" in _pip_environment():
+            shutil.copy(_pip_environment()["PIP_CERT"], self.root / CERTIFICATES.removeprefix("/"))
 
     def _arg(self, text: str) -> None:
         name, _, default = text.partition("=")
