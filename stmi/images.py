@@ -37,6 +37,9 @@ _EXIF_ERRORS = (SyntaxError, ValueError, LookupError, TypeError, OverflowError, 
 
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation of an image, from 1 to 8; 1 (upright) where it has none that can be read."""
+    if image.format == "TIFF":
+        # Pillow itself gives its size and pixels upright.
+        return 1
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except _EXIF_ERRORS:

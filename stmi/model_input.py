@@ -45,6 +45,16 @@ class ModelInput:
         return replace(self, images=self.images * kept[:, None, None, None])
 
 
+def zeroed(images: Tensor, missing: Tensor | None) -> Tensor:
+    """Normalised images with zeros for those that a sample lacks, as in the paper's evaluation.
+
+    Args:
+        images: `(B, M, 3, height, width)`.
+        missing: Bool `(B, M)`; None for none.
+    """
+    return images if missing is None else images.masked_fill(missing[:, :, None, None, None], 0)
+
+
 @dataclass(frozen=True)
 class RandomDraws:
     """Uniform random numbers from [0, 1) of a training step; evaluation has none.

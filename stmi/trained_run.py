@@ -29,7 +29,7 @@ from stmi.clip.weights import load_strictly
 from stmi.errors import ClipFileError, TrainedRunError
 from stmi.modality import Modality
 from stmi.model import STMI
-from stmi.model_input import ModelInput
+from stmi.model_input import ModelInput, zeroed
 from stmi.raw_samples import Cameras, Captions, Images, RawSamples
 from stmi.retrieval.metrics import RerankVariant
 from stmi.retrieval.ranking import Embeddings, Ranking, rank
@@ -175,7 +175,7 @@ class TrainedRun:
         cameras = [samples.camera[row] for row in rows]
         numbers = [UNKNOWN_CAMERA if camera is None else int(camera) for camera in cameras]
         return ModelInput(
-            images=normalise(pixels, config.pixels) * is_there[:, :, None, None, None],
+            images=zeroed(normalise(pixels, config.pixels), ~is_there),
             foreground=patch_foreground(mask, self.model.patch_size),
             text=self._encode(captions),
             camera_id=torch.tensor(numbers, device=device),

@@ -19,7 +19,7 @@ from data_catalog.checks.image_hashes import (
     make_image_hashes,
     read_hashes,
 )
-from data_catalog.checks.measurement_checks import check_measurement
+from data_catalog.checks.measurement_checks import check_measurement, check_missing
 from data_catalog.checks.newest_tables import NewestTables, find_card
 from data_catalog.errors import name_first
 from data_catalog.progress import Progress, no_progress
@@ -75,6 +75,8 @@ def run_checks(
     findings = Findings()
     for split, rows in labels[labels.is_query | labels.is_gallery].groupby("split"):
         check_measurement(str(split), rows, junk, findings)
+    for split, missing in tables.samples.statistics.get("missing", {}).items():
+        check_missing(split, missing, findings)
     _check_card(tables.samples, findings)
     _check_cameras(tables.samples, labels, findings)
     _check_separate_queries(tables.samples, findings)

@@ -4,6 +4,7 @@ A gallery without a wrong sample gives every model an mAP of 100, and a gallery 
 score. Whoever measures asks first: the checks of a data set, a run, and an evaluation.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_catalog.checks.findings import Findings
@@ -54,6 +55,17 @@ def check_measurement(split: str, rows: "pd.DataFrame", junk: JunkRule, findings
         )
     if "digest" in rows:
         _check_copies(split, matched, gallery, junk, findings)
+
+
+def check_missing(split: str, missing: Mapping[str, int], findings: Findings) -> None:
+    """Say how many images samples of a split lack, by modality."""
+    if count := sum(missing.values()):
+        named = ", ".join(f"{modality} {number}" for modality, number in missing.items() if number)
+        findings.warn(
+            "missing_images",
+            f"split {split!r}: samples lack {count} images ({named}); zeros take their place, so "
+            "compare with models that had the same",
+        )
 
 
 def _check_matches(

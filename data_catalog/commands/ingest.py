@@ -47,7 +47,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="size every image must have, or `any` (default: the one that half of them have, else any)",
     )
-    add_setting_options(parser, IngestSettings, "validation_identities", "samples_per_shard")
+    add_setting_options(parser, IngestSettings, "validation_identities", "samples_per_shard", "thermal_range")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="take samples that lack images: zeros in their place"
+    )
     for name, layout in sorted(FORMATS.items()):
         parser.add_argument_group(f"--format {name}", layout.tree or describe_columns())
     parser.add_argument_group(f"--format {OWN}", "A SourceFormat of your own; needs its module.")
@@ -65,7 +68,8 @@ def _run(args: argparse.Namespace) -> IngestResult:
     settings = IngestSettings(
         format=args.format,
         size=args.size or "most common",
-        **given_settings(args, "validation_identities", "samples_per_shard"),
+        allow_missing=args.allow_missing,
+        **given_settings(args, "validation_identities", "samples_per_shard", "thermal_range"),
     )
     source_format = find_format(args.format)
     dataset = args.dataset or source_format.name

@@ -149,5 +149,6 @@ FORMAT = SourceFormat(
     name=NAME,
     split_folders={split: split for split in SPLITS},
     list_samples=list_samples,
+    any_image=True,
     is_manifest=True,
 )

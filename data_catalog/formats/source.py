@@ -95,6 +95,7 @@ class SourceFormat:
         query_folders: The folder of the queries of each split that has one.
         tree: An example of the folders and files, for help and messages; "" for none.
         first_camera: The number in the files of the camera whose `camera_id` is 0, which people are shown.
+        any_image: Whether images may be of any type that `samples.any_image` reads, and not only colour JPEG.
         is_manifest: Whether the source is a file that names the files of each sample, its mask and caption,
             and `masks` and `captions` are no patterns but in the listing.
     """
@@ -107,6 +108,7 @@ class SourceFormat:
     query_folders: Mapping[str, str] = field(default_factory=dict)
     tree: str = ""
     first_camera: int = 0
+    any_image: bool = False
     is_manifest: bool = False
 
     def read(self, source: Path) -> Listing:

@@ -14,6 +14,9 @@ from stmi.images import Mask, Pixels, orientation, resize_image, upright, uprigh
 IMAGE_COLUMNS = ("rgb", "nir", "tir")
 """Columns of the samples table that hold the three images, in the order of MODALITIES."""
 
+STORED = ("JPEG", "PNG")
+"""Types of the files in these columns."""
+
 SIDE_BY_SIDE_COLUMN = "side_by_side"
 """Column with the three images in one file, for data sets that are published so."""
 
@@ -22,21 +25,26 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None) -> Pixels:
     """An image as uint8 `(height, width, channel)`, upright, and resized (bicubic) unless it has this size.
 
     Args:
-        data: A JPEG file.
+        data: A file as the samples table stores it: JPEG, or PNG of mode L or RGB.
         size: Height and width of the result; those of the image when None.
     """
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        return resize_image(upright(image), size or upright_size(image))
+    with Image.open(io.BytesIO(data), formats=STORED) as image:
+        shown = upright(image)
+        return resize_image(
+            shown if shown.mode == "RGB" else shown.convert("RGB"), size or upright_size(image)
+        )
 
 
 def is_upright(data: bytes) -> bool:
     """Whether the file of an image shows it as `decode_image` does, by its EXIF orientation."""
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+    with Image.open(io.BytesIO(data), formats=STORED) as image:
         return orientation(image) == 1
 
 
 def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> list[Pixels]:
     """The three images of every row of a samples table, uint8 `(modality, height, width, channel)` each.
+
+    Those that a sample lacks are zeros (see `missing_images`).
 
     Args:
         samples: Rows with the image columns.
@@ -47,12 +55,30 @@ def decode_triplets(samples: pa.Table, size: tuple[int, int] | None = None) -> l
     """
     columns = [samples[name].to_pylist() for name in (*IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN)]
     return [
-        _stacked([decode_image(data, size) for data in files]) if joined is None else _cut(joined, size)
+        _stacked([None if data is None else decode_image(data, size) for data in files])
+        if joined is None
+        else _cut(joined, size)
         for *files, joined in zip(*columns, strict=True)
     ]
 
 
-def _stacked(images: Sequence[Pixels]) -> Pixels:
+def missing_images(samples: pa.Table) -> Mask:
+    """Which images the rows of a samples table lack, bool `(samples, modality)`."""
+    if samples.num_rows == 0 or samples[SIDE_BY_SIDE_COLUMN].null_count < samples.num_rows:
+        return np.zeros((samples.num_rows, len(IMAGE_COLUMNS)), dtype=bool)
+    return np.stack([samples[name].is_null().to_numpy() for name in IMAGE_COLUMNS], axis=1)
+
+
+def blank_like(data: bytes) -> bytes:
+    """The file of a black image of the size of another, to show where a sample lacks one."""
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros(decode_image(data).shape[:2], dtype=np.uint8)).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def _stacked(found: Sequence[Pixels | None]) -> Pixels:
+    blank = np.zeros_like(next(image for image in found if image is not None))
+    images = [blank if image is None else image for image in found]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{image.shape[0]}x{image.shape[1]}" for image in images)
         raise CatalogError(

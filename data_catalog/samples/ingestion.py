@@ -14,15 +14,16 @@ from dataclasses import asdict, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.extensions import is_own
 from data_catalog.formats import (
     Listing,
     Rejected,
+    SourceFormat,
     SourceSample,
     find_format,
 )
@@ -30,6 +31,7 @@ from data_catalog.formats.folder_listing import find_unread
 from data_catalog.formats.rgbnt201 import SYNTHESIS_MANIFEST
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
+from data_catalog.samples.any_image import AUTO, read_range
 from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.held_out import hold_out
 from data_catalog.samples.query_copies import separate_queries
@@ -44,6 +46,7 @@ from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import Statistics
 from data_catalog.tables.table import Table
 from stmi.config import LARGEST_COUNT
+from stmi.modality import MODALITIES
 
 
 class SplitSize(Record):
@@ -60,6 +63,8 @@ class SamplesStatistics(Record):
     cameras: tuple[int, ...]
     separate_queries: tuple[str, ...] = ()
     """Queries that are samples of their own, being no copies of the gallery's file of their name."""
+    missing: dict[str, dict[str, int]] = Field({})
+    """By split and modality, how many images samples lack; zeros take their place."""
     quarantined: tuple[Rejected, ...]
     """Files that were left out, with their samples."""
 
@@ -77,6 +82,16 @@ class IngestSettings(Record):
     validation_identities: int = Field(0, ge=0, le=LARGEST_COUNT)
     """Training identities to hold out for validation, if the data set has no split for it. A sweep needs
     them, and an epoch can be chosen on them."""
+    thermal_range: Annotated[str, AfterValidator(read_range)] = "auto"
+    """What becomes 0 and 255 of NIR and TIR images of more than 8 bits: auto (each image's own lowest and
+    highest value), percentile (its own 1st and 99th), or two raw values as 7000:9500."""
+    allow_missing: bool = False
+    """Take samples that lack one or two images; these are zeros in training and evaluation."""
+
+    def stored(self, source_format: SourceFormat) -> dict[str, Any]:
+        """What a table keeps of them; without what older versions lacked where it decides nothing."""
+        unused = {"allow_missing"} if not self.allow_missing else set()
+        return self.model_dump(exclude=unused | (set() if source_format.any_image else {"thermal_range"}))
 
 
 def ingest(
@@ -104,6 +119,11 @@ def ingest(
     settings = settings or IngestSettings()
     source_format = find_format(settings.format)
     _require_utf8(Path(source).resolve())
+    if settings.thermal_range != AUTO and not source_format.any_image:
+        raise CatalogError(
+            f"thermal_range={settings.thermal_range}: format {source_format.name} has colour JPEG alone; "
+            "leave it out, or name files of more bits in a manifest (--format manifest)"
+        )
     listing = source_format.read(Path(source))
     listing = replace(listing, samples=hold_out(listing.samples, settings.validation_identities))
     listed = Counter(sample.split for sample in listing.samples)
@@ -128,10 +148,16 @@ def ingest(
         catalog=catalog,
         dataset=dataset,
         kind=TableKind.SAMPLES,
-        settings=settings.model_dump() | {"size": size},
+        settings=settings.stored(source_format) | {"size": size},
         inputs={},
         specs=lambda: _shard_specs(separate_queries(listing), settings.samples_per_shard),
-        maker=SamplesMaker(listing.root.resolve(), None if size == "any" else size, find_unread(listing)),
+        maker=SamplesMaker(
+            listing.root.resolve(),
+            None if size == "any" else size,
+            find_unread(listing),
+            settings.thermal_range if source_format.any_image else None,
+            settings.allow_missing,
+        ),
         summarise=summarise,
         key_extra=_fingerprint(listing, with_labels),
         earlier_key_extra=lambda: _earlier_fingerprint(listing, with_labels),
@@ -218,11 +244,14 @@ def _summarise(shards: Iterable[Mapping[str, Any]], rejected: Iterable[Rejected]
     cameras: set[int] = set()
     quarantined = list(rejected)
     separate: list[str] = []
+    missing: dict[str, Counter[str]] = {}
     for shard in shards:
         samples.update(shard["samples"])
         cameras.update(shard["cameras"])
         separate += shard["separate"]
         quarantined += [Rejected(**fault) for fault in shard["quarantined"]]
+        for split, counts in shard.get("missing", {}).items():
+            missing.setdefault(split, Counter()).update(counts)
         for split, ids in shard["identities"].items():
             identities.setdefault(split, set()).update(ids)
     return SamplesStatistics(
@@ -232,5 +261,9 @@ def _summarise(shards: Iterable[Mapping[str, Any]], rejected: Iterable[Rejected]
         },
         cameras=tuple(sorted(cameras)),
         separate_queries=tuple(separate),
+        missing={
+            split: {name.value: counts[name] for name in MODALITIES if counts[name]}
+            for split, counts in missing.items()
+        },
         quarantined=tuple(sorted(quarantined, key=lambda fault: (fault.file, fault.reason))),
     )

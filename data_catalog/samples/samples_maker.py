@@ -1,7 +1,7 @@
 """Makes the rows of the samples table: reads the files of each sample, and checks and measures them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_catalog.formats import QUERY_SUFFIX, SIDE_BY_SIDE, Rejected
+from data_catalog.samples.any_image import store_image
 from data_catalog.samples.source_images import (
     Size,
     describe_turn,
@@ -19,7 +20,7 @@ from data_catalog.samples.source_images import (
 )
 from data_catalog.tables.schemas import SAMPLES_SCHEMA
 from data_catalog.tables.shards import ShardMaker, Statistics
-from stmi.modality import MODALITIES
+from stmi.modality import MODALITIES, Modality
 
 
 def sample_digest(*files: bytes) -> str:
@@ -39,6 +40,8 @@ class SamplesMaker(ShardMaker[list[dict[str, Any]]]):
         root: Below which they lie.
         size: What every image must have; None for any size.
         unread: By sample id, the files that could be its missing images; to follow a message.
+        thermal_range: As `any_image.read_range` gives it, for images of any type; None for colour JPEG alone.
+        allow_missing: Whether a sample may lack images.
     """
 
     is_light = True
@@ -46,6 +49,8 @@ class SamplesMaker(ShardMaker[list[dict[str, Any]]]):
     root: Path
     size: Size | None
     unread: Mapping[str, str]
+    thermal_range: str | None = None
+    allow_missing: bool = False
 
     @property
     def source_folder(self) -> Path:
@@ -77,23 +82,36 @@ class SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             "separate": [row["sample_id"] for row in rows if row["sample_id"].endswith(QUERY_SUFFIX)],
             "quarantined": [fault.model_dump() for fault in quarantined],
         }
+        if missing := self._missing(rows):
+            statistics["missing"] = missing
         return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), statistics
+
+    def _missing(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+        """How many images rows of each split lack, by modality; without what is complete."""
+        missing: dict[str, dict[str, int]] = {}
+        for row in rows:
+            for name in MODALITIES if self.allow_missing and SIDE_BY_SIDE.lower() not in row else ():
+                if name.lower() not in row:
+                    counts = missing.setdefault(row["split"], {})
+                    counts[name] = counts.get(name, 0) + 1
+        return missing
 
     def _row(self, sample: Mapping[str, Any]) -> tuple[dict[str, Any], list[Rejected]]:
         """The row of a sample, and what is wrong with its files (then there is no row)."""
+        names = (SIDE_BY_SIDE,) if SIDE_BY_SIDE in sample["files"] else MODALITIES
+        files: dict[str, bytes] = {}
         images: dict[str, bytes] = {}
         sizes: dict[str, Size] = {}
         faults: list[Rejected] = []
-        for name in (SIDE_BY_SIDE,) if SIDE_BY_SIDE in sample["files"] else MODALITIES:
+        for name in names:
             file = sample["files"].get(name)
             if file is None:
-                other = next(iter(sample["files"].values()))
-                reason = f"has no {name} image of the same name{self.unread.get(sample['sample_id'], '')}"
-                faults.append(Rejected(file=other, reason=reason))
+                if not self.allow_missing:
+                    faults.append(self._without(name, sample))
                 continue
             try:
-                images[name] = read_source(self.root, file)
-                height, width = image_size(images[name])
+                files[name] = read_source(self.root, file)
+                images[name], (height, width) = self._stored(name, files[name])
                 sizes[name] = height, width_side_by_side(width) if name == SIDE_BY_SIDE else width
             except ValueError as error:
                 faults.append(Rejected(file=file, reason=str(error)))
@@ -102,7 +120,7 @@ class SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             if wanted is not None and size != wanted:
                 times = f"{len(MODALITIES)} times " if name == SIDE_BY_SIDE else ""
                 reason = (
-                    f"is {times}{size[0]}x{size[1]} (height x width{describe_turn(images[name])}), expected "
+                    f"is {times}{size[0]}x{size[1]} (height x width{describe_turn(files[name])}), expected "
                     f"{wanted[0]}x{wanted[1]}"
                 )
                 faults.append(Rejected(file=sample["files"][name], reason=reason))
@@ -114,5 +132,20 @@ class SamplesMaker(ShardMaker[list[dict[str, Any]]]):
             **{name.lower(): data for name, data in images.items()},
             "height": height,
             "width": width,
-            "digest": sample_digest(*images.values()),
+            "digest": sample_digest(*(files.get(name, b"") for name in names)),
         }, []
+
+    def _without(self, name: str, sample: Mapping[str, Any]) -> Rejected:
+        """The fault of a sample that lacks an image."""
+        reason = f"has no {name} image"
+        if self.thermal_range is None:
+            reason += f" of the same name{self.unread.get(sample['sample_id'], '')}"
+        else:
+            reason += "; with --allow-missing zeros take its place"
+        return Rejected(file=next(iter(sample["files"].values())), reason=reason)
+
+    def _stored(self, name: str, data: bytes) -> tuple[bytes, Size]:
+        """What is stored of a file, and the size of its image."""
+        if self.thermal_range is None:
+            return data, image_size(data)
+        return store_image(data, name in (Modality.NIR, Modality.TIR), self.thermal_range)

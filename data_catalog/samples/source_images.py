@@ -117,6 +117,34 @@ def _opened(file: io.BytesIO | Path) -> Iterator[Image.Image]:
             yield image
 
 
+@contextmanager
+def decoded(data: bytes, expected: str = "JPEG") -> Iterator[Image.Image]:
+    """The one image of a file, to be loaded within this context.
+
+    Args:
+        data: The file.
+        expected: Which types of files can be used, for messages.
+
+    Raises:
+        ValueError: If the file holds no image or several, or a damaged or very large one; the message is the
+            reason, to follow the file's name.
+    """
+    if not data:
+        raise ValueError("is empty (zero bytes)")
+    try:
+        with _opened(io.BytesIO(data)) as image:
+            refuse_frames(image)
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"has {image.width * image.height} pixels, expected at most {MAX_PIXELS}")
+            yield image
+    except _BOMBS:
+        raise ValueError(f"decodes to far more than {MAX_PIXELS} pixels, expected at most that") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"is not an image, expected {expected}") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"cannot be decoded ({error})") from None
+
+
 def image_size(data: bytes) -> Size:
     """Height and width of the colour JPEG in a file, once it is upright.
 
@@ -124,26 +152,14 @@ def image_size(data: bytes) -> Size:
         ValueError: If the file holds no such image, or a damaged one; the message is the reason, to follow
             the file's name.
     """
-    if not data:
-        raise ValueError("is empty (zero bytes)")
-    try:
-        with _opened(io.BytesIO(data)) as image:
-            refuse_frames(image)
-            if image.format != "JPEG":
-                raise ValueError(f"is a {image.format} file, expected JPEG")
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"has {image.width * image.height} pixels, expected at most {MAX_PIXELS}")
-            if image.mode != "RGB":
-                kind = {"L": "greyscale", "CMYK": "CMYK"}.get(image.mode, f"of mode {image.mode}")
-                raise ValueError(f"is {kind}, expected a colour image (three channels)")
-            image.load()
-            return upright_size(image)
-    except _BOMBS:
-        raise ValueError(f"decodes to far more than {MAX_PIXELS} pixels, expected at most that") from None
-    except UnidentifiedImageError:
-        raise ValueError("is not an image, expected JPEG") from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot be decoded ({error})") from None
+    with decoded(data) as image:
+        if image.format != "JPEG":
+            raise ValueError(f"is a {image.format} file, expected JPEG")
+        if image.mode != "RGB":
+            kind = {"L": "greyscale", "CMYK": "CMYK"}.get(image.mode, f"of mode {image.mode}")
+            raise ValueError(f"is {kind}, expected a colour image (three channels)")
+        image.load()
+        return upright_size(image)
 
 
 def describe_turn(data: bytes) -> str:

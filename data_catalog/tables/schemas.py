@@ -55,10 +55,11 @@ SAMPLES_SCHEMA = pa.schema(
         *_columns(height=pa.int32(), width=pa.int32(), digest=pa.string()),
     ]
 )
-"""One image triplet per row. `identity` is the raw one, `camera_id` counts from 0, `scene_id` is -1 if the
-data set has no scenes. The original JPEG bytes are in `rgb`, `nir` and `tir`; if one file holds the three
-images side by side, in `side_by_side`: cutting a JPEG would cost quality or space, so it is cut after
-decoding (`images.decode_triplets`). The unused columns are null. `height` and `width` are those of one image;
+"""One image triplet per row. `identity` is the raw one, `camera_id` counts from 0 and is -1 if the data set
+has no cameras, as is `scene_id` if it has no scenes. The original JPEG bytes are in `rgb`, `nir` and `tir`,
+of images of other types a PNG of 8 bits; if one file holds the three images side by side, in `side_by_side`:
+cutting a JPEG would cost quality or space, so it is cut after decoding (`images.decode_triplets`). The unused
+columns are null, as is that of an image that a sample lacks. `height` and `width` are those of one image;
 `digest` is a SHA-256 over the files."""
 
 MASKS_SCHEMA = pa.schema(
@@ -103,15 +104,16 @@ def text_features_schema(text_dim: int) -> pa.Schema:
     return pa.schema([*_SAMPLE, *_columns(text_feature=_vector(text_dim))])
 
 
-def view_schema(height: int, width: int, text_dim: int) -> pa.Schema:
+def view_schema(height: int, width: int, text_dim: int, has_missing: bool = False) -> pa.Schema:
     """Schema of a training view, sorted by identity, then `sample_index`; a shard holds whole identities.
 
     `pixels` is uint8 `(modality, channel, height, width)`; `mask` is uint8 `(height, width)`, the share of
-    the pixel that is foreground times 255.
+    the pixel that is foreground times 255. If the data set has samples that lack images, `missing` is 1 for
+    each modality that a sample lacks, 0 for the others, `(modality,)`.
     """
     pixels = _columns(
         pixels=pa.binary(3 * 3 * height * width),
         mask=pa.binary(height * width),
         text_feature=_vector(text_dim),
     )
-    return pa.schema([*_SAMPLE, *_LABELS, *pixels])
+    return pa.schema([*_SAMPLE, *_LABELS, *pixels, *(_columns(missing=pa.binary(3)) if has_missing else [])])

@@ -22,7 +22,13 @@ from pydantic import Field
 from data_catalog.errors import CatalogError
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
-from data_catalog.samples.images import IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN, decode_mask, decode_triplets
+from data_catalog.samples.images import (
+    IMAGE_COLUMNS,
+    SIDE_BY_SIDE_COLUMN,
+    decode_mask,
+    decode_triplets,
+    missing_images,
+)
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, view_schema
 from data_catalog.tables.shards import ShardMaker, Statistics
@@ -169,8 +175,10 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
         samples = keys.take(chosen)
         rows = samples.num_rows
         pixels = np.empty((rows, 3, 3, *size), dtype=np.uint8)
+        missing = np.zeros((rows, 3), dtype=np.uint8)
         for row, images in self._images(numbers, chosen):
             pixels[row] = decode_triplets(images, size)[0].transpose(0, 3, 1, 2)
+            missing[row] = missing_images(images)
         mask = np.full((rows, *size), 255, dtype=np.uint8)
         if self.masks is not None:
             masks = _joined(self.masks, numbers, "mask", index)
@@ -180,7 +188,8 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
         if self.text_features is not None:
             column = _joined(self.text_features, numbers, "text_feature", index).take(chosen)
             text_features = column.combine_chunks().flatten().to_numpy().reshape(rows, -1)
-        schema = view_schema(*size, self.settings.text_dim)
+        has_missing = bool(self.samples.statistics.get("missing"))
+        schema = view_schema(*size, self.settings.text_dim, has_missing)
         columns = [
             *(samples[name].combine_chunks() for name in ("sample_index", "sample_id", *LABELS)),
             _binary(pixels, schema.field("pixels").type),
@@ -188,6 +197,7 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
             pa.FixedSizeListArray.from_arrays(
                 pa.array(text_features.reshape(-1)), type=schema.field("text_feature").type
             ),
+            *([_binary(missing, schema.field("missing").type)] if has_missing else []),
         ]
         facts = {
             "identities": count_identities(samples["identity"].to_numpy()),

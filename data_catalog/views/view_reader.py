@@ -28,6 +28,8 @@ class ViewBatch:
         is_query: bool `(batch,)`.
         is_gallery: bool `(batch,)`.
         sample_index: int64 `(batch,)`.
+        missing: bool `(batch, modality)`, the images that a sample lacks, whose pixels are 0; None where the
+            data set lacks none.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -39,6 +41,7 @@ class ViewBatch:
     is_query: npt.NDArray[np.bool_]
     is_gallery: npt.NDArray[np.bool_]
     sample_index: npt.NDArray[np.int64]
+    missing: npt.NDArray[np.bool_] | None
 
 
 class View:
@@ -58,6 +61,7 @@ class View:
         scene_id: int32 `(rows,)`.
         is_query: bool `(rows,)`.
         is_gallery: bool `(rows,)`.
+        missing: bool `(rows, modality)`, as in `ViewBatch`.
     """
 
     def __init__(self, table: Table, shards: Sequence[int] | None = None) -> None:
@@ -83,6 +87,8 @@ class View:
         self.scene_id: npt.NDArray[np.int32] = labels["scene_id"].to_numpy()
         self.is_query: npt.NDArray[np.bool_] = labels["is_query"].to_numpy()
         self.is_gallery: npt.NDArray[np.bool_] = labels["is_gallery"].to_numpy()
+        marks = [_bytes(shard["missing"], (3,)) for shard in opened if "missing" in shard.column_names]
+        self.missing: npt.NDArray[np.bool_] | None = np.concatenate(marks) == 1 if marks else None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -112,6 +118,7 @@ class View:
             pixels=self._gather(self._pixels, rows),
             mask=self._gather(self._mask, rows),
             text_feature=self._gather(self._text_feature, rows),
+            missing=None if self.missing is None else self.missing[rows],
             **{name: getattr(self, name)[rows] for name in ("sample_index", *LABELS)},
         )
 

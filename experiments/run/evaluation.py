@@ -11,14 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_catalog.checks.findings import Finding, Findings
-from data_catalog.checks.measurement_checks import check_measurement
+from data_catalog.checks.measurement_checks import check_measurement, check_missing
 from data_catalog.errors import CatalogError
 from data_catalog.views.view_reader import View
 from experiments.run.run_result import FeatureMetrics
 from stmi.incidence import FACTS
 from stmi.modality import MODALITIES, Modality
 from stmi.model import STMI, Features
-from stmi.model_input import ModelInput
+from stmi.model_input import ModelInput, zeroed
 from stmi.retrieval import metrics as retrieval_metrics
 from stmi.retrieval.metrics import JunkRule, RerankVariant, RetrievalMetrics, RetrievalSet
 from stmi.retrieval.reranking import rerank
@@ -54,8 +54,9 @@ def model_input(
         captions: Token numbers of the captions of the whole view, where the text tower is trained.
     """
     batch = view.batch(rows)
+    missing = None if batch.missing is None else torch.from_numpy(batch.missing).to(device)
     return ModelInput(
-        images=normalise(torch.from_numpy(batch.pixels).to(device), model.config.pixels),
+        images=zeroed(normalise(torch.from_numpy(batch.pixels).to(device), model.config.pixels), missing),
         foreground=patch_foreground(torch.from_numpy(batch.mask).to(device), model.patch_size),
         text=torch.from_numpy(batch.text_feature).to(device),
         camera_id=torch.from_numpy(batch.camera_id.astype(np.int64)).to(device),
@@ -191,6 +192,9 @@ def check_view(view: View, junk: JunkRule) -> tuple[Finding, ...]:
     split, findings = view.table.manifest.settings["split"], Findings()
     names = ("sample_id", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
     check_measurement(split, pd.DataFrame({name: getattr(view, name) for name in names}), junk, findings)
+    if view.missing is not None:
+        counts = view.missing.sum(axis=0).tolist()
+        check_missing(split, dict(zip(MODALITIES, counts, strict=True)), findings)
     if findings.errors:
         found = "; ".join(finding.message for finding in findings.errors)
         raise CatalogError(f"view {view.table.path} is no measure of a model: {found}")

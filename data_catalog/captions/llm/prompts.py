@@ -11,8 +11,17 @@ from PIL import Image
 
 from data_catalog.captions.predicted_attributes import JOINT, SOURCES, UNKNOWN, Predictions
 from data_catalog.captions.sentences import ABSENT, TEMPLATES
-from data_catalog.samples.images import IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN, decode_image, is_upright
+from data_catalog.samples.images import (
+    IMAGE_COLUMNS,
+    SIDE_BY_SIDE_COLUMN,
+    blank_like,
+    decode_image,
+    is_upright,
+)
 from stmi.modality import MODALITIES
+
+_JPEG = b"\xff\xd8"
+"""Begins a JPEG file."""
 
 PROMPTS_VERSION = 1
 """Raised when the words of a question change, so that captions are written anew."""
@@ -102,7 +111,7 @@ class PromptImage:
     """An image as a question shows it.
 
     Attributes:
-        files: JPEG files that are shown side by side; one as a rule.
+        files: Files of images that are shown side by side; one as a rule.
         part: Which third of the one file is shown, from the left; None for all of it.
     """
 
@@ -122,8 +131,9 @@ class PromptImage:
 
     def jpeg(self) -> bytes:
         """The image as one JPEG file."""
-        if len(self.files) == 1 and self.part is None and is_upright(self.files[0]):
-            return self.files[0]
+        [first, *others] = self.files
+        if not others and self.part is None and first.startswith(_JPEG) and is_upright(first):
+            return first
         pixels = np.concatenate([decode_image(data) for data in self.files], axis=1)
         if self.part is not None:
             width = pixels.shape[1] // len(MODALITIES)
@@ -135,15 +145,19 @@ class PromptImage:
 
 
 def prompt_images(row: Mapping[str, Any]) -> dict[str, PromptImage]:
-    """Source of predictions to the image that shows it; the one that shows most comes first.
+    """Source of predictions to the image that shows it, if there is one; the one that shows most is first.
 
     Args:
         row: The sample, with ROW_COLUMNS.
     """
     joined = row[SIDE_BY_SIDE_COLUMN]
-    files = (joined,) if joined is not None else tuple(row[column] for column in IMAGE_COLUMNS)
-    alone = {
-        modality.value: PromptImage(files, number) if joined is not None else PromptImage((files[number],))
-        for number, modality in enumerate(MODALITIES)
+    if joined is not None:
+        alone = {modality.value: PromptImage((joined,), number) for number, modality in enumerate(MODALITIES)}
+        return {JOINT: PromptImage((joined,)), **alone}
+    found = dict(zip(MODALITIES, (row[column] for column in IMAGE_COLUMNS), strict=True))
+    there = {modality.value: data for modality, data in found.items() if data is not None}
+    blank = blank_like(next(iter(there.values()))) if len(there) < len(found) else b""
+    return {
+        JOINT: PromptImage(tuple(there.get(modality, blank) for modality in found)),
+        **{name: PromptImage((data,)) for name, data in there.items()},
     }
-    return {JOINT: PromptImage(files), **alone}

@@ -12,7 +12,7 @@ from torch import Tensor
 from data_catalog.views.view_reader import View
 from experiments.recipes import ExperimentConfig
 from stmi.model import STMI
-from stmi.model_input import ModelInput, RandomDraws
+from stmi.model_input import ModelInput, RandomDraws, zeroed
 from stmi.training import augment
 
 Item = TypeVar("Item")
@@ -114,7 +114,7 @@ class BatchInput:
             config.model.pixels,
         )
         batch = ModelInput(
-            images=images,
+            images=zeroed(images, None if read.missing is None else self._moved(read.missing)),
             foreground=augment.patch_foreground(mask, self.model.patch_size),
             text=self._moved(read.text_feature),
             camera_id=self._moved(read.camera_id.astype(np.int64)),
