@@ -47,6 +47,7 @@ BENCHMARKS = {
 """Name to function. Its module is imported when it runs: Ray's memory must not count for the others."""
 LONG_BENCHMARKS = {
     "retrieval-large": "retrieval_benchmarks.retrieve_large",
+    "search": "search_benchmark.search",
     "sweep": "sweep_benchmark.sweep",
     "contention": "contention_benchmark.contention",
     "data-parallel": "data_parallel_benchmark.data_parallel",

@@ -4,16 +4,18 @@
     python experiments/evaluate.py --run runs/train/demo-seed0-1a2b3c4d --missing all --rerank --workers 4
     python experiments/evaluate.py --run runs/train/demo-seed0-1a2b3c4d --dataset another_data_set
     python experiments/evaluate.py --run runs/train/demo-seed0-1a2b3c4d --embeddings test.parquet --json
+    python experiments/evaluate.py --run runs/train/demo-seed0-1a2b3c4d --images yard --embeddings y.parquet
     python experiments/evaluate.py --released-checkpoint STMI_best.pth --recipe rgbnt201-released
 
 Ray Data embeds the images on all nodes of the cluster at $RAY_ADDRESS, or on this machine. One pass over the
 images gives the metrics of every retrieval feature; each set of missing modalities needs a pass of its own.
+With --images nothing is measured: this process embeds a folder of images, as `search.py --help` describes it.
 """
 
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -23,9 +25,8 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
-import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, RootModel
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.ray_session import check_ray
 from data_catalog.records import Record, add_json_options
 from data_catalog.storage import filesystems
-from data_catalog.views.view_reader import View, open_view
+from data_catalog.views.view_reader import open_view
 from experiments import recipes
 from experiments.command_line import (
     LIST_HELP,
@@ -45,7 +46,8 @@ from experiments.command_line import (
     print_recipe_settings,
     run_command,
 )
-from experiments.evaluating.parquet_files import embedding_parts, write_parquet
+from experiments.evaluating.image_folder import FolderEmbeddings, read_folder
+from experiments.evaluating.parquet_files import embedding_parts, view_labels, write_parquet
 from experiments.recipe_files import name_recipe
 from experiments.recipes import ConfigError
 from experiments.run.run_folder import RunFolder
@@ -55,7 +57,6 @@ from experiments.settings_list import record_or_settings
 from experiments.studies.published import PublishedResult, find_stmi_result
 from experiments.terminal_tables import print_table, text_table
 from stmi.modality import MODALITIES, Modality
-from stmi.processors import usable_processors
 from stmi.retrieval.metrics import JunkRule, RerankVariant, applied_rule
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class Evaluation(Record):
     """What the paper prints for the data set."""
 
 
+class PrintedEvaluation(RootModel[Evaluation | FolderEmbeddings]):
+    """What this script prints: metrics, or with `--images` what was embedded."""
+
+
 def evaluate(
     target: "EvaluationTarget",
     missing: Sequence[tuple[Modality, ...]],
@@ -123,6 +128,7 @@ def evaluate(
         queries: Parquet file or URI for the average precision of each query, in every setting.
     """
     from experiments.evaluating.embedding_actors import embed_on_cluster
+    from experiments.evaluating.evaluation_target import embed_here
     from experiments.run import evaluation
 
     view = open_view(target.table)
@@ -133,7 +139,7 @@ def evaluate(
     settings, query_tables = [], []
     for number, (absent, features) in enumerate(zip(missing, embedded, strict=True)):
         if number == 0 and embeddings is not None:
-            write_parquet(embeddings, embedding_parts(view, features))
+            write_parquet(embeddings, embedding_parts(view_labels(view), features))
         for variant in (None, rerank) if rerank else (None,):
             scored = evaluation.score_each(view, features, target.junk, variant)
             setting = EvaluationSetting(
@@ -158,22 +164,6 @@ def evaluate(
         notes=tuple(note.message for note in notes),
         paper=find_stmi_result(dataset),
     )
-
-
-def embed_here(
-    target: "EvaluationTarget", view: View, missing: Sequence[tuple[Modality, ...]]
-) -> Iterator[dict[str, np.ndarray]]:
-    """The same as `embed_on_cluster`, in this process."""
-    import torch
-
-    from experiments.run import evaluation
-
-    # PyTorch knows of no quota.
-    torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
-    model = target.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    for absent in missing:
-        batch = target.config.train.evaluation_batch
-        yield evaluation.embed(model, view, batch, target.autocast, target.captions, absent).features
 
 
 def add_setting(table: pa.Table, setting: EvaluationSetting) -> pa.Table:
@@ -271,16 +261,25 @@ def main(arguments: list[str] | None = None) -> int:
         help="write the features as Parquet, to a file or URI (default: not written)",
     )
     parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="embed a folder of images with a run, instead of its test samples, and write --embeddings; "
+        "nothing is measured (default: none)",
+    )
+    parser.add_argument(
         "--queries",
         metavar="FILE",
         help="write the average precision of each query in the same way (default: not written)",
     )
-    add_json_options(parser, record_or_settings(Evaluation))
+    add_json_options(parser, record_or_settings(PrintedEvaluation))
     given = parser.parse_args(arguments)
     if given.list_settings:
         if given.recipe is None:
             parser.error("--list-settings needs --recipe, for example --recipe rgbnt201-released")
         return print_recipe_settings(given)
+    if given.images is not None:
+        return run_command(lambda: embed_images(given), given.json, show_embeddings)
 
     def command() -> Evaluation:
         missing = [(), *(subset for text in given.missing for subset in parse_missing(text))]
@@ -339,6 +338,37 @@ def load_target(given: argparse.Namespace) -> "EvaluationTarget":
     from experiments.evaluating.evaluation_target import load_released_checkpoint
 
     return load_released_checkpoint(given.released_checkpoint, config, catalog)
+
+
+def embed_images(given: argparse.Namespace) -> FolderEmbeddings:
+    """Write the features of the folder of images that the command line names.
+
+    Raises:
+        ConfigError: Options do not fit together, or the folder has no sample that can be used.
+    """
+    others = ("dataset", "missing", "rerank", "rerank_variant", "queries", "workers", "released_checkpoint")
+    if wrong := [name for name in others if getattr(given, name)]:
+        raise ConfigError(
+            f"--images goes with --run and --embeddings, not with --{wrong[0].replace('_', '-')}"
+        )
+    if given.embeddings is None:
+        raise ConfigError(f"--images={given.images} needs --embeddings FILE, where the features go")
+    filesystems.open_root(given.embeddings)
+    location, folder = RunFolder.open(given.run).location, read_folder(given.images)
+    from experiments.evaluating.folder_embeddings import write_folder_embeddings
+
+    return write_folder_embeddings(location, given.epoch or "reported", folder, given.embeddings)
+
+
+def show_embeddings(result: FolderEmbeddings) -> None:
+    """Print what was embedded."""
+    console = Console()
+    widths = ", ".join(f"{name} ({width})" for name, width in result.features.items())
+    console.print(f"{result.samples} samples of {result.images}: {widths}", soft_wrap=True, highlight=False)
+    print_notes(
+        console, [*result.notes, *(f"left out {name}: {why}" for name, why in result.left_out.items())]
+    )
+    console.print(f"written to {result.embeddings}", soft_wrap=True, highlight=False)
 
 
 def show(result: Evaluation, wide: bool = False) -> None:

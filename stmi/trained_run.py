@@ -10,6 +10,8 @@
 The features are those of `experiments/evaluate.py` for the same images, masks and captions.
 """
 
+import hashlib
+import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -65,6 +67,16 @@ class TrainedRun:
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.image_tower.proj.device
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of all that decides a feature: weights, model, precision, and the CLIP of captions."""
+        settings = [self.config.model.model_dump(mode="json"), self.config.train.precision, self.clip_digest]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, values in self.model.state_dict().items():
+            digest.update(f"{name} {tuple(values.shape)}".encode())
+            digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def embed(
         self,

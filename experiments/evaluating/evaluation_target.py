@@ -1,7 +1,7 @@
 """An evaluation target: a finished run, or a checkpoint of the authors' released code, with its test view."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,9 +16,12 @@ from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
 from data_catalog.views.view_reader import View, open_view
 from experiments.recipes import ConfigError, ExperimentConfig, differences
+from experiments.run import evaluation
 from experiments.run.run_folder import RunFolder
 from experiments.run.workers.training_loop import caption_tokens
+from stmi.modality import Modality
 from stmi.model import STMI
+from stmi.processors import usable_processors
 from stmi.released import released_checkpoint
 from stmi.retrieval.metrics import JunkRule
 from stmi.stored_run import EpochChoice
@@ -78,17 +81,52 @@ def load_run(
     """
     folder = RunFolder.open(path, catalog)
     run = stmi.load(folder.location, epoch=epoch, device="cpu")
-    table, junk, tokens = folder.view("test"), folder.config.data.junk, None
-    if dataset is not None:
-        table = _find_view(folder, catalog or table.catalog, dataset)
-        if dataset != folder.config.data.dataset:
-            view = open_view(table)
-            junk = junk_rule(view)
-            forget_cameras(run.model, view.cameras)
+    table, junk, tokens = find_test_view(folder, dataset, catalog), folder.config.data.junk, None
+    if dataset not in (None, folder.config.data.dataset):
+        view = open_view(table)
+        junk = junk_rule(view)
+        forget_cameras(run.model, view.cameras)
     if folder.config.model.text.fine_tune:
         tokens = caption_tokens(run.tokenize, find_captions(table), {"test": open_view(table)})["test"]
     autocast = folder.config.train.precision == "bfloat16"
     return EvaluationTarget(folder.name, run.model, folder.config, table, junk, autocast, tokens, run.epoch)
+
+
+def embed_here(
+    target: EvaluationTarget, view: View, missing: Sequence[tuple[Modality, ...]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The same as `embedding_actors.embed_on_cluster`, in this process.
+
+    Args:
+        target: Model and view.
+        view: Its view, open.
+        missing: Sets of modalities whose images are replaced by zeros.
+
+    Yields:
+        For each set, float32 `(rows, width)` by feature name, in the order of the view.
+    """
+    use_processors()
+    model = target.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    for absent in missing:
+        batch = target.config.train.evaluation_batch
+        yield evaluation.embed(model, view, batch, target.autocast, target.captions, absent).features
+
+
+def use_processors() -> None:
+    """Let PyTorch use no more threads than this process may: it knows of no quota."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
+
+
+def find_test_view(folder: RunFolder, dataset: str | None = None, catalog: str | None = None) -> Table:
+    """The test view on which a run is evaluated; the arguments are those of `load_run`.
+
+    Raises:
+        ConfigError: The view does not fit the model.
+        data_catalog.errors.CatalogError: There is no such view.
+    """
+    if dataset is None:
+        return folder.view("test")
+    return _find_view(folder, catalog or folder.view("test").catalog, dataset)
 
 
 def find_captions(view: Table) -> Table:

@@ -1,6 +1,7 @@
 """Parquet files of an evaluation, in a folder or at a URI: embeddings and queries."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,20 +37,33 @@ def write_parquet(location: str, parts: Iterable[pa.Table]) -> None:
             writer.write_table(part)
 
 
+def view_labels(view: View) -> dict[str, np.ndarray]:
+    """What is known of each row of a view, by column."""
+    return {name: getattr(view, name) for name in _LABELS}
+
+
 def embedding_parts(
-    view: View, features: dict[str, np.ndarray], rows_per_group: int = ROWS_PER_GROUP
+    labels: Mapping[str, np.ndarray], features: Mapping[str, np.ndarray], rows_per_group: int = ROWS_PER_GROUP
 ) -> Iterator[pa.Table]:
-    """Labels and features of a view, one row per sample, in parts.
+    """Labels and features of samples, one row per sample, in parts.
 
     Args:
-        view: The view that was embedded.
+        labels: What is known of the samples, `(rows,)` by column, with `sample_id`.
         features: float32 `(rows, width)` by name.
         rows_per_group: Rows of a part.
     """
-    for first in range(0, len(view), rows_per_group):
+    for first in range(0, len(labels["sample_id"]), rows_per_group):
         rows = slice(first, first + rows_per_group)
-        columns = {name: pa.array(getattr(view, name)[rows]) for name in _LABELS}
+        columns = {name: pa.array(values[rows]) for name, values in labels.items()}
         for name, values in features.items():
             flat = pa.array(np.ascontiguousarray(values[rows]).reshape(-1))
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         yield pa.table(columns)
+
+
+def read_features(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Features of all samples of a file on this machine, float32 `(rows, width)`, those that it has."""
+    there = pq.read_schema(file).names
+    table = pq.read_table(file, columns=[name for name in names if name in there])
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    return {name: column.flatten().to_numpy().reshape(len(column), -1) for name, column in columns.items()}

@@ -125,7 +125,7 @@ def plot_rank_lists(
     view, junk = open_view(first.view("test")), first.config.data.junk
     embeddings = {label: load_embeddings(run, feature) for label, run in runs.items()}
     precision = {label: _average_precision(run, feature) for label, run in runs.items()}
-    figure, axes = make_sample_grid(view, len(rows) * len(queries), RANKS + 2)
+    figure, axes = make_sample_grid(view.image_size, len(rows) * len(queries), RANKS + 2)
     view_row = {index: row for row, index in enumerate(view.sample_index.tolist())}
     for number, query in enumerate(queries):
         for position, label in enumerate(rows):

@@ -16,6 +16,7 @@ from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched, read_arrays
 from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_result import FEATURE_NAMES, FeatureMetrics, RunResult
 from experiments.tracking.journal import Event, Journal
+from stmi.images import Pixels, Size
 from stmi.modality import MODALITIES
 from stmi.retrieval import metrics as retrieval_metrics
 from stmi.retrieval.metrics import JunkRule
@@ -155,7 +156,7 @@ def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) ->
     scored = np.flatnonzero(~np.isnan(metrics.average_precision))
     by_precision = scored[np.argsort(-metrics.average_precision[scored], kind="stable")]
     chosen = by_precision[np.linspace(0, len(by_precision) - 1, min(QUERIES, len(by_precision))).astype(int)]
-    figure, axes = make_sample_grid(view, len(chosen), RANKS + 1)
+    figure, axes = make_sample_grid(view.image_size, len(chosen), RANKS + 1)
     for row, number in enumerate(chosen):
         title = f"query, AP {metrics.average_precision[number]:.0%}"
         show_sample(axes[row, 0], view, queries[number], title, "black")
@@ -167,9 +168,9 @@ def rank_lists(view: View, embeddings: dict[str, np.ndarray], junk: JunkRule) ->
     return figure
 
 
-def make_sample_grid(view: View, lines: int, columns: int) -> tuple[Figure, np.ndarray]:
+def make_sample_grid(image_size: Size, lines: int, columns: int) -> tuple[Figure, np.ndarray]:
     """A figure whose cells have room for a sample's three modalities, and its axes `(lines, columns)`."""
-    height, width = view.image_size
+    height, width = image_size
     cell = 1.35
     line = cell * height / (width * len(MODALITIES)) + 0.22
     figure = Figure(figsize=(cell * columns, line * lines + 0.4), layout="constrained")
@@ -199,8 +200,12 @@ def show_nearest(cells: np.ndarray, view: View, embedding: np.ndarray, query: in
 
 
 def show_sample(axes: Axes, view: View, row: int, title: str, colour: str) -> None:
-    """Show a sample's three modalities side by side."""
-    pixels = view.batch([row]).pixels[0]
+    """Show a sample of a view: its three modalities side by side."""
+    show_pixels(axes, view.batch([row]).pixels[0], title, colour)
+
+
+def show_pixels(axes: Axes, pixels: Pixels, title: str, colour: str) -> None:
+    """Show a sample's three modalities, uint8 `(modality, channel, height, width)`, side by side."""
     axes.imshow(np.concatenate(list(pixels.transpose(0, 2, 3, 1)), axis=1), interpolation="nearest")
     axes.set_title(title, fontsize=8, color=colour, pad=4)
     axes.set(xticks=[], yticks=[])

@@ -1,0 +1,1 @@
+"""A query among a gallery whose embeddings and index are kept."""

@@ -1,0 +1,280 @@
+"""`search.py` against a naive ranking of what `stmi.load(...).embed` gives, on a real finished run."""
+
+import importlib.util
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_catalog.samples.images import decode_mask
+from data_catalog.tables.schemas import TableKind
+from data_catalog.tables.table import find_table
+from data_catalog.views.view_reader import open_view
+from experiments import search
+from experiments.evaluating.evaluation_target import load_run
+from experiments.run import evaluation
+from experiments.searching import galleries
+from experiments.searching.gallery_search import choose_feature
+from experiments.searching.search_result import SearchResult
+
+
+@pytest.fixture
+def searched(capsys, run_folder, tmp_path):
+    """Calls search.py and gives the JSON document that it prints."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        given = ["--run", run_folder, "--workspace", tmp_path / "ws", *arguments, "--json"]
+        status = search.main([str(argument) for argument in given])
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        result = json.loads(printed.out)
+        SearchResult.model_validate(result)
+        return result
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys, run_folder, tmp_path):
+    """Calls search.py, which must refuse its arguments, and gives the line that it prints."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        given = ["--run", run_folder, "--workspace", tmp_path / "ws", *arguments]
+        assert search.main([str(argument) for argument in given]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        return line
+
+    return call
+
+
+@pytest.fixture
+def query(images):
+    """Three files as `--query` takes them, of the fourth sample."""
+    return ",".join(str(images[name][3]) for name in ("rgb", "nir", "tir"))
+
+
+def naive_ranking(query, gallery):
+    """Rows and distances from nearest to farthest, of one feature each, by loops."""
+
+    def unit(values):
+        length = math.sqrt(sum(float(value) ** 2 for value in values))
+        return [float(value) / length for value in values]
+
+    near = unit(query)
+    distances = [
+        math.sqrt(sum((a - b) ** 2 for a, b in zip(near, unit(row), strict=True))) for row in gallery
+    ]
+    order = sorted(range(len(gallery)), key=lambda row: distances[row])
+    return order, [distances[row] for row in order]
+
+
+def assert_ranked(result, names, query, gallery):
+    order, distances = naive_ranking(query, gallery)
+    assert [match["sample_id"] for match in result["matches"]] == [names[row] for row in order]
+    assert [match["rank"] for match in result["matches"]] == list(range(1, len(order) + 1))
+    assert [match["distance"] for match in result["matches"]] == pytest.approx(distances, abs=1e-4)
+
+
+def test_data_set_is_ranked_as_its_evaluation_embeds_it(searched, query, run_folder, kept, images, tmp_path):
+    target = load_run(run_folder)
+    view = open_view(target.table)
+    features = evaluation.embed(target.model, view, 128, target.autocast).features["U"]
+    mask, caption = mask_and_caption(kept, view, images["rgb"][3].stem)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    result = searched(
+        *("--query", query, "--mask", tmp_path / "mask.png", "--caption", caption),
+        *("--gallery", "synthetic_person", "--top", "1000"),
+    )
+    [row] = np.flatnonzero([name.endswith(images["rgb"][3].stem) for name in view.sample_id])
+    gallery = np.flatnonzero(view.is_gallery)
+    assert_ranked(result, view.sample_id[gallery].tolist(), features[row], features[gallery])
+    assert (result["feature"], result["notes"], result["is_exact"]) == ("U", [], True)
+    first = result["matches"][0]
+    assert first["distance"] < 1e-3
+    assert (first["identity"], first["camera_id"]) == (view.identity[row], view.camera_id[row])
+
+
+def mask_and_caption(kept, view, name):
+    """Of the sample of this name, from the tables."""
+    [index] = view.sample_index[[sample_id.endswith(name) for sample_id in view.sample_id]]
+    found = []
+    for column, kind in (("mask", TableKind.MASKS), ("caption", TableKind.CAPTIONS)):
+        rows = find_table(str(kept / "catalog"), "synthetic_person", kind).read(["sample_index", column])
+        found.append(rows.to_pandas().set_index("sample_index")[column][index])
+    return decode_mask(found[0]), found[1]
+
+
+def test_kept_data_set_is_searched_again_without_embedding(searched, query, monkeypatch):
+    first = searched("--query", query, "--gallery", "synthetic_person", "--feature", "G")
+    assert first["embedded"] == first["samples"] == 16
+
+    def fail(*_):
+        raise AssertionError("embedded a second time")
+
+    monkeypatch.setattr(galleries, "embed_here", fail)
+    again = searched("--query", query, "--gallery", "synthetic_person", "--feature", "G")
+    assert again["embedded"] == 0
+    assert again["matches"] == first["matches"]
+    # Another feature needs another index, of the features that are kept.
+    other = searched("--query", query, "--gallery", "synthetic_person", "--feature", "RGB")
+    assert (other["embedded"], other["feature"]) == (0, "RGB")
+
+
+def test_features_of_a_modality_are_made_of_the_kept_ones(searched, query, run, yard):
+    result = searched("--query", query, "--gallery", yard, "--feature", "TIR", "--top", "8")
+    names, embedded = embed_yard(run, yard)
+    own = dict(zip(("rgb", "nir", "tir"), query.split(","), strict=True))
+    with pytest.warns(UserWarning, match="no sample has a"):
+        assert_ranked(result, names, run.embed(**own)["TIR"][0], embedded["TIR"])
+
+
+def embed_yard(run, yard):
+    """Names and features of the samples of a folder, with nothing where a file is missing."""
+    names = sorted({file.stem for name in ("rgb", "nir", "tir") for file in (yard / name).glob("*")})
+    lists = {
+        name: [next((yard / name).glob(f"{sample}.*"), None) for sample in names]
+        for name in ("rgb", "nir", "tir")
+    }
+    with pytest.warns(UserWarning, match="no sample has a"):
+        return names, run.embed(**lists)
+
+
+def test_folder_is_ranked_by_g_with_zeros_for_what_is_missing(searched, run, images, yard):
+    result = searched("--query", f"{images['rgb'][3]},,{images['tir'][3]}", "--gallery", yard, "--top", "8")
+    names, gallery = embed_yard(run, yard)
+    with pytest.warns(UserWarning, match="no sample has a"):
+        query = run.embed(rgb=images["rgb"][3], tir=images["tir"][3])
+    assert_ranked(result, names, query["G"][0], gallery["G"])
+    assert result["notes"] == [
+        "compared by G, which needs no text, in place of U: no captions of the query and the gallery",
+        "the query has no NIR image: it becomes zeros",
+        "the query has no mask: all of the image counts as foreground",
+        "1 of 8 samples of the gallery have no NIR image: it becomes zeros",
+        "8 of 8 samples of the gallery have no mask: all of the image counts as foreground",
+    ]
+
+
+def test_photographs_alone_are_visible_images(searched, run, images, tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for file in images["rgb"][:5]:
+        shutil.copy(file, folder)
+    result = searched("--query", images["rgb"][3], "--gallery", folder)
+    with pytest.warns(UserWarning, match="no sample has a"):
+        embedded = run.embed(rgb=images["rgb"][:5])
+    assert_ranked(result, [file.stem for file in images["rgb"][:5]], embedded["G"][3], embedded["G"])
+
+
+def test_changed_file_alone_is_embedded_again(searched, query, run, images, yard, tmp_path):
+    first = searched("--query", query, "--gallery", yard, "--top", "8")
+    assert first["embedded"] == 8
+    changed = yard / "rgb" / images["rgb"][5].name
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    (yard / "tir" / images["tir"][0].name).unlink()
+    shutil.copy(images["rgb"][9], yard / "rgb")
+    second = searched("--query", query, "--gallery", yard, "--top", "9")
+    assert (second["embedded"], second["samples"]) == (3, 9)
+    names, gallery = embed_yard(run, yard)
+    own = dict(zip(("rgb", "nir", "tir"), query.split(","), strict=True))
+    with pytest.warns(UserWarning, match="no sample has a"):
+        assert_ranked(second, names, run.embed(**own)["G"][0], gallery["G"])
+    assert second["kept_in"] != first["kept_in"]
+    [kept] = (path for path in (tmp_path / "ws/search").glob("*/*/*") if path.is_dir())
+    assert str(kept) == second["kept_in"]
+
+
+def test_images_that_cannot_be_used_are_left_out_with_the_reason(searched, query, images, yard):
+    broken = images["tir"][4]
+    (yard / "tir" / broken.name).write_bytes(b"not an image")
+    result = searched("--query", query, "--gallery", yard)
+    assert result["samples"] == 7
+    [(name, reason)] = result["left_out"].items()
+    assert name == broken.stem
+    assert "tir[0] cannot be read as an image" in reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "texts", "reported", "expected"),
+    [
+        (None, (True, True, True), "U", "U"),
+        (None, (True, False, True), "U", "G"),
+        (None, (True, True, False), "T", "G"),
+        (None, (True, False, False), "RGB", "RGB"),
+        (None, (False, False, False), "U", "U"),
+        ("T", (True, False, False), "U", "T"),
+    ],
+)
+def test_feature_is_the_reported_one_unless_text_is_lacking(asked, texts, reported, expected):
+    has_text, *sides = texts
+    text = SimpleNamespace(text=SimpleNamespace(enabled=has_text))
+    run = SimpleNamespace(name="run", feature=reported, config=SimpleNamespace(model=text))
+    feature, notes = choose_feature(asked, run, *sides)
+    assert feature == expected
+    assert bool(notes) == (asked is None and feature != reported)
+
+
+def test_approximate_index_says_that_it_is_one(searched, query, yard):
+    exact = searched("--query", query, "--gallery", yard, "--top", "3")
+    found = searched("--query", query, "--gallery", yard, "--top", "3", "--index", "HNSW8")
+    assert (found["is_exact"], found["embedded"]) == (False, 0)
+    # Eight samples are so few that the graph reaches all of them.
+    assert found["matches"] == exact["matches"]
+
+
+def test_contact_sheet_is_drawn_and_the_table_printed(capsys, run_folder, query, yard, tmp_path):
+    arguments = ["--run", run_folder, "--query", query, "--gallery", yard, "--workspace", tmp_path / "ws"]
+    sheet = tmp_path / "sheets" / "found.png"
+    assert search.main([str(one) for one in (*arguments, "--picture", sheet, "--top", "7")]) == 0
+    printed = capsys.readouterr().out
+    assert "8 samples embedded, searched in" in printed
+    assert printed.count("_cam") == 7
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_damaged_index_is_named_and_made_again_once_deleted(searched, refused, query, yard, tmp_path):
+    first = searched("--query", query, "--gallery", yard)
+    [index] = (tmp_path / "ws").rglob("*.faiss")
+    index.write_bytes(index.read_bytes()[:100])
+    assert f"{index} is damaged" in refused("--query", query, "--gallery", yard)
+    index.unlink()
+    assert searched("--query", query, "--gallery", yard)["matches"] == first["matches"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"--query": "a.jpg,b.jpg,c.jpg,d.jpg"}, "expected RGB[,NIR[,TIR]]"),
+        ({"--query": ",,"}, "expected RGB[,NIR[,TIR]]"),
+        ({"--query": ",nosuch.jpg"}, "there is no nir image nosuch.jpg"),
+        ({"--mask": "nosuch.png"}, "--mask=nosuch.png: there is no such file"),
+        ({"--gallery": "nosuch"}, "--gallery=nosuch: neither a data set of catalog"),
+        ({"--top": "0"}, "--top=0: expected a number from 1"),
+        ({"--workers": "-1"}, "--workers=-1: expected a number from 0"),
+        ({"--index": "Nosuch9"}, "--index=Nosuch9: faiss.index_factory makes none"),
+        ({"--picture": "nosuch://bucket/a.png"}, "nosuch://bucket"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(refused, query, yard, changes, expected):
+    arguments = {"--query": query, "--gallery": str(yard)} | changes
+    assert expected in refused(*(part for pair in arguments.items() for part in pair))
+
+
+def test_query_that_is_no_image_is_refused_before_the_gallery_is_embedded(refused, yard, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    line = refused("--query", tmp_path / "text.jpg", "--gallery", yard)
+    assert "--query: rgb[0] cannot be read as an image" in line
+    assert not (tmp_path / "ws").exists()
+
+
+def test_missing_faiss_is_named_with_what_installs_it(refused, query, yard, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else found(name))
+    assert "pip install 'stmi[search]'" in refused("--query", query, "--gallery", yard)
