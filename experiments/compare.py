@@ -194,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--junk",
         choices=get_args(JunkRule),
         help="which gallery samples of the query's identity do not count in a file of embeddings: those of "
-        "its camera or its scene (default: the rule of the run that is compared, or camera)",
+        "its camera or its scene, or none but the query itself (default: the rule of the run that is "
+        "compared, or camera)",
     )
     parser.add_argument(
         "--top", type=int, default=10, metavar="N", help="disagreements to print (default: 10)"

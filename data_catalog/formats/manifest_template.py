@@ -27,12 +27,18 @@ _SCHEMA = pa.schema(
 
 
 def example_rows() -> list[dict[str, Any]]:
-    """Two people for training and two for the test, each seen by two cameras."""
-    looks = ("a man in a red jacket", "a woman with a backpack", "a man in shorts", "a woman in a long coat")
+    """Three people for training and two for the test, each seen by two cameras."""
+    looks = (
+        "a man in a red jacket",
+        "a woman with a backpack",
+        "a man in shorts",
+        "a woman in a long coat",
+        "a child with a yellow hat",
+    )
     return [
         {
             "name": f"person{identity}_camera{camera}",
-            "split": "train" if identity <= 2 else "test",
+            "split": "train" if identity <= 3 else "test",
             "identity": identity,
             **{name: f"{name}/person{identity}_camera{camera}.png" for name in ("rgb", "nir", "tir")},
             "camera": camera,

@@ -328,3 +328,22 @@ def test_help_of_ingest_explains_every_column(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out.partition("--format manifest:")[2].partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in shown[2:]] == [column.name for column in COLUMNS]
     assert max(map(len, shown)) <= 80
+
+
+def test_validation_identities_need_no_cameras(own_source: Path, tmp_path: Path) -> None:
+    rows = [row for row in rows_of(own_source, with_cameras=False) if row["split"] != "val"]
+    # One sample has no match.
+    rows = [row for row in rows if row["identity"] != 1] + [row for row in rows if row["identity"] == 1][:1]
+    path = write_jsonl(own_source / "a.jsonl", rows)
+    settings = IngestSettings(format="manifest", validation_identities=1)
+    table = ingest(path, tmp_path / "c", "own", settings)
+    found = table.read(["identity", "split", "camera_id", "is_query"]).to_pylist()
+    held_out = {row["identity"] for row in found if row["split"] == "val"}
+    assert len(held_out) == 1
+    assert held_out < {2, 3}
+    assert {row["camera_id"] for row in found} == {-1}
+    with pytest.raises(CatalogError, match="of 3 training identities 2 have"):
+        ingest(path, tmp_path / "c", "own", settings.model_copy(update={"validation_identities": 3}))
+    # Masks and captions of the manifest are found under its own splits.
+    assert import_captions(table).statistics["empty"] == 0
+    assert import_masks(table).statistics["coverage"] == 1

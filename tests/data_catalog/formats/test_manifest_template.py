@@ -16,7 +16,7 @@ EACH_ENDING = pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 @EACH_ENDING
 def test_every_template_is_a_manifest_with_the_rows_of_the_example(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"photos.{ending}"
-    assert write_template(path) == 8
+    assert write_template(path) == 10
     listing = find_format("manifest").read(path)
     rows = {f"{row['split']}/{row['name']}": row for row in example_rows()}
     assert set(rows) == {sample.sample_id for sample in listing.samples}
