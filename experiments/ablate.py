@@ -24,6 +24,7 @@ over test identities; `not real`, that both 95 % intervals exclude a difference 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 from pydantic import BaseModel, RootModel
 from rich.console import Console
 
+from data_catalog.records import Printed
 from experiments.command_line import (
     add_workers,
     print_recipe_settings,
@@ -48,8 +50,8 @@ from experiments.command_line import (
 from experiments.planning.plan_options import PlanChoices, add_plan_options, refuse_without_plan
 from experiments.recipes import ConfigError
 from experiments.run.preflight import Check, preflight
-from experiments.run.run_options import resolve_catalog, resolve_workspace
-from experiments.run.run_tables import RunTables
+from experiments.run.run_options import RunOptions, resolve_catalog, resolve_workspace
+from experiments.run.run_tables import OnStep, RunTables
 from experiments.run.workers.ray_train import start_ray
 from experiments.studies.ablation.ablation_plan import AblationPlan, plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
@@ -62,7 +64,7 @@ from experiments.studies.ablation.conditions import (
     list_conditions,
     parse_over,
 )
-from experiments.studies.ablation.rows import ABLATIONS
+from experiments.studies.ablation.rows import ABLATIONS, Ablation
 from experiments.studies.ablation.table_text import (
     HEADER,
     SHORT_HEADER,
@@ -76,6 +78,7 @@ from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
     from experiments.planning.study_plan import StudyPlan
+    from experiments.run.table_making import TableSources
     from experiments.studies.ablation.ablation import AblationStudy
 
 FIGURES = {
@@ -94,11 +97,33 @@ def printed_ablation() -> type[BaseModel]:
     return PrintedAblation
 
 
+def ablation_parser(
+    description: str | None, record: Printed, recipe: str = "demo"
+) -> argparse.ArgumentParser:
+    """The options of a script that trains a study of ablations.
+
+    Args:
+        description: The script's docstring.
+        record: What it prints with `--json`, as `add_json_options` takes it.
+        recipe: As in `training_options`.
+    """
+    options = training_options(
+        description, "change a setting of every row, for example train.epochs=10", record, recipe
+    )
+    options.add_argument(
+        "--seeds", type=int, default=3, help="how many, from the recipe's on; two rarely decide (default: 3)"
+    )
+    options.add_argument(
+        "--wide", action="store_true", help="print all columns of the tables; the files have them in any case"
+    )
+    add_workers(options, "run")
+    add_plan_options(options)
+    return options
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = training_options(
-        __doc__, "change a setting of every row, for example train.epochs=10", printed_ablation
-    )
+    options = ablation_parser(__doc__, printed_ablation)
     options.add_argument(
         "--table",
         nargs="+",
@@ -130,14 +155,6 @@ def parser() -> argparse.ArgumentParser:
         help="make the tables for each value of a setting, and a picture of the gain of each row over it; "
         "given twice, for each combination of two (default: the recipe's value alone)",
     )
-    options.add_argument(
-        "--seeds", type=int, default=3, help="how many, from the recipe's on; two rarely decide (default: 3)"
-    )
-    options.add_argument(
-        "--wide", action="store_true", help="print all columns of the tables; the files have them in any case"
-    )
-    add_workers(options, "run")
-    add_plan_options(options)
     return options
 
 
@@ -151,14 +168,28 @@ def make_plan(given: argparse.Namespace) -> "StudyPlan":
         raise ConfigError(
             f"--over {given.over[0]}: a plan is of one condition; give one value with --set in its place"
         )
-    plan, choices = _plan(given), PlanChoices(given)
+    return plan_study(_plan(given), given)
+
+
+def plan_study(plan: AblationPlan, given: argparse.Namespace, maker: str | None = None) -> "StudyPlan":
+    """What a study would do.
+
+    Args:
+        plan: The study.
+        given: The options of `ablation_parser`.
+        maker: What makes all tables that are missing; or None.
+
+    Raises:
+        ConfigError: A setting or an option of the plan is impossible.
+    """
+    choices = PlanChoices(given)
     workspace = resolve_workspace(given.workspace)
     from experiments.planning.study_plan import StudyData, make_study_plan
 
     # All rows read the tables of one that needs all.
     parts = ((config.model.sfm.enabled, config.model.text.enabled, config) for config in plan.configs)
     first = next((config for masks, text, config in parts if masks and text), plan.configs[0])
-    data = StudyData(first, workspace, resolve_catalog(workspace, given.catalog))
+    data = StudyData(first, workspace, resolve_catalog(workspace, given.catalog), maker)
     name = None if data.run_tables is None else plan.name(data.run_tables)
     runs = [data.look_up(config, plan.labels(config)) for config in plan.configs]
     return make_study_plan(name, data, runs, choices, given.gpus_per_worker)
@@ -178,15 +209,16 @@ def ablate(given: argparse.Namespace) -> AblationResult | AblationGrid:
         ConfigError: Nothing is asked for, or a setting is impossible.
     """
     if not given.over:
-        return _run(_plan(given), given)
+        return run_ablation(_plan(given), run_options(given))
     over = parse_over(given.over)
     conditions = list_conditions(over)
     # What is impossible in one of them is refused before any of them is trained.
     plans = [_plan(given, tuple("=".join(pair) for pair in each.items())) for each in conditions]
+    options = run_options(given)
     results: list[tuple[Condition, AblationResult]] = []
     for number, (condition, plan) in enumerate(zip(conditions, plans, strict=True), start=1):
         print(f"condition {number} of {len(plans)}: {describe(condition)}", file=sys.stderr)
-        results.append((condition, _run(plan, given)))
+        results.append((condition, run_ablation(plan, options)))
     from experiments.studies.ablation.grid import write_grid
 
     return write_grid(resolve_workspace(given.workspace), over, results)
@@ -197,18 +229,47 @@ def _plan(given: argparse.Namespace, condition: tuple[str, ...] = ()) -> Ablatio
     keys = [f"table{number}" for number in sorted(set(given.table))] + list(FIGURES.get(given.figure, ()))
     if not keys and not given.rows:
         raise ConfigError("name what to train: --table 3, 4 or 5 (or several), --figure 5 or tau, or --row")
+    ablations = add_rows([ABLATIONS[key] for key in keys], [parse_row(text) for text in given.rows])
+    return plan_rows(ablations, given, condition)
+
+
+def plan_rows(
+    ablations: Sequence[Ablation], given: argparse.Namespace, settings: Sequence[str] = ()
+) -> AblationPlan:
+    """The study of some tables.
+
+    Args:
+        ablations: The tables.
+        given: The options of `ablation_parser`.
+        settings: Changes of all rows, beside those of the command line.
+
+    Raises:
+        ConfigError: A setting or the number of seeds is impossible.
+    """
     if not 1 <= given.seeds <= LARGEST_COUNT:
         raise ConfigError(
             f"--seeds={given.seeds}: expected a number from 1 to {LARGEST_COUNT}; three give an interval"
         )
-    ablations = add_rows([ABLATIONS[key] for key in keys], [parse_row(text) for text in given.rows])
     return plan_ablation(
-        ablations, given.recipe, [*with_workers(given.settings, given.workers), *condition], given.seeds
+        ablations, given.recipe, [*with_workers(given.settings, given.workers), *settings], given.seeds
     )
 
 
-def _run(plan: AblationPlan, given: argparse.Namespace) -> AblationResult:
-    options, first = run_options(given), plan.configs[0]
+def run_ablation(
+    plan: AblationPlan,
+    options: RunOptions,
+    on_step: OnStep = lambda step, result: None,
+    sources: "TableSources | None" = None,
+) -> AblationResult:
+    """Train what is missing of a study.
+
+    Args:
+        plan: The study.
+        options: Where it is kept and logged.
+        on_step: As in `preflight`.
+        sources: As in `preflight`.
+    """
+    first = plan.configs[0]
 
     def check_each(check: Check) -> None:
         for config in plan.configs:
@@ -225,6 +286,8 @@ def _run(plan: AblationPlan, given: argparse.Namespace) -> AblationResult:
         check_each,
         lambda: start_ray(first.train.workers, options.gpus_per_worker),
         lambda found: study(found).finished_result() is not None,
+        on_step,
+        sources,
     )
     return study(tables).run()
 

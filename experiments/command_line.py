@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -23,6 +24,7 @@ from experiments.recipes import RECIPES, ROOT, WORKSPACE, ConfigError
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, InterruptedRunError, RunError
+from experiments.run.run_tables import OnStep
 from experiments.settings_list import list_settings, print_settings, record_or_settings
 from experiments.terminal_tables import text_table
 from experiments.tracking.event_files import check_package
@@ -40,20 +42,24 @@ COME_AGAIN_STATUS = 75
 INTERRUPTED = "error: interrupted; what is complete is kept, so run the same command again to continue"
 
 
-def training_options(description: str | None, setting_help: str, record: Printed) -> argparse.ArgumentParser:
+def training_options(
+    description: str | None, setting_help: str, record: Printed, recipe: str = "demo"
+) -> argparse.ArgumentParser:
     """A parser with the options of every script that trains: recipe, settings, and where things are kept.
 
     Args:
         description: The script's docstring.
         setting_help: What `--set` does there.
         record: What it prints with `--json`, as `add_json_options` takes it.
+        recipe: The one that is taken where none is named. Where another argument decides it, as it is called
+            in the help; the option is then None.
     """
     options = CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument(
         "--recipe",
         type=name_recipe,
-        default="demo",
-        help=f"one of {', '.join(RECIPES)}, or a YAML file of your own (default: demo)",
+        default=recipe if recipe in RECIPES else None,
+        help=f"one of {', '.join(RECIPES)}, or a YAML file of your own (default: {recipe})",
     )
     options.add_argument(
         "--set",
@@ -195,6 +201,16 @@ def with_workers(settings: list[str], workers: int | None) -> list[str]:
 def print_recipe_settings(given: argparse.Namespace) -> int:
     """Print the settings of a command line's recipe with its changes; returns the exit status."""
     return run_command(lambda: list_settings(given.recipe, given.settings), given.json, print_settings)
+
+
+def step_printer() -> OnStep:
+    """A function that prints, on standard error, each step that makes a table, with the time since now."""
+    start = time.perf_counter()
+
+    def show_step(step: str, result: str) -> None:
+        print(f"[{time.perf_counter() - start:5.1f} s] {step:14} {result}", file=sys.stderr)
+
+    return show_step
 
 
 def report_command(study: str, workspace: str | None) -> str:

@@ -10,7 +10,6 @@ is shown. It has the options of experiments/train.py, except for those of --plan
 """
 
 import sys
-import time
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the tree around it is the code that runs
@@ -20,7 +19,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     begin_process()
 
 from experiments import train
-from experiments.command_line import print_recipe_settings, run_command
+from experiments.command_line import print_recipe_settings, run_command, step_printer
 from experiments.report import RunReport, print_report
 
 FLOOR = 0.42
@@ -42,10 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = options.parse_args(arguments)
     if given.list_settings:
         return print_recipe_settings(given)
-    start = time.perf_counter()
-
-    def show_step(step: str, result: str) -> None:
-        print(f"[{time.perf_counter() - start:5.1f} s] {step:14} {result}", file=sys.stderr)
+    show_step = step_printer()
 
     def train_demo() -> RunReport:
         result = train.train(given, show_step)

@@ -20,6 +20,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "experiments/evaluate.py": ("--run", "/nosuch"),
     "experiments/pretrain_clip.py": ("--people", "1"),
     "experiments/report.py": ("--run", "/nosuch"),
+    "experiments/reproduce.py": (
+        *("rgbnt201", "--source", "/nosuch", "--clip", "/nosuch", "--masks", "grabcut"),
+        *("--captions", "none"),
+    ),
     "experiments/search.py": ("--run", "/nosuch", "--query", "/nosuch.jpg", "--gallery", "/nosuch"),
     "experiments/sweep_sfm.py": ("--search", "bad"),
     "experiments/train.py": ("--set", "nosuch=1"),

@@ -46,12 +46,22 @@ class ExpectedTable(Record):
     """The command that makes the table; None where it exists."""
 
 
-def describe_tables(config: ExperimentConfig, tables: FoundTables, catalog: str) -> list[ExpectedTable]:
-    """A description of each table, with the command that makes it where it is missing."""
+def describe_tables(
+    config: ExperimentConfig, tables: FoundTables, catalog: str, maker: str | None = None
+) -> list[ExpectedTable]:
+    """A description of each table, with the command that makes it where it is missing.
+
+    Args:
+        config: Of a run that reads them.
+        tables: As they were found.
+        catalog: Root of the catalog.
+        maker: What makes all that are missing; None where each has a command of its own.
+    """
     described = []
     for name, table in tables.items():
         if table is None:
-            described.append(ExpectedTable(name=name, command=_command(config, name, catalog)))
+            command = maker or _command(config, name, catalog)
+            described.append(ExpectedTable(name=name, command=command))
             continue
         filesystem, folder = filesystems.open_root(table.path)
         paths = [f"{folder}/{shard.file}" for shard in table.manifest.shards]

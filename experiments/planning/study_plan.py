@@ -94,6 +94,7 @@ class StudyData:
         first: One of the runs: the one that needs most tables.
         workspace: Folder of runs.
         catalog: Root of the catalog.
+        maker: What makes all tables that are missing, before the runs; or None.
 
     Attributes:
         first: As given.
@@ -103,8 +104,11 @@ class StudyData:
         CatalogError: The catalog cannot be read.
     """
 
-    def __init__(self, first: ExperimentConfig, workspace: Folder, catalog: str) -> None:
+    def __init__(
+        self, first: ExperimentConfig, workspace: Folder, catalog: str, maker: str | None = None
+    ) -> None:
         self.first = first
+        self.maker = maker
         self.workspace = workspace
         self.catalog = catalog
         self.clip_digest = clip_digest_of(first)
@@ -186,7 +190,7 @@ def make_study_plan(
         for name in choices.hardware
         for devices in choices.devices(devices_of_run(left, name))
     ]
-    tables = describe_tables(data.first, data.tables, data.catalog)
+    tables = describe_tables(data.first, data.tables, data.catalog, data.maker)
     checked = [
         check_where_possible(config, data.tables, data.workspace, data.catalog, data.clip_digest)
         for config in _different([run.config for run in runs if run.state != "finished"])
@@ -203,7 +207,7 @@ def make_study_plan(
         assumptions=choices.assumed,
         times=times,
         notes=list(notes),
-        warnings=list(dict.fromkeys([*_warnings(data.first, tables, left, choices.hardware), *warnings])),
+        warnings=list(dict.fromkeys([*_warnings(data, tables, left, choices.hardware), *warnings])),
         errors=tuple(dict.fromkeys([*errors, *stopping])),
     )
 
@@ -243,11 +247,11 @@ def _different(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
 
 
 def _warnings(
-    first: ExperimentConfig, tables: Sequence[ExpectedTable], runs: Sequence[RunLeft], hardware: Sequence[str]
+    data: StudyData, tables: Sequence[ExpectedTable], runs: Sequence[RunLeft], hardware: Sequence[str]
 ) -> list[str]:
     warnings = []
     missing = [table.name for table in tables if table.command is not None]
-    if missing and first.data.synthetic is None:
+    if missing and data.first.data.synthetic is None and data.maker is None:
         warnings.append(f"{len(missing)} tables are missing ({', '.join(missing)}): no run can start yet")
     for entry in (expect_time(runs[0].workload, name) for name in hardware):
         if not entry.fits:

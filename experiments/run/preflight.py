@@ -1,6 +1,7 @@
 """The checks before a run or a study starts, the cheapest ones first."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from data_catalog.ray_session import check_ray
 from data_catalog.storage import filesystems
@@ -9,6 +10,9 @@ from data_catalog.tables.table import TableKind, find_table
 from experiments.recipes import ExperimentConfig
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import OnStep, RunTables
+
+if TYPE_CHECKING:
+    from experiments.run.table_making import TableSources
 
 Check = Callable[[ExperimentConfig], None]
 """Raises ConfigError where a config is impossible."""
@@ -21,6 +25,7 @@ def preflight(
     start_ray: Callable[[], None],
     is_finished: Callable[[RunTables], bool],
     on_step: OnStep = lambda step, result: None,
+    sources: "TableSources | None" = None,
 ) -> RunTables:
     """Check all that can be checked, and find or make the tables of one or more runs.
 
@@ -31,6 +36,7 @@ def preflight(
         start_ray: Called once the settings are checked and before tables are made, unless all is finished.
         is_finished: Whether all that is asked for is finished, so that it needs no Ray and no more checks.
         on_step: Called after each step that makes a table.
+        sources: Where the tables come from, of a data set whose tables are made if missing; None for others.
 
     Raises:
         ConfigError: A setting is impossible.
@@ -38,7 +44,8 @@ def preflight(
             the data has errors.
     """
     reach(options.places(trials=True))
-    check_data_set(first, options.catalog)
+    if sources is None:
+        check_data_set(first, options.catalog)
     # PyTorch takes seconds to import, which a missing data set does not wait for.
     from experiments.run.config_checks import check_settings, check_tables  # noqa: PLC0415
     from experiments.run.made_tables import find_made_tables  # noqa: PLC0415
@@ -47,13 +54,16 @@ def preflight(
 
     clip = load_clip(clip_source(first))
     check_each(lambda config: check_settings(config, clip))
-    if (made := find_made_tables(first, clip, options.workspace, options.catalog)) is not None:
+    made = None
+    if sources is None:
+        made = find_made_tables(first, clip, options.workspace, options.catalog)
+    if made is not None:
         found = as_run_tables(made, clip.digest)
         if is_finished(found):
             return found
     check_ray()
     start_ray()
-    tables = prepare_tables(first, clip, options, on_step)
+    tables = prepare_tables(first, clip, options, on_step, sources)
     check_each(lambda config: check_tables(config, clip, tables))
     return tables
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from shlex import quote
 
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
-from data_catalog.captions.text_feature_table import make_text_features
 from data_catalog.checks.data_checks import CheckSettings, run_checks
 from data_catalog.checks.findings import CheckReport, Finding
 from data_catalog.checks.newest_tables import NewestTables
@@ -14,24 +13,20 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
-from data_catalog.progress import progress_bar
-from data_catalog.samples.ingestion import ingest
+from data_catalog.progress import Progress, progress_bar
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
 from data_catalog.synthetic import synthesize
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, find_table
-from data_catalog.views.training_view import ViewSettings, make_view
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import OnStep, RunTables
+from experiments.run.table_making import Tables, TableSources, again, make_tables
 from stmi.clip.clip_files import find_clip
 from stmi.clip.loading import LoadedClip
 
 logger = logging.getLogger(__name__)
-
-Tables = dict[str, Table]
-"""The tables of a run by name: `samples`, `masks`, `captions`, `text_features`, `view/train`, ..."""
 
 
 def clip_source(config: ExperimentConfig) -> str:
@@ -44,23 +39,27 @@ def prepare_tables(
     clip: LoadedClip,
     options: RunOptions,
     on_step: OnStep = lambda step, result: None,
+    sources: TableSources | None = None,
 ) -> RunTables:
-    """Find the tables of a run, make those of the embedded benchmark that are missing, and check them.
+    """Find the tables of a run and check them; those with sources, as the benchmark's, are made if missing.
 
     Args:
         config: The run.
         clip: Its CLIP.
         options: Where the catalog is, and the benchmark's images.
         on_step: Called after each step.
+        sources: Where the tables come from; None finds those of a data set of one's own.
 
     Raises:
         CatalogError: A table is missing or damaged, or the data has errors; names the samples.
         ConfigError: The tables do not fit the config.
     """
     if config.data.synthetic is not None:
-        tables = _synthetic_tables(config, options, on_step)
-    else:
+        sources = _render_benchmark(config, options, on_step)
+    if sources is None:
         tables = find_tables(config, clip, options.catalog)
+    else:
+        tables = make_tables(config, sources, options.catalog, clip.embed_dim, on_step)
     report = check_data(config, tables)
     if report.errors:
         found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
@@ -132,7 +131,8 @@ def benchmark_folder(config: ExperimentConfig, workspace: Folder | Path) -> Path
     return local_files(workspace) / "data" / f"{config.data.dataset}-{digest[:8]}"
 
 
-def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: OnStep) -> Tables:
+def _render_benchmark(config: ExperimentConfig, options: RunOptions, on_step: OnStep) -> TableSources:
+    """Render the embedded benchmark, unless it is there; gives where its tables come from."""
     settings = config.data.synthetic
     assert settings is not None
     card = f"synthetic_{settings.kind}"
@@ -140,45 +140,15 @@ def _synthetic_tables(config: ExperimentConfig, options: RunOptions, on_step: On
 
     with progress_bar("synthesize", "sample") as report:
         rendered = synthesize(settings, folder, report)
-    on_step("synthesize", f"{sum(rendered.samples.values())} samples {_again(rendered.reused)}in {folder}")
-    with progress_bar("ingest", "shard") as report:
-        samples = ingest(folder / "RGBNT201", options.catalog, config.data.dataset, progress=report)
-    quarantined = len(samples.statistics["quarantined"])
-    on_step("ingest", f"{len(samples)} samples, {quarantined} quarantined {_again(samples.reused)}")
-    with progress_bar("masks", "shard") as report:
-        masks = make_masks(samples, GrabCutSettings(), true_masks=folder / "true_masks", progress=report)
-    # A table of an older version may have been made on a machine without the true masks.
-    overlap = masks.statistics.get("mean_iou")
-    known = "unknown" if overlap is None else f"{overlap:.3f}"
-    on_step("masks", f"mean IoU {known} against the true masks {_again(masks.reused)}")
-    with progress_bar("captions", "shard") as report:
-        captions = make_captions(samples, folder / "readings", CaptionSettings(card=card), report)
-    unknown = captions.statistics["unknown"]
-    on_step(
-        "captions",
-        f"{unknown['RGB']:.0%} of attributes unknown from RGB alone, {unknown['JOINT']:.0%} from the three "
-        f"side by side, {unknown['filled']:.0%} after filling {_again(captions.reused)}",
-    )
-    with progress_bar("text-features", "shard") as report:
-        text_features = make_text_features(captions, clip_source(config), progress=report)
-    on_step(
-        "text-features",
-        f"{text_features.statistics['distinct']} captions, width {text_features.statistics['text_dim']} "
-        f"{_again(text_features.reused)}",
-    )
-    tables = {"samples": samples, "masks": masks, "captions": captions, "text_features": text_features}
-    size = config.model.image
-    for split in SPLITS:
-        view = ViewSettings(split=split, height=size.height, width=size.width)
-        with progress_bar(f"view {split}", "shard") as report:
-            tables[f"view/{split}"] = make_view(samples, masks, text_features, view, report)
-    views = [tables[f"view/{split}"] for split in SPLITS]
-    on_step(
-        "view",
-        f"{' + '.join(str(len(view)) for view in views)} samples of {size.height}x{size.width} for "
-        f"{' + '.join(SPLITS)} {_again(all(view.reused for view in views))}",
-    )
-    return tables
+    on_step("synthesize", f"{sum(rendered.samples.values())} samples {again(rendered.reused)}in {folder}")
+
+    def masks(samples: Table, report: Progress) -> Table:
+        return make_masks(samples, GrabCutSettings(), true_masks=folder / "true_masks", progress=report)
+
+    def captions(samples: Table, report: Progress) -> Table:
+        return make_captions(samples, folder / "readings", CaptionSettings(card=card), report)
+
+    return TableSources(folder / "RGBNT201", "rgbnt201", masks, captions)
 
 
 def find_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> Tables:
@@ -237,7 +207,3 @@ def _found_views(config: ExperimentConfig, samples: Table, text_features: Table 
         for split in SPLITS
         if split in samples.statistics["splits"]
     }
-
-
-def _again(reused: bool) -> str:
-    return "(as before) " if reused else ""

@@ -107,6 +107,20 @@ def image_tokens(size: ImageSize) -> int:
     return max(_TOKENS_PER_IMAGE + tiles * _TOKENS_PER_TILE, patches)
 
 
+def most_usage(
+    prompt: PromptSize, max_answer_tokens: int, known: Mapping[ImageSize, int] | None = None
+) -> Usage:
+    """The most tokens that a request can take.
+
+    Args:
+        prompt: Its size.
+        max_answer_tokens: Length at which an answer is cut.
+        known: Tokens that images of some sizes took at most before.
+    """
+    images = sum((known or {}).get(size, image_tokens(size)) for size in prompt.images)
+    return Usage(prompt.text_tokens + images, max_answer_tokens)
+
+
 class BudgetError(CatalogError):
     """The budget does not cover another request."""
 
@@ -231,8 +245,7 @@ class Budget:
         )
 
     def _most(self, prompt: PromptSize) -> Usage:
-        images = sum(self._image_tokens.get(size, image_tokens(size)) for size in prompt.images)
-        return self._longest.longest(Usage(prompt.text_tokens + images, self.max_answer_tokens))
+        return self._longest.longest(most_usage(prompt, self.max_answer_tokens, self._image_tokens))
 
     def _learn(self, images: Sequence[ImageSize], usage: Usage) -> None:
         # An endpoint that reports no tokens says nothing of an image.
