@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pydantic import BaseModel
+
 from data_catalog.checks.findings import CheckReport
 from data_catalog.errors import NAMED, CatalogError, name_first
 from data_catalog.progress import Progress, progress_bar
@@ -101,7 +103,7 @@ class Command(Generic[R]):
     example: str
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], R]
-    result: type[R]
+    result: type[BaseModel]
     show: Callable[[Any], None] = print_result
     succeeded: Callable[[R], bool] = lambda result: True
 

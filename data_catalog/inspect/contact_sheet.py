@@ -4,7 +4,7 @@ For each sample it shows the three modalities with the outline of the mask, the 
 mean of the modalities (visible light alone is dark at night), and the caption.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from stmi.config import LARGEST_COUNT, LARGEST_SEED
 from stmi.images import Mask, Pixels, foreground_share
 
 MAX_SAMPLES = 400
+"""On a sheet."""
+PAGE_SAMPLES = 2000
+"""On a web page, unless it is asked for more."""
 
 
-class SheetSettings(Record):
-    """Which samples a sheet shows, and how their masks become tokens."""
+class SampleChoice(Record):
+    """Which samples are shown."""
 
     split: str | None = None
     identities: tuple[int, ...] = ()
@@ -36,10 +39,17 @@ class SheetSettings(Record):
     """Exactly these samples, in this order; the other fields choose when empty."""
     lowest_score: bool = False
     """The samples whose masks score lowest, lowest first, instead of a random choice."""
-    count: int = Field(24, ge=1, le=MAX_SAMPLES)
+    count: int = Field(PAGE_SAMPLES, ge=1, le=LARGEST_COUNT)
     """Largest number of samples."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of the random choice, if there are more samples than `count`."""
+
+
+class SheetSettings(SampleChoice):
+    """Which samples a sheet shows, and how their masks become tokens."""
+
+    count: int = Field(24, ge=1, le=MAX_SAMPLES)
+    """Largest number of samples."""
     size: tuple[int, int] | None = None
     """Height and width of the model input; those of the samples when None."""
     patch_size: int = Field(16, ge=1, le=LARGEST_COUNT)
@@ -87,7 +97,7 @@ def draw_sheet(
             possible, or if the file cannot be written.
     """
     settings = settings or SheetSettings()
-    rows = _choose_samples(samples, masks, settings)
+    rows = choose_samples(samples, masks, settings)
     cells = _read_cells(samples, masks, captions, rows, settings)
     picture = arrange(
         [draw_cell(cell) for cell in cells], _title(samples, masks, captions, settings, len(rows))
@@ -127,8 +137,12 @@ def token_grid(mask: Mask, size: tuple[int, int], patch_size: int, threshold: fl
     return np.asarray(tokens.reshape(size[0] // patch_size, size[1] // patch_size).numpy())
 
 
-def _choose_samples(samples: Table, masks: Table | None, settings: SheetSettings) -> npt.NDArray[np.int64]:
-    """Row numbers of the samples to show, in the order of the sheet."""
+def choose_samples(samples: Table, masks: Table | None, settings: SampleChoice) -> npt.NDArray[np.int64]:
+    """Row numbers of the samples to show, in the order in which they are shown.
+
+    Raises:
+        CatalogError: The settings select no sample, name a missing one, or want scores that are not there.
+    """
     labels = samples.read(["sample_id", "split", "identity"])
     rows = np.arange(len(labels))
     if settings.lowest_score:
@@ -173,10 +187,32 @@ def _read_cells(
     rows: npt.NDArray[np.int64],
     settings: SheetSettings,
 ) -> list[Cell]:
-    """The content of the cells of these samples, in their order; one shard in memory at a time."""
+    """The content of the cells of these samples, in their order."""
+    cells = {
+        row: _cell(values, triplet, settings)
+        for row, values, triplet in read_samples(samples, masks, captions, rows)
+    }
+    return [cells[int(row)] for row in rows]
+
+
+def read_samples(
+    samples: Table, masks: Table | None, captions: Table | None, rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[int, dict[str, Any], Pixels]]:
+    """Some samples with what is known of them, in the order of the table; one shard in memory at a time.
+
+    Args:
+        samples: Images and labels.
+        masks: Their masks; None leaves `mask`, `score` and `source` out.
+        captions: Their captions; None leaves `caption` out.
+        rows: Row numbers in the samples table.
+
+    Yields:
+        Row number, values by column with `camera` as people know it, and the images, uint8 `(modality, height,
+        width, channel)`.
+    """
+    first = first_camera(samples)
     starts = np.cumsum([0, *(shard.rows for shard in samples.manifest.shards)])
     shards = np.searchsorted(starts, rows, side="right") - 1
-    cells: dict[int, Cell] = {}
     for number in map(int, np.unique(shards)):
         in_shard = rows[shards == number]
         taken = samples.read_rows(number, (in_shard - starts[number]).tolist())
@@ -188,9 +224,8 @@ def _read_cells(
                 by_id = {found["sample_id"]: found for found in wanted.to_pylist()}
                 values = [value | by_id.get(value["sample_id"], {}) for value in values]
         for row, value, triplet in zip(in_shard, values, decode_triplets(taken), strict=True):
-            value["camera"] = shown_camera(value["camera_id"], first_camera(samples))
-            cells[int(row)] = _cell(value, triplet, settings)
-    return [cells[int(row)] for row in rows]
+            value["camera"] = shown_camera(value["camera_id"], first)
+            yield int(row), value, triplet
 
 
 def _cell(row: Mapping[str, Any], triplet: Pixels, settings: SheetSettings) -> Cell:

@@ -56,13 +56,9 @@ class Cell:
 
 def draw_cell(cell: Cell) -> Image.Image:
     """The picture of one sample."""
-    height, width = cell.triplet.shape[1:3]
-    scale = LONG_SIDE / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    panels = [
-        (modality.value, _outlined(_enlarge(image, size), cell.mask))
-        for modality, image in zip(MODALITIES, cell.triplet, strict=True)
-    ]
+    images = outlined_images(cell.triplet, cell.mask, LONG_SIDE)
+    size = images[0].shape[:2]
+    panels = [(modality.value, image) for modality, image in zip(MODALITIES, images, strict=True)]
     if cell.tokens is not None:
         panels.append(("tokens", _tokens(_enlarge(_mean_image(cell.triplet), size), cell.tokens)))
     columns = len(MODALITIES) + 1
@@ -80,6 +76,20 @@ def draw_cell(cell: Cell) -> Image.Image:
     for number, line in enumerate(caption):
         draw.text((0, 3 * _LINE + size[0] + _GAP + number * _LINE), line, _INK, caption_font)
     return picture
+
+
+def outlined_images(triplet: Pixels, mask: Mask | None, long_side: int) -> list[Pixels]:
+    """The image of each modality with the outline of the mask.
+
+    Args:
+        triplet: Images of a sample, uint8 `(modality, height, width, channel)`.
+        mask: Bool `(height, width)`, or None.
+        long_side: Longer side of each image of the result, pixels.
+    """
+    height, width = triplet.shape[1:3]
+    scale = long_side / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return [_outlined(_enlarge(image, size), mask) for image in triplet]
 
 
 def arrange(cells: Sequence[Image.Image], title: str) -> Image.Image:
