@@ -38,7 +38,7 @@ from data_catalog.records import Record
 from experiments import ablate
 from experiments.command_line import print_recipe_settings, run_command, run_options, step_printer
 from experiments.planning.plan_options import refuse_without_plan
-from experiments.recipes import ConfigError, full_name, resolve
+from experiments.recipes import RECIPES, ConfigError, full_name, resolve
 from experiments.reports.report_files import StudyReport
 from experiments.reproducing.table_origins import CAPTIONS, MASKS, find_faults, parse_captions, parse_masks
 from experiments.run.run_options import resolve_catalog, resolve_workspace
@@ -51,6 +51,10 @@ from experiments.terminal_tables import print_facts
 if TYPE_CHECKING:
     from data_catalog.captions.llm.llm_settings import Prices
     from experiments.reproducing.reproduction_plan import ReproductionPlan
+
+
+PUBLISHED = [name for name in sorted(FORMATS) if f"{name}-paper" in RECIPES]
+"""Data sets of the paper."""
 
 
 class Reproduction(Record):
@@ -74,7 +78,7 @@ def printed_reproduction() -> type[BaseModel]:
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     options = ablate.ablation_parser(__doc__, printed_reproduction, recipe="DATASET-paper")
-    options.add_argument("dataset", choices=sorted(FORMATS), help="a published data set; needed")
+    options.add_argument("dataset", choices=PUBLISHED, help="a published data set; needed")
     options.add_argument(
         "--source", type=Path, required=True, metavar="DIR", help="its folder, as it is published; needed"
     )

@@ -207,8 +207,8 @@ def read_samples(
         rows: Row numbers in the samples table.
 
     Yields:
-        Row number, values by column with `camera` as people know it, and the images, uint8 `(modality, height,
-        width, channel)`.
+        Row number, values by column with `camera` as people know it, and the images, uint8 `(modality,
+        height, width, channel)`.
     """
     first = first_camera(samples)
     starts = np.cumsum([0, *(shard.rows for shard in samples.manifest.shards)])
