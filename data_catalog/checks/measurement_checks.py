@@ -63,8 +63,8 @@ def check_missing(split: str, missing: Mapping[str, int], findings: Findings) ->
         named = ", ".join(f"{modality} {number}" for modality, number in missing.items() if number)
         findings.warn(
             "missing_images",
-            f"split {split!r}: samples lack {count} images ({named}); zeros take their place, so "
-            "compare with models that had the same",
+            f"split {split!r}: samples lack {count} image{'s' if count > 1 else ''} ({named}); zeros take "
+            "their place, so compare with models that had the same",
         )
 
 

@@ -111,13 +111,14 @@ def _check_names(rows: Sequence[Row], faults: _Faults) -> None:
 def _listing(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Listing:
     """What the rows say; paths in them are relative to `folder`."""
     local = {
-        value: os.path.normpath(folder / value)
+        value: os.path.normpath(value if value.startswith("/") else f"{folder}/{value}")
         for row in rows
         for name in (*IMAGES, "mask")
         if (value := row.get(name)) and "://" not in value
     }
-    root = Path(os.path.commonpath([folder, *(Path(path).parent for path in local.values())]))
-    below = {value: os.path.relpath(path, root) for value, path in local.items()}
+    root = Path(os.path.commonpath({str(folder), *map(os.path.dirname, local.values())}))
+    start = len(str(root).rstrip("/")) + 1
+    below = {value: path[start:] for value, path in local.items()}
 
     def sample(row: Mapping[str, Any]) -> SourceSample:
         is_evaluated = row["split"] != "train"

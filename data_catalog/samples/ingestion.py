@@ -124,6 +124,11 @@ def ingest(
             f"thermal_range={settings.thermal_range}: format {source_format.name} has colour JPEG alone; "
             "leave it out, or name files of more bits in a manifest (--format manifest)"
         )
+    if Path(source).is_file() and not source_format.is_manifest:
+        raise CatalogError(
+            f"source {source} is a file, and format {source_format.name} a folder; a manifest is read with "
+            "--format manifest"
+        )
     listing = source_format.read(Path(source))
     listing = replace(listing, samples=hold_out(listing.samples, settings.validation_identities))
     listed = Counter(sample.split for sample in listing.samples)

@@ -315,6 +315,14 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path: Path, name: str, data: 
         find_format("manifest").read(tmp_path / name)
 
 
+def test_a_manifest_is_no_folder(own_source: Path, tmp_path: Path) -> None:
+    path = write_csv(own_source / "a.csv", rows_of(own_source))
+    with pytest.raises(
+        CatalogError, match=r"a.csv is a file, and format rgbnt201 a folder; .*--format manifest"
+    ):
+        ingest(path, tmp_path / "c", "own", IngestSettings())
+
+
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match=r"ends in nothing; a manifest is a file"):
         find_format("manifest").read(tmp_path / "folder")
