@@ -27,6 +27,7 @@ NETWORK_ADDRESSES = {"first": "10.78.0.1", "second": "10.78.0.2", "third": "10.7
 """Of the machines and the object store where they have a network of their own."""
 STARTS_WITHIN_SECONDS = 90.0
 COMMAND_SECONDS = 300.0
+POLL_SECONDS = 0.1
 _OWN_VARIABLES = ("AWS_", "DATA_CATALOG_", "MLFLOW_", "RAY_", "STMI_", "XDG_")
 """Start of the names of variables that change what is tested; those of the user are not passed on."""
 _SECRETS = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY")
@@ -171,7 +172,8 @@ class RayHosts:
             if process.poll() is not None or time.monotonic() > deadline:
                 kill(process)
                 raise AssertionError(f"this did not come: {process.communicate()[1]}")
-            time.sleep(0.02)
+            # Reading all journals takes the processor that a host needs.
+            time.sleep(POLL_SECONDS)
         return found
 
     def actors(self) -> dict[str, Counter[str]]:
