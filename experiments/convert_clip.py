@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> ConvertedClip:
         if given.folder is not None:
             if given.sha256 is not None:
-                raise ClipFileError("--sha256 goes with --archive")
+                raise ClipFileError("--sha256 goes with --archive; leave it out, or name an archive")
             check_new(given.out)
             from stmi.clip import foreign_folder
 

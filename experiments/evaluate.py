@@ -317,7 +317,9 @@ def load_target(given: argparse.Namespace) -> "EvaluationTarget":
     catalog = resolve_catalog(resolve_workspace(given.workspace), given.catalog)
     if given.run is not None:
         if given.recipe or given.settings:
-            raise ConfigError("--recipe and --set go with --released-checkpoint; a run has its own settings")
+            raise ConfigError(
+                "--recipe and --set go with --released-checkpoint; a run has its own settings: leave them out"
+            )
         RunFolder.open(given.run)  # a wrong folder does not wait for the import of PyTorch
         from experiments.evaluating.evaluation_target import load_run
 
@@ -325,7 +327,7 @@ def load_target(given: argparse.Namespace) -> "EvaluationTarget":
             given.run, given.dataset, catalog if given.catalog else None, given.epoch or "reported"
         )
     if given.epoch is not None:
-        raise ConfigError("--epoch goes with --run; a released checkpoint is of one epoch")
+        raise ConfigError("--epoch goes with --run; a released checkpoint is of one epoch; leave it out")
     if given.recipe is None:
         raise ConfigError("--released-checkpoint needs --recipe, for example --recipe rgbnt201-released")
     if given.dataset is not None:
@@ -334,7 +336,9 @@ def load_target(given: argparse.Namespace) -> "EvaluationTarget":
         )
     config = recipes.resolve(given.recipe, given.settings)
     if not given.released_checkpoint.is_file():
-        raise ConfigError(f"--released-checkpoint={given.released_checkpoint}: there is no such file")
+        raise ConfigError(
+            f"--released-checkpoint={given.released_checkpoint}: there is no such file; correct the path"
+        )
     from experiments.evaluating.evaluation_target import load_released_checkpoint
 
     return load_released_checkpoint(given.released_checkpoint, config, catalog)

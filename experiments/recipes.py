@@ -408,7 +408,9 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
             tree[parent] |= {last: value}
             return
         if kind is None or tree[parent] is None:
-            raise ConfigError(f"{name}: {parent} is no group of settings here")
+            raise ConfigError(
+                f"{name}: {parent} is no group of settings here; --list-settings prints all names"
+            )
         section, tree = kind, tree[parent]
     _require(section, name, len(parents))
     kind = section_of(section, last)
@@ -418,9 +420,11 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
         # A group that may be left out, as in data.synthetic=null.
         tree[last] = None
     elif kind is not None:
-        switch = " or on/off" if issubclass(kind, Switch) else ""
+        whole = " or on/off" if issubclass(kind, Switch) else ""
+        if section.model_fields[last].default is None:
+            whole = f", or leave it out with {name}=null"
         raise ConfigError(
-            f"{name}={text}: this is a group; set one of its fields ({', '.join(kind.model_fields)}){switch}"
+            f"{name}={text}: this is a group; set one of its fields ({', '.join(kind.model_fields)}){whole}"
         )
     else:
         tree[last] = value

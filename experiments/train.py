@@ -205,7 +205,7 @@ def make_plan(given: argparse.Namespace) -> "RunPlan":
     plan = run_plan.make_plan(config, workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
     if given.hardware and not any(entry.fits for entry in plan.hardware):
         raise ConfigError(
-            "the run fits on none of the named hardware:\n" + "\n".join(plan.warnings[-len(plan.hardware) :])
+            "the run fits on none of the named hardware: " + "; ".join(plan.warnings[-len(plan.hardware) :])
         )
     return plan
 

@@ -31,7 +31,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"str.heads={heads} does not divide the token width {width}")
+            raise ValueError(f"str.heads={heads} does not divide the token width {width}; set one that does")
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)

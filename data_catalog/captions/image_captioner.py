@@ -101,7 +101,10 @@ class _CaptionerMaker(ShardMaker[int]):
         captions = self.captioner.caption(decode_triplets(samples))
         name = self.settings.stored("captioner")["captioner"]
         if len(captions) != samples.num_rows:
-            raise CatalogError(f"captioner {name} gave {len(captions)} texts for {samples.num_rows} samples")
+            raise CatalogError(
+                f"captioner {name} gave {len(captions)} texts for {samples.num_rows} samples, expected one "
+                "for each; correct it, and raise its version"
+            )
         for caption, sample_id in zip(captions, samples["sample_id"].to_pylist(), strict=True):
             if not isinstance(caption, str):
                 raise CatalogError(

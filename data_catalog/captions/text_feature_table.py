@@ -145,7 +145,9 @@ class TextFeaturesMaker(ShardMaker[int]):
             features[start : start + self.batch_size] = self.tower.encode_text(tokens).detach().cpu().numpy()
         chosen = features[[numbers[caption] for caption in captions]]
         if not np.isfinite(chosen).all():
-            raise CatalogError(f"clip {self.source}: text features are not finite; its weights are damaged")
+            raise CatalogError(
+                f"clip {self.source}: text features are not finite; its weights are damaged: restore them"
+            )
         vectors = pa.FixedSizeListArray.from_arrays(
             pa.array(chosen.reshape(-1)), type=text_features_schema(self.tower.embed_dim).field(2).type
         )

@@ -214,7 +214,10 @@ class _SegmenterMaker(MaskMaker):
         """Refuse what is no mask of its sample: a user's own segmenter may be wrong."""
         name = self.settings.stored("segmenter")["segmenter"]
         if len(found) != len(triplets):
-            raise CatalogError(f"segmenter {name} gave {len(found)} masks for {len(triplets)} samples")
+            raise CatalogError(
+                f"segmenter {name} gave {len(found)} masks for {len(triplets)} samples, expected one for "
+                "each; correct it, and raise its version"
+            )
         for one, triplet, sample_id in zip(found, triplets, ids, strict=True):
             mask, size = one.mask, triplet.shape[1:3]
             if mask.dtype != bool or mask.shape != size:

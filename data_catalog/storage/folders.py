@@ -77,7 +77,7 @@ class Folder:
             CatalogError: It is at a URI.
         """
         if not self.is_local:
-            raise CatalogError(f"{self} is not on a disk of this machine")
+            raise CatalogError(f"{self} is not on a disk of this machine; name a folder that is")
         return Path(self.location)
 
     def file(self, name: str) -> str:

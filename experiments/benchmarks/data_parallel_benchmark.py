@@ -39,7 +39,8 @@ def data_parallel(repeats: int) -> BenchmarkReport:
     free = psutil.virtual_memory().available
     if free < 4 * WORKER_BYTES:
         raise ConfigError(
-            f"four workers need {4 * WORKER_BYTES / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free"
+            f"four workers need {4 * WORKER_BYTES / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free; end other "
+            "programs, or leave this benchmark out"
         )
     results: list[Measurement] = []
     for workers in (2, 4):

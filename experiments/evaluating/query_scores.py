@@ -72,7 +72,9 @@ def _scores_of_run(folder: RunFolder, feature: str | None) -> QueryScores:
     result = folder.finished_result
     feature = feature or folder.config.report.feature
     if feature not in result.metrics:
-        raise ConfigError(f"--feature={feature}: run {folder.name} has {', '.join(result.metrics)}")
+        raise ConfigError(
+            f"--feature={feature}: expected one that run {folder.name} has: {', '.join(result.metrics)}"
+        )
     epoch = result.reported.epoch if result.reported else folder.config.train.epochs
     table = folder.read_queries().to_pandas()
     table = table[(table["feature"] == feature) & (table["epoch"] == epoch)].dropna()
@@ -94,7 +96,9 @@ def _scores_of_embeddings(
     values, count = columns[feature], len(columns["sample_id"])
     for name, column in columns.items():
         if len(column) != count:
-            raise ConfigError(f"{location}: {name} has {len(column)} rows, sample_id {count}")
+            raise ConfigError(
+                f"{location}: {name} has {len(column)} rows and sample_id {count}; write one for each sample"
+            )
     if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
         raise ConfigError(
             f"{location}: {feature} is {values.dtype} {values.shape}; expected real numbers ({count}, width)"

@@ -136,7 +136,10 @@ def _tables(run: RunFolder) -> RunTables:
     captions = find_captions(views["train"]) if run.config.model.text.fine_tune else None
     for split, view in views.items():
         if view.digest != run.digests[f"view/{split}"]:
-            raise ConfigError(f"view {view.path} is not the one that run {run.name} read: its digest differs")
+            raise ConfigError(
+                f"view {view.path} is not the one that run {run.name} read: its digest differs; name the "
+                "catalog that has it with --catalog"
+            )
     return RunTables(views, captions, run.digests, initial=stored_initial(run))
 
 

@@ -2,18 +2,19 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from data_catalog.checks.findings import CheckReport, Findings
 from data_catalog.errors import CatalogError
 from data_catalog.storage.folders import Folder
 from experiments.recipe_files import name_recipe
 from experiments.recipes import WORKSPACE, ConfigError, ExperimentConfig, resolve
-from experiments.run import run_data
-from experiments.run.config_checks import check_batches, check_settings, check_tables
-from experiments.run.made_tables import find_made_tables, look_up_tables
 from experiments.run.preflight import check_data_set
-from stmi.clip.loading import LoadedClip, load_clip
 from stmi.errors import ClipFileError
+
+if TYPE_CHECKING:
+    from experiments.run.run_data import Tables
+    from stmi.clip.loading import LoadedClip
 
 
 def check_recipe(recipe: str, settings: Sequence[str], dataset: str, catalog: str) -> CheckReport:
@@ -52,6 +53,11 @@ def check_run(
         catalog: Root of the catalog.
         with_images: As in `run_data.check_data`.
     """
+    # PyTorch takes seconds to import, which a wrong setting does not wait for.
+    from experiments.run import run_data  # noqa: PLC0415
+    from experiments.run.config_checks import check_batches, check_settings, check_tables  # noqa: PLC0415
+    from stmi.clip.loading import load_clip  # noqa: PLC0415
+
     findings = Findings()
     try:
         check_data_set(config, catalog)
@@ -77,9 +83,11 @@ def check_run(
 
 
 def _find_tables(
-    config: ExperimentConfig, clip: LoadedClip, workspace: Folder, catalog: str, findings: Findings
-) -> run_data.Tables | None:
+    config: ExperimentConfig, clip: "LoadedClip", workspace: Folder, catalog: str, findings: Findings
+) -> "Tables | None":
     """The tables of the run; None for the embedded benchmark where the run has to make some."""
+    from experiments.run.made_tables import find_made_tables, look_up_tables  # noqa: PLC0415
+
     tables = find_made_tables(config, clip, workspace, catalog)
     if tables is None:
         found = look_up_tables(config, clip.digest, workspace, catalog)

@@ -41,7 +41,7 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
     if attends and clip.embed_dim % config.model.str.heads:
         raise ConfigError(
             f"model.str.heads={config.model.str.heads} does not divide the token width {clip.embed_dim} "
-            f"of model.clip.source={config.model.clip.source}"
+            f"of model.clip.source={config.model.clip.source}; set a divisor of {clip.embed_dim}"
         )
     # Nothing is known here of the machines of a cluster.
     on_cpus = not torch.cuda.is_available() and ray_address() == "local"
@@ -71,7 +71,9 @@ def check_tables(config: ExperimentConfig, clip: LoadedClip, tables: RunTables) 
             raise ConfigError(
                 f"view {table.path} holds images of {(view.height, view.width)} and text features of width "
                 f"{view.text_dim}; the config asks for model.image={size}, and "
-                f"model.clip.source={config.model.clip.source} has width {clip.embed_dim}"
+                f"model.clip.source={config.model.clip.source} has width {clip.embed_dim}; make such a view "
+                f"(`python -m data_catalog text-features`, then `view --size {size[0]}x{size[1]}`), or "
+                "change these settings"
             )
         if config.model.sfm.enabled and "masks" not in table.manifest.inputs:
             raise ConfigError(

@@ -170,6 +170,9 @@ def _read_released(path: Path, config: ExperimentConfig) -> dict[str, Tensor]:
         return dict(released_checkpoint.load(weights, (size.height, size.width)).state_dict())
     except (RuntimeError, UnpicklingError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--init={path}: not a file of weights alone ({reason})") from None
+        raise ConfigError(
+            f"--init={path}: not a file of weights alone ({reason}); expected a run's folder, or what "
+            "torch.save(model.state_dict(), ...) writes"
+        ) from None
     except released_checkpoint.ReleasedCheckpointError as error:
         raise ConfigError(f"--init={path}: {error}") from None

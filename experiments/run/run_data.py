@@ -169,7 +169,10 @@ def find_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> Tab
         tables = _found_views(config, samples, None)
     for name in ("train", "test"):
         if f"view/{name}" not in tables:
-            raise ConfigError(f"data set {config.data.dataset!r} has no {name} split; a run needs one")
+            raise ConfigError(
+                f"data set {config.data.dataset!r} has no {name} split; a run needs one: ingest its images "
+                "again with that split"
+            )
     if masks := tables["view/train"].manifest.inputs.get("masks"):
         tables["masks"] = find_table(catalog, config.data.dataset, TableKind.MASKS, digest=masks)
     return {"samples": samples, **tables}

@@ -427,7 +427,9 @@ class RunFolder(JournalFolder):
     def _stored(self) -> StoredConfig:
         stored = self._read_config()
         if stored is None:
-            raise RunFolderError(f"{self} is no run's folder: it has no {CONFIG_FILE}")
+            raise RunFolderError(
+                f"{self} is no run's folder: it has no {CONFIG_FILE}; name one in WORKSPACE/{TRAIN}"
+            )
         return stored
 
     def _read_config(self) -> StoredConfig | None:

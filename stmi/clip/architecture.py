@@ -86,7 +86,9 @@ def build_clip(source: str | Path) -> open_clip.CLIP:
 def _build_folder(folder: Path) -> open_clip.CLIP:
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ClipFileError(f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg)")
+        raise ClipFileError(
+            f"{path} is missing; a CLIP folder needs it (open_clip's model_cfg): restore it, or name another"
+        )
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         vision = settings["vision_cfg"]

@@ -126,7 +126,9 @@ def _load_folder(folder: Path) -> LoadedClip:
     model = build_clip(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise ClipFileError(f"{path} is missing; a CLIP folder needs it (weights as safetensors)")
+        raise ClipFileError(
+            f"{path} is missing; a CLIP folder needs it (weights as safetensors): restore it, or name another"
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     expected = folder / DIGEST_FILE
     if expected.is_file() and expected.read_text().split()[:1] != [digest]:

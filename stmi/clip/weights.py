@@ -49,7 +49,10 @@ def load_strictly(
     """
     problems = misfits({name: value.shape for name, value in module.state_dict().items()}, weights)
     if problems:
-        raise ClipFileError(f"{path}: {len(problems)} weights do not fit: " + "; ".join(problems))
+        raise ClipFileError(
+            f"{path}: {len(problems)} weights do not fit: {'; '.join(problems)}; "
+            "name the weights of this architecture"
+        )
     module.load_state_dict(weights, assign=assign)
 
 

@@ -143,7 +143,8 @@ def encode_captions(state_dict: Mapping[str, Tensor], captions: list[str]) -> Te
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ReleasedCheckpointError(
-            f"released checkpoint: {len(problems)} weights do not fit: " + "; ".join(problems)
+            f"released checkpoint: {len(problems)} weights do not fit: {'; '.join(problems)}; "
+            "name the recipe that it was trained by"
         )
 
 

@@ -71,7 +71,8 @@ def plan_share(
     if identities % world_size:
         raise BatchPlanError(
             f"{world_size} workers do not divide the {identities} identities of batch.size={config.size} "
-            f"with batch.samples_per_identity={group}, as workers with identities of their own must"
+            f"with batch.samples_per_identity={group}, as workers with identities of their own must; "
+            "use another number of them"
         )
     share = identities // world_size
     for worker, own in enumerate(labels):
@@ -126,6 +127,6 @@ def rows_of_rank(size: int, rank: int, world_size: int) -> slice:
         BatchPlanError: The batch size is not a multiple of the number of workers.
     """
     if size % world_size:
-        raise BatchPlanError(f"{world_size} workers do not divide batch.size={size}")
+        raise BatchPlanError(f"{world_size} workers do not divide batch.size={size}; use a number that does")
     share = size // world_size
     return slice(rank * share, (rank + 1) * share)

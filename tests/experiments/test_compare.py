@@ -139,7 +139,7 @@ def without(columns, name):
     [
         (without(split(), "identity"), [], "no identity; expected a row a sample with sample_id"),
         (without(split(), "U"), [], "no feature; expected"),
-        (split() | {"camera_id": np.arange(3)}, [], "camera_id has 3 rows, sample_id 48"),
+        (split() | {"camera_id": np.arange(3)}, [], "camera_id has 3 rows and sample_id 48"),
         (split() | {"G": split()["U"]}, ["--feature", "V"], "choose --feature from U"),
         (without(split() | {"G": split()["U"], "H": split()["U"]}, "U"), [], "choose --feature from G, H"),
         (split() | {"U": split()["U"][:, 0]}, [], r"U is float32 (48,); expected real numbers (48, width)"),

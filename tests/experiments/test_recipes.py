@@ -95,6 +95,7 @@ def test_a_name_without_model_is_that_of_a_setting_of_the_model(text, full):
         ("train.epochs=many", r"train\.epochs='many': .*valid integer"),
         ("optim.learning_rate=.nan", r"optim\.learning_rate=nan"),
         ("model.sfm=0.5", r"this is a group; set one of its fields \(enabled, .*\) or on/off"),
+        ("data.synthetic=none", r"set one of its fields \(.*\), or leave it out with data\.synthetic=null"),
         (
             "model.sfm.perturbation={RGB: 0, NIR: 0, TIR: 0}|model.sfm.perturbation.RBG=0.1",
             r"model\.sfm\.perturbation=.*RBG.*: .* a mapping of RGB, NIR and TIR",

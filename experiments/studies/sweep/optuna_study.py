@@ -168,7 +168,10 @@ class OptunaStudy:
             )
             self._store(len(trials))
             return self.trials()[-1]
-        raise ConfigError(f"{ATTEMPTS} samples in a row from the space were impossible settings: {wrong}")
+        raise ConfigError(
+            f"{ATTEMPTS} samples in a row from the space were impossible settings: {wrong}; narrow the space "
+            "with --search"
+        )
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store a trial's validation mAP after an epoch; what is stored already is stored again."""

@@ -271,7 +271,8 @@ class SweepStudy(Study[SweepResult]):
         if result.best is None:
             reasons = {trial.reason or "was stopped early" for trial in result.trials}
             raise RunError(
-                f"no trial of sweep {self.folder.name} could be finished: {'; '.join(sorted(reasons))}"
+                f"no trial of sweep {self.folder.name} could be finished: {'; '.join(sorted(reasons))}; "
+                "remove the cause, and run the same command again"
             )
         return result
 
@@ -325,7 +326,8 @@ class SweepStudy(Study[SweepResult]):
         result = self._run_folder(self.spec.config(trial.values)).result
         if result is None:
             raise RunError(
-                f"run {trial.run} of trial {trial.number} has no result any more; its folder was changed"
+                f"run {trial.run} of trial {trial.number} has no result any more; restore its folder from "
+                "a copy, or give the sweep another --name"
             )
         return BestTrial(**dict(trial), test=measured_on_test(result, self.spec.base.report))
 
