@@ -227,7 +227,7 @@ class IncidenceRule(nn.Module):
             similarities = cosine_similarities(kept)[:, above]
         if self.leaves_out_copies:
             places = torch.tensor(self.kept, device=nodes.device)
-            whole = _each_alone(nodes).repeat(len(nodes), 1, 1)
+            whole = _each_alone(nodes).repeat(nodes.shape[0], 1, 1)
             whole[:, places[:, None], places] = incidence
             incidence = whole
         return Hypergraph(incidence, facts, similarities)

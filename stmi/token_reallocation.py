@@ -94,7 +94,7 @@ class TokenReallocation(nn.Module):
         Returns:
             Semantic tokens F~, that of the text last, `(batch, K + 1, D)`; `(batch, K, D)` without text.
         """
-        queries = self.queries.to(patches.dtype).expand(len(patches), -1, -1)
+        queries = self.queries.to(patches.dtype).expand(patches.shape[0], -1, -1)
         if text is not None:
             queries = torch.cat([queries, text[:, None].to(patches.dtype)], dim=1)
         return self.block(queries, patches)

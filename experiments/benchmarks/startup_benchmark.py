@@ -18,6 +18,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "experiments/convert_clip.py": ("--archive", "/nosuch", "--out", "/nosuch/out"),
     "experiments/demo.py": ("--set", "nosuch=1"),
     "experiments/evaluate.py": ("--run", "/nosuch"),
+    "experiments/export.py": ("--run", "/nosuch", "--out", "/nosuch/model.onnx"),
     "experiments/pretrain_clip.py": ("--people", "1"),
     "experiments/report.py": ("--run", "/nosuch"),
     "experiments/reproduce.py": (

@@ -328,6 +328,11 @@ class RunFolder(JournalFolder):
         return parse(self._stored.config)
 
     @property
+    def fingerprint(self) -> str:
+        """Identifies the run: of its settings, and of the data and weights it starts from."""
+        return self._stored.fingerprint
+
+    @property
     def digests(self) -> dict[str, str]:
         """Table name to digest, of all that the run reads."""
         return self._stored.tables

@@ -17,7 +17,7 @@ from data_catalog.tables.table import Table
 from data_catalog.views.view_reader import View, open_view
 from experiments.evaluating.evaluation_target import embed_here, load_run
 from experiments.evaluating.folder_embeddings import embed_folder, none_usable
-from experiments.evaluating.image_folder import CAPTION, MASK, ImageFolder
+from experiments.evaluating.image_folder import CAPTION, IMAGES, MASK, ImageFolder
 from experiments.evaluating.parquet_files import read_features, view_labels
 from stmi.images import Pixels
 from stmi.modality import MODALITIES
@@ -108,9 +108,13 @@ class DatasetGallery:
 
     @property
     def lacks(self) -> dict[str, int]:
-        """All samples, where its view was made without masks or text."""
-        kinds = {MASK: "masks", CAPTION: "text_features"}
-        return {kind: len(self) for kind, table in kinds.items() if table not in self._table.manifest.inputs}
+        """The images that samples lack; all samples, where its view was made without masks or text."""
+        missing = self._view.missing
+        counts = [] if missing is None else missing[self._view.is_gallery].sum(axis=0).tolist()
+        images = {name: count for name, count in zip(IMAGES, counts, strict=False) if count}
+        tables = {MASK: "masks", CAPTION: "text_features"}
+        absent = [kind for kind, table in tables.items() if table not in self._table.manifest.inputs]
+        return images | dict.fromkeys(absent, len(self))
 
     @cached_property
     def _view(self) -> View:

@@ -93,7 +93,8 @@ class ImageTower(nn.Module):
             Projected tokens, the class token first, `(batch, 1 + patches, embed_dim)`.
         """
         patches = self._embed_patches(images)
-        class_token = self.class_embedding.expand(len(images), 1, -1)
+        # Not `len`, here and below the tower: an export would take it for a constant.
+        class_token = self.class_embedding.expand(images.shape[0], 1, -1)
         if self.camera_embedding is not None and camera_id is not None:
             # The last row, which -1 names, is the mean.
             cameras = torch.cat([self.camera_embedding, self.camera_embedding.mean(dim=0, keepdim=True)])
@@ -121,7 +122,7 @@ class ImageTower(nn.Module):
         size, (rows, columns) = self.patch_size, self.grid
         patches = images.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
         return functional.linear(
-            patches.reshape(len(images), rows * columns, -1), self.conv1.weight.flatten(1)
+            patches.reshape(images.shape[0], rows * columns, -1), self.conv1.weight.flatten(1)
         )
 
 

@@ -2,7 +2,8 @@
 
 The plain form of a computation is PyTorch's own function or, for SFM, the paper's equations in
 `stmi.feature_modulation`. It runs wherever speed does not matter: in float64, as in gradient checks, and on
-devices other than CPUs and CUDA. The forms in the tables give the same values, faster or in less memory.
+devices other than CPUs and CUDA, and in what is exported, which other programs compute. The forms in the
+tables give the same values, faster or in less memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,7 +86,9 @@ QUICK_GELU_MLP = (
 
 
 def choose(table: Sequence[Form], plain: Callable[..., Tensor], *inputs: Tensor) -> Callable[..., Tensor]:
-    """The form of the first row that fits the inputs; `plain` where no row does."""
+    """The form of the first row that fits the inputs; `plain` where no row does, and in an export."""
+    if torch.compiler.is_exporting():
+        return plain
     for form in table:
         if form.fits(inputs):
             return form.run or plain

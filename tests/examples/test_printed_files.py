@@ -10,6 +10,7 @@ PRINTED = (
     "template_captioner.py",
     "small_recipe.yaml",
     "ablation_row.sh",
+    "embed_with_onnx.py",
 )
 
 

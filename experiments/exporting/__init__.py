@@ -1,0 +1,1 @@
+"""A trained run as one file that other programs compute."""
