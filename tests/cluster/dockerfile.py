@@ -95,6 +95,8 @@ class Build:
         command = ["debootstrap", "--variant=minbase", release, str(self.root)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout[-2000:]
+        # Other users than root may enter the image.
+        self.root.chmod(0o755)
         # As the network of this machine asks for.
         shutil.copy("/etc/resolv.conf", self.root / "etc")
         if "PIP_CERT" in _pip_environment():
