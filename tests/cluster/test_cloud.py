@@ -26,6 +26,7 @@ from tests.pinned_versions import PINNED, PYPROJECT
 
 ROOT = Path(__file__).parents[2]
 CLOUDS = ["aws", "gcp"]
+ACCOUNTS = itertools.count(100_000_000_001)
 SECRET = re.compile(r"(?i)(access_key|password|secret|private_key)\w*['\"]?\s*[:=]")
 
 
@@ -113,8 +114,11 @@ def aws_account(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray makes a key for SSH there
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "made-up")
-    config = prepared("aws")
-    with mock_aws():
+    # The state of moto is that of the whole process, and the S3 server of other tests is a part of it.
+    monkeypatch.setenv("MOTO_ACCOUNT_ID", str(next(ACCOUNTS)))
+    config, mock = prepared("aws"), mock_aws()
+    mock.start(reset=False)
+    try:
         ec2 = boto3.client("ec2", config["provider"]["region"])
         network = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
         subnet = ec2.create_subnet(VpcId=network, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
@@ -127,6 +131,8 @@ def aws_account(monkeypatch, tmp_path):
             profile = kind["node_config"]["IamInstanceProfile"]["Name"]
             boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
         yield config, ec2
+    finally:
+        mock.stop(remove_data=False)
 
 
 def test_machines_of_aws_are_private_have_a_role_and_workers_are_spot(aws_account):
