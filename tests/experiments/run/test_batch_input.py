@@ -23,6 +23,7 @@ def made_up_view(config):
         "mask": random.integers(0, 256, (SAMPLES, image.height, image.width), dtype=np.uint8),
         "text_feature": random.standard_normal((SAMPLES, 128), dtype=np.float32),
         "camera_id": random.integers(0, 4, SAMPLES, dtype=np.int32),
+        "missing": random.random((SAMPLES, 3)) < 0.1,
     }
     return SimpleNamespace(
         batch=lambda rows: SimpleNamespace(**{name: values[rows] for name, values in columns.items()})

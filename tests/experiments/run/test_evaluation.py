@@ -18,6 +18,7 @@ def view():
         scene_id=np.full(5, -1, dtype=np.int32),
         is_query=np.array([True, True, True, False, True]),
         is_gallery=np.ones(5, dtype=bool),
+        missing=None,
     )
 
 

@@ -71,6 +71,7 @@ def test_evaluation_stays_on_the_gpu(settings):
                 mask=np.zeros((len(rows), *size), np.uint8),
                 text_feature=np.zeros((len(rows), width), np.float32),
                 camera_id=np.zeros(len(rows), np.int32),
+                missing=np.zeros((len(rows), 3), np.bool_),
             )
         )
         captions = torch.zeros(9, run.context_length, dtype=torch.int64) if run.model.text_tower else None

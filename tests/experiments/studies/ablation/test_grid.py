@@ -109,11 +109,11 @@ def test_grid_shows_gains_with_intervals_over_two_settings(tmp_path, drawn):
 def test_table_is_made_for_each_condition_once_all_are_known_to_be_possible(monkeypatch, tmp_path, capsys):
     asked = []
 
-    def run(plan, given):
+    def run(plan, options):
         asked.append(plan.settings)
         return result_of({CLUTTER: plan.settings[-1].partition("=")[2]}, 0.1, "")
 
-    monkeypatch.setattr(ablate, "_run", run)
+    monkeypatch.setattr(ablate, "run_ablation", run)
     arguments = ["--table", "3", "--workspace", str(tmp_path), "--json"]
     assert ablate.main([*arguments, "--over", f"{CLUTTER}=0,0.5,7"]) == 2
     assert "clutter=7" in capsys.readouterr().err
