@@ -22,7 +22,7 @@ from tests.experiments import made_up
         (demo, train.RunReport),
         (ablate, ablate.printed_ablation()),
         (sweep_sfm, sweep_sfm.printed_sweep()),
-        (evaluate, evaluate.Evaluation),
+        (evaluate, evaluate.PrintedEvaluation),
     ],
 )
 def test_scripts_print_the_schema_of_their_json(script, record, capsys):
