@@ -59,16 +59,21 @@ def test_finished_run_is_evaluated_to_the_same_metrics(trained, capsys):
 @pytest.fixture(scope="module")
 def best_on_test(ray_session, clip, workspace, tmp_path_factory):
     """A run that got worse after an early epoch, which it reports; it was killed after the second."""
-    settings = ["report.epoch=best_on_test", "train.validate_every=1", "optim.learning_rate=0.2"]
-    runs = tmp_path_factory.mktemp("best")
 
     def die(facts):
         if facts["event"] == "epoch" and facts["epoch"] == 2:
             raise SystemError
 
-    with pytest.raises(SystemError):
-        small_run.alone(clip, workspace, *settings, runs=runs, on_report=die)
-    return small_run.alone(clip, workspace, *settings, runs=runs)
+    # With which learning rate a run gets worse is different from processor to processor.
+    for rate in ("0.2", "0.4", "1", "2", "4"):
+        settings = ["report.epoch=best_on_test", "train.validate_every=1", f"optim.learning_rate={rate}"]
+        runs = tmp_path_factory.mktemp("best")
+        with pytest.raises(SystemError):
+            small_run.alone(clip, workspace, *settings, runs=runs, on_report=die)
+        run = small_run.alone(clip, workspace, *settings, runs=runs)
+        if run.result.choices.best_on_test.epoch < run.result.choices.last.epoch:
+            return run
+    raise AssertionError("no run got worse")
 
 
 def test_run_is_evaluated_with_the_weights_of_the_epoch_that_it_reports(best_on_test, capsys):
@@ -127,7 +132,7 @@ def test_run_and_a_file_of_its_embeddings_rank_alike(trained, capsys, tmp_path):
     assert compare.main([trained["folder"], file, "--junk", "scene"]) == 2
     assert "--junk=scene: a run has the rule camera" in capsys.readouterr().err
     assert compare.main([trained["folder"], file, "--feature", "V"]) == 2
-    assert f"--feature=V: run {trained['run']} has U, G" in capsys.readouterr().err
+    assert f"--feature=V: expected one that run {trained['run']} has: U, G" in capsys.readouterr().err
 
 
 def test_every_query_is_written_for_every_setting(trained, capsys, tmp_path):
