@@ -35,7 +35,10 @@ def test_demo_whose_driver_is_killed_ends_on_another_machine_with_the_tables_of_
     assert hosts.store.names("demo/catalog") == tables
     run = f"demo/train/{result['run']}"
     journal = [json.loads(line) for line in hosts.store.read(f"{run}/journal.jsonl").decode().splitlines()]
-    # An epoch after the last checkpoint is repeated.
     assert [event["epoch"] for event in current_epochs(journal)] == [1, 2, 3]
+    # What came after the checkpoint is repeated, and nothing else.
+    (again,) = [number for number, event in enumerate(journal) if event["event"] == "resumed"]
+    repeated = [event["epoch"] for event in journal[again:] if event["event"] == "epoch"]
+    assert repeated == list(range(journal[again]["epoch"] + 1, 4))
     # One process on one disk makes the same tables.
     assert json.loads(hosts.store.read(f"{run}/config.json"))["tables"] == local.digests
