@@ -134,16 +134,16 @@ def examine(request: Request, on_step: Callable[[str], None] = lambda step: None
 
 
 def start_examiners(names: Mapping[str, str], findings: Findings) -> dict[str, Any]:
-    """An examiner on each node that answers in time, by the node's id.
+    """An examiner on each node that answers in time, by the node's id, in the order of `names`.
 
     Args:
         names: Of the nodes, by their ids.
         findings: Gets those that do not.
     """
     started = {node: on_node(node).remote() for node in names}
-    asked = {examiner.clock.remote(): node for node, examiner in started.items()}
-    done, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
-    silent = [names[asked[one]] for one in waiting]
+    answers = {node: examiner.clock.remote() for node, examiner in started.items()}
+    _, waiting = ray.wait(list(answers.values()), num_returns=len(answers), timeout=NODE_SECONDS)
+    silent = [names[node] for node, answer in answers.items() if answer in waiting]
     if silent:
         findings.error(
             "silent",
@@ -151,10 +151,11 @@ def start_examiners(names: Mapping[str, str], findings: Findings) -> dict[str, A
             "status`, and the logs of Ray there",
         )
     found = {}
-    for one in done:
-        node = asked[one]
+    for node, answer in answers.items():
+        if answer in waiting:
+            continue
         try:
-            ray.get(one)
+            ray.get(answer)
             found[node] = started[node]
         except ray.exceptions.RayError as error:
             findings.error("silent", f"node {names[node]} runs nothing: {describe_failure(error)}")

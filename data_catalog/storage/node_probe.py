@@ -110,15 +110,16 @@ def nodes_with(folder: Path) -> set[str]:
 
 
 def working_nodes() -> dict[str, str]:
-    """Names of the nodes that may get work, by id."""
+    """Names of the nodes that may get work, by id, in the order of the names."""
     import ray  # noqa: PLC0415 - its import takes seconds
 
-    return {
+    names = {
         node["NodeID"]: node_name(node)
         for node in ray.nodes()
         # A node without CPUs and GPUs, such as a head that only coordinates, gets no work.
         if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
     }
+    return dict(sorted(names.items(), key=lambda item: item[1]))
 
 
 def _times_of_change(folder: Path) -> list[tuple[str, int]]:

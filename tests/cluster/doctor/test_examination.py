@@ -78,7 +78,7 @@ def test_a_slow_network_is_named_with_its_bandwidth(nodes):
 
 
 def test_nodes_that_do_not_reach_each_other_are_named_with_what_to_open(nodes, monkeypatch):
-    monkeypatch.setattr(examination, "NODE_SECONDS", 20.0)
+    monkeypatch.setattr(examination, "NODE_SECONDS", 60.0)
     nodes(a=NodeExaminer, b=Apart)
     findings = Findings()
     assert measure_all_reduce(FACTS, findings) is None
@@ -92,12 +92,13 @@ def test_nodes_that_do_not_reach_each_other_are_named_with_what_to_open(nodes, m
 @pytest.mark.parametrize(
     ("examiner", "words"),
     [
-        (Waiting, "nodes that started no process within 8 s: beta (10.0.0.2); see `ray status`"),
+        (Waiting, "nodes that started no process within 30 s: beta (10.0.0.2); see `ray status`"),
         (Broken, "node beta (10.0.0.2) runs nothing: "),
     ],
 )
 def test_a_node_that_runs_nothing_is_named_and_the_others_are_examined(nodes, monkeypatch, examiner, words):
-    monkeypatch.setattr(examination, "NODE_SECONDS", 8.0)
+    # Enough for the node that answers, on a busy machine.
+    monkeypatch.setattr(examination, "NODE_SECONDS", 30.0)
     nodes(a=NodeExaminer, b=examiner)
     findings = Findings()
     assert list(examination.start_examiners(NAMES, findings)) == ["a"]
