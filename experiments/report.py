@@ -7,7 +7,8 @@
     python experiments/report.py --study demo-table3-3seeds-1a2b3c4d --table runs.parquet    # or .csv
     python experiments/report.py --mlflow-again --workspace s3://bucket/runs --tracking-uri http://mlflow:5000
 
-For a run: a table of its metrics, its times, its figures, and the paths of its files. For a study: one HTML
+For a run: a table of its metrics, what was published on its data set, its times, its figures, and the paths
+of its files. For a study: one HTML
 page that needs no other file, and the same as Markdown, from the data in MLflow. Figures of weights or
 embeddings need access to the folders of the runs. With --table, in place of the page: a row for each run of
 the study, with its row or trial, seed, status, seconds, metrics, and the settings in which it differs from
@@ -40,10 +41,15 @@ from experiments.reports.report_files import LoggedAgain, StudyReport
 from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_options import RunOptions, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, EpochChoices, LoggedRunResult, ReportedEpoch
-from experiments.studies.published import PublishedResult, find_stmi_result
+from experiments.studies.published import (
+    PublishedMethod,
+    PublishedResult,
+    find_stmi_result,
+    published_methods,
+)
 from experiments.studies.run_table import RunTable, write_run_table
 from experiments.studies.study_folder import STUDIES
-from experiments.terminal_tables import print_facts, print_table
+from experiments.terminal_tables import print_facts, print_table, text_table
 from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_store import MlflowRun
 
@@ -51,9 +57,12 @@ logger = logging.getLogger(__name__)
 
 
 class RunReport(LoggedRunResult):
-    """A finished run, and what the paper prints for its data set."""
+    """A finished run, and what was published on its data set."""
 
     paper: PublishedResult | None = None
+    """Of STMI."""
+    published: tuple[PublishedMethod, ...] = ()
+    """Of all methods, the highest mAP first; `train.py` leaves it empty."""
 
 
 class PrintedReport(RootModel[RunReport | StudyReport | RunTable | LoggedAgain]):
@@ -76,6 +85,8 @@ def print_report(result: RunReport, out: str | None = None) -> None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
+    if result.published:
+        _print_published(console, result)
     for split, facts in result.hyperedges.items():
         console.print(f"hyperedges, {split}  {facts.describe()}", highlight=False, soft_wrap=True)
     _print_idle_losses(console, result)
@@ -120,6 +131,38 @@ def _print_choices(console: Console, choices: EpochChoices, reported: ReportedEp
         if (choice := choices.get(name)) is not None
     ]
     console.print(f"mAP of {feature}  {'; '.join(parts)}; reported: {labels[reported.chosen_by]}")
+
+
+def _print_published(console: Console, result: RunReport) -> None:
+    """Print what was published on the run's data set, and the run where its mAP puts it."""
+    reported = result.reported
+    own = result.metrics["U"] if reported is None else reported.metrics
+    rows = [
+        (
+            own.mean_average_precision,
+            "this run",
+            "measured",
+            "",
+            own.value("rank1"),
+        ),
+        *(
+            (
+                method.metrics["mAP"],
+                method.name,
+                f"{method.source}, to check" if method.to_check else method.source,
+                method.kind or "",
+                method.metrics.get("rank1"),
+            )
+            for method in result.published
+        ),
+    ]
+    table = text_table(
+        "published on this data set, %", "method", "source", "backbone", "mAP", "rank 1", left=3
+    )
+    for precision, *texts, rank1 in sorted(rows, key=lambda row: -row[0]):
+        shown = "" if rank1 is None else f"{100 * rank1:.1f}"
+        table.add_row(*texts, f"{100 * precision:.1f}", shown)
+    print_table(console, table)
 
 
 def _print_idle_losses(console: Console, result: RunReport) -> None:
@@ -309,8 +352,12 @@ def main(arguments: list[str] | None = None) -> int:
             if pictures is not None:
                 raise
             logger.warning("its pictures are not drawn: %s; or name a folder for them with --out", error)
+        dataset = folder.config.data.dataset
         return RunReport(
-            **dict(result), mlflow=folder.mlflow, paper=find_stmi_result(folder.config.data.dataset)
+            **dict(result),
+            mlflow=folder.mlflow,
+            paper=find_stmi_result(dataset),
+            published=published_methods(dataset),
         )
 
     return run_command(show_run, given.json, lambda result: print_report(result, given.out))

@@ -1,4 +1,4 @@
-"""The numbers of the paper, Tables 1 to 5, each with its source: shown beside the measured ones."""
+"""The numbers of the paper's Tables 1 to 5, and later ones of others, each with its source."""
 
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,9 @@ class PublishedRow(Record):
         index: Letter of an ablation's row; None in a comparison of methods.
         kind: Backbone of a method of Tables 1 and 2; None in an ablation.
         cites: The paper of a method; None in an ablation.
+        source: What the numbers were read in; None for the paper.
+        at: Where it is; None for the paper.
+        to_check: Whether they, or what is missing of them, must still be read at the source.
         values: Data set to metric to percent; None where the paper prints a dash.
     """
 
@@ -34,7 +37,16 @@ class PublishedRow(Record):
     index: str | None = None
     kind: Literal["CNN", "ViT", "CLIP"] | None = None
     cites: str | None = None
-    values: dict[str, dict[Metric, Percent | None]] = Field(min_length=1)
+    source: str | None = None
+    at: str | None = None
+    to_check: bool = False
+    values: dict[str, dict[Metric, Percent | None]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_numbers(self) -> "PublishedRow":
+        if not self.values and not self.to_check:
+            raise ValueError(f"row {self.name} has no values; only one that is to be checked may lack them")
+        return self
 
     def fractions(self, dataset: str) -> dict[Metric, float]:
         """What the paper prints for a data set, as fractions; empty where it prints nothing."""
@@ -93,7 +105,7 @@ class _File(Record):
 
 
 def published(table: str) -> PublishedTable:
-    """The numbers of `table1` to `table5`, or the claims about `figure5`.
+    """The numbers of `table1` to `table5` or of `later`, or the claims about `figure5`.
 
     Raises:
         PublishedError: There is no such table.
@@ -118,6 +130,39 @@ class PublishedResult(Record):
             f"{name.replace('rank', 'rank ')} {100 * value:.1f}" for name, value in self.metrics.items()
         )
         return f"{self.source} of the paper, as printed and not measured here: {metrics}"
+
+
+class PublishedMethod(Record):
+    """What was published of a method on one data set; nothing of it was measured here."""
+
+    name: str
+    kind: str | None
+    """Its backbone; None where the source is silent."""
+    source: str
+    at: str | None
+    """Where the source is; None for the paper."""
+    to_check: bool
+    """Whether the numbers were copied from a copy, and must still be read at the source."""
+    metrics: dict[Metric, float]
+    """Fractions."""
+
+
+def published_methods(dataset: str) -> tuple[PublishedMethod, ...]:
+    """Methods with a published mAP on a data set, the highest first; empty for another data set."""
+    methods = [
+        PublishedMethod(
+            name=row.name,
+            kind=row.kind,
+            source=row.source or f"{table.source} of the paper",
+            at=row.at,
+            to_check=row.to_check,
+            metrics=metrics,
+        )
+        for table in map(published, ("table1", "table2", "later"))
+        for row in table.rows
+        if "mAP" in (metrics := row.fractions(dataset))
+    ]
+    return tuple(sorted(methods, key=lambda method: -method.metrics["mAP"]))
 
 
 def find_stmi_result(dataset: str) -> PublishedResult | None:

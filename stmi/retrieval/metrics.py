@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -203,20 +204,29 @@ def score(
     first_rank = np.zeros(len(query), dtype=np.int64)
     rows_by_identity = _rows_by_identity(gallery.identity)
     found = np.arange(1, len(gallery) + 1)
+
+    def rank(rows: slice, distances: np.ndarray, ascending: Iterator[np.ndarray]) -> None:
+        for i, row, sorted_row in zip(range(rows.start, rows.stop), distances, ascending, strict=True):
+            same = rows_by_identity.get(int(query.identity[i]), _NONE)
+            is_junk = gallery.group[same] == query.group[i]
+            ranks = _ranks(row, sorted_row, same[~is_junk], same[is_junk])
+            if len(ranks) == 0:
+                continue
+            precision[i] = (found[: len(ranks)] / (ranks + 1)).sum() / len(ranks)
+            first_rank[i] = ranks[0] + 1
+
     processors = usable_processors()
     with ThreadPoolExecutor(processors) as threads:
+        # Most of the time goes into sorting. NumPy sorts in one thread and lets others run: while a chunk is
+        # sorted, the one before it is ranked here.
+        waiting: tuple[slice, np.ndarray, Iterator[np.ndarray]] | None = None
         for rows, distances in chunks:
-            ascending = distances.copy()
-            # Most of the time of all goes into this; numpy sorts in one thread, and lets others do so too.
-            list(threads.map(np.ndarray.sort, np.array_split(ascending, processors)))
-            for i, row, sorted_row in zip(range(rows.start, rows.stop), distances, ascending, strict=True):
-                same = rows_by_identity.get(int(query.identity[i]), _NONE)
-                is_junk = gallery.group[same] == query.group[i]
-                ranks = _ranks(row, sorted_row, same[~is_junk], same[is_junk])
-                if len(ranks) == 0:
-                    continue
-                precision[i] = (found[: len(ranks)] / (ranks + 1)).sum() / len(ranks)
-                first_rank[i] = ranks[0] + 1
+            parts = threads.map(np.sort, np.array_split(distances, processors))
+            if waiting is not None:
+                rank(*waiting)
+            waiting = rows, distances, chain.from_iterable(parts)
+        if waiting is not None:
+            rank(*waiting)
     matched = first_rank > 0
     if not matched.any():
         raise RetrievalError(

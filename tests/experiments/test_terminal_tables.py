@@ -14,6 +14,7 @@ from experiments.recipes import resolve
 from experiments.reports.report_files import StudyReport
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.rows import ABLATIONS
+from experiments.studies.published import published_methods
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.terminal_tables import print_table, text_table
 from tests import json_samples
@@ -64,12 +65,18 @@ def one_setting():
     return stored.model_copy(update={"settings": stored.settings[:1]})
 
 
+def published_report():
+    stored = sample("report", report.RunReport)
+    return stored.model_copy(update={"published": published_methods("msvr310")})
+
+
 PRINTED = {
     "ablate": lambda: ablate.print_ablation(widest_ablation()),
     "evaluate": lambda: evaluate.show(one_setting()),
     "evaluate many": lambda: evaluate.show(many_settings()),
     "plan": lambda: print_plan(sample("plan", RunPlan)),
     "report": lambda: report.print_report(sample("report", report.RunReport)),
+    "report beside published": lambda: report.print_report(published_report()),
     "report of a study": lambda: report.print_study_report(sample("report_study", StudyReport)),
     "sweep": lambda: sweep_sfm.print_sweep(sample("sweep", SweepResult)),
 }
@@ -96,7 +103,8 @@ def test_tables_fit_80_columns(name, capsys, monkeypatch):
     PRINTED[name]()
     rules = [line for line in capsys.readouterr().out.splitlines() if line.startswith("──")]
     assert all(len(line) <= 80 for line in rules)
-    assert len(rules) == {"ablate": 8, "plan": 5, "report of a study": 0}.get(name, 1)
+    counts = {"ablate": 8, "plan": 5, "report of a study": 0, "report beside published": 2}
+    assert len(rules) == counts.get(name, 1)
 
 
 def test_settings_of_a_plan_are_printed_as_set_takes_them(capsys, monkeypatch):
@@ -156,3 +164,14 @@ def test_table_is_wider_than_a_terminal_that_is_too_narrow_for_its_numbers(capsy
     shown = capsys.readouterr().out
     assert words(shown) == words("title name number other some long name 1000.0 to 2000.0 two 22 lines")
     assert "1000.0 to 2000.0  " in shown
+
+
+def test_report_puts_a_run_where_its_precision_is_among_the_published_ones(capsys):
+    stored = published_report()
+    between = stored.published[3].metrics["mAP"] - 0.0001
+    metrics = stored.reported.metrics.model_copy(update={"mean_average_precision": between})
+    reported = stored.reported.model_copy(update={"metrics": metrics})
+    report.print_report(stored.model_copy(update={"reported": reported}))
+    _, _, table = capsys.readouterr().out.partition("published on this data set")
+    lines = [line.split()[0] for line in table.splitlines()[3 : 3 + 5]]
+    assert lines == [*(method.name for method in stored.published[:4]), "this"]

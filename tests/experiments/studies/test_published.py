@@ -9,6 +9,7 @@ from experiments.studies.published import (
     find_stmi_result,
     load_published,
     published,
+    published_methods,
 )
 
 TABLES = ["table1", "table2", "table3", "table4", "table5"]
@@ -131,7 +132,7 @@ def edited(tmp_path: Path, edit) -> Path:
         (lambda tables: tables["table4"].update(page=7), r"tables\.table4\.page: Extra inputs"),
         (
             lambda tables: tables["table5"]["rows"][0].pop("values"),
-            r"table5\.rows\.0\.values: Field required",
+            r"table5\.rows\.0: .*row Shared All Layers has no values; only one that is to be checked may",
         ),
         (
             lambda tables: tables["table5"]["rows"][0].update(index="B"),
@@ -163,3 +164,27 @@ def test_papers_numbers_of_stmi_are_found_by_data_set():
     assert find_stmi_result("rgbnt100").describe() == (
         "Table 2, row STMI of the paper, as printed and not measured here: mAP 89.1, rank 1 97.1"
     )
+
+
+def test_methods_of_a_data_set_are_the_papers_and_later_ones_with_the_best_first():
+    methods = published_methods("rgbnt201")
+    assert len(methods) == 14 + 5
+    assert [(method.name, method.metrics["mAP"]) for method in methods[:3]] == [
+        ("ProxyTTT", 0.85),
+        ("MDReID", 0.821),
+        ("MHCF", 0.817),
+    ]
+    precisions = [method.metrics["mAP"] for method in methods]
+    assert precisions == sorted(precisions, reverse=True)
+    sources = {method.name: (method.kind, method.source, method.to_check) for method in methods}
+    assert sources["STMI"] == ("CLIP", "Table 1 of the paper", False)
+    assert sources["UGG-ReID"] == ("CLIP", "arXiv 2507.04638", True)
+    # A dash of the paper is no method on this data set.
+    assert "PHT" not in {method.name for method in published_methods("msvr310")}
+    assert published_methods("synthetic_person") == ()
+
+
+def test_later_methods_name_where_their_numbers_were_read():
+    for row in published("later").rows:
+        assert None not in (row.source, row.at, row.cites), row.name
+        assert row.values or row.to_check, row.name
