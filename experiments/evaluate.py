@@ -15,7 +15,8 @@ With --images nothing is measured: this process embeds a folder of images, as `s
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -103,6 +104,8 @@ class Evaluation(Record):
     """What is to be borne in mind of the measurement."""
     paper: PublishedResult | None
     """What the paper prints for the data set."""
+    others: "tuple[Evaluation, ...]" = ()
+    """Of a run on several data sets: the same on each other one, among its own gallery."""
 
 
 class PrintedEvaluation(RootModel[Evaluation | FolderEmbeddings]):
@@ -222,7 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="epoch of a run: the one that it reports, or its last one (default: reported)",
     )
     parser.add_argument(
-        "--dataset", metavar="NAME", help="evaluate a run on this data set of the catalog (default: its own)"
+        "--dataset",
+        metavar="NAME",
+        help="evaluate a run on this data set of the catalog (default: its own; of several, on each)",
     )
     add_workspace(parser)
     parser.add_argument(
@@ -289,9 +294,12 @@ def main(arguments: list[str] | None = None) -> int:
             filesystems.open_root(location)  # an unknown kind of URI is refused before anything is computed
         if given.workers != 0:
             _check_ray()
-        target = load_target(given)
         variant: RerankVariant | None = given.rerank_variant or ("field" if given.rerank else None)
-        return evaluate(target, missing, variant, given.workers, given.embeddings, given.queries)
+        first, *others = [
+            evaluate(load(), missing, variant, given.workers, given.embeddings, given.queries)
+            for load in find_targets(given)
+        ]
+        return first.model_copy(update={"others": tuple(others)})
 
     return run_command(command, given.json, lambda result: show(result, given.wide))
 
@@ -308,8 +316,8 @@ def _check_ray() -> None:
         raise CatalogError(f"{error}; --workers 0 evaluates in this process, without Ray") from None
 
 
-def load_target(given: argparse.Namespace) -> "EvaluationTarget":
-    """The evaluation target of the command line.
+def find_targets(given: argparse.Namespace) -> "list[Callable[[], EvaluationTarget]]":
+    """What loads each evaluation target of the command line; of a run on several data sets one for each.
 
     Raises:
         ConfigError: Options do not fit together.
@@ -320,12 +328,20 @@ def load_target(given: argparse.Namespace) -> "EvaluationTarget":
             raise ConfigError(
                 "--recipe and --set go with --released-checkpoint; a run has its own settings: leave them out"
             )
-        RunFolder.open(given.run)  # a wrong folder does not wait for the import of PyTorch
+        # A wrong folder does not wait for the import of PyTorch.
+        run = RunFolder.open(given.run)
+        datasets: list[str | None] = [given.dataset]
+        if given.dataset is None and run.config.data.datasets:
+            datasets = [None, *(name for name in run.config.data.datasets if f"test/{name}" in run.splits)]
+            if wrong := [name for name in ("embeddings", "queries") if getattr(given, name)]:
+                raise ConfigError(
+                    f"--{wrong[0]} is one file, and run {run.name} has the data sets "
+                    f"{', '.join(run.config.data.datasets)}; name one with --dataset"
+                )
         from experiments.evaluating.evaluation_target import load_run
 
-        return load_run(
-            given.run, given.dataset, catalog if given.catalog else None, given.epoch or "reported"
-        )
+        own = catalog if given.catalog else None
+        return [partial(load_run, given.run, name, own, given.epoch or "reported") for name in datasets]
     if given.epoch is not None:
         raise ConfigError("--epoch goes with --run; a released checkpoint is of one epoch; leave it out")
     if given.recipe is None:
@@ -341,7 +357,7 @@ def load_target(given: argparse.Namespace) -> "EvaluationTarget":
         )
     from experiments.evaluating.evaluation_target import load_released_checkpoint
 
-    return load_released_checkpoint(given.released_checkpoint, config, catalog)
+    return [partial(load_released_checkpoint, given.released_checkpoint, config, catalog)]
 
 
 def embed_images(given: argparse.Namespace) -> FolderEmbeddings:
@@ -395,6 +411,8 @@ def show(result: Evaluation, wide: bool = False) -> None:
     print_notes(console, result.notes)
     if result.paper is not None:
         console.print(result.paper.describe(), highlight=False)
+    for other in result.others:
+        show(other, wide)
 
 
 def settings_table(title: str, settings: Sequence[EvaluationSetting], wide: bool) -> Table:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from data_catalog.records import FOLDER_NAME, NO_FOLDER_NAME
-from data_catalog.synthetic import SyntheticSettings
+from data_catalog.synthetic import Kind, SyntheticSettings
 from stmi.config import (
     LARGEST_COUNT,
     LARGEST_SEED,
@@ -47,19 +47,42 @@ class DataConfig(Section):
     """Which tables a run reads."""
 
     dataset: str = Field(description="Name of the data set in the catalog.")
+    datasets: tuple[str, ...] = Field(
+        (),
+        description="Data sets to train on together, for example [rgbnt201,msvr310], in place of "
+        "data.dataset, which is then the first of them. All are evaluated; the headline, and the choice of "
+        "an epoch, are the first one's.",
+    )
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="Share of each of data.datasets in the identities of the batches, for example [0.5,0.5]; "
+        "empty for their numbers of training identities. An epoch ends with the first of them that does.",
+    )
     synthetic: SyntheticSettings | None = Field(
         None, description="Settings of the embedded benchmark; its tables are made where they are missing."
     )
     junk: Literal["camera", "scene", "none"] = Field(
         "camera",
         description="What a gallery sample of the query's identity shares with it to be junk; with none, and "
-        "without cameras, only the query itself is.",
+        "without cameras, only the query itself is. Of data.datasets it holds for the first; for each other "
+        "one it is the scene where its samples have scenes, else the camera.",
     )
     placement: Literal["replicated", "by_identity"] = Field(
         "replicated",
         description="Every worker reads the whole training view, or only shards of identities of its own, so "
         "that no node need hold them all; then the batches, and so the result, depend on train.workers.",
     )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets, the first one first; one where there are no several."""
+        return self.datasets or (self.dataset,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, given: Any) -> Any:
+        several = given.get("datasets") if isinstance(given, dict) else None
+        return given | {"dataset": several[0]} if several and isinstance(several, (list, tuple)) else given
 
     @field_validator("dataset")
     @classmethod
@@ -69,7 +92,41 @@ class DataConfig(Section):
         return name
 
     @model_validator(mode="after")
+    def _several(self) -> Self:
+        if self.datasets:
+            given = f"data.datasets=[{','.join(self.datasets)}]"
+            for name in self.datasets:
+                if not re.fullmatch(FOLDER_NAME, name):
+                    raise ValueError(f"{given}: {name!r} {NO_FOLDER_NAME}")
+            if len(set(self.datasets)) < max(2, len(self.datasets)):
+                raise ValueError(f"{given}: expected two or more different ones; for one, set data.dataset")
+            if self.placement == "by_identity":
+                raise ValueError(
+                    f"{given} goes with data.placement=replicated, not by_identity: every worker reads all "
+                    "of them"
+                )
+        if self.shares and (len(self.shares) != len(self.datasets) or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError(
+                f"data.shares={list(self.shares)}: expected one number for each of data.datasets "
+                f"({len(self.datasets)}), which add up to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _synthetic_name(self) -> Self:
+        if self.synthetic is not None and self.datasets:
+            kinds = [f"synthetic_{kind}" for kind in get_args(Kind)]
+            if others := sorted(set(self.datasets) - set(kinds)):
+                raise ValueError(
+                    f"data.datasets: data.synthetic renders {' and '.join(kinds)}, not {', '.join(others)}; "
+                    "set data.synthetic=null, for tables that are in the catalog"
+                )
+            if self.dataset != f"synthetic_{self.synthetic.kind}":
+                raise ValueError(
+                    f"data.datasets: the first is {self.dataset}, but data.synthetic.kind="
+                    f"{self.synthetic.kind}; set data.synthetic.kind="
+                    f"{self.dataset.removeprefix('synthetic_')}"
+                )
         # Rendered samples must not be mixed with those of a real data set.
         if self.synthetic is not None and self.dataset != (name := f"synthetic_{self.synthetic.kind}"):
             raise ValueError(
@@ -78,11 +135,22 @@ class DataConfig(Section):
             )
         return self
 
+    def alone(self, name: str) -> "DataConfig":
+        """What a run on one of the data sets has, with its own part of the embedded benchmark."""
+        if not self.datasets:
+            return self
+        synthetic = self.synthetic
+        if synthetic is not None:
+            synthetic = synthetic.model_copy(update={"kind": name.removeprefix("synthetic_")})
+        alone = {"dataset": name, "datasets": (), "shares": (), "synthetic": synthetic}
+        return self.model_copy(update=alone)
+
 
 UNDECIDING = {"micro_batches", "checkpoint_activations", "checkpoint_steps", "checkpoint_minutes"}
 """Settings of `train` that do not decide the result: where memory and time go."""
+ADDED_TO_DATA = ("datasets", "shares")
 ADDED_TO_CHI = ("neighbours", "density", "exclude_text_copies")
-"""Settings of `model.chi` that older versions did not have."""
+"""Settings of `data` and of `model.chi` that older versions did not have."""
 
 
 class TrainConfig(Section):
@@ -208,7 +276,14 @@ class ExperimentConfig(Section):
         A setting that older versions did not have is left out at its default: their runs keep their names.
         """
         same = {name for name in ADDED_TO_CHI if getattr(self.model.chi, name) == getattr(ChiConfig(), name)}
-        return self.model_dump(mode="json", exclude={"train": UNDECIDING, "model": {"chi": same}})
+        unset = {name for name in ADDED_TO_DATA if not getattr(self.data, name)}
+        return self.model_dump(
+            mode="json", exclude={"train": UNDECIDING, "data": unset, "model": {"chi": same}}
+        )
+
+    def by_dataset(self) -> "dict[str, ExperimentConfig]":
+        """For each data set, the first one first, the config of a run that reads the same tables of it."""
+        return {name: self.model_copy(update={"data": self.data.alone(name)}) for name in self.data.names}
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its full dotted name (`model.sfm.perturbation`), as `--set` takes it."""

@@ -40,7 +40,13 @@ from experiments.recipes import ConfigError
 from experiments.reports.report_files import LoggedAgain, StudyReport
 from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_options import RunOptions, resolve_workspace
-from experiments.run.run_result import FEATURE_NAMES, EpochChoices, LoggedRunResult, ReportedEpoch
+from experiments.run.run_result import (
+    FEATURE_NAMES,
+    DatasetMetrics,
+    EpochChoices,
+    LoggedRunResult,
+    ReportedEpoch,
+)
 from experiments.studies.published import (
     PublishedMethod,
     PublishedResult,
@@ -79,8 +85,11 @@ def print_report(result: RunReport, out: str | None = None) -> None:
     console = Console()
     # A run finished by an older version has fewer features, and only the last epoch.
     rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
-    title = f"{result.run}: test identities, %"
+    first, *others = result.datasets or [""]
+    title = f"{result.run}: test identities{first and f' of {first}'}, %"
     print_table(console, metrics_table(title, rows | {"U before training": result.untrained}))
+    for name in others:
+        _print_other(console, name, result.datasets[name])
     if result.choices is not None and result.reported is not None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
@@ -119,6 +128,13 @@ def print_report(result: RunReport, out: str | None = None) -> None:
         "MLflow": _mlflow(result.mlflow),
     }
     print_facts(console, paths, width=8)
+
+
+def _print_other(console: Console, name: str, measured: DatasetMetrics) -> None:
+    """Print the metrics of a data set beside the first one."""
+    rows = {label: measured.metrics[key] for key, label in FEATURE_NAMES.items() if key in measured.metrics}
+    title = f"test identities of {name}, %"
+    print_table(console, metrics_table(title, rows | {"U before training": measured.untrained}))
 
 
 def _print_choices(console: Console, choices: EpochChoices, reported: ReportedEpoch) -> None:

@@ -7,6 +7,7 @@
     python experiments/train.py --recipe rgbnt201-released --plan --hardware H100-SXM
     python experiments/train.py --recipe rgbnt201-paper --catalog s3://lab/catalog --workers 8
     python experiments/train.py --recipe demo --seed 1 --init runs/train/demo-seed0-1a2b3c4d
+    python experiments/train.py --recipe demo --set 'data.datasets=[synthetic_person,synthetic_vehicle]'
 
 Run again with the same settings, an interrupted run continues and a finished one is shown. With
 RAY_ADDRESS set, or submitted with `ray job submit`, the workers run on that cluster.

@@ -18,6 +18,7 @@ from data_catalog.views.view_reader import View, open_view
 from experiments.recipes import ConfigError, ExperimentConfig, differences
 from experiments.run import evaluation
 from experiments.run.run_folder import RunFolder
+from experiments.run.run_tables import junk_rule, number_cameras
 from experiments.run.workers.training_loop import caption_tokens
 from stmi.modality import Modality
 from stmi.model import STMI
@@ -68,7 +69,8 @@ def load_run(
 
     Args:
         path: Folder of the run, path or URI.
-        dataset: Another data set, whose newest test view of the same image size is used; None for its own.
+        dataset: Another data set, whose newest test view of the same image size is used, or one of its own;
+            None for its own, the first one.
         catalog: Catalog of that data set, or of the run's tables if they are not where it found them; None
             for the catalog of the run.
         epoch: Whose weights are loaded.
@@ -81,11 +83,13 @@ def load_run(
     """
     folder = RunFolder.open(path, catalog)
     run = stmi.load(folder.location, epoch=epoch, device="cpu")
-    table, junk, tokens = find_test_view(folder, dataset, catalog), folder.config.data.junk, None
-    if dataset not in (None, folder.config.data.dataset):
-        view = open_view(table)
-        junk = junk_rule(view)
-        forget_cameras(run.model, view.cameras)
+    table, data, tokens = find_test_view(folder, dataset, catalog), folder.config.data, None
+    junk = junk_rule(data, table)
+    if dataset in data.names[1:]:
+        views = {name: folder.view(name) for name in folder.splits}
+        put_cameras_first(run.model, number_cameras(views, data.names)[dataset])
+    elif dataset not in (None, data.dataset):
+        forget_cameras(run.model, open_view(table).cameras)
     if folder.config.model.text.fine_tune:
         tokens = caption_tokens(run.tokenize, find_captions(table), {"test": open_view(table)})["test"]
     autocast = folder.config.train.precision == "bfloat16"
@@ -126,6 +130,8 @@ def find_test_view(folder: RunFolder, dataset: str | None = None, catalog: str |
     """
     if dataset is None:
         return folder.view("test")
+    if catalog is None and f"test/{dataset}" in folder.splits:
+        return folder.view(f"test/{dataset}")
     return _find_view(folder, catalog or folder.view("test").catalog, dataset)
 
 
@@ -155,17 +161,20 @@ def _find_view(folder: RunFolder, catalog: str, dataset: str) -> Table:
     return table
 
 
-def junk_rule(view: View) -> JunkRule:
-    """A data set's own junk rule: by scene where its samples have scenes (MSVR310), else by camera."""
-    return "scene" if view.scene_id.min() >= 0 else "camera"
-
-
 def forget_cameras(model: STMI, cameras: int) -> None:
     """Give every camera the mean of the camera embedding: it was trained for another data set's cameras."""
     tower = model.image_tower
     if tower.camera_embedding is not None:
         mean = tower.camera_embedding.detach().mean(dim=0)
         tower.camera_embedding = nn.Parameter(mean.repeat(cameras, 1))
+
+
+def put_cameras_first(model: STMI, numbers: range) -> None:
+    """Give one data set of a run on several the first camera numbers, as its own view counts them."""
+    tower = model.image_tower
+    if tower.camera_embedding is not None:
+        others = sorted(set(range(len(tower.camera_embedding))) - set(numbers))
+        tower.camera_embedding = nn.Parameter(tower.camera_embedding.detach()[[*numbers, *others]])
 
 
 def add_cameras(model: STMI, cameras: int) -> None:

@@ -17,7 +17,7 @@ from experiments.run.run_description import environment, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import InterruptedRunError
-from experiments.run.run_tables import RunTables
+from experiments.run.run_tables import RunTables, training_views
 from experiments.tracking.journal import Event, Journal
 
 
@@ -133,7 +133,10 @@ def step_weights(journal: Journal) -> dict[int, str]:
 def _tables(run: RunFolder) -> RunTables:
     """The tables that a run read, found again."""
     views = {split: run.view(split) for split in run.splits}
-    captions = find_captions(views["train"]) if run.config.model.text.fine_tune else None
+    captions = {}
+    if run.config.model.text.fine_tune:
+        training = training_views(views, run.config.data.names)
+        captions = {view.manifest.dataset: find_captions(view) for view in training}
     for split, view in views.items():
         if view.digest != run.digests[f"view/{split}"]:
             raise ConfigError(

@@ -1,8 +1,10 @@
 """The tables that a run would read, with the commands of those that are missing, and its samples."""
 
 import shlex
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from data_catalog.cards import card_names, load_card
 from data_catalog.errors import CatalogError
@@ -12,6 +14,7 @@ from data_catalog.storage import filesystems
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.made_tables import FoundTables
+from experiments.run.run_tables import split_name, split_names
 from stmi.training import batch_plan
 from stmi.training.batch_plan import BatchPlanError
 
@@ -22,7 +25,7 @@ class Extent(Record):
     source: str
     """Where the numbers come from."""
     identities: int
-    """Of the training split."""
+    """Of the training split; like the next two, of all data sets together."""
     cameras: int
     """Of the data set."""
     samples: dict[str, int]
@@ -60,7 +63,9 @@ def describe_tables(
     described = []
     for name, table in tables.items():
         if table is None:
-            command = maker or _command(config, name, catalog)
+            own, dataset = split_name(name)
+            one = config.by_dataset()[dataset or config.data.dataset]
+            command = maker or _command(one, own, catalog)
             described.append(ExpectedTable(name=name, command=command))
             continue
         filesystem, folder = filesystems.open_root(table.path)
@@ -95,14 +100,63 @@ def _command(config: ExperimentConfig, name: str, catalog: str) -> str:
 
 
 def measure_extent(config: ExperimentConfig, tables: FoundTables) -> Extent:
-    """How much a run processes: from its training view, otherwise from the best known facts of the data set.
+    """How much a run processes: from its training views, else from the best known facts of the data sets.
 
     Without a view and a samples table, all identities are assumed to have equally many samples.
 
     Raises:
-        CatalogError: Nothing is known of the data set.
-        ConfigError: It cannot fill the batches.
+        CatalogError: Nothing is known of a data set.
+        ConfigError: They cannot fill the batches.
     """
+    parts = split_names(tables, config.data.names)
+    sizes = {name: _measure_size(one, parts[name]) for name, one in config.by_dataset().items()}
+    training = [own["view/train"] for own in parts.values()]
+    views = [view for view in training if view is not None]
+    labels = {name: size.identity for name, size in sizes.items()}
+    try:
+        if len(views) == len(training):
+            schedule = BatchSchedule(views, config)
+            steps = sum(len(schedule.rows(0, epoch)) for epoch in range(config.train.epochs))
+        else:
+            steps = sum(
+                len(batch_plan.plan_together(labels, config.data.shares, config.batch, config.seed, epoch))
+                for epoch in range(config.train.epochs)
+            )
+    except BatchPlanError as error:
+        raise ConfigError(str(error)) from None
+    counts: dict[str, int] = {}
+    for size in sizes.values():
+        for split, count in size.samples.items():
+            counts[split] = counts.get(split, 0) + count
+    return Extent(
+        source=" and ".join(dict.fromkeys(size.source for size in sizes.values())),
+        identities=sum(len(np.unique(identity)) for identity in labels.values()),
+        cameras=sum(size.cameras for size in sizes.values()),
+        samples=counts,
+        steps=steps,
+        embedded=_count_embedded(config, counts),
+    )
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How large a data set is.
+
+    Attributes:
+        source: Where the numbers come from.
+        samples: Of each split.
+        cameras: How many.
+        identity: Of each training sample, int64.
+    """
+
+    source: str
+    samples: dict[str, int]
+    cameras: int
+    identity: npt.NDArray[np.int64]
+
+
+def _measure_size(config: ExperimentConfig, tables: FoundTables) -> _Size:
+    """The size of the data set of a run on one."""
     samples, train, settings = tables["samples"], tables["view/train"], config.data.synthetic
     if samples is not None:
         source = "the training view" if train is not None else "the samples table"
@@ -124,25 +178,7 @@ def measure_extent(config: ExperimentConfig, tables: FoundTables) -> Extent:
             f"data set {config.data.dataset!r} has neither a samples table nor a card, so its size is "
             f"unknown; make the table first: {_command(config, 'samples', 'CATALOG')}"
         )
-    try:
-        if train is not None:
-            schedule = BatchSchedule(train, config)
-            steps = sum(len(schedule.rows(0, epoch)) for epoch in range(config.train.epochs))
-        else:
-            steps = sum(
-                len(batch_plan.plan(identity, config.batch, config.seed, epoch))
-                for epoch in range(config.train.epochs)
-            )
-    except BatchPlanError as error:
-        raise ConfigError(str(error)) from None
-    return Extent(
-        source=source,
-        identities=len(np.unique(identity)),
-        cameras=cameras,
-        samples=counts,
-        steps=steps,
-        embedded=_count_embedded(config, counts),
-    )
+    return _Size(source, counts, cameras, identity)
 
 
 def _count_embedded(config: ExperimentConfig, samples: dict[str, int]) -> int:

@@ -33,7 +33,7 @@ def check_recipe(recipe: str, settings: Sequence[str], dataset: str, catalog: st
         config = resolve(name_recipe(recipe), list(settings))
     except (ConfigError, ArgumentTypeError) as error:
         raise CatalogError(f"--recipe {recipe}: {error}") from None
-    if config.data.dataset != dataset:
+    if dataset not in config.data.names:
         raise CatalogError(
             f"--recipe {recipe} trains on data set {config.data.dataset!r}, not on {dataset!r}; add --set "
             f"data.dataset={dataset}{'' if config.data.synthetic is None else ' --set data.synthetic=null'}, "
@@ -51,7 +51,7 @@ def check_run(
         config: The run.
         workspace: Its workspace.
         catalog: Root of the catalog.
-        with_images: As in `run_data.check_data`.
+        with_images: As in `run_data.check_each`.
     """
     # PyTorch takes seconds to import, which a wrong setting does not wait for.
     from experiments.run import run_data  # noqa: PLC0415
@@ -71,8 +71,9 @@ def check_run(
         return findings.report()
     report = CheckReport(errors=(), warnings=())
     try:
-        report = run_data.check_data(config, tables, with_images)
-        found = run_data.as_run_tables(tables, clip.digest, report.warnings)
+        run_data.check_parts(config, tables)
+        report = run_data.joined_report(run_data.check_each(config, tables, with_images))
+        found = run_data.as_run_tables(config, tables, clip.digest, report.warnings)
         check_tables(config, clip, found)
         findings.warnings += check_batches(config, found)
     except (CatalogError, ConfigError) as error:

@@ -153,7 +153,7 @@ def check_where_possible(
         catalog: Root of the catalog.
         clip_digest: Digest of its CLIP; None where the weights are not available.
     """
-    needed = [table for name, table in tables.items() if name == "samples" or name.startswith("view/")]
+    needed = [table for name, table in tables.items() if name.startswith(("samples", "view/"))]
     if clip_digest is None or None in needed:
         return CheckReport(errors=(), warnings=())
     return check_run(config, workspace, catalog, with_images=False)

@@ -122,7 +122,7 @@ class StudyData:
             digest = found["text_features"].manifest.inputs["clip"]
         if len(found) < len(self.tables) or digest is None:
             return None
-        return as_run_tables(found, digest)
+        return as_run_tables(self.first, found, digest)
 
     def look_up(self, config: ExperimentConfig, parts: Sequence[str]) -> StudyRun:
         """A run of the study with its state, found by what its folder would be called."""

@@ -1,4 +1,6 @@
-"""Which rows of the training view each worker reads in each step; known without opening the view."""
+"""Which rows of the training views each worker reads in each step; known without opening a view."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,32 +14,39 @@ class BatchSchedule:
     """The batches of a run, spread over its workers as `data.placement` says.
 
     Args:
-        view: The training view.
+        views: The training view of each data set, in the order of `config.data.names`.
         config: The run.
         workers: How many there are; None for as many as `config` says.
 
     Attributes:
-        identities: How many identities there are.
-        shards: By rank, the shards of the view that the worker opens.
-        labels: By rank, the identity of each row of these shards, counted from 0 over the whole view, int64.
+        identities: How many identities there are; those of two data sets are different ones.
+        shards: By rank, the shards of the view that the worker opens; None for all shards of all views.
+        labels: By rank, the identity of each row of these shards, counted from 0 over all views, int64.
 
     Raises:
         data_catalog.errors.CatalogError: The view has too few shards for so many workers.
     """
 
-    def __init__(self, view: Table, config: ExperimentConfig, workers: int | None = None) -> None:
-        identity = identities_by_shard(view)
-        names, labels = np.unique(np.concatenate(identity), return_inverse=True)
+    def __init__(self, views: Sequence[Table], config: ExperimentConfig, workers: int | None = None) -> None:
+        identity = [identities_by_shard(view) for view in views]
+        whole = [np.unique(np.concatenate(own), return_inverse=True) for own in identity]
+        counts = [len(names) for names, _ in whole]
         workers = workers or config.train.workers
         self.workers = workers
         self.config = config
-        self.identities = len(names)
+        self.identities = sum(counts)
+        # Each data set by itself; `labels` counts on from one to the next.
+        self._by_dataset = {name: labels for name, (_, labels) in zip(config.data.names, whole, strict=True)}
+        firsts = np.cumsum([0, *counts[:-1]])
+        labels = np.concatenate([first + own for first, (_, own) in zip(firsts, whole, strict=True)])
+        self.shards: list[list[int]] | list[None]
         if config.data.placement == "replicated":
-            self.shards = [list(range(len(identity)))] * workers
+            self.shards = [None] * workers
             self.labels = [labels] * workers
         else:
-            self.shards = assign_shards([len(rows) for rows in identity], workers)
-            label_parts = np.split(labels, np.cumsum([len(rows) for rows in identity])[:-1])
+            [shards] = identity
+            self.shards = assign_shards([len(rows) for rows in shards], workers)
+            label_parts = np.split(labels, np.cumsum([len(rows) for rows in shards])[:-1])
             self.labels = [np.concatenate([label_parts[number] for number in own]) for own in self.shards]
 
     def rows(self, rank: int, epoch: int) -> np.ndarray:
@@ -78,5 +87,8 @@ class BatchSchedule:
         return share
 
     def _whole_batches(self, epoch: int) -> np.ndarray:
-        """The batches of all workers, where all open the whole view."""
-        return batch_plan.plan(self.labels[0], self.config.batch, self.config.seed, epoch)
+        """The batches of all workers, where all open the whole views."""
+        config = self.config
+        return batch_plan.plan_together(
+            self._by_dataset, config.data.shares, config.batch, config.seed, epoch
+        )

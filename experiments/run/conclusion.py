@@ -10,6 +10,7 @@ from experiments.run import checkpoints
 from experiments.run.run_folder import QUERIES_FILE, RunFolder
 from experiments.run.run_result import (
     DEGENERATE,
+    DatasetMetrics,
     EpochChoices,
     EpochMetrics,
     InitialFacts,
@@ -32,6 +33,9 @@ def conclude(folder: RunFolder) -> RunResult:
     assert result.reported is not None
     reported = result.reported.model_dump(mode="json")
     facts: Event = {"seconds": result.seconds, "epoch": reported["epoch"], "metrics": reported["metrics"]}
+    if result.datasets:
+        dumped = result.model_dump(mode="json")["datasets"]
+        facts["datasets"] = {name: own["reported"] for name, own in dumped.items()}
     if (warning := degenerate(result)) is not None:
         logger.warning("run %s: %s", folder.name, warning)
         known = [found["check"] for found in _warnings(folder)]
@@ -77,6 +81,7 @@ def _result(folder: RunFolder) -> RunResult:
         initial=None if (initial := journal.last("initialised")) is None else InitialFacts.of(initial),
         notes=tuple(found["message"] for found in _warnings(folder)),
     )
+    result = result.model_copy(update={"datasets": _by_dataset(folder, result)})
     warning = degenerate(result)
     return result if warning is None else result.model_copy(update={"notes": (*result.notes, warning)})
 
@@ -121,6 +126,37 @@ def find_choices(folder: RunFolder, feature: str) -> EpochChoices:
         ),
         best_on_test=max(tested, key=lambda one: one.metrics[feature].mean_average_precision),
     )
+
+
+def _by_dataset(folder: RunFolder, result: RunResult) -> dict[str, DatasetMetrics]:
+    """The metrics of each data set of a run on several; of none for a run on one."""
+    reported, datasets = result.reported, folder.config.data.datasets
+    if not datasets or reported is None:
+        return {}
+    journal = folder.journal
+    events = [*journal.epochs(), journal.find("test"), journal.find("untrained")]
+    first = DatasetMetrics(
+        metrics=result.metrics,
+        untrained=result.untrained,
+        validation=result.validation,
+        reported=reported.metrics,
+    )
+    found = {datasets[0]: first}
+    *epochs, test, untrained = [event.get("datasets", {}) for event in events]
+    for name in test:
+        tested = {
+            event["epoch"]: own[name]["test"]
+            for event, own in zip(events, epochs, strict=False)
+            if "test" in own.get(name, {})
+        } | {events[-2]["epochs"]: test[name]["test"]}
+        validated = [own[name]["validation"] for own in epochs if "validation" in own.get(name, {})]
+        found[name] = DatasetMetrics(
+            metrics=test[name]["test"],
+            untrained=untrained[name]["test"]["U"],
+            validation=validated[-1] if validated else None,
+            reported=tested[reported.epoch][reported.feature],
+        )
+    return found
 
 
 def _reported(report: ReportConfig, choices: EpochChoices) -> ReportedEpoch:

@@ -10,7 +10,7 @@ from data_catalog.ray_session import ray_address
 from data_catalog.views.training_view import ViewSettings
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
-from experiments.run.run_tables import RunTables
+from experiments.run.run_tables import RunTables, training_views
 from stmi.clip.loading import LoadedClip
 from stmi.feature_modulation import perturbation_probability
 from stmi.kernels.capabilities import cpu_multiplies_bfloat16
@@ -52,7 +52,9 @@ def check_settings(config: ExperimentConfig, clip: LoadedClip) -> None:
         )
     if config.data.synthetic is not None:
         try:
-            batch_plan.plan(np.arange(config.data.synthetic.train_identities), config.batch, config.seed, 0)
+            identities = np.arange(config.data.synthetic.train_identities)
+            labels = dict.fromkeys(config.data.names, identities)
+            batch_plan.plan_together(labels, config.data.shares, config.batch, config.seed, 0)
         except BatchPlanError as error:
             raise ConfigError(str(error)) from None
 
@@ -93,13 +95,14 @@ def check_batches(config: ExperimentConfig, tables: RunTables) -> tuple[Finding,
     Raises:
         stmi.training.batch_plan.BatchPlanError: There are too few identities for a batch.
     """
-    train = tables.views["train"]
+    train = training_views(tables.views, config.data.names)
     share = BatchSchedule(train, config).seen_share(enough=LEAST_SEEN)
     if share >= LEAST_SEEN:
         return ()
     message = (
-        f"the batches of all {config.train.epochs} epochs hold {share:.1%} of the {len(train)} training "
-        "rows: an epoch ends when fewer identities have rows left than a batch needs, and a few identities "
-        "have most of the rows; lower batch.size, raise batch.samples_per_identity, or train more epochs"
+        f"the batches of all {config.train.epochs} epochs hold {share:.1%} of the {sum(map(len, train))} "
+        "training rows: an epoch ends when fewer identities have rows left than a batch needs, and a few "
+        "identities have most of the rows; lower batch.size, raise batch.samples_per_identity, or train more "
+        "epochs"
     )
     return (Finding(check="rows_never_seen", message=message),)

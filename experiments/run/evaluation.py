@@ -13,6 +13,7 @@ from torch import Tensor
 from data_catalog.checks.findings import Finding, Findings
 from data_catalog.checks.measurement_checks import check_measurement, check_missing
 from data_catalog.errors import CatalogError
+from data_catalog.views.joined_view import Rows
 from data_catalog.views.view_reader import View
 from experiments.run.run_result import FeatureMetrics
 from stmi.incidence import FACTS
@@ -42,7 +43,7 @@ with junk left out; both are null for a query without a match in the gallery, wh
 
 
 def model_input(
-    model: STMI, view: View, rows: np.ndarray, device: torch.device, captions: Tensor | None = None
+    model: STMI, view: Rows, rows: np.ndarray, device: torch.device, captions: Tensor | None = None
 ) -> ModelInput:
     """Rows of a view as they are, without augmentation.
 
@@ -97,7 +98,7 @@ class Embedded:
 @torch.no_grad()
 def embed(
     model: STMI,
-    view: View,
+    view: Rows,
     batch: int,
     autocast: bool,
     captions: Tensor | None = None,
@@ -146,7 +147,7 @@ def embed(
 @torch.no_grad()
 def embed_rows(
     model: STMI,
-    view: View,
+    view: Rows,
     rows: np.ndarray,
     autocast: bool,
     captions: Tensor | None = None,

@@ -25,7 +25,13 @@ from experiments.run.checkpoints import MODEL_FILE, digest_weights, fetched
 from experiments.run.run_data import clip_source
 from experiments.run.run_folder import CONFIG_FILE, INITIAL_FILE, RunFolder
 from experiments.run.run_result import InitialFacts
-from experiments.run.run_tables import InitialWeights, RunTables
+from experiments.run.run_tables import (
+    InitialWeights,
+    RunTables,
+    count_cameras,
+    split_name,
+    training_views,
+)
 from stmi.clip.loading import untrained_clip
 from stmi.clip.weights import read_weights
 from stmi.model import STMI
@@ -55,7 +61,7 @@ def with_initial_weights(tables: RunTables, config: ExperimentConfig, source: st
     """
     weights, samples = _read(source, config)
     expected = _expected(tables, config)
-    is_same_data = samples == tables.digests["samples"]
+    is_same_data = samples == _samples(tables.digests)
     taken, left = choose(weights, expected, is_same_data)
     if not any(name.startswith("image_tower.") for name in taken):
         name, reason = next(iter(left.items()))
@@ -137,21 +143,27 @@ def _part(name: str) -> str:
 
 def _expected(tables: RunTables, config: ExperimentConfig) -> dict[str, tuple[int, ...]]:
     """Shape of each weight of a run's model, by name."""
-    identities = BatchSchedule(tables.views["train"], config).identities
-    cameras = 1 + max(max(view.statistics["cameras"]) for view in tables.views.values())
+    datasets = config.data.names
+    identities = BatchSchedule(training_views(tables.views, datasets), config).identities
+    cameras = count_cameras(tables.views, datasets)
     with nullcontext() if config.model.text.fine_tune else torch.device("meta"):
         model = STMI(config.model, untrained_clip(clip_source(config)), identities, cameras, config.seed)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def _read(source: str, config: ExperimentConfig) -> tuple[dict[str, Tensor], str | None]:
-    """The weights of a source by our names, and the digest of the samples that they were trained on."""
+def _samples(digests: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Name and digest of the samples of each data set of a run, in their order."""
+    return [(name, digest) for name, digest in digests.items() if split_name(name)[0] == "samples"]
+
+
+def _read(source: str, config: ExperimentConfig) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """The weights of a source by our names, and the samples that they were trained on, as far as known."""
     if "://" not in source and Path(source).is_file():
-        return _read_released(Path(source), config), None
+        return _read_released(Path(source), config), []
     folder = Folder(source)
     if folder.has_file(CONFIG_FILE):
         digests = RunFolder.open(folder).digests
-        return StoredRun(folder.location).weights("reported"), digests.get("samples")
+        return StoredRun(folder.location).weights("reported"), _samples(digests)
     if not folder.has_file(MODEL_FILE):
         raise ConfigError(
             f"--init={source}: expected the folder of a finished run (with {CONFIG_FILE}), that of a "
@@ -160,7 +172,7 @@ def _read(source: str, config: ExperimentConfig) -> tuple[dict[str, Tensor], str
     is_in_run = folder.parent.has_file(CONFIG_FILE)
     digests = RunFolder.open(folder.parent).digests if is_in_run else {}
     with fetched(folder.location) as path:
-        return read_weights(path / MODEL_FILE), digests.get("samples")
+        return read_weights(path / MODEL_FILE), _samples(digests)
 
 
 def _read_released(path: Path, config: ExperimentConfig) -> dict[str, Tensor]:

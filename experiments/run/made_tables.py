@@ -9,6 +9,7 @@ from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables, take_newest
 from experiments.recipes import ExperimentConfig
 from experiments.run import run_data
+from experiments.run.run_tables import join_names
 from stmi.clip.loading import LoadedClip
 
 FoundTables = dict[str, Table | None]
@@ -28,7 +29,7 @@ def find_made_tables(
 
     Raises:
         CatalogError: One of a data set of one's own is missing or damaged, or the catalog cannot be read.
-        ConfigError: The data set has no training or no test split.
+        ConfigError: A data set has no training split, or the first one no test split.
     """
     if config.data.synthetic is None:
         return run_data.find_tables(config, clip, catalog)
@@ -51,6 +52,18 @@ def look_up_tables(
     Raises:
         CatalogError: The catalog cannot be read.
     """
+    return join_names(
+        {
+            name: _look_up_one(one, clip_digest, workspace, catalog)
+            for name, one in config.by_dataset().items()
+        }
+    )
+
+
+def _look_up_one(
+    config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path, catalog: str
+) -> FoundTables:
+    """The same for a run on one data set."""
     tables = [
         table
         for table in list_tables(catalog, config.data.dataset)

@@ -30,7 +30,7 @@ def preflight(
     """Check all that can be checked, and find or make the tables of one or more runs.
 
     Args:
-        first: One of the configs; all have the same data set, image size and CLIP.
+        first: One of the configs; all have the same data sets, image size and CLIP.
         options: Where catalog, runs and checkpoints are.
         check_each: Calls a check with every config.
         start_ray: Called once the settings are checked and before tables are made, unless all is finished.
@@ -58,7 +58,7 @@ def preflight(
     if sources is None:
         made = find_made_tables(first, clip, options.workspace, options.catalog)
     if made is not None:
-        found = as_run_tables(made, clip.digest)
+        found = as_run_tables(first, made, clip.digest)
         if is_finished(found):
             return found
     check_ray()
@@ -69,13 +69,14 @@ def preflight(
 
 
 def check_data_set(config: ExperimentConfig, catalog: str) -> None:
-    """Refuse a catalog that cannot be opened, or lacks the data set, before a CLIP is loaded for it.
+    """Refuse a catalog that cannot be opened, or lacks a data set, before a CLIP is loaded for it.
 
     Raises:
         data_catalog.errors.CatalogError: Says which command makes the data set.
     """
     if config.data.synthetic is None:
-        find_table(catalog, config.data.dataset, TableKind.SAMPLES)
+        for name in config.data.names:
+            find_table(catalog, name, TableKind.SAMPLES)
     else:
         # Its tables are made where they are missing.
         filesystems.open_root(catalog)

@@ -1,6 +1,8 @@
 """The tables that a run reads: found in the catalog, or made there for the embedded benchmark."""
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -19,9 +21,10 @@ from data_catalog.storage.local_copies import local_files
 from data_catalog.synthetic import synthesize
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, find_table
+from data_catalog.views.joined_view import check_alike
 from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run.run_options import RunOptions
-from experiments.run.run_tables import OnStep, RunTables
+from experiments.run.run_tables import OnStep, RunTables, join_names, junk_rule, split_names
 from experiments.run.table_making import Tables, TableSources, again, make_tables
 from stmi.clip.clip_files import find_clip
 from stmi.clip.loading import LoadedClip
@@ -43,6 +46,8 @@ def prepare_tables(
 ) -> RunTables:
     """Find the tables of a run and check them; those with sources, as the benchmark's, are made if missing.
 
+    What data sets that are trained on together must have in common is checked before their data is.
+
     Args:
         config: The run.
         clip: Its CLIP.
@@ -54,56 +59,125 @@ def prepare_tables(
         CatalogError: A table is missing or damaged, or the data has errors; names the samples.
         ConfigError: The tables do not fit the config.
     """
-    if config.data.synthetic is not None:
-        sources = _render_benchmark(config, options, on_step)
-    if sources is None:
+    if sources is None and config.data.synthetic is None:
         tables = find_tables(config, clip, options.catalog)
     else:
-        tables = make_tables(config, sources, options.catalog, clip.embed_dim, on_step)
-    report = check_data(config, tables)
-    if report.errors:
-        found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
-        name, catalog = config.data.dataset, tables["samples"].catalog
-        raise CatalogError(
-            f"data set {name!r} is not fit for a run: {found}. `python -m data_catalog checks {name} "
-            f"--catalog {quote(catalog)} --recipe {config.recipe} --json`, with the --set of this run, lists "
-            "every sample that is meant"
-        )
-    return as_run_tables(tables, clip.digest, report.warnings)
+        parts = {}
+        for name, one in config.by_dataset().items():
+            of = f" of {name}" if config.data.datasets else ""
+            report_step = partial(_report_step, on_step, of)
+            rendered = sources or _render_benchmark(one, options, report_step)
+            parts[name] = make_tables(one, rendered, options.catalog, clip.embed_dim, report_step)
+        tables = join_names(parts)
+    check_parts(config, tables)
+    reports = check_each(config, tables)
+    for name, report in reports.items():
+        if report.errors:
+            found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
+            catalog = tables["samples"].catalog
+            raise CatalogError(
+                f"data set {name!r} is not fit for a run: {found}. `python -m data_catalog checks {name} "
+                f"--catalog {quote(catalog)} --recipe {config.recipe} --json`, with the --set of this run, "
+                "lists every sample that is meant"
+            )
+    return as_run_tables(config, tables, clip.digest, joined_report(reports).warnings)
 
 
-def as_run_tables(tables: Tables, clip_digest: str, warnings: tuple[Finding, ...] = ()) -> RunTables:
-    """What a run reads of its tables.
-
-    Args:
-        tables: As `find_tables` gives them.
-        clip_digest: Of the run's CLIP.
-        warnings: What the checks of the data warn of.
-    """
-    views = _views(tables)
-    made_from = dict(views["train"].manifest.inputs)
-    if "text_features" in tables:
-        made_from |= tables["text_features"].manifest.inputs
-    digests = made_from | {name: table.digest for name, table in tables.items()} | {"clip": clip_digest}
-    return RunTables(views, tables.get("captions"), digests, warnings)
+def _report_step(on_step: OnStep, of: str, step: str, result: str) -> None:
+    on_step(f"{step}{of}", result)
 
 
-def check_data(config: ExperimentConfig, tables: Tables, with_images: bool = True) -> CheckReport:
-    """What the checks find in the tables of a run.
+def check_parts(config: ExperimentConfig, tables: Tables) -> None:
+    """Refuse data sets that cannot be trained on together.
 
     Args:
         config: The run.
-        tables: As `find_tables` gives them.
+        tables: All of its tables by name.
+
+    Raises:
+        CatalogError: Two data sets are not alike, or one lacks the masks that the run needs.
+    """
+    parts = split_names(tables, config.data.names)
+    if len(parts) == 1:
+        return
+    for name, own in parts.items():
+        for view in _views(own).values():
+            if config.model.sfm.enabled and "masks" not in view.manifest.inputs:
+                raise CatalogError(
+                    f"data set {name!r}: model.sfm is on, but view {view.path} was made without masks; make "
+                    "it with masks, or set model.sfm=off"
+                )
+    check_alike([view for own in parts.values() for view in _views(own).values()])
+
+
+def as_run_tables(
+    config: ExperimentConfig, tables: Tables, clip_digest: str, warnings: tuple[Finding, ...] = ()
+) -> RunTables:
+    """What a run reads of its tables.
+
+    Args:
+        config: The run.
+        tables: As `find_tables` gives them; those of several data sets as `join_names` does.
+        clip_digest: Of the run's CLIP.
+        warnings: What the checks of the data warn of.
+    """
+    parts = split_names(tables, config.data.names)
+    made_from: dict[str, dict[str, str]] = {}
+    for name, own in parts.items():
+        made_from[name] = dict(own["view/train"].manifest.inputs)
+        if "text_features" in own:
+            made_from[name] |= own["text_features"].manifest.inputs
+        made_from[name] |= {kind: table.digest for kind, table in own.items()}
+    return RunTables(
+        join_names({name: _views(own) for name, own in parts.items()}),
+        {name: own["captions"] for name, own in parts.items() if "captions" in own},
+        join_names(made_from) | {"clip": clip_digest},
+        warnings,
+    )
+
+
+def check_each(config: ExperimentConfig, tables: Tables, with_images: bool = True) -> dict[str, CheckReport]:
+    """What the checks find in the tables of a run, by data set.
+
+    Args:
+        config: The run.
+        tables: All of its tables by name.
         with_images: Compare the images, too, which finds no error; the catalog keeps hashes and report.
 
     Raises:
         CatalogError: A shard of a view is missing or damaged.
     """
-    for view in _views(tables).values():
-        view.check_shards()
+    parts = split_names(tables, config.data.names)
+    for own in parts.values():
+        for view in _views(own).values():
+            view.check_shards()
+    return {name: _check_one(config, own, with_images) for name, own in parts.items()}
+
+
+def joined_report(reports: Mapping[str, CheckReport]) -> CheckReport:
+    """The findings of all data sets in one report, with the name of each where there are several."""
+    if len(reports) == 1:
+        return next(iter(reports.values()))
+
+    def named(findings: Mapping[str, tuple[Finding, ...]]) -> tuple[Finding, ...]:
+        return tuple(
+            finding.model_copy(update={"message": f"data set {name!r}: {finding.message}"})
+            for name, own in findings.items()
+            for finding in own
+        )
+
+    return CheckReport(
+        errors=named({name: report.errors for name, report in reports.items()}),
+        warnings=named({name: report.warnings for name, report in reports.items()}),
+    )
+
+
+def _check_one(config: ExperimentConfig, tables: Tables, with_images: bool) -> CheckReport:
+    """What the checks find in the tables of one data set of a run."""
+    views = _views(tables)
     settings = CheckSettings(
         samples_per_identity=config.batch.samples_per_identity,
-        junk=config.data.junk,
+        junk=junk_rule(config.data, views.get("test", views["train"])),
         # The benchmark renders every image anew, so none occurs twice.
         images=with_images and config.data.synthetic is None,
     )
@@ -112,7 +186,7 @@ def check_data(config: ExperimentConfig, tables: Tables, with_images: bool = Tru
         tables.get("masks"),
         tables.get("captions"),
         tables.get("text_features"),
-        _views(tables),
+        views,
     )
     if not settings.images:
         return run_checks(artifacts, settings)
@@ -152,29 +226,37 @@ def _render_benchmark(config: ExperimentConfig, options: RunOptions, on_step: On
 
 
 def find_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> Tables:
-    """The tables of a run on a data set of one's own, by name: `samples`, `masks`, ..., `view/train`.
+    """The tables of a run on data sets of one's own, by name: `samples`, `masks`, ..., `view/train`.
 
     Raises:
         CatalogError: One is missing or damaged.
-        ConfigError: The data set has no training or no test split.
+        ConfigError: A data set has no training split, or the first one has no test split.
     """
-    samples = find_table(catalog, config.data.dataset, TableKind.SAMPLES)
+    return join_names(
+        {name: _find_one(one, config, clip, catalog) for name, one in config.by_dataset().items()}
+    )
+
+
+def _find_one(one: ExperimentConfig, config: ExperimentConfig, clip: LoadedClip, catalog: str) -> Tables:
+    """The tables of one data set of a run."""
+    dataset = one.data.dataset
+    samples = find_table(catalog, dataset, TableKind.SAMPLES)
     try:
         tables = _found_text(samples, clip)
-        tables |= _found_views(config, samples, tables["text_features"])
+        tables |= _found_views(one, samples, tables["text_features"])
     except CatalogError as error:
-        if config.model.text.enabled:
+        if one.model.text.enabled:
             raise CatalogError(f"{error}. To train without captions: --set model.text=off") from None
         # A run without text takes views with text where there are any, so that it is found again by its data.
-        tables = _found_views(config, samples, None)
-    for name in ("train", "test"):
+        tables = _found_views(one, samples, None)
+    for name in ("train", "test") if dataset == config.data.dataset else ("train",):
         if f"view/{name}" not in tables:
             raise ConfigError(
-                f"data set {config.data.dataset!r} has no {name} split; a run needs one: ingest its images "
-                "again with that split"
+                f"data set {dataset!r} has no {name} split; a run needs one: ingest its images again with "
+                "that split"
             )
     if masks := tables["view/train"].manifest.inputs.get("masks"):
-        tables["masks"] = find_table(catalog, config.data.dataset, TableKind.MASKS, digest=masks)
+        tables["masks"] = find_table(catalog, dataset, TableKind.MASKS, digest=masks)
     return {"samples": samples, **tables}
 
 

@@ -127,6 +127,19 @@ class ReportedEpoch(Record):
     metrics: FeatureMetrics
 
 
+class DatasetMetrics(Record):
+    """The metrics of one of the data sets of a run, among its own gallery."""
+
+    metrics: dict[str, FeatureMetrics]
+    """Of the last epoch on its test identities, by feature."""
+    untrained: FeatureMetrics
+    """Of feature U before training."""
+    validation: dict[str, FeatureMetrics] | None
+    """Of the last epoch that was validated, by feature; None where it has no validation identities."""
+    reported: FeatureMetrics
+    """Of the feature and the epoch that the run reports."""
+
+
 class InitialFacts(Record):
     """With which weights a run began, beside those of CLIP: `train.py --init`."""
 
@@ -181,6 +194,9 @@ class RunResult(Record):
     choices: EpochChoices | None = None
     """None in a run that an older version finished; so is `reported`."""
     reported: ReportedEpoch | None = None
+    datasets: dict[str, DatasetMetrics] = Field(default_factory=dict)
+    """Of a run on several data sets, the metrics of each one that has a test split, by name. The first of
+    them is the one that `metrics`, `validation`, `choices` and `reported` are of. Empty for one data set."""
     losses: tuple[dict[str, int | float], ...]
     """Mean losses by epoch; `epoch` counts from 1."""
     losses_without_gradient: tuple[dict[str, int | float], ...] = ()

@@ -347,6 +347,8 @@ def metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
     if event["event"] == "untrained":
         values = {f"untrained/{name}": value for name, value in event["metrics"].items() if name != "cmc"}
         values |= _hyperedges(event)
+        for name, splits in event.get("datasets", {}).items():
+            values |= _feature_metrics(f"untrained/{name}", {"U": splits["test"]["U"]})
     elif event["event"] == "epoch":
         # Older versions have the density of the incidence among the losses.
         values = {
@@ -359,16 +361,18 @@ def metrics_of(event: Event) -> list[tuple[str, float, int, int]]:
         values |= {f"seconds/{name}": value for name, value in event["seconds"].items()}
         values["learning_rate"] = event["learning_rate"]
         values |= _feature_metrics("validation", event.get("validation", {}))
-        values |= _feature_metrics("test", event.get("test", {}))
+        values |= _feature_metrics("test", event.get("test", {})) | _other_metrics(event)
     elif event["event"] == "trial":
         step = event["number"]
         values = {f"trial/{name}": event[name] for name in ("value", "best") if name in event}
     elif event["event"] == "test":
         step = event["epochs"]
-        values = _feature_metrics("test", event["metrics"]) | _hyperedges(event)
+        values = _feature_metrics("test", event["metrics"]) | _hyperedges(event) | _other_metrics(event)
     elif event["event"] == "finished":
         # What the run reports, under names that stand first where runs are compared.
         values = {name: value for name, value in event.get("metrics", {}).items() if name != "cmc"}
+        for dataset, own in event.get("datasets", {}).items():
+            values |= {f"{dataset}/{name}": value for name, value in own.items() if name != "cmc"}
     return [(name, float(value), int(event["time"] * 1000), step) for name, value in values.items()]
 
 
@@ -378,6 +382,15 @@ def _hyperedges(event: Event) -> dict[str, float]:
         for split, facts in event.get("hyperedges", {}).items()
         for name, value in facts.items()
     }
+
+
+def _other_metrics(event: Event) -> dict[str, float]:
+    """Metrics of the data sets beside the first one: `test/msvr310/U/mAP`."""
+    values: dict[str, float] = {}
+    for name, splits in event.get("datasets", {}).items():
+        for split, features in splits.items():
+            values |= _feature_metrics(f"{split}/{name}", features)
+    return values
 
 
 def _feature_metrics(prefix: str, features: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The samples of each batch: identity-balanced batches as a function of seed and epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 
 import numpy as np
 
@@ -39,7 +40,68 @@ def plan(labels: np.ndarray, config: BatchConfig, seed: int, epoch: int) -> np.n
             f"batch.size={config.size} with batch.samples_per_identity={group} needs {per_batch} identities; "
             f"the training data has {found}; use a batch of at most {found * group}"
         )
-    return _draw(labels, per_batch, group, keyed_random.generator(seed, "batch_plan", epoch))
+    random = keyed_random.generator(seed, "batch_plan", epoch)
+    return np.stack(_draw(labels, repeat(per_batch), group, random))
+
+
+def plan_together(
+    labels: Mapping[str, np.ndarray], shares: Sequence[float], config: BatchConfig, seed: int, epoch: int
+) -> np.ndarray:
+    """The batches of an epoch on several data sets, each of which has its share of the identities.
+
+    The identities of each data set are drawn as `plan` draws them. A share need not be a whole number of the
+    P identities of a batch: in all batches together each data set has its share, within one identity or so.
+    The epoch ends when the first data set has too few identities left; what is left of the others is left out
+    in this epoch.
+
+    Args:
+        labels: By data set, the identity of each of its rows; two data sets share no identity, whatever their
+            numbers.
+        shares: Of each data set, above zero; they add up to 1. Empty for the numbers of identities.
+        config: Batch size and K.
+        seed: The run's seed.
+        epoch: Epoch number.
+
+    Returns:
+        Row numbers, int64 `(steps, batch)`, counted over the rows of all data sets, one data set after the
+        other; of one data set the plan is that of `plan`.
+
+    Raises:
+        BatchPlanError: A data set has fewer identities than a batch needs of it.
+    """
+    if len(labels) == 1:
+        return plan(next(iter(labels.values())), config, seed, epoch)
+    group = config.samples_per_identity
+    counted = [np.unique(own, return_counts=True)[1] for own in labels.values()]
+    groups = sum(int(np.maximum(samples // group, 1).sum()) for samples in counted)
+    steps, per_batch = max(1, groups * group // config.size), config.size // group
+    shares = shares or [len(samples) for samples in counted]
+    owners = _owners(shares, steps * per_batch).reshape(steps, per_batch)
+    needed = [(owners == number).sum(axis=1) for number in range(len(labels))]
+    for name, samples, own in zip(labels, counted, needed, strict=True):
+        if len(samples) < own.max():
+            raise BatchPlanError(
+                f"data set {name!r} has {len(samples)} training identities, and its share of batch.size="
+                f"{config.size} with batch.samples_per_identity={group} needs {own.max()}; use a smaller "
+                "share (data.shares) or a smaller batch"
+            )
+    parts, first = [], 0
+    for number, (own, needs) in enumerate(zip(labels.values(), needed, strict=True)):
+        random = keyed_random.generator(seed, "batch_plan", epoch, "data set", number)
+        parts.append([first + rows for rows in _draw(own, needs.tolist(), group, random)])
+        first += len(own)
+    return np.stack([np.concatenate(step) for step in zip(*parts, strict=False)])
+
+
+def _owners(shares: Sequence[float], places: int) -> np.ndarray:
+    """Which data set has each place in the batches, one place after the other, int64 `(places,)`.
+
+    The j-th place of a data set comes at (j - 1/2) / share (Webster 1832, Sainte-Lague 1910); of equals, the
+    earlier data set is first.
+    """
+    comes_at = [(np.arange(places) + 0.5) / share for share in shares]
+    order = np.argsort(np.concatenate(comes_at), kind="stable")[:places]
+    return np.repeat(np.arange(len(shares)), places)[order]
 
 
 def plan_share(
@@ -87,17 +149,26 @@ def plan_share(
     plans = [
         _draw(
             own,
-            share,
+            repeat(share),
             group,
             keyed_random.generator(seed, "batch_plan", epoch, *([worker] if worker else [])),
         )
         for worker, own in enumerate(labels)
     ]
-    return plans[rank][: min(map(len, plans))]
+    return np.stack(plans[rank][: min(map(len, plans))])
 
 
-def _draw(labels: np.ndarray, per_batch: int, group: int, random: np.random.Generator) -> np.ndarray:
-    """Batches of `per_batch` identities x `group` rows, until too few identities have groups left."""
+def _draw(
+    labels: np.ndarray, counts: Iterable[int], group: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    """Batches of identities x `group` rows, int64, until too few identities have groups left.
+
+    Args:
+        labels: Identity of each row.
+        counts: How many identities each batch has.
+        group: K.
+        random: Generator of the random numbers.
+    """
     _, samples = np.unique(labels, return_counts=True)
     parts = []
     for own in np.split(np.argsort(labels, kind="stable"), np.cumsum(samples)[:-1]):
@@ -109,15 +180,17 @@ def _draw(labels: np.ndarray, per_batch: int, group: int, random: np.random.Gene
     waiting = np.array([len(part) for part in parts])
     ends = np.cumsum(waiting)
     left = np.arange(len(parts))
-    batches = []
-    while len(left) >= per_batch:
-        positions = random.choice(len(left), per_batch, replace=False)
+    batches: list[np.ndarray] = []
+    for count in counts:
+        if len(left) < count:
+            break
+        positions = random.choice(len(left), count, replace=False)
         chosen = left[positions]
         waiting[chosen] -= 1
         ends[chosen] -= 1
-        batches.append(groups[ends[chosen]].ravel())
+        batches.append(groups[ends[chosen]].ravel().astype(np.int64))
         left = np.delete(left, positions[waiting[chosen] == 0])
-    return np.stack(batches).astype(np.int64)
+    return batches
 
 
 def rows_of_rank(size: int, rank: int, world_size: int) -> slice:

@@ -17,7 +17,7 @@ from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
 from experiments import compare, evaluate
 from experiments.evaluating import evaluation_target
-from experiments.run import checkpoints, evaluation
+from experiments.run import checkpoints, evaluation, run_tables
 from stmi.clip import architecture, clip_files
 from stmi.modality import Modality
 from stmi.released import released_checkpoint
@@ -185,7 +185,7 @@ def test_every_camera_of_another_data_set_is_the_mean_camera():
 
 @pytest.mark.parametrize(("scenes", "rule"), [([0, 3, 1], "scene"), ([-1, -1, -1], "camera")])
 def test_another_data_set_has_its_own_junk_rule(scenes, rule):
-    assert evaluation_target.junk_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
+    assert run_tables.own_junk_rule(SimpleNamespace(scene_id=np.array(scenes))) == rule
 
 
 VOCABULARY = 49408

@@ -200,6 +200,58 @@ def test_settings_that_older_versions_lacked_name_another_run_only_where_they_ar
     assert "density" not in other
 
 
+def test_several_data_sets_take_the_place_of_one():
+    config = resolve("demo", ["data.synthetic=null", "data.datasets=[a,b]", "data.shares=[0.25,0.75]"])
+    assert (config.data.dataset, config.data.names) == ("a", ("a", "b"))
+    assert recipes.parse(config.model_dump(mode="json")) == config
+    apart = config.by_dataset()
+    assert list(apart) == ["a", "b"]
+    for name, one in apart.items():
+        assert one == resolve("demo", ["data.synthetic=null", f"data.dataset={name}"])
+    assert {*config.deciding()["data"]} - {*resolve("demo").deciding()["data"]} == {"datasets", "shares"}
+    assert resolve("demo").by_dataset() == {"synthetic_person": resolve("demo")}
+
+
+def test_each_kind_of_the_benchmark_is_rendered_for_its_data_set():
+    config = resolve("demo", ["data.datasets=[synthetic_person,synthetic_vehicle]"])
+    kinds = {name: one.data.synthetic.kind for name, one in config.by_dataset().items()}
+    assert kinds == {"synthetic_person": "person", "synthetic_vehicle": "vehicle"}
+    config.by_dataset()["synthetic_vehicle"].model_validate(
+        config.by_dataset()["synthetic_vehicle"].model_dump(mode="json")
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("data.datasets=[a]", r"data\.datasets=\[a\]: expected two or more different ones"),
+        ("data.datasets=[a,b,a]", r"data\.datasets=\[a,b,a\]: expected two or more different"),
+        ("data.datasets=[a,../b]", r"data\.datasets=.*'\.\./b' cannot name a folder"),
+        ("data.datasets=a", r"data\.datasets='a'"),
+        ("data.shares=[0.5,0.5]", r"data\.shares=\[0\.5, 0\.5\]: expected one number for each .* \(0\)"),
+        ("data.datasets=[a,b]|data.shares=[0.5,0.4]", r"data\.shares=.*: expected .* which add up to 1"),
+        ("data.datasets=[a,b]|data.shares=[0.2,0.3,0.5]", r"data\.shares=.*one number for each"),
+        ("data.datasets=[a,b]|data.shares=[0,1]", r"data\.shares.*greater than 0"),
+        ("data.datasets=[a,b]|data.placement=by_identity", r"goes with data\.placement=replicated"),
+    ],
+)
+def test_impossible_data_sets_and_shares_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve("demo", ["data.synthetic=null", *settings.split("|")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("data.datasets=[synthetic_person,market]", r"not market; set data\.synthetic=null"),
+        ("data.datasets=[synthetic_vehicle,synthetic_person]", r"set data\.synthetic\.kind=vehicle"),
+    ],
+)
+def test_benchmark_and_several_data_sets_must_fit(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve("demo", [settings])
+
+
 def test_micro_batches_that_do_not_divide_a_workers_samples_are_refused_with_those_that_do():
     with pytest.raises(
         ConfigError, match=r"micro_batches=5 does not divide the 24 samples .* use one of 1, 2, 3"

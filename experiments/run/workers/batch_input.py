@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_catalog.views.view_reader import View
+from data_catalog.views.joined_view import Rows
 from experiments.recipes import ExperimentConfig
 from stmi.model import STMI
 from stmi.model_input import ModelInput, RandomDraws, zeroed
@@ -41,7 +41,7 @@ class BatchInput:
     Args:
         config: The run.
         model: Its model, on its device.
-        view: The worker's part of the training view.
+        view: The worker's part of the training views.
         labels: Identity of each of its rows, counted from 0, int64.
         captions: Token numbers of their captions, where the text tower is trained.
         rows: The worker's rows of the global batch.
@@ -51,7 +51,7 @@ class BatchInput:
         self,
         config: ExperimentConfig,
         model: STMI,
-        view: View,
+        view: Rows,
         labels: np.ndarray,
         captions: Tensor | None,
         rows: slice,

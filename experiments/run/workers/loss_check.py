@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from data_catalog.errors import name_first
-from data_catalog.views.view_reader import View
+from data_catalog.views.joined_view import JoinedView
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.progress import Progress
 from experiments.run.workers.session import Session
@@ -29,12 +29,12 @@ class LossCheck:
 
     Args:
         schedule: The batches.
-        view: The training view, as this worker opened it.
+        view: The training views, as this worker opened it.
         session: The worker's.
         skips: Whether a batch whose loss is not finite is left out, in place of ending the run.
     """
 
-    def __init__(self, schedule: BatchSchedule, view: View, session: Session, skips: bool) -> None:
+    def __init__(self, schedule: BatchSchedule, view: JoinedView, session: Session, skips: bool) -> None:
         self.schedule = schedule
         self.view = view
         self.session = session

@@ -13,8 +13,9 @@ class TrainingInput:
 
     Attributes:
         config: The run's settings.
-        views: Split name to view.
-        captions: What the text features of the views were made from; None where they hold no text.
+        views: Name to view, as `RunTables` has them.
+        captions: What the text features of the views were made from, by data set; empty where they hold no
+            text.
         clip: Source of the CLIP, as workers find it.
         checkpoint: Folder or URI of the checkpoint of an earlier start, from which to continue; or None.
         stops: Steps after which a checkpoint is taken; the training ends after the last one of them. None to
@@ -28,7 +29,7 @@ class TrainingInput:
 
     config: ExperimentConfig
     views: dict[str, Table]
-    captions: Table | None
+    captions: dict[str, Table]
     clip: str
     checkpoint: str | None
     stops: tuple[int, ...] | None = None

@@ -15,12 +15,21 @@ from pyarrow import compute
 
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.table import Table
+from data_catalog.views.joined_view import JoinedView
 from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.initial_weights import load_initial
 from experiments.run.progress import Progress
 from experiments.run.run_result import FeatureMetrics
+from experiments.run.run_tables import (
+    count_cameras,
+    junk_rule,
+    number_cameras,
+    split_name,
+    split_names,
+    training_views,
+)
 from experiments.run.workers.batch_input import BatchInput
 from experiments.run.workers.checkpoint_schedule import CheckpointSchedule, Due
 from experiments.run.workers.loss_check import DivergedError, LossCheck
@@ -63,9 +72,11 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
     if progress.step == 0:
         with clock.part("evaluation"):
             untrained = run.test(0)
+            others = run.measure_others("test")
         reporter.report(
             "untrained",
             metrics=untrained.metrics["U"],
+            **others,
             hyperedges={"test": untrained.hyperedges} if untrained.hyperedges else {},
             cameras=run.cameras,
             identities=run.identities,
@@ -101,23 +112,26 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
         last = epoch == config.epochs
         with clock.part("evaluation"):
             if last or epoch % config.validate_every == 0:
-                measured = {"validation": run.validate()} if "val" in run.views else {}
+                measured = {"validation": run.validate()} if run.validates else {}
                 measured |= {} if last else {"test": run.test(epoch)}
                 facts |= {split: one.metrics for split, one in measured.items()}
                 facts["hyperedges"] |= {
                     split: one.hyperedges for split, one in measured.items() if one.hyperedges
                 }
                 run.keep_best(epoch, facts)
+                facts |= run.measure_others(*(["val"] if last else ["val", "test"]))
         reporter.report("epoch", **progress.place(), **facts)
         if schedule.after_epoch(progress.epoch, progress.step):
             reporter.store("checkpoint", take, **progress.place())
     with clock.part("evaluation"):
         tested = run.test(config.epochs)
+        others = run.measure_others("test")
         run.keep_best(config.epochs, {"test": tested.metrics})
     reporter.store(
         "test",
         partial(take, embeddings=tested.embeddings),
         metrics=tested.metrics,
+        **others,
         hyperedges={"test": tested.hyperedges} if tested.hyperedges else {},
         epochs=config.epochs,
     )
@@ -149,20 +163,40 @@ class _Run:
         self.rows = rows_of_rank(config.batch.size, session.rank, session.world_size)
         self.device = session.device
         self.autocast = config.train.precision == "bfloat16"
-        self.schedule = BatchSchedule(given.views["train"], config, session.world_size)
+        datasets = config.data.names
+        self.schedule = BatchSchedule(training_views(given.views, datasets), config, session.world_size)
         self.labels = self.schedule.labels[session.rank]
         self.identities = self.schedule.identities
-        own = {"train": self.schedule.shards[session.rank]}
-        self.views = {name: open_view(table, own.get(name)) for name, table in given.views.items()}
-        self.trained_cameras = given.views["train"].statistics["cameras"]
-        self.cameras = max(view.cameras for view in self.views.values())
+        own = self.schedule.shards[session.rank]
+        views = {
+            name: open_view(table, own if split_name(name)[0] == "train" else None)
+            for name, table in given.views.items()
+        }
+        self.views = split_names(views, datasets)
+        numbers = number_cameras(given.views, datasets)
+        self.first_cameras = {name: own.start for name, own in numbers.items()}
+        self.cameras = count_cameras(given.views, datasets)
+        self.trained_cameras = [
+            numbers[name].start + camera
+            for name, own in self.views.items()
+            for camera in own["train"].table.statistics["cameras"]
+            if camera >= 0
+        ] or [0]
+        self.train_view = JoinedView(
+            [own["train"] for own in self.views.values()], list(self.first_cameras.values())
+        )
         clip = load_clip(given.clip)
         model = STMI(config.model, clip, self.identities, self.cameras, config.seed)
         self.model = model.to(self.device).train()
-        self.captions: dict[str, torch.Tensor | None] = dict.fromkeys(self.views)
+        self.captions: dict[str, dict[str, torch.Tensor]] = {}
+        captions = None
         if config.model.text.fine_tune:
-            assert given.captions is not None  # `run_data` refuses views without text where text is on
-            self.captions |= caption_tokens(clip.tokenize, given.captions, self.views)
+            # `run_data` refuses views without text where text is on.
+            self.captions = {
+                name: caption_tokens(clip.tokenize, given.captions[name], own)
+                for name, own in self.views.items()
+            }
+            captions = torch.cat([own["train"] for own in self.captions.values()])
         self.queries: list[pa.Table] = []
         self.best: checkpoints.Best | None = None
         self.take_step = TrainStep(
@@ -175,12 +209,10 @@ class _Run:
             config.train.checkpoint_activations,
         )
         self.take_step.skips_not_finite = given.skips_not_finite
-        self.input = BatchInput(
-            config, self.model, self.views["train"], self.labels, self.captions["train"], self.rows
-        )
+        self.input = BatchInput(config, self.model, self.train_view, self.labels, captions, self.rows)
         self.input_seconds = 0.0
         skips = given.skips_not_finite
-        self.loss_check = LossCheck(self.schedule, self.views["train"], session, skips)
+        self.loss_check = LossCheck(self.schedule, self.train_view, session, skips)
 
     @property
     def own_seconds(self) -> float:
@@ -258,28 +290,54 @@ class _Run:
             else {},
         }
 
+    @property
+    def validates(self) -> bool:
+        """Whether the (first) data set has validation identities."""
+        return "val" in self.views[self.config.data.dataset]
+
     def validate(self) -> _Measured:
         """The validation identities."""
-        embedded, scored = self._evaluate("val")
+        _, embedded, scored = self._evaluate(self.config.data.dataset, "val")
         return _Measured(embedded.features, evaluation.summarise(scored), embedded.hyperedges)
 
     def test(self, epoch: int) -> _Measured:
         """The test view; the rank of every query is kept."""
-        embedded, scored = self._evaluate("test")
-        queries = evaluation.query_table(self.views["test"], scored)
+        view, embedded, scored = self._evaluate(self.config.data.dataset, "test")
+        queries = evaluation.query_table(view, scored)
         epochs = pa.array(np.full(len(queries), epoch), pa.int64())
         # The last checkpoint holds the last test, which is repeated where its report was lost.
         earlier = [table.filter(compute.not_equal(table["epoch"], epoch)) for table in self.queries]
         self.queries = [*earlier, queries.append_column("epoch", epochs)]
         return _Measured(embedded.features, evaluation.summarise(scored), embedded.hyperedges)
 
-    def _evaluate(self, split: str) -> tuple[evaluation.Embedded, dict[str, RetrievalMetrics]]:
-        view = self.views[split]
+    def measure_others(self, *splits: str) -> Event:
+        """The metrics of the data sets beside the first one, by data set, split and feature.
+
+        Args:
+            splits: `val` and `test`; each data set counts as far as it has them.
+        """
+        names = {"val": "validation", "test": "test"}
+        others = {
+            name: {
+                names[split]: evaluation.summarise(self._evaluate(name, split)[2])
+                for split in splits
+                if split in self.views[name]
+            }
+            for name in self.config.data.names[1:]
+        }
+        measured = {name: metrics for name, metrics in others.items() if metrics}
+        return {"datasets": measured} if measured else {}
+
+    def _evaluate(
+        self, dataset: str, split: str
+    ) -> tuple[View, evaluation.Embedded, dict[str, RetrievalMetrics]]:
+        view, captions = self.views[dataset][split], self.captions.get(dataset, {}).get(split)
         evaluation.fill_untrained_cameras(self.model, self.trained_cameras)
-        embedded = evaluation.embed(
-            self.model, view, self.config.train.evaluation_batch, self.autocast, self.captions[split]
-        )
-        return embedded, evaluation.score_each(view, embedded.features, self.config.data.junk)
+        rows = JoinedView([view], [self.first_cameras[dataset]])
+        batch = self.config.train.evaluation_batch
+        embedded = evaluation.embed(self.model, rows, batch, self.autocast, captions)
+        junk = junk_rule(self.config.data, view.table)
+        return view, embedded, evaluation.score_each(view, embedded.features, junk)
 
 
 def caption_tokens(

@@ -24,7 +24,7 @@ def schedule_of(
     monkeypatch.setattr(batch_schedule, "identities_by_shard", lambda view: shard_labels)
     config = resolve("demo", ["batch.size=8", "batch.samples_per_identity=2", *settings])
     view = FakeView(labels.tolist())
-    return BatchSchedule(view, config), RunTables({"train": view}, None, {}), config  # type: ignore[arg-type,dict-item]
+    return BatchSchedule([view], config), RunTables({"train": view}, {}, {}), config  # type: ignore[list-item,dict-item]
 
 
 def naive_share(schedule: BatchSchedule) -> float:

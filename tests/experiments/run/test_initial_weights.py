@@ -24,7 +24,7 @@ SHAPES = {
 }
 
 
-TABLES = RunTables(views={}, captions=None, digests={"samples": "0"})
+TABLES = RunTables(views={}, captions={}, digests={"samples": "0"})
 
 
 def weights_of(shapes):

@@ -69,7 +69,7 @@ def train_view(catalog):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_open_the_shards_of_their_own_identities_alone(train_view, clip, workers):
     config = own(clip, f"train.workers={workers}", "batch.size=12", placement="by_identity")
-    schedule, whole = BatchSchedule(train_view, config), open_view(train_view)
+    schedule, whole = BatchSchedule([train_view], config), open_view(train_view)
     views = [open_view(train_view, shards) for shards in schedule.shards]
     assert sorted(name for view in views for name in view.sample_id) == sorted(whole.sample_id)
     for labels, view in zip(schedule.labels, views, strict=True):
@@ -82,7 +82,7 @@ def test_workers_open_the_shards_of_their_own_identities_alone(train_view, clip,
 
 def test_one_worker_has_the_same_batches_under_both_placements(train_view, clip):
     replicated, by_identity = (
-        BatchSchedule(train_view, own(clip, "train.workers=1", placement=placement)).rows(rank=0, epoch=3)
+        BatchSchedule([train_view], own(clip, "train.workers=1", placement=placement)).rows(rank=0, epoch=3)
         for placement in ("replicated", "by_identity")
     )
     assert np.array_equal(replicated, by_identity)
@@ -124,7 +124,7 @@ def test_views_without_masks_and_text_serve_a_run_that_uses_neither(images_only,
     options = RunOptions.resolve(workspace, images_only)
     tables = run_data.prepare_tables(config, loaded, options)
     config_checks.check_tables(config, loaded, tables)
-    assert tables.captions is None
+    assert tables.captions == {}
     assert not {"masks", "captions", "text_features"} & tables.digests.keys()
     result = lifecycle.run(config, tables, options, threads=1)
     assert (result.status, len(result.losses)) == ("finished", 1)

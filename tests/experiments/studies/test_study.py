@@ -38,7 +38,7 @@ class OneRun(Study[OneRunResult]):
     total = 1
 
     def __init__(self, run, options, train):
-        super().__init__("demo", "s", RunTables({}, None, {}), options)
+        super().__init__("demo", "s", RunTables({}, {}, {}), options)
         self.run_of_study = run
         self.train = train
 

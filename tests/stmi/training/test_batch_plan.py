@@ -135,3 +135,79 @@ def test_shares_that_cannot_be_filled_are_refused():
     few = [np.repeat(np.arange(5), 4), np.repeat(np.arange(5, 30), 4)]
     with pytest.raises(BatchPlanError, match=r"worker 0 of 2 has 5 identities of its own.*needs 6"):
         batch_plan.plan_share(few, 1, SHARED, seed=0, epoch=0)
+
+
+def greedy_owners(shares: list[float], places: int) -> list[int]:
+    """Each place to the data set whose next one is due first, by a loop."""
+    given = [0] * len(shares)
+    owners = []
+    for _ in range(places):
+        due = [(given[number] + 0.5) / share for number, share in enumerate(shares)]
+        owners.append(due.index(min(due)))
+        given[owners[-1]] += 1
+    return owners
+
+
+SEVERAL = {
+    "a": np.repeat(np.arange(20), np.arange(20) % 5 + 3),
+    "b": np.repeat(np.arange(100, 130), 4),
+    "c": np.repeat(np.arange(9), 11),
+}
+
+
+@pytest.mark.parametrize("shares", [(), (0.5, 0.3, 0.2), (0.1, 0.45, 0.45)])
+def test_batches_of_several_data_sets_have_their_shares(shares: tuple[float, ...]):
+    batch = BatchConfig(size=16, samples_per_identity=2)
+    steps = batch_plan.plan_together(SEVERAL, shares, batch, seed=3, epoch=1)
+    expected = np.array(shares or (20 / 59, 30 / 59, 9 / 59))
+    ends = np.cumsum([len(labels) for labels in SEVERAL.values()])
+    owners = np.searchsorted(ends, steps, side="right")[:, ::2]
+    counts = np.array([[(step == number).sum() for number in range(3)] for step in owners])
+    assert np.array_equal(np.repeat(owners, 2, axis=1), np.searchsorted(ends, steps, side="right"))
+    # In every batch, and in all so far together, to within one identity or so.
+    assert np.abs(counts - 8 * expected).max() < 2
+    so_far = np.cumsum(counts, axis=0)
+    assert np.abs(so_far - 8 * expected * np.arange(1, len(steps) + 1)[:, None]).max() < 1
+    assert so_far[-1].tolist() == np.bincount(greedy_owners(list(expected), 8 * len(steps))).tolist()
+
+
+def test_rows_of_each_data_set_are_drawn_as_those_of_one():
+    batch = BatchConfig(size=16, samples_per_identity=2)
+    steps = batch_plan.plan_together(SEVERAL, (0.5, 0.25, 0.25), batch, seed=0, epoch=0)
+    labels = np.concatenate(
+        [first + own for first, own in zip((0, 1000, 2000), SEVERAL.values(), strict=True)]
+    )
+    for rows in steps:
+        groups = labels[rows].reshape(8, 2)
+        assert (groups == groups[:, :1]).all()
+        assert len(set(groups[:, 0])) == 8
+        assert np.bincount(groups[:, 0] // 1000).tolist() == [4, 2, 2]
+    used, times = np.unique(steps, return_counts=True)
+    # Every identity has two samples or more, so none is repeated.
+    assert times.max() == 1
+    # 46 groups of the first in fours, 60 of the second and 45 of the third in twos: the first ends the epoch.
+    assert 9 <= len(steps) <= 11
+    assert len(used) == steps.size
+
+
+def test_one_data_set_has_the_plan_of_a_run_on_it_alone():
+    alone = batch_plan.plan(LABELS, BATCH, seed=5, epoch=2)
+    assert np.array_equal(batch_plan.plan_together({"a": LABELS}, (), BATCH, seed=5, epoch=2), alone)
+
+
+def test_plan_of_several_data_sets_is_a_function_of_seed_and_epoch():
+    def plan(seed: int, epoch: int) -> list[list[int]]:
+        return batch_plan.plan_together({"a": LABELS, "b": LABELS}, (0.4, 0.6), BATCH, seed, epoch).tolist()
+
+    assert plan(0, 1) == plan(0, 1)
+    assert plan(0, 1) != plan(0, 2)
+    assert plan(0, 1) != plan(1, 1)
+
+
+def test_data_set_with_too_few_identities_for_its_share_is_named():
+    labels = {"large": LABELS, "small": np.repeat([0, 1], 4)}
+    batch = BatchConfig(size=16, samples_per_identity=2)
+    with pytest.raises(
+        BatchPlanError, match=r"'small' has 2 training identities, .* needs 4; .*data\.shares"
+    ):
+        batch_plan.plan_together(labels, (0.5, 0.5), batch, seed=0, epoch=0)

@@ -35,7 +35,7 @@ def train(folder, monkeypatch):
             return SimpleNamespace(fit=fit, abort=abort)
 
         monkeypatch.setattr(trainer, "Trainer", make)
-        given = TrainingInput(resolve("demo"), {}, None, "clip", None)
+        given = TrainingInput(resolve("demo"), {}, {}, "clip", None)
         ray_train.train_on_workers(given, folder, SimpleNamespace(gpus_per_worker=None, fewest_workers=None))
         return made
 

@@ -1,0 +1,279 @@
+"""A run on several data sets together: what it reads, trains, measures and shows."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+import stmi
+from data_catalog.tables.table import TableKind, find_table
+from data_catalog.views.view_reader import open_view
+from experiments import evaluate, recipes, report, train
+from experiments.evaluating.evaluation_target import load_run
+from experiments.planning.run_checks import check_recipe
+from experiments.recipes import ExperimentConfig
+from experiments.run import lifecycle, run_data
+from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.preflight import preflight
+from experiments.run.run_folder import RunFolder
+from experiments.run.run_options import RunOptions
+from experiments.run.run_tables import number_cameras
+from experiments.run.workers.training_loop import _Run
+from stmi.clip.loading import load_clip
+from tests.experiments import small_run
+from tests.tolerances import ROUNDING_FLOAT32
+
+PERSON, VEHICLE = "synthetic_person", "synthetic_vehicle"
+VEHICLES = [
+    "data.synthetic.kind=vehicle",
+    f"data.dataset={VEHICLE}",
+    "data.synthetic.train_identities=5",
+    "data.synthetic.test_identities=3",
+    "data.synthetic.cameras=3",
+]
+TOGETHER = [
+    "data.synthetic=null",
+    f"data.datasets=[{PERSON},{VEHICLE}]",
+    "model.camera_embedding=on",
+    "train.validate_every=1",
+    # Of the first data set alone.
+    "data.junk=none",
+]
+
+
+def settings(clip: Path, *changes: str) -> list[str]:
+    return [*small_run.settings(clip), *TOGETHER, *changes]
+
+
+def configured(
+    clip: Path, catalog: str, runs: Path, *changes: str
+) -> tuple[ExperimentConfig, Any, RunOptions]:
+    config = recipes.resolve("demo", settings(clip, *changes))
+    options = RunOptions.resolve(runs, catalog)
+    tables = preflight(config, options, lambda check: check(config), lambda: None, lambda found: False)
+    return config, tables, options
+
+
+@pytest.fixture(scope="module")
+def catalog(ray_session: None, clip: Path, workspace: Path) -> str:
+    """A catalog with people and vehicles: 6 and 5 identities for training, 2 and 3 cameras."""
+    for changes in ([], VEHICLES):
+        rendered = recipes.resolve("demo", [*small_run.settings(clip), *changes])
+        run_data.prepare_tables(rendered, load_clip(str(clip)), RunOptions.resolve(workspace))
+    return str(workspace / "catalog")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("several")
+
+
+@pytest.fixture(scope="module")
+def together(catalog: str, clip: Path, runs: Path) -> RunFolder:
+    """A run on both, in this process."""
+    config, tables, options = configured(clip, catalog, runs)
+    result = lifecycle.run(config, tables, options, threads=len(os.sched_getaffinity(0)))
+    return RunFolder(result.folder)
+
+
+def test_heads_and_camera_vectors_are_those_of_all_data_sets(together: RunFolder) -> None:
+    facts = together.journal.find("untrained")
+    assert (facts["identities"], facts["cameras"]) == (6 + 5, 2 + 3)
+    model = stmi.load(together.location, device="cpu").model
+    assert model.image_tower.camera_embedding is not None
+    assert len(model.image_tower.camera_embedding) == 5
+
+
+def test_cameras_of_each_data_set_have_numbers_of_their_own(together: RunFolder) -> None:
+    views = {name: together.view(name) for name in together.splits}
+    assert list(views) == [
+        *("train", "val", "test"),
+        *(f"{split}/{VEHICLE}" for split in ("train", "val", "test")),
+    ]
+    assert number_cameras(views, (PERSON, VEHICLE)) == {PERSON: range(2), VEHICLE: range(2, 5)}
+
+
+def test_batches_hold_each_data_set_by_its_share(catalog: str, clip: Path) -> None:
+    views = [
+        find_table(catalog, name, TableKind.VIEW, settings={"split": "train"}) for name in (PERSON, VEHICLE)
+    ]
+    config = recipes.resolve("demo", settings(clip, "data.shares=[0.25,0.75]", "train.workers=2"))
+    schedule = BatchSchedule(views, config)
+    identities = [open_view(view).identity for view in views]
+    names = [f"{number} {identity}" for number, own in enumerate(identities) for identity in own]
+    _, expected = np.unique(names, return_inverse=True)
+    labels = schedule.labels[0]
+    # Other numbers for the same identities.
+    assert len({*zip(labels.tolist(), expected.tolist(), strict=True)}) == len(set(labels)) == 11
+    for rows in np.concatenate([schedule.rows(rank, 0) for rank in range(2)], axis=1):
+        assert [(rows < len(views[0])).sum(), (rows >= len(views[0])).sum()] == [2, 6]
+
+
+def test_training_views_are_read_as_one(catalog: str, clip: Path, runs: Path, monkeypatch: Any) -> None:
+    rows: list[Any] = []
+    monkeypatch.setattr(
+        _Run, "restore", lambda run: rows.append(run.train_view) or (_ for _ in ()).throw(KeyError)
+    )
+    config, tables, options = configured(clip, catalog, runs, "seed=9")
+    with pytest.raises(KeyError):
+        lifecycle.run(config, tables, options.without_tracking(), threads=1)
+    [joined] = rows
+    parts = [open_view(tables.views[name]) for name in ("train", f"train/{VEHICLE}")]
+    batch = joined.batch(np.arange(len(joined)))
+    naive = [part.batch(np.arange(len(part))) for part in parts]
+    assert np.array_equal(batch.pixels, np.concatenate([part.pixels for part in naive]))
+    assert np.array_equal(batch.camera_id, np.concatenate([naive[0].camera_id, naive[1].camera_id + 2]))
+
+
+def test_each_data_set_is_measured_among_its_own_gallery_as_evaluate_does(together: RunFolder) -> None:
+    result = together.finished_result
+    assert list(result.datasets) == [PERSON, VEHICLE]
+    assert result.datasets[PERSON].metrics == result.metrics
+    assert result.datasets[PERSON].validation == result.validation
+    for name, junk, queries in ((PERSON, "none", 4), (VEHICLE, "camera", 3)):
+        target = load_run(together.location, name)
+        assert target.table.manifest.dataset == name
+        assert target.junk == junk
+        assert len(np.unique(open_view(target.table).identity)) == queries
+        [alone] = evaluate.evaluate(target, [()], workers=0).settings
+        for feature, metrics in result.datasets[name].metrics.items():
+            expected = alone.metrics[feature].model_dump(exclude={"cmc"})
+            assert metrics.model_dump(exclude={"cmc"}) == pytest.approx(expected, abs=1e-6)
+
+
+def test_all_data_sets_are_evaluated_by_one_command(
+    together: RunFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = ["--run", together.location, "--workers", "0"]
+    assert evaluate.main([*run, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    [other] = found["others"]
+    assert (found["dataset"], other["dataset"], other["others"]) == (PERSON, VEHICLE, [])
+    assert (found["junk"], other["junk"]) == ("none", "camera")
+    assert evaluate.main([*run, "--dataset", VEHICLE, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == other
+    assert evaluate.main(run) == 0
+    shown = capsys.readouterr().out
+    assert f"on {PERSON}" in shown
+    assert f"on {VEHICLE}" in shown
+    assert evaluate.main([*run, "--queries", str(tmp_path / "q.parquet")]) == 2
+    assert "--queries is one file, and run" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_journal_mlflow_and_report_show_each_data_set(
+    together: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = together.finished_result
+    measured = result.datasets[VEHICLE]
+    epochs = together.journal.epochs()
+    assert [[*epoch["datasets"][VEHICLE]] for epoch in epochs] == [["validation", "test"]] * 2 + [
+        ["validation"]
+    ]
+    assert measured.validation is not None
+    logged = mlflow.MlflowClient(together.mlflow.uri).get_run(together.mlflow.run_id).data.metrics  # type: ignore[union-attr]
+    mean = {
+        f"test/{VEHICLE}/U/mAP": measured.metrics["U"],
+        f"validation/{VEHICLE}/U/mAP": measured.validation["U"],
+        f"untrained/{VEHICLE}/U/mAP": measured.untrained,
+        f"{VEHICLE}/mAP": measured.reported,
+        "mAP": result.metrics["U"],
+    }
+    assert {name: logged[name] for name in mean} == pytest.approx(
+        {name: metrics.mean_average_precision for name, metrics in mean.items()}
+    )
+    assert report.main(["--run", together.location]) == 0
+    shown = capsys.readouterr().out
+    assert f"test identities of {PERSON}, %" in shown
+    assert f"test identities of {VEHICLE}, %" in shown
+
+
+def test_any_number_of_workers_trains_the_same_model(
+    together: RunFolder, catalog: str, clip: Path, runs: Path
+) -> None:
+    config, tables, options = configured(clip, catalog, runs, "train.workers=2")
+    other = RunFolder(lifecycle.run(config, tables, options).folder)
+    one, two = (
+        [loss for epoch in run.journal.epochs() for loss in epoch["step_losses"]] for run in (together, other)
+    )
+    # The same weights, then what Adam makes of the rounding of their gradients.
+    assert two[0] == pytest.approx(one[0], abs=ROUNDING_FLOAT32)
+    assert two == pytest.approx(one, abs=1e-3)
+    untrained = [run.journal.find("untrained")["datasets"] for run in (together, other)]
+    assert untrained[0] == untrained[1]
+
+
+def test_interrupted_run_goes_on_to_the_same_result(
+    together: RunFolder, catalog: str, clip: Path, tmp_path: Path
+) -> None:
+    config, tables, _ = configured(clip, catalog, tmp_path)
+    options = RunOptions.resolve(tmp_path, catalog).without_tracking()
+
+    def die(facts: Any) -> None:
+        if facts["event"] == "epoch" and facts["epoch"] == 2:
+            raise SystemError
+
+    threads = len(os.sched_getaffinity(0))
+    with pytest.raises(SystemError):
+        lifecycle.run(config, tables, options, threads=threads, on_report=die)
+    result = lifecycle.run(config, tables, options, threads=threads)
+    assert result.resumed
+    expected = together.finished_result
+    assert (result.losses, result.datasets) == (expected.losses, expected.datasets)
+
+
+def test_plan_counts_all_data_sets_and_finds_the_run(
+    together: RunFolder, catalog: str, clip: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [part for setting in settings(clip) for part in ("--set", setting)]
+    arguments = ["--plan", "--json", "--workspace", str(runs), "--catalog", catalog, *changes]
+    assert train.main(arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["extent"]["identities"], plan["extent"]["cameras"]) == (11, 5)
+    assert plan["extent"]["samples"] == {"train": 24 + 30, "val": 12 + 18, "test": 16 + 18}
+    steps = [event["step"] for event in together.journal.epochs()][-1]
+    assert plan["extent"]["steps"] == steps
+    assert {f"view/train/{VEHICLE}", f"masks/{VEHICLE}", "view/train"} <= {t["name"] for t in plan["tables"]}
+    assert train.main([*(a for a in arguments if a != "--plan")]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == together.name
+
+
+def test_plan_names_the_command_that_makes_a_missing_table_of_a_data_set(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["data.datasets=[msvr310,rgbnt100]", f"model.clip.source={clip}", "model.str.heads=2"]
+    changes += ["model.image.height=32", "model.image.width=16"]
+    options = [part for setting in changes for part in ("--set", setting)]
+    recipe = ["--recipe", "msvr310-paper", "--workspace", str(tmp_path)]
+    assert train.main([*recipe, "--plan", "--json", *options]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    commands = {table["name"]: table["command"] for table in plan["tables"]}
+    assert commands["samples/rgbnt100"].endswith("--dataset rgbnt100")
+    assert "--split test" in commands["view/test/rgbnt100"]
+    assert commands["samples"].endswith("--dataset msvr310")
+
+
+def test_data_sets_that_do_not_fit_together_are_named_before_any_work(
+    catalog: str, clip: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*changes: str) -> str:
+        options = [part for setting in settings(clip, *changes) for part in ("--set", setting)]
+        assert train.main(["--workspace", str(runs), "--catalog", catalog, *options]) == 2
+        return capsys.readouterr().err
+
+    assert "data set 'other' of catalog" in refused(f"data.datasets=[{PERSON},other]")
+    size = refused("model.image.height=64", "model.image.width=32")
+    assert f"data set '{PERSON}' of catalog" in size
+    assert "has no view table" in size
+    shares = refused("data.shares=[0.01,0.99]", "batch.size=12")
+    assert f"data set '{VEHICLE}' has 5 training identities" in shares
+
+
+def test_recipe_is_checked_for_each_of_its_data_sets(catalog: str, clip: Path) -> None:
+    for dataset in (PERSON, VEHICLE):
+        checked = check_recipe("demo", settings(clip), dataset, catalog)
+        assert checked.errors == ()
