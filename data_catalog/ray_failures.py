@@ -10,6 +10,8 @@ MAX_FAILURES = 3
 
 _NODE = re.compile(r"\b(?:ip|IP|address): ([0-9a-fA-F.:]*[0-9a-fA-F])")
 _MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?B)(?: used)? / ([\d.]+ ?[KMGT]?B)")
+_ALLOCATION = re.compile(r"out of memory|can(not|'t) allocate memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
+"""What PyTorch says on a GPU and on a processor, the C++ library, and NVIDIA's libraries."""
 _RETRIES = re.compile(r"\s*Failed to [\w ]+ after \d+/\d+ attempts.*", re.DOTALL)
 """What Ray Data adds to an error of the code that it ran."""
 _LENGTH = 500
@@ -32,6 +34,12 @@ def describe_failure(error: BaseException, memory_remedy: str = "use nodes with 
             if line := explain(cause, memory_remedy):
                 return line
     return _plain(next((cause for cause in causes if not _is_wrapper(cause)), causes[-1]))
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation of Python, NumPy or PyTorch failed, on the host or on a GPU."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or _ALLOCATION.search(str(error)) is not None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -62,7 +70,7 @@ def _memory(error: BaseException, remedy: str) -> str | None:
         used = _MEMORY.search(text)
         amounts = f" ({used[1]} of {used[2]} in use)" if used else ""
         return f"Ray ended a process{_node(text)} because the memory of the node ran out{amounts}; {remedy}"
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or name == "OutOfMemoryError":
+    if ran_out_of_memory(error) and not _is_own(error):
         return f"memory ran out ({_first_line(text) or name}); {remedy}"
     if name == "ObjectStoreFullError":
         return f"Ray's object store is full ({_first_line(text)}); {remedy}"
@@ -115,8 +123,11 @@ def _lost_object(error: BaseException, remedy: str) -> str | None:
 
 def _plain(error: BaseException) -> str:
     # What the project says of a failure stays, and not what it was made of.
-    is_own = type(error).__module__.partition(".")[0] in _PACKAGES
-    return _first_line(_RETRIES.sub("", (is_own and str(error)) or describe_cause(error)))
+    return _first_line(_RETRIES.sub("", (_is_own(error) and str(error)) or describe_cause(error)))
+
+
+def _is_own(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in _PACKAGES
 
 
 def _node(text: str) -> str:

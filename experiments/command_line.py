@@ -107,6 +107,14 @@ def training_options(
         help="what a batch does whose loss is not finite: end the run, or leave the weights as they are; its "
         "samples are named in the journal (default: stop)",
     )
+    options.add_argument(
+        "--on-memory",
+        choices=("stop", "double"),
+        default="stop",
+        help="what a run does whose step runs out of memory: end, or go on from its last checkpoint with "
+        "train.micro_batches doubled, as often as it takes; later starts of the run begin with that number. "
+        "The result is the same up to rounding (default: stop)",
+    )
     return options
 
 
@@ -158,7 +166,11 @@ def run_options(given: argparse.Namespace) -> RunOptions:
         given.gpus_per_worker,
         given.on_nan == "skip",
     )
-    return replace(options, writes_event_files=given.log_to is not None)
+    return replace(
+        options,
+        raises_micro_batches=given.on_memory == "double",
+        writes_event_files=given.log_to is not None,
+    )
 
 
 def add_workers(options: argparse.ArgumentParser, part: str) -> None:

@@ -13,6 +13,7 @@ from experiments.evaluating.evaluation_target import find_captions
 from experiments.recipes import ConfigError
 from experiments.run.initial_weights import stored_initial
 from experiments.run.lifecycle import train_first_steps
+from experiments.run.micro_batches import OUT_OF_MEMORY, with_noted_micro_batches
 from experiments.run.run_description import environment, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
@@ -79,7 +80,8 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
     stops = tuple(sorted({step for step in weights if step <= steps} | {steps}))
     tables = _tables(run)
     with _scratch(options) as own:
-        again = train_first_steps(run.config, tables, own, start["threads"], stops)
+        config = with_noted_micro_batches(run.config, run.journal)
+        again = train_first_steps(config, tables, own, start["threads"], stops)
         found, found_weights = step_losses(again.journal), step_weights(again.journal)
     if len(found) < steps:
         raise InterruptedRunError(
@@ -161,6 +163,11 @@ def _scratch(options: RunOptions) -> Iterator[RunOptions]:
 def _differences(run: RunFolder) -> Iterator[str]:
     if others := other_code_digests(run):
         yield f"other code trained it (digest {', '.join(others)})"
+    if (shortage := run.journal.last(OUT_OF_MEMORY)) is not None:
+        yield (
+            f"step {shortage['step']} ran out of memory: steps before it may have had fewer micro-batches, "
+            f"where all have {shortage['micro_batches']} here"
+        )
     started: Event = run.journal.last("started") or {}
     then, now = started.get("environment", {}), environment()
     facts: list[tuple[str, Any, Any]] = [

@@ -15,6 +15,7 @@ from experiments.planning.flop_counts import PARTS, Flops, count_flops, with_sma
 from experiments.planning.memory_use import Memory, measure_memory
 from experiments.recipes import ExperimentConfig
 from experiments.run.config_checks import check_settings
+from experiments.run.micro_batches import with_micro_batches
 from stmi.clip.loading import LoadedClip
 from stmi.model import STMI
 
@@ -81,12 +82,10 @@ def measure_cost(config: ExperimentConfig, identities: int, cameras: int) -> Cos
 
 def measure_micro_batches(config: ExperimentConfig, identities: int, cameras: int, number: int) -> Memory:
     """Measure the memory of a worker of the same run with another number of micro-batches."""
-    train = config.train.model_copy(update={"micro_batches": number})
     with FakeTensorMode(allow_non_fake_inputs=True):
         clip = untrained_clip(config)
         model = STMI(config.model, clip, identities, cameras, config.seed)
-        other = config.model_copy(update={"train": train})
-        return measure_memory(DryRun(other, model, clip.model.context_length))
+        return measure_memory(DryRun(with_micro_batches(config, number), model, clip.model.context_length))
 
 
 def _count_parameters(model: STMI, clip: LoadedClip) -> ModelParameters:

@@ -1,5 +1,6 @@
 """The life of a run: prepare, begin, train, conclude, log. Scripts, trials and studies all call `run`."""
 
+import gc
 import logging
 import time
 import traceback
@@ -16,6 +17,13 @@ from experiments.run import checkpoints, run_figures
 from experiments.run.conclusion import conclude
 from experiments.run.config_checks import check_batches
 from experiments.run.initial_weights import as_file
+from experiments.run.micro_batches import (
+    OUT_OF_MEMORY,
+    StepMemoryError,
+    more_micro_batches,
+    with_micro_batches,
+    with_noted_micro_batches,
+)
 from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import INITIAL_FILE, RunFolder
@@ -180,7 +188,54 @@ def _train(
     on_report: OnReport,
     stops: tuple[int, ...] | None = None,
 ) -> None:
+    """Train a run to its end, with more micro-batches after a step that runs out of memory."""
     config = folder.config
+    if options.raises_micro_batches:
+        config = with_noted_micro_batches(config, folder.journal)
+    while True:
+        try:
+            _train_with(config, folder, tables, options, checkpoint, threads, on_report, stops)
+            return
+        except StepMemoryError as error:
+            number = more_micro_batches(config, options.fewest_workers)
+            if number is None or not options.raises_micro_batches:
+                refusal = RunError(f"run {folder.name} failed: {error}; {_memory_remedy(config, number)}")
+                with suppress(NotWritableError):
+                    folder.journal.append("failed", error=str(refusal), detail=error.reason)
+                raise refusal from None
+            facts = {"step": error.step, "micro_batches": number, "reason": error.reason}
+        # The error is gone, and what its frames held with it.
+        gc.collect()
+        folder.journal.append(OUT_OF_MEMORY, **facts)
+        logger.warning(
+            "run %s: step %d ran out of memory (%s); it goes on from the last checkpoint with "
+            "train.micro_batches=%d",
+            *(folder.name, facts["step"], facts["reason"], number),
+        )
+        config, checkpoint = with_micro_batches(config, number), folder.last_checkpoint
+
+
+def _memory_remedy(config: ExperimentConfig, number: int | None) -> str:
+    """What helps a run that cannot train a step, with its next number of micro-batches."""
+    if number is not None:
+        return (
+            f"set train.micro_batches={number}, or let it find the number with --on-memory double: it goes "
+            "on from its last checkpoint, to the same result up to rounding"
+        )
+    more = "" if config.train.checkpoint_activations else "set train.checkpoint_activations=on, "
+    return f"no smaller micro-batches divide its samples evenly; {more}lower batch.size, or use more workers"
+
+
+def _train_with(
+    config: ExperimentConfig,
+    folder: RunFolder,
+    tables: RunTables,
+    options: RunOptions,
+    checkpoint: str | None,
+    threads: int | None,
+    on_report: OnReport,
+    stops: tuple[int, ...] | None,
+) -> None:
     given = TrainingInput(
         config,
         tables.views,
@@ -227,8 +282,8 @@ def _train(
         with stopping_on_sigterm(folder.checkpoints):
             stop_request = StopRequest(*given.stop_folders)
             train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint, stop_request))
-    except StorageAwayError:
-        # The journal may lie there, too, and would be waited for once more.
+    except (StepMemoryError, StorageAwayError):
+        # The journal of the latter may lie there, too, and would be waited for once more.
         raise
     except Exception as error:
         # The disk of the journal may be full, which is the reason then.

@@ -27,6 +27,8 @@ class RunOptions:
         gpus_per_worker: May be a fraction; None for one each where the cluster has GPUs, 0 to train on CPUs.
         skips_not_finite: Whether a batch whose loss is not finite is left out, and noted, in place of ending
             the run.
+        raises_micro_batches: Whether a run whose step runs out of memory goes on with more micro-batches, in
+            place of ending.
         deterministic: Whether Ray Train's workers take PyTorch's deterministic algorithms.
         fewest_workers: With how many workers a run goes on whose cluster has no room for all; None where it
             waits for room for all.
@@ -40,6 +42,7 @@ class RunOptions:
     tracking_uri: str | None = None
     gpus_per_worker: float | None = None
     skips_not_finite: bool = False
+    raises_micro_batches: bool = False
     deterministic: bool = False
     fewest_workers: int | None = None
     study: Folder | None = None

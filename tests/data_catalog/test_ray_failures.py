@@ -1,6 +1,8 @@
 """The ends of Ray's processes in one line, from exceptions as Ray makes them."""
 
+import numpy as np
 import pytest
+import torch
 from ray import exceptions
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.train import TrainingFailedError
@@ -12,7 +14,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from data_catalog.errors import CatalogError
-from data_catalog.ray_failures import describe_failure
+from data_catalog.ray_failures import describe_failure, ran_out_of_memory
 
 SHORT_OF_MEMORY = (
     "2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: b) "
@@ -126,3 +128,15 @@ def test_first_cause_of_a_library_error_is_named_and_not_what_its_wrapper_guesse
     guessed.__cause__ = OSError("No space left on device")
     assert describe_failure(raised(guessed)) == "No space left on device"
     assert describe_failure(WorkerGroupError("page", {0: guessed})) == "No space left on device"
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty, bytearray])
+def test_failed_allocation_is_known_whatever_failed_to_allocate(allocate):
+    with pytest.raises((RuntimeError, MemoryError)) as refused:
+        allocate(2**50)
+    assert ran_out_of_memory(refused.value)
+
+
+def test_other_errors_are_no_failed_allocations():
+    assert not ran_out_of_memory(RuntimeError("Connection closed by peer [10.0.0.7]:4"))
+    assert not ran_out_of_memory(ValueError("mat1 and mat2 shapes cannot be multiplied"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import recipes, train
@@ -72,6 +73,7 @@ def alone(
     on_report: OnReport = lambda facts: None,
     patience_seconds: float = 900,
     skips_not_finite: bool = False,
+    raises_micro_batches: bool = False,
 ) -> RunFolder:
     """The small run, trained in this process.
 
@@ -83,15 +85,15 @@ def alone(
         storage: Folder or URI of its checkpoints.
         on_report: Called with each report.
         patience_seconds: How long another process may have the run without progress.
-        skips_not_finite: As in `RunOptions`.
+        skips_not_finite: As in `RunOptions`; so is `raises_micro_batches`.
+        raises_micro_batches: As above.
     """
     config, tables = configured(clip, workspace, *settings)
+    options = RunOptions.resolve(runs or workspace, storage=storage, skips_not_finite=skips_not_finite)
     result = lifecycle.run(
         config,
         tables,
-        RunOptions.resolve(
-            runs or workspace, storage=storage, skips_not_finite=skips_not_finite
-        ).without_tracking(),
+        replace(options.without_tracking(), raises_micro_batches=raises_micro_batches),
         threads=len(os.sched_getaffinity(0)),
         on_report=on_report,
         patience_seconds=patience_seconds,

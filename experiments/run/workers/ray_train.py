@@ -13,6 +13,7 @@ from data_catalog.storage import filesystems
 from data_catalog.storage.node_probe import Place, check_nodes
 from experiments.recipes import ROOT
 from experiments.run.elastic_workers import find_sizes
+from experiments.run.micro_batches import StepMemoryError
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
@@ -78,6 +79,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
 
     Raises:
         RunError: The workers failed more often than a run survives, or the cluster has too few GPUs.
+        StepMemoryError: One of them ran out of memory in a step.
         StorageAwayError: The storage was away for too long.
     """
     import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
@@ -127,9 +129,9 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         trainer.abort()
         raise
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        away = getattr(error, "controller_failure", error)
-        if isinstance(away, StorageAwayError):
-            raise away from None
+        raised = getattr(error, "controller_failure", error)
+        if isinstance(raised, StepMemoryError | StorageAwayError):
+            raise raised from None
         reason = describe_failure(error, MEMORY_REMEDY)
         if lost := [nodes[node] for node in nodes.keys() - living_nodes().keys()]:
             reason += f" (since the run began the cluster lost {name_first(sorted(lost))})"

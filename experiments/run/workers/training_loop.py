@@ -20,6 +20,7 @@ from data_catalog.views.view_reader import View, open_view
 from experiments.run import checkpoints, evaluation
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.initial_weights import load_initial
+from experiments.run.micro_batches import naming_step
 from experiments.run.progress import Progress
 from experiments.run.run_result import FeatureMetrics
 from experiments.run.run_tables import (
@@ -267,11 +268,12 @@ class _Run:
         for step in range(progress.in_epoch, len(plan)):
             # The rate of the middle of the step: neither the first nor the last is zero.
             rate = learning_rate(config.optim, epoch + (step + 0.5) / len(plan), config.train.epochs)
-            began = time.perf_counter()
-            with clock.part("input"):
-                given = next(inputs)
-            self.input_seconds += time.perf_counter() - began
-            losses = self.take_step(given.batch, given.draws, given.labels, rate)
+            with naming_step(progress.step + 1, config, self.session.world_size):
+                began = time.perf_counter()
+                with clock.part("input"):
+                    given = next(inputs)
+                self.input_seconds += time.perf_counter() - began
+                losses = self.take_step(given.batch, given.draws, given.labels, rate)
             self.loss_check.count(progress, losses, rate, len(plan))
             yield step + 1 == len(plan)
 

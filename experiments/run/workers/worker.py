@@ -15,6 +15,7 @@ from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.ray_failures import describe_failure
 from data_catalog.storage.claims import LostClaimError
 from data_catalog.storage.folders import Folder
+from experiments.run.micro_batches import StepMemoryError
 from experiments.run.stop_request import StopRequest
 from experiments.run.workers.training_input import TrainingInput
 from experiments.tracking.journal import Event, Journal
@@ -69,10 +70,12 @@ class JournalCallback(UserCallback):
 
         Raises:
             CatalogError, ClipFileError: A worker found files that are damaged, or cannot write.
+            StepMemoryError: A worker ran out of memory, which the driver notes. The others wait for it in an
+                exchange until they are ended.
             StorageAwayError: A worker has waited for the storage of the journal, too, as long as it may.
         """
         for error in worker_exceptions.values():
-            if isinstance(error, StorageAwayError):
+            if isinstance(error, StepMemoryError | StorageAwayError):
                 raise error
         errors = {str(rank): repr(error)[:2000] for rank, error in worker_exceptions.items()}
         reasons = {str(rank): describe_failure(error) for rank, error in worker_exceptions.items()}
