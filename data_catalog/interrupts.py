@@ -4,20 +4,51 @@ import atexit
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+FAILED_STATUS = 1
+CLOSING_SECONDS = 25.0
+"""How long the main thread may close what it has opened, once another one has found that nothing goes on."""
 INTERRUPTED_STATUS = 128 + signal.SIGINT
 _ENDING = {signal.SIGINT: b"error: interrupted\n", signal.SIGTERM: b"error: ended by SIGTERM\n"}
 _received: list[int] = []
 """Signals that raised KeyboardInterrupt; libraries raise another one in its place."""
+_has_failed = False
 
 
 def is_ending() -> bool:
     """Whether Ctrl-C or SIGTERM has asked this process to end, and it now closes what it has opened."""
     return bool(_received)
+
+
+def has_failed() -> bool:
+    """Whether this process ends since it cannot go on, as `fail` says."""
+    return _has_failed
+
+
+def fail(reason: str) -> NoReturn:
+    """End this process from another thread than the main one, which waits for what does not come any more.
+
+    The main thread is interrupted as by Ctrl-C, and may close what it has opened; then all ends.
+
+    Args:
+        reason: What is printed, and how to go on.
+    """
+    global _has_failed  # noqa: PLW0603 - of the whole process
+    _has_failed = True
+    print(f"error: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    # What it waits for may not let it go, and who ignores Ctrl-C is not interrupted.
+    time.sleep(CLOSING_SECONDS)
+    try:
+        _kill(_processes_of_ray())
+    finally:
+        os._exit(FAILED_STATUS)
 
 
 def end_on_interrupt() -> None:
@@ -40,7 +71,7 @@ def interruptible(message: str) -> Iterator[None]:
         message: What is printed then: what is kept, and how to go on.
 
     Raises:
-        SystemExit: After Ctrl-C with status 130, after SIGTERM with 143.
+        SystemExit: After Ctrl-C with status 130, after SIGTERM with 143, after `fail` with 1.
     """
     ours = [number for number in _ENDING if signal.getsignal(number) is _end]
     for number in ours:
@@ -49,7 +80,10 @@ def interruptible(message: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         status = 128 + (_received.pop() if _received else signal.SIGINT)
-        print(message, file=sys.stderr)  # noqa: T201
+        if _has_failed:
+            status = FAILED_STATUS
+        else:
+            print(message, file=sys.stderr)  # noqa: T201
         if ours:
             _leave(status)
         raise SystemExit(status) from None

@@ -1,10 +1,13 @@
 """The Ray session of a process: it joins a cluster, or starts Ray on this machine."""
 
+import atexit
 import json
 import logging
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +15,18 @@ from typing import Any
 
 from data_catalog.environment import WAITING, prepare_environment
 from data_catalog.errors import CatalogError, name_first
-from data_catalog.interrupts import keeping_signals
+from data_catalog.interrupts import fail, keeping_signals
 from data_catalog.ray_failures import describe_failure
 from stmi.network import CONNECT_SECONDS, why_unreachable
 from stmi.processors import usable_processors
 
 START_SECONDS = 180.0
 """How long a worker may take to start; on a slow disk its imports take half a minute."""
+HEAD_LOOK_SECONDS = 2.0
+OWN_HEAD_SECONDS = 3.0
+"""How long the head of a Ray that this process has started may not answer: nobody starts it again."""
+RECONNECT_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""How many seconds Ray waits for its head, 60 unless set; then it ends the process, whatever it does."""
 _HTTP2_SETTINGS = b"\x04"
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0" * 5
 """What a client says first, with empty settings; a server answers with its own (RFC 9113)."""
@@ -104,6 +112,33 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             _join(ray_address())
     silence_ray()
     _check_workers()
+    threading.Thread(target=_watch_head, name="head of Ray", daemon=True).start()
+
+
+def _watch_head() -> None:
+    """End this process where the head of Ray stays away.
+
+    Ray itself would, after a minute in which the command seems to train, and with a line of its log.
+    """
+    import ray  # noqa: PLC0415
+
+    address = ray.get_runtime_context().gcs_address
+    is_own = ray_address() == "local"
+    patience = OWN_HEAD_SECONDS if is_own else float(os.environ.get(RECONNECT_VARIABLE) or 60) / 2
+    answered = time.monotonic()
+    while ray.is_initialized():
+        reason = why_unreachable(f"//{address}")
+        if reason is None:
+            answered = time.monotonic()
+        elif time.monotonic() - answered > patience and ray.is_initialized():
+            # Its end would wait for the head, too.
+            atexit.unregister(ray.shutdown)
+            first = "" if is_own else "start the cluster again, and then "
+            fail(
+                f"the head of Ray at {address} does not answer any more ({reason}); what is complete is "
+                f"kept, so {first}run the same command again to continue"
+            )
+        time.sleep(HEAD_LOOK_SECONDS)
 
 
 def silence_ray() -> None:

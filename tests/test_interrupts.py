@@ -165,6 +165,27 @@ def test_a_second_interrupt_ends_what_swallowed_the_first_one():
     assert process.returncode == 130
 
 
+@pytest.mark.parametrize("swallows", [False, True])
+def test_thread_that_finds_that_nothing_goes_on_ends_the_command_in_good_order_or_at_once(swallows):
+    work = f"""
+    import threading
+    from data_catalog import interrupts
+    interrupts.CLOSING_SECONDS = 1.0
+    timer = threading.Timer(1.0, interrupts.fail, ["the server has gone"])
+    timer.daemon = True
+    timer.start()
+    try:
+        nap()
+    except KeyboardInterrupt:
+        print("closed", interrupts.has_failed(), flush=True)
+        if not {swallows}:
+            raise
+        nap()"""
+    process = start("-c", ENDING.format(work=work))
+    assert process.communicate(timeout=30) == ("working\nclosed True\n", "error: the server has gone\n")
+    assert process.returncode == 1
+
+
 def test_interrupts_that_the_caller_ignores_stay_ignored():
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from data_catalog.interrupts import has_failed
 from data_catalog.records import Record
 from experiments.tracking.mlflow_store import LoggedRun, MlflowState
 
@@ -35,7 +36,8 @@ class InterruptedRunError(RunError):
 
 def status_after(error: BaseException) -> str:
     """MLflow's status of a run or study that an error ends: KILLED where it was asked to end, else FAILED."""
-    was_asked = isinstance(error, InterruptedRunError) or not isinstance(error, Exception)
+    is_end = not isinstance(error, Exception) and not has_failed()
+    was_asked = isinstance(error, InterruptedRunError) or is_end
     return "KILLED" if was_asked else "FAILED"
 
 

@@ -4,11 +4,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import ray
 
@@ -287,3 +291,38 @@ def test_another_node_without_workers_is_named_with_the_folder_of_its_logs(silen
     assert silent("b") == (
         f"no worker of Ray has started within 180 s on node host-b (b); its logs are in {tmp_path} there"
     )
+
+
+LOSING = """
+import os, signal, time
+import psutil, ray
+from data_catalog.interrupts import end_on_interrupt, interruptible
+from data_catalog.ray_session import ensure_ray
+
+end_on_interrupt()
+with interruptible("error: kept"):
+    ensure_ray()
+    wait = ray.remote(num_cpus=0)(lambda: time.sleep(600)).remote()
+    head, = (one for one in psutil.Process().children(recursive=True) if one.name() == "gcs_server")
+    print(*(one.pid for one in psutil.Process().children(recursive=True)), flush=True)
+    head.kill()
+    ray.get(wait)
+"""
+
+
+def test_command_whose_ray_loses_its_head_ends_in_one_line_and_leaves_no_process():
+    """Ray would let it wait for a minute, and end it with a line of its log."""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", LOSING], cwd=root, capture_output=True, text=True, timeout=120, check=False
+    )
+    lines = ended.stderr.splitlines()
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    assert "the head of Ray at " in line
+    assert "run the same command again to continue" in line
+    assert "will terminate" not in ended.stderr
+    assert ended.returncode == 1
+    left = [psutil.Process(pid) for pid in map(int, ended.stdout.split()) if psutil.pid_exists(pid)]
+    # What was killed last may still be ending.
+    _, running = psutil.wait_procs(left, timeout=20)
+    assert [process for process in running if process.status() != psutil.STATUS_ZOMBIE] == []
