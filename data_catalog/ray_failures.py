@@ -10,8 +10,12 @@ MAX_FAILURES = 3
 
 _NODE = re.compile(r"\b(?:ip|IP|address): ([0-9a-fA-F.:]*[0-9a-fA-F])")
 _MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?B)(?: used)? / ([\d.]+ ?[KMGT]?B)")
-_ALLOCATION = re.compile(r"out of memory|can(not|'t) allocate memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
-"""What PyTorch says on a GPU and on a processor, the C++ library, and NVIDIA's libraries."""
+_ALLOCATION = re.compile(
+    r"out of memory|can(not|'t) allocate memory|bad_alloc|_ALLOC_FAILED"
+    r"|could not create a (primitive|memory object)$",
+    re.IGNORECASE,
+)
+"""What PyTorch says on a GPU and on a processor, the C++ library, NVIDIA's libraries, and oneDNN."""
 _RETRIES = re.compile(r"\s*Failed to [\w ]+ after \d+/\d+ attempts.*", re.DOTALL)
 """What Ray Data adds to an error of the code that it ran."""
 _LENGTH = 500

@@ -36,7 +36,21 @@ from experiments.terminal_tables import print_table, text_table
 if TYPE_CHECKING:
     from experiments.faults.fault_report import FaultOutcome, FaultReport
 
-FAULTS = ("worker", "node", "driver", "terminated", "slow", "nan", "disk", "storage")
+FAULTS = (
+    "worker",
+    "node",
+    "head",
+    "driver",
+    "terminated",
+    "slow",
+    "nan",
+    "memory",
+    "mlflow",
+    "disk",
+    "storage",
+)
+AWAY_SECONDS = 120.0
+"""How long the MLflow server stays away unless asked otherwise."""
 KILLS = 5
 """How often a worker is killed unless asked otherwise."""
 SECONDS = 900.0
@@ -75,6 +89,12 @@ def own_options(options: argparse.ArgumentParser) -> None:
         "with room for its workers, or something that starts it again",
     )
     group.add_argument(
+        "--away-seconds",
+        type=float,
+        default=AWAY_SECONDS,
+        help=f"how long the MLflow server of the fault `mlflow` stays away (default: {AWAY_SECONDS:.0f})",
+    )
+    group.add_argument(
         "--most-seconds",
         type=float,
         default=SECONDS,
@@ -106,7 +126,7 @@ def chaos(given: argparse.Namespace, passed: list[str]) -> "FaultReport":
         )
     settings = ["train.checkpoint_steps=3", *(["train.epochs=4"] if given.recipe == "demo" else [])]
     config = train.configure(argparse.Namespace(**{**vars(given), "settings": settings + given.settings}))
-    if not 1 <= given.kills <= config.train.epochs:
+    if "worker" in given.fault and not 1 <= given.kills <= config.train.epochs:
         raise ConfigError(f"--kills={given.kills}: expected 1 to train.epochs={config.train.epochs}")
     workspace = resolve_workspace(given.workspace)
     prepare_ray()
@@ -120,6 +140,7 @@ def chaos(given: argparse.Namespace, passed: list[str]) -> "FaultReport":
         kills=given.kills,
         seed=given.moments,
         may_end_nodes=given.end_node,
+        away_seconds=given.away_seconds,
         most_seconds=given.most_seconds,
     )
     names = [fault for fault in FAULTS if fault in given.fault]

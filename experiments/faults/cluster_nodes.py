@@ -98,6 +98,13 @@ def kill_worker(pid: int) -> None:
     _worker(pid).kill()
 
 
+def limit_memory(pid: int) -> None:
+    """Let a worker have no more address space than it has now: the next large allocation in it fails."""
+    worker = _worker(pid)
+    size = worker.memory_info().vms
+    worker.rlimit(psutil.RLIMIT_AS, (size, psutil.RLIM_INFINITY))
+
+
 def slow_down(pid: int) -> None:
     """Let a worker stand still most of the time, as one whose machine others use, until it ends."""
     worker = _worker(pid)

@@ -69,6 +69,7 @@ class Plan:
         kills: How often a worker is killed.
         seed: Of the moments.
         may_end_nodes: Whether a node of the cluster may be ended.
+        away_seconds: How long the MLflow server stays away.
         most_seconds: How long each thing that is waited for may take.
     """
 
@@ -79,6 +80,7 @@ class Plan:
     kills: int
     seed: int
     may_end_nodes: bool
+    away_seconds: float
     most_seconds: float
 
 
@@ -110,7 +112,16 @@ def try_faults(names: Sequence[str], plan: Plan, on_fault: Callable[[str], None]
             (place := folder / fault).mkdir()
             own = [option.format(folder=place) for option in FAULTS[fault].options]
             tracking = ["--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-            scene = Scene(undisturbed, nodes, moments, plan.kills, plan.may_end_nodes, place)
+            scene = Scene(
+                undisturbed,
+                nodes,
+                plan.on_cpus,
+                moments,
+                plan.kills,
+                plan.may_end_nodes,
+                plan.away_seconds,
+                place,
+            )
             with TrainingProcess(
                 [*options, *own, *tracking], scratch / fault, folder / f"{fault}.log", plan.most_seconds
             ) as training:
@@ -145,7 +156,7 @@ def _try(name: str, scene: Scene, training: TrainingProcess, is_exact: bool) -> 
         disturbed = fault.disturb(scene, training)
         lost = disturbed.lost
         if disturbed.goes_on and training.run is not None:
-            is_equal, differences = _compare(training.run, scene.undisturbed)
+            is_equal, differences = _compare(training.run, disturbed.expected or scene.undisturbed)
             lost += differences if is_exact else ()
     except NotTriedError as error:
         return FaultOutcome(fault=name, what=fault.what, not_tried=str(error))

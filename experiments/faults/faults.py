@@ -12,17 +12,21 @@ from typing import Any
 from safetensors.torch import load_file
 
 from experiments.command_line import COME_AGAIN_STATUS
-from experiments.faults.cluster_nodes import ClusterNodes, kill_worker, slow_down
+from experiments.faults.cluster_nodes import ClusterNodes, kill_worker, limit_memory, slow_down
+from experiments.faults.mlflow_server import MlflowServer
 from experiments.faults.small_disk import enlarge, small_disk
 from experiments.faults.training_process import (
     BEGINNINGS,
     EndedError,
     TrainingProcess,
+    names_of,
     processes_of,
     steps_since_begin,
 )
 from experiments.run import checkpoints
+from experiments.run.micro_batches import OUT_OF_MEMORY, more_micro_batches
 from experiments.run.run_folder import RunFolder
+from experiments.tracking.mlflow_logger import find_missing
 
 LAST_SHARE = 0.75
 """Nothing is disturbed after this share of the steps: the run must not end before the fault comes."""
@@ -41,17 +45,21 @@ class Scene:
     Attributes:
         undisturbed: A finished run of the same settings.
         nodes: Where its workers run.
+        on_cpus: Whether the workers get no GPU even where there are some.
         random: Draws the moments.
         kills: How often a worker is killed.
         may_end_nodes: Whether a node of the cluster may be ended.
+        away_seconds: How long a server stays away.
         folder: An empty folder of this machine.
     """
 
     undisturbed: RunFolder
     nodes: ClusterNodes
+    on_cpus: bool
     random: random.Random
     kills: int
     may_end_nodes: bool
+    away_seconds: float
     folder: Path
 
     def moments(self, count: int) -> list[int]:
@@ -75,11 +83,13 @@ class Disturbed:
         seconds: How long until it went on, each time; empty where it did not stop, or must not go on.
         lost: What was lost beside what a comparison of the results finds; one line each.
         goes_on: Whether it is to end as the undisturbed run.
+        expected: The undisturbed run as which it is to end, where it is another one.
     """
 
     seconds: tuple[float, ...] = ()
     lost: tuple[str, ...] = ()
     goes_on: bool = True
+    expected: RunFolder | None = None
 
 
 def lose_workers(scene: Scene, training: TrainingProcess) -> Disturbed:
@@ -124,6 +134,71 @@ def lose_driver(scene: Scene, training: TrainingProcess) -> Disturbed:
     seconds = training.wait_for_training(since)
     training.finish()
     return Disturbed((seconds,))
+
+
+def lose_head(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The head of Ray is killed, and the command given again."""
+    if scene.nodes.is_cluster:
+        raise NotTriedError(
+            "needs a Ray that the command starts itself: unset RAY_ADDRESS. On a cluster, end its head while "
+            "train.py runs, start it again, and give the command again"
+        )
+    training.start()
+    scene.await_moment(training, scene.moments(1)[0])
+    since = training.kill_head()
+    status, words = training.wait_for_end(), training.last_words()
+    training.start()
+    seconds = training.wait_for_training(since)
+    training.finish()
+    is_clear = status > 0 and words.startswith("error: ") and "head" in words
+    return Disturbed(
+        (seconds,), () if is_clear else (f"exit status {status}, and it did not say why: {words}",)
+    )
+
+
+def run_out_of_memory(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The memory of a worker does not suffice for a step; half as many samples at a time fit."""
+    if scene.nodes.has_gpus and not scene.on_cpus:
+        raise NotTriedError(
+            "limits the address space of a process, not the memory of a GPU: --gpus-per-worker 0"
+        )
+    number = more_micro_batches(scene.undisturbed.config)
+    if number is None:
+        raise NotTriedError("needs a worker with two or more samples of a batch: ask for fewer --workers")
+    training.start()
+    worker = scene.random.choice(processes_of(training.wait(processes_of)))
+    since = time.time()
+    # Before the first step: it keeps its memory for all others.
+    scene.nodes.call(worker["host"], limit_memory, worker["pid"])
+    ends = {OUT_OF_MEMORY, "worker_failed", "finished"}
+    events = training.wait(lambda events: ends.intersection(names_of(events)))
+    if OUT_OF_MEMORY not in names_of(events):
+        raise NotTriedError("the worker needed no more memory for its steps, or ended in another way")
+    seconds = training.wait_for_training(since)
+    training.finish()
+    if "resumed" in names_of(training.events()):
+        raise NotTriedError("the worker needed more memory only after the first checkpoint")
+    # Another number of micro-batches rounds in another way.
+    with training.beside("--set", f"train.micro_batches={number}") as other:
+        other.start()
+        return Disturbed((seconds,), expected=other.finish())
+
+
+def lose_mlflow(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The MLflow server is killed, and comes back."""
+    with MlflowServer(scene.folder) as server:
+        training.command += ["--tracking-uri", server.uri]
+        training.start()
+        scene.await_moment(training, scene.moments(1)[0])
+        server.kill()
+        time.sleep(scene.away_seconds)
+        server.start()
+        run = training.finish()
+        if training.result["mlflow"]["behind"]:
+            # It ended before the server was back.
+            training.start()
+            run = training.finish()
+        return Disturbed(lost=tuple(find_missing(server.uri, run)))
 
 
 def terminate(scene: Scene, training: TrainingProcess) -> Disturbed:
@@ -225,10 +300,13 @@ class Fault:
 FAULTS = {
     "worker": Fault(lose_workers),
     "node": Fault(lose_node),
+    "head": Fault(lose_head),
     "driver": Fault(lose_driver),
     "terminated": Fault(terminate),
     "slow": Fault(slow_worker),
     "nan": Fault(diverge, ("--set", "optim.learning_rate=1e30", "--set", "optim.gradient_clip=0")),
+    "memory": Fault(run_out_of_memory, ("--on-memory", "double")),
+    "mlflow": Fault(lose_mlflow),
     "disk": Fault(fill_disk, ("--storage", "{folder}")),
     "storage": Fault(lose_storage),
 }

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from data_catalog.storage.folders import Folder
 from experiments.recipes import ROOT
 from experiments.run.run_folder import TRAIN, RunFolder
@@ -19,6 +21,8 @@ from experiments.tracking.journal import Event
 LOOK_SECONDS = 0.02
 REMOTE_LOOK_SECONDS = 0.5
 """In object storage each look is a request."""
+HEAD = "gcs_server"
+"""Name of the process of Ray that all others need."""
 BEGINNINGS = ("untrained", "restarted", "resumed")
 """The first event of a start, once its workers train."""
 
@@ -37,12 +41,15 @@ class TrainingProcess:
         most_seconds: How long each thing that is waited for may take.
 
     Attributes:
+        options: As above.
+        command: Program and arguments; may be added to before a start.
         starts: How often it was started.
     """
 
     def __init__(self, options: Sequence[str], workspace: Folder, log: Path, most_seconds: float) -> None:
         script = str(ROOT / "experiments" / "train.py")
-        self._command = [sys.executable, script, *options, "--json", "--workspace", workspace.location]
+        self.options = options
+        self.command = [sys.executable, script, *options, "--json", "--workspace", workspace.location]
         self.workspace = workspace
         self.log = log
         self._printed = log.with_suffix(".json")
@@ -50,6 +57,13 @@ class TrainingProcess:
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._look_seconds = LOOK_SECONDS if workspace.is_local else REMOTE_LOOK_SECONDS
+
+    def beside(self, *options: str) -> "TrainingProcess":
+        """Another training, with more options, in a workspace beside that of this one."""
+        workspace, log = self.workspace, self.log
+        beside = workspace.parent / f"{workspace.name}-beside"
+        more = [*self.options, *options]
+        return TrainingProcess(more, beside, log.with_name(f"beside-{log.name}"), self.most_seconds)
 
     def __enter__(self) -> "TrainingProcess":
         return self
@@ -66,7 +80,7 @@ class TrainingProcess:
         self.starts += 1
         with self.log.open("w") as log, self._printed.open("w") as printed:
             self._process = subprocess.Popen(
-                self._command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=log,
@@ -92,6 +106,15 @@ class TrainingProcess:
         self._process.send_signal(number)
         return sent
 
+    def kill_head(self) -> float:
+        """End the head of the Ray that the command has started; returns when, in seconds since 1970."""
+        assert self._process is not None
+        started = psutil.Process(self._process.pid).children(recursive=True)
+        (head,) = (process for process in started if process.name() == HEAD)
+        sent = time.time()
+        head.kill()
+        return sent
+
     def wait_for_end(self) -> int:
         """Wait until the process ends; returns its exit status, negative for a signal.
 
@@ -112,7 +135,12 @@ class TrainingProcess:
         """
         if status := self.wait_for_end():
             raise EndedError(f"the command ended with exit status {status}: {self.last_words()}")
-        return RunFolder(json.loads(self._printed.read_text())["folder"])
+        return RunFolder(self.result["folder"])
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the command printed when it was finished."""
+        return json.loads(self._printed.read_text())
 
     def last_words(self) -> str:
         """The error that it printed last, or else its last line."""
@@ -170,6 +198,11 @@ def steps_since_begin(events: list[Event]) -> int:
     """The last step that a journal has of the current start beyond its beginning, or 0."""
     begun = [number for number, event in enumerate(events) if event["event"] in BEGINNINGS]
     return max((event.get("step", 0) for event in events[begun[-1] + 1 :]), default=0) if begun else 0
+
+
+def names_of(events: list[Event]) -> set[str]:
+    """The names of events."""
+    return {event["event"] for event in events}
 
 
 def processes_of(events: list[Event]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_catalog.errors import CatalogError, describe_cause
+from data_catalog.errors import CatalogError, describe_cause, name_first
 from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
 from experiments.tracking.journal import Event
@@ -324,6 +324,29 @@ def check_store(uri: str, workspace: Folder) -> None:
         # Each kind of store raises errors of its own.
         reason = describe_cause(error).replace(uri, without_credentials(uri))
         raise ConnectionError(f"MLflow at {without_credentials(uri)} cannot be reached: {reason}") from None
+
+
+def find_missing(uri: str, folder: JournalFolder) -> list[str]:
+    """What MLflow lacks of a finished run, one line each.
+
+    Args:
+        uri: Tracking URI.
+        folder: Of the run.
+    """
+    state = read_state(folder)
+    if state is None or state.run_id is None:
+        return ["MLflow has no run"]
+    client = _open_client(uri, folder.parent.parent)
+    run = client.get_run(state.run_id)
+    found = [] if run.info.status == "FINISHED" else [f"MLflow shows the run as {run.info.status}"]
+    expected = {entry for event in folder.journal.read() for entry in metrics_of(event)}
+    for name in sorted({name for name, *_ in expected}):
+        history = client.get_metric_history(state.run_id, name)
+        logged = {(metric.key, metric.value, metric.timestamp, metric.step) for metric in history}
+        steps = sorted({entry[3] for entry in expected - logged if entry[0] == name})
+        if steps:
+            found.append(f"MLflow lacks {name} of epochs {name_first(steps)}")
+    return found
 
 
 def _be_brief() -> None:

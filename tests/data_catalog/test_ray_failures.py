@@ -137,6 +137,12 @@ def test_failed_allocation_is_known_whatever_failed_to_allocate(allocate):
     assert ran_out_of_memory(refused.value)
 
 
+def test_failed_allocation_of_one_dnn_is_known():
+    """What it said in a worker whose address space was limited."""
+    assert ran_out_of_memory(RuntimeError("could not create a primitive"))
+
+
 def test_other_errors_are_no_failed_allocations():
+    assert not ran_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
     assert not ran_out_of_memory(RuntimeError("Connection closed by peer [10.0.0.7]:4"))
     assert not ran_out_of_memory(ValueError("mat1 and mat2 shapes cannot be multiplied"))

@@ -6,17 +6,22 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import mlflow
 import psutil
 import pytest
 import torch
 
 from data_catalog.storage import filesystems
-from experiments.faults import cluster_nodes
+from experiments.faults import cluster_nodes, faults
 from experiments.faults.cluster_nodes import ClusterNodes
 from experiments.faults.faults import FAULTS, NotTriedError, Scene
+from experiments.faults.mlflow_server import MlflowServer
+from experiments.recipes import resolve
 from experiments.run.checkpoints import Checkpoint
 from experiments.run.run_folder import RunFolder
+from stmi.network import why_unreachable
 from tests.experiments import made_up
 
 
@@ -35,10 +40,20 @@ def scene(tmp_path, monkeypatch):
     """On this machine, after an undisturbed run that took no time."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     undisturbed = SimpleNamespace(
+        config=resolve("demo"),
         journal=SimpleNamespace(epochs=lambda: [{"step": 40}]),
         finished_result=SimpleNamespace(seconds={"steps": 0.0}),
     )
-    return Scene(undisturbed, ClusterNodes(), random.Random(0), 1, may_end_nodes=False, folder=tmp_path)
+    return Scene(
+        undisturbed,
+        ClusterNodes(),
+        on_cpus=True,
+        random=random.Random(0),
+        kills=1,
+        may_end_nodes=False,
+        away_seconds=0.0,
+        folder=tmp_path,
+    )
 
 
 @pytest.fixture
@@ -52,8 +67,9 @@ def training(run, workers=(), **more):
     run.journal.append("untrained", processes=[{"host": socket.gethostname(), "pid": pid} for pid in workers])
     run.journal.append("checkpoint", step=30)
     calls = {name: lambda *given: 0 for name in ("start", "wait_for_end", "finish", "wait_for_training")}
-    events = {"events": run.journal.read, "wait": lambda has_come: run.journal.read()}
-    return SimpleNamespace(run=run, last_words=lambda: "error: it diverged", **(calls | events | more))
+    calls |= {"events": run.journal.read, "wait": lambda has_come: run.journal.read()}
+    calls["last_words"] = lambda: "error: it diverged"
+    return SimpleNamespace(run=run, **(calls | more))
 
 
 def test_worker_is_killed_and_training_waited_for(scene, run, worker):
@@ -88,6 +104,88 @@ def test_slow_worker_stands_still_most_of_the_time_and_must_be_named(scene, run,
     assert disturbed.lost == ("the journal does not name worker 1 as slow",)
     run.journal.append("epoch", slow_worker={"rank": 1, "host": "here"})
     assert FAULTS["slow"].disturb(scene, training(run, [1, worker.pid])).lost == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "is_lost"),
+    [
+        (1, "error: the head of Ray at 10.0.0.7:6379 does not answer any more", False),
+        (
+            1,
+            "rpc_client.h:204: Failed to connect to GCS within 60 seconds. The program will terminate.",
+            True,
+        ),
+        (0, "error: the head of Ray", True),
+        (-11, "error: the head of Ray", True),
+    ],
+)
+def test_command_that_loses_the_head_of_its_ray_must_say_so(scene, run, status, words, is_lost):
+    ended = {"wait_for_end": lambda: status, "last_words": lambda: words, "kill_head": lambda: 0.0}
+    disturbed = FAULTS["head"].disturb(scene, training(run, **ended, wait_for_training=lambda since: 3.0))
+    assert disturbed.seconds == (3.0,)
+    assert bool(disturbed.lost) == is_lost
+
+
+def short_of_memory(run, worker, *events):
+    """A training in whose journal there are events after those of its start."""
+    beside = MagicMock()
+    beside.return_value.__enter__.return_value.finish.side_effect = lambda: beside.call_args.args
+    one = training(run, [worker.pid], wait_for_training=lambda since: 4.0, beside=beside)
+    for event in events:
+        run.journal.append(event)
+    return one
+
+
+def test_memory_of_a_worker_is_limited_and_the_run_to_end_as_one_with_more_micro_batches(scene, run, worker):
+    disturbed = FAULTS["memory"].disturb(scene, short_of_memory(run, worker, "out_of_memory", "restarted"))
+    limit, _ = worker.rlimit(psutil.RLIMIT_AS)
+    assert limit == worker.memory_info().vms
+    assert (disturbed.seconds, disturbed.lost) == ((4.0,), ())
+    # The demo has one, on each of two workers.
+    assert disturbed.expected == ("--set", "train.micro_batches=2")
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        (["worker_failed", "restarted", "finished"], "ended in another way"),
+        (["finished"], "needed no more memory"),
+        (["out_of_memory", "resumed", "finished"], "only after the first checkpoint"),
+    ],
+)
+def test_worker_that_does_not_run_out_of_memory_in_its_first_steps_is_no_test_of_that(
+    scene, run, worker, events, reason
+):
+    with pytest.raises(NotTriedError, match=reason):
+        FAULTS["memory"].disturb(scene, short_of_memory(run, worker, *events))
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_run_that_ends_while_mlflow_is_away_is_sent_by_the_next_start(scene, run, monkeypatch, behind):
+    done = []
+    server = MagicMock(uri="http://127.0.0.1:1")
+    server.__enter__.return_value = server
+    server.kill.side_effect = lambda: done.append("kill")
+    server.start.side_effect = lambda: done.append("start again")
+    monkeypatch.setattr(faults, "MlflowServer", lambda folder: server)
+    monkeypatch.setattr(faults, "find_missing", lambda uri, finished: [f"{uri} lacks all"])
+    result = {"mlflow": {"behind": behind}}
+    started = {"start": lambda: done.append("train"), "command": [], "result": result}
+    one = training(run, **started)
+    assert FAULTS["mlflow"].disturb(scene, one).lost == ("http://127.0.0.1:1 lacks all",)
+    assert done == ["train", "kill", "start again", *(["train"] if behind else [])]
+    assert one.command == ["--tracking-uri", server.uri]
+
+
+def test_mlflow_server_is_the_same_one_after_it_was_killed(tmp_path):
+    with MlflowServer(tmp_path) as server:
+        client = mlflow.MlflowClient(server.uri)
+        made = client.create_experiment("demo")
+        server.kill()
+        assert why_unreachable(server.uri) is not None
+        server.start()
+        assert client.get_experiment_by_name("demo").experiment_id == made
+    assert why_unreachable(server.uri) is not None
 
 
 def test_sigterm_loses_steps_where_the_last_ones_have_no_checkpoint(scene, run):

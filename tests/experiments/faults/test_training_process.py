@@ -46,3 +46,12 @@ def test_training_that_is_refused_says_why(tmp_path):
         with pytest.raises(EndedError, match="error: setting nosuch"):
             training.wait_for_training(time.time())
         assert training.starts == 2
+
+
+def test_training_beside_another_has_its_options_and_more_and_a_workspace_of_its_own(tmp_path):
+    one = TrainingProcess(["--recipe", "demo"], Folder(tmp_path / "memory"), tmp_path / "memory.log", 60)
+    one.command.append("--resume")
+    other = one.beside("--seed", "1")
+    assert other.command == [*one.command[:2], "--recipe", "demo", "--seed", "1", *other.command[-3:]]
+    assert other.command[-3:] == ["--json", "--workspace", str(tmp_path / "memory-beside")]
+    assert other.log not in (one.log, one.log.with_suffix(".json"))

@@ -14,7 +14,8 @@ from data_catalog.errors import NotWritableError
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.tracking.journal import Journal
-from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger
+from experiments.tracking.journal_folder import JournalFolder
+from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger, find_missing
 from experiments.tracking.mlflow_store import local_store
 from tests.mlflow_server import free_port, serving
 
@@ -102,6 +103,25 @@ def test_dead_server_stops_no_run_and_gets_it_later(workspace, folder, caplog):
     back.finish("FINISHED", [])
     assert not back.behind
     assert stored(workspace, back)[1].data.metrics["loss/total"] == 1.0
+
+
+def test_what_mlflow_lacks_of_a_finished_run_is_named(tmp_path):
+    folder = tmp_path / "train" / "r"
+    folder.mkdir(parents=True)
+    store, run, journal = local_store(tmp_path), JournalFolder(folder), Journal(folder / "journal.jsonl")
+    assert find_missing(store, run) == ["MLflow has no run"]
+    for epoch in (1, 2, 3):
+        journal.append("epoch", epoch=epoch, losses={"total": 1.0}, seconds={}, learning_rate=0.1)
+        if epoch == 1:
+            logger = MlflowLogger(store, folder, tmp_path, DESCRIPTION)
+            logger.sync()
+    assert find_missing(store, run) == [
+        "MLflow shows the run as RUNNING",
+        "MLflow lacks learning_rate of epochs 2, 3",
+        "MLflow lacks loss/total of epochs 2, 3",
+    ]
+    logger.finish("FINISHED", [])
+    assert find_missing(store, run) == []
 
 
 def log_table(workspace: Path, content: str) -> str | None:
