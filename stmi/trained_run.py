@@ -107,8 +107,9 @@ class TrainedRun:
             caption: Texts, cut at 77 tokens. None makes the text feature T zero; a run that trained its text
                 tower (`model.text.fine_tune`) needs a caption of each sample. A model without text reads
                 none.
-            camera: Numbers from 0, of the training data's cameras; None for another camera, which has the
-                mean of the learned vectors. Read only by a model with `model.camera_embedding`.
+            camera: Numbers from 0, of the training data's cameras (`data.datasets`: of the first data set's,
+                then of the next one's); None for another camera, which has the mean of the learned vectors.
+                Read only by a model with `model.camera_embedding`.
 
         Returns:
             float32 `(samples, width)` by feature name, one row for one sample: U, G, T, RGB, NIR, TIR and

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,21 @@ import numpy as np
 import pytest
 
 import stmi
+from data_catalog.masks.mask_table import make_masks
+from data_catalog.masks.segmenters.grabcut import GrabCutSettings
+from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import TableKind, find_table
+from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
 from experiments import evaluate, recipes, report, train
 from experiments.evaluating.evaluation_target import load_run
 from experiments.planning.run_checks import check_recipe
-from experiments.recipes import ExperimentConfig
+from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run import lifecycle, run_data
 from experiments.run.batch_schedule import BatchSchedule
+from experiments.run.initial_weights import with_initial_weights
 from experiments.run.preflight import preflight
+from experiments.run.run_data import benchmark_folder
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import number_cameras
@@ -277,3 +284,85 @@ def test_recipe_is_checked_for_each_of_its_data_sets(catalog: str, clip: Path) -
     for dataset in (PERSON, VEHICLE):
         checked = check_recipe("demo", settings(clip), dataset, catalog)
         assert checked.errors == ()
+
+
+@pytest.fixture(scope="module")
+def without_test(catalog: str, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The catalog's people, and vehicles of no camera that are all for training and have no captions."""
+    folder = tmp_path_factory.mktemp("without_test")
+    shutil.copytree(Path(catalog) / PERSON, folder / "catalog" / PERSON)
+    rendered = recipes.resolve("demo", [*small_run.settings(clip), *VEHICLES])
+    images = benchmark_folder(rendered, Path(catalog).parent) / "RGBNT201" / "train_171"
+    rows = [
+        {
+            "name": path.stem,
+            "identity": int(path.stem[:6]),
+            "split": "train",
+            **{
+                name: str(images / own / path.name)
+                for name, own in (("rgb", "RGB"), ("nir", "NI"), ("tir", "TI"))
+            },
+        }
+        for path in sorted((images / "RGB").glob("*.jpg"))
+    ]
+    manifest = folder / "vehicles.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    samples = ingest(manifest, folder / "catalog", VEHICLE, IngestSettings(format="manifest"))
+    masks = make_masks(samples, GrabCutSettings())
+    make_view(samples, masks, None, ViewSettings(split="train", height=32, width=16, text_dim=16))
+    return str(folder / "catalog")
+
+
+def test_data_set_without_a_test_split_is_only_trained_on(
+    without_test: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["train.epochs=1", "model.text=off"]
+    config, tables, options = configured(clip, without_test, tmp_path, *changes)
+    assert list(tables.views) == ["train", "val", "test", f"train/{VEHICLE}"]
+    folder = RunFolder(lifecycle.run(config, tables, options.without_tracking(), threads=1).folder)
+    assert list(folder.finished_result.datasets) == [PERSON]
+    untrained = folder.journal.find("untrained")
+    assert (untrained["identities"], untrained["cameras"]) == (11, 3)
+    assert np.isfinite([loss["total"] for loss in folder.finished_result.losses]).all()
+    capsys.readouterr()
+    assert evaluate.main(["--run", folder.location, "--workers", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["others"] == []
+    other = recipes.resolve("demo", settings(clip, *changes, f"data.datasets=[{VEHICLE},{PERSON}]"))
+    with pytest.raises(ConfigError, match=f"data set '{VEHICLE}' has no test split"):
+        run_data.find_tables(other, load_clip(str(clip)), without_test)
+
+
+def test_chosen_epoch_and_trained_text_tower_hold_for_each_data_set(
+    catalog: str, clip: Path, tmp_path: Path
+) -> None:
+    changes = ["report.epoch=best_on_test", "model.text.fine_tune=on"]
+    config, tables, options = configured(clip, catalog, tmp_path, *changes)
+    assert {name: captions.manifest.dataset for name, captions in tables.captions.items()} == {
+        PERSON: PERSON,
+        VEHICLE: VEHICLE,
+    }
+    result = lifecycle.run(config, tables, options.without_tracking(), threads=1)
+    assert result.reported is not None
+    for name in (PERSON, VEHICLE):
+        target = load_run(result.folder, name)
+        assert target.epoch == result.reported.epoch
+        [alone] = evaluate.evaluate(target, [()], workers=0).settings
+        expected = alone.metrics["U"].model_dump(exclude={"cmc"})
+        found = result.datasets[name].reported.model_dump(exclude={"cmc"})
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_run_on_several_data_sets_begins_with_the_weights_of_a_run_on_one_but_its_heads_and_cameras(
+    together: RunFolder, catalog: str, clip: Path, tmp_path: Path
+) -> None:
+    alone = recipes.resolve("demo", [*small_run.settings(clip), "model.camera_embedding=on"])
+    one = ExperimentConfig.model_validate({**alone.model_dump(), "data": {"dataset": PERSON, "junk": "none"}})
+    options = RunOptions.resolve(tmp_path, catalog).without_tracking()
+    loaded = load_clip(str(clip))
+    result = lifecycle.run(one, run_data.prepare_tables(one, loaded, options), options, threads=1)
+    config, tables, _ = configured(clip, catalog, tmp_path)
+    facts = with_initial_weights(tables, config, result.folder).initial.facts  # type: ignore[union-attr]
+    assert {name.partition(".")[0] for name in facts.left} == {"heads", "image_tower"}
+    assert "image_tower.camera_embedding" in facts.left
+    # From the same data sets, all is taken.
+    assert with_initial_weights(tables, config, together.location).initial.facts.left == {}  # type: ignore[union-attr]
