@@ -23,8 +23,9 @@ from stmi.processors import usable_processors
 START_SECONDS = 180.0
 """How long a worker may take to start; on a slow disk its imports take half a minute."""
 HEAD_LOOK_SECONDS = 2.0
-OWN_HEAD_SECONDS = 3.0
-"""How long the head of a Ray that this process has started may not answer: nobody starts it again."""
+HEAD_LOOKS = 3
+"""Looks in a row without an answer, after which the head is taken for lost: nobody starts it again, if this
+process has started it. One look may fail where this process, or its machine, was stopped for a while."""
 RECONNECT_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """How many seconds Ray waits for its head, 60 unless set; then it ends the process, whatever it does."""
 _HTTP2_SETTINGS = b"\x04"
@@ -112,25 +113,35 @@ def ensure_ray(include_dashboard: bool = False) -> None:
             _join(ray_address())
     silence_ray()
     _check_workers()
-    threading.Thread(target=_watch_head, name="head of Ray", daemon=True).start()
+    _begin_watch()
 
 
-def _watch_head() -> None:
-    """End this process where the head of Ray stays away.
-
-    Ray itself would, after a minute in which the command seems to train, and with a line of its log.
-    """
+def _begin_watch() -> None:
+    """From now on another thread watches the head of the session."""
     import ray  # noqa: PLC0415
 
     address = ray.get_runtime_context().gcs_address
+    threading.Thread(target=_watch_head, args=[address], name="head of Ray", daemon=True).start()
+
+
+def _watch_head(address: str) -> None:
+    """End this process where the head of Ray stays away.
+
+    Ray itself would, after a minute in which the command seems to train, and with a line of its log.
+
+    Args:
+        address: Of the head, HOST:PORT.
+    """
+    import ray  # noqa: PLC0415
+
     is_own = ray_address() == "local"
-    patience = OWN_HEAD_SECONDS if is_own else float(os.environ.get(RECONNECT_VARIABLE) or 60) / 2
-    answered = time.monotonic()
+    patience = 0.0 if is_own else float(os.environ.get(RECONNECT_VARIABLE) or 60) / 2
+    missed: list[float] = []
     while ray.is_initialized():
         reason = why_unreachable(f"//{address}")
-        if reason is None:
-            answered = time.monotonic()
-        elif time.monotonic() - answered > patience and ray.is_initialized():
+        missed = [] if reason is None else [*missed, time.monotonic()]
+        is_lost = len(missed) >= HEAD_LOOKS and missed[-1] - missed[0] >= patience
+        if is_lost and ray.is_initialized():
             # Its end would wait for the head, too.
             atexit.unregister(ray.shutdown)
             first = "" if is_own else "start the cluster again, and then "

@@ -7,6 +7,7 @@ from typing import Any
 from data_catalog.storage.folders import Folder
 from experiments.recipes import ReportConfig
 from experiments.run import checkpoints
+from experiments.run.micro_batches import OUT_OF_MEMORY
 from experiments.run.run_folder import QUERIES_FILE, RunFolder
 from experiments.run.run_result import (
     DEGENERATE,
@@ -79,7 +80,7 @@ def _result(folder: RunFolder) -> RunResult:
         seconds=seconds_by_part(events[start:]),
         tables=folder.digests,
         initial=None if (initial := journal.last("initialised")) is None else InitialFacts.of(initial),
-        notes=tuple(found["message"] for found in _warnings(folder)),
+        notes=(*(found["message"] for found in _warnings(folder)), *_shortage(folder)),
     )
     result = result.model_copy(update={"datasets": _by_dataset(folder, result)})
     warning = degenerate(result)
@@ -101,6 +102,14 @@ def degenerate_runs(folders: Sequence[RunFolder]) -> tuple[str, ...]:
 def _warnings(folder: RunFolder) -> list[dict[str, Any]]:
     """What the checks of the data warned of when the run began."""
     return (folder.journal.last("checks") or {"warnings": []})["warnings"]
+
+
+def _shortage(folder: RunFolder) -> tuple[str, ...]:
+    """That a step of a run ran out of memory, if one did."""
+    if (shortage := folder.journal.last(OUT_OF_MEMORY)) is None:
+        return ()
+    step, number = shortage["step"], shortage["micro_batches"]
+    return (f"step {step} ran out of memory, and training went on with train.micro_batches={number}",)
 
 
 def find_choices(folder: RunFolder, feature: str) -> EpochChoices:

@@ -213,8 +213,8 @@ class RunResult(Record):
     initial: InitialFacts | None = None
     """The weights that it began with; None for those of CLIP alone."""
     notes: tuple[str, ...] = ()
-    """What the checks of the data warned of when the run began, and what is wrong with its hyperedges; none
-    in a run of an older version."""
+    """What the checks of the data warned of when the run began, that a step ran out of memory, and what is
+    wrong with its hyperedges; none in a run of an older version."""
 
 
 class LoggedRunResult(RunResult):

@@ -49,6 +49,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
     monkeypatch.setattr(ray_session, "_check_workers", lambda: None)
+    monkeypatch.setattr(ray_session, "_begin_watch", lambda: None)
     return asked
 
 
@@ -291,6 +292,39 @@ def test_another_node_without_workers_is_named_with_the_folder_of_its_logs(silen
     assert silent("b") == (
         f"no worker of Ray has started within 180 s on node host-b (b); its logs are in {tmp_path} there"
     )
+
+
+class LostError(Exception):
+    """Raised in place of the end of this process."""
+
+
+@pytest.mark.parametrize(
+    ("address", "seconds", "looks"),
+    # Of the head that this process has started, and of that of a cluster, which may come back for 30 seconds.
+    [("local", 2, [True, False, True, False, False, True, False, False, False]),
+     ("local", 60, [False, True, False, False, False]),
+     ("head:6379", 10, [True, False, False, True, False, False, False, False])],
+)  # fmt: skip
+def test_head_is_lost_where_it_does_not_answer_some_times_in_a_row(monkeypatch, address, seconds, looks):
+    now, left = [0.0], list(looks)
+
+    def look(url):
+        assert url == "//10.0.0.7:6379"
+        return None if left.pop(0) else "10.0.0.7: Connection refused"
+
+    def lose(reason):
+        raise LostError(reason)
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_session, "why_unreachable", look)
+    monkeypatch.setattr(ray_session, "fail", lose)
+    monkeypatch.setattr(ray_session.atexit, "unregister", lambda function: None)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: now.append(now.pop() + seconds))
+    monkeypatch.setattr(ray_session, "time", clock)
+    with pytest.raises(LostError, match=r"head of Ray at 10.0.0.7:6379 .* run the same command again"):
+        ray_session._watch_head("10.0.0.7:6379")
+    assert left == []
 
 
 LOSING = """

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_catalog.ray_failures import ran_out_of_memory
 from experiments.planning.cost import measure_cost
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.recipes import resolve
@@ -95,6 +96,12 @@ def test_input_that_is_made_ahead_is_that_of_the_processor():
         for one, two in zip(expected.tensors(), made.tensors(), strict=True):
             assert two.device.type == GPU
             assert torch.allclose(one.float(), two.cpu().float(), atol=ROUNDING_FLOAT32)
+
+
+def test_memory_of_a_gpu_that_runs_out_is_known():
+    with pytest.raises(torch.OutOfMemoryError) as refused:
+        torch.empty(2**50, device=GPU)
+    assert ran_out_of_memory(refused.value)
 
 
 @pytest.mark.parametrize("settings", [[], ["train.micro_batches=4"], ["train.checkpoint_activations=on"]])

@@ -105,6 +105,7 @@ def test_run_goes_on_from_its_checkpoint_with_micro_batches_that_fit(
     assert set(passed) == {8, 4, 2}
     assert run.journal.last("resumed")["step"] == 3
     assert run.name == undisturbed.name
+    assert "step 4 ran out of memory, and training went on with train.micro_batches=4" in run.result.notes
     assert_same_model(run, undisturbed)
 
 
