@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
 from safetensors.torch import load_file
 
+from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from experiments.command_line import COME_AGAIN_STATUS
 from experiments.faults.cluster_nodes import ClusterNodes, kill_worker, limit_memory, slow_down
 from experiments.faults.mlflow_server import MlflowServer
@@ -252,12 +255,17 @@ def diverge(scene: Scene, training: TrainingProcess) -> Disturbed:
     return Disturbed(lost=tuple(lost), goes_on=False)
 
 
+def bytes_of(folder: Folder) -> int:
+    """How many bytes the files of a folder have."""
+    filesystem, path = filesystems.open_root(folder.location)
+    return sum(file.size or 0 for file in filesystem.get_file_info(fs.FileSelector(path)))
+
+
 def fill_disk(scene: Scene, training: TrainingProcess) -> Disturbed:
     """The disk with the checkpoints is full, and enlarged."""
     if scene.nodes.is_cluster:
         raise NotTriedError("needs workers on this machine alone: unset RAY_ADDRESS")
-    sizes = scene.undisturbed.checkpoints / Path(scene.undisturbed.finished_result.checkpoint).name
-    size = sum(sizes.list_files().values())
+    size = bytes_of(Folder(scene.undisturbed.finished_result.checkpoint))
     with ExitStack() as mounted:
         try:
             mounted.enter_context(small_disk(scene.folder, int(DISKS[0] * size)))

@@ -1,5 +1,6 @@
 """What each fault does to a training, and what it makes of that; the training is a stand-in."""
 
+import errno
 import random
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from data_catalog.storage import filesystems
+from data_catalog.storage.folders import Folder
 from experiments.faults import cluster_nodes, faults
 from experiments.faults.cluster_nodes import ClusterNodes
 from experiments.faults.faults import FAULTS, NotTriedError, Scene
@@ -217,6 +219,36 @@ def test_batch_of_a_loss_that_is_not_finite_is_named_and_weights_stay_finite(sce
     run.journal.append("stopped", step=4, **facts)
     disturbed = FAULTS["nan"].disturb(scene, stopped)
     assert (disturbed.lost, disturbed.goes_on) == (lost, False)
+
+
+def test_small_disk_holds_one_checkpoint_and_not_two_until_it_is_enlarged(scene, run):
+    """What the training writes here are files as large as those of a checkpoint."""
+    checkpoint = Folder(scene.folder / "undisturbed")
+    for name in ("model.safetensors", "training.pt"):
+        checkpoint.write(name, bytes(100_000))
+    scene.undisturbed.finished_result.checkpoint = checkpoint.location
+    disk = scene.folder / "disk"
+    disk.mkdir()
+    scene.folder, written = disk, []
+
+    def train():
+        """Write checkpoints until there is no room, and go on where there is."""
+        try:
+            for number in range(len(written), 4):
+                (disk / str(number)).write_bytes(bytes(200_000))
+                written.append(number)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017 - any other one is raised by what follows
+            (disk / str(number)).unlink()
+
+    words = f"error: {disk}/1 could not be written: No space left on device"
+    given = {"start": train, "last_words": lambda: words, "wait_for_end": lambda: len(written) < 4}
+    try:
+        disturbed = FAULTS["disk"].disturb(scene, training(run, **given, wait_for_training=lambda since: 5.0))
+    except NotTriedError as error:
+        pytest.skip(str(error))
+    assert written == [0, 1, 2, 3]
+    assert (disturbed.seconds, disturbed.lost) == ((5.0,), ())
 
 
 @pytest.mark.parametrize(
