@@ -12,28 +12,23 @@ EPOCHS = ["--set", "train.epochs=16"]
 """Enough that all faults come before the last."""
 
 
-def test_run_that_loses_a_worker_its_head_or_mlflow_ends_as_if_undisturbed(
-    ray_session, clip, workspace, capsys
-):
+def test_run_that_loses_a_worker_or_its_head_ends_as_if_undisturbed(ray_session, clip, workspace, capsys):
     options = ["--workers", "2", *EPOCHS]
     # Trained here, the undisturbed run is found: Ray has been started.
     undisturbed = small_run.run(capsys, clip, workspace, *options)
-    faults = ["--fault", "worker", "node", "head", "mlflow", "--kills", "1", "--away-seconds", "1"]
+    faults = ["--fault", "worker", "node", "head", "--kills", "1"]
     assert chaos.main([*small_run.arguments(clip, workspace, *options), *faults]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["undisturbed"] == undisturbed["run"]
-    worker, node, head, no_mlflow = report["outcomes"]
+    worker, node, head = report["outcomes"]
     assert "needs a cluster of two or more nodes" in node["not_tried"]
-    for outcome in (worker, head, no_mlflow):
+    for outcome in (worker, head):
         assert outcome["lost"] == []
         assert outcome["equal_weights"]
         assert outcome["not_tried"] is outcome["kept"] is None
-    for outcome in (worker, head):
         assert len(outcome["seconds_until_training"]) == 1
         assert outcome["seconds_until_training"][0] > 0
     assert [outcome["starts"] for outcome in (worker, head)] == [1, 2]
-    # Training does not wait for MLflow.
-    assert no_mlflow["seconds_until_training"] == []
     assert not list(workspace.glob("chaos-*"))
 
 

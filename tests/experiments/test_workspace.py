@@ -77,6 +77,7 @@ def test_run_is_the_same_wherever_the_workspace_is(place, catalog, cache, traine
     assert "rank_lists.png" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", ["object storage"], indirect=True)
 def test_new_workspace_has_everything_in_it_and_no_state_names_its_place(
     place, cache, ray_session, capsys, clip
 ):
@@ -110,6 +111,7 @@ def test_run_killed_after_any_epoch_ends_as_if_undisturbed(place, catalog, clip,
     assert sum(name.startswith("checkpoint_") for name in resumed.list_folders()) == 2
 
 
+@pytest.mark.parametrize("place", ["object storage"], indirect=True)
 def test_sweep_goes_on_from_another_machine_and_repeats_no_trial(place, catalog, cache, clip, tmp_path):
     options = [
         *small_run.options(clip),
@@ -139,7 +141,8 @@ def test_sweep_goes_on_from_another_machine_and_repeats_no_trial(place, catalog,
     assert (Folder(place) / "studies" / second["study"]).has_file("report.html")
 
 
-def test_ablation_is_complete_wherever_the_workspace_is(place, catalog, cache, clip):
+@pytest.mark.parametrize("place", ["object storage"], indirect=True)
+def test_ablation_is_complete_in_object_storage(place, catalog, cache, clip):
     options = [
         *small_run.options(clip),
         "--workspace",

@@ -36,7 +36,7 @@ def embedded_here(target) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize(
     ("actors", "lost"),
-    [pytest.param(1, 0, id="one actor"), pytest.param(3, 1, id="three, of which one is lost")],
+    [pytest.param(1, 0, id="one actor"), pytest.param(2, 1, id="two, of which one is lost")],
 )
 def test_any_number_of_actors_gives_the_embeddings_of_one_process(target, actors, lost, tmp_path):
     expected = embedded_here(target)
