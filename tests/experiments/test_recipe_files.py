@@ -65,7 +65,7 @@ def test_command_line_takes_a_file_and_changes_it_further(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("mine", "base: demos", "base: recipe 'demos' is unknown; there are demo, "),
+        ("mine", "base: demos", "base: recipe 'demos' is unknown; there are benchmark, "),
         ("mine", "settings: {}", "base: Field required; expected the fields base and settings"),
         ("mine", "base: demo\nsetings: {}", "setings: Extra inputs are not permitted; expected the fields"),
         ("mine", "base: demo\nsettings: [1]", "settings: Input should be a valid dictionary"),

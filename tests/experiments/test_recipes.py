@@ -3,7 +3,14 @@ import json
 import pytest
 
 from experiments import recipes
-from experiments.recipes import RECIPES, ConfigError, ExperimentConfig, full_name, resolve
+from experiments.recipes import (
+    RECIPES,
+    ConfigError,
+    ExperimentConfig,
+    differences,
+    full_name,
+    resolve,
+)
 from stmi.config import ModelConfig
 
 
@@ -257,3 +264,15 @@ def test_micro_batches_that_do_not_divide_a_workers_samples_are_refused_with_tho
         ConfigError, match=r"micro_batches=5 does not divide the 24 samples .* use one of 1, 2, 3"
     ):
         resolve("demo", ["train.micro_batches=5"])
+
+
+@pytest.mark.parametrize(("recipe", "size"), [("benchmark", (64, 32)), ("benchmark-vehicle", (32, 64))])
+def test_recipe_of_the_benchmark_is_the_demo_with_more_identities_and_steps(recipe, size):
+    config = resolve(recipe)
+    synthetic, image = config.data.synthetic, config.model.image
+    assert (synthetic.test_identities, synthetic.cameras) == (100, 4)
+    assert (image.height, image.width) == (synthetic.height, synthetic.width) == size
+    changed = {
+        name for name in differences(config, resolve("demo")) if not name.startswith(("data.", "train."))
+    }
+    assert changed <= {"model.image.height", "model.image.width"}
