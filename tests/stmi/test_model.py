@@ -294,13 +294,23 @@ def test_gradients_of_the_whole_model_agree_with_finite_differences(clip, sectio
 
 
 # The attention is compiled as expressions up to 256 tokens, and beyond as an operator.
-@pytest.mark.parametrize("size", [SIZE, ImageSize(height=128, width=128)], ids=["9 tokens", "257 tokens"])
+FEW, MANY = SIZE, ImageSize(height=128, width=128)
+PAPER = {"sfm": SfmConfig(perturbation=0.5)}
+
+
 @pytest.mark.parametrize(
-    "sections",
-    [{"sfm": SfmConfig(perturbation=0.5)}, RELEASED, TRAINED_TEXT],
-    ids=["paper", "released", "trained text"],
+    ("sections", "size", "autocast"),
+    [
+        pytest.param(PAPER, FEW, False, id="paper, 9 tokens, float32"),
+        pytest.param(PAPER, FEW, True, id="paper, 9 tokens, bfloat16"),
+        pytest.param(PAPER, MANY, False, id="paper, 257 tokens, float32"),
+        pytest.param(PAPER, MANY, True, id="paper, 257 tokens, bfloat16"),
+        pytest.param(RELEASED, FEW, False, id="released, 9 tokens, float32"),
+        pytest.param(RELEASED, MANY, True, id="released, 257 tokens, bfloat16"),
+        pytest.param(TRAINED_TEXT, FEW, True, id="trained text, 9 tokens, bfloat16"),
+        pytest.param(TRAINED_TEXT, MANY, False, id="trained text, 257 tokens, float32"),
+    ],
 )
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_training_step_compiles_whole_and_once_with_the_same_gradients(clip, sections, size, autocast):
     captions = clip.tokenize(["a man in a red jacket", "a woman", "a man"])
 
