@@ -30,9 +30,11 @@ from tests.experiments import made_up
 @pytest.fixture
 def worker():
     """A process that looks like one of Ray Train's workers."""
-    with subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)", "ray::RayTrainWorker"]
-    ) as process:
+    code = "import time; print('started', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, "ray::RayTrainWorker"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        # Its memory is then what it stays.
+        process.stdout.readline()
         yield psutil.Process(process.pid)
         process.kill()
 
