@@ -355,10 +355,7 @@ def demo() -> ExperimentConfig:
 
 
 def benchmark(kind: Kind) -> ExperimentConfig:
-    """The demo with so many identities and steps that the images, too, are learned from, for ablations.
-
-    One run takes some ten minutes of two cores.
-    """
+    """The demo with more identities and more steps, for ablations."""
     base = demo()
     synthetic = SyntheticSettings(
         kind=kind, train_identities=400, validation_identities=64, test_identities=100

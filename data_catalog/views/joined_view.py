@@ -11,7 +11,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import identities_by_shard
 from data_catalog.views.training_view import ViewSettings
-from data_catalog.views.view_reader import View, ViewBatch
+from data_catalog.views.view_reader import View, ViewBatch, checked_rows
 
 
 class Rows(Protocol):
@@ -62,11 +62,7 @@ class JoinedView:
         Raises:
             IndexError: If a number is negative or not below `len(self)`.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        if rows.ndim != 1:
-            raise IndexError(f"rows has {rows.ndim} dimensions, expected one")
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
+        rows = checked_rows(rows, len(self))
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         numbers = np.unique(owner).tolist() or [0]
         parts = {number: self._part(number, rows[owner == number]) for number in numbers}

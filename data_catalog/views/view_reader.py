@@ -109,11 +109,7 @@ class View:
         Raises:
             IndexError: If a number is negative or not below `len(view)`.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        if rows.ndim != 1:
-            raise IndexError(f"rows has {rows.ndim} dimensions, expected one")
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
+        rows = checked_rows(rows, len(self))
         return ViewBatch(
             pixels=self._gather(self._pixels, rows),
             mask=self._gather(self._mask, rows),
@@ -155,3 +151,17 @@ def _bytes(column: pa.ChunkedArray, shape: tuple[int, ...]) -> npt.NDArray[np.ui
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     """A column as one array; a shard has one record batch, so this copies nothing."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def checked_rows(rows: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
+    """Numbers of rows as an array `(rows,)`.
+
+    Raises:
+        IndexError: They are not one-dimensional, or one is negative or not below `count`.
+    """
+    numbers = np.asarray(rows, dtype=np.int64)
+    if numbers.ndim != 1:
+        raise IndexError(f"rows has {numbers.ndim} dimensions, expected one")
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
+        raise IndexError(f"rows reach from {numbers.min()} to {numbers.max()}, expected 0 to {count - 1}")
+    return numbers

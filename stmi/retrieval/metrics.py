@@ -197,6 +197,13 @@ def score(
 ) -> RetrievalMetrics:
     """Compute mAP and CMC from distances, or from numbers with the same ranking, by the rules of `evaluate`.
 
+    Args:
+        chunks: Rows of the queries, and their distances `(rows, gallery)`, each in an array of its own: it is
+            still read after the next one was asked for.
+        query: The samples to search for.
+        gallery: The samples to search among.
+        max_rank: The last rank of the CMC.
+
     Raises:
         RetrievalError: No query has a match.
     """

@@ -54,9 +54,12 @@ def assert_complete(hosts, workspace, server, result, epochs=3):
     assert [trial["number"] for trial in result["trials"]] == [0, 1, 2, 3]
     for trial in result["trials"]:
         assert trial["state"] == "finished"
-        # A trial that a node took along repeats what it trained since its last checkpoint.
-        trained = current_epochs(events(hosts, workspace, trial["run"]))
+        journal = events(hosts, workspace, trial["run"])
+        trained = current_epochs(journal)
         assert [event["epoch"] for event in trained] == list(range(1, epochs + 1))
+        # A trial that a node took along is started again, and repeats what was after its last checkpoint.
+        names = [event["event"] for event in journal]
+        assert names.count("epoch") == epochs or names.count("started") > 1
         assert trial["value"] == trained[-1]["validation"]["U"]["mAP"]
         stored = json.loads(hosts.store.read(f"{prefix(hosts, workspace)}/train/{trial['run']}/result.json"))
         assert stored["status"] == "finished"

@@ -80,7 +80,7 @@ def assert_ranked(result, names, query, gallery):
     assert [match["rank"] for match in result["matches"]] == list(range(1, len(order) + 1))
     # Squares: the root makes much of what rounding leaves of the distance of equal features.
     squares = [match["distance"] ** 2 for match in result["matches"]]
-    assert squares == pytest.approx([distance**2 for distance in distances], abs=5e-6)
+    assert squares == pytest.approx([distance**2 for distance in distances], abs=1e-6)
 
 
 def test_data_set_is_ranked_as_its_evaluation_embeds_it(searched, query, run_folder, kept, images, tmp_path):
