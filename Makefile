@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-gpu lint bench clean
+# What each process gets, and in which order, is in tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: setup demo test test-slow test-gpu lint bench clean
 
 setup: $(READY)
 
@@ -21,9 +24,12 @@ $(READY): pyproject.toml cluster/constraints.txt
 demo: $(READY)
 	$(BIN)/python experiments/demo.py $(DEMO_OPTIONS)
 
-# What each process gets, and in which order, is in tests/conftest.py.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow" $(TEST_OPTIONS)
+
+# Runs, studies and clusters from end to end. TEST_OPTIONS="--splits 4 --group 2" runs the second quarter of them.
+test-slow: $(READY)
+	$(PYTEST) -m slow $(TEST_OPTIONS)
 
 # On a machine with a GPU; without one, all of them are skipped.
 test-gpu: $(READY)

@@ -11,6 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from data_catalog.ray_session import silence_ray
 from data_catalog.storage.filesystems import open_root
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from tests.postgresql import PostgreSQL, skip_where_missing
 
 ROOT = Path(__file__).parents[1]
@@ -18,10 +19,11 @@ BUCKET = "lab"
 S3_SECRET = "not-a-secret"
 HOSTS = "tests/two_hosts/"
 # Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
-# Nothing is left in the home folder.
+# Nothing is left in the home folder. Tables are made without actors, which take seconds to start.
 _CACHE = TemporaryDirectory(prefix="stmi-cache-")
 os.environ |= {
     "DATA_CATALOG_CACHE": _CACHE.name,
+    LOCAL_SECONDS_VARIABLE: "inf",
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": S3_SECRET,
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -44,8 +46,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need hosts begin first: together they take as long as all others."""
+    """Tests that need hosts are slow, and begin first: together they take as long as all other slow ones."""
     items.sort(key=lambda item: not item.nodeid.startswith(HOSTS))
+    for item in items:
+        if item.nodeid.startswith(HOSTS):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -107,8 +107,8 @@ def limit_memory(pid: int) -> None:
 
 def slow_down(pid: int) -> None:
     """Let a worker stand still most of the time, as one whose machine others use, until it ends."""
-    worker = _worker(pid)
     with suppress(psutil.NoSuchProcess):
+        worker = _worker(pid)
         while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
             try:
                 worker.suspend()

@@ -150,6 +150,10 @@ def lose_head(scene: Scene, training: TrainingProcess) -> Disturbed:
     scene.await_moment(training, scene.moments(1)[0])
     since = training.kill_head()
     status, words = training.wait_for_end(), training.last_words()
+    if status == 0:
+        # To notice takes seconds, in which it trained to its end.
+        training.finish()
+        return Disturbed()
     training.start()
     seconds = training.wait_for_training(since)
     training.finish()

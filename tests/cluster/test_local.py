@@ -96,6 +96,7 @@ def workspace(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_cluster_is_started_used_repaired_and_ended(workspace, tmp_path):
     cluster = up(workspace)
     token_file = Path(cluster["environment"]["RAY_AUTH_TOKEN_PATH"])

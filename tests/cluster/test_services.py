@@ -14,6 +14,7 @@ def note(client, experiment):
     return run
 
 
+@pytest.mark.slow
 def test_artifacts_are_found_without_the_server_and_older_ones_with_it(tmp_path):
     store, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "server"
     with serving(store, folder, free_port()) as address:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_catalog.tables import building
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from data_catalog.tables.table import Table
 from tests.data_catalog import steps
 from tests.data_catalog.folders import write_data_set
@@ -42,15 +42,10 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built_once(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Built:
-    """Every table of the data set, in shards of three samples; the view in shards of one identity.
-
-    The first shard of each table is made by this process, the others by actors, however few they are.
-    """
+def built_once(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Every table of the data set, in shards of three samples; the view in shards of one identity."""
     catalog = tmp_path_factory.mktemp("catalog")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv(building.LOCAL_SECONDS_VARIABLE, "0")
-        tables = steps.all_steps(source, catalog)
+    tables = steps.all_steps(source, catalog)
     return Built(source, catalog, **tables)
 
 
@@ -64,6 +59,12 @@ def built(built_once: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
         for name in ("samples", "masks", "captions", "text_features", "view")
     }
     return replace(built_once, catalog=catalog, **tables)
+
+
+@pytest.fixture
+def actors(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are made by actors, but for the first shard of each: it shows how long one takes."""
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0")
 
 
 @pytest.fixture

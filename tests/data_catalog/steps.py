@@ -16,7 +16,6 @@ from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.storage import filesystems
-from data_catalog.tables import building
 from data_catalog.tables.table import Table
 from data_catalog.views.training_view import ViewSettings, make_view
 from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
@@ -35,11 +34,6 @@ def all_steps(source: Path, catalog: Path) -> dict[str, Table]:
     return dict(zip(STEPS, (samples, found, captions, text_features, view), strict=True))
 
 
-def without_actors(patched: pytest.MonkeyPatch) -> None:
-    """Make tables in this process, so that files are written in a known order."""
-    patched.setenv(building.LOCAL_SECONDS_VARIABLE, "inf")
-
-
 def die(source: Path, catalog: Path, files: int) -> None:
     """Run the steps, and kill this process before the last of so many files gets its final name."""
     write, left = filesystems.written_atomically, files
@@ -54,7 +48,6 @@ def die(source: Path, catalog: Path, files: int) -> None:
                 stream.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.MonkeyPatch.context() as patched:
-        without_actors(patched)
-        patched.setattr(filesystems, "written_atomically", deadly)
-        all_steps(source, catalog)
+    # For good: this process ends.
+    pytest.MonkeyPatch().setattr(filesystems, "written_atomically", deadly)
+    all_steps(source, catalog)

@@ -47,8 +47,9 @@ def build(folder: Path, maker: ShardMaker[int], shards: int = 2) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_shard_whose_process_is_killed_each_time_ends_the_step_in_one_line(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noted = tmp_path / "noted"
     noted.mkdir()
@@ -69,6 +70,7 @@ def test_a_lack_of_memory_is_named_with_its_node_and_what_to_do(
         yield from ()
         raise died(SHORT_OF_MEMORY)
 
+    monkeypatch.setenv(building.LOCAL_SECONDS_VARIABLE, "0")
     monkeypatch.setattr(building, "map_on_actors", end)
     monkeypatch.setattr(building, "_find_machines", lambda maker: [{"Resources": {"CPU": 2}}])
     with pytest.raises(
@@ -78,8 +80,9 @@ def test_a_lack_of_memory_is_named_with_its_node_and_what_to_do(
     assert "use nodes with more memory" in str(ended.value)
 
 
+@pytest.mark.slow
 def test_rows_of_a_lost_process_are_made_by_another_and_nothing_is_printed(
-    ray_session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    actors: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"value": value} for value in range(6)]
     with warnings.catch_warnings():

@@ -208,6 +208,7 @@ def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(monkeypatch, t
 
 def test_nothing_is_made_where_there_is_no_cluster(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "10")
     write_data_set(tmp_path / "images")
     catalog = tmp_path / "catalog"
     ingest = [
@@ -236,9 +237,8 @@ def test_table_that_is_there_or_made_in_this_process_needs_no_cluster(monkeypatc
         ["masks", "--dataset", "rgbnt201", "--segmenter", "grabcut"],
         ["view", "--dataset", "rgbnt201", "--split", "all", "--size", "32x16", "--no-text"],
     ]
-    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
     assert [command_line.main([*step, *where]) for step in steps] == [0, 0, 0], capsys.readouterr().err
-    monkeypatch.delenv(LOCAL_SECONDS_VARIABLE)
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0")
     assert [command_line.main([*step, *where]) for step in steps] == [0, 0, 0], capsys.readouterr().err
     assert command_line.main([*steps[2], "--size", "64x32", *where]) == 2
     assert "no Ray cluster answers there" in capsys.readouterr().err
@@ -344,6 +344,7 @@ with interruptible("error: kept"):
 """
 
 
+@pytest.mark.slow
 def test_command_whose_ray_loses_its_head_ends_in_one_line_and_leaves_no_process():
     """Ray would let it wait for a minute, and end it with a line of its log."""
     root = Path(__file__).parents[2]

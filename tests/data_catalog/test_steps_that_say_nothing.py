@@ -24,7 +24,6 @@ from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import MANIFEST, Table, list_tables
 from tests.data_catalog.folders import FOLDERS, HEIGHT, WIDTH, names, sample_ids
-from tests.data_catalog.steps import without_actors
 
 
 class Fickle(SegmenterSettings):
@@ -55,8 +54,7 @@ class Silent(CaptionerSettings):
 
 
 @pytest.fixture
-def samples(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
-    without_actors(monkeypatch)
+def samples(source: Path, tmp_path: Path) -> Table:
     return ingest(source, tmp_path / "catalog", "small", IngestSettings(samples_per_shard=10))
 
 

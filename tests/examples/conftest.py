@@ -23,7 +23,6 @@ def samples(source: Path, tmp_path: Path) -> Table:
 
 @pytest.fixture
 def examples(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the examples, which modules are imported from; tables are made without actors."""
+    """The folder of the examples, which modules are imported from."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.setenv("DATA_CATALOG_LOCAL_SECONDS", "inf")
     return EXAMPLES

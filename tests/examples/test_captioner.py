@@ -25,6 +25,7 @@ LOOKS = (
 )
 
 
+@pytest.mark.slow
 def test_own_captioner_works_in_actors_of_ray(source: Path, tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "template_captioner.py", tmp_path)
     for number, sample_id in enumerate(sample_ids()):

@@ -30,6 +30,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_row_is_compared_with_the_full_model_of_the_recipe(workspace: Path) -> None:
     [study] = (workspace / "studies").iterdir()
     assert study.name.startswith("small_recipe-rows-2seeds-")
@@ -46,6 +47,7 @@ def test_row_is_compared_with_the_full_model_of_the_recipe(workspace: Path) -> N
             assert (config["recipe"], config["model"]["str"]["tokens"]) == ("small_recipe", tokens)
 
 
+@pytest.mark.slow
 def test_recipe_of_a_file_finds_the_run_that_the_study_trained(workspace: Path) -> None:
     [study] = (workspace / "studies").iterdir()
     full = json.loads((study / "result.json").read_text())["rows"][0]

@@ -22,6 +22,7 @@ WARM = ("--segmenter", "warm_segmenter:WarmSettings")
 MASKS = ("masks", "--catalog", "catalog", "--json")
 
 
+@pytest.mark.slow
 def test_own_segmenter_works_in_actors_of_ray(samples: Table, tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "warm_segmenter.py", tmp_path)
     # The first shard is made by the process itself, the others by actors, however few they are.

@@ -101,6 +101,7 @@ def figure(ray_session, clip, workspace):
     return json.loads(ablate.ablate(ablate.parser().parse_args([*asked, *options])).to_json())
 
 
+@pytest.mark.slow
 def test_points_of_figure_5_have_their_p_and_k_and_the_full_model_is_trained_once(figure):
     points = {
         key: [row for row in figure["rows"] if row["table"] == key] for key in ("figure5", "figure5_tokens")
@@ -119,6 +120,7 @@ def test_points_of_figure_5_have_their_p_and_k_and_the_full_model_is_trained_onc
         assert Path(figure["files"][f"{key}.png"]).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_report_of_figure_5_has_both_curves_and_what_the_paper_says_of_them(
     figure, workspace, tmp_path, capsys
 ):
@@ -133,6 +135,7 @@ def test_report_of_figure_5_has_both_curves_and_what_the_paper_says_of_them(
         assert html.escape(sentence) in page
 
 
+@pytest.mark.slow
 def test_runs_that_stop_themselves_leave_a_table_that_says_so(ray_session, capsys, clip, workspace):
     hot = ["--set", "optim.learning_rate=1e30", "--set", "optim.gradient_clip=0", "--seeds", "1"]
     broken = study(capsys, clip, workspace, "--table", "4", *hot, status=1)
@@ -295,6 +298,7 @@ def test_name_of_a_study_says_that_rows_were_added_and_depends_on_their_comparis
     assert name(f"{row} against CHI (full model)") == name(row)
 
 
+@pytest.mark.slow
 def test_added_rows_are_trained_compared_and_shown_in_tables_mlflow_and_report(
     finished, ray_session, capsys, clip, workspace
 ):
@@ -329,6 +333,7 @@ def test_added_rows_are_trained_compared_and_shown_in_tables_mlflow_and_report(
     assert "K = 2, no CHI minus K = 2" in out.read_text()
 
 
+@pytest.mark.slow
 def test_rows_without_a_table_stand_beside_the_full_model(finished, ray_session, capsys, clip, workspace):
     asked = study(capsys, clip, workspace, "--row", "no SFM: model.sfm=off", "--seeds", "1")
     assert asked["study"].startswith("demo-rows-1seeds-")

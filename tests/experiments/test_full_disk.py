@@ -78,6 +78,7 @@ def test_every_writer_of_a_checkpoint_says_so(error):
         raise RuntimeError("CUDA error")
 
 
+@pytest.mark.slow
 def test_run_ends_in_one_line_and_goes_on_from_what_was_kept(ray_session, clip, workspace, tmp_path):
     undisturbed = small_run.alone(clip, workspace, runs=tmp_path / "undisturbed")
     disk = tmp_path / "runs"

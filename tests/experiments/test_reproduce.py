@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from experiments import reproduce
 from experiments.reproducing import table_origins
 from experiments.reproducing.table_origins import CaptionOrigin, MaskOrigin, parse_captions, parse_masks
@@ -56,10 +55,10 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_it_goes_on_to_tables_and_a_page(
     ray_session, call, downloads, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
     captions = f"files:{downloads / 'captions'}"
     for owner, name in ((CaptionOrigin, "make"), (AblationStudy, "train")):
         with monkeypatch.context() as patched:

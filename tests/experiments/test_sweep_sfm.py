@@ -124,6 +124,7 @@ def test_finished_sweep_is_shown_and_no_run_repeated(swept, clip, workspace):
     assert {run: path.read_bytes() for run, path in journals.items()} == before
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on_with_the_same_trials_and_is_logged_later(swept, clip, workspace, tmp_path):
     catalog = ["--catalog", str(workspace / "catalog")]
     # MLflow cannot be reached before the kill.
@@ -189,6 +190,7 @@ def kill_a_trial_after_its_first_checkpoint(workspace, done, killed):
                         return
 
 
+@pytest.mark.slow
 def test_sweep_that_gets_sigterm_stores_the_next_step_of_its_trials_and_goes_on(
     swept, clip, workspace, tmp_path, capsys
 ):
@@ -217,6 +219,7 @@ def test_sweep_that_gets_sigterm_stores_the_next_step_of_its_trials_and_goes_on(
     assert Journal(path).last("resumed")["step"] == stored["step"]
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_from_those_there_are_side_by_side(swept, clip, workspace):
     more = swept_by(clip, workspace, "--trials", str(TRIALS + 2), "--concurrent", "2")
     assert more["study"] == swept["study"]
@@ -227,6 +230,7 @@ def test_more_trials_go_on_from_those_there_are_side_by_side(swept, clip, worksp
     assert len(client.get_metric_history(more["mlflow"]["run_id"], "trial/best")) == TRIALS + 2
 
 
+@pytest.mark.slow
 def test_two_objectives_stop_no_trial_and_find_the_runs_of_another_sweep(swept, clip, workspace):
     both = swept_by(clip, workspace, "--objectives", "mAP,cost", "--trials", "3")
     assert both["study"] != swept["study"]
@@ -236,6 +240,7 @@ def test_two_objectives_stop_no_trial_and_find_the_runs_of_another_sweep(swept, 
         assert one["value"] == other["value"] or other["state"] == "pruned"
 
 
+@pytest.mark.slow
 def test_diverging_trial_fails_with_its_reason_and_the_sweep_goes_on(swept, clip, workspace):
     only = [f"{name}=off" for name in ("sfm.perturbation", "str.tokens", "sfm.sharing")]
     only += ["optim.learning_rate=choice:0.0008,1e30"]
@@ -250,6 +255,7 @@ def test_diverging_trial_fails_with_its_reason_and_the_sweep_goes_on(swept, clip
     assert status == {by_rate[1e30]["run"]: "FAILED", by_rate[0.0008]["run"]: "FINISHED"}
 
 
+@pytest.mark.slow
 def test_sweep_is_complete_in_mlflow_once_its_killed_server_is_back(swept, clip, workspace, tmp_path):
     given = ["--seed", "5", "--trials", "3", "--name", "killed-server"]
     store, port, processes = f"sqlite:///{tmp_path / 'store.db'}", free_port(), []
@@ -281,6 +287,7 @@ def test_sweep_is_complete_in_mlflow_once_its_killed_server_is_back(swept, clip,
         assert len(client.get_metric_history(parent.info.run_id, "trial/best")) == len(interrupted["trials"])
 
 
+@pytest.mark.slow
 def test_sweep_is_complete_though_its_database_is_started_anew(swept, clip, workspace, tmp_path, postgresql):
     given = ["--seed", "6", "--trials", "4", "--concurrent", "2", "--no-early-stopping"]
     given += ["--name", "restarted-database", "--study-storage", postgresql.database("optuna")]

@@ -15,6 +15,8 @@ from experiments import ablate, evaluate, report, sweep_sfm, train
 from experiments.run.run_folder import RunFolder
 from tests.experiments import small_run
 
+pytestmark = pytest.mark.slow
+
 SPACE = ["--search", "str.tokens=int:1:16", "--search", "sfm.sharing=off", "--search", "sfm.perturbation=off"]
 
 

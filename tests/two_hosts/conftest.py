@@ -4,7 +4,6 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from data_catalog.tables import building
 from experiments import recipes
 from experiments.recipes import ExperimentConfig
 from experiments.run import lifecycle, run_data
@@ -41,10 +40,7 @@ def clip(tmp_path_factory) -> Path:
 def local_workspace(clip, tmp_path_factory) -> Path:
     """A folder with the tables of a few rendered people, in its catalog."""
     workspace = tmp_path_factory.mktemp("local")
-    with pytest.MonkeyPatch.context() as patched:
-        # Starting Ray would take longer.
-        patched.setenv(building.LOCAL_SECONDS_VARIABLE, "inf")
-        small_run.configured(clip, workspace)
+    small_run.configured(clip, workspace)
     return workspace
 
 

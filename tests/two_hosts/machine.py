@@ -157,15 +157,22 @@ class Machine:
                 stopped |= started
             yield
         finally:
-            _send(signal.SIGCONT, self._processes())
+            # `nsenter` stops itself where it finds its program stopped, so it goes on last.
+            inside = self._processes("pid")
+            _send(signal.SIGCONT, inside)
+            _send(signal.SIGCONT, self._processes() - inside)
 
-    def _processes(self) -> set[int]:
-        """Numbers of the processes of this machine, and of those that wait for one of them here."""
+    def _processes(self, namespace: str = "pid_for_children") -> set[int]:
+        """Numbers of the processes of this machine, and of those that wait for one of them here.
+
+        Args:
+            namespace: `pid` for those of this machine alone.
+        """
         own = Path(f"/proc/{self._first_process}/ns/pid").readlink()
         found = set()
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
-                if (folder / "ns/pid_for_children").readlink() == own:
+                if (folder / "ns" / namespace).readlink() == own:
                     found.add(int(folder.name))
         return found
 

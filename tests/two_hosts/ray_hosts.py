@@ -198,7 +198,7 @@ class RayHosts:
                 shutil.copytree(session / "logs", self.folder / "logs" / machine.name / session.name)
             machine.end()
         for process in self._nodes.values():
-            process.wait()
+            kill(process)
         self.store.close()
         self.disk.rmdir()
 

@@ -77,6 +77,7 @@ def test_a_slow_network_is_named_with_its_bandwidth(nodes):
     assert message.startswith("nodes alpha (10.0.0.1), beta (10.0.0.2) exchange 12 MB/s, and each step of a")
 
 
+@pytest.mark.slow
 def test_nodes_that_do_not_reach_each_other_are_named_with_what_to_open(nodes, monkeypatch):
     monkeypatch.setattr(examination, "NODE_SECONDS", 60.0)
     nodes(a=NodeExaminer, b=Apart)
@@ -89,6 +90,7 @@ def test_nodes_that_do_not_reach_each_other_are_named_with_what_to_open(nodes, m
     assert "\n" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("examiner", "words"),
     [

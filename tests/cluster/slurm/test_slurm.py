@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cluster.slurm import render
-from data_catalog.tables import building
 from tests import tiny_clip
 from tests.cluster.slurm.slurm_cluster import SlurmCluster, missing_requirement
 from tests.experiments import small_run
@@ -45,10 +44,7 @@ def training(folder):
     """Arguments of a training of seconds whose tables are there, and the run of one process."""
     (folder / "clip").mkdir()
     clip = tiny_clip.write(folder / "clip")
-    with pytest.MonkeyPatch.context() as patched:
-        # Starting Ray would take longer.
-        patched.setenv(building.LOCAL_SECONDS_VARIABLE, "inf")
-        alone = small_run.alone(clip, folder / "runs", "train.epochs=6", runs=folder / "alone")
+    alone = small_run.alone(clip, folder / "runs", "train.epochs=6", runs=folder / "alone")
     options = [*small_run.options(clip, without="train.epochs"), "--set", "train.epochs=6"]
     return [*options, "--workspace", str(folder / "runs"), "--json"], alone
 

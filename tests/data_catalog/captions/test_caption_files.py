@@ -38,7 +38,7 @@ def write_captions(folder: Path, **changed: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Table:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Table:
     source = tmp_path_factory.mktemp("source")
     write_data_set(source)
     catalog = tmp_path_factory.mktemp("catalog")
@@ -151,7 +151,7 @@ def test_joined_captions_are_sentences_said_once() -> None:
     assert join_captions(["", ""]) == ""
 
 
-def test_files_lie_where_the_layout_keeps_them(tmp_path: Path, ray_session: None) -> None:
+def test_files_lie_where_the_layout_keeps_them(tmp_path: Path) -> None:
     source = tmp_path / "train_rgbir"
     write_data_set(source)
     samples = ingest(source, tmp_path / "catalog", "small")

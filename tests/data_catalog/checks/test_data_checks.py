@@ -281,9 +281,7 @@ def test_catalog_that_cannot_be_written_to_is_checked_too(
         run_checks(tables)
 
 
-def test_same_image_under_two_identities_is_named(
-    own_source: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_same_image_under_two_identities_is_named(own_source: Path, tmp_path: Path) -> None:
     first, other, same = (
         next(name for name in sample_ids() if name.startswith(start))
         for start in ("train/000001_cam1", "train/000002_cam2", "train/000001_cam2")
@@ -305,9 +303,7 @@ def test_same_image_under_two_identities_is_named(
     assert make_image_hashes(samples).reused
 
 
-def test_copy_in_one_modality_is_the_only_pair_of_the_synthetic_data_set(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_copy_in_one_modality_is_the_only_pair_of_the_synthetic_data_set(tmp_path: Path) -> None:
     settings = SyntheticSettings(train_identities=10, validation_identities=2, test_identities=4, shots=2)
     synthesize(settings, tmp_path)
     names = sorted(path.name for path in (tmp_path / "RGBNT201" / "train_171" / "RGB").iterdir())

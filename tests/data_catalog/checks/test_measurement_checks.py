@@ -15,7 +15,6 @@ from data_catalog.checks.newest_tables import find_newest_tables
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from stmi.retrieval.metrics import RetrievalSet, evaluate
 from tests.data_catalog.folders import FOLDERS, MODALITY_FOLDERS
-from tests.data_catalog.steps import without_actors
 
 
 def samples(identities: int, cameras: int = 2, each: int = 1, **columns: Any) -> pd.DataFrame:
@@ -102,9 +101,8 @@ def report(source: Path, catalog: Path, dataset: str, **settings: Any) -> dict[s
 
 
 @pytest.fixture
-def half(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def half(source: Path, tmp_path: Path) -> Path:
     """The small data set without the second test identity, and with a third camera in `test`."""
-    without_actors(monkeypatch)
     copied = Path(copytree(source, tmp_path / "half"))
     for folder in MODALITY_FOLDERS:
         for path in (copied / "RGBNT201" / FOLDERS["test"] / folder).glob("*"):
@@ -130,9 +128,7 @@ def test_checks_of_a_half_copied_data_set_say_all_that_is_degenerate(half: Path,
 def test_held_out_identities_are_no_difference_from_the_card(source: Path, tmp_path: Path) -> None:
     copied = Path(copytree(source, tmp_path / "copy"))
     rmtree(copied / "RGBNT201" / "val")
-    with pytest.MonkeyPatch.context() as patched:
-        without_actors(patched)
-        found = report(copied, tmp_path / "catalog", "rgbnt201", validation_identities=1)
+    found = report(copied, tmp_path / "catalog", "rgbnt201", validation_identities=1)
     message = found["differs_from_card"][1].message
     assert "train samples 12 (3951), train identities 3 (171)" in message
     assert "val" not in message

@@ -11,6 +11,7 @@ import ray
 
 from data_catalog import commands
 from data_catalog.__main__ import main
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from tests import json_samples
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
 
@@ -195,6 +196,7 @@ def test_cluster_that_does_not_answer_is_named(
         raise ConnectionError("timed out")
 
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "10")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     error = read_error(capsys, "masks", "--catalog", built.catalog, "--dataset", "small")

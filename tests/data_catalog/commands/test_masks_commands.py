@@ -11,7 +11,6 @@ from PIL import Image
 
 from data_catalog.__main__ import main
 from data_catalog.masks.segmenters.sam2_checkpoint import build_sam2_model
-from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from tests.data_catalog.folders import sample_ids
 from tests.data_catalog.masks.segmenters.test_mask_files import mask_path, write_masks
 
@@ -70,10 +69,8 @@ def test_published_size_works_from_the_command_line(
     masks: tuple[str, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # SAM2 in actors is tested with a smaller model.
-    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
     torch.manual_seed(0)
     checkpoint = tmp_path / "sam2_hiera_tiny.pt"
     torch.save({"model": build_sam2_model("sam2_hiera_t", 1024).state_dict()}, checkpoint)

@@ -196,7 +196,7 @@ def test_file_in_the_folder_of_another_vehicle_is_left_out(vehicles: Path) -> No
     )
 
 
-def test_vehicle_without_a_modality_is_quarantined(vehicles: Path, tmp_path: Path, ray_session: None) -> None:
+def test_vehicle_without_a_modality_is_quarantined(vehicles: Path, tmp_path: Path) -> None:
     root = write_msvr310(vehicles)
     shutil.rmtree(root / "bounding_box_train" / "0003" / "th")
     table = ingest(root, tmp_path / "catalog", "cars", IngestSettings(format="msvr310"))
@@ -212,7 +212,7 @@ def test_vehicle_without_a_modality_is_quarantined(vehicles: Path, tmp_path: Pat
     assert all(row["side_by_side"] is None and row["rgb"][:2] == b"\xff\xd8" for row in rows)
 
 
-def test_links_in_a_circle_end(vehicles: Path, tmp_path: Path, ray_session: None) -> None:
+def test_links_in_a_circle_end(vehicles: Path, tmp_path: Path) -> None:
     root = write_msvr310(vehicles)
     (root / "bounding_box_train" / "0001" / "vis" / "around").symlink_to(root)
     self_link = root / "bounding_box_train" / "0001" / "vis" / "0001_s009_v0_000.jpg"
@@ -276,9 +276,7 @@ def test_source_that_is_another_layout_says_what_to_give(own_source: Path, name:
         list_source(name, own_source)
 
 
-def test_side_by_side_file_is_kept_whole_and_cut_when_decoded(
-    vehicles: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_side_by_side_file_is_kept_whole_and_cut_when_decoded(vehicles: Path, tmp_path: Path) -> None:
     root = write_rgbnt100(vehicles)
     part = root / "rgbir" / "bounding_box_train"
     rng = np.random.default_rng(2)

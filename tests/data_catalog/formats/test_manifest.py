@@ -22,14 +22,8 @@ from data_catalog.tables.table import Table
 from stmi.images import read_mask
 from tests.data_catalog.folders import sample_ids, true_mask_path
 from tests.data_catalog.manifests import rows_of, write_csv, write_jsonl, write_parquet
-from tests.data_catalog.steps import without_actors
 
 MANIFEST = IngestSettings(format="manifest")
-
-
-@pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_actors(monkeypatch)
 
 
 def contents(table: Table) -> list[str]:

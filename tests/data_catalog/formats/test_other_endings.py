@@ -11,15 +11,9 @@ from data_catalog.__main__ import main
 from data_catalog.formats import find_format
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from tests.data_catalog.folders import image_path, sample_ids
-from tests.data_catalog.steps import without_actors
 from tests.data_catalog.vehicle_folders import msvr310_path, write_msvr310, write_rgbnt100
 
 CONVERT = "convert it to JPEG of quality 95 or more"
-
-
-@pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_actors(monkeypatch)
 
 
 @pytest.mark.parametrize(

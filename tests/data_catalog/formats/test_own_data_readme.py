@@ -14,7 +14,6 @@ from data_catalog.formats.manifest_template import example_rows
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import find_table
 from experiments import train
-from tests.data_catalog.steps import without_actors
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "data_catalog" / "formats" / "README.md").read_text(encoding="utf-8")
@@ -38,7 +37,6 @@ def write_photographs(folder: Path) -> None:
 def test_every_command_of_the_readme_works_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without_actors(monkeypatch)
     monkeypatch.chdir(tmp_path)
     write_photographs(tmp_path)
     [block] = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

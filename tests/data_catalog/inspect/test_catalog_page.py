@@ -22,7 +22,6 @@ from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from tests.data_catalog import folders
-from tests.data_catalog.steps import without_actors
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
@@ -35,7 +34,7 @@ CAPTION = "</script><script>document.title = 'taken over'</script><b>a person</b
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Table:
     """A small data set with a broken image, a mask of one pixel, and a caption that looks like a program."""
     source, catalog = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("catalog")
     folders.write_data_set(source)
@@ -50,12 +49,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
             for name in folders.names(split)
         ]
         (source / "captions" / f"{split}.json").write_text(json.dumps(items))
-    with pytest.MonkeyPatch.context() as patch:
-        without_actors(patch)
-        table = ingest(source / "RGBNT201", catalog, "small", IngestSettings(samples_per_shard=10))
-        import_masks(table, source / "true_masks")
-        import_captions(table, source / "captions")
-        yield table
+    table = ingest(source / "RGBNT201", catalog, "small", IngestSettings(samples_per_shard=10))
+    import_masks(table, source / "true_masks")
+    import_captions(table, source / "captions")
+    return table
 
 
 def write(samples: Table, out: Path, *more: str) -> int:

@@ -18,13 +18,11 @@ from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from stmi.clip.clip_files import CONFIG_FILE, PROJECT, patch_size
 from tests.data_catalog.folders import load_fake_tower
-from tests.data_catalog.steps import without_actors
 from tests.data_catalog.vehicle_folders import write_msvr310, write_rgbnt100
 
 
 @pytest.fixture
-def samples(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
-    without_actors(monkeypatch)
+def samples(source: Path, tmp_path: Path) -> Table:
     return ingest(source, tmp_path / "catalog", "small", IngestSettings())
 
 
@@ -63,10 +61,7 @@ def test_sheet_counts_cameras_as_the_files_do(samples: Table, drawn: dict[str, A
     assert first_camera(replace(samples, manifest=manifest.model_copy(update={"created": created}))) == 1
 
 
-def test_each_layout_says_where_its_files_begin_to_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_actors(monkeypatch)
+def test_each_layout_says_where_its_files_begin_to_count(tmp_path: Path) -> None:
     write_msvr310(tmp_path)
     write_rgbnt100(tmp_path)
     for layout, first in (("msvr310", 0), ("rgbnt100", 1)):

@@ -16,7 +16,7 @@ from tests.data_catalog.vehicle_folders import MSVR310, write_msvr310
 
 
 @pytest.fixture(scope="module")
-def cars(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def cars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog with a tiny MSVR310."""
     folder = tmp_path_factory.mktemp("cars")
     ingest(write_msvr310(folder), folder / "catalog", "msvr310", IngestSettings(format="msvr310"))
@@ -68,7 +68,7 @@ def test_tables_of_the_samples_are_listed_with_their_coverage(built: Any) -> Non
     assert shown.artifacts["captions"].coverage == round(sum(map(bool, captions)) / 28, 6)
 
 
-def test_quarantine_is_a_warning(own_source: Path, tmp_path: Path, ray_session: None) -> None:
+def test_quarantine_is_a_warning(own_source: Path, tmp_path: Path) -> None:
     broken = next((own_source / "RGBNT201" / "test" / "TI").iterdir())
     broken.write_bytes(b"")
     ingest(own_source, tmp_path / "catalog", "small")
@@ -77,7 +77,7 @@ def test_quarantine_is_a_warning(own_source: Path, tmp_path: Path, ray_session: 
     assert f"test/TI/{broken.name} is empty (zero bytes)" in message
 
 
-def test_synthetic_data_set_has_the_card_of_its_kind(tmp_path: Path, ray_session: None) -> None:
+def test_synthetic_data_set_has_the_card_of_its_kind(tmp_path: Path) -> None:
     few = {"train_identities": 2, "validation_identities": 2, "test_identities": 2, "shots": 1}
     settings = SyntheticSettings(kind="vehicle", height=16, width=32, **few)
     synthesize(settings, tmp_path / "bench")

@@ -18,7 +18,6 @@ from data_catalog.samples.any_image import read_range, scale, store_image
 from data_catalog.samples.images import decode_image
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from tests.data_catalog.manifests import rows_of, write_jsonl
-from tests.data_catalog.steps import without_actors
 
 HEIGHT, WIDTH = 8, 6
 RANDOM = np.random.default_rng(0)
@@ -195,9 +194,8 @@ def test_ranges_have_one_spelling(text: str, read: str | None) -> None:
 
 
 @pytest.fixture
-def mixed(own_source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mixed(own_source: Path) -> Path:
     """A manifest with a colour PNG, a grey WebP and a thermal TIFF of 16 bits for each sample."""
-    without_actors(monkeypatch)
     rows = rows_of(own_source)
     for number, row in enumerate(rows):
         for name, ending in (("rgb", "png"), ("nir", "webp"), ("tir", "tiff")):
@@ -237,9 +235,8 @@ def test_the_range_is_in_the_settings_of_the_table_and_in_its_key(mixed: Path, t
 
 
 def test_published_layouts_have_no_range(
-    own_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    own_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without_actors(monkeypatch)
     with pytest.raises(
         CatalogError, match=r"thermal_range=percentile: format rgbnt201 has colour JPEG alone"
     ):

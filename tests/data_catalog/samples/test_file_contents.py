@@ -20,14 +20,12 @@ from data_catalog.storage import local_copies
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.table import Table
 from tests.data_catalog.folders import image_path, sample_ids, true_mask_path
-from tests.data_catalog.steps import without_actors
 
 FIRST = sample_ids()[0]
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    without_actors(monkeypatch)
     monkeypatch.setenv(local_copies.FOLDER_VARIABLE, str(tmp_path / "cache"))
 
 

@@ -79,7 +79,7 @@ def test_what_cannot_be_held_out_is_refused(
 
 
 @pytest.fixture
-def samples(ray_session: None, tmp_path: Path) -> Table:
+def samples(tmp_path: Path) -> Table:
     """RGBNT100 with one of its training identities held out."""
     root = write_rgbnt100(tmp_path)
     for camera in (1, 2):

@@ -28,7 +28,6 @@ from data_catalog.views.view_reader import open_view
 from stmi.images import read_image
 from stmi.images import read_mask as read_any_mask
 from tests.data_catalog.folders import HEIGHT, WIDTH, image_path, sample_ids
-from tests.data_catalog.steps import without_actors
 from tests.data_catalog.vehicle_folders import write_rgbnt100
 
 ORIENTATIONS = range(1, 9)
@@ -64,8 +63,7 @@ def turn(path: Path, orientation: int) -> bytes:
 
 
 @pytest.fixture
-def own(own_source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_actors(monkeypatch)
+def own(own_source: Path) -> Path:
     return own_source
 
 
@@ -143,8 +141,7 @@ def test_data_set_that_is_turned_as_a_whole_has_its_upright_size(own: Path) -> N
     assert rows == [{"height": WIDTH, "width": HEIGHT}] * len(sample_ids())
 
 
-def test_images_side_by_side_are_cut_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_actors(monkeypatch)
+def test_images_side_by_side_are_cut_upright(tmp_path: Path) -> None:
     images = write_rgbnt100(tmp_path) / "rgbir"
     data = turn(images / "bounding_box_train" / "0001_c0001_000.jpg", 4)
     samples = ingest(tmp_path, tmp_path / "catalog", "cars", IngestSettings(format="rgbnt100"))

@@ -88,9 +88,7 @@ def test_ingesting_again_builds_nothing(built: Any) -> None:
     assert again.manifest == built.samples.manifest
 
 
-def test_bad_files_go_to_quarantine_and_leave_gaps(
-    built: Any, own_source: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_bad_files_go_to_quarantine_and_leave_gaps(built: Any, own_source: Path, tmp_path: Path) -> None:
     ids = sample_ids()
     paths = {number: image_path(own_source, ids[number], number % 3) for number in range(1, 11)}
     paths[1].write_bytes(paths[1].read_bytes()[:-200])
@@ -135,7 +133,7 @@ def test_bad_files_go_to_quarantine_and_leave_gaps(
     assert rows["sample_id"].to_pylist() == [ids[number] for number in kept]
 
 
-def test_pipe_goes_to_quarantine_without_waiting(own_source: Path, tmp_path: Path, ray_session: None) -> None:
+def test_pipe_goes_to_quarantine_without_waiting(own_source: Path, tmp_path: Path) -> None:
     path = image_path(own_source, sample_ids()[0], 0)
     path.unlink()
     os.mkfifo(path)
@@ -147,9 +145,7 @@ def test_pipe_goes_to_quarantine_without_waiting(own_source: Path, tmp_path: Pat
     }
 
 
-def test_size_of_images_can_be_required_or_left_open(
-    own_source: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_size_of_images_can_be_required_or_left_open(own_source: Path, tmp_path: Path) -> None:
     for modality in range(3):
         image_path(own_source, sample_ids()[0], modality).write_bytes(encoded(size=(WIDTH, HEIGHT // 2)))
     open_size = ingest(own_source, tmp_path / "catalog", "small", IngestSettings(size="any"))
@@ -159,9 +155,7 @@ def test_size_of_images_can_be_required_or_left_open(
     assert len(list_tables(tmp_path / "catalog", "small")) == 1
 
 
-def test_reason_of_an_unusable_split_is_one_of_its_own(
-    own_source: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_reason_of_an_unusable_split_is_one_of_its_own(own_source: Path, tmp_path: Path) -> None:
     (own_source / "RGBNT201" / "test" / "NI" / "Thumbs.db").touch()
     for sample_id in sample_ids():
         if sample_id.startswith("train/"):
@@ -193,7 +187,7 @@ def test_sound_image_gives_height_and_width() -> None:
 
 
 def test_file_that_could_not_be_read_is_tried_again(
-    own_source: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locked, read, access = image_path(own_source, sample_ids()[0], 1), Path.read_bytes, os.access
 
@@ -214,7 +208,7 @@ def test_file_that_could_not_be_read_is_tried_again(
 
 
 def test_failing_disk_stops_the_ingest_and_leaves_no_trace(
-    own_source: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, read = image_path(own_source, sample_ids()[0], 1), Path.read_bytes
 
@@ -231,9 +225,7 @@ def test_failing_disk_stops_the_ingest_and_leaves_no_trace(
     assert ingest(own_source, tmp_path / "catalog", "small").statistics["quarantined"] == []
 
 
-def test_images_that_were_cropped_one_by_one_may_have_any_size(
-    own_source: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_images_that_were_cropped_one_by_one_may_have_any_size(own_source: Path, tmp_path: Path) -> None:
     for number, sample_id in enumerate(sample_ids()):
         for modality in range(3):
             image_path(own_source, sample_id, modality).write_bytes(encoded(size=(WIDTH + number, HEIGHT)))
@@ -265,7 +257,7 @@ def test_empty_split_is_named(own_source: Path, tmp_path: Path) -> None:
         ingest(own_source, tmp_path, "small")
 
 
-def test_validation_split_may_be_absent(own_source: Path, tmp_path: Path, ray_session: None) -> None:
+def test_validation_split_may_be_absent(own_source: Path, tmp_path: Path) -> None:
     shutil.rmtree(own_source / "RGBNT201" / "val")
     table = ingest(own_source, tmp_path, "small")
     assert list(table.statistics["splits"]) == ["test", "train"]

@@ -20,7 +20,6 @@ from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
-from tests.data_catalog.steps import without_actors
 from tests.data_catalog.vehicle_folders import (
     HEIGHT,
     MSVR310,
@@ -33,11 +32,6 @@ from tests.data_catalog.vehicle_folders import (
 
 NAME = "0501_c0001_000"
 """A query that lies in the gallery too."""
-
-
-@pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_actors(monkeypatch)
 
 
 @pytest.fixture

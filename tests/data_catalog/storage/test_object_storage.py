@@ -14,20 +14,18 @@ from PIL import Image
 from pyarrow import fs
 
 from data_catalog.__main__ import main
-from data_catalog.captions.caption_table import make_captions
-from data_catalog.captions.text_feature_table import make_text_features
 from data_catalog.errors import CatalogError
 from data_catalog.inspect.verification import verify
-from data_catalog.masks.mask_table import make_masks
-from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.storage import local_copies
 from data_catalog.storage.filesystems import join, list_files, open_root, remove_partial_files
+from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from data_catalog.tables.table import Table, list_datasets, list_tables
-from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
 from tests.conftest import BUCKET, S3_SECRET
-from tests.data_catalog.folders import HEIGHT, WIDTH, load_fake_tower
+from tests.data_catalog import steps
+from tests.data_catalog.conftest import Built
+from tests.data_catalog.folders import HEIGHT, WIDTH
 from tests.data_catalog.memory import no_copies
 from tests.data_catalog.tables import slow_build
 
@@ -40,13 +38,10 @@ def catalog(object_storage: Callable[[str], str]) -> str:
 
 @pytest.fixture(scope="module")
 def view(catalog: str, source: Path, ray_session: None) -> Table:
-    """The training view, made step by step in object storage."""
-    samples = ingest(source, catalog, "small", IngestSettings(samples_per_shard=7))
-    masks = make_masks(samples, GrabCutSettings())
-    captions = make_captions(samples, source / "readings")
-    features = make_text_features(captions, "fake", load=load_fake_tower)
-    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
-    return make_view(samples, masks, features, settings)
+    """The training view, made step by step in object storage; by actors, but for the first shard of each."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(LOCAL_SECONDS_VARIABLE, "0")
+        return steps.all_steps(source, catalog)["view"]
 
 
 @pytest.fixture
@@ -57,24 +52,19 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_every_step_gives_the_digest_of_a_local_disk(
-    view: Table, catalog: str, source: Path, tmp_path: Path, copies: Path
+def test_every_step_by_actors_gives_the_digest_of_one_process_on_a_local_disk(
+    view: Table, catalog: str, source: Path, built: Built, copies: Path
 ) -> None:
-    samples = ingest(source, tmp_path / "catalog", "small", IngestSettings(samples_per_shard=7))
-    masks = make_masks(samples, GrabCutSettings())
-    captions = make_captions(samples, source / "readings")
-    features = make_text_features(captions, "fake", load=load_fake_tower)
-    settings = ViewSettings(split="train", height=HEIGHT, width=WIDTH, samples_per_shard=4)
-    local = make_view(samples, masks, features, settings)
+    local = built.view
     assert [table.digest for table in list_tables(catalog, "small")] == [
-        table.digest for table in (samples, masks, captions, features, local)
+        table.digest for table in (built.samples, built.masks, built.captions, built.text_features, local)
     ]
     rows = np.arange(len(local))
     remote_batch, local_batch = open_view(view).batch(rows), open_view(local).batch(rows)
     for name, values in vars(local_batch).items():
         assert np.array_equal(getattr(remote_batch, name), values), name
     assert list_datasets(catalog) == ["small"]
-    assert ingest(source, catalog, "small", IngestSettings(samples_per_shard=7)).reused
+    assert ingest(source, catalog, "small", IngestSettings(samples_per_shard=3)).reused
 
 
 def test_shards_of_a_view_are_fetched_once_and_mapped(view: Table, copies: Path) -> None:

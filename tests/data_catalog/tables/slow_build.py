@@ -75,8 +75,7 @@ def start(catalog: Path | str, seconds: float, actors: bool = False) -> subproce
         actors: Make the shards in actors of a Ray of its own, and not in the process.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    if not actors:
-        environment[LOCAL_SECONDS_VARIABLE] = "inf"
+    environment[LOCAL_SECONDS_VARIABLE] = "0" if actors else "inf"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.data_catalog.tables.slow_build", str(catalog), str(seconds)],
         stdout=subprocess.PIPE,

@@ -31,6 +31,7 @@ def list_shards(catalog: Path) -> list[Path]:
     return sorted(catalog.rglob("shard-*.parquet"))
 
 
+@pytest.mark.slow
 def test_killed_build_is_completed_once_by_two_processes(tmp_path: Path, ray_session: None) -> None:
     whole = slow_build.build(tmp_path / "whole", 0)
     catalog = tmp_path / "catalog"
@@ -59,9 +60,7 @@ def test_killed_build_is_completed_once_by_two_processes(tmp_path: Path, ray_ses
 
 
 @pytest.mark.parametrize("step", steps.STEPS)
-def test_killed_step_leaves_no_table_and_is_finished_by_the_next_run(
-    built: Any, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_step_leaves_no_table_and_is_finished_by_the_next_run(built: Any, step: str) -> None:
     whole: Table = getattr(built, step)
     folder, shards = Path(whole.path), [shard.file for shard in whole.manifest.shards]
     shutil.rmtree(folder)
@@ -80,7 +79,6 @@ def test_killed_step_leaves_no_table_and_is_finished_by_the_next_run(
         assert left.items() <= kept.items()
         left = kept
     assert sorted(left) == shards
-    steps.without_actors(monkeypatch)
     finished = steps.all_steps(built.source, built.catalog)[step]
     assert finished.digest == whole.digest
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")} == left
@@ -88,7 +86,7 @@ def test_killed_step_leaves_no_table_and_is_finished_by_the_next_run(
     assert verify(built.catalog, "small").errors == ()
 
 
-def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, ray_session: None) -> None:
+def test_full_disk_leaves_no_table_and_names_the_file(tmp_path: Path, actors: None) -> None:
     full = tmp_path / "full"
     full.touch()
     with pytest.raises(NotWritableError, match=r"shard-0000\d\.parquet could not be written: .*Make room"):
@@ -132,7 +130,7 @@ def test_unexpected_exception_is_one_message_with_a_logged_traceback(
         assert message in caplog.text
 
 
-def test_unexpected_exception_in_an_actor_is_a_catalog_error(tmp_path: Path, ray_session: None) -> None:
+def test_unexpected_exception_in_an_actor_is_a_catalog_error(tmp_path: Path, actors: None) -> None:
     with pytest.raises(
         CatalogError, match=r"^shard .*shard-0000[01]\.parquet could not be made \(ZeroDiv.*log of the worker"
     ):

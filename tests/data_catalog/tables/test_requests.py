@@ -21,15 +21,14 @@ from data_catalog.tables.requests import REQUESTS, add_request, read_requests
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table, list_tables
 from tests.data_catalog.folders import image_path
-from tests.data_catalog.steps import all_steps, without_actors
+from tests.data_catalog.steps import all_steps
 from tests.data_catalog.tables.test_table import build
 
 MASKS = TableKind.MASKS
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_actors(monkeypatch)
+def nothing_said() -> None:
     table._say.cache_clear()
 
 

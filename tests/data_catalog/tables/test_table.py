@@ -57,9 +57,7 @@ def build(catalog: Path | str, refuse: Path, **changes: Any) -> Table:
     return build_table(**(arguments | changes))
 
 
-def test_interrupted_build_leaves_no_table_and_makes_what_is_missing(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_interrupted_build_leaves_no_table_and_makes_what_is_missing(tmp_path: Path) -> None:
     refuse = tmp_path / "refuse"
     refuse.touch()
     with pytest.raises(CatalogError, match="in the way"):
@@ -158,7 +156,6 @@ def test_local_seconds_that_are_no_number_are_named(tmp_path: Path, monkeypatch:
 
 
 def test_all_shards_can_be_made_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
     monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
     assert build(tmp_path, tmp_path / "no").statistics == {"numbers": [0, 1, 2, 3]}
 
@@ -200,7 +197,7 @@ def test_content_digest_depends_on_values_and_types_alone() -> None:
     assert content_digest(rows.set_column(0, "a", pa.array([1, 2, 3], pa.int32()))) != digest
 
 
-def test_newest_table_with_the_wanted_inputs_and_settings_is_found(tmp_path: Path, ray_session: None) -> None:
+def test_newest_table_with_the_wanted_inputs_and_settings_is_found(tmp_path: Path) -> None:
     one_shard = [{"number": 0}]
     old = build(tmp_path, tmp_path / "no", specs=one_shard, settings={"stub": 1})
     new = build(tmp_path, tmp_path / "no", specs=one_shard, settings={"stub": 2})

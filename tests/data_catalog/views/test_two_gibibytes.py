@@ -16,7 +16,6 @@ from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from data_catalog.views.training_view import ViewSettings, make_view
 from tests.data_catalog.folders import HEIGHT, WIDTH
-from tests.data_catalog.steps import without_actors
 
 FILE_BYTES = 200 * 2**20
 FILES_OF_A_CHUNK = 10
@@ -49,11 +48,6 @@ class Large(Table):
 def ingested(source: Path, catalog: Path, samples_per_shard: int) -> tuple[Table, Large]:
     table = ingest(source, catalog, "small", IngestSettings(samples_per_shard=samples_per_shard))
     return table, Large(table.catalog, table.manifest)
-
-
-@pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_actors(monkeypatch)
 
 
 @pytest.mark.parametrize("samples_per_shard", [3, 512], ids=["together", "one"])

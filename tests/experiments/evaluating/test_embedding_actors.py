@@ -34,6 +34,7 @@ def embedded_here(target) -> list[dict[str, np.ndarray]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("actors", "lost"),
     [pytest.param(1, 0, id="one actor"), pytest.param(2, 1, id="two, of which one is lost")],
@@ -58,6 +59,7 @@ def _die_once(died: Path, *_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_failure_of_an_actor_keeps_its_own_message(target):
     target.model.register_forward_pre_hook(_refuse)
     with pytest.raises(RunError, match=r"could not be embedded: the images are upside down$"):

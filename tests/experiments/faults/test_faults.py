@@ -18,7 +18,7 @@ from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.faults import cluster_nodes, faults
 from experiments.faults.cluster_nodes import ClusterNodes
-from experiments.faults.faults import FAULTS, NotTriedError, Scene
+from experiments.faults.faults import FAULTS, Disturbed, NotTriedError, Scene
 from experiments.faults.mlflow_server import MlflowServer
 from experiments.recipes import resolve
 from experiments.run.checkpoints import Checkpoint
@@ -119,7 +119,6 @@ def test_slow_worker_stands_still_most_of_the_time_and_must_be_named(scene, run,
             "rpc_client.h:204: Failed to connect to GCS within 60 seconds. The program will terminate.",
             True,
         ),
-        (0, "error: the head of Ray", True),
         (-11, "error: the head of Ray", True),
     ],
 )
@@ -128,6 +127,11 @@ def test_command_that_loses_the_head_of_its_ray_must_say_so(scene, run, status, 
     disturbed = FAULTS["head"].disturb(scene, training(run, **ended, wait_for_training=lambda since: 3.0))
     assert disturbed.seconds == (3.0,)
     assert bool(disturbed.lost) == is_lost
+
+
+def test_command_that_trains_to_its_end_before_it_notices_that_the_head_is_lost_has_lost_nothing(scene, run):
+    ended = training(run, wait_for_end=lambda: 0, kill_head=lambda: 0.0, wait_for_training=pytest.fail)
+    assert FAULTS["head"].disturb(scene, ended) == Disturbed()
 
 
 def short_of_memory(run, worker, *events):
@@ -181,6 +185,7 @@ def test_run_that_ends_while_mlflow_is_away_is_sent_by_the_next_start(scene, run
     assert one.command == ["--tracking-uri", server.uri]
 
 
+@pytest.mark.slow
 def test_mlflow_server_is_the_same_one_after_it_was_killed(tmp_path):
     with MlflowServer(tmp_path) as server:
         client = mlflow.MlflowClient(server.uri)

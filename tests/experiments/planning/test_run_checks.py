@@ -25,7 +25,6 @@ from experiments.run.run_options import RunOptions
 from stmi.clip.loading import load_clip
 from stmi.errors import ClipFileError
 from tests.data_catalog.folders import write_data_set
-from tests.data_catalog.steps import without_actors
 
 SETTINGS = [
     "data.synthetic=null",
@@ -49,21 +48,19 @@ def catalogs(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, 
     for path in (folder / "one identity" / "RGBNT201" / "test").rglob("000022*"):
         path.unlink()
     made = {}
-    with pytest.MonkeyPatch.context() as patched:
-        without_actors(patched)
-        for name in ("whole", "images", "texts without views", "one identity", "no views"):
-            source = folder / ("one identity" if name == "one identity" else "source")
-            catalog = made[name] = str(folder / name.replace(" ", "_"))
-            samples = ingest(source / "RGBNT201", catalog, "small")
-            masks = features = None
-            if name in ("whole", "one identity", "texts without views"):
-                captions = make_captions(samples, source / "readings")
-                features = make_text_features(captions, str(clip))
-                masks = make_masks(samples, GrabCutSettings())
-            if name == "texts without views":
-                features = None
-            for split in ("train", "test") if name != "no views" else ():
-                make_view(samples, masks, features, ViewSettings(split=split, height=32, width=16))
+    for name in ("whole", "images", "texts without views", "one identity", "no views"):
+        source = folder / ("one identity" if name == "one identity" else "source")
+        catalog = made[name] = str(folder / name.replace(" ", "_"))
+        samples = ingest(source / "RGBNT201", catalog, "small")
+        masks = features = None
+        if name in ("whole", "one identity", "texts without views"):
+            captions = make_captions(samples, source / "readings")
+            features = make_text_features(captions, str(clip))
+            masks = make_masks(samples, GrabCutSettings())
+        if name == "texts without views":
+            features = None
+        for split in ("train", "test") if name != "no views" else ():
+            make_view(samples, masks, features, ViewSettings(split=split, height=32, width=16))
     return made
 
 
@@ -110,9 +107,7 @@ def test_there_is_an_error_exactly_where_the_run_does_not_start(
     catalogs: dict[str, str],
     clip: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    without_actors(monkeypatch)
     config = configured(clip, *settings)
     errors = check_run(config, Folder(tmp_path), catalogs[catalog]).errors
     assert starts(config, tmp_path, catalogs[catalog]) == (errors == ())
@@ -174,9 +169,7 @@ def test_commands_have_the_rules_of_the_recipe(
     catalogs: dict[str, str],
     clip: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    without_actors(monkeypatch)
     asked = [command, "small", "--catalog", catalogs["images"], "--json", "--recipe", "demo"]
     asked += [part for setting in [*SETTINGS, f"model.clip.source={clip}"] for part in ("--set", setting)]
 

@@ -46,6 +46,7 @@ def test_json_of_a_plan_has_the_keys_it_always_had():
     json_samples.check("plan", RunPlan)
 
 
+@pytest.mark.slow
 def test_plan_of_the_paper_needs_neither_data_nor_weights(tmp_path, capsys):
     settings = ["train.workers=36", "train.evaluation_batch=2"]
     planned = plan(

@@ -117,6 +117,7 @@ def store(request, workspace):
     yield local_store(workspace)
 
 
+@pytest.mark.slow
 def test_store_gets_runs_children_and_pictures_as_the_first_store_had_them(logged, workspace, store):
     expected = contents(local_store(logged))
     assert len(expected) == 1 + (1 + 10) + (1 + 3)

@@ -133,6 +133,7 @@ def test_unreachable_folders_are_named_and_the_rest_is_shown(recorded, tmp_path)
     assert "Not drawn: the folder /elsewhere/" in Path(written.page).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_rows_without_a_shared_seed_are_in_no_figure_together(recorded, tmp_path):
     # As if the second run of the first row had failed, and the first run of the last row.
     first, last = (recorded.result.rows[number].runs for number in (0, 3))

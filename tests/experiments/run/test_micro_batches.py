@@ -53,10 +53,14 @@ def weights(run):
     return torch.cat([stored[name].flatten().double() for name in sorted(stored)])
 
 
-def assert_same_model(run, undisturbed):
-    """That of the undisturbed run, up to rounding."""
+def assert_same_losses(run, undisturbed):
     expected = step_losses(undisturbed.journal)
     assert step_losses(run.journal) == pytest.approx(expected, rel=ROUNDING_FLOAT32)
+
+
+def assert_same_model(run, undisturbed):
+    """That of the undisturbed run, up to rounding."""
+    assert_same_losses(run, undisturbed)
     ours, theirs = weights(run), weights(undisturbed)
     assert torch.dist(ours, theirs) < TRAINED_FLOAT32 * theirs.norm()
 
@@ -152,20 +156,15 @@ def test_run_whose_single_samples_do_not_fit_ends(workspace, tmp_path):
     assert shortages(RunFolder(path)) == [(1, 2), (1, 4), (1, 8)]
 
 
+@pytest.mark.slow
 def test_workers_of_which_one_runs_out_of_memory_all_go_on_with_more_micro_batches(
-    ray_session, clip, workspace, tmp_path, monkeypatch
+    ray_session, undisturbed, workspace, tmp_path, monkeypatch
 ):
     config, tables = small_run.configured(CLIP, workspace, "train.workers=2")
-
-    def train(runs, **more):
-        options = RunOptions.resolve(tmp_path / runs).without_tracking()
-        return RunFolder(lifecycle.run(config, tables, replace(options, **more)).folder)
-
-    undisturbed = train("undisturbed")
-    with monkeypatch.context() as patched:
-        patched.setattr(worker, "train_worker", train_worker_with_room)
-        run = train("short", raises_micro_batches=True)
+    options = replace(RunOptions.resolve(tmp_path).without_tracking(), raises_micro_batches=True)
+    monkeypatch.setattr(worker, "train_worker", train_worker_with_room)
+    run = RunFolder(lifecycle.run(config, tables, options).folder)
     assert shortages(run) == [(6, 2)]
     # The other worker did not fail; it was ended while it waited.
     assert run.journal.last("worker_failed") is None
-    assert_same_model(run, undisturbed)
+    assert_same_losses(run, undisturbed)

@@ -30,7 +30,6 @@ from stmi.modality import Modality
 from stmi.model import STMI
 from tests.data_catalog.folders import write_data_set
 from tests.data_catalog.manifests import Rows, rows_of, write_jsonl
-from tests.data_catalog.steps import without_actors
 from tests.experiments.run.test_untrained_cameras import SETTINGS
 
 TEXT_SETTINGS = [setting for setting in SETTINGS if setting != "model.text=off"]
@@ -38,8 +37,7 @@ MISSING = {"train": {"NIR": 1, "TIR": 2}, "test": {"NIR": 1, "RGB": 2}}
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_actors(monkeypatch)
+def source(tmp_path: Path) -> Path:
     write_data_set(tmp_path / "source")
     return tmp_path / "source"
 

@@ -26,6 +26,7 @@ def test_shard_of_a_view_that_was_cut_off_is_refused_before_workers_start(ray_se
         shard.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_file_that_a_worker_finds_damaged_ends_the_run_at_once(ray_session, clip, workspace, tmp_path):
     """As where another node has another copy of it."""
     config, tables = small_run.configured(clip, workspace, "train.workers=2")

@@ -80,6 +80,7 @@ def test_run_that_ends_within_an_epoch_goes_on_from_there(undisturbed, workspace
     assert_equal_runs(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_again_and_again_ends_as_if_undisturbed(undisturbed, workspace, tmp_path):
     """At the first step and the last, within an epoch, and in and after the write of a checkpoint."""
     settings = "train.checkpoint_steps=2"

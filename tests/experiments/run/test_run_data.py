@@ -88,6 +88,7 @@ def test_one_worker_has_the_same_batches_under_both_placements(train_view, clip)
     assert np.array_equal(replicated, by_identity)
 
 
+@pytest.mark.slow
 def test_workers_with_identities_of_their_own_train_together(ran):
     tables, result = ran
     assert len(tables.views["train"].manifest.shards) == 3

@@ -199,6 +199,7 @@ def test_journal_mlflow_and_report_show_each_data_set(
     assert f"test identities of {VEHICLE}, %" in shown
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_trains_the_same_model(
     together: RunFolder, catalog: str, clip: Path, runs: Path
 ) -> None:

@@ -20,7 +20,6 @@ from stmi.clip.loading import load_clip
 from stmi.config import ModelConfig
 from stmi.model import STMI
 from tests.data_catalog.folders import write_data_set
-from tests.data_catalog.steps import without_actors
 
 SETTINGS = [
     "data.synthetic=null",
@@ -82,10 +81,7 @@ def test_cameras_beyond_those_of_a_released_checkpoint_get_its_mean(
     assert "cameras up to camera_id 6, the checkpoint knows 5" in caplog.text
 
 
-def test_run_tests_an_untrained_camera_with_the_mean_and_notes_it(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_actors(monkeypatch)
+def test_run_tests_an_untrained_camera_with_the_mean_and_notes_it(clip: Path, tmp_path: Path) -> None:
     write_data_set(tmp_path / "source")
     rmtree(tmp_path / "source" / "RGBNT201" / "val")
     # The second camera is the fourth one in the test split, and no sample is of the third.

@@ -36,6 +36,7 @@ def alone(ray_session, clip, workspace, tmp_path_factory):
     return small_run.alone(clip, workspace, runs=tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.slow
 def test_run_in_its_own_process_has_the_losses_of_two_ray_train_workers(alone, trained):
     for one, two in zip(alone.result.losses, trained["losses"], strict=True):
         assert one == pytest.approx(two, rel=ROUNDING_FLOAT32)
@@ -153,6 +154,7 @@ def test_diverging_run_stops_at_once_and_says_why(ray_session, clip, workspace):
         small_run.alone(clip, workspace, "optim.learning_rate=1e30", "optim.gradient_clip=0")
 
 
+@pytest.mark.slow
 def test_text_tower_is_trained_when_asked_for(ray_session, capsys, clip, workspace):
     tuned = small_run.alone(clip, workspace, "model.text.fine_tune=on", "train.epochs=1")
     capsys.readouterr()

@@ -146,6 +146,7 @@ def test_study_that_needs_more_gpus_than_there_are_is_refused_before_it_begins(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_trial_of_two_workers_that_is_stopped_early_leaves_all_cpus_free(
     ray_session, clip, workspace, tmp_path
 ):

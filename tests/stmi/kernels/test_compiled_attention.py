@@ -27,6 +27,7 @@ def test_gradients_agree_with_finite_differences(strength_heads):
     )
 
 
+@pytest.mark.slow
 def test_compiled_machine_code_in_bfloat16_is_near_float64(compiled):
     assert_bfloat16_is_near(compiled)
 

@@ -1,11 +1,9 @@
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data_catalog.samples.ingestion import IngestSettings, ingest
-from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from data_catalog.tables.table import Table, list_tables
 from tests.data_catalog.captions.llm.captioning import QUESTIONS, Asked, caption, list_asked
 from tests.data_catalog.captions.llm.chat_server import chat_server
@@ -19,15 +17,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="package")
-def without_actors() -> Iterator[None]:
-    """Tables are built in the process of the test; none of these tests is about actors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LOCAL_SECONDS_VARIABLE, "inf")
-        yield
-
-
-@pytest.fixture(scope="package")
-def ingested(tmp_path_factory: pytest.TempPathFactory, without_actors: None) -> Path:
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog with the samples alone; to be copied."""
     source, catalog = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("catalog")
     write_data_set(source)

@@ -177,6 +177,7 @@ def test_jobs_at_the_same_time_pay_for_no_answer_twice(
     assert sorted(kept) == [0, 4 * SAMPLES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["local disk", "object storage"])
 def test_killed_job_goes_on_without_paying_twice(
     samples: Table, undisturbed: Table, storage: str, object_storage: Callable[[str], str]

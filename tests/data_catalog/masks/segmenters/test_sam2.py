@@ -138,7 +138,10 @@ def test_other_image_sizes_work(checkpoint: Path, triplets: list[np.ndarray]) ->
     assert found[0].mask.shape == (32, 16)
 
 
-def test_table_says_where_its_masks_come_from(built: Any, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_table_says_where_its_masks_come_from(
+    built: Any, checkpoint: Path, tmp_path: Path, actors: None
+) -> None:
     settings = OneCpuSettings(**dict(tiny(checkpoint)))
     table = make_masks(built.samples, settings)
     manifest = table.manifest
