@@ -15,9 +15,10 @@ from tests.tolerances import ROUNDING_FLOAT32
 
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED", "OUT_OF_MEMORY")
 
-pytestmark = pytest.mark.skipif(
-    missing_requirement() is not None, reason=f"no Slurm: {missing_requirement()}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing_requirement() is not None, reason=f"no Slurm: {missing_requirement()}"),
+]
 
 
 @pytest.fixture(scope="module")
