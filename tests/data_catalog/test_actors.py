@@ -59,8 +59,8 @@ def test_a_shard_whose_process_is_killed_each_time_ends_the_step_in_one_line(
     assert "\n" not in message
     for part in ("could not be built", "was killed or crashed", "memory", "fewer processes", "are kept"):
         assert part in message
-    # Once more where the other shard was made in the second try only.
-    assert 1 + MAX_FAILURES <= len(list(noted.glob("1-*"))) <= 2 + MAX_FAILURES
+    # The result of the other shard, which may come late, begins the count anew.
+    assert 1 + MAX_FAILURES <= len(list(noted.glob("1-*"))) <= 2 * (1 + MAX_FAILURES)
 
 
 def test_a_lack_of_memory_is_named_with_its_node_and_what_to_do(
