@@ -27,7 +27,8 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not slow" $(TEST_OPTIONS)
 
-# Runs, studies and clusters from end to end. TEST_OPTIONS="--splits 4 --group 2" runs the second quarter of them.
+# Runs, studies and clusters from end to end. TEST_OPTIONS="--splits 4 --group 2" runs the second quarter of them,
+# by the seconds in tests/slow_durations.json, which TEST_OPTIONS=--store-durations measures.
 test-slow: $(READY)
 	$(PYTEST) -m slow $(TEST_OPTIONS)
 
