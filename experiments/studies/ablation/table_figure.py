@@ -10,6 +10,8 @@ from experiments.studies.ablation.ablation_result import SeedSpread, TableRow
 from experiments.studies.ablation.rows import Ablation
 
 MEASURED, PAPER, BESIDE = "#0072b2", "#d55e00", "#7f7f7f"
+LEAST_SPAN = 2.0
+"""Points of mAP that an axis has at least: rows that differ by hundredths should look alike."""
 
 
 def draw(ablation: Ablation, title: str, rows: Sequence[TableRow]) -> bytes:
@@ -54,7 +56,14 @@ def _points(ablation: Ablation, rows: Sequence[TableRow]) -> Figure:
     for axes in panels:
         axes.grid(axis="x", alpha=0.3)
         axes.margins(x=0.08)
+    measured.set_xlim(_widened(*measured.get_xlim()))
     return figure
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """The limits of an axis of mAP, of at least `LEAST_SPAN`."""
+    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - missing, high + missing
 
 
 def _curve(rows: Sequence[TableRow], with_hyperedges: bool) -> Figure:
@@ -66,7 +75,7 @@ def _curve(rows: Sequence[TableRow], with_hyperedges: bool) -> Figure:
         :, 0
     ]
     _spread_curve(above, [row.mean_average_precision for row in rows], 100)
-    above.set(ylabel="mAP, % (test identities)")
+    above.set(ylabel="mAP, % (test identities)", ylim=_widened(*above.get_ylim()))
     above.legend(frameon=False, fontsize=8)
     for axes in below:
         _spread_curve(axes, sizes, 1)

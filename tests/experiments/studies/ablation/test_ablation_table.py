@@ -227,6 +227,20 @@ def test_figure_of_a_rule_shows_the_size_of_the_hyperedges_below_the_map(key, pa
         assert means == pytest.approx([2.5 + number for number in range(len(rows))])
 
 
+@pytest.mark.parametrize(("key", "axis"), [("figure_tau", "y"), ("table3", "x")])
+def test_rows_that_differ_by_hundredths_of_a_point_look_alike(key, axis, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    values = [0.5 + number / 1e5 for number, _ in enumerate(ABLATIONS[key].rows)]
+    rows = [
+        made_up.table_row(row.name, mean=value, values={0: value})
+        for row, value in zip(ABLATIONS[key].rows, values, strict=True)
+    ]
+    draw(ABLATIONS[key], "title", rows)
+    low, high = getattr(drawn[0].axes[0], f"get_{axis}lim")()
+    assert (low, high) == (pytest.approx(49, abs=0.1), pytest.approx(51, abs=0.1))
+
+
 def test_markdown_and_csv_hold_every_row(measured):
     rows = table_rows(TABLE, measured, "rgbnt201")
     lines = as_markdown("Table 3", rows, ["a note"]).splitlines()
