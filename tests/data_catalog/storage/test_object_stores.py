@@ -137,7 +137,7 @@ def test_server_that_never_answers_is_given_up(
     region = f"&region={REGION}" if bucket.startswith("s3") else ""
     with pytest.raises(CatalogError, match=r"lab/x.* cannot be reached .* check its address"):
         list_datasets(f"{bucket}/x?{query}{region}")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 5
 
 
 @pytest.fixture(params=[401, 403])
@@ -170,7 +170,7 @@ def test_google_server_that_is_not_there_is_given_up(refusing: str, monkeypatch:
     began = time.monotonic()
     with pytest.raises(CatalogError, match=r"lab/x cannot be reached .*UNAVAILABLE.* check its address"):
         list_datasets(f"gs://anonymous@lab/x?{query}")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
