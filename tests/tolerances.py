@@ -9,5 +9,3 @@ EXACT_FLOAT64 = 1e-9
 """Two ways to compute the same thing in float64."""
 ROUNDING_FLOAT32 = 2e-5
 """Two orders of summation in float32."""
-TRAINED_FLOAT32 = 1e-3
-"""The same in every step of a small run: how far its weights are apart, relative to their norm."""

@@ -26,7 +26,7 @@ from tests import kept_workspace
 from tests.experiments import small_run
 from tests.experiments.run.limited_memory import room_for, train_worker_with_room
 from tests.kept_workspace import CLIP
-from tests.tolerances import ROUNDING_FLOAT32, TRAINED_FLOAT32
+from tests.tolerances import ROUNDING_FLOAT32
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,18 @@ def undisturbed(workspace, tmp_path_factory):
     return small_run.alone(CLIP, workspace, runs=tmp_path_factory.mktemp("undisturbed"))
 
 
+MOVED_BY_ROUNDING = (
+    "fusion.out.bias",
+    "fusion.value.bias",
+    "heads.U.norm.running_mean",
+    "attn.in_proj_bias",
+    "key.bias",
+    "kv.bias",
+)
+"""Ends of the names of weights whose gradient is zero but for rounding, which Adam scales up: a softmax takes
+away the bias of keys, and the normalisation of the head what is added to U, whose mean it notes."""
+
+
 def shortages(run):
     return [
         (event["step"], event["micro_batches"])
@@ -50,19 +62,16 @@ def shortages(run):
 
 def weights(run):
     stored = load_file(f"{run.result.checkpoint}/model.safetensors")
-    return torch.cat([stored[name].flatten().double() for name in sorted(stored)])
-
-
-def assert_same_losses(run, undisturbed):
-    expected = step_losses(undisturbed.journal)
-    assert step_losses(run.journal) == pytest.approx(expected, rel=ROUNDING_FLOAT32)
+    names = sorted(name for name in stored if not name.endswith(MOVED_BY_ROUNDING))
+    return torch.cat([stored[name].flatten().double() for name in names])
 
 
 def assert_same_model(run, undisturbed):
     """That of the undisturbed run, up to rounding."""
-    assert_same_losses(run, undisturbed)
+    expected = step_losses(undisturbed.journal)
+    assert step_losses(run.journal) == pytest.approx(expected, rel=ROUNDING_FLOAT32)
     ours, theirs = weights(run), weights(undisturbed)
-    assert torch.dist(ours, theirs) < TRAINED_FLOAT32 * theirs.norm()
+    assert torch.dist(ours, theirs) < ROUNDING_FLOAT32 * theirs.norm()
 
 
 @pytest.mark.parametrize(
@@ -167,4 +176,4 @@ def test_workers_of_which_one_runs_out_of_memory_all_go_on_with_more_micro_batch
     assert shortages(run) == [(6, 2)]
     # The other worker did not fail; it was ended while it waited.
     assert run.journal.last("worker_failed") is None
-    assert_same_losses(run, undisturbed)
+    assert_same_model(run, undisturbed)
