@@ -147,11 +147,12 @@ def lose_head(scene: Scene, training: TrainingProcess) -> Disturbed:
             "train.py runs, start it again, and give the command again"
         )
     training.start()
-    scene.await_moment(training, scene.moments(1)[0])
+    # Early, since the command takes seconds to notice.
+    scene.await_moment(training, 1)
     since = training.kill_head()
     status, words = training.wait_for_end(), training.last_words()
     if status == 0:
-        # To notice takes seconds, in which it trained to its end.
+        # It trained to its end before it noticed.
         training.finish()
         return Disturbed()
     training.start()

@@ -63,7 +63,7 @@ def built(built_once: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def actors(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are made by actors, but for the first shard of each: it shows how long one takes."""
+    """Tables are made by actors; of light ones the first shard is made in this process."""
     monkeypatch.setenv(LOCAL_SECONDS_VARIABLE, "0")
 
 

@@ -9,7 +9,7 @@ from experiments.command_line import USAGE_STATUS
 from tests.experiments import small_run
 
 EPOCHS = ["--set", "train.epochs=32"]
-"""Enough that all faults come before the last, and mostly are noticed before it."""
+"""Enough that all faults come, and are noticed, before the last."""
 
 
 @pytest.mark.slow
@@ -27,9 +27,9 @@ def test_run_that_loses_a_worker_or_its_head_ends_as_if_undisturbed(ray_session,
         assert outcome["lost"] == []
         assert outcome["equal_weights"]
         assert outcome["not_tried"] is outcome["kept"] is None
-    assert worker["starts"] == len(worker["seconds_until_training"]) == 1
-    assert head["starts"] == 1 + len(head["seconds_until_training"]) <= 2
-    assert all(seconds > 0 for outcome in (worker, head) for seconds in outcome["seconds_until_training"])
+        assert len(outcome["seconds_until_training"]) == 1
+        assert outcome["seconds_until_training"][0] > 0
+    assert [outcome["starts"] for outcome in (worker, head)] == [1, 2]
     assert not list(workspace.glob("chaos-*"))
 
 

@@ -25,7 +25,7 @@ FIRST = sample_ids()[0]
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(local_copies.FOLDER_VARIABLE, str(tmp_path / "cache"))
 
 

@@ -38,7 +38,7 @@ def catalog(object_storage: Callable[[str], str]) -> str:
 
 @pytest.fixture(scope="module")
 def view(catalog: str, source: Path, ray_session: None) -> Table:
-    """The training view, made step by step in object storage; by actors, but for the first shard of each."""
+    """The training view, made step by step in object storage by actors."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(LOCAL_SECONDS_VARIABLE, "0")
         return steps.all_steps(source, catalog)["view"]
