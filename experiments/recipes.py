@@ -277,9 +277,12 @@ class ExperimentConfig(Section):
         """
         same = {name for name in ADDED_TO_CHI if getattr(self.model.chi, name) == getattr(ChiConfig(), name)}
         unset = {name for name in ADDED_TO_DATA if not getattr(self.data, name)}
-        return self.model_dump(
+        settings = self.model_dump(
             mode="json", exclude={"train": UNDECIDING, "data": unset, "model": {"chi": same}}
         )
+        if self.data.synthetic is not None:
+            settings["data"]["synthetic"] = self.data.synthetic.deciding()
+        return settings
 
     def by_dataset(self) -> "dict[str, ExperimentConfig]":
         """For each data set, the first one first, the config of a run that reads the same tables of it."""

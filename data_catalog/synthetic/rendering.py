@@ -12,6 +12,7 @@ from data_catalog.synthetic.identities import Identity, make_bystander, make_ide
 from data_catalog.synthetic.random_choices import RandomChoices
 from data_catalog.synthetic.scenes import Scene, paint_object, panorama
 from data_catalog.synthetic.synthetic_settings import SyntheticSettings
+from stmi.modality import MODALITIES, Modality
 
 DETAIL = 2
 """Scenes are painted at this many times the final resolution."""
@@ -104,6 +105,8 @@ def render_sample(settings: SyntheticSettings, identity: int, camera: int, shot:
     pixels[0] = channels[..., :3]
     pixels[1] = channels[..., 3:4]
     pixels[2] = channels[..., 4:5]
+    if (dead := settings.dead_at(camera)) != "none":
+        pixels[MODALITIES.index(Modality(dead))] = 0
     materials = composition.canvas.materials
     belongs = (materials >= composition.first) & (materials < composition.last)
     mask = (_sum_of_squares(belongs.astype(np.int32)) >= DETAIL).astype(np.uint8)

@@ -51,7 +51,7 @@ def predict_attributes(
             own_numbers = tuple(image.uniform() for _ in range(3))
             numbers = own_numbers if image.chance(INDEPENDENT_SHARE) else shared_numbers
             jitter = image.uniform(-0.04, 0.04)
-            if _is_visible(source, name, sample):
+            if _is_visible(source, name, sample) and settings.dead_at(camera) != source:
                 error_rate = _error_rate(source, name, sample)
                 prediction = _predict(settings, values[name], true_value, numbers, error_rate, jitter)
             else:

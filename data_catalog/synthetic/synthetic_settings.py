@@ -1,6 +1,6 @@
 """Settings of the synthetic data set."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,11 @@ from stmi.config import LARGEST_SEED
 Kind = Literal["person", "vehicle"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
+MasksFrom = Literal["grabcut", "exact", "eroded", "dilated", "shifted"]
+Dead = Literal["none", "RGB", "NIR", "TIR"]
+
+ADDED = ("masks", "dead")
+"""Settings that older versions did not have."""
 MAX_IDENTITY = 999_999
 """Largest identity number: file names give it six digits."""
 
@@ -55,6 +60,16 @@ class SyntheticSettings(Record):
     look_alikes: Share = Field(
         0.6, description="Share of identities that have a twin: the same in RGB, not in NIR or not in TIR."
     )
+    dead: tuple[Dead, ...] = Field(
+        ("none",),
+        min_length=1,
+        description="Image that is black at each camera: RGB, NIR, TIR or none; cycled over the cameras.",
+    )
+    masks: MasksFrom = Field(
+        "grabcut",
+        description="Masks of a run: made by GrabCut, or from the true ones, which are then written as mask "
+        "files: exact, eroded, dilated (by 1/32 of the height) or shifted (sideways by 1/8 of the width).",
+    )
     readings_dropped: Share = Field(
         0.4, description="Share of visible attributes that are predicted as unknown."
     )
@@ -82,6 +97,12 @@ class SyntheticSettings(Record):
             )
         return self
 
+    def deciding(self) -> dict[str, Any]:
+        """All settings, dumped; one that older versions did not have is left out at its default."""
+        fields = type(self).model_fields
+        same = {name for name in ADDED if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=same)
+
     def identities(self, split: Split) -> range:
         """The identity numbers of a split; no two splits share one.
 
@@ -99,3 +120,7 @@ class SyntheticSettings(Record):
     def darkness_at(self, camera: int) -> float:
         """Darkness of visible light at a camera (0-based): 0 at day, 1 at night."""
         return self.darkness[camera % len(self.darkness)]
+
+    def dead_at(self, camera: int) -> Dead:
+        """The image that is black at a camera (0-based)."""
+        return self.dead[camera % len(self.dead)]

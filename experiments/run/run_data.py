@@ -15,6 +15,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
+from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
@@ -201,7 +202,7 @@ def _views(tables: Tables) -> Tables:
 def benchmark_folder(config: ExperimentConfig, workspace: Folder | Path) -> Path:
     """Where this machine has the embedded benchmark's images: a folder for each combination of settings."""
     assert config.data.synthetic is not None
-    digest = json_digest(config.data.synthetic.model_dump(mode="json"))
+    digest = json_digest(config.data.synthetic.deciding())
     return local_files(workspace) / "data" / f"{config.data.dataset}-{digest[:8]}"
 
 
@@ -217,7 +218,10 @@ def _render_benchmark(config: ExperimentConfig, options: RunOptions, on_step: On
     on_step("synthesize", f"{sum(rendered.samples.values())} samples {again(rendered.reused)}in {folder}")
 
     def masks(samples: Table, report: Progress) -> Table:
-        return make_masks(samples, GrabCutSettings(), true_masks=folder / "true_masks", progress=report)
+        true_masks = folder / "true_masks"
+        if settings.masks != "grabcut":
+            return import_masks(samples, true_masks=true_masks, progress=report)
+        return make_masks(samples, GrabCutSettings(), true_masks=true_masks, progress=report)
 
     def captions(samples: Table, report: Progress) -> Table:
         return make_captions(samples, folder / "readings", CaptionSettings(card=card), report)
