@@ -47,8 +47,8 @@ from experiments.command_line import (
     training_options,
     with_workers,
 )
+from experiments.experiment_config import ConfigError
 from experiments.planning.plan_options import PlanChoices, add_plan_options, refuse_without_plan
-from experiments.recipes import ConfigError
 from experiments.run.preflight import Check, preflight
 from experiments.run.run_options import RunOptions, resolve_catalog, resolve_workspace
 from experiments.run.run_tables import OnStep, RunTables

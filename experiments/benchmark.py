@@ -29,7 +29,7 @@ from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Record, add_json_options
 from experiments.benchmarks.measuring import BenchmarkReport
 from experiments.benchmarks.startup_benchmark import StartupReport
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from stmi.kernels.host_memory import keep_freed_memory
 
 THREADS = 2

@@ -28,7 +28,7 @@ from data_catalog.command_parser import CommandParser
 from data_catalog.progress import open_progress
 from experiments import train
 from experiments.command_line import print_recipe_settings, run_command
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.run.workers.ray_train import prepare_ray
 from experiments.terminal_tables import print_table, text_table

@@ -19,8 +19,9 @@ from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Printed, Record, add_json_options
 from data_catalog.storage.patience import DEFAULT_SECONDS, wait_for_storage
+from experiments.experiment_config import ConfigError
 from experiments.recipe_files import name_recipe
-from experiments.recipes import RECIPES, ROOT, WORKSPACE, ConfigError
+from experiments.recipes import RECIPES, ROOT, WORKSPACE
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import METRICS, FeatureMetrics, InterruptedRunError, RunError

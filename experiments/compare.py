@@ -27,7 +27,7 @@ from data_catalog.command_parser import CommandParser
 from data_catalog.records import Record, add_json_options
 from experiments.command_line import run_command
 from experiments.evaluating.query_scores import FORMAT, SUFFIXES, QueryScores, junk_rule, read_scores
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.studies.significance import bootstrap_over_queries
 from experiments.terminal_tables import print_table, text_table
 from stmi.retrieval.metrics import JunkRule

@@ -49,8 +49,8 @@ from experiments.command_line import (
 )
 from experiments.evaluating.image_folder import FolderEmbeddings, read_folder
 from experiments.evaluating.parquet_files import embedding_parts, view_labels, write_parquet
+from experiments.experiment_config import ConfigError
 from experiments.recipe_files import name_recipe
-from experiments.recipes import ConfigError
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, METRICS, FeatureMetrics

@@ -27,8 +27,8 @@ from rich.console import Console
 from data_catalog.command_parser import CommandParser
 from data_catalog.records import add_json_options
 from experiments.command_line import print_notes, run_command
+from experiments.experiment_config import ConfigError
 from experiments.exporting.export_result import ExportResult
-from experiments.recipes import ConfigError
 from experiments.run.run_folder import RunFolder
 from experiments.terminal_tables import print_table, text_table
 

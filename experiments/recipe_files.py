@@ -18,7 +18,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from data_catalog.records import Record, describe_invalid
-from experiments.recipes import RECIPES, ConfigError, ExperimentConfig, full_name, resolve
+from experiments.experiment_config import ConfigError, ExperimentConfig, full_name
+from experiments.recipes import RECIPES, resolve
 
 ENDINGS = (".yaml", ".yml")
 _BUILT_IN = frozenset(RECIPES)

@@ -36,7 +36,7 @@ from data_catalog.errors import NotWritableError
 from data_catalog.records import add_json_options
 from data_catalog.storage.folders import Folder
 from experiments.command_line import add_workspace, metrics_table, print_notes, run_command
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.reports.report_files import LoggedAgain, StudyReport
 from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_options import RunOptions, resolve_workspace

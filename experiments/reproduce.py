@@ -37,8 +37,9 @@ from data_catalog.formats import FORMATS
 from data_catalog.records import Record
 from experiments import ablate
 from experiments.command_line import print_recipe_settings, run_command, run_options, step_printer
+from experiments.experiment_config import ConfigError, full_name
 from experiments.planning.plan_options import refuse_without_plan
-from experiments.recipes import RECIPES, ConfigError, full_name, resolve
+from experiments.recipes import RECIPES, resolve
 from experiments.reports.report_files import StudyReport
 from experiments.reproducing.table_origins import CAPTIONS, MASKS, find_faults, parse_captions, parse_masks
 from experiments.run.run_options import resolve_catalog, resolve_workspace

@@ -40,7 +40,7 @@ from experiments.evaluating.image_folder import (
     ImageFolder,
     read_folder,
 )
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import CATALOG, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES

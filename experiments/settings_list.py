@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, RootModel
 
 from data_catalog.records import Printed, Record, model_of
-from experiments.recipes import ExperimentConfig, resolve, section_of
+from experiments.experiment_config import ExperimentConfig
+from experiments.recipes import resolve, section_of
 
 WIDEST = 100
 """Columns that text is filled to at most."""

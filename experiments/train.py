@@ -38,8 +38,8 @@ from experiments.command_line import (
     with_workers,
     worker_range,
 )
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, find_hardware, known_hardware
-from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.report import RunReport, print_report
 from experiments.run.elastic_workers import check_range
 from experiments.run.preflight import preflight

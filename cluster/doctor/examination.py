@@ -20,7 +20,7 @@ from data_catalog.ray_failures import describe_failure
 from data_catalog.ray_session import ensure_ray, ray_address
 from data_catalog.records import Record
 from data_catalog.storage.node_probe import check_nodes, reach, working_nodes
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run.run_options import RunOptions
 
 NODE_SECONDS = 90.0

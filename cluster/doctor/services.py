@@ -12,8 +12,8 @@ from data_catalog.errors import CatalogError, name_first
 from data_catalog.inspect.verification import verify
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.node_probe import Place, reach
+from experiments.experiment_config import ExperimentConfig
 from experiments.planning.run_checks import check_run
-from experiments.recipes import ExperimentConfig
 from experiments.run.run_options import RunOptions
 from stmi.uris import presentable_uri
 

@@ -12,7 +12,8 @@ import psutil
 
 from experiments.benchmarks.measuring import BenchmarkReport, Measurement
 from experiments.benchmarks.shaped_network import address, shaped_network
-from experiments.recipes import ROOT, ConfigError, resolve
+from experiments.experiment_config import ConfigError
+from experiments.recipes import ROOT, resolve
 from stmi.processors import usable_processors
 
 RATE = "1gbit"

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 
 SHAPE = ("burst", "512kb", "latency", "100ms")
 """Of the token bucket: more than the largest packet at a time, and a queue."""

@@ -15,7 +15,7 @@ from data_catalog.storage.folders import Folder
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, find_table
 from data_catalog.views.view_reader import View, open_view
-from experiments.recipes import ConfigError, ExperimentConfig, differences
+from experiments.experiment_config import ConfigError, ExperimentConfig, differences
 from experiments.run import evaluation
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_tables import junk_rule, number_cameras

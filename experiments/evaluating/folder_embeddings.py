@@ -10,7 +10,7 @@ from data_catalog.progress import progress_bar
 from experiments.evaluating.evaluation_target import use_processors
 from experiments.evaluating.image_folder import FolderEmbeddings, ImageFolder, effects_of_missing
 from experiments.evaluating.parquet_files import embedding_parts, write_parquet
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from stmi.errors import TrainedRunError
 from stmi.retrieval.ranking import Embeddings
 from stmi.stored_run import EpochChoice

@@ -16,7 +16,7 @@ from data_catalog.errors import name_first
 from data_catalog.records import Record
 from data_catalog.samples.file_contents import digest_files
 from data_catalog.tables.digests import json_digest
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from stmi.config import ModelConfig
 from stmi.modality import MODALITIES
 

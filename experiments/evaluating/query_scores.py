@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_catalog.storage import filesystems
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.run_folder import RunFolder
 from stmi.retrieval import metrics
 from stmi.retrieval.metrics import JunkRule, RetrievalSet

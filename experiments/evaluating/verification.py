@@ -10,7 +10,7 @@ from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.evaluating.evaluation_target import find_captions
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.initial_weights import stored_initial
 from experiments.run.lifecycle import train_first_steps
 from experiments.run.micro_batches import OUT_OF_MEMORY, with_noted_micro_batches

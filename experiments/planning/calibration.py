@@ -8,9 +8,9 @@ import psutil
 import torch
 
 from data_catalog.records import Record
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.planning.expected_time import Workload
-from experiments.recipes import ConfigError, ExperimentConfig
 from stmi.kernels.host_memory import keep_freed_memory
 from stmi.model import STMI
 from stmi.processors import usable_processors

@@ -10,10 +10,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_catalog.records import Record
+from experiments.experiment_config import ExperimentConfig
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.planning.flop_counts import PARTS, Flops, count_flops, with_small_batch
 from experiments.planning.memory_use import Memory, measure_memory
-from experiments.recipes import ExperimentConfig
 from experiments.run.config_checks import check_settings
 from experiments.run.micro_batches import with_micro_batches
 from stmi.clip.loading import LoadedClip

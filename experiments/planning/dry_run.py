@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run import run_data
 from stmi.clip import loading
 from stmi.clip.loading import LoadedClip

@@ -11,7 +11,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
-from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.made_tables import FoundTables
 from experiments.run.run_tables import split_name, split_names

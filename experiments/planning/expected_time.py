@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, TypeAdapter
 
 from data_catalog.records import Record
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 
 HARDWARE = Path(__file__).with_name("hardware.yaml")
 SHOWN_BY_DEFAULT = ("A100-80GB", "RTX-4090", "T4", "Xeon-2-cores")

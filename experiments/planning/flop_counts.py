@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from data_catalog.records import Record
+from experiments.experiment_config import ExperimentConfig
 from experiments.planning.dry_run import DryRun, untrained_clip
-from experiments.recipes import ExperimentConfig
 from stmi.clip.loading import LoadedClip
 from stmi.config import BatchConfig
 from stmi.model import STMI

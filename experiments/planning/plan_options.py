@@ -3,9 +3,9 @@
 import argparse
 import math
 
+from experiments.experiment_config import ConfigError
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, find_hardware, known_hardware
 from experiments.planning.study_time import MACHINE_SECONDS, START_SECONDS, Assumptions
-from experiments.recipes import ConfigError
 
 DEVICES = (1, 8, 64)
 """Numbers of devices for which a plan of a study has times, unless it is asked for others."""

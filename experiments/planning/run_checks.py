@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from data_catalog.checks.findings import CheckReport, Findings
 from data_catalog.errors import CatalogError
 from data_catalog.storage.folders import Folder
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.recipe_files import name_recipe
-from experiments.recipes import WORKSPACE, ConfigError, ExperimentConfig, resolve
+from experiments.recipes import WORKSPACE, resolve
 from experiments.run.preflight import check_data_set
 from stmi.errors import ClipFileError
 

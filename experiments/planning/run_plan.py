@@ -8,6 +8,7 @@ from typing import Any
 from data_catalog.checks.findings import CheckReport
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
+from experiments.experiment_config import ExperimentConfig, SettingName, differences
 from experiments.planning.calibration import Calibration, calibrate
 from experiments.planning.cost import ModelParameters, measure_cost, measure_micro_batches
 from experiments.planning.expected_tables import (
@@ -27,7 +28,7 @@ from experiments.planning.expected_time import (
 from experiments.planning.flop_counts import Flops
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_checks import check_run
-from experiments.recipes import RECIPES, ExperimentConfig, SettingName, differences, resolve
+from experiments.recipes import RECIPES, resolve
 from experiments.run import run_data
 from experiments.run.made_tables import FoundTables, look_up_tables
 from stmi.clip.clip_files import WEIGHTS_FILE

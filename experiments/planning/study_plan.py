@@ -7,6 +7,7 @@ from typing import Literal
 from data_catalog.progress import open_progress
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
+from experiments.experiment_config import ExperimentConfig
 from experiments.planning.cost import measure_cost
 from experiments.planning.expected_tables import (
     ExpectedTable,
@@ -20,7 +21,6 @@ from experiments.planning.memory_use import Memory
 from experiments.planning.plan_options import PlanChoices
 from experiments.planning.run_plan import check_where_possible, clip_digest_of, workload_of
 from experiments.planning.study_time import Assumptions, RunLeft, StudyTime, devices_of_run, expect_study_time
-from experiments.recipes import ExperimentConfig
 from experiments.run.made_tables import FoundTables, look_up_tables
 from experiments.run.run_data import as_run_tables
 from experiments.run.run_folder import RunFolder

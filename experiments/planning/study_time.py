@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_catalog.records import Record
+from experiments.experiment_config import ConfigError
 from experiments.planning.expected_time import Kind, Workload, expect_time, find_hardware
-from experiments.recipes import ConfigError
 
 START_SECONDS = 60.0
 """ASSUMED, from the start of a run to its first step: its process, Ray's workers, CLIP, the first kernels."""

@@ -1,7 +1,7 @@
 """The training cost of a config in FLOPs, by which trials of a sweep are compared on any machine."""
 
+from experiments.experiment_config import ExperimentConfig
 from experiments.planning.flop_counts import step_flops
-from experiments.recipes import ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.run_tables import RunTables, count_cameras, training_views
 

@@ -10,7 +10,7 @@ from functools import partial
 from data_catalog.errors import CatalogError
 from data_catalog.progress import ShowProgress, open_progress
 from data_catalog.uris import without_credentials
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.reports.recorded_study import RESULT
 from experiments.reports.report_files import LoggedAgain
 from experiments.run import run_figures

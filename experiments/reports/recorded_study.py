@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from data_catalog.errors import describe_cause
 from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
-from experiments.recipes import ConfigError, full_name
+from experiments.experiment_config import ConfigError, full_name
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
 from experiments.studies.ablation.ablation_result import AblationResult

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_catalog.storage.folders import Folder
 from data_catalog.uris import without_credentials
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.reports.recorded_study import (
     RecordedRun,
     RecordedStudy,

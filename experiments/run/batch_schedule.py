@@ -6,7 +6,7 @@ import numpy as np
 
 from data_catalog.tables.table import Table
 from data_catalog.views.placement import assign_shards, identities_by_shard
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from stmi.training import batch_plan
 
 

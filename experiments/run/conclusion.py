@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_catalog.storage.folders import Folder
-from experiments.recipes import ReportConfig
+from experiments.experiment_config import ReportConfig
 from experiments.run import checkpoints
 from experiments.run.micro_batches import OUT_OF_MEMORY
 from experiments.run.run_folder import QUERIES_FILE, RunFolder

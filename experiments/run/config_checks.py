@@ -8,7 +8,7 @@ import torch
 from data_catalog.checks.findings import Finding
 from data_catalog.ray_session import ray_address
 from data_catalog.views.training_view import ViewSettings
-from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.run_tables import RunTables, training_views
 from stmi.clip.loading import LoadedClip

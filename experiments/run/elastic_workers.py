@@ -1,6 +1,6 @@
 """Runs whose number of workers may change: with which numbers the global batch can be shared."""
 
-from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.experiment_config import ConfigError, ExperimentConfig
 
 
 def find_sizes(config: ExperimentConfig, fewest: int) -> list[int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data_catalog.errors import DamagedFileError
 from data_catalog.storage.folders import Folder
-from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.checkpoints import MODEL_FILE, digest_weights, fetched
 from experiments.run.run_data import clip_source

@@ -12,7 +12,7 @@ from data_catalog.errors import CatalogError, NotWritableError, StorageAwayError
 from data_catalog.progress import ShowProgress, open_progress
 from data_catalog.ray_failures import describe_failure
 from data_catalog.storage import filesystems
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run import checkpoints, run_figures
 from experiments.run.conclusion import conclude
 from experiments.run.config_checks import check_batches

@@ -7,7 +7,7 @@ from data_catalog.formats import SPLITS
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables, take_newest
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run import run_data
 from experiments.run.run_tables import join_names
 from stmi.clip.loading import LoadedClip

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from data_catalog.errors import describe_cause
 from data_catalog.ray_failures import ran_out_of_memory
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run.run_result import RunError
 from experiments.tracking.journal import Journal
 

@@ -7,7 +7,7 @@ from data_catalog.ray_session import check_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.node_probe import reach
 from data_catalog.tables.table import TableKind, find_table
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import OnStep, RunTables
 

@@ -23,7 +23,7 @@ from data_catalog.synthetic import synthesize
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, find_table
 from data_catalog.views.joined_view import check_alike
-from experiments.recipes import ConfigError, ExperimentConfig
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import OnStep, RunTables, join_names, junk_rule, split_names
 from experiments.run.table_making import Tables, TableSources, again, make_tables

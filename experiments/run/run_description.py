@@ -7,7 +7,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from experiments.recipes import RECIPES, ROOT, ExperimentConfig, differences
+from experiments.experiment_config import ExperimentConfig, differences
+from experiments.recipes import RECIPES, ROOT
 from experiments.run.run_folder import RunFolder
 from experiments.tracking.journal import Journal
 from experiments.tracking.mlflow_logger import Description

@@ -15,7 +15,7 @@ from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table, TableKind, open_table
-from experiments.recipes import ExperimentConfig, parse
+from experiments.experiment_config import ExperimentConfig, parse
 from experiments.run.checkpoint_faults import find_fault
 from experiments.run.run_options import CATALOG
 from experiments.run.run_result import RunResult

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from data_catalog.checks.findings import Finding
 from data_catalog.tables.table import Table
 from data_catalog.views.view_reader import View, open_view
-from experiments.recipes import DataConfig
+from experiments.experiment_config import DataConfig
 from experiments.run.run_result import InitialFacts
 from stmi.retrieval.metrics import JunkRule
 

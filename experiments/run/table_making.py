@@ -13,7 +13,7 @@ from data_catalog.progress import Progress, progress_bar
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from data_catalog.views.training_view import ViewSettings, make_view
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run.run_tables import OnStep
 from stmi.clip.clip_files import find_clip
 

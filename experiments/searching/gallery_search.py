@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.evaluating.image_folder import CAPTION, effects_of_missing
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.searching.galleries import Gallery, read_pixels
 from experiments.searching.kept_gallery import EXACT, keep, new_index
 from experiments.searching.rank_list_sheet import draw_rank_list

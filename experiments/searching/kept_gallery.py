@@ -29,7 +29,7 @@ from data_catalog.storage.claims import claim_unless
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.digests import json_digest
 from experiments.evaluating.parquet_files import embedding_parts, read_features, write_parquet
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.evaluation import retrieval_features
 from experiments.searching.galleries import OWN_FEATURES, Gallery
 from stmi.processors import usable_processors

@@ -9,7 +9,8 @@ from pyarrow import csv, parquet
 from data_catalog.records import Record
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
-from experiments.recipes import RECIPES, ConfigError, ExperimentConfig, differences
+from experiments.experiment_config import ConfigError, ExperimentConfig, differences
+from experiments.recipes import RECIPES
 from experiments.run.run_folder import TRAIN, RunFolder
 from experiments.run.run_result import METRICS, FeatureMetrics
 from experiments.studies.study_folder import STUDIES, StoredRun, StudyFolder

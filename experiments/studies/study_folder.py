@@ -11,7 +11,7 @@ from pydantic import Field, RootModel
 from data_catalog.errors import DamagedFileError
 from data_catalog.records import Record
 from data_catalog.storage.folders import Content, Folder
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.studies.study_result import StudyResult
 from experiments.tracking.journal_folder import JournalFolder
 

@@ -7,7 +7,7 @@ from ray import tune
 
 from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.storage.claims import LostClaimError
-from experiments.recipes import parse
+from experiments.experiment_config import parse
 from experiments.run import lifecycle
 from experiments.run.lifecycle import BusyError
 from experiments.run.run_options import RunOptions

@@ -15,7 +15,7 @@ from typing import Any
 from pyarrow import fs
 
 from data_catalog.storage import filesystems
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.tracking.journal import BEGINNINGS, Event
 from experiments.tracking.journal_folder import JournalFolder
 from experiments.tracking.mlflow_logger import metrics_of

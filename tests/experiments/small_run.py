@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import recipes, train
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run import lifecycle, run_data
 from experiments.run.lifecycle import OnReport
 from experiments.run.run_folder import RunFolder

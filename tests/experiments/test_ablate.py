@@ -9,7 +9,7 @@ import pytest
 
 from data_catalog.storage.claims import claim
 from experiments import ablate, recipes, report
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.studies.ablation import ablation

@@ -8,8 +8,8 @@ import pytest
 from data_catalog.interrupts import INTERRUPTED_STATUS
 from experiments import ablate, demo, evaluate, recipes, report, sweep_sfm, train
 from experiments.command_line import USAGE_STATUS, report_command, run_command
+from experiments.experiment_config import ConfigError
 from experiments.planning import expected_tables
-from experiments.recipes import ConfigError
 from experiments.run.run_result import InterruptedRunError
 from experiments.settings_list import SettingsList
 from tests.experiments import made_up

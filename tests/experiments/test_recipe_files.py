@@ -1,8 +1,9 @@
 import pytest
 
 from experiments import train
+from experiments.experiment_config import ConfigError, differences
 from experiments.recipe_files import name_recipe, read_recipe
-from experiments.recipes import RECIPES, ConfigError, differences, resolve
+from experiments.recipes import RECIPES, resolve
 from tests.examples.command_line import EXAMPLES
 
 

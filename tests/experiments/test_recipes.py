@@ -2,15 +2,8 @@ import json
 
 import pytest
 
-from experiments import recipes
-from experiments.recipes import (
-    RECIPES,
-    ConfigError,
-    ExperimentConfig,
-    differences,
-    full_name,
-    resolve,
-)
+from experiments.experiment_config import ConfigError, ExperimentConfig, differences, full_name, parse
+from experiments.recipes import RECIPES, resolve
 from stmi.config import ModelConfig
 
 
@@ -18,7 +11,7 @@ from stmi.config import ModelConfig
 def test_every_recipe_is_valid_and_knows_its_name(name):
     config = resolve(name)
     assert config.recipe == name
-    assert recipes.parse(config.model_dump(mode="json")) == config
+    assert parse(config.model_dump(mode="json")) == config
 
 
 def test_settings_change_what_they_name_and_nothing_else():
@@ -39,7 +32,7 @@ def test_a_module_is_switched_off_and_on_by_its_name(module):
 def test_perturbation_is_given_for_each_modality_and_layer_and_flat_by_modality():
     config = resolve("demo", ["model.sfm.perturbation={RGB: 0.01, NIR: 0, TIR: [0.02, 0, 0, 0.1]}"])
     assert config.model.sfm.perturbation == {"RGB": 0.01, "NIR": 0.0, "TIR": (0.02, 0.0, 0.0, 0.1)}
-    assert recipes.parse(config.model_dump(mode="json")) == config
+    assert parse(config.model_dump(mode="json")) == config
     flat = config.flat()
     assert flat["model.sfm.perturbation.RGB"] == 0.01
     assert flat["model.sfm.perturbation.TIR"] == [0.02, 0.0, 0.0, 0.1]
@@ -161,9 +154,9 @@ def test_unknown_recipe_is_refused_with_those_there_are():
 )
 def test_released_recipe_differs_from_the_paper_in_nothing_that_is_not_listed(dataset, more):
     paper, released = resolve(f"{dataset}-paper"), resolve(f"{dataset}-released")
-    differences = recipes.differences(paper, released)
-    assert {name: differences.pop(name) for name in more} == more
-    assert differences == {
+    found = differences(paper, released)
+    assert {name: found.pop(name) for name in more} == more
+    assert found == {
         "seed": (0, 1111),
         "model.camera_embedding": (False, True),
         "model.sfm.mask_threshold": (0.0, 0.5),
@@ -210,7 +203,7 @@ def test_settings_that_older_versions_lacked_name_another_run_only_where_they_ar
 def test_several_data_sets_take_the_place_of_one():
     config = resolve("demo", ["data.synthetic=null", "data.datasets=[a,b]", "data.shares=[0.25,0.75]"])
     assert (config.data.dataset, config.data.names) == ("a", ("a", "b"))
-    assert recipes.parse(config.model_dump(mode="json")) == config
+    assert parse(config.model_dump(mode="json")) == config
     apart = config.by_dataset()
     assert list(apart) == ["a", "b"]
     for name, one in apart.items():

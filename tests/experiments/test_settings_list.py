@@ -4,7 +4,8 @@ import sys
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from experiments.recipes import RECIPES, ExperimentConfig, resolve
+from experiments.experiment_config import ExperimentConfig
+from experiments.recipes import RECIPES, resolve
 from experiments.settings_list import as_typed, list_settings, print_settings
 
 

@@ -5,7 +5,7 @@ import mlflow
 import pytest
 
 from experiments import recipes
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.run import lifecycle, run_data
 from experiments.run.lifecycle import OnReport
 from experiments.run.run_folder import RunFolder

@@ -5,7 +5,7 @@ import json
 import mlflow
 import pytest
 
-from experiments.recipes import parse
+from experiments.experiment_config import parse
 from experiments.tracking.journal import current_epochs
 from tests.two_hosts.conftest import train_alone
 from tests.two_hosts.machine import kill

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_catalog.views.joined_view import Rows
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from stmi.model import STMI
 from stmi.model_input import ModelInput, RandomDraws, zeroed
 from stmi.training import augment

@@ -3,7 +3,7 @@
 import time
 from enum import IntEnum
 
-from experiments.recipes import TrainConfig
+from experiments.experiment_config import TrainConfig
 from experiments.run.workers.session import Session
 
 

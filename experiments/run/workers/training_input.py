@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data_catalog.storage.folders import Folder
 from data_catalog.tables.table import Table
-from experiments.recipes import ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 
 
 @dataclass(frozen=True)

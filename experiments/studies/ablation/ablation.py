@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.recipes import ExperimentConfig, differences, resolve
+from experiments.experiment_config import ExperimentConfig, differences
+from experiments.recipes import resolve
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables

@@ -6,7 +6,8 @@ from itertools import combinations
 from typing import Any
 
 from data_catalog.tables.digests import json_digest
-from experiments.recipes import ConfigError, ExperimentConfig, full_name, resolve
+from experiments.experiment_config import ConfigError, ExperimentConfig, full_name
+from experiments.recipes import resolve
 from experiments.run.run_tables import RunTables
 from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row

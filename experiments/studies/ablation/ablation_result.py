@@ -7,7 +7,7 @@ from pydantic import Field
 
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
-from experiments.recipes import SettingName
+from experiments.experiment_config import SettingName
 from experiments.run.run_result import MetricName
 from experiments.studies.significance import summarise
 from experiments.studies.study_result import StudyResult

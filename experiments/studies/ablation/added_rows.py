@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.recipes import ConfigError, full_name
+from experiments.experiment_config import ConfigError, full_name
 from experiments.studies.ablation.rows import Ablation, Row
 
 SYNTAX = "NAME: setting=value setting=value [against ROW]"

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Literal
 
 from data_catalog.records import Record
-from experiments.recipes import ConfigError, full_name
+from experiments.experiment_config import ConfigError, full_name
 from experiments.studies.ablation.ablation_result import AblationResult
 
 SYNTAX = "setting=value,value,..."

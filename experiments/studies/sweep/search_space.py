@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import yaml
 
-from experiments.recipes import ConfigError, ExperimentConfig, full_name, resolve, section_of
+from experiments.experiment_config import ConfigError, ExperimentConfig, full_name
+from experiments.recipes import resolve, section_of
 from stmi.config import ModelConfig, Switch
 
 Kind = Literal["float", "log", "zero-or-log", "int", "choice"]

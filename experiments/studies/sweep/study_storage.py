@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from data_catalog.uris import without_credentials
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 
 
 def check_url(url: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from data_catalog.errors import describe_cause
 from data_catalog.ray_failures import describe_failure
 from data_catalog.storage.local_copies import local_files
+from experiments.experiment_config import ConfigError, ExperimentConfig, ReportConfig
 from experiments.planning.training_cost import TrainingCost
-from experiments.recipes import ConfigError, ExperimentConfig, ReportConfig
 from experiments.run.conclusion import degenerate_runs
 from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_catalog.records import Record
-from experiments.recipes import SettingName
+from experiments.experiment_config import SettingName
 from experiments.studies.study_result import StudyResult
 
 State = Literal["running", "finished", "pruned", "failed", "crashed"]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_catalog.tables.digests import json_digest
-from experiments.recipes import ExperimentConfig, ReportConfig, resolve
+from experiments.experiment_config import ExperimentConfig, ReportConfig
+from experiments.recipes import resolve
 from experiments.run.run_tables import RunTables
 from experiments.studies.sweep.search_space import Space, config_with
 

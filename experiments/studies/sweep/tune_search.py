@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from experiments.recipes import ReportConfig
+from experiments.experiment_config import ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.sweep_result import SweepTrial
 from experiments.studies.sweep.sweep_spec import SweepSpec, chosen_by

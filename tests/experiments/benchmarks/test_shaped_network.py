@@ -6,7 +6,7 @@ import pytest
 from experiments import benchmark
 from experiments.benchmarks import data_parallel_benchmark, shaped_network
 from experiments.benchmarks.shaped_network import address
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 
 LISTEN = f"""
 import socket

@@ -8,7 +8,7 @@ from PIL import Image
 import stmi
 from experiments import evaluate
 from experiments.evaluating.image_folder import read_folder
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from tests import json_samples, kept_workspace
 from tests.tolerances import GOLDEN_VALUE
 

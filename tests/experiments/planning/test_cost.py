@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from experiments.experiment_config import ConfigError
 from experiments.planning.cost import measure_cost
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.planning.flop_counts import PARTS, step_flops
-from experiments.recipes import ConfigError, resolve
+from experiments.recipes import resolve
 from experiments.run import run_data
 from stmi.clip.loading import load_clip
 from stmi.errors import ClipFileError

@@ -16,9 +16,10 @@ from data_catalog.samples.ingestion import ingest
 from data_catalog.storage.folders import Folder
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments import train
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.planning.run_checks import check_run
 from experiments.planning.run_plan import check_where_possible
-from experiments.recipes import ConfigError, ExperimentConfig, resolve
+from experiments.recipes import resolve
 from experiments.run import made_tables, run_data
 from experiments.run.preflight import preflight
 from experiments.run.run_options import RunOptions

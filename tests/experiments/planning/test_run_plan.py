@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments import train
+from experiments.experiment_config import ConfigError
 from experiments.planning import calibration, run_plan
 from experiments.planning.expected_tables import measure_extent
 from experiments.planning.expected_time import (
@@ -17,7 +18,7 @@ from experiments.planning.expected_time import (
 )
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
-from experiments.recipes import ConfigError, resolve
+from experiments.recipes import resolve
 from experiments.run.made_tables import look_up_tables
 from experiments.tracking.journal import Journal
 from stmi.clip.loading import load_clip

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from experiments.experiment_config import ConfigError
 from experiments.planning.expected_time import Workload, expect_time
 from experiments.planning.study_time import Assumptions, RunLeft, expect_study_time
-from experiments.recipes import ConfigError
 
 WORKLOAD = Workload(
     steps=100,

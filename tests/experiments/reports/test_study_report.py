@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from data_catalog.storage.folders import Folder
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.reports.ablation_sections import ablation_sections
 from experiments.reports.recorded_study import read_study
 from experiments.reports.report_files import StudyReport

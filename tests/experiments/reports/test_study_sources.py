@@ -3,7 +3,7 @@ import json
 import mlflow
 import pytest
 
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.reports.study_sources import find_study
 from experiments.tracking.mlflow_store import MlflowState, local_store
 from tests import json_samples

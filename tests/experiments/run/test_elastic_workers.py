@@ -5,7 +5,8 @@ from ray.train import ScalingConfig
 
 from experiments import train
 from experiments.command_line import worker_range
-from experiments.recipes import ConfigError, resolve
+from experiments.experiment_config import ConfigError
+from experiments.recipes import resolve
 from experiments.run.elastic_workers import find_sizes
 from experiments.run.workers.trainer import FittingScalingPolicy
 

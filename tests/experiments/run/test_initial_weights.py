@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from experiments import train
-from experiments.recipes import ConfigError, resolve
+from experiments.experiment_config import ConfigError
+from experiments.recipes import resolve
 from experiments.run import initial_weights, lifecycle
 from experiments.run.initial_weights import choose, stored_initial, with_initial_weights
 from experiments.run.run_folder import RunFolder

@@ -14,7 +14,7 @@ from data_catalog.views.view_reader import open_view
 from experiments import recipes, train
 from experiments.evaluate import evaluate
 from experiments.evaluating.evaluation_target import load_run
-from experiments.recipes import ConfigError, DataConfig, ExperimentConfig
+from experiments.experiment_config import ConfigError, DataConfig, ExperimentConfig
 from experiments.run import config_checks, lifecycle, run_data
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.run_options import RunOptions

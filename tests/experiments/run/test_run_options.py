@@ -2,7 +2,7 @@ import pytest
 
 from data_catalog.errors import CatalogError
 from data_catalog.storage import local_copies
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.run_options import RunOptions
 from experiments.tracking.mlflow_store import local_store
 

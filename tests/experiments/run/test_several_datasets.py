@@ -19,8 +19,8 @@ from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
 from experiments import evaluate, recipes, report, train
 from experiments.evaluating.evaluation_target import load_run
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.planning.run_checks import check_recipe
-from experiments.recipes import ConfigError, ExperimentConfig
 from experiments.run import lifecycle, run_data
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.initial_weights import with_initial_weights

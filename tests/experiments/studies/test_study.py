@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_catalog.errors import NotWritableError, StorageAwayError
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions

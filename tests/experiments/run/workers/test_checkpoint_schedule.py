@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.recipes import TrainConfig
+from experiments.experiment_config import TrainConfig
 from experiments.run.workers import checkpoint_schedule
 from experiments.run.workers.checkpoint_schedule import CheckpointSchedule, Due
 

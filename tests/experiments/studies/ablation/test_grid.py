@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from data_catalog.storage.folders import Folder
 from experiments import ablate
-from experiments.recipes import ConfigError
+from experiments.experiment_config import ConfigError
 from experiments.studies.ablation import grid
 from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.conditions import describe, list_conditions, parse_over

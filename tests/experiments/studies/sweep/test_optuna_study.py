@@ -13,7 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from data_catalog.errors import StorageAwayError
 from data_catalog.ray_session import WORKER_VARIABLES
-from experiments.recipes import ConfigError, ReportConfig
+from experiments.experiment_config import ConfigError, ReportConfig
 from experiments.studies.sweep.optuna_study import OptunaStudy, TrialFacts
 from experiments.studies.sweep.search_space import make_space
 from experiments.studies.sweep.sweep_result import describe_values, find_best, find_front

@@ -1,6 +1,7 @@
 import pytest
 
-from experiments.recipes import ConfigError, full_name, resolve
+from experiments.experiment_config import ConfigError, full_name
+from experiments.recipes import resolve
 from experiments.studies.sweep.search_space import (
     check_space,
     check_switches,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import sweep_sfm
-from experiments.recipes import ReportConfig
+from experiments.experiment_config import ReportConfig
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.studies.study_folder import StudyFolder
