@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # What each process gets, and in which order, is in tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-slow test-gpu lint bench clean
+.PHONY: setup demo test test-slow test-faults test-gpu lint bench clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ test: $(READY)
 # by the seconds in tests/slow_durations.json, which TEST_OPTIONS=--store-durations measures.
 test-slow: $(READY)
 	$(PYTEST) -m slow $(TEST_OPTIONS)
+
+# One test for each fault of experiments/chaos.py.
+test-faults: $(READY)
+	$(PYTEST) -m fault $(TEST_OPTIONS)
 
 # On a machine with a GPU; without one, all of them are skipped.
 test-gpu: $(READY)

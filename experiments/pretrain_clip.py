@@ -2,11 +2,11 @@
 
 Real recipes start from OpenAI's CLIP ViT-B/16. The demo starts from a CLIP of the same kind that is small
 enough to ship: open_clip's model and contrastive loss, on people who are not in the benchmark (another seed
-gives other identities and other scenes). A pair is one image of a sample, in one modality, and a sentence
-with some of the person's true attributes.
+gives other identities and other scenes). A pair is one image of a person, in one modality, and a sentence
+that names some of what that image shows: colours in RGB, brightness or warmth in infrared.
 
-    python experiments/pretrain_clip.py                      # overwrites stmi/demo_clip
-    python experiments/pretrain_clip.py --out DIR --steps 50 # a short training
+    python experiments/pretrain_clip.py                       # overwrites stmi/demo_clip; 45 min on two cores
+    python experiments/pretrain_clip.py --out DIR --steps 50  # a short training
 """
 
 import argparse
@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     default = Path(__file__).resolve().parents[1] / "stmi" / "demo_clip"
     parser.add_argument("--out", type=Path, default=default, help="folder to write (default: stmi/demo_clip)")
     parser.add_argument(
-        "--people", type=int, default=12_000, help="rendered identities (default: %(default)s)"
+        "--people", type=int, default=60_000, help="rendered identities (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=2_400, help="optimisation steps (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=128, help="pairs in a batch (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5_000, help="optimisation steps (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=192, help="pairs in a batch (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of people, batches and weights (default: 0)"

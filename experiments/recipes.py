@@ -73,7 +73,7 @@ def demo() -> ExperimentConfig:
 
 
 def benchmark(kind: Kind) -> ExperimentConfig:
-    """The demo with more identities and more steps, for ablations."""
+    """The demo with more identities to train and to test on, for ablations."""
     base = demo()
     synthetic = SyntheticSettings(
         kind=kind, train_identities=400, validation_identities=64, test_identities=100
@@ -87,7 +87,7 @@ def benchmark(kind: Kind) -> ExperimentConfig:
             "recipe": "benchmark" if kind == "person" else f"benchmark-{kind}",
             "data": DataConfig(dataset=f"synthetic_{kind}", synthetic=synthetic),
             "model": base.model.model_copy(update={"image": image}),
-            "train": base.train.model_copy(update={"epochs": 28, "validate_every": 7, "checkpoint_every": 4}),
+            "train": base.train.model_copy(update={"epochs": 4, "validate_every": 2, "checkpoint_every": 1}),
         }
     )
 

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_catalog.captions.sentences import PERSON, write_caption
+from data_catalog.captions.sentences import write_caption
 from data_catalog.progress import open_progress
-from data_catalog.synthetic import SyntheticSettings, render_sample, true_attributes
+from data_catalog.synthetic import SyntheticSettings, render_sample
+from data_catalog.synthetic.identities import make_identity
+from experiments.pretraining.image_sentences import SENTENCE, attributes_in_image, write_sentence
 from experiments.pretraining.pretrained_clip import HELD_OUT, PretrainedClip
 from stmi import keyed_random
 from stmi.clip import architecture, clip_files, loading
@@ -26,6 +28,8 @@ from stmi.training import augment
 
 SEED_OFFSET = 7_000_000
 """Added to the seed of the images, so that it never equals a seed of the benchmark."""
+RGB_STEPS = 300
+"""The first steps, which see RGB images only."""
 MERGES = 2048
 AUGMENT = AugmentConfig(flip=0.5, crop_padding=4, erase=0.0)
 
@@ -40,81 +44,68 @@ def model_config(vocabulary: int) -> dict[str, object]:
     }
 
 
-def render_people(
-    first: int, count: int, settings: SyntheticSettings
-) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """Render one sample of each identity from `first` on.
-
-    Returns:
-        Pixels, uint8 `(count, modality, 3, height, width)`, and the true attributes of each identity.
-    """
-    pixels = np.empty((count, 3, 3, settings.height, settings.width), dtype=np.uint8)
-    attributes = []
-    with open_progress("rendering people", "person", count) as show:
-        for i in range(count):
-            sample = render_sample(settings, identity=first + i, camera=i % settings.cameras, shot=0)
-            pixels[i] = sample.pixels.transpose(0, 3, 1, 2)
-            attributes.append(true_attributes(settings, first + i))
-            show(i + 1)
-    return pixels, attributes
-
-
-def write_sentence(attributes: dict[str, str], random: np.random.Generator, omitted: float) -> str:
-    """A sentence that contains each attribute with probability 1 - `omitted`."""
-    kept = {name: value for name, value in attributes.items() if random.random() >= omitted}
-    return write_caption(kept, PERSON)
-
-
 @dataclass(frozen=True)
 class Pairs:
-    """Images of people for training, of two kinds.
+    """Images of people, and what each shows; half are by day without clutter, half as in the benchmark.
 
     Attributes:
-        clear: Images by day without clutter, uint8 `(people, modality, 3, height, width)`.
-        cluttered: Images of other people, as in the benchmark.
-        attributes: Of the people in `clear`, then of those in `cluttered`.
+        pixels: uint8 `(people, modality, 3, height, width)`.
+        attributes: What can be seen in the image, by person and modality.
     """
 
-    clear: np.ndarray
-    cluttered: np.ndarray
-    attributes: list[dict[str, str]]
+    pixels: np.ndarray
+    attributes: list[list[dict[str, str]]]
+
+    @property
+    def clear(self) -> int:
+        """Number of people without clutter."""
+        return len(self.pixels) // 2
 
     def batch(self, size: int, share_clear: float, seed: int, step: int) -> tuple[Tensor, list[str]]:
-        """Images `(size, 3, height, width)` and sentences: some clear ones in RGB, the others cluttered.
+        """Images of one modality `(size, 3, height, width)` and their sentences; a share of them is clear.
 
-        A thousand steps on cluttered images of all modalities alone teach nothing; with clear RGB images
-        first, the model learns the words in a hundred steps.
+        A thousand steps on cluttered images of all modalities teach nothing; with clear RGB images first, the
+        model learns the words in a hundred steps. Then modalities take turns: sentences of another one would
+        be too easy to tell from the right one.
         """
         random = keyed_random.generator(seed, "pretraining_batch", step)
-        clear = round(size * share_clear)
-        easy = random.choice(len(self.clear), clear, replace=False)
-        hard = random.choice(len(self.cluttered) - HELD_OUT, size - clear, replace=False) + HELD_OUT
-        modality = random.integers(0, 3, size - clear)
-        pixels = np.concatenate([self.clear[easy, 0], self.cluttered[hard, modality]])[:, None]
+        easy = random.choice(self.clear, round(size * share_clear), replace=False)
+        first = self.clear + HELD_OUT
+        hard = first + random.choice(len(self.pixels) - first, size - len(easy), replace=False)
+        people, modality = [*easy, *hard], step % len(MODALITIES) if step >= RGB_STEPS else 0
+        pixels = self.pixels[people, modality][:, None]
         geometry = augment.sample_geometry(AUGMENT, size, pixels.shape[-2:], seed, 0, step)
         mask = torch.zeros(size, *pixels.shape[-2:], dtype=torch.uint8)
         images, _ = augment.augment(
             torch.from_numpy(pixels), mask, geometry, AUGMENT.crop_padding, slice(0, size), (seed, 0, step)
         )
-        people = [*easy, *(hard + len(self.clear))]
-        return images[:, 0], [write_sentence(self.attributes[i], random, omitted=0.15) for i in people]
+        texts = [write_sentence(self.attributes[i][modality], random, omitted=0.15) for i in people]
+        return images[:, 0], texts
 
-    def held_out(self) -> tuple[np.ndarray, list[dict[str, str]]]:
-        """Cluttered images that are in no batch, and their attributes."""
-        first = len(self.clear)
-        return self.cluttered[:HELD_OUT], self.attributes[first : first + HELD_OUT]
+    def held_out(self, modality: int) -> tuple[np.ndarray, list[str]]:
+        """Cluttered images of a modality that are in no batch, and their sentences."""
+        people = range(self.clear, self.clear + HELD_OUT)
+        texts = [write_caption(self.attributes[i][modality], SENTENCE) for i in people]
+        return self.pixels[people, modality], texts
 
 
 def render_pairs(people: int, seed: int) -> Pairs:
-    """Render the people, half of them without clutter."""
+    """Render one sample of each person, half of them without clutter."""
     cluttered = SyntheticSettings(seed=SEED_OFFSET + seed)
     clear = cluttered.model_copy(
         update={"clutter": 0.3, "bystander": 0.0, "occlusion": 0.0, "darkness": (0.0,)}
     )
-    half = people // 2
-    clear_pixels, clear_attributes = render_people(1, half, clear)
-    pixels, attributes = render_people(half + 1, people - half, cluttered)
-    return Pairs(clear_pixels, pixels, clear_attributes + attributes)
+    pixels = np.empty((people, len(MODALITIES), 3, cluttered.height, cluttered.width), dtype=np.uint8)
+    attributes = []
+    with open_progress("rendering people", "person", people) as show:
+        for i in range(people):
+            settings = clear if i < people // 2 else cluttered
+            sample = render_sample(settings, identity=i + 1, camera=i % settings.cameras, shot=0)
+            who = make_identity(settings, i + 1)
+            pixels[i] = sample.pixels.transpose(0, 3, 1, 2)
+            attributes.append([attributes_in_image(who, sample, modality) for modality in MODALITIES])
+            show(i + 1)
+    return Pairs(pixels, attributes)
 
 
 @torch.no_grad()
@@ -123,14 +114,12 @@ def held_out_accuracy(
 ) -> dict[str, float]:
     """Share of held-out images whose own sentence is the nearest held-out sentence, by modality."""
     model.eval()
-    pixels, attributes = pairs.held_out()
-    text = model.encode_text(
-        tokenizer([write_caption(known, PERSON) for known in attributes]), normalize=True
-    )
     accuracy = {}
-    for i, name in enumerate(MODALITIES):
-        images = augment.normalise(torch.from_numpy(pixels[:, i]))
-        nearest = (model.encode_image(images, normalize=True) @ text.T).argmax(dim=1)
+    for at, name in enumerate(MODALITIES):
+        pixels, texts = pairs.held_out(at)
+        text = model.encode_text(tokenizer(texts), normalize=True)
+        image = model.encode_image(augment.normalise(torch.from_numpy(pixels)), normalize=True)
+        nearest = (image @ text.T).argmax(dim=1)
         accuracy[str(name)] = (nearest == torch.arange(HELD_OUT)).float().mean().item()
     return accuracy
 

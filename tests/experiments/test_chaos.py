@@ -12,6 +12,7 @@ EPOCHS = ["--set", "train.epochs=32"]
 """Enough that all faults come, and are noticed, before the last."""
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_run_that_loses_a_worker_or_its_head_ends_as_if_undisturbed(ray_session, clip, workspace, capsys):
     options = ["--workers", "2", *EPOCHS]

@@ -39,6 +39,7 @@ def fill(disk):
             pass
 
 
+@pytest.mark.fault
 def test_journal_on_a_full_disk_is_named_and_goes_on_when_there_is_room(disk):
     journal = Journal(disk / "journal.jsonl")
     journal.append("started")

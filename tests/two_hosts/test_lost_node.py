@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.fault
 def test_run_that_loses_a_node_ends_as_if_undisturbed_once_it_is_back(hosts, options, local):
     before = hosts.actors()
     storage = ["--storage", hosts.store.uri("lost-node")]

@@ -106,6 +106,7 @@ def test_sweep_survives_the_kill_of_the_second_node(hosts, workspace, at, server
     assert result["trials"][0]["run"] in hosts.store.read(page).decode()
 
 
+@pytest.mark.fault
 def test_ablation_has_the_numbers_of_one_process_though_its_storage_was_away(
     hosts, workspace, at, server, local
 ):

@@ -165,6 +165,7 @@ def test_run_whose_single_samples_do_not_fit_ends(workspace, tmp_path):
     assert shortages(RunFolder(path)) == [(1, 2), (1, 4), (1, 8)]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_workers_of_which_one_runs_out_of_memory_all_go_on_with_more_micro_batches(
     ray_session, undisturbed, workspace, tmp_path, monkeypatch

@@ -46,6 +46,7 @@ def samples_of_a_batch(run):
     return json.loads(run.read("config.json"))["config"]["batch"]["size"]
 
 
+@pytest.mark.fault
 def test_run_ends_at_the_next_step_and_names_the_samples(workspace, tmp_path, spoil):
     taken = spoil(BAD_STEP)
     with pytest.raises(

@@ -80,6 +80,7 @@ def test_run_that_ends_within_an_epoch_goes_on_from_there(undisturbed, workspace
     assert_equal_runs(run, undisturbed)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_run_that_is_killed_again_and_again_ends_as_if_undisturbed(undisturbed, workspace, tmp_path):
     """At the first step and the last, within an epoch, and in and after the write of a checkpoint."""
@@ -112,6 +113,7 @@ def test_storage_that_is_away_is_not_waited_for_once_more_to_note_the_failure(wo
     assert Journal(journal).last("failed") is None
 
 
+@pytest.mark.fault
 def test_sigterm_ends_it_with_a_checkpoint_of_the_next_step(undisturbed, workspace, tmp_path):
     def terminate(facts):
         if facts["event"] == "epoch" and facts["epoch"] == 1:

@@ -147,6 +147,7 @@ def test_artifacts_are_found_and_written_in_a_workspace_that_was_moved(tmp_path)
     assert not old.exists()
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_server_that_comes_back_gets_what_it_missed(workspace, tmp_path, folder):
     store, port = local_store(workspace), free_port()
