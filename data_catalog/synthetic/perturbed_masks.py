@@ -1,6 +1,5 @@
 """True masks, and masks that are wrong in a known way."""
 
-import cv2
 import numpy as np
 
 from data_catalog.synthetic.synthetic_settings import MasksFrom
@@ -17,6 +16,8 @@ def perturb(mask: np.ndarray, how: MasksFrom) -> np.ndarray:
     Raises:
         ValueError: It is `grabcut`, which is made of images.
     """
+    import cv2  # noqa: PLC0415 - takes time, and few data sets need it
+
     height, width = mask.shape
     reach = max(1, round(height / 32))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
