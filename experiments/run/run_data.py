@@ -15,7 +15,6 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
-from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
@@ -218,10 +217,7 @@ def _render_benchmark(config: ExperimentConfig, options: RunOptions, on_step: On
     on_step("synthesize", f"{sum(rendered.samples.values())} samples {again(rendered.reused)}in {folder}")
 
     def masks(samples: Table, report: Progress) -> Table:
-        true_masks = folder / "true_masks"
-        if settings.masks != "grabcut":
-            return import_masks(samples, true_masks=true_masks, progress=report)
-        return make_masks(samples, GrabCutSettings(), true_masks=true_masks, progress=report)
+        return make_masks(samples, GrabCutSettings(), true_masks=folder / "true_masks", progress=report)
 
     def captions(samples: Table, report: Progress) -> Table:
         return make_captions(samples, folder / "readings", CaptionSettings(card=card), report)
