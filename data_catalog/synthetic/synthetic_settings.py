@@ -10,7 +10,6 @@ from stmi.config import LARGEST_SEED
 
 Kind = Literal["person", "vehicle"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
 Dead = Literal["none", "RGB", "NIR", "TIR"]
 
 ADDED = ("dead",)
