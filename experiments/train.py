@@ -199,11 +199,10 @@ def make_plan(given: argparse.Namespace) -> "RunPlan":
     config, hardware = configure(given), given.hardware or SHOWN_BY_DEFAULT
     for name in hardware:
         find_hardware(name)
-    workspace = resolve_workspace(given.workspace)
-    catalog = resolve_catalog(workspace, given.catalog)
+    catalog = resolve_catalog(resolve_workspace(given.workspace), given.catalog)
     from experiments.planning import run_plan
 
-    plan = run_plan.make_plan(config, workspace, catalog, hardware, given.calibrate, given.gpus_per_worker)
+    plan = run_plan.make_plan(config, catalog, hardware, given.calibrate, given.gpus_per_worker)
     if given.hardware and not any(entry.fits for entry in plan.hardware):
         raise ConfigError(
             "the run fits on none of the named hardware: " + "; ".join(plan.warnings[-len(plan.hardware) :])

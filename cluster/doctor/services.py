@@ -91,7 +91,7 @@ def check_catalog(config: ExperimentConfig | None, options: RunOptions, findings
         if config is None:
             data_sets = Folder(options.catalog).list_folders()
         else:
-            report = check_run(config, options.workspace, options.catalog, with_images=False)
+            report = check_run(config, options.catalog, with_images=False)
             findings.errors += report.errors
             findings.warnings += report.warnings
             data_sets = [config.data.dataset]

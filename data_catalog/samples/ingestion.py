@@ -48,6 +48,9 @@ from data_catalog.tables.table import Table
 from stmi.config import LARGEST_COUNT
 from stmi.modality import MODALITIES
 
+SYNTHESIS = "synthesis"
+"""Input of a samples table of a synthetic data set: the digest of the settings that it was rendered with."""
+
 
 class SplitSize(Record):
     """How much a split holds."""
@@ -147,6 +150,7 @@ def ingest(
                 )
         return statistics.model_dump(mode="json", exclude_defaults=True)
 
+    synthesis = _read_synthesis(listing.root)
     # The labels of the published layouts are in the names of their files.
     with_labels = is_own(settings.format) or source_format.is_manifest
     return build_table(
@@ -154,7 +158,8 @@ def ingest(
         dataset=dataset,
         kind=TableKind.SAMPLES,
         settings=settings.stored(source_format) | {"size": size},
-        inputs={},
+        # Its settings also decide masks and readings: two data sets may differ in these alone.
+        inputs={} if synthesis is None else {SYNTHESIS: json_digest(synthesis)},
         specs=lambda: _shard_specs(separate_queries(listing), settings.samples_per_shard),
         maker=SamplesMaker(
             listing.root.resolve(),
@@ -168,21 +173,21 @@ def ingest(
         earlier_key_extra=lambda: _earlier_fingerprint(listing, with_labels),
         created={
             "source": str(Path(source).resolve() if source_format.is_manifest else listing.root.resolve()),
-            "card": _card_name(listing.root, source_format.name),
+            "card": source_format.name if synthesis is None else f"synthetic_{synthesis['kind']}",
             "first_camera": source_format.first_camera,
         },
         progress=progress,
     )
 
 
-def _card_name(root: Path, source_format: str) -> str:
-    """Name of the card: that of the layout, or of the synthetic data set where the folder holds one."""
+def _read_synthesis(root: Path) -> dict[str, Any] | None:
+    """The settings of the synthetic data set that a folder holds the images of; None for another one."""
     manifest = root.resolve().parent / SYNTHESIS_MANIFEST
     try:
-        kind = json.loads(manifest.read_text(encoding="utf-8"))["settings"]["kind"]
+        settings = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
+        return dict(settings) if settings["kind"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return source_format
-    return f"synthetic_{kind}"
+        return None
 
 
 def _require_utf8(root: Path) -> None:

@@ -10,9 +10,10 @@ from stmi.config import LARGEST_SEED
 
 Kind = Literal["person", "vehicle"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+MasksFrom = Literal["grabcut", "exact", "eroded", "dilated", "shifted"]
 Dead = Literal["none", "RGB", "NIR", "TIR"]
 
-ADDED = ("dead",)
+ADDED = ("masks", "dead")
 """Settings that older versions did not have."""
 MAX_IDENTITY = 999_999
 """Largest identity number: file names give it six digits."""
@@ -62,6 +63,11 @@ class SyntheticSettings(Record):
         ("none",),
         min_length=1,
         description="Image that is black at each camera: RGB, NIR, TIR or none; cycled over the cameras.",
+    )
+    masks: MasksFrom = Field(
+        "grabcut",
+        description="Masks of a run: made by GrabCut, or from the true ones, which are then written as mask "
+        "files: exact, eroded, dilated (by 1/32 of the height) or shifted (sideways by 1/8 of the width).",
     )
     readings_dropped: Share = Field(
         0.4, description="Share of visible attributes that are predicted as unknown."

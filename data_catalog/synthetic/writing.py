@@ -1,6 +1,7 @@
 """Writing of a synthetic data set to disk, in the RGBNT201 layout.
 
 out/RGBNT201/{train_171,val,test}/{RGB,NI,TI}/000028_cam1_0_02.jpg  the images
+out/RGBNT201/{train_171,val,test}/mask/000028_cam1_0_02.png         masks, if made from the true ones
 out/true_masks/{train_171,val,test}/000028_cam1_0_02.png            visible pixels of the target
 out/readings/{train_171,val,test}.jsonl                             simulated attribute predictions
 out/synthesis.json                                                  settings and counts, written last
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from data_catalog.errors import CatalogError, NotWritableError
@@ -19,6 +21,7 @@ from data_catalog.formats.rgbnt201 import MODALITY_FOLDERS, SPLIT_FOLDERS, SYNTH
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.synthetic.attributes import attribute_values
+from data_catalog.synthetic.perturbed_masks import perturb
 from data_catalog.synthetic.rendering import RenderedSample, render_sample
 from data_catalog.synthetic.simulated_predictions import predict_attributes
 from data_catalog.synthetic.synthetic_settings import SPLITS, Split, SyntheticSettings
@@ -174,7 +177,8 @@ def _write_split(settings: SyntheticSettings, split: Split, out: Path) -> Iterat
     """Write a split's files; gives the name of each sample once its images are written."""
     folder = SPLIT_FOLDERS[split]
     images, masks, predictions = out / "RGBNT201" / folder, out / "true_masks" / folder, out / "readings"
-    for path in (*(images / modality for modality in MODALITY_FOLDERS.values()), masks, predictions):
+    inside = [*MODALITY_FOLDERS.values(), *(["mask"] if settings.masks != "grabcut" else [])]
+    for path in (*(images / name for name in inside), masks, predictions):
         path.mkdir(parents=True, exist_ok=True)
     lines = []
     for identity in settings.identities(split):
@@ -183,6 +187,8 @@ def _write_split(settings: SyntheticSettings, split: Split, out: Path) -> Iterat
                 sample = render_sample(settings, identity, camera, shot)
                 name = sample_name(identity, camera, shot)
                 _write_sample(sample, name, images, masks, settings.jpeg_quality)
+                if settings.masks != "grabcut":
+                    _write_mask(perturb(sample.mask, settings.masks), images / "mask" / f"{name}.png")
                 predicted = predict_attributes(settings, sample, identity, camera, shot)
                 lines.append(json.dumps({"item": f"{name}.jpg", "readings": predicted}))
                 yield name
@@ -194,4 +200,8 @@ def _write_sample(sample: RenderedSample, name: str, images: Path, masks: Path, 
     for pixels, modality in zip(sample.pixels, MODALITY_FOLDERS.values(), strict=True):
         # Full colour resolution, because a garment is only a few pixels wide at 64 x 32 pixels.
         Image.fromarray(pixels).save(images / modality / f"{name}.jpg", quality=quality, subsampling=0)
-    Image.fromarray(sample.mask * 255).save(masks / f"{name}.png", compress_level=1)
+    _write_mask(sample.mask, masks / f"{name}.png")
+
+
+def _write_mask(mask: np.ndarray, path: Path) -> None:
+    Image.fromarray(mask * 255).save(path, compress_level=1)

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from data_catalog.checks.findings import CheckReport, Findings
 from data_catalog.errors import CatalogError
-from data_catalog.storage.folders import Folder
 from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.recipe_files import name_recipe
-from experiments.recipes import WORKSPACE, resolve
+from experiments.recipes import resolve
 from experiments.run.preflight import check_data_set
 from stmi.errors import ClipFileError
 
@@ -40,17 +39,14 @@ def check_recipe(recipe: str, settings: Sequence[str], dataset: str, catalog: st
             f"data.dataset={dataset}{'' if config.data.synthetic is None else ' --set data.synthetic=null'}, "
             "as the run needs it, too"
         )
-    return check_run(config, Folder(WORKSPACE), catalog)
+    return check_run(config, catalog)
 
 
-def check_run(
-    config: ExperimentConfig, workspace: Folder, catalog: str, with_images: bool = True
-) -> CheckReport:
+def check_run(config: ExperimentConfig, catalog: str, with_images: bool = True) -> CheckReport:
     """What would stop a run, and what it would warn of, by the functions that the run calls; makes no table.
 
     Args:
         config: The run.
-        workspace: Its workspace.
         catalog: Root of the catalog.
         with_images: As in `run_data.check_each`.
     """
@@ -64,7 +60,7 @@ def check_run(
         check_data_set(config, catalog)
         clip = load_clip(run_data.clip_source(config))
         check_settings(config, clip)
-        tables = _find_tables(config, clip, workspace, catalog, findings)
+        tables = _find_tables(config, clip, catalog, findings)
     except (CatalogError, ConfigError, ClipFileError) as error:
         findings.error("run_refused", str(error))
         return findings.report()
@@ -85,14 +81,14 @@ def check_run(
 
 
 def _find_tables(
-    config: ExperimentConfig, clip: "LoadedClip", workspace: Folder, catalog: str, findings: Findings
+    config: ExperimentConfig, clip: "LoadedClip", catalog: str, findings: Findings
 ) -> "Tables | None":
     """The tables of the run; None for the embedded benchmark where the run has to make some."""
     from experiments.run.made_tables import find_made_tables, look_up_tables  # noqa: PLC0415
 
-    tables = find_made_tables(config, clip, workspace, catalog)
+    tables = find_made_tables(config, clip, catalog)
     if tables is None:
-        found = look_up_tables(config, clip.digest, workspace, catalog)
+        found = look_up_tables(config, clip.digest, catalog)
         missing = [name for name, table in found.items() if table is None]
         findings.warn(
             "made_by_run", f"the run itself makes the tables that are missing: {', '.join(missing)}"

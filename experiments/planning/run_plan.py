@@ -7,7 +7,6 @@ from typing import Any
 
 from data_catalog.checks.findings import CheckReport
 from data_catalog.records import Record
-from data_catalog.storage.folders import Folder
 from experiments.experiment_config import ExperimentConfig, SettingName, differences
 from experiments.planning.calibration import Calibration, calibrate
 from experiments.planning.cost import ModelParameters, measure_cost, measure_micro_batches
@@ -80,7 +79,6 @@ class RunPlan(Record):
 
 def make_plan(
     config: ExperimentConfig,
-    workspace: Folder,
     catalog: str,
     hardware: Sequence[str] = SHOWN_BY_DEFAULT,
     calibrates: bool = False,
@@ -90,7 +88,6 @@ def make_plan(
 
     Args:
         config: The run.
-        workspace: Folder of runs.
         catalog: Root of the catalog.
         hardware: Names in `hardware.yaml` for which times are computed.
         calibrates: Take a few steps on this machine.
@@ -104,12 +101,12 @@ def make_plan(
     for name in hardware:
         find_hardware(name)
     digest = clip_digest_of(config)
-    tables = look_up_tables(config, digest, workspace, catalog)
+    tables = look_up_tables(config, digest, catalog)
     extent = measure_extent(config, tables)
     cost = measure_cost(config, extent.identities, extent.cameras)
     forward, step = cost.flops.forward.total, cost.flops.training_step.total
     workload = workload_of(config, extent, (forward, step), cost.memory.peak, gpus_per_worker)
-    checked = check_where_possible(config, tables, workspace, catalog, digest)
+    checked = check_where_possible(config, tables, catalog, digest)
     described = describe_tables(config, tables, catalog)
     expected = [expect_time(workload, name) for name in hardware]
     other = find_counterpart(config.recipe)
@@ -143,21 +140,20 @@ def make_plan(
 
 
 def check_where_possible(
-    config: ExperimentConfig, tables: FoundTables, workspace: Folder, catalog: str, clip_digest: str | None
+    config: ExperimentConfig, tables: FoundTables, catalog: str, clip_digest: str | None
 ) -> CheckReport:
     """The run's own checks, without images; no finding where its data or its CLIP are not there yet.
 
     Args:
         config: The run.
         tables: What it would find.
-        workspace: Folder of runs.
         catalog: Root of the catalog.
         clip_digest: Digest of its CLIP; None where the weights are not available.
     """
     needed = [table for name, table in tables.items() if name.startswith(("samples", "view/"))]
     if clip_digest is None or None in needed:
         return CheckReport(errors=(), warnings=())
-    return check_run(config, workspace, catalog, with_images=False)
+    return check_run(config, catalog, with_images=False)
 
 
 def find_counterpart(recipe: str) -> str | None:

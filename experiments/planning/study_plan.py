@@ -112,7 +112,7 @@ class StudyData:
         self.workspace = workspace
         self.catalog = catalog
         self.clip_digest = clip_digest_of(first)
-        self.tables: FoundTables = look_up_tables(first, self.clip_digest, workspace, catalog)
+        self.tables: FoundTables = look_up_tables(first, self.clip_digest, catalog)
         self.run_tables = self._run_tables()
 
     def _run_tables(self) -> RunTables | None:
@@ -192,7 +192,7 @@ def make_study_plan(
     ]
     tables = describe_tables(data.first, data.tables, data.catalog, data.maker)
     checked = [
-        check_where_possible(config, data.tables, data.workspace, data.catalog, data.clip_digest)
+        check_where_possible(config, data.tables, data.catalog, data.clip_digest)
         for config in _different([run.config for run in runs if run.state != "finished"])
     ]
     warnings = [finding.message for report in checked for finding in report.warnings]

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.formats import SPLITS
-from data_catalog.storage.folders import Folder
+from data_catalog.samples.ingestion import SYNTHESIS
+from data_catalog.tables.digests import json_digest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables, take_newest
 from experiments.experiment_config import ExperimentConfig
@@ -16,15 +17,12 @@ FoundTables = dict[str, Table | None]
 """The tables of a run by name; None where a table is missing."""
 
 
-def find_made_tables(
-    config: ExperimentConfig, clip: LoadedClip, workspace: Folder | Path, catalog: str
-) -> run_data.Tables | None:
+def find_made_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> run_data.Tables | None:
     """The tables of a run; None for the embedded benchmark where the run has to make some.
 
     Args:
         config: The run.
         clip: Its CLIP.
-        workspace: Folder of the images of the embedded benchmark.
         catalog: Root of the catalog.
 
     Raises:
@@ -33,42 +31,34 @@ def find_made_tables(
     """
     if config.data.synthetic is None:
         return run_data.find_tables(config, clip, catalog)
-    found = look_up_tables(config, clip.digest, workspace, catalog)
+    found = look_up_tables(config, clip.digest, catalog)
     made = {name: table for name, table in found.items() if table is not None}
     return made if len(made) == len(found) else None
 
 
-def look_up_tables(
-    config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path, catalog: str
-) -> FoundTables:
+def look_up_tables(config: ExperimentConfig, clip_digest: str | None, catalog: str) -> FoundTables:
     """The tables that a run would find in the catalog: `samples`, `masks`, ..., and a `view/SPLIT` per split.
 
     Args:
         config: The run.
         clip_digest: Digest of its CLIP; None where the weights are not available, so its name must suffice.
-        workspace: Folder of the images of the embedded benchmark.
         catalog: Root of the catalog.
 
     Raises:
         CatalogError: The catalog cannot be read.
     """
     return join_names(
-        {
-            name: _look_up_one(one, clip_digest, workspace, catalog)
-            for name, one in config.by_dataset().items()
-        }
+        {name: _look_up_one(one, clip_digest, catalog) for name, one in config.by_dataset().items()}
     )
 
 
-def _look_up_one(
-    config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path, catalog: str
-) -> FoundTables:
+def _look_up_one(config: ExperimentConfig, clip_digest: str | None, catalog: str) -> FoundTables:
     """The same for a run on one data set."""
     tables = [
         table
         for table in list_tables(catalog, config.data.dataset)
         if table.manifest.schema_version == table.kind.schema_version
-        and _fits_run(table, config, clip_digest, workspace)
+        and _fits_run(table, config, clip_digest)
     ]
 
     def newest(kind: TableKind, made_from: dict[str, Table | None], **settings: Any) -> Table | None:
@@ -116,14 +106,10 @@ def _look_up_one(
     return {name: table for name, table in found.items() if table is not None or is_needed.get(name, True)}
 
 
-def _fits_run(
-    table: Table, config: ExperimentConfig, clip_digest: str | None, workspace: Folder | Path
-) -> bool:
+def _fits_run(table: Table, config: ExperimentConfig, clip_digest: str | None) -> bool:
     """Whether a table comes from the run's own rendering of the benchmark, and from its own CLIP."""
     if table.kind is TableKind.SAMPLES and config.data.synthetic is not None:
-        rendered = run_data.benchmark_folder(config, workspace) / "RGBNT201"
-        # By its last parts: the workspace may have been moved.
-        return Path(table.manifest.created["source"]).parts[-2:] == rendered.parts[-2:]
+        return table.manifest.inputs.get(SYNTHESIS) == json_digest(config.data.synthetic.deciding())
     if table.kind is TableKind.TEXT_FEATURES:
         if clip_digest is None:
             source = run_data.clip_source(config)

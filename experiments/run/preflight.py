@@ -56,7 +56,7 @@ def preflight(
     check_each(lambda config: check_settings(config, clip))
     made = None
     if sources is None:
-        made = find_made_tables(first, clip, options.workspace, options.catalog)
+        made = find_made_tables(first, clip, options.catalog)
     if made is not None:
         found = as_run_tables(first, made, clip.digest)
         if is_finished(found):

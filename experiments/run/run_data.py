@@ -15,6 +15,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.formats import SPLITS
 from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
+from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.progress import Progress, progress_bar
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
@@ -216,13 +217,18 @@ def _render_benchmark(config: ExperimentConfig, options: RunOptions, on_step: On
         rendered = synthesize(settings, folder, report)
     on_step("synthesize", f"{sum(rendered.samples.values())} samples {again(rendered.reused)}in {folder}")
 
+    images = folder / "RGBNT201"
+
     def masks(samples: Table, report: Progress) -> Table:
-        return make_masks(samples, GrabCutSettings(), true_masks=folder / "true_masks", progress=report)
+        true_masks = folder / "true_masks"
+        if settings.masks != "grabcut":
+            return import_masks(samples, images, true_masks=true_masks, progress=report)
+        return make_masks(samples, GrabCutSettings(), true_masks=true_masks, progress=report)
 
     def captions(samples: Table, report: Progress) -> Table:
         return make_captions(samples, folder / "readings", CaptionSettings(card=card), report)
 
-    return TableSources(folder / "RGBNT201", "rgbnt201", masks, captions)
+    return TableSources(images, "rgbnt201", masks, captions)
 
 
 def find_tables(config: ExperimentConfig, clip: LoadedClip, catalog: str) -> Tables:

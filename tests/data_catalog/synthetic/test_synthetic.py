@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from data_catalog.captions.predicted_attributes import UNKNOWN
 from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
+from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.samples.ingestion import ingest
 from data_catalog.synthetic import (
     SOURCES,
@@ -29,6 +30,7 @@ from data_catalog.synthetic import (
 )
 from data_catalog.synthetic.canvas import NIR, TIR
 from data_catalog.synthetic.identities import make_identity
+from data_catalog.synthetic.perturbed_masks import perturb
 from data_catalog.synthetic.rendering import compose
 
 DAY, NIGHT = 0, 3
@@ -161,11 +163,34 @@ def test_a_dead_image_is_black_at_its_cameras_and_nothing_is_read_from_it():
         assert any(prediction["value"] != UNKNOWN for prediction in read["JOINT"].values())
 
 
+def test_perturbed_masks_are_the_true_ones_moved_by_what_is_documented():
+    mask = np.zeros((64, 32), dtype=np.uint8)
+    mask[20:40, 10:20] = 1
+    rows, columns = np.nonzero(perturb(mask, "eroded"))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (22, 37, 12, 17)
+    rows, columns = np.nonzero(perturb(mask, "dilated"))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (18, 41, 8, 21)
+    np.testing.assert_array_equal(perturb(mask, "shifted"), np.roll(mask, 4, axis=1))
+    np.testing.assert_array_equal(perturb(mask, "exact"), mask)
+    # What leaves the image on one side does not come back on the other, and outside there is nothing.
+    assert perturb(np.ones((64, 32), np.uint8), "shifted").sum() == 64 * 28
+    assert perturb(np.ones((64, 32), np.uint8), "eroded").sum() == 60 * 28
+
+
+@pytest.mark.parametrize("how", ["exact", "shifted"])
+def test_mask_files_are_written_and_imported(how, tmp_path):
+    settings = make_settings(masks=how)
+    synthesize(settings, tmp_path / "persons")
+    samples = ingest(tmp_path / "persons", tmp_path / "catalog", "persons")
+    masks = import_masks(samples, true_masks=tmp_path / "persons/true_masks")
+    assert (masks.statistics["mean_iou"] == 1) == (how == "exact")
+    assert masks.statistics["mean_iou"] > 0.3
+
+
 def test_a_setting_that_older_versions_lacked_changes_no_name_at_its_default():
-    assert "dead" not in make_settings().deciding()
-    blind = make_settings(dead=("RGB", "none"))
-    assert blind.deciding()["dead"] == ["RGB", "none"]
-    assert SyntheticSettings(**blind.deciding()) == blind
+    assert not {"masks", "dead"} & make_settings().deciding().keys()
+    assert make_settings(masks="exact", dead=("RGB",)).deciding()["masks"] == "exact"
+    assert SyntheticSettings(**make_settings(masks="exact").deciding()) == make_settings(masks="exact")
 
 
 def test_an_occluder_hides_a_part_of_the_mask():

@@ -13,7 +13,6 @@ from data_catalog.errors import CatalogError
 from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import ingest
-from data_catalog.storage.folders import Folder
 from data_catalog.views.training_view import ViewSettings, make_view
 from experiments import train
 from experiments.experiment_config import ConfigError, ExperimentConfig
@@ -110,7 +109,7 @@ def test_there_is_an_error_exactly_where_the_run_does_not_start(
     tmp_path: Path,
 ) -> None:
     config = configured(clip, *settings)
-    errors = check_run(config, Folder(tmp_path), catalogs[catalog]).errors
+    errors = check_run(config, catalogs[catalog]).errors
     assert starts(config, tmp_path, catalogs[catalog]) == (errors == ())
     if expected is not None:
         assert any(expected in error.message for error in errors), errors
@@ -119,10 +118,10 @@ def test_there_is_an_error_exactly_where_the_run_does_not_start(
 @pytest.mark.parametrize("text", ["on", "off"])
 @pytest.mark.parametrize("catalog", ["whole", "texts without views"])
 def test_plan_finds_the_tables_that_the_run_takes(
-    text: str, catalog: str, catalogs: dict[str, str], clip: Path, tmp_path: Path
+    text: str, catalog: str, catalogs: dict[str, str], clip: Path
 ) -> None:
     config, loaded = configured(clip, f"model.text={text}"), load_clip(str(clip))
-    planned = made_tables.look_up_tables(config, loaded.digest, Folder(tmp_path), catalogs[catalog])
+    planned = made_tables.look_up_tables(config, loaded.digest, catalogs[catalog])
     if (catalog, text) == ("texts without views", "on"):
         assert planned["view/train"] is planned["view/test"] is None
         return
@@ -132,13 +131,13 @@ def test_plan_finds_the_tables_that_the_run_takes(
     }
 
 
-def test_plan_names_what_stops_the_run(catalogs: dict[str, str], clip: Path, tmp_path: Path) -> None:
-    workspace, catalog, digest = Folder(tmp_path), catalogs["images"], load_clip(str(clip)).digest
+def test_plan_names_what_stops_the_run(catalogs: dict[str, str], clip: Path) -> None:
+    catalog, digest = catalogs["images"], load_clip(str(clip)).digest
 
     def errors(*settings: str, clip_digest: str | None = digest) -> list[str]:
         config = configured(clip, *settings)
-        tables = made_tables.look_up_tables(config, clip_digest, workspace, catalog)
-        report = check_where_possible(config, tables, workspace, catalog, clip_digest)
+        tables = made_tables.look_up_tables(config, clip_digest, catalog)
+        report = check_where_possible(config, tables, catalog, clip_digest)
         return [error.message for error in report.errors]
 
     [error] = errors("model.text=off")
@@ -208,7 +207,7 @@ def test_recipe_that_is_impossible_is_named_in_one_line(
 
 def test_benchmark_whose_tables_the_run_makes_has_no_error(clip: Path, tmp_path: Path) -> None:
     config = resolve("demo", [f"model.clip.source={clip}", "model.str.heads=2"])
-    report = check_run(config, Folder(tmp_path), str(tmp_path / "catalog"))
+    report = check_run(config, str(tmp_path / "catalog"))
     assert report.errors == ()
     [warning] = report.warnings
     assert warning.message.startswith("the run itself makes the tables that are missing: samples, masks,")

@@ -111,7 +111,7 @@ def test_plan_names_the_differences_to_the_other_recipe_of_the_data_set(clip, ca
 
 def test_plan_finds_the_tables_of_the_run_and_counts_its_steps(trained, clip, workspace):
     config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
-    tables = look_up_tables(config, load_clip(clip).digest, workspace, str(workspace / "catalog"))
+    tables = look_up_tables(config, load_clip(clip).digest, str(workspace / "catalog"))
     digests = {name: table.digest for name, table in tables.items()}
     assert digests == {name: digest for name, digest in trained["tables"].items() if name != "clip"}
     extent = measure_extent(config, tables)
@@ -120,15 +120,13 @@ def test_plan_finds_the_tables_of_the_run_and_counts_its_steps(trained, clip, wo
     # Evaluated after epochs 2 and 3; test also before the first.
     assert extent.embedded == 2 * extent.samples["val"] + 3 * extent.samples["test"]
     other = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "data.synthetic.cameras=3"])
-    assert not any(look_up_tables(other, None, workspace, str(workspace / "catalog")).values())
+    assert not any(look_up_tables(other, None, str(workspace / "catalog")).values())
 
 
 def test_plan_before_the_first_run_gets_the_size_from_the_settings(trained, clip, workspace, tmp_path):
     config = resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", "train.workers=2"])
     before, after = (
-        measure_extent(
-            config, look_up_tables(config, load_clip(clip).digest, folder, str(folder / "catalog"))
-        )
+        measure_extent(config, look_up_tables(config, load_clip(clip).digest, str(folder / "catalog")))
         for folder in (tmp_path, workspace)
     )
     assert before.source == "the benchmark's settings"

@@ -15,7 +15,7 @@ from experiments import recipes, train
 from experiments.evaluate import evaluate
 from experiments.evaluating.evaluation_target import load_run
 from experiments.experiment_config import ConfigError, DataConfig, ExperimentConfig
-from experiments.run import config_checks, lifecycle, run_data
+from experiments.run import config_checks, lifecycle, made_tables, run_data
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.run_options import RunOptions
 from experiments.tracking.journal import Journal
@@ -104,6 +104,25 @@ def test_warnings_of_the_checks_are_logged_with_the_run(ran):
     assert logged == [{"check": "few_samples", "message": finding.message, "samples": 24}]
     run = mlflow.MlflowClient(result.mlflow.uri).get_run(result.mlflow.run_id)
     assert run.data.tags["stmi.warnings"] == "few_samples"
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"), [("readings_wrong=0.5", "captions"), ("masks=shifted", "masks")]
+)
+def test_benchmarks_of_equal_images_and_other_artifacts_share_no_table(setting, kind, clip, tmp_path):
+    options, loaded = RunOptions.resolve(tmp_path), load_clip(clip)
+    made = []
+    for changes in ([], [f"data.synthetic.{setting}"]):
+        config = recipes.resolve("demo", [*small_run.SETTINGS, f"model.clip.source={clip}", *changes])
+        run_data.prepare_tables(config, loaded, options)
+        made.append((config, made_tables.find_made_tables(config, loaded, options.catalog)))
+    (first, before), (_, other) = made
+    images = [tables["samples"].read(["rgb", "nir", "tir"]) for tables in (before, other)]
+    assert images[0] == images[1]
+    assert before[kind].read() != other[kind].read()
+    assert not {t.digest for t in before.values()} & {t.digest for t in other.values()}
+    # Asked for once more, the first finds its own, though the others were asked for last.
+    assert made_tables.find_made_tables(first, loaded, options.catalog) == before
 
 
 @pytest.fixture(scope="module")
