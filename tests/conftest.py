@@ -1,10 +1,14 @@
 import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 from urllib.parse import urlencode
 
+import psutil
 import pytest
 import ray
 from xdist.scheduler import LoadFileScheduling
@@ -17,6 +21,7 @@ from tests.postgresql import PostgreSQL, skip_where_missing
 ROOT = Path(__file__).parents[1]
 BUCKET = "lab"
 S3_SECRET = "not-a-secret"
+_HUNG = pytest.StashKey[str]()
 HOSTS = "tests/two_hosts/"
 # Ray's workers have the environment of the time when the session starts, which is before any fixture of S3.
 # Nothing is left in the home folder. Tables are made without actors, which take seconds to start.
@@ -51,6 +56,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(HOSTS):
             item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> Iterator[None]:
+    """Raise the error of pytest-timeout as KeyboardInterrupt: Ray's waits end for nothing else."""
+    result = yield
+    fail = signal.getsignal(signal.SIGALRM)
+    assert callable(fail)
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        try:
+            fail(signum, frame)
+        except pytest.fail.Exception as error:
+            item.stash[_HUNG] = f"{error}; its processes: {_describe_processes()}"
+            raise KeyboardInterrupt from None
+
+    signal.signal(signal.SIGALRM, interrupt)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """End a test that hangs in a fixture, and not all of them."""
+    with _hang_is_failure(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """The same in the test itself."""
+    with _hang_is_failure(item):
+        return (yield)
+
+
+def _describe_processes() -> str:
+    """Name, state and seconds of computing of each process that this one has started, as Ray's workers."""
+    described = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            spent = process.cpu_times()
+            described.append(f"{process.name()} ({process.status()}, {spent.user + spent.system:.0f} s)")
+    return ", ".join(described)
+
+
+@contextmanager
+def _hang_is_failure(item: pytest.Item) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if _HUNG not in item.stash:
+            raise
+        pytest.fail(item.stash[_HUNG])
 
 
 @pytest.fixture(scope="session")
