@@ -48,8 +48,8 @@ from data_catalog.tables.table import Table
 from stmi.config import LARGEST_COUNT
 from stmi.modality import MODALITIES
 
-SYNTHESIS = "synthesis"
-"""Input of a samples table of a synthetic data set: the digest of the settings that it was rendered with."""
+ARTIFACTS = "artifacts"
+"""Input of the samples table of a synthetic data set whose masks or readings are other than by default."""
 
 
 class SplitSize(Record):
@@ -158,8 +158,8 @@ def ingest(
         dataset=dataset,
         kind=TableKind.SAMPLES,
         settings=settings.stored(source_format) | {"size": size},
-        # Its settings also decide masks and readings: two data sets may differ in these alone.
-        inputs={} if synthesis is None else {SYNTHESIS: json_digest(synthesis)},
+        # Two data sets of equal images may differ in these alone, and need tables of their own.
+        inputs=synthetic_inputs(synthesis.get("artifacts", {})),
         specs=lambda: _shard_specs(separate_queries(listing), settings.samples_per_shard),
         maker=SamplesMaker(
             listing.root.resolve(),
@@ -173,21 +173,30 @@ def ingest(
         earlier_key_extra=lambda: _earlier_fingerprint(listing, with_labels),
         created={
             "source": str(Path(source).resolve() if source_format.is_manifest else listing.root.resolve()),
-            "card": source_format.name if synthesis is None else f"synthetic_{synthesis['kind']}",
+            "card": f"synthetic_{synthesis['settings']['kind']}" if synthesis else source_format.name,
             "first_camera": source_format.first_camera,
         },
         progress=progress,
     )
 
 
-def _read_synthesis(root: Path) -> dict[str, Any] | None:
-    """The settings of the synthetic data set that a folder holds the images of; None for another one."""
+def synthetic_inputs(artifacts: Mapping[str, Any]) -> dict[str, str]:
+    """The inputs of the samples table of a synthetic data set.
+
+    Args:
+        artifacts: The settings of its masks and readings that are not at their defaults.
+    """
+    return {ARTIFACTS: json_digest(artifacts)} if artifacts else {}
+
+
+def _read_synthesis(root: Path) -> dict[str, Any]:
+    """The manifest of the synthetic data set that a folder holds the images of; empty for another one."""
     manifest = root.resolve().parent / SYNTHESIS_MANIFEST
     try:
-        settings = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
-        return dict(settings) if settings["kind"] else None
+        synthesis = json.loads(manifest.read_text(encoding="utf-8"))
+        return dict(synthesis) if synthesis["settings"]["kind"] else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
 
 
 def _require_utf8(root: Path) -> None:

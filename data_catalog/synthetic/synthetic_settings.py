@@ -15,6 +15,8 @@ Dead = Literal["none", "RGB", "NIR", "TIR"]
 
 ADDED = ("masks", "dead")
 """Settings that older versions did not have."""
+ARTIFACTS = ("masks", "readings_dropped", "readings_wrong")
+"""Settings that decide no pixel of an image."""
 MAX_IDENTITY = 999_999
 """Largest identity number: file names give it six digits."""
 
@@ -101,6 +103,10 @@ class SyntheticSettings(Record):
         fields = type(self).model_fields
         same = {name for name in ADDED if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude=same)
+
+    def artifacts(self) -> dict[str, Any]:
+        """What is not at its default of the settings that decide no pixel of an image."""
+        return self.model_dump(mode="json", include=set(ARTIFACTS), exclude_defaults=True)
 
     def identities(self, split: Split) -> range:
         """The identity numbers of a split; no two splits share one.

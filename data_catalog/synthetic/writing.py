@@ -70,6 +70,7 @@ def synthesize(settings: SyntheticSettings, out: Path, progress: Progress = no_p
     manifest = {
         "drawing_version": RENDERING_VERSION,
         "settings": settings.deciding(),
+        "artifacts": settings.artifacts(),
         "attributes": {name: list(values) for name, values in attribute_values(settings.kind).items()},
         "identities": {SPLIT_FOLDERS[split]: count for split, count in identities.items()},
         "samples": {SPLIT_FOLDERS[split]: count for split, count in samples.items()},

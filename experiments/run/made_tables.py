@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.formats import SPLITS
-from data_catalog.samples.ingestion import SYNTHESIS
-from data_catalog.tables.digests import json_digest
+from data_catalog.samples.ingestion import synthetic_inputs
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.table import Table, list_tables, take_newest
 from experiments.experiment_config import ExperimentConfig
@@ -109,7 +108,11 @@ def _look_up_one(config: ExperimentConfig, clip_digest: str | None, catalog: str
 def _fits_run(table: Table, config: ExperimentConfig, clip_digest: str | None) -> bool:
     """Whether a table comes from the run's own rendering of the benchmark, and from its own CLIP."""
     if table.kind is TableKind.SAMPLES and config.data.synthetic is not None:
-        return table.manifest.inputs.get(SYNTHESIS) == json_digest(config.data.synthetic.deciding())
+        # By the name of its folder: the workspace may have been moved.
+        name = Path(table.manifest.created["source"]).parent.name
+        return name == run_data.benchmark_name(config) and table.manifest.inputs == synthetic_inputs(
+            config.data.synthetic.artifacts()
+        )
     if table.kind is TableKind.TEXT_FEATURES:
         if clip_digest is None:
             source = run_data.clip_source(config)

@@ -200,10 +200,14 @@ def _views(tables: Tables) -> Tables:
 
 
 def benchmark_folder(config: ExperimentConfig, workspace: Folder | Path) -> Path:
-    """Where this machine has the embedded benchmark's images: a folder for each combination of settings."""
+    """Where this machine has the embedded benchmark: a folder for each combination of settings."""
+    return local_files(workspace) / "data" / benchmark_name(config)
+
+
+def benchmark_name(config: ExperimentConfig) -> str:
+    """Name of the folder of the embedded benchmark."""
     assert config.data.synthetic is not None
-    digest = json_digest(config.data.synthetic.deciding())
-    return local_files(workspace) / "data" / f"{config.data.dataset}-{digest[:8]}"
+    return f"{config.data.dataset}-{json_digest(config.data.synthetic.deciding())[:8]}"
 
 
 def _render_benchmark(config: ExperimentConfig, options: RunOptions, on_step: OnStep) -> TableSources:

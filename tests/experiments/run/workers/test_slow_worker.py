@@ -22,7 +22,6 @@ def test_one_worker_is_slow_where_it_takes_much_longer_than_the_others(seconds, 
     assert find_slow(seconds) == slow
 
 
-@pytest.mark.fault
 def test_slow_worker_is_named_with_its_host():
     session = SimpleNamespace(gather=lambda own: [(2.0, "n1"), (9.0, "n2")])
     assert worker_times(session, 2.0) == {
