@@ -37,13 +37,14 @@ def draw_grid(
         chosen = [rows for given, rows in tables if not second or given[second[0]] == panel]
         _draw_panel(axes, chosen, gains)
         axes.set_xticks(range(len(over[axis])), list(over[axis]))
+        axes.set_xlim(-0.5, len(over[axis]) - 0.5)
         axes.set(xlabel=axis.removeprefix("model."))
         if panel is not None:
             axes.set_title(f"{second[0].removeprefix('model.')} = {panel}", fontsize=9)
     every[0].set(ylabel="gain of mAP on test identities, points")
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.suptitle(f"{title}: gain, and 95 % interval over seeds (filled: real)", fontsize=10)
+    figure.suptitle(f"{title}\ngain, and 95 % interval over seeds (filled: real)", fontsize=10)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=200)
     return picture.getvalue()
@@ -66,14 +67,17 @@ def _draw_panel(axes: Axes, tables: Sequence[Sequence[TableRow]], gains: Sequenc
         axes.plot(
             [x for x, _ in points],
             [100 * (metric.difference or 0) for _, metric in points],
+            marker,
+            linestyle="-",
             color=colour,
+            markerfacecolor="white",
             linewidth=1,
             label=f"{name} minus {against}",
         )
         for x, metric in points:
             if metric.difference_interval is not None:
                 ends = [100 * end for end in metric.difference_interval]
-                axes.plot([x, x], ends, color=colour, linewidth=1.5)
-            face = colour if metric.real else "white"
-            axes.plot(x, 100 * (metric.difference or 0), marker, color=colour, markerfacecolor=face)
+                axes.plot([x, x], ends, color=colour, linewidth=1.5, zorder=1.9)
+            if metric.real:
+                axes.plot(x, 100 * (metric.difference or 0), marker, color=colour)
     axes.grid(axis="y", alpha=0.3)

@@ -88,9 +88,8 @@ def slices(validated: Sequence[SweepTrial], best: SweepTrial | None, space: Spac
         axes.grid(axis="y", alpha=0.3)
     for axes in panels[:, 0]:
         axes.set_ylabel("validation mAP, %")
-    figure.legend(
-        *panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False
-    )
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 
@@ -154,7 +153,7 @@ def importance(shares: Mapping[str, float], finished: int) -> Figure:
         )
     axes.invert_yaxis()
     axes.set(xlim=(0, 109), xlabel="share, %")
-    axes.set_title(f"Importance for validation mAP (PED-ANOVA, {finished} finished trials)", fontsize=10)
+    figure.suptitle(f"Importance for validation mAP (PED-ANOVA, {finished} finished trials)", fontsize=10)
     return figure
 
 
@@ -235,7 +234,9 @@ class Scale:
         low, high = self.dimension.low, self.dimension.high
         if self.log:
             decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-            between = [value for value in decades.tolist() if low * 1.5 < value < high / 1.5]
+            # The labels of the ends need room.
+            room = (high / low) ** 0.15
+            between = [value for value in decades.tolist() if low * room < value < high / room]
         else:
             values = np.linspace(low, high, 5)[1:-1]
             between = (np.unique(values.round()) if self.dimension.kind == "int" else values).tolist()

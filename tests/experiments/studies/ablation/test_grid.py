@@ -14,6 +14,7 @@ from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.conditions import describe, list_conditions, parse_over
 from experiments.tracking.mlflow_store import MlflowRun
 from tests.experiments import made_up
+from tests.experiments.pictures import is_cut
 
 CLUTTER, ALIKE = "data.synthetic.clutter", "data.synthetic.look_alikes"
 
@@ -94,8 +95,9 @@ def test_grid_shows_gains_with_intervals_over_two_settings(tmp_path, drawn):
         curve = next(line for line in axes.lines if line.get_label() == "SFM minus baseline")
         assert curve.get_ydata() == pytest.approx([2 * number for number in (panel, panel + 2, panel + 4)])
         assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.5", "1"]
-        marks = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "o"]
-        assert [face != "white" for face in marks] == [number > 2 for number in (panel, panel + 2, panel + 4)]
+        marks = [line for line in axes.lines if line.get_marker() == "o"]
+        filled = [round(line.get_xdata()[0]) for line in marks if line.get_markerfacecolor() != "white"]
+        assert filled == [place for place in range(3) if panel + 2 * place > 2]
         assert not any("T alone" in line.get_label() for line in axes.lines)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "grids" / made.name / "table3.csv").read_text())))
     assert len(rows) == 6 * 3
@@ -104,6 +106,17 @@ def test_grid_shows_gains_with_intervals_over_two_settings(tmp_path, drawn):
     assert "| clutter = 0.5, look_alikes = 1 | 50.0 | 50.0<br>+6.0 (+5.0 to +8.0), real |" in text
     assert text.count("said of all") == 1
     assert "- clutter = 0.5, look_alikes = 1: only here" in text
+
+
+def test_what_stands_beside_the_axes_fits_into_the_picture(tmp_path):
+    title = "Table 3 of the paper (Modules), benchmark-vehicle"
+    over = {CLUTTER: ("0", "1")}
+    results = [
+        (each, result_of(each, 0.1, "").model_copy(update={"titles": {"table3": title}}))
+        for each in list_conditions(over)
+    ]
+    made = grid.write_grid(Folder(tmp_path), over, results)
+    assert not is_cut((tmp_path / "grids" / made.name / "table3.png").read_bytes())
 
 
 def test_table_is_made_for_each_condition_once_all_are_known_to_be_possible(monkeypatch, tmp_path, capsys):

@@ -1,8 +1,9 @@
 import pytest
 
-from experiments.studies.sweep.search_space import make_space, parse_dimension
+from experiments.studies.sweep.search_space import Space, make_space, parse_dimension
 from experiments.studies.sweep.sweep_figures import Scale, draw_all, reached
 from tests.experiments import made_up
+from tests.experiments.pictures import is_cut
 
 SPACE = make_space(["optim.learning_rate=log:1e-6:3e-3"])
 
@@ -61,6 +62,12 @@ def test_zero_of_a_log_scale_stands_apart_below_its_least_value():
     assert scale.labels == ["0", "0.001", "0.01", "0.1"]
 
 
+def test_labels_of_a_log_scale_stand_apart():
+    assert Scale(parse_dimension("optim.learning_rate=log:1e-6:3e-3")).labels == [
+        *("1e-06", "1e-05", "0.0001", "0.003")
+    ]
+
+
 def test_a_stopped_trial_is_shown_by_its_last_validation():
     assert reached(trial(0, 0.5)) == 50
     assert reached(trial(1, None, "pruned")) == 40
@@ -83,3 +90,12 @@ def test_few_trials_give_the_figures_that_they_can():
         "pareto",
         "importance",
     }
+
+
+def test_what_stands_beside_the_axes_fits_into_each_picture():
+    shares = {"model.sfm.perturbation = 0": 0.9, "model.str.tokens": 0.1}
+    states = ("pruned", "failed", "crashed")
+    trials = [trial(0, 0.5), *(trial(number, None, state) for number, state in enumerate(states, start=1))]
+    space = Space((parse_dimension("model.str.tokens=int:1:16"),))
+    drawn = draw_all(result(*trials, best=trials[0], importance=shares), space)
+    assert [name for name, picture in drawn.items() if is_cut(picture)] == []
