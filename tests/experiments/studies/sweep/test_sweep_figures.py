@@ -63,9 +63,8 @@ def test_zero_of_a_log_scale_stands_apart_below_its_least_value():
 
 
 def test_labels_of_a_log_scale_stand_apart():
-    assert Scale(parse_dimension("optim.learning_rate=log:1e-6:3e-3")).labels == [
-        *("1e-06", "1e-05", "0.0001", "0.003")
-    ]
+    scale = Scale(parse_dimension("optim.learning_rate=log:1e-6:3e-3"))
+    assert scale.labels == ["1e-06", "1e-05", "0.0001", "0.003"]
 
 
 def test_a_stopped_trial_is_shown_by_its_last_validation():
