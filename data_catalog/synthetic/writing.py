@@ -146,7 +146,8 @@ def _is_there(out: Path, wanted: Mapping[str, Any]) -> bool:
                 f"{out / name} is not valid JSON: delete {out} and run again."
             ) from None
         _refuse_other(out, found, wanted)
-        return name == SYNTHESIS_MANIFEST
+        # An older version did not note the artifacts, by which the tables of equal images are kept apart.
+        return name == SYNTHESIS_MANIFEST and found.get("artifacts", {}) == wanted["artifacts"]
     if held:
         raise SynthesisConflictError(
             f"{out} holds files that are not a synthetic data set ({', '.join(held[:3])}): "

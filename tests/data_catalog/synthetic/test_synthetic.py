@@ -177,6 +177,17 @@ def test_perturbed_masks_are_the_true_ones_moved_by_what_is_documented():
     assert perturb(np.ones((64, 32), np.uint8), "eroded").sum() == 60 * 28
 
 
+@pytest.mark.parametrize(("wrong", "reused"), [(0.15, True), (0.5, False)])
+def test_data_set_of_an_older_version_notes_its_artifacts_once_asked_for_again(wrong, reused, tmp_path):
+    settings = make_settings(readings_wrong=wrong)
+    synthesize(settings, tmp_path / "persons")
+    path = tmp_path / "persons/synthesis.json"
+    now = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in now.items() if name != "artifacts"}))
+    assert synthesize(settings, tmp_path / "persons").reused == reused
+    assert json.loads(path.read_text()).get("artifacts", {}) == settings.artifacts()
+
+
 @pytest.mark.parametrize("how", ["exact", "shifted"])
 def test_mask_files_are_written_and_imported(how, tmp_path):
     settings = make_settings(masks=how)
