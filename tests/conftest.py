@@ -90,6 +90,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """The same in the end of a fixture."""
+    with _hang_is_failure(item):
+        return (yield)
+
+
 def _describe_processes() -> str:
     """Name, state and seconds of computing of each process that this one has started, as Ray's workers."""
     described = []
@@ -104,10 +111,12 @@ def _describe_processes() -> str:
 def _hang_is_failure(item: pytest.Item) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        if _HUNG not in item.stash:
+    except BaseException:
+        # Of any kind: a script makes another error, or an exit status, of an interrupt.
+        if (hung := item.stash.get(_HUNG, None)) is None:
             raise
-        pytest.fail(item.stash[_HUNG])
+        del item.stash[_HUNG]
+        pytest.fail(hung)
 
 
 @pytest.fixture(scope="session")
