@@ -26,13 +26,29 @@ from rich.console import Console
 from data_catalog.command_parser import CommandParser
 from data_catalog.records import Record, add_json_options
 from experiments.command_line import run_command
-from experiments.evaluating.query_scores import FORMAT, SUFFIXES, QueryScores, junk_rule, read_scores
+from experiments.evaluating.query_scores import (
+    FORMAT,
+    SUFFIXES,
+    QueryScores,
+    is_file,
+    scores_of_file,
+    scores_of_run,
+)
+from experiments.evaluating.split_labels import check_same_split
 from experiments.experiment_config import ConfigError
+from experiments.run.run_folder import RunFolder
 from experiments.studies.significance import bootstrap_over_queries
 from experiments.terminal_tables import print_table, text_table
 from stmi.retrieval.metrics import JunkRule
 
 RANKS = (1, 5, 10)
+JUNK: dict[JunkRule, str] = {
+    "camera": "gallery samples of the query's identity and camera do not count",
+    "scene": "gallery samples of the query's identity and scene do not count",
+    "none": "only the query itself does not count in the gallery",
+}
+TEST_VIEW = "view/test"
+OTHER_IMAGES = "the two runs read different samples tables: images of the same name may differ"
 DISAGREEMENT = ("query", "AP first", "AP second", "rank first", "rank second")
 
 
@@ -74,15 +90,22 @@ class ModelComparison(Record):
     """By metric."""
     disagreements: tuple[Disagreement, ...]
     """Those with the largest difference of average precision first."""
+    notes: tuple[str, ...] = ()
+    """What to know before the numbers are believed."""
 
 
 def compare(first: QueryScores, second: QueryScores, junk: JunkRule, top: int = 10) -> ModelComparison:
-    """Compare how two models rank the same queries.
+    """Compare how two models rank the queries of one test split.
 
     Raises:
-        ConfigError: The queries, or which of them are of one identity, are not the same.
+        ConfigError: Queries, gallery, or which samples share an identity, camera or scene, are not the same.
+        data_catalog.errors.CatalogError: The test view of a run is needed to know this, and not to be found.
     """
-    _check_same_queries(first, second)
+    views, samples = (
+        {scores.tables.get(name) for scores in (first, second)} for name in (TEST_VIEW, "samples")
+    )
+    if len(views) > 1 or None in views:
+        check_same_split(first.read_labels(), second.read_labels(), (first.name, second.name))
     values = [_by_metric(scores) for scores in (first, second)]
     differences = {}
     for metric, ours in values[0].items():
@@ -113,6 +136,7 @@ def compare(first: QueryScores, second: QueryScores, junk: JunkRule, top: int = 
             for i in np.argsort(-gaps, kind="stable")[:top]
             if gaps[i] > 0
         ),
+        notes=(OTHER_IMAGES,) if len(samples) > 1 and None not in samples else (),
     )
 
 
@@ -121,27 +145,6 @@ def _by_metric(scores: QueryScores) -> dict[str, np.ndarray]:
     return {"mAP": scores.average_precision} | {
         f"rank{rank}": (scores.first_match_rank <= rank).astype(float) for rank in RANKS
     }
-
-
-def _check_same_queries(first: QueryScores, second: QueryScores) -> None:
-    ours, theirs = set(first.sample_id), set(second.sample_id)
-    if ours != theirs:
-        alone = [
-            f"{len(only)} are in {scores.name} alone, such as {min(only)}"
-            for scores, only in ((first, ours - theirs), (second, theirs - ours))
-            if only
-        ]
-        raise ConfigError(
-            f"{first.name} has {len(ours)} queries with a match and {second.name} {len(theirs)}; "
-            f"{'; '.join(alone)}; two models are compared on the same queries, with the same names"
-        )
-    # The numbers of identities may differ from code to code, but not which queries share one.
-    pairs = len(set(zip(first.identity.tolist(), second.identity.tolist(), strict=True)))
-    if not pairs == len(np.unique(first.identity)) == len(np.unique(second.identity)):
-        raise ConfigError(
-            f"{first.name} and {second.name} do not agree on which queries show one identity; "
-            "expected the labels of the same test split"
-        )
 
 
 def show(result: ModelComparison) -> None:
@@ -163,7 +166,10 @@ def show(result: ModelComparison) -> None:
         )
     for side, name in zip(("first", "second"), names, strict=True):
         console.print(f"{side:8}{name}", soft_wrap=True, highlight=False)
+    console.print(f"{'junk':8}{JUNK[result.junk]}", soft_wrap=True, highlight=False)
     print_table(console, table)
+    for note in result.notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
     if not result.disagreements:
         return
     table = text_table("largest differences: average precision in %, rank of the first match", *DISAGREEMENT)
@@ -203,19 +209,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--picture", metavar="FILE", help="draw every query to a PNG file (default: not drawn)"
     )
+    parser.add_argument(
+        "--catalog", help="catalog of the runs' test views, if they are not where the runs found them"
+    )
     add_json_options(parser, ModelComparison)
     given = parser.parse_args(arguments)
 
     def command() -> ModelComparison:
+        if given.top < 0:
+            raise ConfigError(f"--top={given.top}: expected 0 or more")
         sides = (given.first, given.second)
-        rules = {rule for rule in map(junk_rule, sides) if rule is not None}
+        runs = {side: RunFolder.open(side, given.catalog) for side in sides if not is_file(side)}
+        rules = {run.config.data.junk for run in runs.values()}
         if len(rules) > 1 or (given.junk and rules - {given.junk}):
             raise ConfigError(
                 f"--junk={given.junk or 'camera'}: a run has the rule {' and another '.join(sorted(rules))}; "
                 "two models are compared by one rule"
             )
         junk = next(iter(rules), given.junk or "camera")
-        first, second = (read_scores(side, given.feature, junk) for side in sides)
+        first, second = (
+            scores_of_run(runs[side], given.feature)
+            if side in runs
+            else scores_of_file(side, given.feature, junk)
+            for side in sides
+        )
         result = compare(first, second, junk, given.top)
         if given.picture:
             from experiments.evaluating.comparison_figure import draw_comparison

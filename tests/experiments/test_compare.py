@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -6,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_catalog.errors import CatalogError
 from experiments import compare
-from experiments.evaluating.query_scores import read_scores
+from experiments.evaluating.query_scores import scores_of_file
+from experiments.experiment_config import ConfigError
 from stmi.retrieval import metrics
 from stmi.retrieval.metrics import RetrievalSet
 
@@ -101,10 +104,30 @@ def test_query_and_gallery_are_those_that_the_file_names(tmp_path):
     columns = split()
     is_query = np.arange(48) % 6 == 0
     columns |= {"is_query": is_query, "is_gallery": ~is_query}
-    scores = read_scores(write(tmp_path / "half.npz", columns), None, "camera")
+    scores = scores_of_file(write(tmp_path / "half.npz", columns), None, "camera")
     rows = [columns[name] for name in ("U", "identity", "camera_id")]
     query, gallery = (RetrievalSet(*(values[chosen] for values in rows)) for chosen in (is_query, ~is_query))
     assert scores.average_precision.mean() == metrics.evaluate(query, gallery).mean_average_precision
+
+
+def test_names_of_identities_and_cameras_are_as_good_as_numbers(ours, tmp_path, capsys):
+    columns = split(1, 0.9)
+    numbers = write(tmp_path / "numbers.npz", columns)
+    named = columns | {
+        "identity": np.char.add("p", columns["identity"].astype(str)),
+        "camera_id": np.char.add("cam", columns["camera_id"].astype(str)),
+        "path": np.char.add("images/", columns["sample_id"]),
+    }
+    plain = compared(capsys, ours, numbers)
+    for suffix in (".npz", ".parquet"):
+        found = compared(capsys, ours, write(tmp_path / f"named{suffix}", named))
+        assert found["differences"] == plain["differences"]
+
+
+def test_what_is_no_column_of_the_samples_does_not_matter(ours, tmp_path, capsys):
+    columns = split(1, 0.9) | {"epoch": np.array(7), "losses": np.zeros((3, 2))}
+    found = compared(capsys, ours, write(tmp_path / "more.npz", columns))
+    assert found["models"][1]["feature"] == "U"
 
 
 def test_scene_rule_reads_the_scenes(ours, theirs, tmp_path, capsys):
@@ -116,6 +139,25 @@ def test_scene_rule_reads_the_scenes(ours, theirs, tmp_path, capsys):
     assert result["models"][0]["metrics"]["mAP"] == expected_scores(split()).mean_average_precision
 
 
+def test_labels_are_read_only_where_two_runs_have_different_test_views(ours, tmp_path):
+    scores = scores_of_file(ours, None, "camera")
+
+    def run(view, samples, labels=scores.read_labels):
+        return replace(scores, tables={"view/test": view, "samples": samples}, read_labels=labels)
+
+    def out_of_reach():
+        raise CatalogError("the test view is out of reach")
+
+    assert compare.compare(run("a", "s", out_of_reach), run("a", "s", out_of_reach), "camera").notes == ()
+    with pytest.raises(CatalogError, match="out of reach"):
+        compare.compare(run("a", "s"), run("b", "s", out_of_reach), "camera")
+    assert compare.compare(run("a", "s"), run("b", "s"), "camera").notes == ()
+    assert compare.compare(run("a", "s"), run("b", "t"), "camera").notes == (compare.OTHER_IMAGES,)
+    half = scores_of_file(write(tmp_path / "half.npz", split(each=3)), None, "camera")
+    with pytest.raises(ConfigError, match="48 queries"):
+        compare.compare(run("a", "s"), run("b", "s", half.read_labels), "camera")
+
+
 def test_picture_shows_both_models(ours, theirs, tmp_path, capsys):
     compared(capsys, ours, theirs, "--picture", str(tmp_path / "both.png"))
     with Image.open(tmp_path / "both.png") as picture:
@@ -125,7 +167,14 @@ def test_picture_shows_both_models(ours, theirs, tmp_path, capsys):
 def test_table_for_a_person_has_every_metric(ours, theirs, capsys):
     assert compare.main([ours, theirs]) == 0
     printed = capsys.readouterr().out
-    for text in ("ours.parquet, U", "theirs.npz, U", "mAP", "rank 10", "48 queries of 8 identities"):
+    for text in (
+        "ours.parquet, U",
+        "theirs.npz, U",
+        "mAP",
+        "rank 10",
+        "query's identity and camera do not count",
+        "48 queries of 8 identities",
+    ):
         assert text in printed
     assert max(map(len, printed.splitlines())) <= 80
 
@@ -137,9 +186,9 @@ def without(columns, name):
 @pytest.mark.parametrize(
     ("changed", "options", "message"),
     [
-        (without(split(), "identity"), [], "no identity; expected a row a sample with sample_id"),
+        (without(split(), "identity"), [], "no identity; expected sample_id, identity, camera_id of each"),
         (without(split(), "U"), [], "no feature; expected"),
-        (split() | {"camera_id": np.arange(3)}, [], "camera_id has 3 rows and sample_id 48"),
+        (split() | {"camera_id": np.arange(3)}, [], "camera_id has the shape (3,) and sample_id (48,)"),
         (split() | {"G": split()["U"]}, ["--feature", "V"], "choose --feature from U"),
         (without(split() | {"G": split()["U"], "H": split()["U"]}, "U"), [], "choose --feature from G, H"),
         (split() | {"U": split()["U"][:, 0]}, [], r"U is float32 (48,); expected real numbers (48, width)"),
@@ -149,7 +198,14 @@ def without(columns, name):
         (split(), ["--junk", "scene"], "no scene_id"),
         (split() | {"identity": np.full(48, 5)}, [], "the gallery holds one identity, 5, so every ranking"),
         (split(each=3), [], "24 are in ours.parquet alone, such as 0024"),
-        (split() | {"identity": np.arange(48) // 3 % 8}, [], "do not agree on which queries show"),
+        (split() | {"identity": np.arange(48) // 3 % 8}, [], "do not agree on which samples show one"),
+        (split() | {"camera_id": np.arange(48)}, [], "which samples are junk for"),
+        (split() | {"is_gallery": np.arange(48) % 3 < 2}, [], "48 gallery samples and theirs.npz 32; 16"),
+        (split() | {"is_query": np.arange(48) % 3 < 2}, [], "has 48 queries and theirs.npz 32; 16 are"),
+        (split() | {"is_query": np.zeros(48, dtype=bool)}, [], "is_query is true of no sample"),
+        (split() | {"is_query": np.full(48, "yes")}, [], "is_query is <U3; expected true and false"),
+        (split() | {"identity": np.array([np.nan] * 48)}, [], "identity of sample 0000 is missing"),
+        (split(), ["--top", "-1"], "--top=-1: expected 0 or more"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_compared_are_refused_in_one_line(
@@ -159,6 +215,20 @@ def test_files_that_cannot_be_compared_are_refused_in_one_line(
     printed = capsys.readouterr().err
     assert message in printed
     assert len(printed.splitlines()) == 1
+
+
+def test_lists_of_different_lengths_are_refused_by_their_rows(ours, tmp_path, capsys):
+    """Cut into rows of one length they would give numbers, which mean nothing."""
+    whole = list(split()["U"])
+    ragged = [np.append(whole[0], whole[1][:1]), whole[1][:-1], *whole[2:]]
+    empty = [None, np.append(whole[1], whole[0]), *whole[2:]]
+    for values, message in (
+        (ragged, "U has 17 numbers in row 0 and 15 in row 1"),
+        (empty, "U has 0 numbers in row 0 and 32 in row 1"),
+    ):
+        pq.write_table(pa.table(without(split(), "U") | {"U": values}), tmp_path / "theirs.parquet")
+        assert compare.main([ours, str(tmp_path / "theirs.parquet")]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x80\x04N."])

@@ -129,6 +129,10 @@ def test_run_and_a_file_of_its_embeddings_rank_alike(trained, capsys, tmp_path):
     for model in result["models"]:
         assert model["metrics"]["mAP"] == pytest.approx(trained["metrics"]["G"]["mAP"])
     assert max(abs(found["difference"]) for found in result["differences"].values()) < GOLDEN_VALUE
+    few = str(tmp_path / "few.parquet")
+    pq.write_table(pq.read_table(file)[:-1], few)
+    assert compare.main([trained["folder"], few, "--feature", "G"]) == 2
+    assert f"1 are in {trained['run']} alone" in capsys.readouterr().err
     assert compare.main([trained["folder"], file, "--junk", "scene"]) == 2
     assert "--junk=scene: a run has the rule camera" in capsys.readouterr().err
     assert compare.main([trained["folder"], file, "--feature", "V"]) == 2
