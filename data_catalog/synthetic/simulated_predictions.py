@@ -14,8 +14,9 @@ from data_catalog.synthetic.random_choices import RandomChoices
 from data_catalog.synthetic.rendering import RenderedSample
 from data_catalog.synthetic.synthetic_settings import SyntheticSettings
 
-SOURCES: tuple[str, ...] = ("RGB", "NIR", "TIR", "JOINT")
-"""The images that a prediction is made from."""
+IMAGES: tuple[str, ...] = ("RGB", "NIR", "TIR")
+SOURCES: tuple[str, ...] = (*IMAGES, "JOINT")
+"""What a prediction is made from: an image, or all of them."""
 
 NIGHT = 0.7
 """From this darkness on, visible light shows nothing."""
@@ -43,6 +44,7 @@ def predict_attributes(
     values = attribute_values(settings.kind)
     image = RandomChoices(settings.seed, "image reading", settings.kind, identity, camera, shot)
     shared = RandomChoices(settings.seed, "reading", settings.kind, identity)
+    dead = settings.dead_at(camera)
     predictions: dict[str, dict[str, SimulatedPrediction]] = {}
     for source in SOURCES:
         predictions[source] = {}
@@ -51,7 +53,7 @@ def predict_attributes(
             own_numbers = tuple(image.uniform() for _ in range(3))
             numbers = own_numbers if image.chance(INDEPENDENT_SHARE) else shared_numbers
             jitter = image.uniform(-0.04, 0.04)
-            if _is_visible(source, name, sample) and settings.dead_at(camera) != source:
+            if any(_is_visible(image, name, sample) for image in _images_of(source) if image != dead):
                 error_rate = _error_rate(source, name, sample)
                 prediction = _predict(settings, values[name], true_value, numbers, error_rate, jitter)
             else:
@@ -60,13 +62,15 @@ def predict_attributes(
     return predictions
 
 
-def _is_visible(source: str, name: str, sample: RenderedSample) -> bool:
-    """Whether the source shows the attribute at all."""
+def _images_of(source: str) -> tuple[str, ...]:
+    return IMAGES if source == "JOINT" else (source,)
+
+
+def _is_visible(image: str, name: str, sample: RenderedSample) -> bool:
+    """Whether a living image shows the attribute at all: colours are in RGB alone."""
     if name not in sample.visible:
         return False
-    if "colour" in name:
-        return source in ("RGB", "JOINT") and sample.darkness < NIGHT
-    return source != "RGB" or sample.darkness < NIGHT
+    return sample.darkness < NIGHT if image == "RGB" else "colour" not in name
 
 
 def _error_rate(source: str, name: str, sample: RenderedSample) -> float:

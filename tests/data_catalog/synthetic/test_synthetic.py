@@ -149,18 +149,34 @@ def test_the_mask_is_where_the_target_is_visible(kind):
         np.testing.assert_array_equal(mask, quarters >= 2)
 
 
-def test_a_dead_image_is_black_at_its_cameras_and_nothing_is_read_from_it():
-    settings = make_settings(dead=("none", "TIR"))
+@pytest.mark.parametrize(("dead", "modality"), [("RGB", 0), ("NIR", 1), ("TIR", 2)])
+def test_a_dead_image_is_black_at_its_cameras_and_nothing_is_read_from_it(dead, modality):
+    settings = make_settings(dead=("none", dead))
     for camera in range(4):
         sample = render_sample(settings, 1, camera, 0)
         whole = render_sample(make_settings(), 1, camera, 0)
         is_dead = camera % 2 == 1
-        assert sample.pixels[2].any() != is_dead
-        np.testing.assert_array_equal(sample.pixels[:2], whole.pixels[:2])
+        assert sample.pixels[modality].any() != is_dead
+        others = [other for other in range(3) if other != modality]
+        np.testing.assert_array_equal(sample.pixels[others], whole.pixels[others])
         np.testing.assert_array_equal(sample.mask, whole.mask)
         read = predict_attributes(settings, sample, 1, camera, 0)
-        assert all(prediction["value"] == UNKNOWN for prediction in read["TIR"].values()) == is_dead
-        assert any(prediction["value"] != UNKNOWN for prediction in read["JOINT"].values())
+        if is_dead:
+            assert {prediction["value"] for prediction in read[dead].values()} == {UNKNOWN}
+        else:
+            assert read == predict_attributes(make_settings(), whole, 1, camera, 0)
+
+
+@pytest.mark.parametrize("dead", ["RGB", "NIR", "TIR"])
+def test_all_images_together_show_what_one_of_the_living_shows(dead):
+    """By day RGB shows everything and NIR and TIR all but colours."""
+    settings = make_settings(dead=(dead,), occlusion=0.0, readings_dropped=0.0, readings_wrong=0.0)
+    for identity in range(1, 21):
+        sample = render_sample(settings, identity, DAY, 0)
+        read = predict_attributes(settings, sample, identity, DAY, 0)["JOINT"]
+        for name in sample.visible:
+            expected = UNKNOWN if dead == "RGB" and "colour" in name else sample.attributes[name]
+            assert read[name]["value"] == expected, name
 
 
 def test_perturbed_masks_are_the_true_ones_moved_by_what_is_documented():
