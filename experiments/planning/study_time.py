@@ -103,7 +103,8 @@ def expect_study_time(
     total = devices * seconds
     machines = devices * assumed.machine_seconds if left else 0.0
     used = [each * part for part in (training, evaluation, assumed.start_seconds * len(left))]
-    hours = [part / 3600 for part in (*used, machines, total - sum(used) - machines)]
+    idle = max(0.0, total - sum(used) - machines)  # rounding can make it less than nothing: "-0%"
+    hours = [part / 3600 for part in (*used, machines, idle)]
     return StudyTime(
         hardware=hardware,
         kind=kind,

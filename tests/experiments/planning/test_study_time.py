@@ -85,6 +85,13 @@ def test_a_run_of_several_workers_holds_a_gpu_for_each():
     assert times([halves] * 3, 1).at_once == 2
 
 
+def test_the_only_device_is_never_idle_and_not_less_than_never_either():
+    """The parts are rounded numbers: their sum can exceed the total by a bit, and "-0%" was printed."""
+    for count in range(1, 60):
+        found = times([RunLeft(WORKLOAD, 1)] * count, 1)
+        assert 0 <= found.idle_hours < 1e-9
+
+
 def test_runs_on_cpus_have_a_machine_each():
     found = expect_study_time(
         [RunLeft(replace(WORKLOAD, workers=4), 1)] * 2, "Xeon-2-cores", 2, Assumptions()
