@@ -15,7 +15,8 @@
 
 As many runs train at once as the cluster has room for; a row that stands in several tables is trained
 once, and a run that was finished before is found. Interrupted, the same command goes on. Beside the paper's
-rows stand the text alone, G alone and the full model without text: captions can make any gain.
+rows stand the text alone, G alone and the full model without text: captions can make any gain. Where
+model.text is set for all rows (--set or --over), these are left out.
 
 Verdict of a difference: `real` means p < 0.05, Holm-corrected, in a paired t-test over seeds and a bootstrap
 over test identities; `not real`, that both 95 % intervals exclude a difference of 1 point of mAP or more;

@@ -358,6 +358,14 @@ def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
     assert (full.chi.mixer, full.sfm.sharing) == ("mlp", "per_head")
 
 
+@pytest.mark.parametrize("text", ["on", "off"])
+def test_rows_about_the_text_are_left_out_where_the_text_is_set_for_all_rows(text):
+    """Otherwise `--over model.text=on,off` could not be asked for."""
+    plan = plan_ablation([ABLATIONS["table3"]], "demo", [f"model.text={text}"], 1)
+    assert [row.name for row in plan.rows[0][1]] == ["baseline", "SFM", "SFM + STR", "SFM + STR + CHI"]
+    assert {config.model.text.enabled for config in plan.configs} == {text == "on"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -369,7 +377,6 @@ def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
         (["--table", "4", "--set", "model.chi.enabled=false"], "row 'without CHI' of table4 sets model.chi"),
         (["--table", "4", "--set", "model.chi.mixer=mlp"], "of table4 sets model.chi.mixer itself"),
         (["--table", "5", "--set", "model.sfm=off"], "of table5 sets model.sfm.sharing itself"),
-        (["--table", "3", "--set", "model.text=off"], "row 'no text' of table3 sets model.text itself"),
         (["--figure", "5", "--set", "model.str.tokens=2"], "row 'K = 1' of figure5_tokens sets"),
         (["--row", "model.sfm=off"], "expected 'NAME: setting=value"),
         (["--row", "no SFM:"], "at least one setting"),

@@ -12,6 +12,9 @@ from experiments.run.run_tables import RunTables
 from experiments.studies.ablation.added_rows import ADDED_TABLE
 from experiments.studies.ablation.rows import Ablation, Row
 
+TEXT = "model.text"
+"""The switch of the text. Where it is set for all rows, the rows about the text are left out."""
+
 
 @dataclass(frozen=True)
 class AblationPlan:
@@ -85,6 +88,9 @@ def plan_ablation(
         ConfigError: A name is unknown, taken, or the rows' own; a value is impossible; two rows come out the
             same.
     """
+    if TEXT in map(_name, settings):
+        # Whether there is a text is decided for all rows: none is left to say what it brings.
+        ablations = [replace(ablation, text_rows=False) for ablation in ablations]
     for ablation in ablations:
         _check_names(ablation)
         _check_settings(ablation, settings)
@@ -137,8 +143,9 @@ def _check_settings(ablation: Ablation, settings: Sequence[str]) -> None:
             for setting in settings:
                 if f"{varied}.".startswith(f"{_name(setting)}."):
                     raise ConfigError(
-                        f"--set {setting}: row {row.name!r} of {ablation.key} sets {varied} itself, and rows "
-                        "would not be what they are called; leave it out, or train such a run with train.py"
+                        f"{setting}: row {row.name!r} of {ablation.key} sets {varied} itself, and rows would "
+                        "not be what they are called; leave it out of --set and --over, or train such a run "
+                        "with train.py"
                     )
 
 
