@@ -38,7 +38,7 @@ from experiments.command_line import (
     with_workers,
     worker_range,
 )
-from experiments.experiment_config import ConfigError, ExperimentConfig
+from experiments.experiment_config import ExperimentConfig
 from experiments.planning.expected_time import SHOWN_BY_DEFAULT, find_hardware, known_hardware
 from experiments.report import RunReport, print_report
 from experiments.run.elastic_workers import check_range
@@ -202,12 +202,9 @@ def make_plan(given: argparse.Namespace) -> "RunPlan":
     catalog = resolve_catalog(resolve_workspace(given.workspace), given.catalog)
     from experiments.planning import run_plan
 
-    plan = run_plan.make_plan(config, catalog, hardware, given.calibrate, given.gpus_per_worker)
-    if given.hardware and not any(entry.fits for entry in plan.hardware):
-        raise ConfigError(
-            "the run fits on none of the named hardware: " + "; ".join(plan.warnings[-len(plan.hardware) :])
-        )
-    return plan
+    return run_plan.make_plan(
+        *(config, catalog, hardware, given.calibrate, given.gpus_per_worker), must_fit=bool(given.hardware)
+    )
 
 
 def show_plan(plan: "RunPlan") -> None:

@@ -1,6 +1,7 @@
 """The tables that a run would read, with the commands of those that are missing, and its samples."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,14 @@ class ExpectedTable(Record):
     bytes: int | None = None
     command: str | None = None
     """The command that makes the table; None where it exists."""
+
+
+def missing_tables(tables: Sequence[ExpectedTable]) -> list[str]:
+    """One sentence that names the tables that are missing; empty where none is."""
+    missing = [table.name for table in tables if table.command is not None]
+    if not missing:
+        return []
+    return [f"{len(missing)} tables are missing ({', '.join(missing)}): no run can start yet"]
 
 
 def describe_tables(

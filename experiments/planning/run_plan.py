@@ -1,13 +1,13 @@
 """What a run would do, before it does anything: settings, size, tables, memory and time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_catalog.checks.findings import CheckReport
 from data_catalog.records import Record
-from experiments.experiment_config import ExperimentConfig, SettingName, differences
+from experiments.experiment_config import ConfigError, ExperimentConfig, SettingName, differences
 from experiments.planning.calibration import Calibration, calibrate
 from experiments.planning.cost import ModelParameters, measure_cost, measure_micro_batches
 from experiments.planning.expected_tables import (
@@ -15,6 +15,7 @@ from experiments.planning.expected_tables import (
     Extent,
     describe_tables,
     measure_extent,
+    missing_tables,
 )
 from experiments.planning.expected_time import (
     SHOWN_BY_DEFAULT,
@@ -83,6 +84,7 @@ def make_plan(
     hardware: Sequence[str] = SHOWN_BY_DEFAULT,
     calibrates: bool = False,
     gpus_per_worker: float | None = None,
+    must_fit: bool = False,
 ) -> RunPlan:
     """All that can be known about a run without running it; needs neither tables nor weights.
 
@@ -92,9 +94,11 @@ def make_plan(
         hardware: Names in `hardware.yaml` for which times are computed.
         calibrates: Take a few steps on this machine.
         gpus_per_worker: As in a run. For a GPU, None and 0 stand for a whole one.
+        must_fit: Refuse a run that fits on none of the hardware.
 
     Raises:
-        ConfigError: The config does not fit its CLIP or its data, or a hardware is not known.
+        ConfigError: The config does not fit its CLIP or its data, a hardware is not known, or none has the
+            memory.
         CatalogError: Nothing is known about the data set, or the catalog cannot be read.
         ClipFileError: The architecture of the CLIP is unknown.
     """
@@ -113,6 +117,9 @@ def make_plan(
     changed = differences(resolve(config.recipe), config)
     different = differences(config, resolve(other)) if other else {}
     smaller = _fitting_micro_batches(config, extent, workload, hardware)
+    too_small = [_too_small(entry, smaller.get(entry.name)) for entry in expected if not entry.fits]
+    if must_fit and len(too_small) == len(expected):
+        raise ConfigError(f"the run fits on none of the named hardware: {'; '.join(too_small)}")
     return RunPlan(
         recipe=config.recipe,
         config=config.flat(),
@@ -132,7 +139,8 @@ def make_plan(
         ),
         calibration=calibrate(config, workload, extent.identities, extent.cameras) if calibrates else None,
         warnings=[
-            *_warnings(config, described, expected, smaller),
+            *([] if config.data.synthetic else missing_tables(described)),
+            *too_small,
             *(finding.message for finding in checked.warnings),
         ],
         errors=tuple(finding.message for finding in checked.errors),
@@ -218,19 +226,6 @@ def _fitting_micro_batches(
             least = replace(workload, peak_bytes=rest)
             left = [name for name in left if not fits[name] and expect_time(least, name).fits]
     return found
-
-
-def _warnings(
-    config: ExperimentConfig,
-    tables: Sequence[ExpectedTable],
-    expected: Sequence[ExpectedTime],
-    smaller: Mapping[str, int],
-) -> list[str]:
-    warnings = []
-    missing = [table.name for table in tables if table.command is not None]
-    if missing and config.data.synthetic is None:
-        warnings.append(f"{len(missing)} tables are missing ({', '.join(missing)}): no run can start yet")
-    return warnings + [_too_small(entry, smaller.get(entry.name)) for entry in expected if not entry.fits]
 
 
 def _too_small(entry: ExpectedTime, micro_batches: int | None) -> str:

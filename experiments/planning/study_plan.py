@@ -14,6 +14,7 @@ from experiments.planning.expected_tables import (
     Extent,
     describe_tables,
     measure_extent,
+    missing_tables,
 )
 from experiments.planning.expected_time import USABLE_MEMORY, expect_time
 from experiments.planning.flop_counts import pass_flops
@@ -249,10 +250,8 @@ def _different(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
 def _warnings(
     data: StudyData, tables: Sequence[ExpectedTable], runs: Sequence[RunLeft], hardware: Sequence[str]
 ) -> list[str]:
-    warnings = []
-    missing = [table.name for table in tables if table.command is not None]
-    if missing and data.first.data.synthetic is None and data.maker is None:
-        warnings.append(f"{len(missing)} tables are missing ({', '.join(missing)}): no run can start yet")
+    is_made = data.first.data.synthetic is not None or data.maker is not None
+    warnings = [] if is_made else missing_tables(tables)
     for entry in (expect_time(runs[0].workload, name) for name in hardware):
         if not entry.fits:
             warnings.append(

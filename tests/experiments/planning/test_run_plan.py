@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_catalog.checks.findings import CheckReport, Finding
 from experiments import train
 from experiments.experiment_config import ConfigError
 from experiments.planning import calibration, run_plan
@@ -168,6 +169,10 @@ def test_plan_refuses_hardware_without_the_memory_and_names_the_micro_batches_th
         return Memory.model_construct(**used, peak=used["training_peak"])
 
     monkeypatch.setattr(run_plan, "measure_micro_batches", measure)
+    finding = Finding(check="rank", message="rank 5 counts queries of four")
+    monkeypatch.setattr(
+        run_plan, "check_where_possible", lambda *_: CheckReport(errors=(), warnings=(finding,))
+    )
     base, known = known_hardware()["T4"], known_hardware()
     for name, mebibytes in (("Small", 3.1 / USABLE_MEMORY), ("Tiny", 0.5)):
         known[name] = base.model_copy(update={"memory_gib": mebibytes / 2**10})
@@ -182,6 +187,7 @@ def test_plan_refuses_hardware_without_the_memory_and_names_the_micro_batches_th
     assert small.startswith("error: the run fits on none of the named hardware: Small: ")
     assert "take train.micro_batches=3, more train.workers, or" in small
     assert "micro_batches" not in tiny
+    assert "rank 5" not in line
 
 
 def test_expected_time_is_the_flops_divided_by_the_assumed_rate():
