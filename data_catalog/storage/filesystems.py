@@ -200,6 +200,12 @@ def has_folder(filesystem: fs.FileSystem, path: str) -> bool:
         raise _unreachable(path, error) from error
 
 
+def delete_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Delete a folder with all it holds, if it is there."""
+    if has_folder(filesystem, path):
+        filesystem.delete_dir(path)
+
+
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
     """All bytes of a file.
 

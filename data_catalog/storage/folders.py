@@ -163,6 +163,16 @@ class Folder:
             filesystem, f"{path}/{name}", data.encode() if isinstance(data, str) else data
         )
 
+    def delete(self) -> None:
+        """Delete it with all it holds, if it is there."""
+        filesystems.delete_folder(*self._opened)
+
+    def delete_file(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        filesystem, path = self._opened
+        if self.has_file(name):
+            filesystem.delete_file(f"{path}/{name}")
+
     @contextmanager
     def local_file(self, name: str) -> Iterator[Path]:
         """A file for a library that needs a path: itself, or a copy for as long as it is needed."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from data_catalog.records import Record
-from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.evaluating.evaluation_target import find_captions
 from experiments.experiment_config import ConfigError
@@ -155,9 +154,7 @@ def _scratch(options: RunOptions) -> Iterator[RunOptions]:
     try:
         yield replace(options, workspace=folder, storage=None, tracking_uri=None)
     finally:
-        filesystem, path = filesystems.open_root(folder.location)
-        if filesystems.has_folder(filesystem, path):
-            filesystem.delete_dir(path)
+        folder.delete()
 
 
 def _differences(run: RunFolder) -> Iterator[str]:

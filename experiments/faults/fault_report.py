@@ -10,7 +10,6 @@ from pathlib import Path
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record
-from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.evaluating.run_differences import find_differences
 from experiments.faults.cluster_nodes import ClusterNodes
@@ -127,10 +126,10 @@ def try_faults(names: Sequence[str], plan: Plan, on_fault: Callable[[str], None]
             ) as training:
                 outcome = _try(fault, scene, training, is_exact)
             if not outcome.lost:
-                _delete(training.workspace)
+                training.workspace.delete()
             outcomes.append(outcome)
     if not any(outcome.lost for outcome in outcomes):
-        _delete(scratch)
+        scratch.delete()
     return FaultReport(
         undisturbed=undisturbed.name,
         workers=undisturbed.config.train.workers,
@@ -177,9 +176,3 @@ def _compare(run: RunFolder, undisturbed: RunFolder) -> tuple[bool, tuple[str, .
     """Whether two runs ended with the same weights, and all in which they differ."""
     ours, theirs = (one.journal.find("test")["weights"] for one in (run, undisturbed))
     return ours == theirs, find_differences(run, undisturbed)
-
-
-def _delete(folder: Folder) -> None:
-    filesystem, path = filesystems.open_root(folder.location)
-    if filesystems.has_folder(filesystem, path):
-        filesystem.delete_dir(path)

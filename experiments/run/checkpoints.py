@@ -114,7 +114,7 @@ class Checkpoint:
             # Object stores move no folders; there a checkpoint counts once the journal names it.
             with tempfile.TemporaryDirectory() as folder:
                 self.write(Path(folder))
-                delete(filesystem, path)
+                filesystems.delete_folder(filesystem, path)
                 fs.copy_files(folder, path, destination_filesystem=filesystem)
 
     def _store_on_disk(self, path: Path, partial: Path) -> None:
@@ -137,12 +137,6 @@ def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def delete(filesystem: fs.FileSystem, path: str) -> None:
-    """Delete a checkpoint, if it is there."""
-    if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
 
 
 def load_best(folder: Path) -> Best | None:
@@ -182,12 +176,12 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
         DamagedFileError: A file is damaged; so in the other functions that load.
         RunError: Newer code wrote it.
     """
-    device = next(model.parameters()).device
+    # To the host first: a GPU has no room for everything twice.
     with reading(folder / MODEL_FILE):
-        weights = load_file(folder / MODEL_FILE, device=str(device))
+        weights = load_file(folder / MODEL_FILE)
     load_strictly(model, weights, folder / MODEL_FILE)
     with reading(folder / TRAINING_FILE):
-        training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
+        training = torch.load(folder / TRAINING_FILE, map_location="cpu", weights_only=True)
     if (written := training.get("format", 1)) > FORMAT:
         raise RunError(
             f"{folder / TRAINING_FILE} has format {written}, written by newer code; this code reads formats "
@@ -200,12 +194,15 @@ def load(folder: Path, model: STMI, optimizer: torch.optim.Optimizer | None = No
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Meanwhile a file of a checkpoint is read.
+    """Context in which a file of a checkpoint is read.
 
     Raises:
-        DamagedFileError: It is damaged.
+        DamagedFileError: It is damaged. Errors of a disk or of memory are none: they may pass.
     """
-    remedy = "restore it from a copy, or move the run's folder away and train it anew"
+    remedy = (
+        "the same command lets an unfinished run go on from the checkpoint before it; else restore it from a "
+        "copy, or move the run's folder away and train it anew"
+    )
     if (change := find_change(path, path.with_name(SUMS_FILE))) is not None:
         raise DamagedFileError(path, change, remedy)
     try:
@@ -213,12 +210,15 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DamagedFileError(path, "it is missing", remedy) from None
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
+        # Arrow's error about a damaged page is an OSError, too, but none of the system's.
+        if getattr(error, "errno", None) is not None or isinstance(error, torch.OutOfMemoryError):
+            raise
         raise DamagedFileError(path, " ".join(str(error).split())[:200], remedy) from error
 
 
 @contextmanager
 def writing(location: str) -> Iterator[None]:
-    """Meanwhile a checkpoint is written.
+    """Context in which a checkpoint is written.
 
     Args:
         location: Where it goes.

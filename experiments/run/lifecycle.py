@@ -11,7 +11,6 @@ from functools import partial
 from data_catalog.errors import CatalogError, NotWritableError, StorageAwayError
 from data_catalog.progress import ShowProgress, open_progress
 from data_catalog.ray_failures import describe_failure
-from data_catalog.storage import filesystems
 from experiments.experiment_config import ExperimentConfig
 from experiments.run import checkpoints, run_figures
 from experiments.run.conclusion import conclude
@@ -114,7 +113,7 @@ def _run(
             on_report(epoch)
         with _logged(folder, options) as mlflow_logger, _event_file_written(folder, options):
             if not is_trained:
-                with _observed(folder, mlflow_logger):
+                with _observed(folder, mlflow_logger), stopping_on_sigterm(folder.checkpoints):
                     _train(folder, tables, options, checkpoint, threads, on_report)
                     _refuse_interrupted(folder)
             if not is_reused:
@@ -138,7 +137,8 @@ def train_first_steps(
     folder = RunFolder.of(options.workspace, config, tables, options.storage)
     with _claimed(folder, 0.0):
         _begin(folder, tables, None)
-        _train(folder, tables, options, None, threads, lambda facts: None, stops)
+        with stopping_on_sigterm(folder.checkpoints):
+            _train(folder, tables, options, None, threads, lambda facts: None, stops)
     return folder
 
 
@@ -163,11 +163,12 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
 def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None:
     """Write into the journal which code begins the run, or goes on with it, and what is odd in its data.
 
-    Checkpoints that a killed process has not completed are removed.
+    Old checkpoints are removed, and those that a killed process has not completed.
     """
     for name in folder.checkpoints.list_folders():
         if name.endswith(checkpoints.PARTIAL):
-            checkpoints.delete(*filesystems.open_root(folder.checkpoints.file(name)))
+            (folder.checkpoints / name).delete()
+    folder.delete_old_checkpoints()
     note_start(folder.journal, epoch=folder.epoch_of(checkpoint))
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
@@ -270,6 +271,8 @@ def _train_with(
         # Ray Train's controller, another process, writes the journal.
         with polling(report_news, _poll_seconds(folder)):
             train_on_workers(given, folder, options)
+        # Ray Train has deleted the old ones of this start alone.
+        folder.delete_old_checkpoints()
         return
     import torch  # noqa: PLC0415 - takes seconds, which a run on workers does not need here
 
@@ -279,9 +282,8 @@ def _train_with(
     is_accelerated = torch.cuda.is_available() and options.gpus_per_worker != 0
     device = torch.device("cuda" if is_accelerated else "cpu")
     try:
-        with stopping_on_sigterm(folder.checkpoints):
-            stop_request = StopRequest(*given.stop_folders)
-            train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint, stop_request))
+        stop_request = StopRequest(*given.stop_folders)
+        train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint, stop_request))
     except (StepMemoryError, StorageAwayError):
         # The journal of the latter may lie there, too, and would be waited for once more.
         raise
@@ -293,7 +295,8 @@ def _train_with(
 
 
 def _failures(events: list[Event]) -> list[Event]:
-    return [event for event in events if event["event"] == "worker_failed"]
+    """After which it goes on: what ends the run is its error."""
+    return [event for event in events if event["event"] == "worker_failed" and event.get("goes_on", True)]
 
 
 def _refuse_interrupted(folder: RunFolder) -> None:

@@ -295,6 +295,15 @@ class RunFolder(JournalFolder):
             )
         return None
 
+    def delete_old_checkpoints(self) -> None:
+        """Delete the checkpoints that the journal knows, but the newest `KEPT_CHECKPOINTS`."""
+        stored = [event["checkpoint"] for event in self.journal.read() if event.get("checkpoint")]
+        # Newest first. A checkpoint that was lost and written again counts as new.
+        newest = list(dict.fromkeys(Folder(location).name for location in reversed(stored)))
+        there = self.checkpoints.list_folders()
+        for name in set(newest[KEPT_CHECKPOINTS:]).intersection(there):
+            (self.checkpoints / name).delete()
+
     def epoch_of(self, checkpoint: str | None) -> int:
         """After which epoch a checkpoint was written; 0 for none.
 

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 
 from data_catalog.errors import CatalogError
-from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.patience import without_patience
 from experiments.tracking.polling import polling
@@ -25,30 +24,26 @@ REMOTE_LOOK_SECONDS = 2.0
 
 @contextmanager
 def stopping_on_sigterm(folder: Folder) -> Iterator[None]:
-    """Meanwhile the first SIGTERM leaves a request to stop in a folder: of a run's checkpoints, or a study's.
+    """Context in which the first SIGTERM leaves a request to stop in a folder.
 
-    The second one, or the first where the storage of the folder is away, does what SIGTERM did before.
+    It is the folder of a run's checkpoints, or a study's. The second SIGTERM, or the first where the storage
+    of the folder is away, does what SIGTERM did before.
     Only a process's main thread can answer signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    filesystem, path = filesystems.open_root(folder.file(STOP_FILE))
-
-    def remove() -> None:
-        if filesystems.exists(filesystem, path):
-            filesystem.delete_file(path)
 
     def ask(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before)
         try:
             with without_patience():
-                filesystems.write_atomically(filesystem, path, b"")
+                folder.write(STOP_FILE, b"")
         except CatalogError:
             signal.raise_signal(number)
 
     # A driver that was killed may have left one.
-    remove()
+    folder.delete_file(STOP_FILE)
     before = signal.signal(signal.SIGTERM, ask) or signal.SIG_DFL
     try:
         yield
@@ -56,7 +51,7 @@ def stopping_on_sigterm(folder: Folder) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         # Where the storage is away, the next start removes it.
         with suppress(CatalogError):
-            remove()
+            folder.delete_file(STOP_FILE)
 
 
 class StopRequest:

@@ -32,7 +32,7 @@ class CheckpointSchedule:
         self._since = time.monotonic()
 
     def after_step(self, step: int) -> Due:
-        """What is due after a step; a checkpoint counts as taken.
+        """What is due after a step; a checkpoint counts as taken, or as left for `after_epoch`.
 
         Args:
             step: Of the run, from 1.
@@ -49,15 +49,15 @@ class CheckpointSchedule:
             self._since = time.monotonic()
         return due
 
-    def after_epoch(self, epoch: int, step: int) -> bool:
+    def after_epoch(self, epoch: int, due: Due) -> bool:
         """Whether a checkpoint is due after an epoch.
 
         Args:
             epoch: From 1.
-            step: The last one of it, as above.
+            due: What was due after its last step, and was left for the end of the epoch.
         """
         is_last = epoch == self.config.epochs
-        return is_last or epoch % self.config.checkpoint_every == 0 or self._is_multiple(step)
+        return is_last or epoch % self.config.checkpoint_every == 0 or due is Due.CHECKPOINT
 
     def _is_multiple(self, step: int) -> bool:
         steps = self.config.checkpoint_steps

@@ -17,7 +17,6 @@ from experiments.run.micro_batches import StepMemoryError
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
-from experiments.run.stop_request import stopping_on_sigterm
 from experiments.run.workers.training_input import TrainingInput
 
 MAX_PREEMPTIONS = 30
@@ -84,6 +83,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     """
     import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME  # noqa: PLC0415
 
     from experiments.run.workers.trainer import Trainer  # noqa: PLC0415
     from experiments.run.workers.worker import JournalCallback, train_worker  # noqa: PLC0415
@@ -96,6 +96,9 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
     if fewest is not None:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ROOM_SECONDS
     filesystem, path = filesystems.open_root(folder.checkpoints.location)
+    # Ray Train would go on from the newest checkpoint of its own record, sound or not, and end where one of
+    # them is gone; `given` has the newest sound one.
+    folder.checkpoints.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     trainer = Trainer(
         train_worker,
         train_loop_config={"input": given},
@@ -123,8 +126,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         ),
     )
     try:
-        with stopping_on_sigterm(folder.checkpoints):
-            trainer.fit()
+        trainer.fit()
     except KeyboardInterrupt:
         trainer.abort()
         raise

@@ -13,10 +13,9 @@ from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
 from data_catalog.storage import filesystems
-from data_catalog.storage.folders import Folder
 from experiments.run import checkpoints
 from experiments.run.checkpoints import Checkpoint
-from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
+from experiments.run.run_folder import RunFolder
 from experiments.run.stop_request import StopRequest
 from experiments.tracking.journal import Event
 
@@ -226,13 +225,5 @@ class OwnProcessSession:
             checkpoint.store(*filesystems.open_root(self.folder.checkpoints.file(name)))
         facts["weights"] = checkpoint.weights_digest()
         self.folder.journal.record(facts, self.folder.stored_checkpoint(name))
-        self._delete_old()
+        self.folder.delete_old_checkpoints()
         return facts
-
-    def _delete_old(self) -> None:
-        stored = [event["checkpoint"] for event in self.folder.journal.read() if event.get("checkpoint")]
-        # Newest first. A checkpoint that was lost and written again counts as new.
-        newest = list(dict.fromkeys(Folder(location).name for location in reversed(stored)))
-        there = self.folder.checkpoints.list_folders()
-        for name in set(newest[KEPT_CHECKPOINTS:]).intersection(there):
-            checkpoints.delete(*filesystems.open_root(self.folder.checkpoints.file(name)))

@@ -89,7 +89,7 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
         reporter.report("resumed", **progress.place(), processes=run.processes(), history=reporter.history)
     take = partial(run.take_checkpoint, progress)
     while progress.epoch < config.epochs:
-        own_seconds = run.own_seconds
+        own_seconds, due = run.own_seconds, Due.NOTHING
         with clock.part("steps"):
             for is_last in run.train_epoch(progress, clock):
                 due = schedule.after_step(progress.step)
@@ -122,7 +122,7 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
                 run.keep_best(epoch, facts)
                 facts |= run.measure_others(*(["val"] if last else ["val", "test"]))
         reporter.report("epoch", **progress.place(), **facts)
-        if schedule.after_epoch(progress.epoch, progress.step):
+        if schedule.after_epoch(progress.epoch, due):
             reporter.store("checkpoint", take, **progress.place())
     with clock.part("evaluation"):
         tested = run.test(config.epochs)

@@ -77,10 +77,15 @@ class JournalCallback(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, StepMemoryError | StorageAwayError):
                 raise error
+        # A retry would find the same file.
+        permanent = [error for error in worker_exceptions.values() if _is_permanent(error)]
         errors = {str(rank): repr(error)[:2000] for rank, error in worker_exceptions.items()}
         reasons = {str(rank): describe_failure(error) for rank, error in worker_exceptions.items()}
-        self.journal.append("worker_failed", reasons=reasons, errors=errors)
-        # An error of the callback ends the run, and a retry would find the same file.
-        for error in worker_exceptions.values():
-            if isinstance(error, PERMANENT) and not isinstance(error, LostClaimError):
-                raise error
+        self.journal.append("worker_failed", reasons=reasons, errors=errors, goes_on=not permanent)
+        for error in permanent:
+            # An error of the callback ends the run.
+            raise error
+
+
+def _is_permanent(error: Exception) -> bool:
+    return isinstance(error, PERMANENT) and not isinstance(error, LostClaimError)

@@ -33,6 +33,16 @@ def undisturbed(workspace, tmp_path_factory):
     return small_run.alone(CLIP, workspace, runs=tmp_path_factory.mktemp("undisturbed"))
 
 
+def test_checkpoint_that_is_due_at_the_end_of_an_epoch_is_taken_after_it(workspace, tmp_path):
+    """With minutes as short as these one is due after each step, whatever `checkpoint_every` says."""
+    settings = ("train.checkpoint_minutes=1e-9", "train.checkpoint_every=3")
+    run = small_run.alone(CLIP, workspace, *settings, runs=tmp_path)
+    events = run.journal.read()
+    stored = [event["step"] for event in events if event["event"] == "checkpoint"]
+    steps = max(event["step"] for event in events if event["event"] == "epoch")
+    assert stored == list(range(1, steps + 1))
+
+
 class EndedError(Exception):
     """Ends a run from a report of it."""
 

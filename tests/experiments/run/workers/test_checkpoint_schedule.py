@@ -40,14 +40,15 @@ def test_by_default_a_run_is_checkpointed_by_epochs_alone():
     due = schedule(checkpoint_every=4)
     assert not any(due.after_step(step) for step in range(1, 60))
     # The last epoch always is.
-    assert [epoch for epoch in range(1, 7) if due.after_epoch(epoch, 10 * epoch)] == [4, 6]
+    assert [epoch for epoch in range(1, 7) if due.after_epoch(epoch, Due.NOTHING)] == [4, 6]
 
 
 def test_every_so_many_steps_counts_the_steps_of_the_run():
     due = schedule(checkpoint_steps=4, checkpoint_every=5)
-    assert [step for step in range(1, 13) if due.after_step(step)] == [4, 8, 12]
+    due_after = {step: due.after_step(step) for step in range(1, 31)}
+    assert [step for step, found in due_after.items() if found] == [4, 8, 12, 16, 20, 24, 28]
     # Epochs of six steps: the second one ends with a step that has a checkpoint.
-    assert [epoch for epoch in range(1, 6) if due.after_epoch(epoch, 6 * epoch)] == [2, 4, 5]
+    assert [epoch for epoch in range(1, 6) if due.after_epoch(epoch, due_after[6 * epoch])] == [2, 4, 5]
 
 
 def test_minutes_count_from_the_last_checkpoint_on_the_clock_of_the_first_worker(clock):
