@@ -41,34 +41,62 @@ class NotTriedError(Exception):
     """A fault that cannot be produced here; says why, and what it needs."""
 
 
+def most_moments(steps: int) -> int:
+    """After how many steps of a run faults may come."""
+    return max(1, int(LAST_SHARE * steps) - 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How faults are tried.
+
+    Attributes:
+        options: Of `train.py`, without those of where things are kept.
+        workspace: All nodes must reach it.
+        catalog: Folder or URI of the catalog.
+        on_cpus: Whether the workers get no GPU even where there are some.
+        kills: How often a worker is killed.
+        seed: Of the moments.
+        may_end_nodes: Whether a node of the cluster may be ended.
+        away_seconds: How long the MLflow server stays away.
+        most_seconds: How long each thing that is waited for may take.
+        is_elastic: Whether the number of workers may change.
+    """
+
+    options: tuple[str, ...]
+    workspace: Folder
+    catalog: str
+    on_cpus: bool
+    kills: int
+    seed: int
+    may_end_nodes: bool
+    away_seconds: float
+    most_seconds: float
+    is_elastic: bool = False
+
+
 @dataclass
 class Scene:
     """What a fault has to do with.
 
     Attributes:
+        plan: How faults are tried.
         undisturbed: A finished run of the same settings.
         nodes: Where its workers run.
-        on_cpus: Whether the workers get no GPU even where there are some.
         random: Draws the moments.
-        kills: How often a worker is killed.
-        may_end_nodes: Whether a node of the cluster may be ended.
-        away_seconds: How long a server stays away.
         folder: An empty folder of this machine.
     """
 
+    plan: Plan
     undisturbed: RunFolder
     nodes: ClusterNodes
-    on_cpus: bool
     random: random.Random
-    kills: int
-    may_end_nodes: bool
-    away_seconds: float
     folder: Path
 
     def moments(self, count: int) -> list[int]:
         """Steps, in order, after which a fault comes."""
         steps = self.undisturbed.journal.epochs()[-1]["step"]
-        return sorted(self.random.sample(range(1, max(2, int(LAST_SHARE * steps))), count))
+        return sorted(self.random.sample(range(1, most_moments(steps) + 1), count))
 
     def await_moment(self, training: TrainingProcess, step: int) -> list[dict[str, Any]]:
         """Wait until a training is somewhere after a step; returns its workers."""
@@ -99,7 +127,7 @@ def lose_workers(scene: Scene, training: TrainingProcess) -> Disturbed:
     """A worker is killed, at random moments."""
     training.start()
     seconds = []
-    for step in scene.moments(scene.kills):
+    for step in scene.moments(scene.plan.kills):
         worker = scene.random.choice(scene.await_moment(training, step))
         since = time.time()
         scene.nodes.call(worker["host"], kill_worker, worker["pid"])
@@ -112,7 +140,7 @@ def lose_node(scene: Scene, training: TrainingProcess) -> Disturbed:
     """A node with workers ends."""
     if not scene.nodes.is_cluster:
         raise NotTriedError("needs a cluster of two or more nodes: name it in RAY_ADDRESS")
-    if not scene.may_end_nodes:
+    if not scene.plan.may_end_nodes:
         raise NotTriedError("ends a node of Ray, with all that others run there: allow it with --end-node")
     training.start()
     workers = scene.await_moment(training, scene.moments(1)[0])
@@ -166,7 +194,7 @@ def lose_head(scene: Scene, training: TrainingProcess) -> Disturbed:
 
 def run_out_of_memory(scene: Scene, training: TrainingProcess) -> Disturbed:
     """The memory of a worker does not suffice for a step; half as many samples at a time fit."""
-    if scene.nodes.has_gpus and not scene.on_cpus:
+    if scene.nodes.has_gpus and not scene.plan.on_cpus:
         raise NotTriedError(
             "limits the address space of a process, not the memory of a GPU: --gpus-per-worker 0"
         )
@@ -199,7 +227,7 @@ def lose_mlflow(scene: Scene, training: TrainingProcess) -> Disturbed:
         training.start()
         scene.await_moment(training, scene.moments(1)[0])
         server.kill()
-        time.sleep(scene.away_seconds)
+        time.sleep(scene.plan.away_seconds)
         server.start()
         run = training.finish()
         if training.result["mlflow"]["behind"]:
@@ -287,11 +315,6 @@ def fill_disk(scene: Scene, training: TrainingProcess) -> Disturbed:
     return Disturbed((seconds,), () if str(scene.folder) in words else (f"its error names no file: {words}",))
 
 
-def lose_storage(scene: Scene, training: TrainingProcess) -> Disturbed:
-    """The storage goes away."""
-    raise NotTriedError("needs object storage that can be cut off; cut yours off while train.py runs")
-
-
 @dataclass(frozen=True)
 class Fault:
     """A fault.
@@ -321,5 +344,4 @@ FAULTS = {
     "memory": Fault(run_out_of_memory, ("--on-memory", "double")),
     "mlflow": Fault(lose_mlflow),
     "disk": Fault(fill_disk, ("--storage", "{folder}")),
-    "storage": Fault(lose_storage),
 }

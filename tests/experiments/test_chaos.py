@@ -6,6 +6,9 @@ import pytest
 
 from experiments import chaos
 from experiments.command_line import USAGE_STATUS
+from experiments.faults import fault_report
+from experiments.faults.fault_report import FaultReport
+from experiments.faults.faults import FAULTS
 from tests.experiments import small_run
 
 EPOCHS = ["--set", "train.epochs=32"]
@@ -39,9 +42,32 @@ def test_run_with_a_lost_or_slow_worker_or_a_lost_head_ends_as_undisturbed(
 
 
 @pytest.mark.parametrize(
+    ("given", "kills", "is_elastic"),
+    [([], 5, False), (["--workers", "4", "--end-node"], 5, False), (["--workers", "2-4"], 5, True)],
+)
+def test_the_bare_command_and_those_of_the_readme_are_taken(
+    given, kills, is_elastic, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def try_faults(names, plan, *callbacks):
+        asked.append((names, plan))
+        return FaultReport(undisturbed="run", workers=1, steps=8, is_exact=True, outcomes=())
+
+    monkeypatch.setattr(fault_report, "try_faults", try_faults)
+    assert chaos.main(["--workspace", str(tmp_path), *given]) == 0
+    [(names, plan)] = asked
+    assert tuple(names) == chaos.FAULTS == tuple(sorted(FAULTS, key=chaos.FAULTS.index))
+    assert (plan.kills, plan.is_elastic, plan.may_end_nodes) == (kills, is_elastic, "--end-node" in given)
+    assert "train.epochs=8" in plan.options
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--kills", "0"], "--kills=0: expected 1 to train.epochs=4"),
+        (["--kills", "0"], "--kills=0: expected 1 to 5 with train.epochs=8"),
+        (["--kills", "6"], "--kills=6: expected 1 to 5 with train.epochs=8; kill less often, or train more"),
+        (["--set", "train.epochs=4"], "--kills=5: expected 1 to 2 with train.epochs=4"),
         (["--storage", "/elsewhere"], "--storage=/elsewhere: every run is a new one"),
         (["--resume"], "--resume: every run is a new one"),
         (["--set", "train.epochz=2"], "did you mean train.epochs"),

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -16,9 +17,9 @@ import torch
 
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
-from experiments.faults import cluster_nodes, faults
+from experiments.faults import cluster_nodes, fault_report, faults
 from experiments.faults.cluster_nodes import ClusterNodes
-from experiments.faults.faults import FAULTS, Disturbed, NotTriedError, Scene
+from experiments.faults.faults import FAULTS, Disturbed, Fault, NotTriedError, Plan, Scene
 from experiments.faults.mlflow_server import MlflowServer
 from experiments.recipes import resolve
 from experiments.run.checkpoints import Checkpoint
@@ -48,16 +49,23 @@ def scene(tmp_path, monkeypatch):
         journal=SimpleNamespace(epochs=lambda: [{"step": 40}]),
         finished_result=SimpleNamespace(seconds={"steps": 0.0}),
     )
-    return Scene(
-        undisturbed,
-        ClusterNodes(),
+    return Scene(make_plan(tmp_path), undisturbed, ClusterNodes(), random.Random(0), tmp_path)
+
+
+def make_plan(folder, **changes):
+    """How faults are tried here."""
+    plan = Plan(
+        options=(),
+        workspace=Folder(folder),
+        catalog=str(folder / "catalog"),
         on_cpus=True,
-        random=random.Random(0),
         kills=1,
+        seed=0,
         may_end_nodes=False,
         away_seconds=0.0,
-        folder=tmp_path,
+        most_seconds=1.0,
     )
+    return replace(plan, **changes)
 
 
 @pytest.fixture
@@ -258,9 +266,45 @@ def test_small_disk_holds_one_checkpoint_and_not_two_until_it_is_enlarged(scene,
     assert (disturbed.seconds, disturbed.lost) == ((5.0,), ())
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"), [("node", "needs a cluster of two"), ("storage", "needs object storage")]
-)
-def test_fault_that_cannot_be_produced_says_what_it_needs(scene, run, fault, reason):
-    with pytest.raises(NotTriedError, match=reason):
-        FAULTS[fault].disturb(scene, training(run))
+def test_fault_that_cannot_be_produced_says_what_it_needs(scene, run):
+    with pytest.raises(NotTriedError, match="needs a cluster of two"):
+        FAULTS["node"].disturb(scene, training(run))
+
+
+def test_error_in_one_fault_is_its_outcome_and_the_next_one_is_tried(tmp_path, monkeypatch):
+    """A worker may be replaced, or a node be gone, just when it is to be disturbed."""
+
+    def fail(scene, training):
+        raise ProcessLookupError("process 7 is no worker of Ray Train any more")
+
+    def leave_alone(scene, training):
+        return Disturbed(goes_on=False)
+
+    undisturbed = SimpleNamespace(
+        name="run", config=resolve("demo"), journal=SimpleNamespace(epochs=lambda: [{"step": 40}])
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(fault_report, "_train_undisturbed", lambda *given: undisturbed)
+    for name, disturb in (("worker", fail), ("driver", leave_alone)):
+        monkeypatch.setitem(FAULTS, name, Fault(disturb))
+    seen = []
+    report = fault_report.try_faults(
+        ["worker", "driver"], make_plan(tmp_path), lambda name: None, seen.append
+    )
+    assert report.outcomes == tuple(seen)
+    worker, driver = seen
+    assert worker.lost == (
+        "it could not be tried to its end (ProcessLookupError: process 7 is no worker of Ray Train any more)",
+    )
+    assert (driver.lost, driver.not_tried) == ((), None)
+    assert (report.has_lost, report.is_exact) == (True, True)
+    elastic = fault_report.try_faults([], make_plan(tmp_path, is_elastic=True), lambda name: None)
+    assert not elastic.is_exact
+
+
+def test_as_many_kills_as_are_allowed_find_their_moments(scene):
+    for steps in range(1, 60):
+        scene.undisturbed.journal.epochs = lambda steps=steps: [{"step": steps}]
+        most = faults.most_moments(steps)
+        assert len(set(scene.moments(most))) == most
+        assert max(scene.moments(most)) <= max(1, 0.75 * steps)

@@ -66,6 +66,19 @@ def test_what_two_runs_differ_in_is_named(undisturbed, workspace, tmp_path):
     assert "epoch 3 is missing" in find_differences(RunFolder(other.path), undisturbed)
 
 
+def test_with_a_tolerance_rounding_is_no_difference_and_what_is_missing_is(undisturbed, workspace, tmp_path):
+    """Two micro-batches round in another way; twenty times the learning rate is another training."""
+    rounded = small_run.alone(CLIP, workspace, "train.micro_batches=2", runs=tmp_path)
+    assert find_differences(rounded, undisturbed) != ()
+    assert find_differences(rounded, undisturbed, 0.02) == ()
+    faster = small_run.alone(CLIP, workspace, "optim.learning_rate=7e-3", runs=tmp_path)
+    assert "epoch 3 differs" in find_differences(faster, undisturbed, 0.02)
+    lines = (rounded.path / "journal.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith('{"event": "epoch"') or '"epoch": 3,' not in line]
+    (rounded.path / "journal.jsonl").write_text("".join(kept))
+    assert find_differences(RunFolder(rounded.path), undisturbed, 0.02) == ("epoch 3 is missing",)
+
+
 def test_run_with_checkpoints_in_its_epochs_is_the_same_run(undisturbed, workspace, tmp_path):
     often = small_run.alone(CLIP, workspace, OFTEN, runs=tmp_path)
     assert often.name == undisturbed.name
