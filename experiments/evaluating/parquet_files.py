@@ -13,7 +13,7 @@ from data_catalog.views.view_reader import View
 ROWS_PER_GROUP = 8192
 """Rows that are converted to Arrow at a time: a whole large view would need twice the memory."""
 
-_LABELS = ("sample_id", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
+LABELS = ("sample_id", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
 
 
 def write_parquet(location: str, parts: Iterable[pa.Table]) -> None:
@@ -39,7 +39,7 @@ def write_parquet(location: str, parts: Iterable[pa.Table]) -> None:
 
 def view_labels(view: View) -> dict[str, np.ndarray]:
     """What is known of each row of a view, by column."""
-    return {name: getattr(view, name) for name in _LABELS}
+    return {name: getattr(view, name) for name in LABELS}
 
 
 def embedding_parts(

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import open_view
-from experiments.evaluating.parquet_files import view_labels
-from experiments.evaluating.split_labels import LABELS, SplitLabels, make_labels
+from experiments.evaluating.parquet_files import LABELS, view_labels
+from experiments.evaluating.split_labels import SplitLabels, make_labels
 from experiments.experiment_config import ConfigError
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_tables import junk_rule

@@ -9,7 +9,6 @@ import pandas as pd
 from experiments.experiment_config import ConfigError
 from stmi.retrieval.metrics import JunkRule, junk_groups
 
-LABELS = ("sample_id", "identity", "camera_id", "scene_id", "is_query", "is_gallery")
 _FLAGS = ("is_query", "is_gallery")
 
 

@@ -20,7 +20,7 @@ from experiments.run.run_result import RunError
 from experiments.run.workers.training_input import TrainingInput
 
 MAX_PREEMPTIONS = 30
-"""How often a run goes on after a cloud has taken its machines back."""
+"""How often a run goes on after a cloud has taken its machines back, without a checkpoint in between."""
 RESIZE_SECONDS = 20.0
 """How often a run whose number of workers may change looks for room for more."""
 ROOM_SECONDS = "20"
@@ -108,6 +108,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             **worker_resources(workers, options.gpus_per_worker, fewest),
         ),
+        journal=folder.journal,
         sizes=None if fewest is None else find_sizes(given.config, fewest),
         run_config=RunConfig(
             name=folder.name,

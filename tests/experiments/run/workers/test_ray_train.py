@@ -46,8 +46,10 @@ def train(folder, monkeypatch):
     return run
 
 
-def test_every_retry_has_an_end(train):
-    failures = train(lambda: None)["run_config"].failure_config
+def test_every_retry_has_an_end(train, folder):
+    made = train(lambda: None)
+    assert made["journal"] is folder.journal
+    failures = made["run_config"].failure_config
     assert failures.max_failures == failures.controller_failure_limit == MAX_FAILURES
     assert 0 < failures.max_preemption_failures < 100
 
