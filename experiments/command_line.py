@@ -96,11 +96,7 @@ def training_options(
         help="how long to wait for object storage that goes away in a run, before the run stops; the same "
         f"command continues it (default: {DEFAULT_SECONDS:.0f})",
     )
-    locations.add_argument(
-        "--gpus-per-worker",
-        type=_gpu_share,
-        help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
-    )
+    add_gpus_per_worker(locations)
     options.add_argument(
         "--on-nan",
         choices=("stop", "skip"),
@@ -126,6 +122,15 @@ def add_workspace(options: argparse.ArgumentParser | argparse._ArgumentGroup) ->
         default=WORKSPACE,
         help="folder or URI (s3://bucket/folder) of runs, which all nodes reach "
         "(default: $STMI_WORKSPACE, or runs)",
+    )
+
+
+def add_gpus_per_worker(options: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option that says how much of a GPU each worker gets."""
+    options.add_argument(
+        "--gpus-per-worker",
+        type=_gpu_share,
+        help="may be a fraction; 0 trains on CPUs (default: 1 where the cluster has GPUs)",
     )
 
 

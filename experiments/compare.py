@@ -209,9 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--picture", metavar="FILE", help="draw every query to a PNG file (default: not drawn)"
     )
-    parser.add_argument(
-        "--catalog", help="catalog of the runs' test views, if they are not where the runs found them"
-    )
+    parser.add_argument("--catalog", help="catalog of the runs' test views (default: where they found them)")
     add_json_options(parser, ModelComparison)
     given = parser.parse_args(arguments)
 

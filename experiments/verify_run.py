@@ -3,10 +3,11 @@
     python experiments/verify_run.py runs/train/demo-seed0-1a2b3c4d --steps 20
     python experiments/verify_run.py s3://lab/runs/train/demo-seed0-1a2b3c4d --workspace s3://lab/runs --json
 
-The repetition has as many workers, and as many threads in each, as the run had. The loss of every step and
-the weights of every checkpoint within these steps are compared to the last bit, and the first difference is
-named. The exit status is 0 where all is equal, and 1 where something differs: on other hardware, or with
-another PyTorch, sums are rounded otherwise.
+The repetition has as many workers, and as many threads in each, as the run began with. The loss of every
+step and the weights of every checkpoint within these steps are compared to the last bit, and the first
+difference is named. The exit status is 0 where all is equal, and 1 where something differs: on other
+hardware, or with another PyTorch, sums are rounded otherwise. A run that was forced onto CPUs is repeated
+there with --gpus-per-worker 0.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pydantic import BaseModel
 
 from data_catalog.command_parser import CommandParser
 from data_catalog.records import add_json_options
-from experiments.command_line import add_workspace, run_command
+from experiments.command_line import add_gpus_per_worker, add_workspace, run_command
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.workers.ray_train import prepare_ray
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--catalog", help="folder or URI of its tables (default: where it found them)")
     add_workspace(options)
+    add_gpus_per_worker(options)
     add_json_options(options, printed)
     return options
 
@@ -56,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def verify_run(given: argparse.Namespace) -> "Verification":
     """Verify the run that a command line names."""
     run = RunFolder.open(given.run, given.catalog)
-    options = RunOptions.resolve(given.workspace, given.catalog)
+    options = RunOptions.resolve(given.workspace, given.catalog, gpus_per_worker=given.gpus_per_worker)
     prepare_ray()
     from experiments.evaluating.verification import verify
 

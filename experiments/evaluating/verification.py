@@ -1,5 +1,6 @@
 """Whether a recorded run comes out again: its first steps are trained anew and held against its journal."""
 
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +10,14 @@ from typing import Any, Literal
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from experiments.evaluating.evaluation_target import find_captions
-from experiments.experiment_config import ConfigError
+from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.initial_weights import stored_initial
 from experiments.run.lifecycle import train_first_steps
 from experiments.run.micro_batches import OUT_OF_MEMORY, with_noted_micro_batches
 from experiments.run.run_description import environment, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import InterruptedRunError
+from experiments.run.run_result import InterruptedRunError, RunError
 from experiments.run.run_tables import RunTables, training_views
 from experiments.tracking.journal import Event, Journal
 
@@ -28,8 +29,9 @@ class StepDifference(Record):
     """From 1."""
     what: Literal["loss", "weights"]
     """The loss before the step, or the digest of the weights after it."""
-    recorded: float | str
-    found: float | str
+    recorded: float | str | None
+    """None for a loss that was not finite."""
+    found: float | str | None
 
 
 class Verification(Record):
@@ -44,7 +46,7 @@ class Verification(Record):
     """CPUs of each worker."""
     equal_losses: int
     largest_difference: float
-    """Of a loss, over the recorded one."""
+    """Of a loss that is finite in both, over the recorded one."""
     weights: dict[int, bool]
     """Steps whose weights were recorded, and whether they are equal."""
     first_difference: StepDifference | None
@@ -53,7 +55,7 @@ class Verification(Record):
 
 
 def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
-    """Train the first steps of a recorded run anew, on as many workers, and compare.
+    """Train the first steps of a recorded run anew, on as many workers as began it, and compare.
 
     Args:
         run: The recorded run, finished or not.
@@ -64,6 +66,7 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
         ConfigError: The run has no record of so many steps.
         CatalogError: Its tables are not there.
         InterruptedRunError: SIGTERM ended the repetition.
+        RunError: A loss of the repetition is not finite, and was.
     """
     recorded, weights = step_losses(run.journal), step_weights(run.journal)
     start = run.journal.last("untrained") or {}
@@ -72,24 +75,37 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
             f"run {run.name} has no record of the loss of each step: an older version began it, or it has "
             "not come to the end of an epoch; train it anew, or further"
         )
-    if not 1 <= steps <= len(recorded):
-        raise ConfigError(
-            f"--steps={steps}: run {run.name} has {len(recorded)} steps on record; ask for 1 to that"
-        )
+    most, why = min((len(recorded), "has that many on record"), _steps_until_resize(run, start["workers"]))
+    if not 1 <= steps <= most:
+        raise ConfigError(f"--steps={steps}: expected 1 to {most}, for run {run.name} {why}")
     stops = tuple(sorted({step for step in weights if step <= steps} | {steps}))
     tables = _tables(run)
     with _scratch(options) as own:
-        config = with_noted_micro_batches(run.config, run.journal)
-        again = train_first_steps(config, tables, own, start["threads"], stops)
+        config = with_workers(with_noted_micro_batches(run.config, run.journal), start["workers"])
+        # A run that left out batches without a finite loss does so again.
+        skips = None in [recorded[step] for step in range(1, steps + 1)]
+        given = replace(own, skips_not_finite=skips)
+        again = train_first_steps(config, tables, given, start["threads"], stops)
         found, found_weights = step_losses(again.journal), step_weights(again.journal)
+        stopped = again.journal.last("stopped")
+    if stopped is not None:
+        raise RunError(
+            f"the repetition of run {run.name} stopped itself, which the run did not within {steps} steps: "
+            f"{stopped['error']}"
+        )
     if len(found) < steps:
         raise InterruptedRunError(
             f"the repetition of run {run.name} was stopped by SIGTERM after step {len(found)}; run the same "
             "command again"
         )
     pairs = [(step, recorded[step], found[step]) for step in range(1, steps + 1)]
-    compared = [step for step in stops if step in weights]
-    different: list[tuple[int, Literal["loss", "weights"], float | str, float | str]] = [
+    ratios = [
+        abs(now - then) / max(abs(then), 1e-12)
+        for _, then, now in pairs
+        if then is not None and now is not None
+    ]
+    compared = [step for step in stops if step in weights and step in found_weights]
+    different: list[tuple[int, Literal["loss", "weights"], float | str | None, float | str | None]] = [
         (step, "loss", then, now) for step, then, now in pairs if then != now
     ]
     different += [
@@ -106,7 +122,7 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
         workers=start["workers"],
         threads=start["threads"],
         equal_losses=sum(then == now for _, then, now in pairs),
-        largest_difference=max(abs(now - then) / max(abs(then), 1e-12) for _, then, now in pairs),
+        largest_difference=max(ratios, default=0.0),
         weights={step: weights[step] == found_weights[step] for step in compared},
         first_difference=first
         and StepDifference(step=first[0], what=first[1], recorded=first[2], found=first[3]),
@@ -114,10 +130,26 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
     )
 
 
-def step_losses(journal: Journal) -> dict[int, float]:
-    """The total loss of each step, counted from 1, as far as it was recorded without a gap."""
+def with_workers(config: ExperimentConfig, workers: int) -> ExperimentConfig:
+    """The same run with another number of workers."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})})
+
+
+def _steps_until_resize(run: RunFolder, workers: int) -> tuple[int, str]:
+    """After how many steps a run went on with another number of workers, and how to say so."""
+    for event in run.journal.read():
+        if "processes" in event and len(event["processes"]) != workers:
+            return event.get("step", 0), f"went on with {len(event['processes'])} workers then"
+    return sys.maxsize, ""
+
+
+def step_losses(journal: Journal) -> dict[int, float | None]:
+    """The total loss of each step, counted from 1, as far as it was recorded without a gap.
+
+    None is a loss that was not finite.
+    """
     events = [*journal.epochs(), *filter(None, [journal.last("interrupted")])]
-    losses: dict[int, float] = {}
+    losses: dict[int, float | None] = {}
     for event in events:
         own = event.get("step_losses", [])
         first = event["step"] - len(own) + 1

@@ -83,8 +83,25 @@ def test_first_difference_is_named_whether_in_a_loss_or_in_the_weights(verify):
 def test_steps_that_are_not_on_record_are_refused(verify, steps):
     status, error = verify(lambda text: text, "--steps", steps)
     assert status == USAGE_STATUS
-    assert error.startswith(f"error: --steps={steps}: run demo-seed0-")
-    assert "has 7 steps on record" in error
+    assert error.startswith(f"error: --steps={steps}: expected 1 to 7, for run demo-seed0-")
+    assert "has that many on record" in error
+
+
+def test_only_the_steps_before_the_number_of_workers_changed_are_repeated(verify):
+    def grown(text):
+        event = {
+            "event": "resumed",
+            "time": 0.0,
+            "step": 3,
+            "processes": [{"host": "a", "pid": 1}, {"host": "b", "pid": 2}],
+        }
+        return text + json.dumps(event) + "\n"
+
+    assert verify(grown, "--steps", "3")[0] == 0
+    status, error = verify(grown, "--steps", "4")
+    assert status == USAGE_STATUS
+    assert "--steps=4: expected 1 to 3, for run demo-seed0-" in error
+    assert "went on with 2 workers then" in error
 
 
 def test_run_of_an_older_version_is_refused(verify):

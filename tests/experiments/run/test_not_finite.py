@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from experiments import verify_run
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import StoppedError
 from stmi.training import augment
@@ -92,3 +93,22 @@ def test_run_ends_where_no_batch_of_an_epoch_is_left(workspace, tmp_path):
     settings = ("optim.learning_rate=1e30", "optim.gradient_clip=0")
     with pytest.raises(StoppedError, match="no other batch's is finite; lower"):
         small_run.alone(CLIP, workspace, *settings, runs=tmp_path, skips_not_finite=True)
+
+
+def test_run_that_left_out_a_batch_is_verified_without_it(workspace, tmp_path, spoil, capsys):
+    """The loss of that step is None on record, and must be in the repetition."""
+    spoil(BAD_STEP)
+    run = small_run.alone(CLIP, workspace, runs=tmp_path, skips_not_finite=True)
+    assert run.journal.epochs()[1]["step_losses"][0] is None
+    command = [str(run.path), "--workspace", str(tmp_path), "--steps", str(BAD_STEP + 1), "--json"]
+    spoil(BAD_STEP)
+    assert verify_run.main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["equal_losses"], result["largest_difference"]) == (BAD_STEP + 1, 0.0)
+    spoil()
+    assert verify_run.main(command) == 1
+    first = json.loads(capsys.readouterr().out)["first_difference"]
+    assert (first["step"], first["what"], first["recorded"]) == (BAD_STEP, "loss", None)
+    spoil(1)
+    assert verify_run.main([*command[:-2], "3", "--json"]) != 0
+    assert "stopped itself, which the run did not within 3 steps" in capsys.readouterr().err
