@@ -203,7 +203,9 @@ def make_plan(given: argparse.Namespace) -> "RunPlan":
     from experiments.planning import run_plan
 
     return run_plan.make_plan(
-        *(config, catalog, hardware, given.calibrate, given.gpus_per_worker), must_fit=bool(given.hardware)
+        *(config, catalog, hardware, given.calibrate, given.gpus_per_worker),
+        must_fit=bool(given.hardware),
+        fewest_workers=given.workers and given.workers.fewest,
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from experiments.evaluating.evaluation_target import find_captions
-from experiments.experiment_config import ConfigError, ExperimentConfig
+from experiments.experiment_config import ConfigError
+from experiments.run.elastic_workers import with_worker_count
 from experiments.run.initial_weights import stored_initial
 from experiments.run.lifecycle import train_first_steps
 from experiments.run.micro_batches import OUT_OF_MEMORY, with_noted_micro_batches
@@ -81,7 +82,7 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
     stops = tuple(sorted({step for step in weights if step <= steps} | {steps}))
     tables = _tables(run)
     with _scratch(options) as own:
-        config = with_workers(with_noted_micro_batches(run.config, run.journal), start["workers"])
+        config = with_worker_count(with_noted_micro_batches(run.config, run.journal), start["workers"])
         # A run that left out batches without a finite loss does so again.
         skips = None in [recorded[step] for step in range(1, steps + 1)]
         given = replace(own, skips_not_finite=skips)
@@ -128,11 +129,6 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
         and StepDifference(step=first[0], what=first[1], recorded=first[2], found=first[3]),
         notes=tuple(_differences(run)),
     )
-
-
-def with_workers(config: ExperimentConfig, workers: int) -> ExperimentConfig:
-    """The same run with another number of workers."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})})
 
 
 def _steps_until_resize(run: RunFolder, workers: int) -> tuple[int, str]:

@@ -30,6 +30,7 @@ from experiments.planning.memory_use import Memory
 from experiments.planning.run_checks import check_run
 from experiments.recipes import RECIPES, resolve
 from experiments.run import run_data
+from experiments.run.elastic_workers import with_worker_count
 from experiments.run.made_tables import FoundTables, look_up_tables
 from stmi.clip.clip_files import WEIGHTS_FILE
 from stmi.clip.loading import load_clip
@@ -66,6 +67,7 @@ class RunPlan(Record):
     parameters: ModelParameters
     flops: Flops
     memory: Memory
+    """Of a worker; of an elastic run, where there are the fewest."""
     extent: Extent
     tables: list[ExpectedTable]
     hardware: list[ExpectedTime]
@@ -85,6 +87,7 @@ def make_plan(
     calibrates: bool = False,
     gpus_per_worker: float | None = None,
     must_fit: bool = False,
+    fewest_workers: int | None = None,
 ) -> RunPlan:
     """All that can be known about a run without running it; needs neither tables nor weights.
 
@@ -95,6 +98,7 @@ def make_plan(
         calibrates: Take a few steps on this machine.
         gpus_per_worker: As in a run. For a GPU, None and 0 stand for a whole one.
         must_fit: Refuse a run that fits on none of the hardware.
+        fewest_workers: With how many an elastic run still goes on: then each needs the most memory.
 
     Raises:
         ConfigError: The config does not fit its CLIP or its data, a hardware is not known, or none has the
@@ -109,14 +113,19 @@ def make_plan(
     extent = measure_extent(config, tables)
     cost = measure_cost(config, extent.identities, extent.cameras)
     forward, step = cost.flops.forward.total, cost.flops.training_step.total
-    workload = workload_of(config, extent, (forward, step), cost.memory.peak, gpus_per_worker)
+    memory, fewest = cost.memory, config
+    if fewest_workers is not None:
+        fewest = with_worker_count(config, fewest_workers)
+        number = config.train.micro_batches
+        memory = measure_micro_batches(fewest, extent.identities, extent.cameras, number)
+    workload = workload_of(config, extent, (forward, step), memory.peak, gpus_per_worker)
     checked = check_where_possible(config, tables, catalog, digest)
     described = describe_tables(config, tables, catalog)
     expected = [expect_time(workload, name) for name in hardware]
     other = find_counterpart(config.recipe)
     changed = differences(resolve(config.recipe), config)
     different = differences(config, resolve(other)) if other else {}
-    smaller = _fitting_micro_batches(config, extent, workload, hardware)
+    smaller = _fitting_micro_batches(fewest, extent, workload, hardware)
     too_small = [_too_small(entry, smaller.get(entry.name)) for entry in expected if not entry.fits]
     if must_fit and len(too_small) == len(expected):
         raise ConfigError(f"the run fits on none of the named hardware: {'; '.join(too_small)}")
@@ -130,7 +139,7 @@ def make_plan(
         },
         parameters=cost.parameters,
         flops=cost.flops,
-        memory=cost.memory,
+        memory=memory,
         extent=extent,
         tables=described,
         hardware=expected,

@@ -36,3 +36,8 @@ def check_range(config: ExperimentConfig, fewest: int) -> None:
             f"{wrong}: {fewest} workers cannot share batch.size={config.batch.size} with train.micro_batches="
             f"{config.train.micro_batches}; begin the range with one of {sizes}"
         )
+
+
+def with_worker_count(config: ExperimentConfig, workers: int) -> ExperimentConfig:
+    """The same run with another number of workers."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})})

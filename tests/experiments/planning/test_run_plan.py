@@ -190,6 +190,17 @@ def test_plan_refuses_hardware_without_the_memory_and_names_the_micro_batches_th
     assert "rank 5" not in line
 
 
+def test_plan_of_an_elastic_run_has_the_memory_of_its_fewest_workers(clip, tmp_path, capsys):
+    """A worker's share of the batch grows where others are lost."""
+
+    def memory(workers):
+        asked = small_run.options(clip, "train.workers")
+        return plan(capsys, *asked, "--workspace", str(tmp_path), "--workers", workers)["memory"]
+
+    assert memory("1-4") == memory("1") != memory("4")
+    assert memory("1-4")["samples"] == 8
+
+
 def test_expected_time_is_the_flops_divided_by_the_assumed_rate():
     gpu = expect_time(WORKLOAD, "A100-80GB")
     rate = 4 * 312e12 * gpu.utilisation
