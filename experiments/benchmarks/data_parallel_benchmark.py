@@ -30,9 +30,10 @@ def data_parallel(repeats: int) -> BenchmarkReport:
     """Steps at the published size of one, two and four workers with a thread each.
 
     With a link of 1 Gbit/s, `ratio` of a step is to the longer of its parts, its own computation and the
-    exchange of its gradients: 1 where they overlap in full. Without a limit, `times_faster` is how many
-    times as many samples a second two workers train as one. Where there are fewer processors than workers,
-    these share them, and computing takes longer for all.
+    exchange of its gradients: 1 where they overlap in full. Gathering the features, and the norm of all
+    gradients, are parts of a step too; their `ratio` is the share of the step that they take. Without a
+    limit, `times_faster` is how many times as many samples a second two workers train as one. Where there
+    are fewer processors than workers, these share them, and computing takes longer for all.
 
     Raises:
         ConfigError: There are no such hosts here, or too little memory.
@@ -53,6 +54,9 @@ def data_parallel(repeats: int) -> BenchmarkReport:
         longer = max(compute, exchange, key=lambda part: part.median_seconds)
         step = _measurement(f"step, {workers} workers, {RATE}", seconds["step"], workers)
         results += [compute, exchange, step.compared_with(longer)]
+        for part in ("gathers", "norm of the gradients"):
+            measured = _measurement(f"{part}, {workers} workers, {RATE}", seconds[part], 0)
+            results.append(measured.compared_with(step))
     one = _measurement("step, 1 worker", _measure(1, None, repeats)["step"], 1)
     two = _measurement("step, 2 workers, no limit", _measure(2, None, repeats)["step"], 2).compared_with(one)
     faster = 2 * one.median_seconds / two.median_seconds
@@ -108,7 +112,7 @@ def _work(rank: int, workers: int, repeats: int) -> Seconds:
 
     from experiments.planning.dry_run import DryRun, untrained_clip  # noqa: PLC0415
     from stmi.model import STMI  # noqa: PLC0415
-    from stmi.training.train_step import BUCKET_MEBIBYTES  # noqa: PLC0415
+    from stmi.training.train_step import BUCKET_MEBIBYTES, gather_rows  # noqa: PLC0415
 
     torch.set_num_threads(1)
     if workers > 1:
@@ -118,7 +122,7 @@ def _work(rank: int, workers: int, repeats: int) -> Seconds:
     clip = untrained_clip(config)
     model = STMI(config.model, clip, identities=171, cameras=4, seed=0)
     run = DryRun(config, model, clip.model.context_length)
-    module = run.take_step.module
+    module, loss = run.take_step.module, run.take_step.global_loss
     bytes_of_all = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     bucket = BUCKET_MEBIBYTES * 2**20
     buckets = [torch.zeros(bucket // 4) for _ in range(-(-bytes_of_all // bucket))]
@@ -131,9 +135,21 @@ def _work(rank: int, workers: int, repeats: int) -> Seconds:
         with module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext():
             run.train()
 
+    batch_input, draws, labels = run.batch(0)
+    with torch.no_grad():
+        rows = {name: torch.randn_like(values) for name, values in loss(batch_input, draws).items()}
+
+    def gathers() -> None:
+        for values in (*rows.values(), labels):
+            gather_rows(values)
+
+    def norm() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+
     parts: dict[str, Callable[[], None]] = {"step": run.train}
     if workers > 1:
-        parts |= {"compute": compute, "exchange": exchange}
+        # The norm is that of the gradients that the step has left.
+        parts |= {"norm of the gradients": norm, "gathers": gathers, "compute": compute, "exchange": exchange}
     seconds: Seconds = {part: [] for part in parts}
     for repeat in range(repeats + 1):
         for part, function in parts.items():

@@ -67,3 +67,24 @@ def test_machine_without_such_hosts_is_told_what_they_need(capsys, monkeypatch):
     monkeypatch.setattr(data_parallel_benchmark, "WORKER_BYTES", 0)
     assert benchmark.main(["data-parallel", "--repeats", "1"]) == 2
     assert capsys.readouterr().err.endswith("error: ip is not installed (Debian: iproute2)\n")
+
+
+def test_report_has_the_overlap_the_shares_of_the_small_parts_and_the_speed_of_two(monkeypatch):
+    def measure(workers, rate, repeats):
+        if rate is None:
+            return {"step": [10.0 if workers == 1 else 12.5] * repeats}
+        parts = {"step": 6.0 * workers, "compute": 5.0 * workers, "exchange": 4.0 * workers}
+        parts |= {"gathers": 0.03 * workers, "norm of the gradients": 0.06 * workers}
+        return {part: [seconds] * repeats for part, seconds in parts.items()}
+
+    monkeypatch.setattr(data_parallel_benchmark, "WORKER_BYTES", 0)
+    monkeypatch.setattr(data_parallel_benchmark, "_measure", measure)
+    found = {result.variant: result for result in data_parallel_benchmark.data_parallel(1).results}
+    for workers in (2, 4):
+        step = found[f"step, {workers} workers, 1gbit"]
+        assert (step.ratio, step.ratio_to) == (pytest.approx(1.2), f"compute alone, {workers} workers")
+        shares = (("gathers", 0.005), ("norm of the gradients", 0.01))
+        for part, share in shares:
+            measured = found[f"{part}, {workers} workers, 1gbit"]
+            assert (measured.ratio, measured.ratio_to) == (pytest.approx(share), step.variant)
+    assert found["step, 2 workers, no limit"].times_faster == pytest.approx(1.6)
