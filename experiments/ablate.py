@@ -71,6 +71,7 @@ from experiments.studies.ablation.table_text import (
     SHORT_HEADER,
     cells,
     comparisons,
+    explain_size,
     short_cells,
     undecided,
 )
@@ -325,7 +326,7 @@ def print_ablation(result: AblationResult, wide: bool = False, workspace: str | 
             table.add_row(*(cells(row) if wide else short_cells(row, rows)))
         print_table(console, table, wide)
         # The short table says it in its cells.
-        for sentence in [*([comparisons(rows)] if wide else []), *undecided(rows)]:
+        for sentence in [*([comparisons(rows)] if wide else explain_size(rows)), *undecided(rows)]:
             console.print(f"- {sentence}", highlight=False)
     for note in result.notes:
         console.print(f"- {note}", highlight=False)

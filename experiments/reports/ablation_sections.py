@@ -42,6 +42,16 @@ class RecordedRow:
         """Whether its runs use SFM."""
         return all(run.parameters["model.sfm.enabled"] == "True" for run in self.runs.values())
 
+    @property
+    def first_run(self) -> RecordedRun:
+        """Of the lowest seed."""
+        return self.runs[min(self.runs)]
+
+    @property
+    def hyperedge_size(self) -> float:
+        """Nodes in a hyperedge, mean over seeds; 0 without a hypergraph."""
+        return 0.0 if self.row.hyperedge_size is None else self.row.hyperedge_size.mean or 0.0
+
     def open_runs(self) -> dict[int, RunFolder]:
         """Seed to the folder of the run.
 
@@ -82,14 +92,12 @@ def ablation_sections(study: RecordedStudy) -> list[Section]:
         with_sfm = partial(_open_all, [row for row in rows if row.has_sfm])
         sections.append(strengths_section(table, title, with_sfm, epoch))
     table = study.ablation.tables[0]
-    with_sfm_rows = [row for row in recorded_rows(study, table) if row.has_sfm]
-    if not with_sfm_rows:
-        return sections
     full = study.ablation.find_full(table)
-    shown = next((row for row in with_sfm_rows if row.row.name == full), with_sfm_rows[0])
-    run = shown.runs[min(shown.runs)]
-    sections.append(attention_section(shown.label, run, epoch))
-    return [*sections, *([_hypergraph_section(shown.label, run, epoch)] if shown.row.hyperedge_size else [])]
+    # The full model, or else the first that has what is shown.
+    rows = sorted(recorded_rows(study, table), key=lambda row: row.row.name != full)
+    for row in [row for row in rows if row.has_sfm][:1]:
+        sections.append(attention_section(row.label, row.first_run, epoch))
+    return [*sections, *_hypergraph_sections(study, rows, epoch)]
 
 
 def _epoch_sentence(study: RecordedStudy) -> str:
@@ -197,14 +205,32 @@ def _rank_section(
     return make_section(f"{table}-ranks", f"{title}: where rows disagree most", text, draw)
 
 
-def _hypergraph_section(label: str, run: RecordedRun, epoch: str) -> Section:
-    def draw() -> Iterator[Picture]:
-        figure = plot_run(open_run(run))
-        if figure is not None:
-            yield as_png("hypergraphs.png", "Which tokens of a test query share a hyperedge.", figure)
+def _hypergraph_sections(study: RecordedStudy, rows: Sequence[RecordedRow], epoch: str) -> list[Section]:
+    """The hypergraphs of the first row that has some, and of the one with the largest hyperedges."""
+    everything = [*rows, *(row for table in study.ablation.tables[1:] for row in recorded_rows(study, table))]
+    sized = [row for row in everything if row.row.hyperedge_size is not None]
+    if not sized:
+        return []
+    first, largest = sized[0], max(sized, key=lambda row: row.hyperedge_size)
+    title = "Which tokens meet in the hyperedges of CHI"
+    sections = [_hypergraph_section("hypergraphs", title, first, epoch)]
+    if largest.hyperedge_size > first.hyperedge_size:
+        title = "Which tokens meet where the hyperedges are largest"
+        sections.append(_hypergraph_section("hypergraphs_largest", title, largest, epoch))
+    return sections
 
-    text = f"“{label}”, seed {run.seed}; queries spread evenly over the test view, not chosen. {epoch}"
-    return make_section("hypergraphs", "Which tokens meet in the hyperedges of CHI", text, draw)
+
+def _hypergraph_section(name: str, title: str, row: RecordedRow, epoch: str) -> Section:
+    def draw() -> Iterator[Picture]:
+        figure = plot_run(open_run(row.first_run))
+        if figure is not None:
+            yield as_png(f"{name}.png", "Which tokens of a test query share a hyperedge.", figure)
+
+    text = (
+        f"“{row.label}”, seed {row.first_run.seed}: {row.hyperedge_size:.1f} nodes in a hyperedge; queries "
+        f"spread evenly over the test view, not chosen. {epoch}"
+    )
+    return make_section(name.replace("_", "-"), title, text, draw)
 
 
 def _compared_pairs(rows: Sequence[RecordedRow], full: str) -> list[tuple[str, str]]:

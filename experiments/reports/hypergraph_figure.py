@@ -61,6 +61,9 @@ def plot_hypergraphs(target: EvaluationTarget, view: View, rows: np.ndarray) -> 
     config = target.config.model
     has_text_copies = config.str.enabled and config.text.enabled
     found = sample_incidence(target, view, rows)
+    # Copies of the text token that are left out of the hypergraph are drawn, and not counted.
+    assert target.model.incidence is not None
+    kept = target.model.incidence.kept
     height, width = view.image_size
     strip = 2.6 * height / (width * len(MODALITIES))
     figure = Figure(figsize=(2.8 * len(rows), strip + 3.6), layout="constrained")
@@ -73,8 +76,8 @@ def plot_hypergraphs(target: EvaluationTarget, view: View, rows: np.ndarray) -> 
             _draw_circle(below[column], found[column], has_text_copies)
         else:
             below[column].imshow(found[column], cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        mean = found[column].sum(axis=0).mean()
-        below[column].set_title(f"{mean:.1f} of {found.shape[1]} nodes\nin a hyperedge", fontsize=8)
+        mean = found[column][np.ix_(kept, kept)].sum(axis=0).mean()
+        below[column].set_title(f"{mean:.1f} of {len(kept)} nodes\nin a hyperedge", fontsize=8)
         for axes in (above[column], below[column]):
             axes.set(xticks=[], yticks=[], frame_on=False)
     if found.shape[1] <= CIRCLE:

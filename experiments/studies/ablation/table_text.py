@@ -121,7 +121,14 @@ def short_cells(row: TableRow, table: Sequence[TableRow]) -> list[str]:
     difference = ""
     if precision.difference is not None and precision.against is not None:
         difference = f"{_signed(precision.difference)}\nvs {names[precision.against]}"
-    return [row.label, shown_spread(precision), difference, "\n".join(shown), precision.shown_verdict]
+    size = "" if row.hyperedge_size is None else f"\nsize {row.hyperedge_size.mean:.1f}"
+    return [row.label, shown_spread(precision) + size, difference, "\n".join(shown), precision.shown_verdict]
+
+
+def explain_size(rows: Sequence[TableRow]) -> list[str]:
+    """What `size` in `short_cells` means, where a row has it."""
+    has_sizes = any(row.hyperedge_size is not None for row in rows)
+    return ["size: nodes in a hyperedge, the mean on the test identities; 1.0 joins nothing"] * has_sizes
 
 
 def shown_spread(spread: SeedSpread, missing: str = "not finished", scale: float = 100) -> str:

@@ -23,10 +23,12 @@ class View:
         return SimpleNamespace(pixels=np.full((len(rows), 3, 3, 8, 4), 128, dtype=np.uint8))
 
 
-def shown(monkeypatch, incidence, text=True, tokens=True):
+def shown(monkeypatch, incidence, text=True, tokens=True, left_out=()):
     """The axes below the images of a picture of hypergraphs."""
     switches = {"text": SimpleNamespace(enabled=text), "str": SimpleNamespace(enabled=tokens)}
-    target = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(**switches)))
+    kept = [node for node in range(incidence.shape[1]) if node not in left_out]
+    model = SimpleNamespace(incidence=SimpleNamespace(kept=kept))
+    target = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(**switches)), model=model)
     monkeypatch.setattr(hypergraph_figure, "sample_incidence", lambda *given: incidence)
     return plot_hypergraphs(target, View(), np.arange(2)).axes[2:]
 
@@ -45,6 +47,14 @@ def test_lines_join_the_nodes_that_meet_and_nodes_that_are_alone_are_hollow(monk
         assert {n for n, mark in enumerate(marks) if mark.get_markerfacecolor() != "white"} == meeting
         assert {n for n, mark in enumerate(marks) if mark.get_marker() == "s"} == set(COPIES)
     assert first.get_title().startswith("1.1 of 15 nodes")
+
+
+def test_copies_of_the_text_that_are_left_out_do_not_count(monkeypatch):
+    incidence = np.stack([np.eye(15, dtype=bool)] * 2)
+    incidence[0, 0, 1] = True
+    first, second = shown(monkeypatch, incidence, left_out=COPIES)
+    assert first.get_title().startswith("1.1 of 12 nodes")
+    assert second.get_title().startswith("1.0 of 12 nodes")
 
 
 def test_hypergraph_of_many_patches_is_shown_as_its_matrix(monkeypatch):

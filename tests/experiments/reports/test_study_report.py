@@ -15,6 +15,7 @@ from experiments.reports.report_files import StudyReport
 from experiments.reports.study_report import write_report
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
+from experiments.studies.ablation.ablation_result import SeedSpread
 from experiments.studies.published import published
 from experiments.studies.run_table import write_run_table
 from experiments.tracking.mlflow_store import local_store
@@ -166,6 +167,24 @@ def test_figures_of_the_last_epoch_name_the_epoch_of_the_table(recorded, reporte
     for key in ("table3-identities", "table3-ranks", "table3-strengths", "attention"):
         assert "After the last epoch" in texts[key]
         assert table in texts[key]
+
+
+def test_hypergraphs_are_shown_without_sfm_too_and_those_of_the_largest_hyperedges_beside(recorded):
+    def titles(runs, rows):
+        result = recorded.result.model_copy(update={"rows": rows})
+        return [part.key for part in ablation_sections(replace(recorded, runs=runs, result=result))]
+
+    rows = recorded.result.rows
+    assert [key for key in titles(recorded.runs, rows) if "hyper" in key] == ["hypergraphs"]
+    off = {"model.sfm.enabled": "False"}
+    without = tuple(replace(run, parameters=run.parameters | off) for run in recorded.runs)
+    assert {"attention", "hypergraphs"} & set(titles(without, rows)) == {"hypergraphs"}
+    larger = SeedSpread.of({0: 9.0, 1: 9.0})
+    joined = tuple(
+        row.model_copy(update={"hyperedge_size": larger}) if row.name == "SFM + STR" else row for row in rows
+    )
+    keys = titles(recorded.runs, joined)
+    assert [key for key in keys if "hyper" in key] == ["hypergraphs", "hypergraphs-largest"]
 
 
 def test_page_is_in_the_studys_folder_and_names_its_run_in_mlflow(report, study, workspace):
