@@ -19,6 +19,7 @@ from experiments.run.run_result import (
     RunResult,
     StoppedError,
 )
+from experiments.run.run_tables import split_name
 from experiments.tracking.journal import Event
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def conclude(folder: RunFolder) -> RunResult:
     if result.datasets:
         dumped = result.model_dump(mode="json")["datasets"]
         facts["datasets"] = {name: own["reported"] for name, own in dumped.items()}
-    if (warning := degenerate(result)) is not None:
+    if (warning := hyperedge_warning(result)) is not None:
         logger.warning("run %s: %s", folder.name, warning)
         known = [found["check"] for found in _warnings(folder)]
         facts["tags"] = {"stmi.warnings": ", ".join(sorted({*known, DEGENERATE})), DEGENERATE: warning}
@@ -83,19 +84,24 @@ def _result(folder: RunFolder) -> RunResult:
         notes=(*(found["message"] for found in _warnings(folder)), *_shortage(folder)),
     )
     result = result.model_copy(update={"datasets": _by_dataset(folder, result)})
-    warning = degenerate(result)
+    warning = hyperedge_warning(result)
     return result if warning is None else result.model_copy(update={"notes": (*result.notes, warning)})
 
 
-def degenerate(result: RunResult) -> str | None:
-    """What is wrong with the hyperedges of a run on the test identities, or None."""
-    return result.hyperedges["test"].warning if "test" in result.hyperedges else None
+def hyperedge_warning(result: RunResult) -> str | None:
+    """What is wrong with the hyperedges of a run on the test identities of its data sets, or None."""
+    warnings = [
+        warning if split == "test" else f"{split_name(split)[1]}: {warning}"
+        for split, facts in result.hyperedges.items()
+        if split_name(split)[0] == "test" and (warning := facts.warning) is not None
+    ]
+    return "; ".join(warnings) or None
 
 
 def degenerate_runs(folders: Sequence[RunFolder]) -> tuple[str, ...]:
     """How many of the finished runs have hypergraphs that do nothing, in a sentence; none where none has."""
     results = [result for folder in folders if (result := folder.result) is not None]
-    warnings = [warning for result in results if (warning := degenerate(result)) is not None]
+    warnings = [warning for result in results if (warning := hyperedge_warning(result)) is not None]
     return (f"{len(warnings)} of {len(results)} finished runs: {warnings[0]}.",) if warnings else ()
 
 

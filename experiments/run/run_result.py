@@ -204,8 +204,8 @@ class RunResult(Record):
     losses_without_gradient: tuple[dict[str, int | float], ...] = ()
     """Those of them that train nothing; they are not among `losses`, but in `total` with their weights."""
     hyperedges: dict[str, Hyperedges] = Field(default_factory=dict)
-    """By split: `train` of the last epoch, `validation` of the last one that was validated, `test`. Empty
-    without a hypergraph, and in runs of older versions."""
+    """By split: `train` of the last epoch, `validation` of the last one that was validated, `test`; of data
+    sets beside the first one as `test/NAME`. Empty without a hypergraph, and in runs of older versions."""
     seconds: dict[str, float]
     """Seconds by part, and `share_in_steps_and_evaluation`."""
     tables: dict[str, str]

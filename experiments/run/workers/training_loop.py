@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -77,8 +77,8 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
         reporter.report(
             "untrained",
             metrics=untrained.metrics["U"],
-            **others,
-            hyperedges={"test": untrained.hyperedges} if untrained.hyperedges else {},
+            **_others(others),
+            hyperedges=_hyperedges({"test": untrained}, others),
             cameras=run.cameras,
             identities=run.identities,
             workers=run.session.world_size,
@@ -116,11 +116,10 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
                 measured = {"validation": run.validate()} if run.validates else {}
                 measured |= {} if last else {"test": run.test(epoch)}
                 facts |= {split: one.metrics for split, one in measured.items()}
-                facts["hyperedges"] |= {
-                    split: one.hyperedges for split, one in measured.items() if one.hyperedges
-                }
                 run.keep_best(epoch, facts)
-                facts |= run.measure_others(*(["val"] if last else ["val", "test"]))
+                others = run.measure_others(*(["val"] if last else ["val", "test"]))
+                facts["hyperedges"] |= _hyperedges(measured, others)
+                facts |= _others(others)
         reporter.report("epoch", **progress.place(), **facts)
         if schedule.after_epoch(progress.epoch, due):
             reporter.store("checkpoint", take, **progress.place())
@@ -132,8 +131,8 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
         "test",
         partial(take, embeddings=tested.embeddings),
         metrics=tested.metrics,
-        **others,
-        hyperedges={"test": tested.hyperedges} if tested.hyperedges else {},
+        **_others(others),
+        hyperedges=_hyperedges({"test": tested}, others),
         epochs=config.epochs,
     )
 
@@ -151,6 +150,25 @@ class _Measured:
     embeddings: dict[str, np.ndarray]
     metrics: dict[str, FeatureMetrics]
     hyperedges: dict[str, float] | None
+
+
+_Others = dict[str, dict[str, _Measured]]
+"""The data sets beside the first one, by name and split."""
+
+
+def _others(others: _Others) -> Event:
+    """The metrics of the other data sets, by data set, split and feature, as events have them."""
+    measured = {
+        name: {split: one.metrics for split, one in own.items()} for name, own in others.items() if own
+    }
+    return {"datasets": measured} if measured else {}
+
+
+def _hyperedges(measured: Mapping[str, _Measured], others: _Others) -> Event:
+    """What the hyperedges are like: of the first data set by split, of the others as `test/NAME`."""
+    named = dict(measured)
+    named |= {f"{split}/{name}": one for name, own in others.items() for split, one in own.items()}
+    return {split: one.hyperedges for split, one in named.items() if one.hyperedges}
 
 
 class _Run:
@@ -299,8 +317,7 @@ class _Run:
 
     def validate(self) -> _Measured:
         """The validation identities."""
-        _, embedded, scored = self._evaluate(self.config.data.dataset, "val")
-        return _Measured(embedded.features, evaluation.summarise(scored), embedded.hyperedges)
+        return self._measure(self.config.data.dataset, "val")
 
     def test(self, epoch: int) -> _Measured:
         """The test view; the rank of every query is kept."""
@@ -312,23 +329,24 @@ class _Run:
         self.queries = [*earlier, queries.append_column("epoch", epochs)]
         return _Measured(embedded.features, evaluation.summarise(scored), embedded.hyperedges)
 
-    def measure_others(self, *splits: str) -> Event:
-        """The metrics of the data sets beside the first one, by data set, split and feature.
+    def measure_others(self, *splits: str) -> "_Others":
+        """The data sets beside the first one.
 
         Args:
             splits: `val` and `test`; each data set counts as far as it has them.
         """
-        names = {"val": "validation", "test": "test"}
-        others = {
+        return {
             name: {
-                names[split]: evaluation.summarise(self._evaluate(name, split)[2])
+                {"val": "validation"}.get(split, split): self._measure(name, split)
                 for split in splits
                 if split in self.views[name]
             }
             for name in self.config.data.names[1:]
         }
-        measured = {name: metrics for name, metrics in others.items() if metrics}
-        return {"datasets": measured} if measured else {}
+
+    def _measure(self, dataset: str, split: str) -> _Measured:
+        _, embedded, scored = self._evaluate(dataset, split)
+        return _Measured(embedded.features, evaluation.summarise(scored), embedded.hyperedges)
 
     def _evaluate(
         self, dataset: str, split: str

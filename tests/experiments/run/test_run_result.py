@@ -80,6 +80,15 @@ def test_hypergraph_that_does_nothing_is_named_with_its_numbers(density, alone, 
     assert f"{15 * density:.1f} nodes (density {density:.3f}), {alone:.0%} of the tokens" in facts.warning
 
 
+def test_each_data_set_on_which_the_hypergraph_does_nothing_is_named():
+    facts = {"size": 3.0, "density": 0.2, "alone": 0.0, "across": 0.0, "by_text": 0.2}
+    hyperedges = {"test": facts, "validation/vehicles": facts | {"alone": 1.0}, "test/vehicles": facts}
+    assert conclusion.hyperedge_warning(made_up.run_result(hyperedges=hyperedges)) is None
+    hyperedges["test/vehicles"] = facts | {"alone": 1.0}
+    warning = conclusion.hyperedge_warning(made_up.run_result(hyperedges=hyperedges))
+    assert warning.startswith("vehicles: chi-degenerate: CHI maps each token by itself")
+
+
 @pytest.mark.parametrize("name", ["train", "report"])
 def test_printed_result_keeps_its_keys(name):
     json_samples.check(name, RunReport)

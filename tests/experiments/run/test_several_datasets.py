@@ -190,6 +190,10 @@ def test_journal_mlflow_and_report_show_each_data_set(
         f"{VEHICLE}/mAP": measured.reported,
         "mAP": result.metrics["U"],
     }
+    splits = ["test", f"test/{VEHICLE}", "train", "validation", f"validation/{VEHICLE}"]
+    assert sorted(result.hyperedges) == splits
+    mean_size = result.hyperedges[f"test/{VEHICLE}"].size
+    assert logged[f"test/{VEHICLE}/hyperedges/size"] == pytest.approx(mean_size)
     assert {name: logged[name] for name in mean} == pytest.approx(
         {name: metrics.mean_average_precision for name, metrics in mean.items()}
     )
