@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -206,14 +205,7 @@ def load_released_checkpoint(path: Path, config: ExperimentConfig, catalog: str)
         settings={"split": "test", "height": size.height, "width": size.width},
     )
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--released-checkpoint={path}: not a file of weights alone ({reason}); expected what "
-            "torch.save(model.state_dict(), ...) writes"
-        ) from None
-    try:
+        weights = released_checkpoint.read(path)
         model = released_checkpoint.load(weights, (size.height, size.width))
     except released_checkpoint.ReleasedCheckpointError as error:
         raise ConfigError(f"--released-checkpoint={path}: {error}") from None

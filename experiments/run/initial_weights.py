@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +19,7 @@ from data_catalog.errors import DamagedFileError
 from data_catalog.storage.folders import Folder
 from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
-from experiments.run.checkpoints import MODEL_FILE, digest_weights, fetched
+from experiments.run.checkpoints import MODEL_FILE, digest_weights
 from experiments.run.run_data import clip_source
 from experiments.run.run_folder import CONFIG_FILE, INITIAL_FILE, RunFolder
 from experiments.run.run_result import InitialFacts
@@ -51,8 +49,8 @@ def with_initial_weights(tables: RunTables, config: ExperimentConfig, source: st
     Args:
         tables: What it reads beside them.
         config: The run.
-        source: Folder or URI of a finished run (the weights that it reports), folder of a checkpoint, or file
-            of a checkpoint of the authors' code.
+        source: Folder or URI of a finished run (the weights that it reports), of a checkpoint, of its file of
+            weights, or of a checkpoint of the authors' code.
 
     Raises:
         ConfigError: There are no such weights, or none of them fits the image tower.
@@ -158,33 +156,34 @@ def _samples(digests: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _read(source: str, config: ExperimentConfig) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     """The weights of a source by our names, and the samples that they were trained on, as far as known."""
-    if "://" not in source and Path(source).is_file():
-        return _read_released(Path(source), config), []
     folder = Folder(source)
     if folder.has_file(CONFIG_FILE):
         digests = RunFolder.open(folder).digests
         return StoredRun(folder.location).weights("reported"), _samples(digests)
-    if not folder.has_file(MODEL_FILE):
+    if folder.has_file(MODEL_FILE):
+        return _read_file(folder, MODEL_FILE), _samples_of_run(folder.parent)
+    if not folder.parent.has_file(folder.name):
+        there = "" if folder.parent.has_folder(folder.name) else ", and there is nothing of this name"
         raise ConfigError(
             f"--init={source}: expected the folder of a finished run (with {CONFIG_FILE}), that of a "
-            f"checkpoint (with {MODEL_FILE}), or the file of a released checkpoint"
+            f"checkpoint (with {MODEL_FILE}), its {MODEL_FILE}, or the file of a released checkpoint{there}"
         )
-    is_in_run = folder.parent.has_file(CONFIG_FILE)
-    digests = RunFolder.open(folder.parent).digests if is_in_run else {}
-    with fetched(folder.location) as path:
-        return read_weights(path / MODEL_FILE), _samples(digests)
-
-
-def _read_released(path: Path, config: ExperimentConfig) -> dict[str, Tensor]:
+    if folder.name.endswith(".safetensors"):
+        return _read_file(folder.parent, folder.name), _samples_of_run(folder.parent.parent)
     size = config.model.image
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(released_checkpoint.load(weights, (size.height, size.width)).state_dict())
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--init={path}: not a file of weights alone ({reason}); expected a run's folder, or what "
-            "torch.save(model.state_dict(), ...) writes"
-        ) from None
+        with folder.parent.local_file(folder.name) as path:
+            weights = released_checkpoint.read(path)
+        return dict(released_checkpoint.load(weights, (size.height, size.width)).state_dict()), []
     except released_checkpoint.ReleasedCheckpointError as error:
-        raise ConfigError(f"--init={path}: {error}") from None
+        raise ConfigError(f"--init={source}: {error}") from None
+
+
+def _read_file(folder: Folder, name: str) -> dict[str, Tensor]:
+    with folder.local_file(name) as path:
+        return read_weights(path)
+
+
+def _samples_of_run(folder: Folder) -> list[tuple[str, str]]:
+    """The samples of the run in whose folder a checkpoint is; none where it was copied to elsewhere."""
+    return _samples(RunFolder.open(folder).digests) if folder.has_file(CONFIG_FILE) else []

@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import index
+from pathlib import Path
+from pickle import UnpicklingError
 
 import open_clip
 import torch
@@ -57,6 +59,22 @@ class _Sizes:
     tokens: int
     text: dict[str, int]
     separate_modality_heads: bool
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict that the released code saved; nothing in the file is executed.
+
+    Raises:
+        ReleasedCheckpointError: The file holds something else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReleasedCheckpointError(
+            f"not a file of weights alone ({reason}); expected what torch.save(model.state_dict(), ...) "
+            "writes"
+        ) from None
 
 
 def load(state_dict: Mapping[str, Tensor], image_size: tuple[int, int] = (256, 128)) -> STMI:

@@ -1,5 +1,6 @@
 """`train.py --init`: a run that begins with the weights of another one."""
 
+import json
 import os
 
 import pytest
@@ -13,6 +14,7 @@ from experiments.run.initial_weights import choose, stored_initial, with_initial
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
+from stmi.errors import ClipFileError
 from stmi.released import released_checkpoint
 from tests.experiments import small_run
 from tests.stmi.released import released_oracle
@@ -69,12 +71,19 @@ def test_checkpoint_of_the_released_code_begins_a_run_with_new_heads(tmp_path, m
         with_initial_weights(tables, config, str(file))
 
 
-@pytest.mark.parametrize("source", ["run", "checkpoint"])
+@pytest.mark.parametrize("source", ["run", "checkpoint", "file", "uri"])
 def test_run_begins_where_the_other_one_ended_and_keeps_what_it_took(
     ray_session, clip, workspace, tmp_path, source
 ):
     first = small_run.alone(clip, workspace)
-    location = {"run": first.location, "checkpoint": first.result.checkpoint}[source]
+    checkpoint = first.result.checkpoint
+    file = f"{checkpoint}/model.safetensors"
+    location = {
+        "run": first.location,
+        "checkpoint": checkpoint,
+        "file": file,
+        "uri": f"file://{file}",
+    }[source]
     config, tables = small_run.configured(clip, workspace, "seed=1", "train.epochs=1")
     given = with_initial_weights(tables, config, location)
     options = RunOptions.resolve(tmp_path).without_tracking()
@@ -88,12 +97,40 @@ def test_run_begins_where_the_other_one_ended_and_keeps_what_it_took(
     assert all(torch.equal(kept.weights[name], value) for name, value in given.initial.weights.items())
 
 
+def test_command_begins_another_data_set_with_the_weights_of_a_run_and_finds_its_run_again(
+    ray_session, clip, workspace, tmp_path, capsys
+):
+    """Vehicles have other identities and cameras than the people of the first run."""
+    first = small_run.alone(clip, workspace)
+    vehicles = ("data.synthetic.kind=vehicle", "data.dataset=synthetic_vehicle", "train.epochs=1")
+    changes = [part for setting in vehicles for part in ("--set", setting)]
+    arguments = small_run.arguments(clip, tmp_path, *changes, "--init", first.location)
+    results = []
+    for _ in range(2):
+        assert train.main(arguments) == 0
+        printed = capsys.readouterr()
+        results.append(json.loads(printed.out))
+        assert f"begins with {first.location}: took " in printed.err
+        assert "not taken, of other identities: heads." in printed.err
+    begun, again = results
+    assert (begun["reused"], again["reused"]) == (False, True)
+    assert begun["run"] == again["run"]
+    assert all(name.startswith("heads.") for name in begun["initial"]["left"])
+
+
 def test_what_is_no_run_and_no_checkpoint_is_refused_with_what_is_expected(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"--init=.*: expected the folder of a finished run"):
         with_initial_weights(TABLES, resolve("demo"), str(tmp_path))
     (tmp_path / "weights.pth").write_bytes(b"no weights")
-    with pytest.raises(ConfigError, match="not a file of weights alone"):
-        with_initial_weights(TABLES, resolve("demo"), str(tmp_path / "weights.pth"))
+    (tmp_path / "weights.safetensors").write_bytes(b"no weights")
+    missing = str(tmp_path / "none.pth")
+    with pytest.raises(ConfigError, match=rf"--init={missing}: .*, and there is nothing of this name$"):
+        with_initial_weights(TABLES, resolve("demo"), missing)
+    for prefix in ("", "file://"):
+        with pytest.raises(ConfigError, match="not a file of weights alone"):
+            with_initial_weights(TABLES, resolve("demo"), f"{prefix}{tmp_path}/weights.pth")
+        with pytest.raises(ClipFileError, match=r"weights\.safetensors cannot be read as weights"):
+            with_initial_weights(TABLES, resolve("demo"), f"{prefix}{tmp_path}/weights.safetensors")
     with pytest.raises(SystemExit):
         train.main(["--plan", "--init", str(tmp_path)])
     assert "leave one of them out" in capsys.readouterr().err
