@@ -71,14 +71,13 @@ def _export(given: argparse.Namespace) -> ExportResult:
     if missing := [name for name in PACKAGES[given.format] if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"--format={given.format} needs {', '.join(missing)}; pip install 'stmi[export]'")
     folder = RunFolder.open(given.run, given.catalog)
-    import stmi
     from experiments.evaluating.evaluation_target import load_run, use_processors
     from experiments.exporting.checked_export import export
 
     use_processors()
     target = load_run(folder, catalog=given.catalog, epoch=given.epoch)
-    digest = stmi.load(folder.location, epoch=given.epoch, device="cpu").digest
-    return export(target, folder.fingerprint, digest, given.out, given.format)
+    assert target.trained is not None
+    return export(target, folder.fingerprint, target.trained.digest, given.out, given.format)
 
 
 def show(result: ExportResult) -> None:

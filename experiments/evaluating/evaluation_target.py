@@ -46,6 +46,7 @@ class EvaluationTarget:
         autocast: Whether the network runs under bfloat16 autocast.
         captions: Token ids of the view's captions, where the model has a text tower of its own.
         epoch: The run's epoch whose weights these are; None for a checkpoint.
+        trained: The run as `stmi.load` gives it, with the same model; None for a checkpoint.
     """
 
     name: str
@@ -56,6 +57,7 @@ class EvaluationTarget:
     autocast: bool
     captions: torch.Tensor | None = None
     epoch: int | None = None
+    trained: stmi.TrainedRun | None = None
 
 
 def load_run(
@@ -92,7 +94,9 @@ def load_run(
     if folder.config.model.text.fine_tune:
         tokens = caption_tokens(run.tokenize, find_captions(table), {"test": open_view(table)})["test"]
     autocast = folder.config.train.precision == "bfloat16"
-    return EvaluationTarget(folder.name, run.model, folder.config, table, junk, autocast, tokens, run.epoch)
+    return EvaluationTarget(
+        folder.name, run.model, folder.config, table, junk, autocast, tokens, run.epoch, run
+    )
 
 
 def embed_here(

@@ -1,6 +1,5 @@
 """Training of the demo's CLIP on procedural image-caption pairs, with open_clip's model and loss."""
 
-import hashlib
 import json
 import math
 import time
@@ -21,6 +20,7 @@ from data_catalog.synthetic.identities import make_identity
 from experiments.pretraining.image_sentences import SENTENCE, attributes_in_image, write_sentence
 from experiments.pretraining.pretrained_clip import HELD_OUT, PretrainedClip
 from stmi import keyed_random
+from stmi.checksums import file_digest
 from stmi.clip import architecture, clip_files, loading
 from stmi.config import AugmentConfig
 from stmi.modality import MODALITIES
@@ -155,7 +155,7 @@ def pretrain(out: Path, people: int, steps: int, batch: int, rate: float, seed: 
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     partial = out / f".{clip_files.WEIGHTS_FILE}.partial"
     save_file(weights, partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    digest = file_digest(partial)
     (out / clip_files.DIGEST_FILE).write_text(f"{digest}  {clip_files.WEIGHTS_FILE}\n")
     partial.replace(out / clip_files.WEIGHTS_FILE)
     loaded = loading.load_clip(out)

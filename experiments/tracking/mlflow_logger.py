@@ -5,7 +5,6 @@ later, since the state file says how much of the journal was logged. Only this f
 `reports.recorded_study` import mlflow.
 """
 
-import hashlib
 import logging
 import os
 import uuid
@@ -31,6 +30,7 @@ from experiments.tracking.mlflow_store import (
     quiet_mlflow,
     read_state,
 )
+from stmi.checksums import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ class MlflowLogger:
 
     def _send_file(self, name: str) -> None:
         with self.folder.local_file(name) as path:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = file_digest(path)
             if self._state.files.get(path.name) == digest:
                 return
             folder = "pictures" if path.suffix == ".png" else None

@@ -1,7 +1,6 @@
 """Writes the folder of a CLIP, as `load_clip` reads it: whole, read back, or not at all."""
 
 import gzip
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stmi.checksums import file_digest
 from stmi.clip import clip_files, loading
 from stmi.errors import ClipFileError
 
@@ -47,9 +47,7 @@ def write_clip(
         save_file(weights, path)
         # safetensors makes files that only the owner can read, but folders of weights are often shared.
         path.chmod(described.stat().st_mode)
-        with path.open("rb") as written:
-            written_digest = hashlib.file_digest(written, "sha256").hexdigest()
-        (folder / clip_files.DIGEST_FILE).write_text(f"{written_digest}  {clip_files.WEIGHTS_FILE}\n")
+        (folder / clip_files.DIGEST_FILE).write_text(f"{file_digest(path)}  {clip_files.WEIGHTS_FILE}\n")
         try:
             loaded = loading.load_clip(folder)
         except ClipFileError as error:

@@ -6,7 +6,6 @@ Nothing in a file is executed.
 """
 
 import gzip
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stmi.checksums import file_digest
 from stmi.clip import clip_files
 from stmi.clip.clip_writing import write_clip
 from stmi.clip.weights import read_weights
@@ -109,9 +109,7 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Any]:
     written = write_clip(
         out, config, {name: value.contiguous() for name, value in weights.items()}, str(folder), merges
     )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"archive_sha256": digest, "published_as": None, **written}
+    return {"archive_sha256": file_digest(path), "published_as": None, **written}
 
 
 def _find_weights(folder: Path, names: tuple[str, ...]) -> Path:

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
+from stmi.checksums import file_digest
 from stmi.clip import hub
 from stmi.clip.architecture import build_clip, build_tokenizer, split_name
 from stmi.clip.clip_files import (
@@ -129,7 +130,7 @@ def _load_folder(folder: Path) -> LoadedClip:
         raise ClipFileError(
             f"{path} is missing; a CLIP folder needs it (weights as safetensors): restore it, or name another"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_digest(path)
     expected = folder / DIGEST_FILE
     if expected.is_file() and expected.read_text().split()[:1] != [digest]:
         raise ClipFileError(f"{path} has SHA-256 {digest}, not the one in {expected}; restore the file")
@@ -144,7 +145,7 @@ def _folder_digest(folder: Path, weights: str) -> str:
     merges = folder / MERGES_FILE
     parts = {
         "model_cfg": config,
-        "merges": hashlib.sha256(merges.read_bytes()).hexdigest() if merges.is_file() else None,
+        "merges": file_digest(merges) if merges.is_file() else None,
         "weights": weights,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

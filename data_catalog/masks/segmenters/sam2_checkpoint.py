@@ -4,13 +4,13 @@ Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos". A checkpoint i
 a file of `torch.save({"model": state_dict})`.
 """
 
-import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_catalog.errors import CatalogError, name_first
+from stmi.checksums import file_digest
 
 SAM2_MODELS: Mapping[str, str] = {
     f"{family}_hiera_{size}": f"configs/{family}/{family}_hiera_{size}.yaml"
@@ -57,7 +57,7 @@ def check_checkpoint(path: Path, model: str, image_size: int, overrides: Sequenc
     """
     weights = _read_weights(path)
     _check_weights(path, weights, model, build_sam2_model(model, image_size, overrides).state_dict())
-    return _file_sha256(path)
+    return file_digest(path)
 
 
 def load_sam2_model(
@@ -76,7 +76,7 @@ def load_sam2_model(
         CatalogError: If the file is not there (on this machine) or is not the one that was checked.
     """
     weights = _read_weights(path)
-    if (found := _file_sha256(path)) != sha256:
+    if (found := file_digest(path)) != sha256:
         raise CatalogError(
             f"checkpoint {path} has SHA-256 {found[:12]}..., expected {sha256[:12]}...; it was replaced "
             "after it was checked, or differs between machines: put the same file on all of them"
@@ -146,8 +146,3 @@ def _check_weights(path: Path, weights: Weights, model: str, expected: Weights) 
             f"checkpoint {path} does not fit --model {model}: weights {'; '.join(found)}. Choose the --model "
             f"that the file was published for, one of {', '.join(SAM2_MODELS)}"
         )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
