@@ -39,8 +39,8 @@ from cluster.services import (
     Service,
     ServiceMaker,
 )
-from data_catalog.uris import without_credentials
 from stmi.network import NO_PROXY, spare_loopback
+from stmi.uris import without_credentials
 
 HOOKS = Path(__file__).resolve().parent / "submit_hook"
 EXPORTED = (

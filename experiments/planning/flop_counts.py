@@ -69,11 +69,6 @@ def pass_flops(config: ExperimentConfig, identities: int, cameras: int) -> tuple
     return forward // run.share, backward // run.share
 
 
-def step_flops(config: ExperimentConfig, identities: int, cameras: int) -> int:
-    """FLOPs of one sample in a training step, as `pass_flops` takes and raises it."""
-    return sum(pass_flops(config, identities, cameras))
-
-
 def with_small_batch(config: ExperimentConfig) -> ExperimentConfig:
     """A config with a small batch, which is enough to count FLOPs.
 

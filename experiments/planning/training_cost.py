@@ -1,7 +1,7 @@
 """The training cost of a config in FLOPs, by which trials of a sweep are compared on any machine."""
 
 from experiments.experiment_config import ExperimentConfig
-from experiments.planning.flop_counts import step_flops
+from experiments.planning.flop_counts import pass_flops
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.run_tables import RunTables, count_cameras, training_views
 
@@ -26,6 +26,6 @@ class TrainingCost:
         key = config.model.model_copy(update={"sfm": sfm}).model_dump_json() + config.train.precision
         if key not in self._flops:
             cameras = count_cameras(self.views, datasets)
-            self._flops[key] = step_flops(config, schedule.identities, cameras)
+            self._flops[key] = sum(pass_flops(config, schedule.identities, cameras))
         samples = config.train.epochs * len(schedule.rows(rank=0, epoch=0)) * config.batch.size
         return samples * self._flops[key] / 1e12

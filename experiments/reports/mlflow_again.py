@@ -9,7 +9,6 @@ from functools import partial
 
 from data_catalog.errors import CatalogError
 from data_catalog.progress import ShowProgress, open_progress
-from data_catalog.uris import without_credentials
 from experiments.experiment_config import ConfigError
 from experiments.reports.recorded_study import RESULT
 from experiments.reports.report_files import LoggedAgain
@@ -23,6 +22,7 @@ from experiments.studies.study_logger import StudyLogger, StudyRun
 from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_logger import Description, MlflowLogger, check_store
 from experiments.tracking.mlflow_store import MLFLOW_FILE, child_file
+from stmi.uris import without_credentials
 
 ERRORS = (CatalogError, ConfigError, OSError, RunError, RunFolderError, ValueError)
 """What damaged or missing files of a run raise; the other runs are sent all the same."""

@@ -14,7 +14,6 @@ from pydantic import Field, TypeAdapter
 
 from data_catalog.errors import describe_cause
 from data_catalog.storage.folders import Folder
-from data_catalog.uris import without_credentials
 from experiments.experiment_config import ConfigError, full_name
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
@@ -23,6 +22,7 @@ from experiments.studies.study_folder import RESULT_FILE
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.tracking.mlflow_logger import PATIENCE
 from experiments.tracking.mlflow_store import MlflowRun, ask_server, quiet_mlflow
+from stmi.uris import without_credentials
 
 PICTURES = "pictures"
 RESULT: TypeAdapter[AblationResult | SweepResult] = TypeAdapter(

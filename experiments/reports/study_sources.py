@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_catalog.storage.folders import Folder
-from data_catalog.uris import without_credentials
 from experiments.experiment_config import ConfigError
 from experiments.reports.recorded_study import (
     RecordedRun,
@@ -30,6 +29,7 @@ from experiments.tracking.mlflow_store import (
     read_state,
     resolve_tracking_uri,
 )
+from stmi.uris import without_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from data_catalog.records import Record
+from data_catalog.records import Record, describe_invalid
 
 PUBLISHED = Path(__file__).with_suffix(".yaml")
 
@@ -185,8 +185,6 @@ def load_published(path: Path) -> _File:
     except yaml.YAMLError as error:
         raise PublishedError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise PublishedError(
-            f"{path}: {field or 'the file'}: {first['msg']}, got {first['input']!r}"
+            f"{path}: {describe_invalid(error, 'the file')}, got {error.errors()[0]['input']!r}"
         ) from error

@@ -15,7 +15,6 @@ from typing import Any
 
 from data_catalog.errors import CatalogError, describe_cause, name_first
 from data_catalog.storage.folders import Folder
-from data_catalog.uris import without_credentials
 from experiments.tracking.journal import Event
 from experiments.tracking.journal_folder import JournalFolder
 from experiments.tracking.mlflow_store import (
@@ -31,6 +30,7 @@ from experiments.tracking.mlflow_store import (
     read_state,
 )
 from stmi.checksums import file_digest
+from stmi.uris import without_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from data_catalog.errors import DamagedFileError
 from data_catalog.records import Record
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
-from data_catalog.uris import without_credentials
 from experiments.experiment_config import ConfigError
 from stmi.network import why_unreachable
+from stmi.uris import without_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -46,11 +46,19 @@ def check_new(out: Path) -> None:
 
 
 def patch_size(source: str | Path) -> int:
-    """Side of a patch of a CLIP's image tower, in pixels; the usual one if the source is not there now."""
+    """Side of a patch of a CLIP's image tower, in pixels; the usual one if the source is not there now.
+
+    Raises:
+        ClipFileError: Its config is damaged.
+    """
     vision: dict[str, Any] = {}
     if (folder := clip_folder(source)) is not None:
-        with suppress(OSError, ValueError, KeyError):
-            vision = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+        path = folder / CONFIG_FILE
+        try:
+            with suppress(FileNotFoundError):
+                vision = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ClipFileError(f"{path} is no config of a CLIP ({error!r}); restore it") from None
     else:
         import open_clip  # noqa: PLC0415
 

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record
-from data_catalog.storage.filesystems import presentable_uri
 from stmi.config import LARGEST_COUNT
+from stmi.uris import presentable_uri
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that holds the endpoint's key."""

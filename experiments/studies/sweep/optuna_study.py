@@ -20,12 +20,12 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from data_catalog.errors import describe_cause
 from data_catalog.storage.patience import Patience
-from data_catalog.uris import without_credentials
 from experiments.experiment_config import ConfigError, full_name
 from experiments.studies.sweep.search_space import Space
 from experiments.studies.sweep.stored_trials import StoredTrial, StoredTrials
 from experiments.studies.sweep.sweep_result import State, SweepTrial
 from stmi import keyed_random
+from stmi.uris import without_credentials
 
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """Raised where the storage does not answer."""

@@ -4,8 +4,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from data_catalog.uris import without_credentials
 from experiments.experiment_config import ConfigError
+from stmi.uris import without_credentials
 
 
 def check_url(url: str) -> None:

@@ -17,6 +17,7 @@ from data_catalog.samples.camera_numbers import first_camera
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from stmi.clip.clip_files import CONFIG_FILE, PROJECT, patch_size
+from stmi.errors import ClipFileError
 from tests.data_catalog.folders import load_fake_tower
 from tests.data_catalog.vehicle_folders import write_msvr310, write_rgbnt100
 
@@ -91,6 +92,10 @@ def test_patch_of_a_clip_is_read_from_its_folder_or_its_name(tmp_path: Path) -> 
     assert patch_size("ViT-B-16-quickgelu/openai") == 16
     for gone in (tmp_path / "gone", tmp_path):
         assert patch_size(gone) == 16
+    for content in ("", "{}", '{"model_cfg": 3}'):
+        (tmp_path / "open_clip_config.json").write_text(content)
+        with pytest.raises(ClipFileError, match=r"open_clip_config\.json is no config of a CLIP"):
+            patch_size(tmp_path)
 
 
 def test_distinct_captions_are_counted_over_the_whole_table(

@@ -1,6 +1,6 @@
 import pytest
 
-from data_catalog.uris import without_credentials
+from stmi.uris import without_credentials
 
 
 @pytest.mark.parametrize(
