@@ -54,8 +54,8 @@ from experiments.run.preflight import Check, preflight
 from experiments.run.run_options import RunOptions, resolve_catalog, resolve_workspace
 from experiments.run.run_tables import OnStep, RunTables
 from experiments.run.workers.ray_train import start_ray
-from experiments.studies.ablation.ablation_plan import AblationPlan, plan_ablation
 from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.ablation.ablation_spec import AblationSpec, specify_ablation
 from experiments.studies.ablation.added_rows import SYNTAX, add_rows, parse_row
 from experiments.studies.ablation.conditions import SYNTAX as SYNTAX_OVER
 from experiments.studies.ablation.conditions import (
@@ -170,14 +170,14 @@ def make_plan(given: argparse.Namespace) -> "StudyPlan":
         raise ConfigError(
             f"--over {given.over[0]}: a plan is of one condition; give one value with --set in its place"
         )
-    return plan_study(_plan(given), given)
+    return plan_study(_specify(given), given)
 
 
-def plan_study(plan: AblationPlan, given: argparse.Namespace, maker: str | None = None) -> "StudyPlan":
+def plan_study(spec: AblationSpec, given: argparse.Namespace, maker: str | None = None) -> "StudyPlan":
     """What a study would do.
 
     Args:
-        plan: The study.
+        spec: The study.
         given: The options of `ablation_parser`.
         maker: What makes all tables that are missing; or None.
 
@@ -189,11 +189,11 @@ def plan_study(plan: AblationPlan, given: argparse.Namespace, maker: str | None 
     from experiments.planning.study_plan import StudyData, make_study_plan
 
     # All rows read the tables of one that needs all.
-    parts = ((config.model.sfm.enabled, config.model.text.enabled, config) for config in plan.configs)
-    first = next((config for masks, text, config in parts if masks and text), plan.configs[0])
+    parts = ((config.model.sfm.enabled, config.model.text.enabled, config) for config in spec.configs)
+    first = next((config for masks, text, config in parts if masks and text), spec.configs[0])
     data = StudyData(first, workspace, resolve_catalog(workspace, given.catalog), maker)
-    name = None if data.run_tables is None else plan.name(data.run_tables)
-    runs = [data.look_up(config, plan.labels(config)) for config in plan.configs]
+    name = None if data.run_tables is None else spec.name(data.run_tables)
+    runs = [data.look_up(config, spec.labels(config)) for config in spec.configs]
     return make_study_plan(name, data, runs, choices, given.gpus_per_worker)
 
 
@@ -211,33 +211,33 @@ def ablate(given: argparse.Namespace) -> AblationResult | AblationGrid:
         ConfigError: Nothing is asked for, or a setting is impossible.
     """
     if not given.over:
-        return run_ablation(_plan(given), run_options(given))
+        return run_ablation(_specify(given), run_options(given))
     over = parse_over(given.over)
     conditions = list_conditions(over)
     # What is impossible in one of them is refused before any of them is trained.
-    plans = [_plan(given, tuple("=".join(pair) for pair in each.items())) for each in conditions]
+    specs = [_specify(given, tuple("=".join(pair) for pair in each.items())) for each in conditions]
     options = run_options(given)
     results: list[tuple[Condition, AblationResult]] = []
-    for number, (condition, plan) in enumerate(zip(conditions, plans, strict=True), start=1):
-        print(f"condition {number} of {len(plans)}: {describe(condition)}", file=sys.stderr)
-        results.append((condition, run_ablation(plan, options)))
+    for number, (condition, spec) in enumerate(zip(conditions, specs, strict=True), start=1):
+        print(f"condition {number} of {len(specs)}: {describe(condition)}", file=sys.stderr)
+        results.append((condition, run_ablation(spec, options)))
     from experiments.studies.ablation.grid import write_grid
 
     return write_grid(resolve_workspace(given.workspace), over, results)
 
 
-def _plan(given: argparse.Namespace, condition: tuple[str, ...] = ()) -> AblationPlan:
+def _specify(given: argparse.Namespace, condition: tuple[str, ...] = ()) -> AblationSpec:
     """The study of a command line under a condition, which is settings of all its runs."""
     keys = [f"table{number}" for number in sorted(set(given.table))] + list(FIGURES.get(given.figure, ()))
     if not keys and not given.rows:
         raise ConfigError("name what to train: --table 3, 4 or 5 (or several), --figure 5 or tau, or --row")
     ablations = add_rows([ABLATIONS[key] for key in keys], [parse_row(text) for text in given.rows])
-    return plan_rows(ablations, given, condition)
+    return specify_rows(ablations, given, condition)
 
 
-def plan_rows(
+def specify_rows(
     ablations: Sequence[Ablation], given: argparse.Namespace, settings: Sequence[str] = ()
-) -> AblationPlan:
+) -> AblationSpec:
     """The study of some tables.
 
     Args:
@@ -252,13 +252,13 @@ def plan_rows(
         raise ConfigError(
             f"--seeds={given.seeds}: expected a number from 1 to {LARGEST_COUNT}; three give an interval"
         )
-    return plan_ablation(
+    return specify_ablation(
         ablations, given.recipe, [*with_workers(given.settings, given.workers), *settings], given.seeds
     )
 
 
 def run_ablation(
-    plan: AblationPlan,
+    spec: AblationSpec,
     options: RunOptions,
     on_step: OnStep = lambda step, result: None,
     sources: "TableSources | None" = None,
@@ -266,21 +266,21 @@ def run_ablation(
     """Train what is missing of a study.
 
     Args:
-        plan: The study.
+        spec: The study.
         options: Where it is kept and logged.
         on_step: As in `preflight`.
         sources: As in `preflight`.
     """
-    first = plan.configs[0]
+    first = spec.configs[0]
 
     def check_each(check: Check) -> None:
-        for config in plan.configs:
+        for config in spec.configs:
             check(config)
 
     def study(tables: RunTables) -> "AblationStudy":
         from experiments.studies.ablation.ablation import AblationStudy
 
-        return AblationStudy(plan, tables, options)
+        return AblationStudy(spec, tables, options)
 
     tables = preflight(
         first,

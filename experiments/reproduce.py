@@ -43,8 +43,8 @@ from experiments.recipes import RECIPES, resolve
 from experiments.reports.report_files import StudyReport
 from experiments.reproducing.table_origins import CAPTIONS, MASKS, find_faults, parse_captions, parse_masks
 from experiments.run.run_options import resolve_catalog, resolve_workspace
-from experiments.studies.ablation.ablation_plan import AblationPlan
 from experiments.studies.ablation.ablation_result import AblationResult
+from experiments.studies.ablation.ablation_spec import AblationSpec
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.study_folder import STUDIES
 from experiments.terminal_tables import print_facts
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def plan_tables(given: argparse.Namespace) -> AblationPlan:
+def specify_tables(given: argparse.Namespace) -> AblationSpec:
     """The runs that the command line asks for.
 
     Raises:
@@ -142,13 +142,11 @@ def plan_tables(given: argparse.Namespace) -> AblationPlan:
     # A plan needs no CLIP; without one it is that of the recipe.
     if clip_folder(given.clip) is not None:
         settings.append(f"model.clip.source={given.clip}")
-    tables = [
-        replace(ABLATIONS[f"table{number}"], text_rows=has_text) for number in sorted(set(given.tables))
-    ]
-    plan = ablate.plan_rows(tables, given, settings)
-    if (known := plan.configs[0].data.dataset) != given.dataset:
+    tables = [ABLATIONS[f"table{number}"] for number in sorted(set(given.tables))]
+    spec = ablate.specify_rows(tables, given, settings)
+    if (known := spec.configs[0].data.dataset) != given.dataset:
         raise ConfigError(f"--recipe {given.recipe} trains on data set {known!r}, not on {given.dataset!r}")
-    return plan
+    return spec
 
 
 def make_plan(given: argparse.Namespace) -> "ReproductionPlan":
@@ -158,11 +156,11 @@ def make_plan(given: argparse.Namespace) -> "ReproductionPlan":
         ConfigError: A setting or an option of the plan is impossible.
     """
     given = _with_prices(given)
-    plan = plan_tables(given)
+    spec = specify_tables(given)
     from experiments.reproducing.reproduction_plan import make_reproduction_plan
 
     faults = _find_faults(given)
-    study = ablate.plan_study(plan, given, "the same command without --plan")
+    study = ablate.plan_study(spec, given, "the same command without --plan")
     return make_reproduction_plan(given.dataset, given.source, given.masks, given.captions, study, faults)
 
 
@@ -173,7 +171,7 @@ def reproduce(given: argparse.Namespace) -> Reproduction:
         ConfigError: Something that it names is missing, or a setting is impossible.
     """
     given = _with_prices(given)
-    plan, options = plan_tables(given), run_options(given)
+    spec, options = specify_tables(given), run_options(given)
     if faults := _find_faults(given):
         raise ConfigError("; ".join(faults))
     from experiments.reports.study_report import write_report
@@ -183,7 +181,7 @@ def reproduce(given: argparse.Namespace) -> Reproduction:
     captions = None if given.captions.kind == "none" else given.captions.make
     sources = TableSources(given.source, given.dataset, given.masks.make, captions)
     show_step = step_printer()
-    result = ablate.run_ablation(plan, options, show_step, sources)
+    result = ablate.run_ablation(spec, options, show_step, sources)
     study = find_study(given.tracking_uri, options.workspace, result.study, options.catalog)
     report = write_report(study, (options.workspace / STUDIES / result.study).file("report.html"))
     show_step("report", report.page)

@@ -215,7 +215,7 @@ def make_plan(given: argparse.Namespace) -> "StudyPlan":
     """
     spec, choices = specify(given), PlanChoices(given)
     workspace = resolve_workspace(given.workspace)
-    from experiments.planning.study_plan import StudyData, StudyRun, make_study_plan
+    from experiments.planning.study_plan import RunToPlan, StudyData, make_study_plan
 
     base = spec.base
     data = StudyData(base, workspace, resolve_catalog(workspace, given.catalog))
@@ -223,11 +223,11 @@ def make_plan(given: argparse.Namespace) -> "StudyPlan":
     # The same command makes up for trials that crashed.
     stored = [] if name is None else StoredTrials(workspace / STUDIES / name).read()
     ended = [
-        StudyRun(base, ["trials that have ended"], trial.user_attrs["run"], "finished", base.train.epochs)
+        RunToPlan(base, ["trials that have ended"], trial.user_attrs["run"], "finished", base.train.epochs)
         for trial in stored
         if trial.has_ended
     ]
-    runs = [*ended, *[StudyRun(base, ["trials to come"])] * (spec.trials - len(ended))]
+    runs = [*ended, *[RunToPlan(base, ["trials to come"])] * (spec.trials - len(ended))]
     notes = ["every trial counts as much as the first one, and as if none were stopped early"]
     splits = data.tables["samples"].statistics["splits"] if data.tables["samples"] else None
     errors = [] if splits is None or "val" in splits else [NO_VALIDATION.format(base.data.dataset)]

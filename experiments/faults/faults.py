@@ -19,7 +19,7 @@ from experiments.faults.cluster_nodes import ClusterNodes, kill_worker, limit_me
 from experiments.faults.mlflow_server import MlflowServer
 from experiments.faults.small_disk import enlarge, small_disk
 from experiments.faults.training_process import (
-    BEGINNINGS,
+    TRAINING_BEGINS,
     EndedError,
     TrainingProcess,
     names_of,
@@ -246,7 +246,7 @@ def terminate(scene: Scene, training: TrainingProcess) -> Disturbed:
     events = training.events()
     training.start()
     seconds = training.wait_for_training(since)
-    begun = [event for event in training.events() if event["event"] in BEGINNINGS]
+    begun = [event for event in training.events() if event["event"] in TRAINING_BEGINS]
     training.finish()
     lost = [] if status == COME_AGAIN_STATUS else [f"exit status {status}, not {COME_AGAIN_STATUS}"]
     if (steps := steps_since_begin(events) - begun[-1].get("step", 0)) > 0:

@@ -23,7 +23,7 @@ REMOTE_LOOK_SECONDS = 0.5
 """In object storage each look is a request."""
 HEAD = "gcs_server"
 """Name of the process of Ray that all others need."""
-BEGINNINGS = ("untrained", "restarted", "resumed")
+TRAINING_BEGINS = ("untrained", "restarted", "resumed")
 """The first event of a start, once its workers train."""
 
 
@@ -180,7 +180,7 @@ class TrainingProcess:
         """
 
         def find_begin(events: list[Event]) -> list[float]:
-            times = (event["time"] for event in events if event["event"] in BEGINNINGS)
+            times = (event["time"] for event in events if event["event"] in TRAINING_BEGINS)
             return [began for began in times if began > since]
 
         try:
@@ -196,7 +196,7 @@ class TrainingProcess:
 
 def steps_since_begin(events: list[Event]) -> int:
     """The last step that a journal has of the current start beyond its beginning, or 0."""
-    begun = [number for number, event in enumerate(events) if event["event"] in BEGINNINGS]
+    begun = [number for number, event in enumerate(events) if event["event"] in TRAINING_BEGINS]
     return max((event.get("step", 0) for event in events[begun[-1] + 1 :]), default=0) if begun else 0
 
 

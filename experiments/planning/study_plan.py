@@ -70,7 +70,7 @@ class StudyPlan(Record):
 
 
 @dataclass(frozen=True)
-class StudyRun:
+class RunToPlan:
     """A run of a study before it is planned.
 
     Attributes:
@@ -125,22 +125,22 @@ class StudyData:
             return None
         return as_run_tables(self.first, found, digest)
 
-    def look_up(self, config: ExperimentConfig, parts: Sequence[str]) -> StudyRun:
+    def look_up(self, config: ExperimentConfig, parts: Sequence[str]) -> RunToPlan:
         """A run of the study with its state, found by what its folder would be called."""
         if self.run_tables is None:
-            return StudyRun(config, parts)
+            return RunToPlan(config, parts)
         folder = RunFolder.planned(self.workspace, config, self.run_tables)
         if folder.is_finished:
-            return StudyRun(config, parts, folder.name, "finished", config.train.epochs)
+            return RunToPlan(config, parts, folder.name, "finished", config.train.epochs)
         if folder.has_file(JOURNAL):
-            return StudyRun(config, parts, folder.name, "begun", len(folder.journal.epochs()))
-        return StudyRun(config, parts, folder.name)
+            return RunToPlan(config, parts, folder.name, "begun", len(folder.journal.epochs()))
+        return RunToPlan(config, parts, folder.name)
 
 
 def make_study_plan(
     study: str | None,
     data: StudyData,
-    runs: Sequence[StudyRun],
+    runs: Sequence[RunToPlan],
     choices: PlanChoices,
     gpus_per_worker: float | None,
     notes: Sequence[str] = (),

@@ -23,7 +23,7 @@ from stmi.model_input import ModelInput, RandomDraws
 from stmi.training import losses
 from stmi.training.batch_plan import rows_of_rank
 
-HYPEREDGES = "hyperedges/"
+HYPEREDGE_PREFIX = "hyperedges/"
 """At the start of the name of what is no loss, but the mean of a fact about hyperedges."""
 BUCKET_MEBIBYTES = 8
 """Gradients that the workers exchange at a time."""
@@ -132,7 +132,7 @@ class GlobalBatchLoss(nn.Module):
         parts = losses.objective(self.config, features, self.model.logits(features), gather_rows(labels))
         if hyperedges is not None:
             means = zip(FACTS, hyperedges.mean(dim=0), strict=True)
-            parts |= {f"{HYPEREDGES}{name}": value for name, value in means}
+            parts |= {f"{HYPEREDGE_PREFIX}{name}": value for name, value in means}
         return parts if similarities is None else parts | {"similarities": similarities}
 
 

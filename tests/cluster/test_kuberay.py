@@ -144,14 +144,17 @@ def test_folders_that_are_written_are_volumes(name):
 @pytest.mark.parametrize("name", RENDERED)
 def test_shared_memory_is_a_part_of_the_pods_memory(name):
     """What lies in /dev/shm counts as the pod's memory; Ray takes 30 % of it for the object store at most."""
+    found = 0
     for path, pod in all_pods(name):
         for volume in pod.get("volumes", ()):
             if volume.get("emptyDir", {}).get("medium") == "Memory":
+                found += 1
                 (container,) = pod["containers"]
                 memory = container["resources"]["limits"]["memory"]
                 shared = volume["emptyDir"]["sizeLimit"]
                 assert 0.15 <= gibibytes(shared) / gibibytes(memory) <= 0.5, path
                 assert {"name": volume["name"], "mountPath": "/dev/shm"} in container["volumeMounts"], path
+    assert found
 
 
 def gibibytes(size):

@@ -13,7 +13,7 @@ from experiments.experiment_config import ConfigError
 from experiments.run.run_options import RunOptions
 from experiments.run.run_result import RunError
 from experiments.studies.ablation import ablation
-from experiments.studies.ablation.ablation_plan import plan_ablation
+from experiments.studies.ablation.ablation_spec import specify_ablation
 from experiments.studies.ablation.added_rows import add_rows, parse_row
 from experiments.studies.ablation.rows import ABLATIONS, Ablation, Row
 from experiments.studies.published import published
@@ -162,7 +162,7 @@ def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
     finished, clip, workspace, tmp_path, monkeypatch
 ):
     # Runs of the shared study stand for those that are trained: all but one at first.
-    plan = plan_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
+    spec = specify_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
     tables = small_run.configured(clip, workspace)[1]
     options = RunOptions.resolve(tmp_path, tracking_uri=local_store(tmp_path))
 
@@ -174,7 +174,7 @@ def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
             return {run.folder.name: "out of memory" for run in runs[:count]}
 
         monkeypatch.setattr(ablation, "train_runs", train_runs)
-        return ablation.AblationStudy(plan, tables, options).run()
+        return ablation.AblationStudy(spec, tables, options).run()
 
     client = mlflow.MlflowClient(local_store(tmp_path))
     for failed, status in ((1, "FAILED"), (0, "FINISHED")):
@@ -188,30 +188,30 @@ def test_row_that_failed_and_was_repaired_is_whole_in_mlflow_too(
 
 
 def test_study_that_another_process_runs_is_left_alone(clip, workspace, tmp_path, ray_session):
-    plan = plan_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
+    spec = specify_ablation([ABLATIONS["table4"]], "demo", small_run.settings(clip), 1)
     tables = small_run.configured(clip, workspace)[1]
-    folder = StudyFolder.of(tmp_path, plan.name(tables))
-    study = ablation.AblationStudy(plan, tables, RunOptions.resolve(tmp_path))
+    folder = StudyFolder.of(tmp_path, spec.name(tables))
+    study = ablation.AblationStudy(spec, tables, RunOptions.resolve(tmp_path))
     with claim(folder.path), pytest.raises(RunError, match="is being run by another process"):
         study.run()
     assert folder.journal.read() == []
 
 
 def test_every_value_of_sharing_is_a_row_of_table_5_and_each_row_differs():
-    plan = plan_ablation([ABLATIONS["table5"]], "demo", [], 1)
-    paper_rows = plan.rows[0][1][:5]
-    sharing = [plan.config_of[row, 0].model.sfm.sharing for row in paper_rows]
+    spec = specify_ablation([ABLATIONS["table5"]], "demo", [], 1)
+    paper_rows = spec.rows[0][1][:5]
+    sharing = [spec.config_of[row, 0].model.sfm.sharing for row in paper_rows]
     assert sorted(sharing) == sorted(SfmConfig.model_fields["sharing"].annotation.__args__)
-    assert plan.config_of[paper_rows[-1], 0] == recipes.resolve("demo", ["seed=0"])
+    assert spec.config_of[paper_rows[-1], 0] == recipes.resolve("demo", ["seed=0"])
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipes.RECIPES if name != "demo"])
 def test_all_tables_and_figures_can_be_planned_for_every_recipe(recipe):
-    plan = plan_ablation(list(ABLATIONS.values()), recipe, ["train.workers=4"], 2)
-    assert len({config.model_dump_json() for config in plan.configs}) == len(plan.configs)
-    assert {config.seed for config in plan.configs} == set(plan.seeds)
-    for config in plan.configs:
-        assert plan.labels(config)
+    spec = specify_ablation(list(ABLATIONS.values()), recipe, ["train.workers=4"], 2)
+    assert len({config.model_dump_json() for config in spec.configs}) == len(spec.configs)
+    assert {config.seed for config in spec.configs} == set(spec.seeds)
+    for config in spec.configs:
+        assert spec.labels(config)
 
 
 def test_rows_that_come_out_the_same_are_named():
@@ -222,7 +222,7 @@ def test_rows_that_come_out_the_same_are_named():
     )
     twice = Ablation("table3", "Modules", rows, full="first")
     with pytest.raises(ConfigError, match="rows 'without STR' and 'again the same' of table3 have the same"):
-        plan_ablation([twice], "demo", [], 1)
+        specify_ablation([twice], "demo", [], 1)
 
 
 def test_comparisons_of_the_papers_rows_are_those_that_they_always_were():
@@ -242,18 +242,18 @@ def test_comparisons_of_the_papers_rows_are_those_that_they_always_were():
 def test_order_of_rows_means_nothing():
     table = ABLATIONS["table3"]
     backwards = replace(table, rows=table.rows[::-1])
-    planned, turned = (plan_ablation([one], "demo", [], 1) for one in (table, backwards))
+    planned, turned = (specify_ablation([one], "demo", [], 1) for one in (table, backwards))
     assert {row.name: row for row in turned.rows[0][1]} == {row.name: row for row in planned.rows[0][1]}
     assert turned.config_of == planned.config_of
 
 
 def test_full_model_of_every_table_is_the_recipe_itself():
-    plan = plan_ablation(list(ABLATIONS.values()), "demo", [], 1)
-    for table, rows in plan.rows:
+    spec = specify_ablation(list(ABLATIONS.values()), "demo", [], 1)
+    for table, rows in spec.rows:
         (full,) = [row for row in rows if row.name == table.full]
         # Of another rule there is none; that row has the default of the rule's own setting.
         own = {"figure_nearest": "nearest", "figure_density": "density"}.get(table.key, "cosine")
-        assert plan.config_of[full, 0] == recipes.resolve("demo", ["seed=0", f"chi.incidence={own}"])
+        assert spec.config_of[full, 0] == recipes.resolve("demo", ["seed=0", f"chi.incidence={own}"])
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_name_of_a_study_says_that_rows_were_added_and_depends_on_their_comparis
 
     def name(*rows):
         ablations = add_rows([ABLATIONS["table4"]], [parse_row(row) for row in rows])
-        return plan_ablation(ablations, "demo", small_run.settings(clip), 2).name(tables)
+        return specify_ablation(ablations, "demo", small_run.settings(clip), 2).name(tables)
 
     row = "K = 2: model.str.tokens=2"
     names = [name(), name(row), name(f"{row} against A"), name("K = 8: model.str.tokens=8")]
@@ -351,19 +351,19 @@ def test_rows_without_a_table_stand_beside_the_full_model(finished, ray_session,
 
 
 def test_settings_inside_a_module_that_rows_switch_as_a_whole_are_taken():
-    plan = plan_ablation(
+    spec = specify_ablation(
         [ABLATIONS["table3"]], "demo", ["model.chi.mixer=mlp", "model.sfm.sharing=per_head"], 1
     )
-    full = plan.config_of[plan.rows[0][1][3], 0].model
+    full = spec.config_of[spec.rows[0][1][3], 0].model
     assert (full.chi.mixer, full.sfm.sharing) == ("mlp", "per_head")
 
 
 @pytest.mark.parametrize("text", ["on", "off"])
 def test_rows_about_the_text_are_left_out_where_the_text_is_set_for_all_rows(text):
     """Otherwise `--over model.text=on,off` could not be asked for."""
-    plan = plan_ablation([ABLATIONS["table3"]], "demo", [f"model.text={text}"], 1)
-    assert [row.name for row in plan.rows[0][1]] == ["baseline", "SFM", "SFM + STR", "SFM + STR + CHI"]
-    assert {config.model.text.enabled for config in plan.configs} == {text == "on"}
+    spec = specify_ablation([ABLATIONS["table3"]], "demo", [f"model.text={text}"], 1)
+    assert [row.name for row in spec.rows[0][1]] == ["baseline", "SFM", "SFM + STR", "SFM + STR + CHI"]
+    assert {config.model.text.enabled for config in spec.configs} == {text == "on"}
 
 
 @pytest.mark.parametrize(

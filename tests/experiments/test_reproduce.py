@@ -127,7 +127,7 @@ def test_a_plan_says_what_is_missing_and_what_it_costs_and_makes_nothing(call, t
 def test_rows_about_text_are_left_out_without_captions(captions, rows):
     asked = ["msvr310", "--source", ".", "--clip", "gone", "--masks", "grabcut", "--captions", captions]
     given = reproduce.parser().parse_args([*asked, "--recipe", "msvr310-released", "--tables", "4"])
-    plan = reproduce.plan_tables(given)
+    plan = reproduce.specify_tables(given)
     ((_, found),) = plan.rows
     assert len(found) == rows
     assert {config.model.text.enabled for config in plan.configs} == ({False} if rows == 4 else {True, False})

@@ -46,7 +46,7 @@ from stmi.retrieval.metrics import RetrievalError, RetrievalMetrics
 from stmi.training.batch_plan import rows_of_rank
 from stmi.training.losses import losses_without_gradient
 from stmi.training.schedule import learning_rate
-from stmi.training.train_step import HYPEREDGES, TrainStep
+from stmi.training.train_step import HYPEREDGE_PREFIX, TrainStep
 
 
 def train(given: TrainingInput, session: Session) -> None:
@@ -298,16 +298,15 @@ class _Run:
     def means(self, progress: Progress) -> Event:
         """The means of the epoch so far: of losses, of those that train nothing, of the hyperedges."""
         means = progress.means()
-        hyperedges = {name: value for name, value in means.items() if name.startswith(HYPEREDGES)}
+        start = HYPEREDGE_PREFIX
+        hyperedges = {n.removeprefix(start): value for n, value in means.items() if n.startswith(start)}
         features = trained_features(self.config.model)
         text = self.config.model.text.fine_tune
         idle = losses_without_gradient(self.config.loss, features, trains_text=text)
         return {
-            "losses": {n: value for n, value in means.items() if n not in hyperedges and n not in idle},
+            "losses": {n: x for n, x in means.items() if not n.startswith(start) and n not in idle},
             "losses_without_gradient": {name: means[name] for name in idle},
-            "hyperedges": {"train": {n.removeprefix(HYPEREDGES): value for n, value in hyperedges.items()}}
-            if hyperedges
-            else {},
+            "hyperedges": {"train": hyperedges} if hyperedges else {},
         }
 
     @property

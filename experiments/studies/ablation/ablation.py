@@ -10,8 +10,8 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import RunTables
 from experiments.run.workers.ray_train import start_ray
-from experiments.studies.ablation.ablation_plan import AblationPlan
 from experiments.studies.ablation.ablation_result import EPOCHS, AblationResult, TableRow
+from experiments.studies.ablation.ablation_spec import AblationSpec
 from experiments.studies.ablation.ablation_table import (
     RowRuns,
     best_on_validation,
@@ -33,7 +33,7 @@ class AblationStudy(Study[AblationResult]):
     """A study of ablations.
 
     Args:
-        plan: What it trains and shows; checked against the tables.
+        spec: What it trains and shows; checked against the tables.
         tables: What the runs read.
         options: Where runs are kept and logged, and what their workers get.
     """
@@ -42,9 +42,9 @@ class AblationStudy(Study[AblationResult]):
     unit = "epoch"
     result_form = AblationResult
 
-    def __init__(self, plan: AblationPlan, tables: RunTables, options: RunOptions) -> None:
-        super().__init__(plan.recipe, plan.name(tables), tables, options)
-        self.plan = plan
+    def __init__(self, spec: AblationSpec, tables: RunTables, options: RunOptions) -> None:
+        super().__init__(spec.recipe, spec.name(tables), tables, options)
+        self.spec = spec
         self.wrong: dict[str, str] = {}
         self._runs: list[StudyRun] = []
         self._epochs: dict[str, int] = {}
@@ -52,17 +52,17 @@ class AblationStudy(Study[AblationResult]):
     def parameters(self) -> dict[str, Any]:
         """As in `Study`."""
         return {
-            "recipe": self.plan.recipe,
-            "seeds": len(self.plan.seeds),
-            "settings": " ".join(self.plan.settings),
-            "tables": " ".join(ablation.key for ablation, _ in self.plan.rows),
+            "recipe": self.spec.recipe,
+            "seeds": len(self.spec.seeds),
+            "settings": " ".join(self.spec.settings),
+            "tables": " ".join(ablation.key for ablation, _ in self.spec.rows),
             "runs": len(self._runs),
-            **({"added_rows": "; ".join(map(_describe, self.plan.added))} if self.plan.added else {}),
+            **({"added_rows": "; ".join(map(_describe, self.spec.added))} if self.spec.added else {}),
         }
 
     def open(self) -> None:
         """Make the folders of all runs."""
-        self._runs = [self._study_run(config) for config in self.plan.configs]
+        self._runs = [self._study_run(config) for config in self.spec.configs]
 
     def runs(self) -> list[StudyRun]:
         """As in `Study`; all are known from the start."""
@@ -71,11 +71,11 @@ class AblationStudy(Study[AblationResult]):
     def has_all(self, result: AblationResult) -> bool:
         """As in `Study`; the study's name says which rows and seeds it has."""
         workspace = self.options.workspace
-        return all(RunFolder.has_finished(workspace, config, self.tables) for config in self.plan.configs)
+        return all(RunFolder.has_finished(workspace, config, self.tables) for config in self.spec.configs)
 
     def train(self) -> None:
         """As in `Study`."""
-        start_ray(self.plan.configs[0].train.workers, self.options.gpus_per_worker)
+        start_ray(self.spec.configs[0].train.workers, self.options.gpus_per_worker)
         self.wrong = train_runs(self._runs, self.tables, self.options, self.folder)
 
     @property
@@ -93,20 +93,20 @@ class AblationStudy(Study[AblationResult]):
 
     def summarise(self, mlflow: MlflowRun) -> AblationResult:
         """The tables as they are measured so far, written as Markdown, CSV, JSON and a figure each."""
-        plan = self.plan
-        full = plan.configs[0]
-        general = [*_notes(full, plan), *describe_other_code(self._runs)]
+        spec = self.spec
+        full = spec.configs[0]
+        general = [*_notes(full, spec), *describe_other_code(self._runs)]
         notes, rules = list(general), list[RowRuns]()
         rows: list[TableRow] = []
         files: list[str] = []
         titles = {}
-        for ablation, planned in plan.rows:
+        for ablation, planned in spec.rows:
             measured = [self._row_runs(row) for row in planned]
             table, degenerate = table_rows(ablation, measured, full.data.dataset), degenerate_rows(measured)
             notes += [sentence for sentence in degenerate if sentence not in notes]
             if ablation.is_figure and not ablation.is_papers:
                 rules += measured
-            titles[ablation.key] = f"{_heading(ablation)}, {plan.recipe}"
+            titles[ablation.key] = f"{_heading(ablation)}, {spec.recipe}"
             files += self._write(ablation, titles[ablation.key], table, [*general, *degenerate])
             rows += table
         if (best := best_on_validation(rules)) is not None:
@@ -115,25 +115,25 @@ class AblationStudy(Study[AblationResult]):
             self.folder.journal.append("row", **row.model_dump(mode="json"))
         return AblationResult(
             study=self.folder.name,
-            recipe=plan.recipe,
-            settings=plan.settings,
-            tables=tuple(ablation.key for ablation, _ in plan.rows),
+            recipe=spec.recipe,
+            settings=spec.settings,
+            tables=tuple(ablation.key for ablation, _ in spec.rows),
             titles=titles,
-            seeds=plan.seeds,
+            seeds=spec.seeds,
             feature=full.report.feature,
             epoch=full.report.epoch,
             rows=tuple(rows),
             notes=tuple(notes),
-            full={ablation.key: ablation.full for ablation, _ in plan.rows},
-            added=tuple(row.name for row in plan.added),
-            table=f"{plan.rows[0][0].key}.md",
+            full={ablation.key: ablation.full for ablation, _ in spec.rows},
+            added=tuple(row.name for row in spec.added),
+            table=f"{spec.rows[0][0].key}.md",
             files={name: name for name in files},
             wrong=self.wrong,
             mlflow=mlflow,
         )
 
     def _study_run(self, config: ExperimentConfig) -> StudyRun:
-        labels = self.plan.labels(config)
+        labels = self.spec.labels(config)
         return StudyRun(
             RunFolder.of(self.options.workspace, config, self.tables, self.options.storage),
             f"{labels[0]}, seed {config.seed}",
@@ -143,9 +143,9 @@ class AblationStudy(Study[AblationResult]):
 
     def _row_runs(self, row: Row) -> RowRuns:
         folders = {run.folder.config.model_dump_json(): run.folder for run in self._runs}
-        configs = dict(zip(self.plan.seeds, self.plan.row_configs(row), strict=True))
+        configs = dict(zip(self.spec.seeds, self.spec.row_configs(row), strict=True))
         runs = {seed: folders[config.model_dump_json()] for seed, config in configs.items()}
-        first = configs[self.plan.seeds[0]]
+        first = configs[self.spec.seeds[0]]
         changed = differences(resolve(first.recipe), first)
         return RowRuns(
             row,
@@ -181,23 +181,23 @@ def _describe(row: Row) -> str:
     return f"{row.name} ({' '.join(row.settings)})"
 
 
-def _notes(config: ExperimentConfig, plan: AblationPlan) -> list[str]:
+def _notes(config: ExperimentConfig, spec: AblationSpec) -> list[str]:
     notes = [
         f"Measured: {config.data.dataset}, feature {config.report.feature}, {EPOCHS[config.report.epoch]}, "
-        f"{len(plan.seeds)} seeds of training ({', '.join(map(str, plan.seeds))}).",
+        f"{len(spec.seeds)} seeds of training ({', '.join(map(str, spec.seeds))}).",
     ]
-    if any(ablation.is_papers for ablation, _ in plan.rows):
+    if any(ablation.is_papers for ablation, _ in spec.rows):
         notes.append(
             "The paper's numbers are those of RGBNT201, without a spread. Where the recipe is for another "
             "data set or starts from other weights, only the direction of their differences can be compared."
         )
-    if any(ablation.text_rows for ablation, _ in plan.rows):
+    if any(ablation.text_rows for ablation, _ in spec.rows):
         notes.append(
             "T alone and G alone are features of the full model's runs; no text is the model trained without "
             "T."
         )
-    if plan.added:
-        notes.append(f"Added with --row: {'; '.join(map(_describe, plan.added))}.")
+    if spec.added:
+        notes.append(f"Added with --row: {'; '.join(map(_describe, spec.added))}.")
     return [
         *notes,
         "Intervals of differences are over seeds (paired t) and over queries (bootstrap of test identities).",

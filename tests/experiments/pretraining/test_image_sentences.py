@@ -23,14 +23,19 @@ def sentence(identity: int, modality: Modality) -> str:
     return write_caption(attributes(identity, modality), SENTENCE)
 
 
-@pytest.mark.parametrize("identity", range(1, 20))
-def test_rgb_has_the_true_colours_and_infrared_has_none(identity):
-    who = make_identity(SETTINGS, identity)
-    for name in ("upper_colour", "lower_colour", "shoes_colour"):
-        if name in (seen := attributes(identity, Modality.RGB)):
-            assert who.attributes[name] in seen[name].split()
-    for modality in (Modality.NIR, Modality.TIR):
-        assert not set(CLOTH_COLOURS) & set(sentence(identity, modality).rstrip(".").replace(",", "").split())
+def test_rgb_has_the_true_colours_and_infrared_has_none():
+    compared = 0
+    for identity in range(1, 20):
+        who = make_identity(SETTINGS, identity)
+        for name in ("upper_colour", "lower_colour", "shoes_colour"):
+            # One may be hidden behind something.
+            if name in (seen := attributes(identity, Modality.RGB)):
+                assert who.attributes[name] in seen[name].split()
+                compared += 1
+        for modality in (Modality.NIR, Modality.TIR):
+            words = sentence(identity, modality).rstrip(".").replace(",", "").split()
+            assert not set(CLOTH_COLOURS) & set(words)
+    assert compared > 40
 
 
 @pytest.mark.parametrize(("modality", "channel"), [(Modality.NIR, NIR), (Modality.TIR, TIR)])

@@ -17,7 +17,7 @@ from experiments.run.run_description import note_start
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from experiments.studies.ablation.ablation import AblationStudy
-from experiments.studies.ablation.ablation_plan import plan_ablation
+from experiments.studies.ablation.ablation_spec import specify_ablation
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.study_folder import StoredDescription, StoredRun, StudyFolder
 from experiments.studies.sweep.sweep import SweepStudy
@@ -46,7 +46,7 @@ def logged(tmp_path_factory):
     options = RunOptions.resolve(workspace, tracking_uri=local_store(workspace))
     config, tables = small_run.configured(kept_workspace.CLIP, workspace)
     assert lifecycle.run(config, tables, options).run == RUN
-    plan = plan_ablation([ABLATIONS["table4"]], "demo", settings, 2)
+    plan = specify_ablation([ABLATIONS["table4"]], "demo", settings, 2)
     assert AblationStudy(plan, tables, options).run().study == ABLATION
     asked = [*small_run.options(kept_workspace.CLIP), "--trials", "3"]
     spec = sweep_sfm.specify(sweep_sfm.parser().parse_args(asked))

@@ -17,7 +17,7 @@ TEXT = "model.text"
 
 
 @dataclass(frozen=True)
-class AblationPlan:
+class AblationSpec:
     """What a study of ablations trains and shows.
 
     Attributes:
@@ -73,9 +73,9 @@ class AblationPlan:
         return [self.config_of[row, seed] for seed in self.seeds]
 
 
-def plan_ablation(
+def specify_ablation(
     ablations: Sequence[Ablation], recipe: str, settings: Sequence[str], seeds: int
-) -> AblationPlan:
+) -> AblationSpec:
     """The configs of every row and seed.
 
     Args:
@@ -105,9 +105,9 @@ def plan_ablation(
         for row in of_table
         for seed in numbers
     }
-    plan = AblationPlan(recipe, tuple(settings), numbers, rows, config_of)
-    _check_rows(plan)
-    return plan
+    spec = AblationSpec(recipe, tuple(settings), numbers, rows, config_of)
+    _check_rows(spec)
+    return spec
 
 
 def _row_config(ablation: Ablation, row: Row, recipe: str, settings: list[str]) -> ExperimentConfig:
@@ -154,11 +154,11 @@ def _name(setting: str) -> str:
     return full_name(setting).partition("=")[0].strip().removesuffix(".enabled")
 
 
-def _check_rows(plan: AblationPlan) -> None:
+def _check_rows(spec: AblationSpec) -> None:
     """Refuse two rows with the same settings, which would differ in nothing but the name."""
-    for ablation, rows in plan.rows:
+    for ablation, rows in spec.rows:
         for one, other in combinations(rows, 2):
-            if one.feature == other.feature and plan.row_configs(one) == plan.row_configs(other):
+            if one.feature == other.feature and spec.row_configs(one) == spec.row_configs(other):
                 remedy = "leave out the --set that makes them so"
                 if other in ablation.added:
                     remedy = f"change the settings of --row {other.name!r}, or leave it out"
