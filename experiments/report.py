@@ -165,7 +165,9 @@ def _print_published(console: Console, result: RunReport) -> None:
             (
                 method.metrics["mAP"],
                 method.name,
-                f"{method.source}, to check" if method.to_check else method.source,
+                ", ".join(
+                    filter(None, [method.source, "to check" if method.to_check else None, method.note])
+                ),
                 method.kind or "",
                 method.metrics.get("rank1"),
             )

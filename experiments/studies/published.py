@@ -30,6 +30,7 @@ class PublishedRow(Record):
         source: What the numbers were read in; None for the paper.
         at: Where it is; None for the paper.
         to_check: Whether they, or what is missing of them, must still be read at the source.
+        note: What its numbers are not comparable in.
         values: Data set to metric to percent; None where the paper prints a dash.
     """
 
@@ -40,6 +41,7 @@ class PublishedRow(Record):
     source: str | None = None
     at: str | None = None
     to_check: bool = False
+    note: str | None = None
     values: dict[str, dict[Metric, Percent | None]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -143,6 +145,8 @@ class PublishedMethod(Record):
     """Where the source is; None for the paper."""
     to_check: bool
     """Whether the numbers were copied from a copy, and must still be read at the source."""
+    note: str | None = None
+    """What its numbers are not comparable in."""
     metrics: dict[Metric, float]
     """Fractions."""
 
@@ -156,6 +160,7 @@ def published_methods(dataset: str) -> tuple[PublishedMethod, ...]:
             source=row.source or f"{table.source} of the paper",
             at=row.at,
             to_check=row.to_check,
+            note=row.note,
             metrics=metrics,
         )
         for table in map(published, ("table1", "table2", "later"))

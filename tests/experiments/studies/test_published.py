@@ -179,6 +179,8 @@ def test_methods_of_a_data_set_are_the_papers_and_later_ones_with_the_best_first
     sources = {method.name: (method.kind, method.source, method.to_check) for method in methods}
     assert sources["STMI"] == ("CLIP", "Table 1 of the paper", False)
     assert sources["UGG-ReID"] == ("CLIP", "arXiv 2507.04638", True)
+    # What trains on the test images, too, is no peer.
+    assert [method.note for method in methods[:2]] == ["trains on the test images", None]
     # A dash of the paper is no method on this data set.
     assert "PHT" not in {method.name for method in published_methods("msvr310")}
     assert published_methods("synthetic_person") == ()
