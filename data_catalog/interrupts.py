@@ -63,7 +63,7 @@ def end_on_interrupt() -> None:
 
 @contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Meanwhile Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was opened is closed; then all ends.
+    """Context in which Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what is open is closed.
 
     A second Ctrl-C ends the process at once: a library may swallow the first one, or closing may take long.
 
@@ -106,7 +106,7 @@ def keeping_signals() -> Iterator[None]:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Meanwhile a result is printed; a reader that closes the pipe early, such as `head`, ends it quietly.
+    """Context in which a result is printed; a reader that closes the pipe, as `head` does, ends it quietly.
 
     Nothing follows it on standard output: what Ray says of a lost node it may print when the process ends.
     """

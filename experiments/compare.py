@@ -89,7 +89,7 @@ class ModelComparison(Record):
     differences: dict[str, MetricDifference]
     """By metric."""
     disagreements: tuple[Disagreement, ...]
-    """Those with the largest difference of average precision first."""
+    """The queries with the largest differences of average precision, these first."""
     notes: tuple[str, ...] = ()
     """What to know before the numbers are believed."""
 

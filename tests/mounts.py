@@ -15,7 +15,7 @@ __all__ = ["enlarge", "read_only", "small"]
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Meanwhile a folder is read-only, also for root."""
+    """Context in which a folder is read-only, also for root."""
     with _skipping():
         small_disk.mount("--bind", str(folder), str(folder))
     try:
@@ -27,7 +27,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def small(folder: Path, size: int) -> Iterator[None]:
-    """Meanwhile a folder is an empty disk of so many bytes."""
+    """Context in which a folder is an empty disk of so many bytes."""
     with ExitStack() as mounted:
         with _skipping():
             mounted.enter_context(small_disk.small_disk(folder, size))

@@ -45,7 +45,7 @@ def wait_for_storage(seconds: float) -> None:
 
 @contextmanager
 def without_patience() -> Iterator[None]:
-    """Meanwhile this process waits for no storage."""
+    """Context in which this process waits for no storage."""
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = "0"
     try:
@@ -59,7 +59,7 @@ def without_patience() -> Iterator[None]:
 
 @contextmanager
 def checking(check: Callable[[], None] | None) -> Iterator[None]:
-    """Meanwhile this thread calls a function, or none, before it repeats a request; it may raise an error."""
+    """Context in which this thread calls a function before it repeats a request; it may raise an error."""
     token = _before_repeating.set(check)
     try:
         yield

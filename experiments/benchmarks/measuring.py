@@ -33,7 +33,7 @@ class Measurement(Record):
     ratio: float | None = None
     """Of the median time, or of what `ratio_to` names, to that of another variant."""
     ratio_to: str | None = None
-    """That variant."""
+    """Name of the other variant."""
     kept_bytes: int | None = None
     """What a forward pass keeps for the backward pass."""
     kept_ratio: float | None = None

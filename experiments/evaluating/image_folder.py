@@ -90,7 +90,7 @@ class FolderEmbeddings(Record):
     embeddings: str
     """The Parquet file."""
     samples: int
-    """That were embedded."""
+    """How many were embedded."""
     features: dict[str, int]
     """Name to width."""
     left_out: dict[str, str]

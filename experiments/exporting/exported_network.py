@@ -60,7 +60,7 @@ def describe_inputs(config: ModelConfig, width: int, context: int, cameras: int)
         config: Its settings.
         width: Of the text feature.
         context: Tokens of a caption.
-        cameras: That have a vector; 0 where there is no camera embedding.
+        cameras: How many have a vector; 0 where there is no camera embedding.
     """
     size = (config.image.height, config.image.width)
     inputs = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Meanwhile a folder is an empty disk of so many bytes.
+    """Context in which a folder is an empty disk of so many bytes.
 
     Raises:
         OSError: This machine does not let this process mount; says why.

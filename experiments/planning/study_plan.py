@@ -41,7 +41,7 @@ class PlannedRun(Record):
     """Name of its folder; None where that is not known before its tables are made, or it is sampled."""
     state: State
     epochs: int
-    """That it has behind it."""
+    """Epochs already trained."""
     of_epochs: int
     flops: int
     """Of all its training steps and evaluations."""

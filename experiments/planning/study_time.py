@@ -23,7 +23,7 @@ class RunLeft:
 
     Attributes:
         workload: Of the whole run.
-        share: That is left; nothing is left of a finished one.
+        share: Of it, still to do: 1 for a run that has not begun, 0 for a finished one.
     """
 
     workload: Workload

@@ -33,7 +33,7 @@ class ExpectedMasks(Record):
     measured: int
     """Samples that were segmented for it."""
     processes: int
-    """That have room on this machine at once."""
+    """How many have room on this machine at once."""
     hours: float
 
 

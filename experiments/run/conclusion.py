@@ -111,7 +111,7 @@ def _warnings(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _shortage(folder: RunFolder) -> tuple[str, ...]:
-    """That a step of a run ran out of memory, if one did."""
+    """A note that a step of a run ran out of memory, if one did."""
     if (shortage := folder.journal.last(OUT_OF_MEMORY)) is None:
         return ()
     step, number = shortage["step"], shortage["micro_batches"]

@@ -40,7 +40,7 @@ class StepMemoryError(RunError):
 
 @contextmanager
 def naming_step(step: int, config: ExperimentConfig, workers: int) -> Iterator[None]:
-    """Meanwhile an allocation that fails is an error of a step.
+    """Context in which an allocation that fails is an error of a step.
 
     Args:
         step: Of the run, from 1.

@@ -143,7 +143,7 @@ class DatasetMetrics(Record):
 
 
 class InitialFacts(Record):
-    """With which weights a run began, beside those of CLIP: `train.py --init`."""
+    """The weights with which a run began, beside those of CLIP: `train.py --init`."""
 
     source: str
     """Folder, URI or file."""

@@ -69,7 +69,7 @@ class StopRequest:
         self.is_made = False
 
     def watched(self) -> AbstractContextManager[None]:
-        """Meanwhile another thread looks for it."""
+        """Context in which another thread looks for it."""
         is_local = all(folder.is_local for folder in self.folders)
         return polling(self.look, LOOK_SECONDS if is_local else REMOTE_LOOK_SECONDS, final_call=False)
 

@@ -42,7 +42,7 @@ class StoredRun(Record):
     tags: dict[str, str] = Field(default_factory=dict)
     """Which part of the study it is."""
     status: str | None = None
-    """With which it ended: FINISHED, FAILED or KILLED; None where it did not, or is of an older version."""
+    """How it ended: FINISHED, FAILED or KILLED; None where it did not, or is of an older version."""
 
 
 class StoredRuns(RootModel[dict[str, StoredRun]]):

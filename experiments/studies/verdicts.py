@@ -140,7 +140,7 @@ def seeds_needed(
     Args:
         difference: As measured.
         variances: As measured.
-        seeds: That there are; the answer is larger.
+        seeds: How many there are; the answer is larger.
         level: Of a two-sided test that calls the difference real.
 
     Returns:

@@ -70,7 +70,7 @@ class Journal:
                 filesystems.write_atomically(filesystem, path, before + line.encode())
 
     def guarded(self) -> AbstractContextManager[None]:
-        """Meanwhile whoever can lose the right to write has it, as `Claim.guarding` says."""
+        """Context in which this process has the right to write, as `Claim.guarding` says."""
         return nullcontext() if self.claim is None else self.claim.guarding()
 
     def record(self, facts: Event, checkpoint: str | None) -> None:

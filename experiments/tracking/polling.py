@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def polling(callback: Callable[[], None], every_seconds: float, *, final_call: bool = True) -> Iterator[None]:
-    """Call a function meanwhile: at once, and again after each pause.
+    """Context in which another thread calls a function: at once, and again after each pause.
 
     Args:
         callback: The function; never called by two threads at once.

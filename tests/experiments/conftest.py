@@ -24,7 +24,7 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture
 def without_storage(monkeypatch):
-    """Meanwhile no folder can be read or written, as where object storage has gone; MLflow still answers."""
+    """Context in which no folder can be read or written, as without object storage; MLflow still answers."""
 
     def refuse(*given):
         raise StorageAwayError("s3://lab has not answered")

@@ -19,7 +19,7 @@ LARGEST = 2**55
 
 @contextmanager
 def room_for(samples: int, from_step: int = 1) -> Iterator[list[int]]:
-    """Meanwhile a training step with more samples at a time fails in this process for want of memory.
+    """Context in which a training step with more samples at a time fails in this process for want of memory.
 
     Args:
         samples: That the network may train on at a time.
