@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 
 from data_catalog.errors import CatalogError, NotWritableError, StorageAwayError
@@ -114,7 +115,8 @@ def _run(
         with _logged(folder, options) as mlflow_logger, _event_file_written(folder, options):
             if not is_trained:
                 with _observed(folder, mlflow_logger), stopping_on_sigterm(folder.checkpoints):
-                    _train(folder, tables, options, checkpoint, threads, on_report)
+                    given = _training_input(folder, tables, options, checkpoint)
+                    _train(given, folder, options, threads, on_report)
                     _refuse_interrupted(folder)
             if not is_reused:
                 conclude(folder)
@@ -138,7 +140,8 @@ def train_first_steps(
     with _claimed(folder, 0.0):
         _begin(folder, tables, None)
         with stopping_on_sigterm(folder.checkpoints):
-            _train(folder, tables, options, None, threads, lambda facts: None, stops)
+            given = replace(_training_input(folder, tables, options, None), stops=stops, threads=threads)
+            _train(given, folder, options, threads, lambda facts: None)
     return folder
 
 
@@ -180,22 +183,36 @@ def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None
         folder.journal.append("initialised", **tables.initial.facts.model_dump(mode="json"))
 
 
+def _training_input(
+    folder: RunFolder, tables: RunTables, options: RunOptions, checkpoint: str | None
+) -> TrainingInput:
+    return TrainingInput(
+        config=folder.config,
+        views=tables.views,
+        captions=tables.captions,
+        clip=clip_source(folder.config),
+        checkpoint=checkpoint,
+        skips_not_finite=options.skips_not_finite,
+        deterministic=options.deterministic,
+        initial=None if tables.initial is None else folder.location,
+        stop_folders=tuple(filter(None, (folder.checkpoints, options.study))),
+    )
+
+
 def _train(
-    folder: RunFolder,
-    tables: RunTables,
-    options: RunOptions,
-    checkpoint: str | None,
-    threads: int | None,
-    on_report: OnReport,
-    stops: tuple[int, ...] | None = None,
+    given: TrainingInput, folder: RunFolder, options: RunOptions, threads: int | None, on_report: OnReport
 ) -> None:
     """Train a run to its end, with more micro-batches after a step that runs out of memory."""
-    config = folder.config
+    config = given.config
     if options.raises_micro_batches:
         config = with_noted_micro_batches(config, folder.journal)
     while True:
+        given = replace(given, config=config)
         try:
-            _train_with(config, folder, tables, options, checkpoint, threads, on_report, stops)
+            if threads is None or config.train.workers > 1:
+                _train_on_workers(given, folder, options, on_report)
+            else:
+                _train_here(given, folder, options, threads, on_report)
             return
         except StepMemoryError as error:
             number = more_micro_batches(config, options.fewest_workers)
@@ -213,7 +230,8 @@ def _train(
             "train.micro_batches=%d",
             *(folder.name, facts["step"], facts["reason"], number),
         )
-        config, checkpoint = with_micro_batches(config, number), folder.last_checkpoint
+        config = with_micro_batches(config, number)
+        given = replace(given, checkpoint=folder.last_checkpoint)
 
 
 def _memory_remedy(config: ExperimentConfig, number: int | None) -> str:
@@ -227,53 +245,36 @@ def _memory_remedy(config: ExperimentConfig, number: int | None) -> str:
     return f"no smaller micro-batches divide its samples evenly; {more}lower batch.size, or use more workers"
 
 
-def _train_with(
-    config: ExperimentConfig,
-    folder: RunFolder,
-    tables: RunTables,
-    options: RunOptions,
-    checkpoint: str | None,
-    threads: int | None,
-    on_report: OnReport,
-    stops: tuple[int, ...] | None,
+def _train_on_workers(
+    given: TrainingInput, folder: RunFolder, options: RunOptions, on_report: OnReport
 ) -> None:
-    given = TrainingInput(
-        config,
-        tables.views,
-        tables.captions,
-        clip_source(config),
-        checkpoint,
-        stops,
-        threads if stops else None,
-        options.skips_not_finite,
-        options.deterministic,
-        None if tables.initial is None else folder.location,
-        tuple(filter(None, (folder.checkpoints, options.study))),
-    )
-    if threads is None or config.train.workers > 1:
+    events = folder.journal.read()
+    reported, failures = len(current_epochs(events)), len(_failures(events))
+
+    def report_news() -> None:
+        nonlocal reported, failures
         events = folder.journal.read()
-        reported, failures = len(current_epochs(events)), len(_failures(events))
+        for facts in current_epochs(events)[reported:]:
+            on_report(facts)
+            reported += 1
+        for event in _failures(events)[failures:]:
+            failures += 1
+            reasons = "; ".join(dict.fromkeys(event["reasons"].values()))
+            logger.warning(
+                "run %s lost workers (%s); it goes on from the last checkpoint once there is room",
+                *(folder.name, reasons),
+            )
 
-        def report_news() -> None:
-            nonlocal reported, failures
-            events = folder.journal.read()
-            for facts in current_epochs(events)[reported:]:
-                on_report(facts)
-                reported += 1
-            for event in _failures(events)[failures:]:
-                failures += 1
-                reasons = "; ".join(dict.fromkeys(event["reasons"].values()))
-                logger.warning(
-                    "run %s lost workers (%s); it goes on from the last checkpoint once there is room",
-                    *(folder.name, reasons),
-                )
+    # Ray Train's controller, another process, writes the journal.
+    with polling(report_news, _poll_seconds(folder)):
+        train_on_workers(given, folder, options)
+    # Ray Train has deleted the old ones of this start alone.
+    folder.delete_old_checkpoints()
 
-        # Ray Train's controller, another process, writes the journal.
-        with polling(report_news, _poll_seconds(folder)):
-            train_on_workers(given, folder, options)
-        # Ray Train has deleted the old ones of this start alone.
-        folder.delete_old_checkpoints()
-        return
+
+def _train_here(
+    given: TrainingInput, folder: RunFolder, options: RunOptions, threads: int, on_report: OnReport
+) -> None:
     import torch  # noqa: PLC0415 - takes seconds, which a run on workers does not need here
 
     from experiments.run.workers.session import OwnProcessSession  # noqa: PLC0415
@@ -283,7 +284,7 @@ def _train_with(
     device = torch.device("cuda" if is_accelerated else "cpu")
     try:
         stop_request = StopRequest(*given.stop_folders)
-        train(given, OwnProcessSession(folder, threads, device, on_report, checkpoint, stop_request))
+        train(given, OwnProcessSession(folder, threads, device, on_report, given.checkpoint, stop_request))
     except (StepMemoryError, StorageAwayError):
         # The journal of the latter may lie there, too, and would be waited for once more.
         raise

@@ -148,13 +148,9 @@ class TrainStep:
         micro_batches: Parts in which the network embeds a worker's rows, so that it keeps the activations of
             one part only; the gradients are those of the whole.
         checkpoint_activations: As `STMI.checkpoint_activations`.
-
-    Attributes:
         skips_not_finite: Whether a batch whose loss is not finite leaves the model as it is. The loss is
             that of the global batch, so all workers do the same.
     """
-
-    skips_not_finite = False
 
     def __init__(
         self,
@@ -165,12 +161,14 @@ class TrainStep:
         compiled: bool = False,
         micro_batches: int = 1,
         checkpoint_activations: bool = False,
+        skips_not_finite: bool = False,
     ) -> None:
         if checkpoint_activations:
             model.checkpoint_activations()
         self.config = optim
         self.model = model
         self.micro_batches = micro_batches
+        self.skips_not_finite = skips_not_finite
         self.global_loss = GlobalBatchLoss(model, loss, autocast, compiled)
         self.module = distribute(self.global_loss)
         self.optimizer = build_optimizer(model, optim)

@@ -226,12 +226,11 @@ class _Run:
             config.train.compile,
             config.train.micro_batches,
             config.train.checkpoint_activations,
+            given.skips_not_finite,
         )
-        self.take_step.skips_not_finite = given.skips_not_finite
         self.input = BatchInput(config, self.model, self.train_view, self.labels, captions, self.rows)
         self.input_seconds = 0.0
-        skips = given.skips_not_finite
-        self.loss_check = LossCheck(self.schedule, self.train_view, session, skips)
+        self.loss_check = LossCheck(self.schedule, self.train_view, session, given.skips_not_finite)
 
     @property
     def own_seconds(self) -> float:
