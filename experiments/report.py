@@ -17,7 +17,6 @@ named, are sent to a new or emptied MLflow store, from the files of the workspac
 """
 
 import argparse
-import io
 import logging
 import sys
 from pathlib import Path
@@ -277,7 +276,9 @@ def print_logged_again(sent: LoggedAgain) -> None:
 
 def _draw_hypergraphs(folder: RunFolder, pictures: Folder) -> None:
     """Draw the hypergraphs of some test queries, where the run's weights and its CLIP are there."""
+    from experiments.figure_style import png_bytes
     from experiments.reports.hypergraph_figure import plot_run
+    from experiments.run.run_figures import SCREEN_DPI
     from stmi.errors import ClipFileError, TrainedRunError
 
     try:
@@ -286,9 +287,7 @@ def _draw_hypergraphs(folder: RunFolder, pictures: Folder) -> None:
         logger.warning("its hypergraphs are not drawn: %s", error)
         return
     if figure is not None:
-        picture = io.BytesIO()
-        figure.savefig(picture)
-        pictures.write("hypergraphs.png", picture.getvalue())
+        pictures.write("hypergraphs.png", png_bytes(figure, SCREEN_DPI))
 
 
 def main(arguments: list[str] | None = None) -> int:

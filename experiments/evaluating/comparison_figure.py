@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 from data_catalog.storage import filesystems
 from experiments.evaluating.query_scores import QueryScores
+from experiments.figure_style import png_bytes
 
 
 def draw_comparison(first: QueryScores, second: QueryScores, location: str) -> None:
@@ -23,5 +24,4 @@ def draw_comparison(first: QueryScores, second: QueryScores, location: str) -> N
     axes.set(xlim=(-2, 102), ylim=(-2, 102), title="average precision of each query, %")
     axes.set_xlabel(f"{first.name}, {first.feature}", wrap=True)
     axes.set_ylabel(f"{second.name}, {second.feature}", wrap=True)
-    with filesystems.written_atomically(*filesystems.open_root(location)) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+    filesystems.write_atomically(*filesystems.open_root(location), png_bytes(figure, 120))

@@ -1,10 +1,10 @@
 """Labels of a test split: read from a view, or from a file of anybody's embeddings, and compared."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from experiments.experiment_config import ConfigError
 from stmi.retrieval.metrics import JunkRule, junk_groups
@@ -81,12 +81,16 @@ def _check_column(column: np.ndarray, name: str, sample_id: np.ndarray, source: 
             f"{source}: {name} has the shape {column.shape} and sample_id {sample_id.shape}; "
             "write one for each sample"
         )
-    empty = np.flatnonzero(pd.isna(column))
-    if len(empty):
+    empty = [row for row, value in enumerate(column.tolist()) if value is None or _is_nan(value)]
+    if empty:
         none = "; -1 is a sample without a camera" if name == "camera_id" else ""
         raise ConfigError(f"{source}: {name} of sample {sample_id[empty[0]]} is missing{none}")
     if name in _FLAGS and not np.isin(column, (False, True)).all():
         raise ConfigError(f"{source}: {name} is {column.dtype}; expected true and false, or 1 and 0")
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _numbers(column: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from data_catalog.views.view_reader import View
 from experiments.evaluating.evaluation_target import EvaluationTarget
+from experiments.figure_style import BLUE, GREEN, RED
 from experiments.run import evaluation
 from experiments.run.checkpoints import MODEL_FILE, fetched, read_arrays
 from experiments.run.run_folder import RunFolder
@@ -24,7 +25,7 @@ from stmi.modality import MODALITIES
 LAYERS = 6
 """A deeper tower shows this many layers, spread evenly."""
 BATCH = 16
-COLOURS = ("#d55e00", "#0072b2", "#009e73")
+COLOURS = (RED, BLUE, GREEN)
 
 
 @dataclass(frozen=True)

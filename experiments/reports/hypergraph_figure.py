@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from data_catalog.views.view_reader import View, open_view
 from experiments.evaluating import evaluation_target
 from experiments.evaluating.evaluation_target import EvaluationTarget
+from experiments.figure_style import BLUE, GREEN, GREY, ORANGE, PINK, RED
 from experiments.reports.attention_figures import spread_queries
 from experiments.run import evaluation
 from experiments.run.run_folder import RunFolder
@@ -17,8 +18,8 @@ from stmi.modality import MODALITIES
 SAMPLES = 4
 CIRCLE = 60
 """More nodes than this are no circle that one can read; their incidence is shown as a matrix."""
-ACROSS, WITHIN, TEXT = "#0072b2", "#999999", "#e69f00"
-COLOURS = ("#d55e00", "#cc79a7", "#009e73")
+ACROSS, WITHIN, TEXT = BLUE, GREY, ORANGE
+COLOURS = (RED, PINK, GREEN)
 """Of the nodes of each modality."""
 
 

@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data_catalog.errors import CatalogError
+from experiments.figure_style import DOTS_PER_INCH, png_bytes
 from experiments.run.run_folder import RunFolderError
 from stmi.errors import ClipFileError
 
 PAGE_DPI = 96
-PICTURE_DPI = 200
-"""Of pictures that contain images: more than the page's, for screens of high resolution and print."""
 WIDE_INCHES = 7.0
 """A small screen scrolls wider pictures, and shrinks the others."""
 
@@ -125,15 +124,13 @@ def as_svg(name: str, caption: str, figure: Figure) -> Picture:
 
 def as_png(name: str, caption: str, figure: Figure) -> Picture:
     """A figure that contains images as PNG."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=PICTURE_DPI)
-    return Picture(name, caption, out.getvalue(), figure.get_figwidth())
+    return Picture(name, caption, png_bytes(figure), figure.get_figwidth())
 
 
 def stored_png(name: str, caption: str, data: bytes) -> Picture:
     """An existing PNG."""
     image = Image.open(io.BytesIO(data))
-    dots_per_inch, _ = image.info.get("dpi", (PICTURE_DPI, PICTURE_DPI))
+    dots_per_inch, _ = image.info.get("dpi", (DOTS_PER_INCH, DOTS_PER_INCH))
     return Picture(name, caption, data, image.width / dots_per_inch)
 
 

@@ -8,13 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.figure_style import BLUE, COLOURS, GREY, MARKERS, RED, SKY_BLUE
 from experiments.reports.recorded_study import RecordedRun
 from experiments.studies.ablation.ablation_result import ComparedMetric, TableRow
 
-COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#999999")
-"""Colours that colour-blind readers can distinguish (Okabe and Ito 2008)."""
-MARKERS = "osD^vPX*"
-REAL, OTHER, PAPER = "#0072b2", "#56b4e9", "#d55e00"
+REAL, OTHER, PAPER = BLUE, SKY_BLUE, RED
 
 
 def plot_differences(rows: Sequence[TableRow]) -> Figure | None:
@@ -107,7 +105,7 @@ def plot_trial_curves(runs: Sequence[RecordedRun], best: str) -> Figure:
         # The best run is plotted last, over the others.
         for run in sorted(runs, key=lambda run: run.run == best):
             values = run.curves.get(name, {})
-            colour, width = (REAL, 2.2) if run.run == best else ("#999999", 0.9)
+            colour, width = (REAL, 2.2) if run.run == best else (GREY, 0.9)
             scaled = [scale * value for value in values.values()]
             axes.plot(list(values), scaled, marker=".", color=colour, linewidth=width)
     _label_curves(*panels, "Validation identities; the best trial in blue")

@@ -7,13 +7,15 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
+from experiments.figure_style import COLOURS
+
 IDENTITIES = 10
 SAMPLES = 40
 """Of an identity; more samples would hide each other."""
 PERPLEXITY = 30.0
 COLUMNS = 4
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
 MARKERS = "osD^vP*X<>"
+"""As many as identities: with colours alone some would look alike."""
 
 
 def choose_samples(identity: np.ndarray) -> np.ndarray:

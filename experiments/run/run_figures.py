@@ -1,6 +1,5 @@
 """Pictures of one run: training curves, CMC curves, and rank lists in three modalities."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from data_catalog.storage.folders import Folder
 from data_catalog.views.view_reader import View, open_view
+from experiments.figure_style import BLACK, BLUE, GREEN, RED, SKY_BLUE, png_bytes
 from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched, read_arrays
 from experiments.run.run_folder import PICTURES, RunFolder
@@ -30,11 +30,12 @@ HYPEREDGE_CURVES = {
     "by_text": "join them by text copies only",
 }
 """Facts about hyperedges, which are shares, and their labels."""
-HYPEREDGE_COLOURS = ("#000000", "#d55e00", "#0072b2", "#56b4e9")
-HIT, MISS = "#009e73", "#d55e00"
-"""Colours that colour-blind readers can distinguish (Okabe and Ito 2008)."""
+HYPEREDGE_COLOURS = (BLACK, RED, BLUE, SKY_BLUE)
+HIT, MISS = GREEN, RED
+SCREEN_DPI = 130
 
-mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "font.size": 9})
+
+mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
 
 
 def draw_all(folder: RunFolder, result: RunResult, pictures: Folder | None = None) -> list[str]:
@@ -57,9 +58,7 @@ def draw_all(folder: RunFolder, result: RunResult, pictures: Folder | None = Non
         ),
     }
     for name, figure in figures.items():
-        picture = io.BytesIO()
-        figure.savefig(picture, bbox_inches="tight")
-        pictures.write(f"{name}.png", picture.getvalue())
+        pictures.write(f"{name}.png", png_bytes(figure, SCREEN_DPI, tight=True))
     return find_pictures(folder)
 
 

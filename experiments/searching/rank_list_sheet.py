@@ -1,10 +1,10 @@
 """A contact sheet: a query and the samples nearest to it, each in three modalities."""
 
-import io
 from collections.abc import Sequence
 
 from data_catalog.storage import filesystems
-from experiments.run.run_figures import HIT, make_sample_grid, show_pixels
+from experiments.figure_style import png_bytes
+from experiments.run.run_figures import HIT, SCREEN_DPI, make_sample_grid, show_pixels
 from stmi.images import Pixels
 from stmi.modality import MODALITIES
 
@@ -30,6 +30,5 @@ def draw_rank_list(location: str, query: Pixels, found: Sequence[tuple[str, Pixe
     for unused in cells[len(found) + 1 :]:
         unused.set_axis_off()
     figure.suptitle(f"{title}, each sample in {', '.join(MODALITIES)}", fontsize=10)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", bbox_inches="tight")
-    filesystems.write_atomically(*filesystems.open_root(location), picture.getvalue())
+    picture = png_bytes(figure, SCREEN_DPI, tight=True)
+    filesystems.write_atomically(*filesystems.open_root(location), picture)

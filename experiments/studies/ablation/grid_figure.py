@@ -1,16 +1,13 @@
 """A picture of an ablation under several conditions: the gain of each row over the condition."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.figure_style import COLOURS, MARKERS, png_bytes
 from experiments.studies.ablation.ablation_result import TableRow
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Colours that colour-blind readers can distinguish (Okabe and Ito 2008)."""
-MARKERS = "osD^vPX"
 SIDEWAYS = 0.1
 """Of a value's place on the axis, so that intervals do not hide each other."""
 
@@ -45,9 +42,7 @@ def draw_grid(
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle(f"{title}\ngain, and 95 % interval over seeds (filled: real)", fontsize=10)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=200)
-    return picture.getvalue()
+    return png_bytes(figure)
 
 
 def _draw_panel(axes: Axes, tables: Sequence[Sequence[TableRow]], gains: Sequence[str]) -> None:

@@ -1,15 +1,15 @@
 """Pictures of an ablation: its rows as points with intervals, or a curve over a hyper-parameter."""
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.figure_style import BLUE, GREY, RED, png_bytes
 from experiments.studies.ablation.ablation_result import SeedSpread, TableRow
 from experiments.studies.ablation.rows import Ablation
 
-MEASURED, PAPER, BESIDE = "#0072b2", "#d55e00", "#7f7f7f"
+MEASURED, PAPER, BESIDE = BLUE, RED, GREY
 LEAST_SPAN = 2.0
 """Points of mAP that an axis has at least: rows that differ by hundredths should look alike."""
 
@@ -22,9 +22,7 @@ def draw(ablation: Ablation, title: str, rows: Sequence[TableRow]) -> bytes:
     else:
         figure = _points(ablation, finished)
     figure.suptitle(title, fontsize=10)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=200)
-    return picture.getvalue()
+    return png_bytes(figure)
 
 
 def _points(ablation: Ablation, rows: Sequence[TableRow]) -> Figure:

@@ -1,6 +1,5 @@
 """Pictures of a sweep: its history, each setting, all settings at once, what mattered, and what it costs."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.figure_style import BLUE, GREY, PINK, RED, png_bytes
 from experiments.studies.sweep.search_space import Dimension, Space
 from experiments.studies.sweep.sweep_result import SweepResult, SweepTrial
 
-FINISHED, BEST, PRUNED, FAILED = "#0072b2", "#d55e00", "#999999", "#cc79a7"
+FINISHED, BEST, PRUNED, FAILED = BLUE, RED, GREY, PINK
 LOG_DECADES_OF_ZERO = 0.6
 """Distance of the zero of a log scale below its least value, in decades."""
 
@@ -36,12 +36,7 @@ def draw_all(result: SweepResult, space: Space) -> dict[str, bytes]:
         figures["importance"] = importance(result.importance, finished)
     if best is not None:
         figures["pareto"] = pareto(validated, result.pareto)
-    pictures = {}
-    for name, figure in figures.items():
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=200)
-        pictures[name] = picture.getvalue()
-    return pictures
+    return {name: png_bytes(figure) for name, figure in figures.items()}
 
 
 def reached(trial: SweepTrial) -> float:
