@@ -283,7 +283,7 @@ def load(
         stmi.clip.weights.ClipFileError: The weights are damaged, or are not those of this model.
         ValueError: The device is unknown, or this machine does not have it.
     """
-    place = _usable_device(device)
+    target = _usable_device(device)
     stored = StoredRun(location)
     config, number = stored.config, stored.epoch(epoch)
     source, weights = find_clip(str(clip or config.model.clip.source)), stored.weights(epoch)
@@ -300,7 +300,7 @@ def load(
         ) from None
     load_strictly(model, weights, f"run {stored.name}", assign=True)
     return TrainedRun(
-        stored.name, config, model.to(place).eval(), number, stored.feature, source, stored.clip_digest
+        stored.name, config, model.to(target).eval(), number, stored.feature, source, stored.clip_digest
     )
 
 

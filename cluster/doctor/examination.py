@@ -206,10 +206,10 @@ def _clock_ahead(examiner: Any) -> float:
 
 
 def _check_places(request: Request, findings: Findings) -> None:
-    places = request.options.places(trials=True)
+    folders = request.options.needed_folders(trials=True)
     try:
-        reach(places)
-        check_nodes(places)
+        reach(folders)
+        check_nodes(folders)
     except CatalogError as error:
         findings.error("places", str(error))
 

@@ -11,7 +11,7 @@ from data_catalog.checks.findings import Findings
 from data_catalog.errors import CatalogError, name_first
 from data_catalog.inspect.verification import verify
 from data_catalog.storage.folders import Folder
-from data_catalog.storage.node_probe import Place, reach
+from data_catalog.storage.node_probe import NeededFolder, reach
 from experiments.experiment_config import ExperimentConfig
 from experiments.planning.run_checks import check_run
 from experiments.run.run_options import RunOptions
@@ -72,7 +72,7 @@ def _check_artifacts(server: str, location: str, findings: Findings) -> None:
             )
         return
     try:
-        reach([Place("artifacts", location)])
+        reach([NeededFolder("artifacts", location)])
     except CatalogError as error:
         findings.error(
             "mlflow_artifacts", f"{server} has its artifacts at {presentable_uri(location)}: {error}"

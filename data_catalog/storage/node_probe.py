@@ -1,4 +1,4 @@
-"""Which nodes of a Ray cluster reach the places that work needs, before the work begins."""
+"""Which nodes of a Ray cluster reach the folders that work needs, before the work begins."""
 
 import os
 import secrets
@@ -19,13 +19,13 @@ NODE_SECONDS = 60.0
 COMPARED_FOLDERS = 200
 _UNSEEN = "unseen"
 _REMEDY = (
-    "give {option} a place that all nodes reach under the same name: a URI such as s3://bucket/{kind}, or a "
-    "folder that all of them mount"
+    "give {option} a location that all nodes reach under the same name: a URI such as s3://bucket/{kind}, or "
+    "a folder that all of them mount"
 )
 
 
 @dataclass(frozen=True)
-class Place:
+class NeededFolder:
     """A folder that the work needs.
 
     Attributes:
@@ -39,54 +39,54 @@ class Place:
     is_written: bool = True
 
 
-_checked: set[Place] = set()
+_checked: set[NeededFolder] = set()
 Answer = TypeVar("Answer")
 
 
-def reach(places: Sequence[Place]) -> None:
-    """Make sure that this process reaches the places that are at URIs.
+def reach(folders: Sequence[NeededFolder]) -> None:
+    """Make sure that this process reaches the folders that are at URIs.
 
     Raises:
         CatalogError: It does not; says why.
     """
-    for place in places:
-        if "://" in place.location:
-            filesystems.has_folder(*filesystems.open_root(place.location))
+    for folder in folders:
+        if "://" in folder.location:
+            filesystems.has_folder(*filesystems.open_root(folder.location))
 
 
-def check_nodes(places: Sequence[Place]) -> None:
+def check_nodes(folders: Sequence[NeededFolder]) -> None:
     """Where Ray has more than one node, make sure that all nodes that may get work see the same files.
 
-    This process writes a small file into each place; a task on every node reads it, and writes another. Of a
-    place that is only read, every node must see the same folders. What was checked before is not checked
+    This process writes a small file into each folder; a task on every node reads it, and writes another. Of a
+    folder that is only read, every node must see the same folders. What was checked before is not checked
     again. Ray must have been started or joined.
 
     Raises:
-        CatalogError: A node does not see a place, cannot use it, or does not answer.
+        CatalogError: A node does not see a folder, cannot use it, or does not answer.
     """
     import ray  # noqa: PLC0415 - its import takes seconds
 
-    new = [place for place in dict.fromkeys(places) if place not in _checked]
+    new = [folder for folder in dict.fromkeys(folders) if folder not in _checked]
     nodes = working_nodes()
     if not new or not nodes.keys() - {ray.get_runtime_context().get_node_id()}:
         return
     name = f".probe-{secrets.token_hex(8)}"
     try:
         expected = []
-        for place in new:
-            folder = Folder(place.location)
-            expected.append([] if place.is_written else folder.list_folders())
-            if place.is_written:
+        for needed in new:
+            folder = Folder(needed.location)
+            expected.append([] if needed.is_written else folder.list_folders())
+            if needed.is_written:
                 folder.write(name, name)
         answers = _ask(
             nodes, f"look for {new[0].kind} {new[0].location}", lambda own: _look(own, name, new, expected)
         )
     finally:
-        for place in new:
-            if place.is_written:
-                _delete(Folder(place.location), name)
-    for number, place in enumerate(new):
-        _judge(place, {nodes[node]: answer[number] for node, answer in answers.items() if answer[number]})
+        for needed in new:
+            if needed.is_written:
+                Folder(needed.location).delete_file(name)
+    for number, needed in enumerate(new):
+        _judge(needed, {nodes[node]: answer[number] for node, answer in answers.items() if answer[number]})
     _checked.update(new)
 
 
@@ -130,25 +130,27 @@ def _times_of_change(folder: Path) -> list[tuple[str, int]]:
     )
 
 
-def _judge(place: Place, wrong: dict[str, str]) -> None:
-    """Refuse a place that nodes do not see or cannot use.
+def _judge(folder: NeededFolder, wrong: dict[str, str]) -> None:
+    """Refuse a folder that nodes do not see or cannot use.
 
     Args:
-        place: The place.
+        folder: The folder.
         wrong: Node to what is wrong there.
     """
     if not wrong:
         return
-    remedy = _REMEDY.format(option=f"--{place.kind}", kind={"workspace": "runs"}.get(place.kind, place.kind))
-    shown = filesystems.presentable_uri(place.location)
+    remedy = _REMEDY.format(
+        option=f"--{folder.kind}", kind={"workspace": "runs"}.get(folder.kind, folder.kind)
+    )
+    shown = filesystems.presentable_uri(folder.location)
     unseen = [node for node, reason in wrong.items() if reason == _UNSEEN]
     if unseen:
         raise CatalogError(
-            f"{place.kind} {shown} is not shared by the nodes of the Ray cluster: {name_first(unseen)} "
+            f"{folder.kind} {shown} is not shared by the nodes of the Ray cluster: {name_first(unseen)} "
             f"{'does' if len(unseen) == 1 else 'do'} not see what this process has there; {remedy}"
         )
     node, reason = next(iter(wrong.items()))
-    raise CatalogError(f"{place.kind} {shown} cannot be used on node {node}: {reason}")
+    raise CatalogError(f"{folder.kind} {shown} cannot be used on node {node}: {reason}")
 
 
 def _ask(nodes: dict[str, str], what: str, answer: Callable[[str], Answer]) -> dict[str, Answer]:
@@ -188,36 +190,30 @@ def _ask(nodes: dict[str, str], what: str, answer: Callable[[str], Answer]) -> d
     return answers
 
 
-def _look(own: str, name: str, places: Sequence[Place], expected: list[list[str]]) -> list[str]:
+def _look(own: str, name: str, folders: Sequence[NeededFolder], expected: list[list[str]]) -> list[str]:
     """The task on a node.
 
     Args:
         own: Name of the file that it writes.
         name: Name and content of the file that it reads.
-        places: The places.
+        folders: The folders.
         expected: Folders that it must see in each of them.
     """
     with without_patience():
-        return [_fault(own, name, *one) for one in zip(places, expected, strict=True)]
+        return [_fault(own, name, *one) for one in zip(folders, expected, strict=True)]
 
 
-def _fault(own: str, name: str, place: Place, expected: list[str]) -> str:
-    folder = Folder(place.location)
+def _fault(own: str, name: str, needed: NeededFolder, expected: list[str]) -> str:
+    folder = Folder(needed.location)
     try:
-        if not place.is_written:
+        if not needed.is_written:
             return _UNSEEN if set(expected) - set(folder.list_folders()) else ""
         if folder.read(name).decode() != name:
             return _UNSEEN
         folder.write(own, name)
-        _delete(folder, own)
+        folder.delete_file(own)
     except FileNotFoundError:
         return _UNSEEN
     except (CatalogError, OSError) as error:
         return str(error)
     return ""
-
-
-def _delete(folder: Folder, name: str) -> None:
-    if folder.has_file(name):
-        filesystem, path = filesystems.open_root(folder.file(name))
-        filesystem.delete_file(path)

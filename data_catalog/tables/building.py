@@ -30,7 +30,7 @@ from data_catalog.ray_session import check_ray, ensure_ray
 from data_catalog.storage import filesystems
 from data_catalog.storage.claims import claim_unless
 from data_catalog.storage.folders import Folder
-from data_catalog.storage.node_probe import Place, check_nodes, nodes_with
+from data_catalog.storage.node_probe import NeededFolder, check_nodes, nodes_with
 from data_catalog.tables.digests import json_digest, table_digest
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, ShardWriter, Spec, Statistics, find_complete_shard
@@ -251,7 +251,7 @@ def _run_actors(
 
     if len(machines) > 1:
         # The catalog is above data set, kind and key.
-        check_nodes([Place("catalog", Folder(root).parent.parent.parent.location)])
+        check_nodes([NeededFolder("catalog", Folder(root).parent.parent.parent.location)])
     actors, share = share_machines([machine["Resources"] for machine in machines], maker)
     if maker.source_folder is not None:
         share["label_selector"] = {"ray.io/node-id": f"in({','.join(node['NodeID'] for node in machines)})"}

@@ -82,13 +82,13 @@ class Table:
         catalog: Root of the catalog, folder or URI.
         manifest: The content of its manifest.
         reused: Whether the call that returned the handle found the table instead of building it.
-        place: Place of the last request for it in the history of its kind; -1 where there was none.
+        request_number: Of the last request for it in the history of its kind; -1 where there was none.
     """
 
     catalog: str
     manifest: Manifest
     reused: bool = True
-    place: int = field(default=-1, compare=False)
+    request_number: int = field(default=-1, compare=False)
 
     @property
     def kind(self) -> TableKind:
@@ -118,7 +118,7 @@ class Table:
         return filesystems.open_root(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("catalog", "manifest", "reused", "place")}
+        return {name: self.__dict__[name] for name in ("catalog", "manifest", "reused", "request_number")}
 
     def read_shard(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of one shard, in the order of the table, without a copy where the format allows it.
@@ -223,11 +223,11 @@ def list_tables(catalog: str | Path, dataset: str, kind: TableKind | None = None
     found: list[Table] = []
     for wanted in TableKind if kind is None else (kind,):
         requests = read_requests(catalog, dataset, wanted)
-        places = {request.key: place for place, request in enumerate(requests)}
+        numbers = {request.key: number for number, request in enumerate(requests)}
         tables = [open_table(catalog, dataset, wanted, key) for key in list_keys(catalog, dataset, wanted)]
         found += sorted(
-            (replace(table, place=places.get(table.manifest.key, -1)) for table in tables if table),
-            key=lambda table: (table.place, table.manifest.created["time"]),
+            (replace(table, request_number=numbers.get(table.manifest.key, -1)) for table in tables if table),
+            key=lambda table: (table.request_number, table.manifest.created["time"]),
         )
     return found
 
@@ -265,7 +265,7 @@ def take_newest(tables: Sequence[Table]) -> Table:
     newest = tables[-1]
     if len({table.digest for table in tables}) > 1:
         reason = "the one asked for last"
-        if newest.place < 0:
+        if newest.request_number < 0:
             reason = (
                 "the one with the latest time, since an earlier version made them and kept no history; run "
                 "the step of the one you want again"

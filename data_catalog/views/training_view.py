@@ -219,7 +219,7 @@ class _ViewMaker(ShardMaker[_ShardSpec]):
             found = self.samples.read_rows(
                 number, (chosen[rows] - start).tolist(), (*IMAGE_COLUMNS, SIDE_BY_SIDE_COLUMN)
             )
-            yield from ((row, found.slice(place, 1)) for place, row in enumerate(rows.tolist()))
+            yield from ((row, found.slice(number, 1)) for number, row in enumerate(rows.tolist()))
             start = end
 
 

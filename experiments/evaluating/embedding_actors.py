@@ -19,7 +19,7 @@ from data_catalog.actors import map_on_actors
 from data_catalog.progress import progress_bar
 from data_catalog.ray_failures import describe_failure
 from data_catalog.ray_session import ensure_ray
-from data_catalog.storage.node_probe import Place, check_nodes
+from data_catalog.storage.node_probe import NeededFolder, check_nodes
 from data_catalog.views.view_reader import View, open_view
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run.evaluation import embed_rows, retrieval_features
@@ -49,7 +49,7 @@ def embed_on_cluster(
     """
     prepare_ray()
     ensure_ray()
-    check_nodes([Place("catalog", target.table.catalog, is_written=False)])
+    check_nodes([NeededFolder("catalog", target.table.catalog, is_written=False)])
     size, share = share_cluster([node["Resources"] for node in ray.nodes() if node["Alive"]], actors)
     count = len(target.table)
     total = count * len(missing)

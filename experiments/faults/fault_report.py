@@ -89,10 +89,10 @@ def try_faults(
         is_exact = (plan.on_cpus or not nodes.has_gpus) and not plan.is_elastic
         for fault in names:
             on_fault(fault)
-            (place := folder / fault).mkdir()
-            own = [option.format(folder=place) for option in FAULTS[fault].options]
+            (own_folder := folder / fault).mkdir()
+            own = [option.format(folder=own_folder) for option in FAULTS[fault].options]
             tracking = ["--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-            scene = Scene(plan, undisturbed, nodes, moments, place)
+            scene = Scene(plan, undisturbed, nodes, moments, own_folder)
             with TrainingProcess(
                 [*options, *own, *tracking], scratch / fault, folder / f"{fault}.log", plan.most_seconds
             ) as training:

@@ -91,20 +91,20 @@ def _draw_circle(axes: Axes, incidence: np.ndarray, has_text_copies: bool) -> No
     each = len(incidence) // len(MODALITIES)
     # A gap between the arcs; a text token of no modality stands in the middle.
     step = 2 * np.pi / (len(MODALITIES) * (each + 1))
-    places = [step * (node + node // each + 0.5) for node in range(len(MODALITIES) * each)]
-    position = np.stack([np.sin(places), np.cos(places)], axis=1)
-    position = np.concatenate([position, np.zeros((len(incidence) - len(places), 2))])
+    angles = [step * (node + node // each + 0.5) for node in range(len(MODALITIES) * each)]
+    position = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    position = np.concatenate([position, np.zeros((len(incidence) - len(angles), 2))])
     nodes = range(len(incidence))
-    is_text = [node >= len(places) or (has_text_copies and node % each == each - 1) for node in nodes]
+    is_text = [node >= len(angles) or (has_text_copies and node % each == each - 1) for node in nodes]
     meets = (incidence | incidence.T) & ~np.eye(len(incidence), dtype=bool)
     for one, other in np.argwhere(np.triu(meets)):
         is_within = one // each == other // each
         colour = TEXT if is_text[one] or is_text[other] else WITHIN if is_within else ACROSS
         axes.plot(*position[[one, other]].T, color=colour, linewidth=1.2, zorder=1)
-    for node, place in enumerate(position):
-        colour = TEXT if node >= len(places) else COLOURS[node // each]
+    for node, point in enumerate(position):
+        colour = TEXT if node >= len(angles) else COLOURS[node // each]
         axes.plot(
-            *place,
+            *point,
             "s" if is_text[node] else "o",
             color=colour,
             markerfacecolor=colour if meets[node].any() else "white",

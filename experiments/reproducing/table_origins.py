@@ -28,12 +28,12 @@ class MaskOrigin:
 
     Attributes:
         kind: `grabcut`, `sam2` or `files`.
-        place: Checkpoint or folder.
+        path: Checkpoint or folder.
         model: Of SAM2.
     """
 
     kind: str
-    place: Path = Path()
+    path: Path = Path()
     model: str = _SAM2
 
     def check(self) -> None:
@@ -43,7 +43,7 @@ class MaskOrigin:
             CatalogError: It is not, or is no checkpoint of the model.
         """
         if self.kind == "files":
-            _check_folder("--masks", self.place)
+            _check_folder("--masks", self.path)
         elif self.kind == "sam2":
             self.segmenter()
 
@@ -53,7 +53,7 @@ class MaskOrigin:
         if self.kind == "sam2":
             from data_catalog.masks.segmenters.sam2 import sam2_settings  # noqa: PLC0415
 
-            return sam2_settings(self.place, model=self.model)
+            return sam2_settings(self.path, model=self.model)
         from data_catalog.masks.segmenters.grabcut import GrabCutSettings  # noqa: PLC0415
 
         return GrabCutSettings()
@@ -64,7 +64,7 @@ class MaskOrigin:
             return make_masks(samples, self.segmenter(), progress=progress)
         from data_catalog.masks.segmenters.mask_files import import_masks  # noqa: PLC0415
 
-        return import_masks(samples, self.place, progress=progress)
+        return import_masks(samples, self.path, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CaptionOrigin:
 
     Attributes:
         kind: `none`, `llm` or `files`.
-        place: Folder of the files, or URL of the endpoint.
+        location: Folder of the files, or URL of the endpoint.
         model: Its name at the endpoint.
         choice: Which files, where each modality has its own.
         prices: Of the endpoint.
@@ -81,7 +81,7 @@ class CaptionOrigin:
     """
 
     kind: str
-    place: str = ""
+    location: str = ""
     model: str = ""
     choice: Choice | None = None
     prices: Prices | None = None
@@ -98,7 +98,7 @@ class CaptionOrigin:
             CatalogError: It is not.
         """
         if self.kind == "files":
-            _check_folder("--captions", Path(self.place))
+            _check_folder("--captions", Path(self.location))
         if self.kind != "llm":
             return
         check_endpoint(self._client())
@@ -106,8 +106,10 @@ class CaptionOrigin:
             table.kind is TableKind.CAPTIONS and table.manifest.settings.get("model") == self.model
             for table in list_tables(catalog, dataset)
         )
-        if not is_made and (why := why_unreachable(self.place)):
-            raise CatalogError(f"--captions llm:{self.place}: the endpoint does not answer ({why}); start it")
+        if not is_made and (why := why_unreachable(self.location)):
+            raise CatalogError(
+                f"--captions llm:{self.location}: the endpoint does not answer ({why}); start it"
+            )
 
     def make(self, samples: Table, progress: Progress) -> Table:
         """The captions of samples."""
@@ -117,7 +119,7 @@ class CaptionOrigin:
                 import_captions,
             )
 
-            return import_captions(samples, self.place, CaptionFileSettings(choose=self.choice), progress)
+            return import_captions(samples, self.location, CaptionFileSettings(choose=self.choice), progress)
         # Its client library takes a second to import.
         from data_catalog.captions.llm.captioner import make_llm_captions  # noqa: PLC0415
 
@@ -126,7 +128,7 @@ class CaptionOrigin:
             return make_llm_captions(samples, settings, self._client(), progress, asking)
 
     def _client(self) -> ClientSettings:
-        return ClientSettings(endpoint=self.place, prices=self.prices, budget_usd=self.budget_usd)
+        return ClientSettings(endpoint=self.location, prices=self.prices, budget_usd=self.budget_usd)
 
 
 def parse_masks(text: str) -> MaskOrigin:
@@ -135,15 +137,15 @@ def parse_masks(text: str) -> MaskOrigin:
     Raises:
         argparse.ArgumentTypeError: It is none of `MASKS`.
     """
-    kind, _, place = text.partition(":")
+    kind, _, location = text.partition(":")
     if text == "grabcut":
         return MaskOrigin(kind)
-    if kind == "sam2" and place:
-        checkpoint, comma, model = place.rpartition(",")
-        known = (checkpoint, model) if comma and model in SAM2_MODELS else (place, _SAM2)
+    if kind == "sam2" and location:
+        checkpoint, comma, model = location.rpartition(",")
+        known = (checkpoint, model) if comma and model in SAM2_MODELS else (location, _SAM2)
         return MaskOrigin(kind, Path(known[0]), known[1])
-    if kind == "files" and place:
-        return MaskOrigin(kind, Path(place))
+    if kind == "files" and location:
+        return MaskOrigin(kind, Path(location))
     raise argparse.ArgumentTypeError(f"{text!r} says not where masks come from; expected {MASKS}")
 
 
@@ -153,16 +155,16 @@ def parse_captions(text: str) -> CaptionOrigin:
     Raises:
         argparse.ArgumentTypeError: It is none of `CAPTIONS`.
     """
-    kind, _, place = text.partition(":")
-    first, comma, last = place.rpartition(",")
+    kind, _, location = text.partition(":")
+    first, comma, last = location.rpartition(",")
     if text == "none":
         return CaptionOrigin(kind)
     if kind == "llm" and first and last:
         return CaptionOrigin(kind, first, last)
-    if kind == "files" and place:
+    if kind == "files" and location:
         if comma and last in CHOICES:
             return CaptionOrigin(kind, first, choice=CHOICES[last])
-        return CaptionOrigin(kind, place)
+        return CaptionOrigin(kind, location)
     raise argparse.ArgumentTypeError(f"{text!r} says not where captions come from; expected {CAPTIONS}")
 
 

@@ -107,7 +107,7 @@ def _run(
         if not is_trained:
             # The nodes of a trial were checked by its study, which also logs it.
             if threads is None and options.tracking_uri is not None:
-                check_cluster(options.places(trials=False))
+                check_cluster(options.needed_folders(trials=False))
             _begin(folder, tables, checkpoint)
         for epoch in folder.journal.epochs():
             # An earlier process may have been killed before it called `on_report`.

@@ -43,7 +43,7 @@ def preflight(
         CatalogError: A place, or a Ray at RAY_ADDRESS, cannot be reached; a table is missing or damaged, or
             the data has errors.
     """
-    reach(options.places(trials=True))
+    reach(options.needed_folders(trials=True))
     if sources is None:
         check_data_set(first, options.catalog)
     # PyTorch takes seconds to import, which a missing data set does not wait for.

@@ -32,7 +32,7 @@ class Progress:
     skipped: list[int] = field(default_factory=list)
     rate: float = 0.0
 
-    def place(self) -> dict[str, int]:
+    def position(self) -> dict[str, int]:
         """Epochs and steps done, as the journal has them."""
         return {"epoch": self.epoch, "step": self.step}
 

@@ -272,8 +272,8 @@ class RunFolder(JournalFolder):
         run's folder, or where checkpoints go now.
         """
         name = filesystems.split_query(stored)[0].rstrip("/").rpartition("/")[2]
-        places = [self, self.checkpoints, *([] if stored == name else [Folder(stored).parent])]
-        found = next((place for place in places if place.has_folder(name)), places[-1])
+        folders = [self, self.checkpoints, *([] if stored == name else [Folder(stored).parent])]
+        found = next((folder for folder in folders if folder.has_folder(name)), folders[-1])
         return found.file(name)
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
-from data_catalog.storage.node_probe import Place
+from data_catalog.storage.node_probe import NeededFolder
 from experiments.tracking.mlflow_store import local_store, resolve_tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -91,16 +91,16 @@ class RunOptions:
             skips_not_finite,
         )
 
-    def places(self, *, trials: bool) -> list[Place]:
+    def needed_folders(self, *, trials: bool) -> list[NeededFolder]:
         """The folders that every node needs.
 
         Args:
             trials: Whether trials run there, which write all of a run; its workers write checkpoints only.
         """
-        workspace = Place("workspace", self.workspace.location)
-        storage = None if self.storage is None else Place("storage", self.storage)
+        workspace = NeededFolder("workspace", self.workspace.location)
+        storage = None if self.storage is None else NeededFolder("storage", self.storage)
         written = [workspace, storage] if trials else [storage or workspace]
-        return [*filter(None, written), Place("catalog", self.catalog, is_written=False)]
+        return [*filter(None, written), NeededFolder("catalog", self.catalog, is_written=False)]
 
     def without_tracking(self) -> "RunOptions":
         """The same for a run that others log. A tracking URI may hold a password, which Tune would store."""

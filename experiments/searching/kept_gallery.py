@@ -166,12 +166,12 @@ def keep(gallery: Gallery, model: str, root: Path) -> KeptGallery:
         ConfigError: No sample can be used.
         DamagedFileError: A kept file is damaged.
     """
-    place = root / f"{gallery.name}-{hashlib.sha256(gallery.location.encode()).hexdigest()[:8]}"
+    kept = root / f"{gallery.name}-{hashlib.sha256(gallery.location.encode()).hexdigest()[:8]}"
     fingerprint = json_digest({"version": VERSION, "model": model, "gallery": gallery.digest})
-    folder = place / fingerprint[:16]
+    folder = kept / fingerprint[:16]
     embedded = 0
     if _read(folder) is None:
-        with claim_unless(place, lambda: _read(folder) is not None) as held:
+        with claim_unless(kept, lambda: _read(folder) is not None) as held:
             if held and _read(folder) is None:
                 embedded = _embed(gallery, model, folder)
     record = _read(folder)

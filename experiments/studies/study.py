@@ -143,7 +143,7 @@ class Study(ABC, Generic[Result]):
             warned = _warn_of_other_code(self.runs())
             is_trained = self.is_trained()
             if not is_trained:
-                check_cluster(self.options.places(trials=True))
+                check_cluster(self.options.needed_folders(trials=True))
             with self._logged() as study_logger, self._event_files_written():
                 if not is_trained:
                     note_start(self.folder.journal)

@@ -91,8 +91,8 @@ def _correct_places(file: Path, own: str) -> None:
             if new == old:
                 # Nothing is written where nothing was moved: the workspace may be read-only.
                 continue
-            place = "artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?"
-            store.execute(f"UPDATE runs SET {place}", [new, len(old) + 1, len(old) + 1, f"{old}/"])
+            moved = "artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?"
+            store.execute(f"UPDATE runs SET {moved}", [new, len(old) + 1, len(old) + 1, f"{old}/"])
             store.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", [new, old]
             )

@@ -189,7 +189,7 @@ def test_origins_are_read_as_they_are_written(tmp_path):
     assert parse_masks("sam2:w,x.pt") == MaskOrigin("sam2", table_origins.Path("w,x.pt"))
     assert parse_masks("sam2:w.pt,sam2.1_hiera_t").model == "sam2.1_hiera_t"
     asked = parse_captions("llm:http://host:8000/v1,org/model")
-    assert (asked.place, asked.model) == ("http://host:8000/v1", "org/model")
+    assert (asked.location, asked.model) == ("http://host:8000/v1", "org/model")
     files = parse_captions("files:a,b,join")
-    assert (files.place, files.choice) == ("a,b", "join")
-    assert parse_captions("files:a,b").place == "a,b"
+    assert (files.location, files.choice) == ("a,b", "join")
+    assert parse_captions("files:a,b").location == "a,b"

@@ -16,12 +16,12 @@ class DivergedError(RuntimeError):
     """The loss is not a finite number any more.
 
     Attributes:
-        place: The step, and the ids of its samples.
+        failed_step: The step, and the ids of its samples.
     """
 
-    def __init__(self, message: str, place: Event) -> None:
+    def __init__(self, message: str, failed_step: Event) -> None:
         super().__init__(message)
-        self.place = place
+        self.failed_step = failed_step
 
 
 class LossCheck:
@@ -78,7 +78,7 @@ class LossCheck:
                 "skip",
             )
 
-    def place(self, progress: Progress, index: int) -> Event:
+    def failed_step(self, progress: Progress, index: int) -> Event:
         """A step as the journal has it: its number in the run, and the ids of its samples.
 
         Args:
@@ -91,10 +91,10 @@ class LossCheck:
         return {"step": step, "samples": [sample for share in shares for sample in share]}
 
     def _diverged(self, progress: Progress, index: int, remedy: str) -> DivergedError:
-        place, loss = self.place(progress, index), progress.totals[index].item()
+        step, loss = self.failed_step(progress, index), progress.totals[index].item()
         return DivergedError(
-            f"the loss of epoch {progress.epoch + 1} is {loss} in step {place['step']}, at learning rate "
-            f"{progress.rate:.3g} and with samples {name_first(place['samples'])} (the journal lists all); "
+            f"the loss of epoch {progress.epoch + 1} is {loss} in step {step['step']}, at learning rate "
+            f"{progress.rate:.3g} and with samples {name_first(step['samples'])} (the journal lists all); "
             f"{remedy}",
-            place,
+            step,
         )

@@ -10,7 +10,7 @@ from data_catalog.errors import NotWritableError, StorageAwayError, name_first
 from data_catalog.ray_failures import MAX_FAILURES, describe_failure
 from data_catalog.ray_session import ensure_ray, living_nodes
 from data_catalog.storage import filesystems
-from data_catalog.storage.node_probe import Place, check_nodes
+from data_catalog.storage.node_probe import NeededFolder, check_nodes
 from experiments.recipes import ROOT
 from experiments.run.elastic_workers import find_sizes
 from experiments.run.micro_batches import StepMemoryError
@@ -55,7 +55,7 @@ def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
     gpus_of_each(workers, gpus_per_worker)
 
 
-def check_cluster(places: Sequence[Place]) -> None:
+def check_cluster(folders: Sequence[NeededFolder]) -> None:
     """Where a cluster is named, make sure that all its nodes reach what workers need.
 
     Raises:
@@ -65,7 +65,7 @@ def check_cluster(places: Sequence[Place]) -> None:
         return
     prepare_ray()
     ensure_ray()
-    check_nodes(places)
+    check_nodes(folders)
 
 
 def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOptions) -> None:

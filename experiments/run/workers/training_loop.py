@@ -63,7 +63,7 @@ def train(given: TrainingInput, session: Session) -> None:
             _train(run, reporter, progress, CheckpointSchedule(given.config.train, session, given.stops))
     except (DivergedError, RetrievalError) as error:
         # Every worker gets the same error, and would get it again: a retry does not help.
-        reporter.report("stopped", error=str(error), **getattr(error, "place", {}))
+        reporter.report("stopped", error=str(error), **getattr(error, "failed_step", {}))
     finally:
         session.wait()
 
@@ -86,7 +86,7 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
             processes=run.processes(),
         )
     else:
-        reporter.report("resumed", **progress.place(), processes=run.processes(), history=reporter.history)
+        reporter.report("resumed", **progress.position(), processes=run.processes(), history=reporter.history)
     take = partial(run.take_checkpoint, progress)
     while progress.epoch < config.epochs:
         own_seconds, due = run.own_seconds, Due.NOTHING
@@ -96,16 +96,16 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
                 # After the last step the epoch's evaluation comes first, unless there is no time for it.
                 if due is Due.STOP or (due is Due.CHECKPOINT and not is_last):
                     run.loss_check.check(progress)
-                    reporter.store("checkpoint", take, **progress.place())
+                    reporter.store("checkpoint", take, **progress.position())
                 if due is Due.STOP:
-                    reporter.report(INTERRUPTED, **progress.place(), step_losses=progress.step_losses())
+                    reporter.report(INTERRUPTED, **progress.position(), step_losses=progress.step_losses())
                     return
             run.loss_check.check(progress)
         facts: Event = {
             **run.means(progress),
             "step_losses": progress.step_losses(),
             "learning_rate": progress.rate,
-            "skipped": [run.loss_check.place(progress, index) for index in progress.skipped],
+            "skipped": [run.loss_check.failed_step(progress, index) for index in progress.skipped],
             **worker_times(run.session, run.own_seconds - own_seconds),
         }
         progress.end_epoch()
@@ -120,9 +120,9 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
                 others = run.measure_others(*(["val"] if last else ["val", "test"]))
                 facts["hyperedges"] |= _hyperedges(measured, others)
                 facts |= _others(others)
-        reporter.report("epoch", **progress.place(), **facts)
+        reporter.report("epoch", **progress.position(), **facts)
         if schedule.after_epoch(progress.epoch, due):
-            reporter.store("checkpoint", take, **progress.place())
+            reporter.store("checkpoint", take, **progress.position())
     with clock.part("evaluation"):
         tested = run.test(config.epochs)
         others = run.measure_others("test")

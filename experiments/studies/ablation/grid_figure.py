@@ -54,8 +54,8 @@ def _draw_panel(axes: Axes, tables: Sequence[Sequence[TableRow]], gains: Sequenc
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         offset = SIDEWAYS * (number - (len(compared) - 1) / 2)
         points = [
-            (place + offset, metric)
-            for place, rows in enumerate(by_name)
+            (x + offset, metric)
+            for x, rows in enumerate(by_name)
             if (metric := rows[name].mean_average_precision).difference is not None
         ]
         against = by_name[0][name].mean_average_precision.against
