@@ -24,7 +24,7 @@ from experiments.recipe_files import name_recipe
 from experiments.recipes import RECIPES, ROOT, WORKSPACE
 from experiments.run.run_folder import RunFolderError
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import METRICS, FeatureMetrics, InterruptedRunError, RunError
+from experiments.run.run_result import METRICS, FailedRunError, FeatureMetrics, InterruptedRunError, RunError
 from experiments.run.run_tables import OnStep
 from experiments.settings_list import list_settings, print_settings, record_or_settings
 from experiments.terminal_tables import text_table
@@ -286,8 +286,8 @@ def run_command(
         OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
-        # Nothing in the command line is wrong then.
-        return 1 if isinstance(error, StorageAwayError) else USAGE_STATUS
+        # Nothing in the command line is wrong with the first two.
+        return 1 if isinstance(error, StorageAwayError | FailedRunError) else USAGE_STATUS
     # From here on Ctrl-C ends the process at once.
     with printing():
         if as_json:

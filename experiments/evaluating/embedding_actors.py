@@ -23,7 +23,7 @@ from data_catalog.storage.node_probe import NeededFolder, check_nodes
 from data_catalog.views.view_reader import View, open_view
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.run.evaluation import embed_rows, retrieval_features
-from experiments.run.run_result import RunError
+from experiments.run.run_result import FailedRunError, RunError
 from experiments.run.workers.ray_train import prepare_ray
 from stmi.modality import Modality
 
@@ -45,7 +45,8 @@ def embed_on_cluster(
         For each set, float32 `(rows, width)` by feature name, in the order of the view.
 
     Raises:
-        RunError: The cluster has fewer GPUs than `actors`, or an actor failed.
+        RunError: The cluster has fewer GPUs than `actors`.
+        FailedRunError: An actor failed.
     """
     prepare_ray()
     ensure_ray()
@@ -69,7 +70,7 @@ def embed_on_cluster(
                     yield retrieval_features({n: torch.from_numpy(v) for n, v in features.items()})
     except ray.exceptions.RayError as error:
         reason = describe_failure(error, "lower train.evaluation_batch, or use nodes with more memory")
-        raise RunError(f"{target.name} could not be embedded: {reason}") from error
+        raise FailedRunError(f"{target.name} could not be embedded: {reason}") from error
 
 
 def _blocks(
@@ -135,20 +136,20 @@ def in_order(
         count: Expected number of rows.
 
     Raises:
-        RunError: A row is missing, repeated or out of order.
+        FailedRunError: A row is missing, repeated or out of order.
     """
     done = 0
     for block in blocks:
         columns = dict(block)
         positions = columns.pop("position")
         if not np.array_equal(positions, np.arange(done, done + len(positions))):
-            raise RunError(
+            raise FailedRunError(
                 f"Ray Data gave rows {positions.min()} to {positions.max()} where row {done} was next"
             )
         yield done, columns
         done += len(positions)
     if done != count:
-        raise RunError(f"Ray Data gave {done} rows, expected {count}")
+        raise FailedRunError(f"Ray Data gave {done} rows, expected {count}")
 
 
 def share_cluster(machines: Sequence[Mapping[str, float]], actors: int | None) -> tuple[int, dict[str, Any]]:

@@ -18,7 +18,7 @@ from experiments.run.micro_batches import OUT_OF_MEMORY, with_noted_micro_batche
 from experiments.run.run_description import environment, other_code_digests
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import InterruptedRunError, RunError
+from experiments.run.run_result import FailedRunError, InterruptedRunError
 from experiments.run.run_tables import RunTables, training_views
 from experiments.tracking.journal import Event, Journal
 
@@ -67,7 +67,7 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
         ConfigError: The run has no record of so many steps.
         CatalogError: Its tables are not there.
         InterruptedRunError: SIGTERM ended the repetition.
-        RunError: A loss of the repetition is not finite, and was.
+        FailedRunError: A loss of the repetition is not finite, and was.
     """
     recorded, weights = step_losses(run.journal), step_weights(run.journal)
     start = run.journal.last("untrained") or {}
@@ -90,7 +90,7 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
         found, found_weights = step_losses(again.journal), step_weights(again.journal)
         stopped = again.journal.last("stopped")
     if stopped is not None:
-        raise RunError(
+        raise FailedRunError(
             f"the repetition of run {run.name} stopped itself, which the run did not within {steps} steps: "
             f"{stopped['error']}"
         )

@@ -15,7 +15,7 @@ from experiments.faults.cluster_nodes import ClusterNodes
 from experiments.faults.faults import FAULTS, Disturbed, NotTriedError, Plan, Scene
 from experiments.faults.training_process import EndedError, TrainingProcess
 from experiments.run.run_folder import RunFolder, RunFolderError
-from experiments.run.run_result import RunError
+from experiments.run.run_result import FailedRunError
 
 TOLERANCE = 0.02
 """How much losses and metrics may differ, relatively, where equal bits are not promised."""
@@ -75,7 +75,7 @@ def try_faults(
         on_outcome: Called with each outcome.
 
     Raises:
-        RunError: The undisturbed run fails.
+        FailedRunError: The undisturbed run fails.
         CatalogError: No cluster answers at `RAY_ADDRESS`.
     """
     nodes, moments = ClusterNodes(), random.Random(plan.seed)
@@ -118,7 +118,7 @@ def _train_undisturbed(options: Sequence[str], workspace: Folder, folder: Path) 
         try:
             return training.finish()
         except EndedError as error:
-            raise RunError(f"without any fault, {error}") from None
+            raise FailedRunError(f"without any fault, {error}") from None
 
 
 def _try(name: str, scene: Scene, training: TrainingProcess, is_exact: bool) -> FaultOutcome:

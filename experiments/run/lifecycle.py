@@ -28,7 +28,13 @@ from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import INITIAL_FILE, RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import InterruptedRunError, LoggedRunResult, RunError, status_after
+from experiments.run.run_result import (
+    FailedRunError,
+    InterruptedRunError,
+    LoggedRunResult,
+    RunError,
+    status_after,
+)
 from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import StopRequest, stopping_on_sigterm
 from experiments.run.workers.ray_train import check_cluster, train_on_workers
@@ -81,7 +87,7 @@ def run(
         InterruptedRunError: It was asked to stop.
         BusyError: Another process trains the run.
         StorageAwayError: The storage was away for too long.
-        RunError: The workers failed more often than a run survives.
+        FailedRunError: The workers failed more often than a run survives, or a step has too little memory.
     """
     folder = RunFolder.of(options.workspace, config, tables, options.storage)
     try:
@@ -217,7 +223,9 @@ def _train(
         except StepMemoryError as error:
             number = more_micro_batches(config, options.fewest_workers)
             if number is None or not options.raises_micro_batches:
-                refusal = RunError(f"run {folder.name} failed: {error}; {_memory_remedy(config, number)}")
+                refusal = FailedRunError(
+                    f"run {folder.name} failed: {error}; {_memory_remedy(config, number)}"
+                )
                 with suppress(NotWritableError):
                     folder.journal.append("failed", error=str(refusal), detail=error.reason)
                 raise refusal from None

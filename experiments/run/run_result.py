@@ -26,7 +26,11 @@ class RunError(RuntimeError):
     """A run that could not be finished; says why and how to go on."""
 
 
-class StoppedError(RunError):
+class FailedRunError(RunError):
+    """A run, or an evaluation, that began and failed: nothing in its command line was wrong."""
+
+
+class StoppedError(FailedRunError):
     """A run that stopped itself, and would again: its loss diverged, or its data cannot be scored."""
 
 

@@ -10,7 +10,7 @@ from experiments import ablate, demo, evaluate, recipes, report, sweep_sfm, trai
 from experiments.command_line import USAGE_STATUS, report_command, run_command
 from experiments.experiment_config import ConfigError
 from experiments.planning import expected_tables
-from experiments.run.run_result import InterruptedRunError
+from experiments.run.run_result import FailedRunError, InterruptedRunError, StoppedError
 from experiments.settings_list import SettingsList
 from tests.experiments import made_up
 
@@ -85,6 +85,15 @@ def test_an_error_is_one_line_without_a_traceback(capsys):
 
     assert run_command(command, True, print) == USAGE_STATUS
     assert capsys.readouterr() == ("", "error: seed=-1\n")
+
+
+@pytest.mark.parametrize("kind", [FailedRunError, StoppedError])
+def test_a_run_that_failed_is_no_fault_of_the_command_line(kind, capsys):
+    def command():
+        raise kind("run demo-1 failed")
+
+    assert run_command(command, True, print) == 1
+    assert capsys.readouterr() == ("", "error: run demo-1 failed\n")
 
 
 def test_a_run_that_was_stopped_by_sigterm_asks_to_come_again(capsys):

@@ -16,7 +16,7 @@ from experiments.run.elastic_workers import find_sizes
 from experiments.run.micro_batches import StepMemoryError
 from experiments.run.run_folder import KEPT_CHECKPOINTS, RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import RunError
+from experiments.run.run_result import FailedRunError, RunError
 from experiments.run.workers.training_input import TrainingInput
 
 MAX_PREEMPTIONS = 30
@@ -77,7 +77,8 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         options: Where checkpoints go, and what each worker gets.
 
     Raises:
-        RunError: The workers failed more often than a run survives, or the cluster has too few GPUs.
+        FailedRunError: The workers failed more often than a run survives.
+        RunError: The cluster has too few GPUs.
         StepMemoryError: One of them ran out of memory in a step.
         StorageAwayError: The storage was away for too long.
     """
@@ -141,7 +142,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         # The disk of the journal may be full, which is the reason then.
         with suppress(NotWritableError):
             folder.journal.append("failed", error=reason, detail=str(error))
-        raise RunError(
+        raise FailedRunError(
             f"run {folder.name} failed: {reason}. Its journal, {folder.journal.location}, has the details; "
             "once the cause is removed, the same command continues from the last checkpoint"
         ) from error

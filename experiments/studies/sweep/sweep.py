@@ -13,7 +13,7 @@ from experiments.planning.training_cost import TrainingCost
 from experiments.run.conclusion import degenerate_runs
 from experiments.run.run_folder import RESULT_FILE, RunFolder
 from experiments.run.run_options import RunOptions
-from experiments.run.run_result import RunError, RunResult
+from experiments.run.run_result import FailedRunError, RunError, RunResult
 from experiments.run.run_tables import RunTables
 from experiments.run.stop_request import STOP_FILE
 from experiments.run.workers.ray_train import MEMORY_REMEDY, start_ray
@@ -265,12 +265,12 @@ class SweepStudy(Study[SweepResult]):
         """As in `Study`.
 
         Raises:
-            RunError: None of the trials could be finished.
+            FailedRunError: None of the trials could be finished.
         """
         result = super().run()
         if result.best is None:
             reasons = {trial.reason or "was stopped early" for trial in result.trials}
-            raise RunError(
+            raise FailedRunError(
                 f"no trial of sweep {self.folder.name} could be finished: {'; '.join(sorted(reasons))}; "
                 "remove the cause, and run the same command again"
             )
