@@ -127,6 +127,8 @@ def kill_raylet(pid: int) -> None:
 def _worker(pid: int) -> psutil.Process:
     """The process with a number, which must be a worker's: numbers are given again."""
     process = psutil.Process(pid)
+    if process.status() == psutil.STATUS_ZOMBIE:
+        raise psutil.NoSuchProcess(pid)
     if WORKER not in " ".join(process.cmdline()):
         raise ProcessLookupError(f"process {pid} is no worker of Ray Train any more")
     return process

@@ -101,6 +101,15 @@ def test_process_that_is_no_worker_is_left_alone():
         other.kill()
 
 
+def test_worker_that_has_ended_is_not_slowed_down(worker):
+    worker.kill()
+    while worker.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert cluster_nodes.slow_down(worker.pid) is None
+    with pytest.raises(psutil.NoSuchProcess):
+        cluster_nodes.kill_worker(worker.pid)
+
+
 def test_slow_worker_stands_still_most_of_the_time_and_must_be_named(scene, run, worker):
     seen = set()
 

@@ -97,6 +97,7 @@ def test_run_begins_where_the_other_one_ended_and_keeps_what_it_took(
     assert all(torch.equal(kept.weights[name], value) for name, value in given.initial.weights.items())
 
 
+@pytest.mark.slow
 def test_command_begins_another_data_set_with_the_weights_of_a_run_and_finds_its_run_again(
     ray_session, clip, workspace, tmp_path, capsys
 ):
