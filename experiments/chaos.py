@@ -131,9 +131,7 @@ def chaos(given: argparse.Namespace, passed: list[str]) -> "FaultReport":
         *([f"train.epochs={DEMO_EPOCHS}"] if given.recipe == "demo" else []),
     ]
     config = train.configure(argparse.Namespace(**{**vars(given), "settings": settings + given.settings}))
-    prepare_ray()
-    from experiments.faults.fault_report import try_faults
-    from experiments.faults.faults import Plan, most_moments
+    from experiments.faults.training_process import most_moments
 
     # An epoch has a step at least.
     most = most_moments(config.train.epochs)
@@ -143,6 +141,9 @@ def chaos(given: argparse.Namespace, passed: list[str]) -> "FaultReport":
             "often, or train more epochs"
         )
     workspace = resolve_workspace(given.workspace)
+    prepare_ray()
+    from experiments.faults.fault_report import try_faults
+    from experiments.faults.faults import Plan
 
     plan = Plan(
         options=(*(part for setting in settings for part in ("--set", setting)), *passed),

@@ -22,6 +22,7 @@ from experiments.faults.training_process import (
     TRAINING_BEGINS,
     EndedError,
     TrainingProcess,
+    most_moments,
     names_of,
     processes_of,
     steps_since_begin,
@@ -31,19 +32,12 @@ from experiments.run.micro_batches import OUT_OF_MEMORY, more_micro_batches
 from experiments.run.run_folder import RunFolder
 from experiments.tracking.mlflow_logger import find_missing
 
-LAST_SHARE = 0.75
-"""Nothing is disturbed after this share of the steps: the run must not end before the fault comes."""
 DISKS = 1.5, 8.0
 """Sizes of the small disk in checkpoints: the second one does not fit; after it was enlarged all do."""
 
 
 class NotTriedError(Exception):
     """A fault that cannot be produced here; says why, and what it needs."""
-
-
-def most_moments(steps: int) -> int:
-    """After how many steps of a run faults may come."""
-    return max(1, int(LAST_SHARE * steps) - 1)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ REMOTE_LOOK_SECONDS = 0.5
 """In object storage each look is a request."""
 HEAD = "gcs_server"
 """Name of the process of Ray that all others need."""
+LAST_SHARE = 0.75
+"""Nothing is disturbed after this share of the steps: the run must not end before the fault comes."""
 TRAINING_BEGINS = ("untrained", "restarted", "resumed")
 """The first event of a start, once its workers train."""
 
@@ -192,6 +194,11 @@ class TrainingProcess:
             self.start()
             events = self.wait(find_begin)
         return find_begin(events)[0] - since
+
+
+def most_moments(steps: int) -> int:
+    """After how many steps of a run faults may come."""
+    return max(1, int(LAST_SHARE * steps) - 1)
 
 
 def steps_since_begin(events: list[Event]) -> int:

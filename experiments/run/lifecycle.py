@@ -172,12 +172,11 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
 def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None:
     """Write into the journal which code begins the run, or goes on with it, and what is odd in its data.
 
-    Old checkpoints are removed, and those that a killed process has not completed.
+    Checkpoints that a killed process has not completed are removed.
     """
     for name in folder.checkpoints.list_folders():
         if name.endswith(checkpoints.PARTIAL):
             (folder.checkpoints / name).delete()
-    folder.delete_old_checkpoints()
     note_start(folder.journal, epoch=folder.epoch_of(checkpoint))
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
@@ -276,8 +275,9 @@ def _train_on_workers(
     # Ray Train's controller, another process, writes the journal.
     with polling(report_news, _poll_seconds(folder)):
         train_on_workers(given, folder, options)
-    # Ray Train has deleted the old ones of this start alone.
-    folder.delete_old_checkpoints()
+    # Ray Train has deleted the old ones of this start alone. Without a new one the others are still needed.
+    if any(event.get("checkpoint") for event in folder.journal.read()[len(events) :]):
+        folder.delete_old_checkpoints()
 
 
 def _train_here(

@@ -307,6 +307,22 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(
     assert f"{newest} is damaged (training.pt is cut off or changed" in caplog.text
 
 
+def test_checkpoint_from_which_a_run_goes_on_is_not_deleted_as_an_old_one(
+    ray_session, clip, workspace, tmp_path
+):
+    """The newest one is gone, and the one before it damaged: the third is all that there is."""
+    with pytest.raises(ValueError, match="stop"):
+        small_run.alone(clip, workspace, runs=tmp_path, on_report=stop_after(2))
+    [folder] = (tmp_path / "train").iterdir()
+    oldest, newest = sorted(folder.glob("checkpoint_step_*"))
+    journal = Journal(folder / "journal.jsonl")
+    journal.append("checkpoint", epoch=2, step=5, checkpoint="checkpoint_step_00000099")
+    (newest / "training.pt").write_bytes(b"")
+    assert RunFolder(folder).last_checkpoint == str(oldest)
+    resumed = small_run.alone(clip, workspace, runs=tmp_path)
+    assert [event["epoch"] for event in resumed.journal.read() if event["event"] == "resumed"] == [1]
+
+
 def stop_after(epoch):
     def on_report(facts):
         if facts["event"] == "checkpoint" and facts["epoch"] == epoch:

@@ -17,7 +17,7 @@ import torch
 
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
-from experiments.faults import cluster_nodes, fault_report, faults
+from experiments.faults import cluster_nodes, fault_report, faults, training_process
 from experiments.faults.cluster_nodes import ClusterNodes
 from experiments.faults.faults import FAULTS, Disturbed, Fault, NotTriedError, Plan, Scene
 from experiments.faults.mlflow_server import MlflowServer
@@ -314,6 +314,6 @@ def test_error_in_one_fault_is_its_outcome_and_the_next_one_is_tried(tmp_path, m
 def test_as_many_kills_as_are_allowed_find_their_moments(scene):
     for steps in range(1, 60):
         scene.undisturbed.journal.epochs = lambda steps=steps: [{"step": steps}]
-        most = faults.most_moments(steps)
+        most = training_process.most_moments(steps)
         assert len(set(scene.moments(most))) == most
         assert max(scene.moments(most)) <= max(1, 0.75 * steps)
