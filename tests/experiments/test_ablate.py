@@ -23,6 +23,9 @@ from experiments.tracking.mlflow_store import local_store
 from stmi.config import SfmConfig
 from tests.experiments import small_run
 
+RULES = [row for row in ABLATIONS["table4"].rows if row.optional]
+"""The rows of Table 4 with other rules of hyperedges, which the paper does not have."""
+
 
 def study(capsys, clip, workspace, *extra, status=0):
     capsys.readouterr()
@@ -41,11 +44,12 @@ def test_rows_are_the_papers_with_its_numbers_beside_the_measured(finished):
     for key in ("table3", "table4"):
         rows = [row for row in finished["rows"] if row["table"] == key]
         printed = published(key).rows
-        assert [row["index"] for row in rows] == [*(row.index for row in printed), None, None, None]
+        others = [*([row.name for row in RULES] if key == "table4" else []), "T alone", "G alone", "no text"]
+        assert [row["index"] for row in rows] == [*(row.index for row in printed), *(None for _ in others)]
         for row, of_paper in zip(rows, printed, strict=False):
             assert row["mAP"]["paper"] == pytest.approx(of_paper.values["rgbnt201"]["mAP"] / 100)
             assert row["mAP"]["mean"] == pytest.approx(sum(row["mAP"]["values"].values()) / 2)
-        assert [row["name"] for row in rows[-3:]] == ["T alone", "G alone", "no text"]
+        assert [row["name"] for row in rows[len(printed) :]] == others
     text_alone, g_alone = (
         next(r for r in finished["rows"] if r["name"] == n) for n in ("T alone", "G alone")
     )
@@ -55,7 +59,7 @@ def test_rows_are_the_papers_with_its_numbers_beside_the_measured(finished):
 
 def test_row_that_stands_in_several_tables_is_trained_once(finished, workspace):
     runs = {run for row in finished["rows"] for run in row["runs"].values()}
-    assert len(runs) == 2 * (4 + 2 + 1)
+    assert len(runs) == 2 * (4 + 2 + len(RULES) + 1)
     rows = {(row["table"], row["index"]): row["runs"] for row in finished["rows"]}
     assert rows["table3", "D"] == rows["table4", "D"]
     assert rows["table3", "C"] == rows["table4", "A"]
@@ -73,7 +77,7 @@ def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(finished, 
     children = client.search_runs(
         [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
     )
-    assert len(children) == 14
+    assert len(children) == 2 * (4 + 2 + len(RULES) + 1)
     assert {child.info.status for child in children} == {"FINISHED"}
     by_name = {child.info.run_name: child for child in children}
     assert "table3 A baseline, seed 0" in by_name
@@ -154,7 +158,7 @@ def test_runs_that_other_code_trained_are_named_in_the_notes(finished, ray_sessi
     finally:
         journal.write_bytes(written)
     (note,) = [note for note in noted if "0123abcd" in note]
-    assert "1 of the 14 runs" in note
+    assert "1 of the 18 runs" in note
     assert journal.parent.name in note
 
 
@@ -232,9 +236,10 @@ def test_comparisons_of_the_papers_rows_are_those_that_they_always_were():
     }
     names = {key: [row.name for row in ablation.rows] for key, ablation in ABLATIONS.items()}
     for key in ("table3", "table4", "table5"):
-        full = names[key][-1]
-        letters = dict(zip("ABCDE", [None, *names[key][:-1]], strict=False))
-        assert compared[key] == {**letters, "T alone": full, "G alone": full, "no text": full}
+        rules = [row.name for row in RULES] if key == "table4" else []
+        *others, full = [name for name in names[key] if name not in rules]
+        letters = dict(zip("ABCDE", [None, *others], strict=False))
+        assert compared[key] == letters | dict.fromkeys([*rules, "T alone", "G alone", "no text"], full)
     assert list(compared["figure5"].values()) == [None, *names["figure5"][:-1]]
     assert list(compared["figure5_tokens"].values()) == [None, *names["figure5_tokens"][:-1]]
 
@@ -364,6 +369,25 @@ def test_rows_about_the_text_are_left_out_where_the_text_is_set_for_all_rows(tex
     spec = specify_ablation([ABLATIONS["table3"]], "demo", [f"model.text={text}"], 1)
     assert [row.name for row in spec.rows[0][1]] == ["baseline", "SFM", "SFM + STR", "SFM + STR + CHI"]
     assert {config.model.text.enabled for config in spec.configs} == {text == "on"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "left"),
+    [
+        ("demo", [], [0, 1]),
+        ("demo", ["model.chi.similarity_threshold=0.2", "model.chi.exclude_text_copies=on"], [0, 1]),
+        ("demo", ["model.chi.incidence=density"], []),
+        ("demo", ["chi.neighbours=8"], [0]),
+        ("rgbnt201-released", [], [1]),
+    ],
+)
+def test_rules_of_hyperedges_are_rows_of_table_4_but_where_all_rows_have_them(recipe, settings, left):
+    """Otherwise `--over model.chi.incidence=cosine,nearest` could not be asked for."""
+    spec = specify_ablation([ABLATIONS["table4"]], recipe, settings, 1)
+    rules = [row for row in spec.rows[0][1] if row.optional]
+    assert rules == [RULES[number] for number in left]
+    incidences = [spec.config_of[row, spec.seeds[0]].model.chi.incidence for row in rules]
+    assert incidences == [("euclidean", "nearest")[number] for number in left]
 
 
 @pytest.mark.parametrize(

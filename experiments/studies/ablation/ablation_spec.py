@@ -91,10 +91,11 @@ def specify_ablation(
     if TEXT in map(_name, settings):
         # Whether there is a text is decided for all rows: none is left to say what it brings.
         ablations = [replace(ablation, text_rows=False) for ablation in ablations]
+    first = resolve(recipe, list(settings))
+    ablations = [_without_superfluous(ablation, first, settings) for ablation in ablations]
     for ablation in ablations:
         _check_names(ablation)
         _check_settings(ablation, settings)
-    first = resolve(recipe, list(settings))
     numbers = tuple(range(first.seed, first.seed + seeds))
     # A model that reports T or GTTT cannot report them without text.
     reports_text = first.report.feature in ("T", "GTTT")
@@ -108,6 +109,16 @@ def specify_ablation(
     spec = AblationSpec(recipe, tuple(settings), numbers, rows, config_of)
     _check_rows(spec)
     return spec
+
+
+def _without_superfluous(ablation: Ablation, first: ExperimentConfig, settings: Sequence[str]) -> Ablation:
+    """The ablation without the optional rows that are the recipe itself, or set what all rows are given."""
+
+    def is_needed(row: Row) -> bool:
+        given = any(_covers(setting, varied) for setting in settings for varied in row.settings)
+        return not given and resolve(first.recipe, [*settings, *row.settings]) != first
+
+    return replace(ablation, rows=tuple(row for row in ablation.rows if not row.optional or is_needed(row)))
 
 
 def _row_config(ablation: Ablation, row: Row, recipe: str, settings: list[str]) -> ExperimentConfig:
@@ -139,14 +150,19 @@ def _check_settings(ablation: Ablation, settings: Sequence[str]) -> None:
     Rows of the command line are named by their user, who may change in them what `--set` gives the others.
     """
     for row in replace(ablation, added=()).all_rows():
-        for varied in map(_name, row.settings):
+        for varied in row.settings:
             for setting in settings:
-                if f"{varied}.".startswith(f"{_name(setting)}."):
+                if _covers(setting, varied):
                     raise ConfigError(
-                        f"{setting}: row {row.name!r} of {ablation.key} sets {varied} itself, and rows would "
-                        "not be what they are called; leave it out of --set and --over, or train such a run "
-                        "with train.py"
+                        f"{setting}: row {row.name!r} of {ablation.key} sets {_name(varied)} itself, and "
+                        "rows would not be what they are called; leave it out of --set and --over, or train "
+                        "such a run with train.py"
                     )
+
+
+def _covers(setting: str, varied: str) -> bool:
+    """Whether one setting is of the same name as the other, or of its group."""
+    return f"{_name(varied)}.".startswith(f"{_name(setting)}.")
 
 
 def _name(setting: str) -> str:
