@@ -26,14 +26,17 @@ REQUIRED = {
 }
 """Set in every process of the project, whatever its user has set."""
 
-DEFAULTS = {
+SHARING = {
     # Threads that wait for each other soon sleep: beside other busy processes, spinning takes the processors
     # from those that are waited for. On two cores that another program keeps busy, two threads took 2.4 times
     # as long as alone, by OpenMP's own way 6.9 times; alone 1.06 times its time. PASSIVE, sleeping at once,
     # took 1.9, and alone 1.24 times.
     "GOMP_SPINCOUNT": "7000",
+    # Ray would give its workers 15: what all other processes of the same session or container leave.
+    "RAY_worker_niceness": "0",
 }
-"""Set in every process of the project whose user has set none of `WAITING`."""
+"""How processors are shared with other programs. Set in every process of the project, but a variable that its
+user has set; the first counts as set with any of `WAITING`."""
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How threads of OpenMP wait."""
@@ -68,6 +71,7 @@ def prepare_environment() -> None:
     for name in REMOVED:
         os.environ.pop(name, None)
     os.environ.update(REQUIRED)
-    if not os.environ.keys() & set(WAITING):
-        os.environ.update(DEFAULTS)
+    for name, value in SHARING.items():
+        if not os.environ.keys() & set(WAITING if name in WAITING else [name]):
+            os.environ[name] = value
     spare_loopback(os.environ)

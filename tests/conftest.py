@@ -13,6 +13,7 @@ import pytest
 import ray
 from xdist.scheduler import LoadFileScheduling
 
+from data_catalog.environment import prepare_environment
 from data_catalog.ray_session import silence_ray
 from data_catalog.storage.filesystems import open_root
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
@@ -122,10 +123,10 @@ def _hang_is_failure(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One small Ray session for all tests that need one; starting it takes seconds."""
+    prepare_environment()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # Workers import the project and the tests from this tree, and report often: epochs here are short.
+    # Workers import the project and the tests from this tree.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # Ray ends a process that was idle for a second; actors of later tests would wait for new ones.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     ray.init(

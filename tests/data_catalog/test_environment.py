@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
-from data_catalog.environment import DEFAULTS, REMOVED, WAITING, prepare_environment
+from data_catalog.environment import REMOVED, SHARING, WAITING, prepare_environment
 from data_catalog.ray_session import ray_address
 from experiments.tracking.mlflow_store import resolve_tracking_uri
 
 ROOT = Path(__file__).parents[2]
+NICENESS = "RAY_worker_niceness"
 
 
 @pytest.fixture(autouse=True)
@@ -83,17 +85,34 @@ def test_loopback_is_asked_without_a_proxy_and_so_is_what_the_user_excepts(name)
     assert os.environ[name] == "intern.example,localhost,127.0.0.1,::1"
 
 
-def test_waiting_threads_soon_sleep():
-    for name in WAITING:
+@pytest.fixture
+def unset():
+    """The user has set nothing about how processors are shared."""
+    for name in (*WAITING, *SHARING):
         os.environ.pop(name, None)
+
+
+def test_waiting_threads_soon_sleep_and_workers_have_their_share(unset):
     prepare_environment()
-    assert {name: os.environ.get(name) for name in WAITING} == dict.fromkeys(WAITING) | DEFAULTS
+    assert {name: os.environ.get(name) for name in (*WAITING, *SHARING)} == dict.fromkeys(WAITING) | SHARING
 
 
 @pytest.mark.parametrize("name", WAITING)
-def test_how_threads_wait_is_left_to_a_user_who_says_so(name):
-    for other in WAITING:
-        os.environ.pop(other, None)
+def test_how_threads_wait_is_left_to_a_user_who_says_so(name, unset):
     os.environ[name] = "1"
     prepare_environment()
     assert {other: os.environ.get(other) for other in WAITING} == dict.fromkeys(WAITING) | {name: "1"}
+    assert os.environ[NICENESS] == "0"
+
+
+def test_niceness_of_workers_is_left_to_a_user_who_says_so(unset):
+    os.environ[NICENESS] = "10"
+    prepare_environment()
+    assert os.environ[NICENESS] == "10"
+    assert os.environ["GOMP_SPINCOUNT"] == SHARING["GOMP_SPINCOUNT"]
+
+
+def test_workers_of_ray_are_as_nice_as_the_command_that_asks_for_them(ray_session):
+    """Beside another busy process of the same session, nicer ones would get next to nothing."""
+    niceness = ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0)).remote()
+    assert ray.get(niceness) == os.getpriority(os.PRIO_PROCESS, 0)

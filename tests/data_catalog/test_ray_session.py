@@ -18,13 +18,14 @@ import ray
 
 from data_catalog import __main__ as command_line
 from data_catalog import ray_session
-from data_catalog.environment import DEFAULTS, WAITING
+from data_catalog.environment import SHARING, WAITING
 from data_catalog.errors import CatalogError
 from data_catalog.ray_session import check_ray, ensure_ray
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from experiments import train
 from tests.data_catalog.folders import write_data_set
 
+WAITS = {name: value for name, value in SHARING.items() if name in WAITING}
 SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
 
 
@@ -66,7 +67,7 @@ def test_workers_of_a_cluster_import_from_where_this_process_does(joined, monkey
     monkeypatch.setenv("PYTHONPATH", "/tree:/other")
     ensure_ray()
     assert joined["address"] == "head:6379"
-    variables = {"PYTHONPATH": "/tree:/other", "PATIENCE": "20", **DEFAULTS}
+    variables = {"PYTHONPATH": "/tree:/other", "PATIENCE": "20", **WAITS}
     assert joined["runtime_env"] == {"env_vars": variables}
 
 
@@ -74,7 +75,7 @@ def test_submitted_job_keeps_the_tree_that_it_came_with(joined, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/tree")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     ensure_ray()
-    assert joined["runtime_env"] == {"env_vars": {"PATIENCE": "20", **DEFAULTS}}
+    assert joined["runtime_env"] == {"env_vars": {"PATIENCE": "20", **WAITS}}
 
 
 def test_what_a_submitted_job_gives_its_workers_is_not_given_again(joined, monkeypatch):
