@@ -81,7 +81,7 @@ def _folder(text: str) -> Path:
             f"{text} (--workspace, or $STMI_WORKSPACE): the services need a folder of this machine; name one "
             "with --workspace, and the URI to the scripts that are submitted"
         )
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def check_upload(folder: Path) -> Upload:

@@ -92,10 +92,10 @@ def examine(request: Request, on_step: Callable[[str], None] = lambda step: None
     examiners = start_examiners(names, findings)
     addresses = _addresses()
     ports = [int(address.rpartition(":")[2]) for address in addresses if address]
-    facts = {node: _ask_facts(node, names[node], examiner, ports) for node, examiner in examiners.items()}
+    facts = ask_nodes(names, examiners, ports, findings)
     compare_nodes(list(facts.values()), findings)
-    for node in facts.values():
-        check_node(node, findings)
+    for one in facts.values():
+        check_node(one, findings)
     check_exposure(
         find_open_services(*addresses),
         {port: ips for node in facts.values() for port, ips in node.listeners.items()},
@@ -180,6 +180,26 @@ def _addresses() -> tuple[str, str | None]:
     """Host and port of the head, and of its dashboard; None where it has none."""
     session: Any = ray._private.worker._global_node
     return ray.get_runtime_context().gcs_address, session.webui_url or None
+
+
+def ask_nodes(
+    names: Mapping[str, str], examiners: Mapping[str, Any], ports: Sequence[int], findings: Findings
+) -> dict[str, NodeFacts]:
+    """What is on the nodes.
+
+    Args:
+        names: Of the nodes, by id.
+        examiners: Of those that run one.
+        ports: As in `NodeExaminer.facts`.
+        findings: Gets the nodes that cannot be examined, which are left out.
+    """
+    found = {}
+    for node, examiner in examiners.items():
+        try:
+            found[node] = _ask_facts(node, names[node], examiner, ports)
+        except ray.exceptions.RayError as error:
+            findings.error("silent", f"node {names[node]} cannot be examined: {describe_failure(error)}")
+    return found
 
 
 def _ask_facts(node: str, name: str, examiner: Any, ports: Sequence[int]) -> NodeFacts:

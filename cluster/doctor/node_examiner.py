@@ -41,10 +41,12 @@ class NodeExaminer:
         files, processes = (
             resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
         )
+        gpus, gpu_fault = _find_gpus()
         return {
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             "code": _code_digest(),
-            "gpus": _gpus(),
+            "gpus": gpus,
+            "gpu_fault": gpu_fault,
             "torch_sees": _torch_gpus(),
             "disk_free_bytes": shutil.disk_usage(temporary_folder).free,
             "shared_memory_free_bytes": (
@@ -144,18 +146,37 @@ def _code_digest() -> str | None:
     return digest.hexdigest()[:12]
 
 
+def _find_gpus() -> tuple[list[dict[str, Any]], str | None]:
+    """The node's NVIDIA GPUs as in `node_facts.Gpu`, and why its driver does not say; None where it does."""
+    try:
+        return _gpus(), None
+    except subprocess.CalledProcessError as error:
+        return [], " ".join((error.stdout + error.stderr).split()) or str(error)
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
+        return [], f"{type(error).__name__}: {error}"
+
+
 def _gpus() -> list[dict[str, Any]]:
-    """The node's NVIDIA GPUs by its driver: name, memory in MiB, and the processes that use them."""
     if shutil.which("nvidia-smi") is None:
         return []
     fields = "uuid,name,memory.total,memory.used"
     found: dict[str, dict[str, Any]] = {
-        uuid: {"name": name, "total_mebibytes": int(total), "used_mebibytes": int(used), "processes": []}
+        uuid: {
+            "name": name,
+            "total_mebibytes": _number(total),
+            "used_mebibytes": _number(used),
+            "processes": [],
+        }
         for uuid, name, total, used in _ask_driver(f"--query-gpu={fields}")
     }
     for uuid, number in _ask_driver("--query-compute-apps=gpu_uuid,pid"):
         found[uuid]["processes"].append(int(number))
     return list(found.values())
+
+
+def _number(text: str) -> int | None:
+    # `[N/A]` for memory that a GPU shares with the processor, or that is divided.
+    return int(text) if text.isdecimal() else None
 
 
 def _ask_driver(query: str) -> list[list[str]]:
@@ -165,11 +186,14 @@ def _ask_driver(query: str) -> list[list[str]]:
 
 
 def _torch_gpus() -> int:
-    """How many GPUs PyTorch sees where nothing is hidden from it."""
+    """How many GPUs PyTorch sees where nothing is hidden from it; none where it cannot be imported."""
     # Ray hides GPUs from tasks that ask for none.
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    import torch  # noqa: PLC0415 - takes seconds
-
+    try:
+        import torch  # noqa: PLC0415 - takes seconds
+    except (ImportError, OSError):
+        # Its version, or the lack of one, is another fact.
+        return 0
     return torch.cuda.device_count()
 
 

@@ -19,8 +19,9 @@ class Gpu(Record):
     """A GPU, as the driver of its node describes it."""
 
     name: str
-    total_mebibytes: int
-    used_mebibytes: int
+    total_mebibytes: int | None
+    """None where it has no memory of its own, or the driver does not say."""
+    used_mebibytes: int | None
     processes: tuple[int, ...]
     """Numbers of the processes that use it."""
 
@@ -35,6 +36,8 @@ class NodeFacts(Record):
     code: str | None
     """Digest of the project's code that its processes import; None where it is missing."""
     gpus: tuple[Gpu, ...]
+    gpu_fault: str | None = None
+    """Why its driver does not say which GPUs it has."""
     torch_sees: int
     """Number of GPUs that PyTorch can use."""
     ray_gpus: float
@@ -132,7 +135,13 @@ def check_node(node: NodeFacts, findings: Findings) -> None:
 
 def _check_gpus(node: NodeFacts, findings: Findings) -> None:
     count = len(node.gpus)
-    if not count == node.torch_sees == node.ray_gpus:
+    if node.gpu_fault is not None:
+        findings.error(
+            "gpus",
+            f"node {node.node}: its driver does not say which GPUs it has ({node.gpu_fault}); run nvidia-smi "
+            "there, and start the node again",
+        )
+    elif not count == node.torch_sees == node.ray_gpus:
         findings.error(
             "gpus",
             f"node {node.node}: {count} GPUs by the driver, {node.torch_sees} by PyTorch, {node.ray_gpus:g} "
@@ -140,14 +149,16 @@ def _check_gpus(node: NodeFacts, findings: Findings) -> None:
         )
     for number, gpu in enumerate(node.gpus):
         if gpu.processes:
+            used = f", with {gpu.used_mebibytes} of {gpu.total_mebibytes} MiB"
             findings.warn(
                 "gpus",
                 f"node {node.node}: GPU {number} ({gpu.name}) is used by process "
-                f"{name_first(gpu.processes)}, with {gpu.used_mebibytes} of {gpu.total_mebibytes} MiB; end "
-                "it, or leave the GPU to it (CUDA_VISIBLE_DEVICES before `ray start`)",
+                f"{name_first(gpu.processes)}{'' if gpu.used_mebibytes is None else used}; end it, or leave "
+                "the GPU to it (CUDA_VISIBLE_DEVICES before `ray start`)",
             )
 
 
 def _usual(values: Iterable[str | None]) -> str | None:
-    """The most frequent value."""
-    return Counter(values).most_common(1)[0][0]
+    """The most frequent value; None of none."""
+    common = Counter(values).most_common(1)
+    return common[0][0] if common else None

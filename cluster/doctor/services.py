@@ -1,11 +1,13 @@
 """What a run needs beside the nodes: MLflow, and the tables of the catalog."""
 
-import json
-import urllib.error
-import urllib.request
+import os
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import requests
 
 from data_catalog.checks.findings import Findings
 from data_catalog.errors import CatalogError, name_first
@@ -43,16 +45,39 @@ def check_mlflow(
         )
         return
     try:
-        with urllib.request.urlopen(
-            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=_SECONDS
-        ) as answer:
-            location = json.loads(answer.read())["experiment"]["artifact_location"]
-    except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError) as error:
+        answer = requests.get(
+            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get",
+            params={"experiment_id": "0"},
+            timeout=_SECONDS,
+            **_authorization(),
+        )
+        if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            findings.error(
+                "mlflow",
+                f"{shown} lets nobody in without a right name and password ({answer.status_code}); set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            )
+            return
+        answer.raise_for_status()
+        location = answer.json()["experiment"]["artifact_location"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # The errors of `requests` name the address, with a password where it has one.
+        reason = str(error).replace(uri.rstrip("/"), shown)
         findings.error(
-            "mlflow", f"{shown} does not answer as MLflow does ({error}); see the log of the server"
+            "mlflow", f"{shown} does not answer as MLflow does ({reason}); see the log of the server"
         )
         return
     _check_artifacts(shown, location, findings)
+
+
+def _authorization() -> dict[str, Any]:
+    """How MLflow's client says who asks, for `requests`, which itself takes what an address has of it."""
+    user, password, token = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN")
+    )
+    if user and password:
+        return {"auth": (user, password)}
+    return {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
 
 
 def _check_artifacts(server: str, location: str, findings: Findings) -> None:

@@ -13,15 +13,25 @@ import argparse
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+
+if __package__ in (None, ""):  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from data_catalog.command_parser import CommandParser
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "{task}"
 """In a command: the number of the task of an array."""
 WARNING_SECONDS = 180
 """Between the signal and the time limit: for the step, the checkpoint and its upload."""
+
+
+_NAME = r"[\w.-]+"
+_NO_NAME = r"[^\w.-]"
 
 
 class CommandError(ValueError):
@@ -41,8 +51,11 @@ def render(given: argparse.Namespace) -> str:
         )
     if given.array is None and any(TASK in word for word in given.command):
         raise CommandError(f"the command has {TASK}, which needs --array, for example --array 0-4")
-    recipe = given.command[given.command.index("--recipe") + 1 :] if "--recipe" in given.command else []
-    name = given.name or "-".join([Path(given.command[0]).stem, *recipe[:1]])
+    name = given.name or _name(given.command)
+    if not re.fullmatch(_NAME, name):
+        raise CommandError(
+            f"--name {name!r}: expected letters, digits and . _ -, since the log is called after it"
+        )
     directives = {
         "job-name": name,
         "nodes": given.nodes,
@@ -73,11 +86,18 @@ def render(given: argparse.Namespace) -> str:
     )
 
 
+def _name(command: Sequence[str]) -> str:
+    """The script's name and its recipe's, which may be a file."""
+    shown = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    shown.add_argument("--recipe", nargs="?")
+    recipe = shown.parse_known_args(list(command))[0].recipe
+    parts = [Path(part).stem for part in (command[0], recipe) if part]
+    return "-".join(re.sub(_NO_NAME, "-", part) for part in parts)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--nodes", type=_count, default=1, metavar="N", help="nodes (default: 1)")
     options.add_argument(
         "--cpus-per-node", type=_count, default=8, metavar="N", help="CPUs of each node (default: 8)"
@@ -124,13 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         script = render(given)
-    except CommandError as error:
+        if given.out is not None:
+            given.out.write_text(script, encoding="utf-8")
+    except (CommandError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.out is None:
         sys.stdout.write(script)
-    else:
-        given.out.write_text(script, encoding="utf-8")
     return 0
 
 

@@ -30,6 +30,8 @@ def test_the_workspace_of_the_environment_is_that_of_the_cluster(tmp_path):
     assert f'"folder":"{tmp_path}/of the lab/cluster"' in named.stdout.replace('": "', '":"')
     for given in (run("status", "--workspace", "", STMI_WORKSPACE=""), run("status", STMI_WORKSPACE="")):
         assert given.returncode == 1, given.stderr
+    home = run("status", "--json", STMI_WORKSPACE="~/runs", HOME=str(tmp_path))
+    assert f"{tmp_path}/runs/cluster" in home.stdout
     option = run("status", "--json", "--workspace", str(tmp_path / "own"), STMI_WORKSPACE="/nosuch")
     assert "/own/cluster" in option.stdout
 

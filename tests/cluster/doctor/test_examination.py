@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from cluster.doctor import examination
-from cluster.doctor.examination import measure_all_reduce
+from cluster.doctor.examination import ask_nodes, measure_all_reduce
 from cluster.doctor.node_examiner import NodeExaminer
 from data_catalog.checks.findings import Findings
 from tests.cluster.doctor.test_node_facts import WELL
@@ -50,6 +50,13 @@ class Waiting(NodeExaminer):
 
     def __init__(self) -> None:
         time.sleep(600)
+
+
+class Unknown(NodeExaminer):
+    """Is not as the doctor expects a node to be."""
+
+    def facts(self, temporary_folder, ports):
+        raise FileNotFoundError(f"no folder {temporary_folder}")
 
 
 class Broken(NodeExaminer):
@@ -106,3 +113,15 @@ def test_a_node_that_runs_nothing_is_named_and_the_others_are_examined(nodes, mo
     assert list(examination.start_examiners(NAMES, findings)) == ["a"]
     ((check, message),) = [(finding.check, finding.message) for finding in findings.errors]
     assert (check, words in message, "\n" in message) == ("silent", True, False), message
+
+
+def test_node_that_cannot_be_examined_is_named_and_the_others_are_examined(ray_session):
+    node = ray.get_runtime_context().get_node_id()
+    findings = Findings()
+    examiners = {node: ray.remote(num_cpus=0)(NodeExaminer).remote()}
+    facts = ask_nodes({node: "alpha"}, examiners, [], findings)
+    assert (facts[node].node, findings.errors) == ("alpha", [])
+    assert ask_nodes({node: "beta"}, {node: ray.remote(num_cpus=0)(Unknown).remote()}, [], findings) == {}
+    (finding,) = findings.errors
+    assert finding.message.startswith("node beta cannot be examined: ")
+    assert "no folder" in finding.message

@@ -1,5 +1,7 @@
 """What the doctor finds on nodes: each fault is planted in a node that is otherwise well."""
 
+import sys
+
 import pytest
 
 from cluster.doctor.node_examiner import NodeExaminer
@@ -53,6 +55,18 @@ def test_nodes_that_are_well_and_alike_have_no_findings():
         ({"code": None}, "error", "code", "cannot be imported; submit it with"),
         ({"code": "ba9876543210"}, "error", "code", "is ba9876543210, elsewhere 0123456789ab"),
         ({"gpus": (IDLE_GPU, IDLE_GPU)}, "error", "gpus", "2 GPUs by the driver, 1 by PyTorch, 1 by Ray"),
+        (
+            {"gpus": (), "gpu_fault": "couldn't communicate with the driver"},
+            "error",
+            "gpus",
+            "does not say which GPUs it has (couldn't communicate with the driver); run nvidia-smi",
+        ),
+        (
+            {"gpus": (Gpu(name="GB10", total_mebibytes=None, used_mebibytes=None, processes=(7,)),)},
+            "warning",
+            "gpus",
+            "GPU 0 (GB10) is used by process 7; end it",
+        ),
         ({"torch_sees": 0}, "error", "gpus", "1 GPUs by the driver, 0 by PyTorch"),
         ({"ray_gpus": 0}, "error", "gpus", "0 by Ray; install the PyTorch for its CUDA"),
         (
@@ -89,17 +103,21 @@ esac
 """
 
 
-def test_facts_of_a_node_are_those_of_the_system(tmp_path, monkeypatch):
+def facts_with_driver(program, tmp_path, monkeypatch) -> NodeFacts:
     driver = tmp_path / "nvidia-smi"
-    driver.write_text(DRIVER)
+    driver.write_text(program)
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    facts = NodeExaminer().facts(str(tmp_path), [])
+    return NodeFacts(node="here", ray_gpus=0, clock_ahead_seconds=0, **facts)
+
+
+def test_facts_of_a_node_are_those_of_the_system(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    facts = NodeFacts(
-        node="here", ray_gpus=0, clock_ahead_seconds=0, **NodeExaminer().facts(str(tmp_path), [])
-    )
+    facts = facts_with_driver(DRIVER, tmp_path, monkeypatch)
+    assert facts.gpu_fault is None
     assert facts.gpus == (
         Gpu(name="H200", total_mebibytes=143771, used_mebibytes=512, processes=(4242, 4243)),
         IDLE_GPU,
@@ -108,3 +126,35 @@ def test_facts_of_a_node_are_those_of_the_system(tmp_path, monkeypatch):
     assert facts.versions["torch"] is not None
     assert facts.code is not None
     assert facts.disk_free_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("program", "fault"),
+    [
+        (
+            "#!/bin/sh\necho 'has failed because it couldn'\"'\"'t communicate'; exit 9\n",
+            "couldn't communicate",
+        ),
+        ("#!/bin/sh\necho one field\n", "ValueError"),
+        ("no program", "OSError"),
+    ],
+)
+def test_driver_that_does_not_answer_is_a_fact_of_the_node(program, fault, tmp_path, monkeypatch):
+    facts = facts_with_driver(program, tmp_path, monkeypatch)
+    assert facts.gpus == ()
+    assert fault in facts.gpu_fault
+
+
+def test_memory_that_the_driver_does_not_tell_is_not_known(tmp_path, monkeypatch):
+    program = DRIVER.replace("143771, 512", "[N/A], [N/A]")
+    gpu = facts_with_driver(program, tmp_path, monkeypatch).gpus[0]
+    assert (gpu.total_mebibytes, gpu.used_mebibytes) == (None, None)
+
+
+def test_node_without_pytorch_is_described(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert facts_with_driver(DRIVER, tmp_path, monkeypatch).torch_sees == 0
+
+
+def test_no_node_that_can_be_examined_is_no_finding_of_its_own():
+    assert found() == []

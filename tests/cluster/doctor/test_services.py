@@ -18,12 +18,13 @@ from tests import kept_workspace
 
 
 @contextmanager
-def server(status: int, document: object):
-    """Answers every request alike; yields its host and port."""
+def server(status: int, document: object, authorization: str | None = None):
+    """Answers every request alike, with 401 those without the authorization; yields its host and port."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(status)
+            is_known = authorization in (None, self.headers["Authorization"])
+            self.send_response(status if is_known else 401)
             self.end_headers()
             self.wfile.write(json.dumps(document).encode())
 
@@ -60,6 +61,38 @@ def test_mlflow_that_some_nodes_do_not_reach_is_named_with_them():
         asks = {"alpha": why_unreachable, "beta": lambda url: "no route", "gamma": lambda url: "no route"}
         (finding,) = mlflow_findings(f"http://me:geheim@{address}", asks)
     assert "cannot be reached from beta, gamma (no route)" in finding
+    assert "geheim" not in finding
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "authorization"),
+    [
+        ("http://{}", {"USERNAME": "me", "PASSWORD": "geheim"}, "Basic bWU6Z2VoZWlt"),
+        ("http://{}", {"TOKEN": "geheim"}, "Bearer geheim"),
+        ("http://me:geheim@{}", {}, "Basic bWU6Z2VoZWlt"),
+    ],
+)
+def test_server_that_asks_who_is_there_is_told_as_by_mlflows_client(
+    address, variables, authorization, monkeypatch
+):
+    document = with_artifacts("mlflow-artifacts:/0")
+    with server(200, document, authorization) as found:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+        assert mlflow_findings(address.format(found)) == []
+
+
+def test_server_that_does_not_let_the_user_in_says_so():
+    with server(200, {}, "Basic bWU6Z2VoZWlt") as address:
+        (finding,) = mlflow_findings(f"http://me:wrong@{address}")
+    assert "lets nobody in without a right name and password (401); set MLFLOW_TRACKING_USERNAME" in finding
+    assert "wrong" not in finding
+
+
+def test_password_of_an_address_is_not_printed_with_an_error():
+    with server(500, {}) as address:
+        (finding,) = mlflow_findings(f"http://me:geheim@{address}")
+    assert "500" in finding
     assert "geheim" not in finding
 
 

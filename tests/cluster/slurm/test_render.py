@@ -73,6 +73,15 @@ def test_array_has_a_job_and_a_log_for_each_task(capsys):
     assert "array" not in directives(rendered(capsys, *TRAIN))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [("--recipe", "ours/v 2.yaml"), ("--recipe=ours/v 2.yaml", "--set", "seed=1"), ("--recipe", "v 2")],
+)
+def test_job_and_log_have_a_name_that_is_no_path(capsys, given):
+    found = directives(rendered(capsys, "--", "experiments/train.py", *given))
+    assert (found["job-name"], found["output"]) == ("train-v-2", "train-v-2-%j.log")
+
+
 def test_script_is_written_to_a_file(capsys, tmp_path):
     assert rendered(capsys, "--out", str(tmp_path / "job.sh"), *TRAIN) == ""
     assert (tmp_path / "job.sh").read_text() == rendered(capsys, *TRAIN)
@@ -85,6 +94,8 @@ def test_script_is_written_to_a_file(capsys, tmp_path):
         (("--", "python", "experiments/train.py"), "the command is python experiments/train.py; expected a"),
         (("--", "experiments/trian.py"), "experiments/trian.py; expected a script"),
         ((*TRAIN, "--set", "seed={task}"), "needs --array"),
+        (("--name", "my run", *TRAIN), "--name 'my run': expected letters"),
+        (("--out", "/nosuch/job.sh", *TRAIN), "No such file or directory: '/nosuch/job.sh'"),
     ],
 )
 def test_command_that_cannot_run_is_refused_in_one_line(capsys, arguments, message):
