@@ -3,7 +3,7 @@
     python cluster/local.py up         # start what does not run; prints what to export
     eval "$(python cluster/local.py up)"
     python cluster/local.py status     # exit status 1 unless all services are well
-    eval "$(python cluster/local.py down)"     # end what `up` started, and unset what it exported
+    eval "$(python cluster/local.py down)"     # end what `up` started, and unset what is for it alone
     python cluster/local.py check-upload .   # what `ray job submit --working-dir .` would send
 
 `up` may be repeated: services that are well keep running, others are started again on the same port.

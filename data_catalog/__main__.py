@@ -22,6 +22,7 @@ from data_catalog.commands import COMMANDS
 from data_catalog.errors import CatalogError
 from data_catalog.records import add_json_options, describe_invalid
 from data_catalog.synthetic import SynthesisConflictError
+from stmi.errors import ClipFileError
 
 UNSOUND_STATUS = 1
 USAGE_STATUS = 2
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Standard output holds the JSON document alone; what libraries print goes to standard error.
         with interruptible(interrupted), contextlib.redirect_stdout(sys.stderr):
             result = command.run(args)
-    except (CatalogError, SynthesisConflictError) as error:
+    except (CatalogError, ClipFileError, SynthesisConflictError) as error:
         print(f"data_catalog {command.name}: {error}", file=sys.stderr)
         return USAGE_STATUS
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The parser of every command: `~` is the home folder wherever it stands, and a closed pipe ends its help."""
+"""The parser of every command: `~` is the home folder, text is UTF-8, and a closed pipe ends its help."""
 
 import argparse
 import re
@@ -21,6 +21,12 @@ class CommandParser(argparse.ArgumentParser):
     ) -> Any:
         """As in `ArgumentParser`."""
         given = sys.argv[1:] if args is None else args
+        for argument in given:
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                # Records are UTF-8, and would fail when the work is done.
+                self.error(f"{argument!r} is not UTF-8; rename it, or name it by a link")
         return super().parse_known_args([_expand(argument) for argument in given], namespace)
 
     def _print_message(self, message: str, file: Any = None) -> None:

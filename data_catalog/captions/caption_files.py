@@ -19,7 +19,10 @@ from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
 
 MAX_FILE_BYTES = 256 * 2**20
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
+_IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif"),
+    *(".png", ".apng", ".bmp", ".tif", ".tiff", ".webp"),
+)
 _FORM = '[{"item": file name, "description": text}, ...]'
 
 Choice = Literal["RGB", "NIR", "TIR", "join"]

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
+from data_catalog.captions.caption_files import file_stem
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, describe_invalid
 from stmi.modality import MODALITIES
@@ -121,7 +122,7 @@ def load_predictions(
                 continue
             position = f"{path} line {number}"
             item, predictions = _parse(line, position, frozenset(attributes))
-            sample_id = f"{split}/{Path(item).stem}"
+            sample_id = f"{split}/{file_stem(item)}"
             if sample_id in samples:
                 raise CatalogError(f"{position}: item {item!r} was read before; keep one line per item")
             samples[sample_id] = predictions

@@ -14,7 +14,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.extensions import is_own
 from data_catalog.records import Record
 from data_catalog.tables.schemas import TableKind
-from data_catalog.tables.table import Table, find_table, list_datasets
+from data_catalog.tables.table import Table, find_table, list_datasets, list_tables
 
 OWN = "MODULE:ATTRIBUTE"
 """How help and messages call an object of a user's own module."""
@@ -215,7 +215,9 @@ def check_dataset(catalog: str, name: str) -> None:
 def _dataset(args: argparse.Namespace) -> str:
     if args.dataset:
         return str(args.dataset)
-    found = list_datasets(args.catalog)
+    listed = list_datasets(args.catalog)
+    # A folder without images is that of an ingest that failed.
+    found = [name for name in listed if list_tables(args.catalog, name, TableKind.SAMPLES)] or listed
     if len(found) != 1:
         raise CatalogError(
             f"catalog {args.catalog} holds {len(found)} data sets ({', '.join(found) or 'none'}); name one "

@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import RootModel
 
@@ -40,7 +39,7 @@ class PrintedSheet(RootModel[Sheet | CatalogPage]):
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     out = parser.add_mutually_exclusive_group(required=True)
-    out.add_argument("--out", type=Path, metavar="FILE", help="the PNG file to write")
+    out.add_argument("--out", metavar="FILE", help="the PNG file to write")
     out.add_argument(
         "--html",
         metavar="FILE",
@@ -70,7 +69,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(
-        "--size", type=image_size, metavar="HxW", help="size of the model input (default: own)"
+        "--size",
+        type=image_size,
+        metavar="HxW",
+        help="size of the model input (default: the image's own, in whole patches)",
     )
     add_setting_options(tokens, SheetSettings, "patch_size", "threshold")
 

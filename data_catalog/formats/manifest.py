@@ -61,7 +61,8 @@ def list_samples(source: Path) -> Listing:
             faults.add(row, column, "", "but other rows have it; give it in every row or in none")
     _check_names(rows, faults)
     faults.refuse(source)
-    return _listing(source.resolve().parent, values)
+    # Of a link, the folder in which it is, as people see it.
+    return _listing(source.absolute().parent, values)
 
 
 def _check_columns(source: Path, columns: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def _entry(values: Mapping[str, Any], triplet: Pixels, warnings: list[str]) -> d
     mask = decode_mask(values["mask"]) if "mask" in values else None
     entry = {
         "id": values["sample_id"],
-        "split": values["sample_id"].partition("/")[0],
+        "split": values["split"],
         "identity": values["identity"],
         "camera": values["camera"],
         "scene": values["scene_id"],

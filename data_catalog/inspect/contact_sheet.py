@@ -18,7 +18,7 @@ from data_catalog.inspect.contact_sheet_drawing import Cell, arrange, draw_cell,
 from data_catalog.records import Record
 from data_catalog.samples.camera_numbers import first_camera, shown_camera
 from data_catalog.samples.images import decode_mask, decode_triplets
-from data_catalog.storage.filesystems import open_root, write_atomically
+from data_catalog.storage.filesystems import absolute, open_root, write_atomically
 from data_catalog.tables.table import Table
 from stmi.config import LARGEST_COUNT, LARGEST_SEED
 from stmi.images import Mask, Pixels, foreground_share
@@ -51,7 +51,7 @@ class SheetSettings(SampleChoice):
     count: int = Field(24, ge=1, le=MAX_SAMPLES)
     """Largest number of samples."""
     size: tuple[int, int] | None = None
-    """Height and width of the model input; those of the samples when None."""
+    """Height and width of the model input; when None, each sample's own, in whole patches."""
     patch_size: int = Field(16, ge=1, le=LARGEST_COUNT)
     """Side of a token's patch at that size, in pixels. The command takes that of the CLIP of the newest text
     features, where there are any."""
@@ -102,11 +102,11 @@ def draw_sheet(
     picture = arrange(
         [draw_cell(cell) for cell in cells], _title(samples, masks, captions, settings, len(rows))
     )
-    filesystem, path = open_root(Path(out))
+    filesystem, path = open_root(out)
     write_atomically(filesystem, path, encode_png(picture))
     return Sheet(
         dataset=samples.manifest.dataset,
-        out=path,
+        out=absolute(out),
         height=picture.height,
         width=picture.width,
         masks=masks.manifest.key if masks else None,
@@ -189,7 +189,7 @@ def _read_cells(
 ) -> list[Cell]:
     """The content of the cells of these samples, in their order."""
     cells = {
-        row: _cell(values, triplet, settings)
+        row: make_cell(values, triplet, settings)
         for row, values, triplet in read_samples(samples, masks, captions, rows)
     }
     return [cells[int(row)] for row in rows]
@@ -216,7 +216,7 @@ def read_samples(
     for number in map(int, np.unique(shards)):
         in_shard = rows[shards == number]
         taken = samples.read_rows(number, (in_shard - starts[number]).tolist())
-        values = taken.select(["sample_id", "identity", "camera_id", "scene_id"]).to_pylist()
+        values = taken.select(["sample_id", "split", "identity", "camera_id", "scene_id"]).to_pylist()
         for table, names in ((masks, ["mask", "score", "source"]), (captions, ["caption"])):
             if table is not None:
                 shard = table.read_shard(number, ["sample_id", *names])
@@ -228,21 +228,27 @@ def read_samples(
             yield int(row), value, triplet
 
 
-def _cell(row: Mapping[str, Any], triplet: Pixels, settings: SheetSettings) -> Cell:
+def make_cell(row: Mapping[str, Any], triplet: Pixels, settings: SheetSettings) -> Cell:
+    """What a sheet shows of a sample, as `read_samples` gives it.
+
+    Raises:
+        CatalogError: The patches do not divide the size that was asked for.
+    """
     labels = [f"identity {row['identity']}", f"camera {row['camera']}"]
     labels += [f"scene {row['scene_id']}"] if row["scene_id"] >= 0 else []
     mask = tokens = None
     if "mask" in row:
         labels += [f"mask: {row['source']}, score {row['score']:.2f}"]
         mask = decode_mask(row["mask"])
-        size = settings.size or mask.shape
-        if size[0] % settings.patch_size or size[1] % settings.patch_size:
+        patch = settings.patch_size
+        size = settings.size or tuple(max(1, round(side / patch)) * patch for side in mask.shape)
+        if size[0] % patch or size[1] % patch:
             raise CatalogError(
-                f"patch size {settings.patch_size} does not divide the image size {size[0]}x{size[1]} "
+                f"patch size {patch} does not divide the image size {size[0]}x{size[1]} "
                 f"(height x width, sample {row['sample_id']}); choose another --patch-size or --size"
             )
         labels += [f"{mask.mean():.0%} foreground"]
-        tokens = token_grid(mask, size, settings.patch_size, settings.threshold)
+        tokens = token_grid(mask, size, patch, settings.threshold)
     return Cell(row["sample_id"], ", ".join(labels), triplet, mask, tokens, row.get("caption"))
 
 

@@ -93,8 +93,10 @@ def _parent(origin: TableOrigin, order: dict[str, int]) -> str | None:
 
 def _describe(origin: TableOrigin, parent: str | None) -> str:
     settings = ", ".join(f"{name} {_short(value)}" for name, value in origin.settings.items())
+    # Imported captions are made from files, whose digest has this name too.
+    tables = _TABLES - {origin.table}
     others = [
-        f"{name} {entry.digest[:_SHORT]}{'' if entry.made_by or name not in _TABLES else ' (gone)'}"
+        f"{name} {entry.digest[:_SHORT]}{' (gone)' if entry.made_by is None and name in tables else ''}"
         for name, entry in origin.inputs.items()
         if entry.made_by is None or entry.made_by != parent
     ]

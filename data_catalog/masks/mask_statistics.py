@@ -73,7 +73,7 @@ class TrueMasks:
 
     def _files(self) -> list[Path]:
         folders = sorted(self.split_folders.values())
-        return [file for folder in folders for file in sorted((self.root / folder).glob("*.png"))]
+        return [file for folder in folders for file in sorted((self.root / folder).rglob("*.png"))]
 
     def load(self) -> None:
         """Read the files.

@@ -79,12 +79,15 @@ def digest_files(root: Path, files: Iterable[str]) -> dict[str, str]:
 
 
 def _facts(path: Path) -> tuple[int, int] | None:
-    """Size and time of change; None for a file that cannot be read now, since rights change without it."""
+    """Size and time of change; None for a file that cannot be read now.
+
+    It is the time that nobody can set: that of the content may be an archive's, the same for all files.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns) if os.access(path, os.R_OK) else None
+    return (status.st_size, status.st_ctime_ns) if os.access(path, os.R_OK) else None
 
 
 def _quoted(file: str) -> str:

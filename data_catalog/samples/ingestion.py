@@ -172,7 +172,7 @@ def ingest(
         key_extra=_fingerprint(listing, with_labels),
         earlier_key_extra=lambda: _earlier_fingerprint(listing, with_labels),
         created={
-            "source": str(Path(source).resolve() if source_format.is_manifest else listing.root.resolve()),
+            "source": str(Path(source).absolute() if source_format.is_manifest else listing.root.resolve()),
             "card": f"synthetic_{synthesis['settings']['kind']}" if synthesis else source_format.name,
             "first_camera": source_format.first_camera,
         },

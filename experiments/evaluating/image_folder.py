@@ -135,7 +135,9 @@ def _captions(root: Path, count: int) -> tuple[str | None, ...]:
     if not path.is_file():
         return (None,) * count
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A caption may hold what `str.splitlines` takes for the end of a line.
+        with path.open(encoding="utf-8") as file:
+            lines = list(file)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     if len(lines) != count:

@@ -33,6 +33,15 @@ def test_home_is_found_in_every_form_of_an_argument(home: Path) -> None:
     assert given.out == home / "sheet.png"
 
 
+def test_text_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Records are UTF-8: what names it could not be stored when the work is done."""
+    parser = CommandParser()
+    parser.add_argument("--out")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--out", os.fsdecode(b"caf\xe9.png")])
+    assert r"'caf\udce9.png' is not UTF-8; rename it, or name it by a link" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["s3://bucket/~/x", "a~b", "caption=a ~ b", "--name=x~", "~~", "x = ~/y"])
 def test_other_tildes_stay_as_they_are(text: str) -> None:
     parser = CommandParser()

@@ -5,12 +5,14 @@ from typing import Any
 
 import open_clip
 import pytest
+from PIL import Image
 
 from data_catalog.__main__ import main
 from data_catalog.captions.caption_files import CaptionFile, file_stem, find_caption_files, read_caption_files
 from data_catalog.captions.imported_captions import CaptionFileSettings, import_captions, join_captions
 from data_catalog.captions.redaction import REDACTION_VERSION
 from data_catalog.errors import CatalogError
+from data_catalog.samples.any_image import TYPES
 from data_catalog.samples.ingestion import IngestSettings, ingest
 from data_catalog.tables.table import Table
 from tests.data_catalog.folders import FOLDERS, names, sample_ids, write_data_set
@@ -35,6 +37,10 @@ def write_captions(folder: Path, **changed: Any) -> Path:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         (folder / f"{split}.json").write_bytes(data)
     return folder
+
+
+ALL_ENDINGS = [ending for ending, kind in Image.registered_extensions().items() if kind in TYPES]
+"""Of the images that a manifest may name."""
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +228,8 @@ def test_byte_order_mark_chinese_and_white_space_are_read(samples: Table, folder
         ("bounding_box_test\\0548_c0002_000.png", "0548_c0002_000"),
         ("0548_c0002_000", "0548_c0002_000"),
         ("name.with.dots", "name.with.dots"),
+        ("name.with.dots.webp", "name.with.dots"),
+        *((f"p1_c1{ending}", "p1_c1") for ending in ALL_ENDINGS),
     ],
 )
 def test_item_names_a_file_with_or_without_folder_and_ending(item: str, stem: str) -> None:

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 
 from data_catalog.captions.caption_table import CaptionSettings, make_captions
-from data_catalog.captions.predicted_attributes import SOURCES, AttributePrediction, fill
+from data_catalog.captions.predicted_attributes import SOURCES, AttributePrediction, fill, load_predictions
 from data_catalog.captions.sentences import PERSON, TEMPLATES, VEHICLE, write_caption
 from data_catalog.cards import card_names, load_card
 from data_catalog.errors import CatalogError
@@ -220,6 +220,14 @@ def test_malformed_prediction_names_file_and_line(
     with pytest.raises(CatalogError, match=r"val\.jsonl line 9") as error:
         make_captions(built.samples, own_source / "readings")
     assert message in str(error.value)
+
+
+def test_dots_in_the_name_of_an_item_are_no_ending(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(
+        "".join(f'{{"item": "{item}", "readings": {{}}}}\n' for item in ("p1.c1", "p1.c2", "p1.c3.tif"))
+    )
+    found = load_predictions(tmp_path, {}, ["test"], [])
+    assert list(found.samples) == ["test/p1.c1", "test/p1.c2", "test/p1.c3"]
 
 
 def test_missing_predictions_and_unknown_card_are_named(built: Any, own_source: Path) -> None:

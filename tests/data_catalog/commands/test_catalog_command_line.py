@@ -104,6 +104,21 @@ def test_impossible_setting_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_data_set_whose_ingest_failed_does_not_have_to_be_told_from_the_only_one(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "ingest", "--source", source, "--catalog", tmp_path / "catalog", "--dataset", "small")
+    broken = tmp_path / "broken.csv"
+    broken.write_text("name,split,identity,rgb\na,test,1,none.jpg\n")
+    more = ("--format", "manifest", "--dataset", "typo", "--catalog", tmp_path / "catalog")
+    read_error(capsys, "ingest", "--source", broken, *more)
+    assert (tmp_path / "catalog" / "typo").is_dir()
+    # It finds the samples, and then lacks the files.
+    assert "masks for small" in read_error(
+        capsys, "masks", "--segmenter", "files", "--masks", tmp_path, "--catalog", tmp_path / "catalog"
+    )
+
+
 def test_user_errors_are_one_line_with_status_2(
     built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Data sets of one's own: a file with a row for each sample gives what a published layout gives."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_files_may_lie_anywhere(own_source: Path, tmp_path: Path) -> None:
     assert listing.root == tmp_path
     assert listing.samples[0].files["RGB"].startswith("disk/photos/test/RGB/")
     assert import_masks(table).statistics["coverage"] == 1
+
+
+def test_files_of_a_linked_manifest_are_relative_to_the_link(own_source: Path, tmp_path: Path) -> None:
+    stored = write_csv(tmp_path / "a-version-of-it", rows_of(own_source))
+    (own_source / "newest.csv").symlink_to(stored)
+    table = ingest(own_source / "newest.csv", tmp_path / "c", "own", MANIFEST)
+    assert table.statistics["quarantined"] == []
+    assert import_masks(table).statistics["coverage"] == 1
+
+
+def test_a_line_of_jsonl_ends_where_its_object_does(own_source: Path) -> None:
+    """JSON may hold U+2028 as it is, and captions of a language model do."""
+    rows = rows_of(own_source)
+    rows[0]["caption"] = "a person\u2028walking\x85away"
+    path = own_source / "a.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), "utf-8")
+    listing = find_format("manifest").read(path)
+    assert len(listing.samples) == len(rows)
+    assert rows[0]["caption"] in listing.captions.values()
 
 
 def test_images_at_uris_are_read_and_remembered(

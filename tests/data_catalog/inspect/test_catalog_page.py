@@ -98,6 +98,18 @@ def test_page_has_every_sample_with_its_three_images_and_what_the_checks_say(
         assert entry["camera"] == entry["id"].partition("_cam")[2][0]
 
 
+def test_held_out_samples_are_of_the_split_that_they_belong_to(samples: Table, tmp_path: Path) -> None:
+    source = tmp_path / "RGBNT201"
+    shutil.copytree(samples.manifest.created["source"], source, ignore=shutil.ignore_patterns("val"))
+    settings = IngestSettings(validation_identities=1)
+    table = ingest(source, tmp_path / "catalog", "small", settings)
+    split_of = dict(zip(ids(table), table.read(["split"])["split"].to_pylist(), strict=True))
+    assert write(table, tmp_path / "page.html") == 0
+    found = {entry["id"]: entry["split"] for entry in entries(tmp_path / "page.html")}
+    assert found == split_of
+    assert any(split == "val" and name.startswith("train/") for name, split in found.items())
+
+
 def test_limit_takes_a_choice_and_the_result_says_so(
     samples: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

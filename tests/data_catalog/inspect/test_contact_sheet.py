@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,17 @@ from pydantic import ValidationError
 
 from data_catalog.__main__ import main
 from data_catalog.errors import CatalogError
-from data_catalog.inspect.contact_sheet import SheetSettings, draw_sheet, token_grid
+from data_catalog.inspect.contact_sheet import SheetSettings, draw_sheet, make_cell, read_samples, token_grid
 from data_catalog.inspect.contact_sheet_drawing import LONG_SIDE, Cell, arrange, draw_cell
 from data_catalog.masks.segmenters.mask_files import import_masks
 from data_catalog.samples.images import decode_mask
+from data_catalog.storage.filesystems import absolute, open_root
 from tests.data_catalog.folders import HEIGHT, WIDTH, names, sample_ids
 
 GREEN = (0, 255, 80)
 
 
-def sheet(built: Any, out: Path, **settings: Any) -> Any:
+def sheet(built: Any, out: Path | str, **settings: Any) -> Any:
     return draw_sheet(
         built.samples, built.masks, built.captions, out, SheetSettings(patch_size=8, **settings)
     )
@@ -133,6 +135,27 @@ def test_tokens_are_those_of_a_loop_over_patches(threshold: float, rng: np.rando
         for column in range(4):
             share = mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean()
             assert tokens[row, column] == (share > 0 if threshold == 0 else share >= threshold)
+
+
+@pytest.mark.parametrize(("patch", "grid"), [(8, (HEIGHT // 8, WIDTH // 8)), (7, (5, 2)), (64, (1, 1))])
+def test_images_of_any_size_have_whole_patches(built: Any, patch: int, grid: tuple[int, int]) -> None:
+    """Otherwise photographs of 67 x 100 pixels would have no sheet."""
+    assert (HEIGHT, WIDTH) == (32, 16)
+    _, values, triplet = next(iter(read_samples(built.samples, built.masks, None, np.array([0]))))
+    cell = make_cell(values, triplet, SheetSettings(patch_size=patch))
+    assert cell.tokens is not None
+    assert cell.tokens.shape == grid
+
+
+def test_sheet_may_be_written_to_object_storage(
+    built: Any, object_storage: Callable[[str], str], tmp_path: Path
+) -> None:
+    uri = object_storage("sheets").replace("sheets", "sheets/a.png")
+    assert sheet(built, uri, count=2).out == absolute(uri)
+    sheet(built, tmp_path / "a.png", count=2)
+    filesystem, path = open_root(uri)
+    with filesystem.open_input_file(path) as file:
+        assert file.read() == (tmp_path / "a.png").read_bytes()
 
 
 def test_tokens_follow_the_size_of_the_model_input(built: Any) -> None:

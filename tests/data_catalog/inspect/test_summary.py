@@ -127,6 +127,11 @@ def test_tree_of_tables_is_drawn_with_branches() -> None:
             inputs={key: Input(digest=key * 12, made_by=made_by) for key, made_by in inputs.items()},
         )
 
+    # Masks that were imported are made from files, which are no table that is gone.
+    imported = node("masks", a="a", masks=None)
+    assert (
+        draw_tree([node("a"), imported])[1] == "└─ masks masksmasksma  1 rows  also from masks masksmasksma"
+    )
     nodes = [node("a"), node("b", a="a"), node("c", a="a", masks=None), node("d", a="a", b="b"), node("e")]
     assert draw_tree(nodes) == [
         "a aaaaaaaaaaaa  1 rows",

@@ -98,6 +98,16 @@ def test_true_mask_that_is_no_png_is_named(built: Any, own_source: Path) -> None
         make_masks(built.samples, GrabCutSettings(), true_masks=own_source / "true_masks")
 
 
+def test_true_masks_in_folders_of_their_own_count_too(tmp_path: Path) -> None:
+    path = tmp_path / "test" / "1" / "a.png"
+    path.parent.mkdir(parents=True)
+    Image.new("L", (4, 8)).save(path)
+    truth = TrueMasks(tmp_path, {"test": "test"})
+    truth.load()
+    assert list(truth.files) == ["test/1/a"]
+    assert list(truth.fingerprint()) == ["test/1/a.png"]
+
+
 def test_folder_without_true_masks_is_refused(built: Any, tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="holds no folder of a split; expected train_171, val, test"):
         make_masks(built.samples, GrabCutSettings(), true_masks=tmp_path)

@@ -99,6 +99,18 @@ def test_only_files_of_another_size_or_time_are_read_again(
     assert sorted(set(read)) == sorted(touched)
 
 
+def test_content_of_the_same_size_and_time_is_read_where_the_file_was_changed(tmp_path: Path) -> None:
+    """Archives and content stores give all files one time, and masks as `.npy` all have one size."""
+    path = tmp_path / "mask.npy"
+
+    def write(value: bytes) -> str:
+        path.write_bytes(value)
+        os.utime(path, ns=(0, 10**18))
+        return digest_files(tmp_path, [path.name])[path.name]
+
+    assert write(b"one") != write(b"two")
+
+
 def test_other_content_gives_other_keys(own_source: Path, tmp_path: Path) -> None:
     before = made_of_files(own_source, tmp_path)
     masks = [true_mask_path(own_source, sample_id).read_bytes() for sample_id in sample_ids()]

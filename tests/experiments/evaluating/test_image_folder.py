@@ -21,7 +21,7 @@ def write(folder, *names):
 
 def test_samples_are_the_names_of_all_subfolders_in_order(tmp_path):
     write(tmp_path, "rgb/b.jpg", "rgb/a-1.png", "nir/b.png", "tir/c.jpg", "mask/b.png", "rgb/.hidden.jpg")
-    (tmp_path / "captions.txt").write_text("first\n\n third \n")
+    (tmp_path / "captions.txt").write_text("first\u2028of all\r\n\n third \n")
     folder = read_folder(tmp_path)
     assert folder.names == ("a-1", "b", "c")
     assert folder.files == {
@@ -30,7 +30,7 @@ def test_samples_are_the_names_of_all_subfolders_in_order(tmp_path):
         "tir": (None, None, "tir/c.jpg"),
         "mask": (None, "mask/b.png", None),
     }
-    assert folder.captions == ("first", None, "third")
+    assert folder.captions == ("first\u2028of all", None, "third")
     assert folder.lacks == {"rgb": 1, "nir": 2, "tir": 2, "mask": 2, "caption": 1}
 
 
