@@ -26,7 +26,7 @@ if __package__ in (None, ""):  # run as a file
 from cluster.cluster_state import ClusterError
 from cluster.cluster_status import ClusterStatus, EndedProcesses, StartedCluster
 from cluster.local_cluster import EXPORTED, HOOKS, LocalCluster
-from data_catalog.command_parser import CommandParser
+from data_catalog.command_parser import CommandParser, local_path
 from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Record, add_json_options
 
@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
                 "--timeout-seconds", type=float, default=120.0, help="time to answer (default: 120)"
             )
     check = commands.add_parser("check-upload")
-    check.add_argument("folder", type=Path, nargs="?", default=Path(), help="working directory (default: .)")
+    check.add_argument(
+        "folder", type=local_path, nargs="?", default=Path(), help="working directory (default: .)"
+    )
     add_json_options(check, Upload)
     return options
 

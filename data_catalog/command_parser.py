@@ -34,6 +34,17 @@ class CommandParser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
+def local_path(text: str) -> Path:
+    """A path on this machine, for an argument that may not be a URI.
+
+    Raises:
+        argparse.ArgumentTypeError: It is one, and `Path` would make folders of its parts.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: expected a path on this machine, not a URI")
+    return Path(text)
+
+
 def _expand(argument: str) -> str:
     found = _HOME.fullmatch(argument)
     return argument if found is None else (found[1] or "") + str(Path(found[2]).expanduser())

@@ -37,7 +37,6 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     begin_process()
 
 from pydantic import BaseModel, RootModel
-from rich.console import Console
 
 from data_catalog.records import Printed
 from experiments.command_line import (
@@ -76,7 +75,7 @@ from experiments.studies.ablation.table_text import (
     short_cells,
     undecided,
 )
-from experiments.terminal_tables import print_facts, print_table, text_table
+from experiments.terminal_tables import print_facts, print_marked, print_table, text_console, text_table
 from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
@@ -302,9 +301,9 @@ def print_result(
     if isinstance(result, AblationResult):
         print_ablation(result, wide, workspace)
         return
-    console = Console()
+    console = text_console()
     for cell in result.cells:
-        console.print(f"[bold]{describe(cell.condition)}[/bold]\n", highlight=False)
+        console.print(f"{describe(cell.condition)}\n", style="bold")
         print_ablation(cell.result, wide, workspace)
         console.print()
     print_facts(console, result.files)
@@ -318,7 +317,7 @@ def print_ablation(result: AblationResult, wide: bool = False, workspace: str | 
         wide: All columns of the tables, in lines that may be longer than those of the terminal.
         workspace: Where the study is; None for the project's `runs`.
     """
-    console = Console()
+    console = text_console()
     for key in result.tables:
         rows = result.find_rows(key)
         title = f"{result.titles[key]}: %, on the test identities"
@@ -328,11 +327,11 @@ def print_ablation(result: AblationResult, wide: bool = False, workspace: str | 
         print_table(console, table, wide)
         # The short table says it in its cells.
         for sentence in [*([comparisons(rows)] if wide else explain_size(rows)), *undecided(rows)]:
-            console.print(f"- {sentence}", highlight=False)
+            console.print(f"- {sentence}")
     for note in result.notes:
-        console.print(f"- {note}", highlight=False)
+        console.print(f"- {note}")
     for run, reason in result.wrong.items():
-        console.print(f"[red]not finished[/red] {run}: {reason}", highlight=False)
+        print_marked(console, "not finished", "red", f"{run}: {reason}")
     print_facts(console, {**result.files, "report": report_command(result.study, workspace)})
 
 

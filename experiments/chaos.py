@@ -23,7 +23,6 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     begin_process()
 
 from pydantic import BaseModel
-from rich.console import Console
 
 from data_catalog.command_parser import CommandParser
 from data_catalog.progress import open_progress
@@ -32,7 +31,7 @@ from experiments.command_line import print_recipe_settings, run_command
 from experiments.experiment_config import ConfigError
 from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.run.workers.ray_train import prepare_ray
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_table, text_console, text_table
 
 if TYPE_CHECKING:
     from experiments.faults.fault_report import FaultOutcome, FaultReport
@@ -179,7 +178,7 @@ def show_outcome(outcome: "FaultOutcome") -> None:
 
 def show(report: "FaultReport") -> None:
     """Print a report for a terminal."""
-    console = Console()
+    console = text_console()
     title = f"{report.undisturbed}: {report.workers} workers, {report.steps} steps"
     table = text_table(title, "fault", "what was lost", "training after", "equal weights", left=2)
     for outcome in report.outcomes:
@@ -187,9 +186,7 @@ def show(report: "FaultReport") -> None:
     print_table(console, table)
     for outcome in report.outcomes:
         for line in outcome.lost:
-            console.print(
-                f"LOST, {outcome.fault}: {line}; see {outcome.kept}", soft_wrap=True, highlight=False
-            )
+            console.print(f"LOST, {outcome.fault}: {line}; see {outcome.kept}", soft_wrap=True)
     if not report.is_exact:
         console.print(
             "note: with GPUs, or where the number of workers changes, equal bits are not promised; losses "

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from data_catalog.command_parser import CommandParser
 from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Printed, Record, add_json_options
+from data_catalog.storage.filesystems import absolute, open_root
 from data_catalog.storage.patience import DEFAULT_SECONDS, wait_for_storage
 from experiments.experiment_config import ConfigError
 from experiments.recipe_files import name_recipe
@@ -248,7 +250,28 @@ def metrics_table(title: str, rows: Mapping[str, FeatureMetrics]) -> Table:
 def print_notes(console: Console, notes: Iterable[str]) -> None:
     """Print what to bear in mind of a measurement, one line each."""
     for note in notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+
+
+def check_file(option: str, location: str) -> str:
+    """Refuse what cannot be written, before it is computed: a folder, or an unknown kind of URI.
+
+    Args:
+        option: That names it.
+        location: File or URI.
+
+    Returns:
+        The location, absolute.
+
+    Raises:
+        ConfigError: It is a folder.
+        CatalogError: No filesystem handles the URI.
+    """
+    found = absolute(location)
+    if "://" not in found and Path(found).is_dir():
+        raise ConfigError(f"{option}={location}: this is a folder; name a file in it")
+    open_root(location)
+    return found
 
 
 def run_command(

@@ -21,7 +21,6 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     begin_process()
 
 import numpy as np
-from rich.console import Console
 
 from data_catalog.command_parser import CommandParser
 from data_catalog.records import Record, add_json_options
@@ -38,7 +37,7 @@ from experiments.evaluating.split_labels import check_same_split
 from experiments.experiment_config import ConfigError
 from experiments.run.run_folder import RunFolder
 from experiments.studies.significance import bootstrap_over_queries
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_table, text_console, text_table
 from stmi.retrieval.metrics import JunkRule
 
 RANKS = (1, 5, 10)
@@ -149,7 +148,7 @@ def _by_metric(scores: QueryScores) -> dict[str, np.ndarray]:
 
 def show(result: ModelComparison) -> None:
     """Print a comparison for a terminal."""
-    console = Console()
+    console = text_console()
     names = [f"{model.name}, {model.feature}" for model in result.models]
     table = text_table(
         f"{result.queries} queries of {result.identities} identities, %",
@@ -165,11 +164,11 @@ def show(result: ModelComparison) -> None:
             "" if found.p_value is None else f"{found.p_value:.3f}",
         )
     for side, name in zip(("first", "second"), names, strict=True):
-        console.print(f"{side:8}{name}", soft_wrap=True, highlight=False)
-    console.print(f"{'junk':8}{JUNK[result.junk]}", soft_wrap=True, highlight=False)
+        console.print(f"{side:8}{name}", soft_wrap=True)
+    console.print(f"{'junk':8}{JUNK[result.junk]}", soft_wrap=True)
     print_table(console, table)
     for note in result.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+        console.print(f"note: {note}", soft_wrap=True)
     if not result.disagreements:
         return
     table = text_table("largest differences: average precision in %, rank of the first match", *DISAGREEMENT)

@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
-from data_catalog.command_parser import CommandParser
+from data_catalog.command_parser import CommandParser, local_path
 from data_catalog.records import Record, add_json_options
 from experiments.command_line import run_command
 from stmi.clip.clip_files import check_conversion, check_new
@@ -48,9 +48,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     options = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = options.add_mutually_exclusive_group(required=True)
-    source.add_argument("--archive", type=Path, help="the .pt file from OpenAI")
-    source.add_argument("--folder", type=Path, help="a CLIP's folder in Hugging Face's layout or open_clip's")
-    options.add_argument("--out", type=Path, required=True, help="new folder; it must not exist")
+    source.add_argument("--archive", type=local_path, help="the .pt file from OpenAI")
+    source.add_argument(
+        "--folder", type=local_path, help="a CLIP's folder in Hugging Face's layout or open_clip's"
+    )
+    options.add_argument("--out", type=local_path, required=True, help="new folder; it must not exist")
     options.add_argument(
         "--sha256", metavar="HEX", help="expected digest of the archive (default: any that OpenAI published)"
     )

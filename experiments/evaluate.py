@@ -28,20 +28,19 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
 import pyarrow as pa
 from pydantic import Field, RootModel
-from rich.console import Console
 from rich.table import Table
 
-from data_catalog.command_parser import CommandParser
+from data_catalog.command_parser import CommandParser, local_path
 from data_catalog.errors import CatalogError
 from data_catalog.ray_session import check_ray
 from data_catalog.records import Record, add_json_options
-from data_catalog.storage import filesystems
 from data_catalog.views.view_reader import open_view
 from experiments import recipes
 from experiments.command_line import (
     LIST_HELP,
     NAMES,
     add_workspace,
+    check_file,
     metrics_table,
     print_notes,
     print_recipe_settings,
@@ -56,7 +55,7 @@ from experiments.run.run_options import resolve_catalog, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES, METRICS, FeatureMetrics
 from experiments.settings_list import record_or_settings
 from experiments.studies.published import PublishedResult, find_stmi_result
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_table, text_console, text_table
 from stmi.modality import MODALITIES, Modality
 from stmi.retrieval.metrics import JunkRule, RerankVariant, applied_rule
 
@@ -203,7 +202,10 @@ def main(arguments: list[str] | None = None) -> int:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--run", metavar="DIR", help="a finished run's folder or URI")
     target.add_argument(
-        "--released-checkpoint", type=Path, metavar="FILE", help="a checkpoint of the authors' released code"
+        "--released-checkpoint",
+        type=local_path,
+        metavar="FILE",
+        help="a checkpoint of the authors' released code",
     )
     target.add_argument("--list-settings", action="store_true", help=LIST_HELP)
     parser.add_argument(
@@ -267,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="embed a folder of images with a run, instead of its test samples, and write --embeddings; "
         "nothing is measured (default: none)",
@@ -290,8 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
         missing = [(), *(subset for text in given.missing for subset in parse_missing(text))]
         if given.workers is not None and given.workers < 0:
             raise ConfigError(f"--workers={given.workers}: expected a number of actors, or 0")
-        for location in filter(None, (given.embeddings, given.queries)):
-            filesystems.open_root(location)  # an unknown kind of URI is refused before anything is computed
+        outputs = {"--embeddings": given.embeddings, "--queries": given.queries}
+        written = [check_file(option, location) for option, location in outputs.items() if location]
+        if len(set(written)) < len(written):
+            raise ConfigError(f"--embeddings and --queries both name {given.queries}; name two files")
         if given.workers != 0:
             _check_ray()
         variant: RerankVariant | None = given.rerank_variant or ("field" if given.rerank else None)
@@ -366,14 +370,14 @@ def embed_images(given: argparse.Namespace) -> FolderEmbeddings:
     Raises:
         ConfigError: Options do not fit together, or the folder has no sample that can be used.
     """
-    others = ("dataset", "missing", "rerank", "rerank_variant", "queries", "workers", "released_checkpoint")
+    others = ["dataset", "missing", "rerank", "rerank_variant", "queries", "workers", "released_checkpoint"]
+    others += ["recipe", "settings", "catalog"]
     if wrong := [name for name in others if getattr(given, name)]:
-        raise ConfigError(
-            f"--images goes with --run and --embeddings, not with --{wrong[0].replace('_', '-')}"
-        )
+        option = {"settings": "set"}.get(wrong[0], wrong[0].replace("_", "-"))
+        raise ConfigError(f"--images goes with --run and --embeddings, not with --{option}")
     if given.embeddings is None:
         raise ConfigError(f"--images={given.images} needs --embeddings FILE, where the features go")
-    filesystems.open_root(given.embeddings)
+    check_file("--embeddings", given.embeddings)
     location, folder = RunFolder.open(given.run).location, read_folder(given.images)
     from experiments.evaluating.folder_embeddings import write_folder_embeddings
 
@@ -382,13 +386,13 @@ def embed_images(given: argparse.Namespace) -> FolderEmbeddings:
 
 def show_embeddings(result: FolderEmbeddings) -> None:
     """Print what was embedded."""
-    console = Console()
+    console = text_console()
     widths = ", ".join(f"{name} ({width})" for name, width in result.features.items())
-    console.print(f"{result.samples} samples of {result.images}: {widths}", soft_wrap=True, highlight=False)
+    console.print(f"{result.samples} samples of {result.images}: {widths}", soft_wrap=True)
     print_notes(
         console, [*result.notes, *(f"left out {name}: {why}" for name, why in result.left_out.items())]
     )
-    console.print(f"written to {result.embeddings}", soft_wrap=True, highlight=False)
+    console.print(f"written to {result.embeddings}", soft_wrap=True)
 
 
 def show(result: Evaluation, wide: bool = False) -> None:
@@ -398,7 +402,7 @@ def show(result: Evaluation, wide: bool = False) -> None:
         result: Of the evaluation.
         wide: Of several settings, print the ranks, too, in lines that may be longer than the terminal's.
     """
-    console = Console()
+    console = text_console()
     epoch = "" if result.epoch is None else f", epoch {result.epoch}"
     title = f"{result.target}{epoch} on {result.dataset}"
     if len(result.settings) == 1:
@@ -407,10 +411,10 @@ def show(result: Evaluation, wide: bool = False) -> None:
     else:
         print_table(console, settings_table(title, result.settings, wide), wide)
         for variant in {setting.rerank_variant for setting in result.settings} - {None}:
-            console.print(f"re-ranked {RERANKINGS[variant]}", highlight=False)
+            console.print(f"re-ranked {RERANKINGS[variant]}")
     print_notes(console, result.notes)
     if result.paper is not None:
-        console.print(result.paper.describe(), highlight=False)
+        console.print(result.paper.describe())
     for other in result.others:
         show(other, wide)
 

@@ -22,15 +22,14 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
-from rich.console import Console
 
-from data_catalog.command_parser import CommandParser
+from data_catalog.command_parser import CommandParser, local_path
 from data_catalog.records import add_json_options
 from experiments.command_line import print_notes, run_command
 from experiments.experiment_config import ConfigError
 from experiments.exporting.export_result import ExportResult
 from experiments.run.run_folder import RunFolder
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_table, text_console, text_table
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch-export": ()}
@@ -42,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, metavar="DIR", help="a finished run's folder or URI")
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file (default: onnx)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file, .onnx or .pt2")
+    parser.add_argument(
+        "--out", type=local_path, required=True, metavar="FILE", help="the file, .onnx or .pt2"
+    )
     parser.add_argument(
         "--epoch",
         choices=("reported", "last"),
@@ -82,7 +83,7 @@ def _export(given: argparse.Namespace) -> ExportResult:
 
 def show(result: ExportResult) -> None:
     """Print what a file takes and gives, and how it compares with the model."""
-    console = Console()
+    console = text_console()
     exported = result.exported
     table = text_table("a batch of", "input", "type", "shape", "meaning", left=4)
     for name, one in exported.inputs.items():
@@ -96,7 +97,7 @@ def show(result: ExportResult) -> None:
     end = f"written to {result.file} ({result.bytes / 1e6:.1f} MB)"
     if not result.is_kept:
         end = f"not kept: {result.file} would differ from the model by more than {result.tolerance:g}"
-    console.print(end, soft_wrap=True, highlight=False)
+    console.print(end, soft_wrap=True)
 
 
 if __name__ == "__main__":

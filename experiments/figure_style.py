@@ -14,6 +14,11 @@ MARKERS = "osD^vPX*"
 DOTS_PER_INCH = 200
 
 
+def plain(text: str) -> str:
+    """A user's text for a picture, in which a pair of `$` would be mathematics."""
+    return text.replace("$", r"\$")
+
+
 def png_bytes(figure: Figure, dots_per_inch: float = DOTS_PER_INCH, *, tight: bool = False) -> bytes:
     """A picture as PNG.
 

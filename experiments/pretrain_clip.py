@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
-from data_catalog.command_parser import CommandParser
+from data_catalog.command_parser import CommandParser, local_path
 from data_catalog.records import add_json_options
 from experiments.command_line import run_command
 from experiments.pretraining.pretrained_clip import HELD_OUT, PretrainedClip
@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parents[1] / "stmi" / "demo_clip"
-    parser.add_argument("--out", type=Path, default=default, help="folder to write (default: stmi/demo_clip)")
+    parser.add_argument(
+        "--out", type=local_path, default=default, help="folder to write (default: stmi/demo_clip)"
+    )
     parser.add_argument(
         "--people", type=int, default=60_000, help="rendered identities (default: %(default)s)"
     )

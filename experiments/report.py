@@ -54,7 +54,7 @@ from experiments.studies.published import (
 )
 from experiments.studies.run_table import RunTable, write_run_table
 from experiments.studies.study_folder import STUDIES
-from experiments.terminal_tables import print_facts, print_table, text_table
+from experiments.terminal_tables import print_facts, print_marked, print_table, text_console, text_table
 from experiments.tracking.journal_folder import JOURNAL
 from experiments.tracking.mlflow_store import MlflowRun
 
@@ -81,7 +81,7 @@ def print_report(result: RunReport, out: str | None = None) -> None:
         result: Of the run.
         out: Where its pictures are; None for the run's own folder.
     """
-    console = Console()
+    console = text_console()
     # A run finished by an older version has fewer features, and only the last epoch.
     rows = {label: result.metrics[name] for name, label in FEATURE_NAMES.items() if name in result.metrics}
     first, *others = result.datasets or [""]
@@ -92,11 +92,11 @@ def print_report(result: RunReport, out: str | None = None) -> None:
     if result.choices is not None and result.reported is not None:
         _print_choices(console, result.choices, result.reported)
     if result.paper is not None:
-        console.print(result.paper.describe(), highlight=False)
+        console.print(result.paper.describe())
     if result.published:
         _print_published(console, result)
     for split, facts in result.hyperedges.items():
-        console.print(f"hyperedges, {split}  {facts.describe()}", highlight=False, soft_wrap=True)
+        console.print(f"hyperedges, {split}  {facts.describe()}", soft_wrap=True)
     _print_idle_losses(console, result)
     print_notes(console, result.notes)
     seconds = result.seconds
@@ -190,7 +190,7 @@ def _print_idle_losses(console: Console, result: RunReport) -> None:
     parts = ", ".join(f"{name} {value:.2f}" for name, value in last.items() if name != "epoch")
     total = result.losses[-1]["total"]
     sentence = f"losses that train nothing  {parts}, of a total of {total:.2f}"
-    console.print(sentence, highlight=False, soft_wrap=True)
+    console.print(sentence, soft_wrap=True)
 
 
 def _mlflow(run: MlflowRun | None) -> str:
@@ -222,6 +222,8 @@ def _study_report(given: argparse.Namespace) -> StudyReport:
     from experiments.reports.study_report import write_report
     from experiments.reports.study_sources import find_study
 
+    if given.out and given.out.endswith(".md"):
+        raise ConfigError(f"--out={given.out}: name the page, .html; its Markdown is written beside it")
     study = find_study(given.tracking_uri, workspace, given.study, given.catalog)
     try:
         return write_report(study, given.out or (workspace / STUDIES / given.study).file("report.html"))
@@ -233,17 +235,17 @@ def _study_report(given: argparse.Namespace) -> StudyReport:
 
 def print_study_report(report: StudyReport) -> None:
     """Print the paths of a study's report, and its missing figures, for a terminal."""
-    console = Console()
+    console = text_console()
     paths = {"page": _shown(report.page), "markdown": _shown(report.markdown)}
     print_facts(console, {**paths, "pictures": len(report.pictures)}, width=9)
     for section, reason in report.missing.items():
-        console.print(f"[yellow]not drawn[/yellow] {section}: {reason}", soft_wrap=True, highlight=False)
+        print_marked(console, "not drawn", "yellow", f"{section}: {reason}")
 
 
 def print_run_table(table: RunTable) -> None:
     """Print where the table of a study is, for a terminal."""
     size = f"{table.runs} runs, {len(table.columns)} columns"
-    print_facts(Console(), {"table": _shown(table.table), "size": size}, width=6)
+    print_facts(text_console(), {"table": _shown(table.table), "size": size}, width=6)
 
 
 def _log_again(given: argparse.Namespace) -> LoggedAgain:
@@ -266,12 +268,12 @@ def _log_again(given: argparse.Namespace) -> LoggedAgain:
 
 def print_logged_again(sent: LoggedAgain) -> None:
     """Print what was sent to MLflow, and what could not be sent, for a terminal."""
-    console = Console()
+    console = text_console()
     facts = {"MLflow": sent.tracking_uri, "runs": len(sent.runs)}
     studies = {f"study {name}": f"{children} runs" for name, children in sent.studies.items()}
     print_facts(console, facts | studies, width=max(map(len, [*facts, *studies])) + 1)
     for name, reason in sent.wrong.items():
-        console.print(f"[yellow]not sent[/yellow] {name}: {reason}", soft_wrap=True, highlight=False)
+        print_marked(console, "not sent", "yellow", f"{name}: {reason}")
 
 
 def _draw_hypergraphs(folder: RunFolder, pictures: Folder) -> None:

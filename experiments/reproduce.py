@@ -15,10 +15,12 @@ nothing is made or asked for twice. `--plan` says what is there, what is missing
 masks (measured on some images on this machine), dollars for captions (at most), and GPU-hours for training.
 With RAY_ADDRESS set, or submitted with `ray job submit`, it runs on that cluster.
 
-It has the options of ablate.py. Without captions the rows about text are left out.
+It has the options of ablate.py but those that choose and change rows (--table, --figure, --row, --over).
+Without captions the rows about text are left out.
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +33,8 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     begin_process()
 
 from pydantic import BaseModel, RootModel
-from rich.console import Console
 
+from data_catalog.command_parser import local_path
 from data_catalog.formats import FORMATS
 from data_catalog.records import Record
 from experiments import ablate
@@ -47,7 +49,7 @@ from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.ablation_spec import AblationSpec
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.study_folder import STUDIES
-from experiments.terminal_tables import print_facts
+from experiments.terminal_tables import print_facts, text_console
 
 if TYPE_CHECKING:
     from data_catalog.captions.llm.llm_settings import Prices
@@ -81,7 +83,11 @@ def parser() -> argparse.ArgumentParser:
     options = ablate.ablation_parser(__doc__, printed_reproduction, recipe="DATASET-paper")
     options.add_argument("dataset", choices=PUBLISHED, help="a published data set; needed")
     options.add_argument(
-        "--source", type=Path, required=True, metavar="DIR", help="its folder, as it is published; needed"
+        "--source",
+        type=local_path,
+        required=True,
+        metavar="DIR",
+        help="its folder, as it is published; needed",
     )
     options.add_argument("--clip", required=True, metavar="DIR", help="folder of the CLIP; needed")
     options.add_argument(
@@ -204,6 +210,11 @@ def _with_prices(given: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError("--usd-per-million-... and --budget-usd belong to --captions llm:URL,MODEL")
     if (prices[0] is None) != (prices[1] is None):
         raise ConfigError("--usd-per-million-input and --usd-per-million-output: give both or none")
+    for name in ("usd_per_million_input", "usd_per_million_output", "budget_usd"):
+        value = getattr(given, name)
+        if value is not None and not (0 <= value < math.inf and (value or name != "budget_usd")):
+            option, least = name.replace("_", "-"), "above 0" if name == "budget_usd" else "from 0 on"
+            raise ConfigError(f"--{option}={value}: expected a number of US dollars {least}")
     captions = replace(given.captions, prices=_prices(*prices), budget_usd=given.budget_usd)
     return argparse.Namespace(**vars(given) | {"captions": captions})
 
@@ -217,7 +228,7 @@ def _prices(prompt: float | None, completion: float | None) -> "Prices | None":
 def print_result(result: Reproduction, wide: bool, workspace: str | None) -> None:
     """Print the tables, and where the page is, for a terminal."""
     ablate.print_ablation(result.study, wide, workspace)
-    print_facts(Console(), {"page": result.report.page, "markdown": result.report.markdown})
+    print_facts(text_console(), {"page": result.report.page, "markdown": result.report.markdown})
 
 
 def show_plan(plan: "ReproductionPlan") -> None:

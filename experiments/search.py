@@ -14,6 +14,7 @@ optional package: pip install 'stmi[search]'.
 
 import argparse
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,14 +25,12 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
 
     begin_process()
 
-from rich.console import Console
 
-from data_catalog.command_parser import CommandParser
-from data_catalog.records import add_json_options
-from data_catalog.storage import filesystems
+from data_catalog.command_parser import CommandParser, local_path
+from data_catalog.records import FOLDER_NAME, add_json_options
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.local_copies import local_files
-from experiments.command_line import add_workspace, print_notes, run_command
+from experiments.command_line import add_workspace, check_file, print_notes, run_command
 from experiments.evaluating.image_folder import (
     CAPTION,
     IMAGES,
@@ -45,7 +44,7 @@ from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import CATALOG, resolve_workspace
 from experiments.run.run_result import FEATURE_NAMES
 from experiments.searching.search_result import SearchResult
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_table, text_console, text_table
 
 if TYPE_CHECKING:
     from experiments.searching.galleries import Gallery
@@ -82,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="image files of the sample to search for; nothing for a modality that is missing (,nir.jpg)",
     )
     parser.add_argument(
-        "--mask", type=Path, metavar="FILE", help="foreground mask of the query (default: none)"
+        "--mask", type=local_path, metavar="FILE", help="foreground mask of the query (default: none)"
     )
     parser.add_argument("--caption", metavar="TEXT", help="description of the query (default: none)")
     parser.add_argument(
@@ -155,7 +154,7 @@ def _search(given: argparse.Namespace) -> SearchResult:
         if getattr(given, name) < least:
             raise ConfigError(f"--{name}={getattr(given, name)}: expected a number from {least}")
     if given.picture is not None:
-        filesystems.open_root(given.picture)
+        check_file("--picture", given.picture)
     if importlib.util.find_spec("faiss") is None:
         raise ConfigError("searching needs faiss; pip install 'stmi[search]'")
     run_folder = RunFolder.open(given.run, given.catalog)
@@ -190,7 +189,7 @@ def find_folder(gallery: str, run: RunFolder, catalog: str | None) -> ImageFolde
         ConfigError: There is neither.
     """
     own = run.parent.parent / CATALOG
-    is_dataset = "/" not in gallery and (
+    is_dataset = re.fullmatch(FOLDER_NAME, gallery) is not None and (
         gallery == run.config.data.dataset or (Folder(catalog) if catalog else own).has_folder(gallery)
     )
     if is_dataset:
@@ -205,7 +204,7 @@ def find_folder(gallery: str, run: RunFolder, catalog: str | None) -> ImageFolde
 
 def show(result: SearchResult) -> None:
     """Print the rank list for a terminal."""
-    console = Console()
+    console = text_console()
     has_labels = any(match.identity is not None for match in result.matches)
     table = text_table(
         f"{result.gallery}, {result.samples} samples, by {result.feature} of {result.run}",
@@ -223,7 +222,6 @@ def show(result: SearchResult) -> None:
     console.print(
         f"{embedded}, searched in {result.search_seconds:.3f} s, kept in {result.kept_in}",
         soft_wrap=True,
-        highlight=False,
     )
 
 

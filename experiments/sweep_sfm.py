@@ -11,12 +11,11 @@
 Searched by default are the perturbation probability (on a log scale, and exactly 0), the number K of tokens,
 and how layers share alpha and beta. Optuna's multivariate TPE samples the trials, and Ray Tune runs as many
 at once as there is room for; weak ones are stopped early by successive halving (ASHA). The first trial is the
-recipe itself. Test identities choose nothing. The study opens with Optuna's own tools. Interrupted, or with
-more trials, the same command goes on.
+recipe itself, where the space holds it. Test identities choose nothing. The study opens with Optuna's own
+tools. Interrupted, or with more trials, the same command goes on.
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -32,7 +31,6 @@ if __package__ in (None, ""):  # run as a file: the tree around it is the code t
     begin_process()
 
 from pydantic import BaseModel, RootModel
-from rich.console import Console
 
 from experiments.command_line import (
     add_workers,
@@ -61,7 +59,7 @@ from experiments.studies.sweep.stored_trials import StoredTrials
 from experiments.studies.sweep.study_storage import check_url
 from experiments.studies.sweep.sweep_result import SweepResult, describe_values
 from experiments.studies.sweep.sweep_spec import SweepSpec
-from experiments.terminal_tables import print_facts, print_table, text_table
+from experiments.terminal_tables import print_facts, print_marked, print_table, text_console, text_table
 from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
@@ -248,7 +246,7 @@ def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
         result: Of the sweep.
         workspace: Where the study is; None for the project's `runs`.
     """
-    console = Console()
+    console = text_console()
     title = f"{result.study}: mAP of {result.feature}, validation identities, %"
     table = text_table(title, "trial", "state", "settings", "mAP", "epochs", "TFLOP", left=3)
     best = result.best
@@ -265,22 +263,19 @@ def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
     console.print(
         f"best: trial {best.number}; on the test identities, which had no say, "
         f"mAP {best.test.mean_average_precision:.1%} at epoch {best.test.epoch}. Train it with other seeds "
-        "before it is compared:",
-        highlight=False,
+        "before it is compared:"
     )
-    chosen = " ".join(f"--set {name}={json.dumps(value)}" for name, value in best.values.items())
-    console.print(f"  {chosen}", soft_wrap=True, highlight=False)
+    command = f"  python experiments/train.py {result.best_options}"
+    console.print(command, soft_wrap=True)
     front = ", ".join(f"trial {t.number} ({t.value:.1%}, {t.cost:.3g} TFLOP)" for t in result.pareto)
-    console.print(f"Pareto front of mAP and training cost: {front}", highlight=False)
+    console.print(f"Pareto front of mAP and training cost: {front}")
     for trial in result.trials:
         if trial.reason:
-            console.print(f"{trial.state}: trial {trial.number}: {trial.reason}", highlight=False)
+            console.print(f"{trial.state}: trial {trial.number}: {trial.reason}")
     print_notes(console, result.notes)
     if result.missing:
-        console.print(
-            f"[red]not finished[/red] {result.missing} of the trials; the same command makes up for them",
-            highlight=False,
-        )
+        left = f"{result.missing} of the trials; the same command makes up for them"
+        print_marked(console, "not finished", "red", left)
     commands = {
         "study": shlex.join(["optuna", "studies", "--storage", result.storage]),
         "report": report_command(result.study, workspace),

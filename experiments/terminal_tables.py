@@ -1,11 +1,22 @@
 """Tables and facts for a terminal: nothing in them is cut off, whatever its width."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+
+def text_console(**options: Any) -> Console:
+    """A console that prints text as it is: names and values of users may be `[none]` or `:car:`.
+
+    Args:
+        **options: Of rich's `Console`.
+    """
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def text_table(title: str, *columns: str, left: int = 1) -> Table:
@@ -43,7 +54,7 @@ def print_table(console: Console, table: Table, wide: bool = False) -> None:
     # A title of its own would be wrapped to the width of the table.
     console.print(table.title, style="italic")
     table.title = None
-    Console(file=console.file, width=width).print(table, "")
+    text_console(file=console.file, width=width).print(table, "")
 
 
 def print_facts(console: Console, facts: Mapping[str, object], width: int = 22) -> None:
@@ -55,4 +66,9 @@ def print_facts(console: Console, facts: Mapping[str, object], width: int = 22) 
         width: Of the column of names.
     """
     for name, value in facts.items():
-        console.print(f"{name:{width}} {value}", soft_wrap=True, highlight=False)
+        console.print(f"{name:{width}} {value}", soft_wrap=True)
+
+
+def print_marked(console: Console, mark: str, style: str, text: str) -> None:
+    """Print a line that begins with a mark in a style of its own: `not drawn embeddings: no weights`."""
+    console.print(Text.assemble((mark, style), " ", text), soft_wrap=True)

@@ -92,8 +92,8 @@ class TrainedRun:
 
         An image is a path, a Pillow image, or a uint8 array `(height, width, 3)`, of any size; it is resized
         (bicubic) to the size that the model was trained with. A NIR or TIR image may be grey, mode L or an
-        array `(height, width)`: its channel is repeated three times. Files are read as they are; an
-        orientation in EXIF is ignored, as in the catalog. A list of many samples needs little memory, since
+        array `(height, width)`: its channel is repeated three times. Files are taken upright, as their
+        orientation in EXIF says, and as in the catalog. A list of many samples needs little memory, since
         images are read when their turn comes.
 
         Args:
@@ -155,14 +155,15 @@ class TrainedRun:
             feature: The feature to compare; None for the one that the run reports.
             rerank: Use k-reciprocal re-ranking, in which the ranking of a query depends on the others.
             rerank_variant: As the field's code computes it, or "paper": `stmi.retrieval.reranking`.
-            gallery_row: For re-ranking, integers `(queries,)`: the row of the gallery that is the same sample
-                as the query, -1 for none. None if no query is in the gallery.
+            gallery_row: For the variant "paper", integers `(queries,)`: the row of the gallery that is the
+                same sample as the query, -1 for none. None if no query is in the gallery.
 
         Returns:
             The order of the gallery and the distances, `(queries, gallery)`.
 
         Raises:
-            stmi.retrieval.metrics.RetrievalError: There is no such feature, or one is not finite.
+            stmi.retrieval.metrics.RetrievalError: There is no such feature or variant, or a feature is not
+                finite.
         """
         name = feature or self.feature
         return rank(query[name], gallery[name], rerank, gallery_row, rerank_variant)

@@ -21,7 +21,7 @@ import jinja2
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from data_catalog.command_parser import CommandParser
+from data_catalog.command_parser import CommandParser, local_path
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "{task}"
@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="=OPTION",
         help="another option of sbatch, such as --sbatch=--qos=low; may be repeated",
     )
-    options.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print it)")
+    options.add_argument("--out", type=local_path, metavar="FILE", help="write it there (default: print it)")
     options.add_argument("command", nargs="*", help="script and arguments, after --")
     return options
 

@@ -1,10 +1,10 @@
 """`ingest`: makes the samples table from image folders."""
 
 import argparse
-from pathlib import Path
 
 from pydantic import Field
 
+from data_catalog.command_parser import local_path
 from data_catalog.commands.arguments import (
     OWN,
     add_catalog,
@@ -38,7 +38,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_catalog(parser)
     parser.add_argument("--dataset", metavar="NAME", help="default: the format's name")
     parser.add_argument(
-        "--source", required=True, type=Path, metavar="PATH", help="folder of the data set, or manifest"
+        "--source", required=True, type=local_path, metavar="PATH", help="folder of the data set, or manifest"
     )
     add_choice(parser, "--format", sorted(FORMATS), "its layout, or your own (default: rgbnt201)", "rgbnt201")
     parser.add_argument(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_catalog.command_parser import local_path
 from data_catalog.commands.arguments import (
     OWN,
     OWN_SETTINGS,
@@ -99,7 +100,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "grabcut",
     )
     parser.add_argument(
-        "--true-masks", type=Path, metavar="DIR", help="score the masks against these (default: not scored)"
+        "--true-masks",
+        type=local_path,
+        metavar="DIR",
+        help="score the masks against these (default: not scored)",
     )
     parser.add_argument(
         "--quality-gate",

@@ -1,8 +1,8 @@
 """`synthesize`: generate the synthetic data set."""
 
 import argparse
-from pathlib import Path
 
+from data_catalog.command_parser import local_path
 from data_catalog.commands.arguments import add_setting_options, given_settings, image_size, parse_assignments
 from data_catalog.commands.command import Command
 from data_catalog.progress import progress_bar
@@ -13,7 +13,7 @@ OPTIONS = ("kind", "seed", "height", "width")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--out", required=True, type=local_path, metavar="DIR", help="folder to write")
     add_setting_options(parser, SyntheticSettings, "kind", "seed")
     parser.add_argument("--size", type=image_size, metavar="HxW", help="image size (default: 64x32)")
     names = ", ".join(name for name in SyntheticSettings.model_fields if name not in OPTIONS)

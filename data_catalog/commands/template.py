@@ -1,9 +1,9 @@
 """`template`: writes a manifest to fill in."""
 
 import argparse
-from pathlib import Path
 from shlex import quote
 
+from data_catalog.command_parser import local_path
 from data_catalog.commands.command import Command
 from data_catalog.formats.manifest_columns import COLUMNS, describe_columns
 from data_catalog.formats.manifest_template import write_template
@@ -29,7 +29,7 @@ class Template(Record):
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="FILE", help="new file: .csv, .jsonl or .parquet"
+        "--out", required=True, type=local_path, metavar="FILE", help="new file: .csv, .jsonl or .parquet"
     )
 
 

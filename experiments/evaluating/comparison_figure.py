@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from data_catalog.storage import filesystems
 from experiments.evaluating.query_scores import QueryScores
-from experiments.figure_style import png_bytes
+from experiments.figure_style import plain, png_bytes
 
 
 def draw_comparison(first: QueryScores, second: QueryScores, location: str) -> None:
@@ -22,6 +22,6 @@ def draw_comparison(first: QueryScores, second: QueryScores, location: str) -> N
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8)
     axes.scatter(100 * first.average_precision, 100 * second.average_precision, s=10, alpha=0.4)
     axes.set(xlim=(-2, 102), ylim=(-2, 102), title="average precision of each query, %")
-    axes.set_xlabel(f"{first.name}, {first.feature}", wrap=True)
-    axes.set_ylabel(f"{second.name}, {second.feature}", wrap=True)
+    axes.set_xlabel(plain(f"{first.name}, {first.feature}"), wrap=True)
+    axes.set_ylabel(plain(f"{second.name}, {second.feature}"), wrap=True)
     filesystems.write_atomically(*filesystems.open_root(location), png_bytes(figure, 120))

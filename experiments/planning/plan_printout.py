@@ -13,7 +13,7 @@ from experiments.planning.expected_tables import ExpectedTable
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_plan import RunPlan
 from experiments.settings_list import as_typed
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_table, text_console, text_table
 
 NO_SETTINGS = ("recipe", "data.synthetic")
 """What a config holds and `--set` does not take: the recipe's name, and a group that the recipe lacks."""
@@ -31,7 +31,7 @@ _MEMORY_NAMES = {
 
 def print_plan(plan: RunPlan) -> None:
     """Print a plan for a terminal."""
-    console = Console()
+    console = text_console()
     _print_settings(console, plan)
     _print_cost(console, plan)
     _print_memory(console, plan.memory, plan.config["train.workers"])
@@ -45,9 +45,9 @@ def print_plan(plan: RunPlan) -> None:
 def print_findings(console: Console, errors: Sequence[str], warnings: Sequence[str]) -> None:
     """Print what would stop a run or a study, and what it would warn of."""
     for error in errors:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"error: {error}", style="red", soft_wrap=True)
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def _print_settings(console: Console, plan: RunPlan) -> None:
@@ -91,7 +91,7 @@ def _print_cost(console: Console, plan: RunPlan) -> None:
         console.print(f"The text tower is frozen and not part of training: {caption} per caption, once.")
     if plan.losses_without_gradient:
         names = ", ".join(plan.losses_without_gradient)
-        console.print(f"Losses that train nothing: {names}.", highlight=False, soft_wrap=True)
+        console.print(f"Losses that train nothing: {names}.", soft_wrap=True)
 
 
 def _print_memory(console: Console, memory: Memory, workers: int) -> None:
@@ -116,7 +116,7 @@ def print_tables(console: Console, tables: Sequence[ExpectedTable]) -> None:
     print_table(console, shown)
     for table in tables:
         if table.command is not None:
-            console.print(f"missing {table.name}: {table.command}", highlight=False, soft_wrap=True)
+            console.print(f"missing {table.name}: {table.command}", soft_wrap=True)
 
 
 def _print_time(console: Console, plan: RunPlan) -> None:
@@ -155,7 +155,6 @@ def _print_calibration(console: Console, measured: Calibration) -> None:
         f"{measured.samples} samples (median of {measured.steps}), "
         f"{as_short(measured.achieved_flops, 'FLOP/s')} per worker; the run would take "
         f"{as_duration(measured.seconds)}{hours}. The time that workers wait for each other is not included.",
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from experiments.planning.plan_printout import as_bytes, as_duration, as_short, print_findings, print_tables
 from experiments.planning.study_plan import StudyPlan
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_table, text_console, text_table
 
 SHARES = {
     "training": "training_hours",
@@ -19,18 +19,17 @@ SHARES = {
 
 def print_study_plan(plan: StudyPlan) -> None:
     """Print a plan for a terminal."""
-    console = Console()
+    console = text_console()
     _print_runs(console, plan)
     print_tables(console, plan.tables)
     console.print(
         f"Memory of a worker of the run with the most FLOPs: {as_bytes(plan.memory.peak)}; its process "
         "(about 1 GiB), and the waste of its allocator, are not included.",
         soft_wrap=True,
-        highlight=False,
     )
     _print_times(console, plan)
     for note in plan.notes:
-        console.print(f"Also assumed: {note}.", soft_wrap=True, highlight=False)
+        console.print(f"Also assumed: {note}.", soft_wrap=True)
     print_findings(console, plan.errors, plan.warnings)
 
 
@@ -96,5 +95,4 @@ def _print_times(console: Console, plan: StudyPlan) -> None:
         "last run ends. Not included: the exchange of gradients, checkpoints, ranking, and what a spot "
         "machine takes with it.",
         soft_wrap=True,
-        highlight=False,
     )

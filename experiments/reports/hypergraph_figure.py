@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from data_catalog.views.view_reader import View, open_view
 from experiments.evaluating import evaluation_target
 from experiments.evaluating.evaluation_target import EvaluationTarget
-from experiments.figure_style import BLUE, GREEN, GREY, ORANGE, PINK, RED
+from experiments.figure_style import BLUE, GREEN, GREY, ORANGE, PINK, RED, plain
 from experiments.reports.attention_figures import spread_queries
 from experiments.run import evaluation
 from experiments.run.run_folder import RunFolder
@@ -72,7 +72,7 @@ def plot_hypergraphs(target: EvaluationTarget, view: View, rows: np.ndarray) -> 
     for column, row in enumerate(rows):
         pixels = view.batch([row]).pixels[0].transpose(0, 2, 3, 1)
         above[column].imshow(np.concatenate(list(pixels), axis=1), interpolation="nearest")
-        above[column].set_title(f"{view.sample_id[row]}\n{', '.join(MODALITIES)}", fontsize=8)
+        above[column].set_title(f"{plain(view.sample_id[row])}\n{', '.join(MODALITIES)}", fontsize=8)
         if found.shape[1] <= CIRCLE:
             _draw_circle(below[column], found[column], has_text_copies)
         else:

@@ -16,7 +16,7 @@ from PIL import Image
 from data_catalog.errors import CatalogError
 from experiments.figure_style import DOTS_PER_INCH, png_bytes
 from experiments.run.run_folder import RunFolderError
-from stmi.errors import ClipFileError
+from stmi.errors import ClipFileError, TrainedRunError
 
 PAGE_DPI = 96
 WIDE_INCHES = 7.0
@@ -110,7 +110,7 @@ def make_section(key: str, title: str, text: str, draw: Callable[[], Iterator[Pi
     """A section with its pictures, or with the reason why they cannot be drawn."""
     try:
         return Section(key, title, text, tuple(draw()))
-    except (RunFolderError, CatalogError, ClipFileError, OSError) as error:
+    except (RunFolderError, TrainedRunError, CatalogError, ClipFileError, OSError) as error:
         return Section(key, title, text, (), str(error))
 
 

@@ -7,7 +7,7 @@ from experiments.reports.recorded_study import RecordedStudy
 from experiments.reports.report_page import PageRow, PageTable
 from experiments.studies.ablation.ablation_result import TableRow
 from experiments.studies.ablation.table_text import HEADER, cells
-from experiments.studies.sweep.sweep_result import BestTrial, SweepTrial
+from experiments.studies.sweep.sweep_result import SweepResult, SweepTrial
 
 
 def ablation_tables(study: RecordedStudy) -> list[PageTable]:
@@ -64,7 +64,7 @@ def sweep_table(study: RecordedStudy) -> PageTable:
         )
         for trial in trials
     )
-    return PageTable("trials", "Trials", header, rows, _sweep_verdict(study.sweep.best))
+    return PageTable("trials", "Trials", header, rows, _sweep_verdict(study.sweep))
 
 
 def _rank(trial: SweepTrial) -> tuple[bool, float, int]:
@@ -75,8 +75,8 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _sweep_verdict(best: BestTrial | None) -> str:
-    if best is None:
+def _sweep_verdict(sweep: SweepResult) -> str:
+    if (best := sweep.best) is None:
         return "No trial could be finished."
     settings = ", ".join(f"{name}={_shown(value)}" for name, value in best.values.items())
     return (
@@ -84,4 +84,5 @@ def _sweep_verdict(best: BestTrial | None) -> str:
         f"{100 * best.test.mean_average_precision:.2f} % on the test identities at epoch {best.test.epoch}. "
         "The test identities did not influence the choice of trial and epoch. The best of many trials is "
         "better than it would be in a second training: train it with other seeds before you compare it."
+        + (f" All that makes it: {sweep.best_options}." if best.settings else "")
     )

@@ -111,7 +111,7 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
         return None
     result = read_result(folder).located(folder)
     # Older versions stored absolute paths, of before the workspace was moved.
-    pictures = [name for file in result.files.values() if (name := Folder(file).name) in there]
+    files = [Folder(file).name for file in result.files.values()]
     runs = [
         _read_stored_run(RunFolder(workspace / TRAIN / run, catalog), name, result.mlflow, stored)
         for run, stored in folder.read_runs().items()
@@ -121,7 +121,7 @@ def _read_stored_study(workspace: Folder, name: str, catalog: str | None) -> Rec
         name=name,
         mlflow=result.mlflow,
         result=result,
-        pictures={name: folder.read(name) for name in pictures if name.endswith(".png")},
+        pictures={file: folder.read(file) for file in files if file in there and file.endswith(".png")},
         runs=tuple(sorted(runs, key=lambda run: run.name)),
     )
 

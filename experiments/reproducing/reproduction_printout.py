@@ -1,18 +1,17 @@
 """A plan of a reproduction for a terminal."""
 
-from rich.console import Console
-
 from experiments.planning.plan_printout import print_findings
 from experiments.planning.study_printout import print_study_plan
 from experiments.reproducing.reproduction_plan import ReproductionPlan
+from experiments.terminal_tables import text_console
 
 
 def print_reproduction_plan(plan: ReproductionPlan) -> None:
     """Print a plan for a terminal; the command makes the tables that it lists as missing."""
-    console = Console()
+    console = text_console()
     print_study_plan(plan.study)
     for line in _describe(plan):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True)
     print_findings(console, [error for error in plan.errors if error not in plan.study.errors], [])
 
 

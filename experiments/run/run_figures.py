@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from data_catalog.storage.folders import Folder
 from data_catalog.views.view_reader import View, open_view
-from experiments.figure_style import BLACK, BLUE, GREEN, RED, SKY_BLUE, png_bytes
+from experiments.figure_style import BLACK, BLUE, GREEN, RED, SKY_BLUE, plain, png_bytes
 from experiments.run import evaluation
 from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched, read_arrays
 from experiments.run.run_folder import PICTURES, RunFolder
@@ -206,7 +206,7 @@ def show_sample(axes: Axes, view: View, row: int, title: str, colour: str) -> No
 def show_pixels(axes: Axes, pixels: Pixels, title: str, colour: str) -> None:
     """Show a sample's three modalities, uint8 `(modality, channel, height, width)`, side by side."""
     axes.imshow(np.concatenate(list(pixels.transpose(0, 2, 3, 1)), axis=1), interpolation="nearest")
-    axes.set_title(title, fontsize=8, color=colour, pad=4)
+    axes.set_title(plain(title), fontsize=8, color=colour, pad=4)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=2.5)

@@ -14,12 +14,15 @@ import hashlib
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -74,9 +77,11 @@ class KeptGallery:
 
     def labels(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """What is known of some samples, by column."""
-        file = pq.ParquetFile(self.folder / EMBEDDINGS_FILE)
-        names = [name for name in file.schema_arrow.names if name not in OWN_FEATURES]
-        return file.read(columns=names).take(rows).to_pydict()
+        path = self.folder / EMBEDDINGS_FILE
+        with _damage_is_named(path):
+            file = pq.ParquetFile(path)
+            names = [name for name in file.schema_arrow.names if name not in OWN_FEATURES]
+            return file.read(columns=names).take(rows).to_pydict()
 
     def search(self, index: "faiss.Index", query: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest samples to one query.
@@ -101,6 +106,7 @@ class KeptGallery:
             kind: As `faiss.index_factory` takes it.
 
         Raises:
+            ConfigError: The gallery is too small for it.
             DamagedFileError: A file of it is damaged.
         """
         path = self.folder / f"{feature}-{re.sub(r'[^A-Za-z0-9]+', '_', kind)}.faiss"
@@ -118,24 +124,43 @@ class KeptGallery:
 
     def _feature(self, name: str) -> np.ndarray:
         file = self.folder / EMBEDDINGS_FILE
-        if name in OWN_FEATURES:
-            return read_features(file, [name])[name]
-        stored = {own: torch.tensor(values) for own, values in read_features(file, OWN_FEATURES).items()}
+        with _damage_is_named(file):
+            if name in OWN_FEATURES:
+                return read_features(file, [name])[name]
+            stored = {own: torch.tensor(values) for own, values in read_features(file, OWN_FEATURES).items()}
         return retrieval_features(stored)[name]
 
     def _write_index(self, path: Path, values: np.ndarray, kind: str) -> None:
         index = new_index(values.shape[1], kind)
         faiss.omp_set_num_threads(usable_processors())
-        if not index.is_trained:
-            index.train(normalise(values))
-        for start in range(0, len(values), _ROWS):
-            index.add(normalise(values[start : start + _ROWS]))
+        try:
+            if not index.is_trained:
+                index.train(normalise(values))
+            for start in range(0, len(values), _ROWS):
+                index.add(normalise(values[start : start + _ROWS]))
+        except RuntimeError as error:
+            reason = str(error).rpartition("failed: ")[2].strip()
+            raise ConfigError(
+                f"--index={kind} cannot be made of the {len(values)} samples of the gallery ({reason}); use "
+                f"{EXACT}, which compares all"
+            ) from None
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         try:
             faiss.write_index(index, str(partial))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _damage_is_named(file: Path) -> Iterator[None]:
+    """Name the file of embeddings that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise DamagedFileError(
+            file, str(error), f"delete the folder {file.parent}, and the same command embeds the gallery anew"
+        ) from None
 
 
 def new_index(width: int, kind: str) -> "faiss.Index":
@@ -183,7 +208,9 @@ def _embed(gallery: Gallery, model: str, folder: Path) -> int:
     """Make the embeddings in a folder, from those in older ones where they are the same."""
     others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
     same_model = [path for path in others if (record := _read(path)) is not None and record.model == model]
-    made = gallery.embed(same_model[0] / EMBEDDINGS_FILE if same_model else None)
+    earlier = same_model[0] / EMBEDDINGS_FILE if same_model else None
+    with _damage_is_named(earlier) if earlier else nullcontext():
+        made = gallery.embed(earlier)
     write_parquet(str(folder / EMBEDDINGS_FILE), embedding_parts(made.labels, made.features))
     record = GalleryRecord(
         model=model,

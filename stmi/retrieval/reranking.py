@@ -25,6 +25,7 @@ re-ranked metrics must not be compared with plain ones, nor those of one variant
 """
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import numpy as np
 from scipy import sparse
@@ -73,6 +74,9 @@ def rerank(
     Raises:
         RetrievalError: A setting is out of range, or an embedding is not finite.
     """
+    if variant not in get_args(RerankVariant):
+        known = ", ".join(get_args(RerankVariant))
+        raise RetrievalError(f"re-ranking {variant!r} is unknown; expected one of {known}")
     samples, row = _joined(query, gallery, gallery_row)
     if variant == "paper":
         k1, k2 = _checked(samples, k1, len(samples), k2, weight)
@@ -91,8 +95,7 @@ def _joined(
             f"query embeddings are {query.shape} and gallery embeddings {gallery.shape}; expected "
             "(samples, width) with one width"
         )
-    if gallery_row is None:
-        gallery_row = np.full(len(query), -1)
+    gallery_row = np.full(len(query), -1) if gallery_row is None else np.asarray(gallery_row)
     if gallery_row.shape != (len(query),) or not np.issubdtype(gallery_row.dtype, np.integer):
         raise RetrievalError(
             f"gallery_row is {gallery_row.dtype} {gallery_row.shape}; expected integers ({len(query)},), "

@@ -312,6 +312,8 @@ def test_pickled_checkpoint_is_refused_and_not_executed(view_with, capsys, works
     [
         (["--run", "a", "--workers", "-1"], "--workers=-1: expected a number of actors, or 0"),
         (["--run", "a", "--embeddings", "gopher://b"], "cannot be opened"),
+        (["--run", "a", "--queries", "."], "--queries=.: this is a folder; name a file in it"),
+        (["--run", "a", "--embeddings", "e", "--queries", "./e"], "--queries both name ./e; name two files"),
         (["--released-checkpoint", "a", "--recipe", "demo", "--dataset", "b"], "use --set data.dataset=b"),
     ],
 )

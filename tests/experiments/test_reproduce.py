@@ -123,16 +123,16 @@ def test_a_plan_says_what_is_missing_and_what_it_costs_and_makes_nothing(call, t
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("captions", "rows"), [("none", 4), ("files:captions", 7)])
+@pytest.mark.parametrize(("captions", "rows"), [("none", 5), ("files:captions", 8)])
 def test_rows_about_text_are_left_out_without_captions(captions, rows):
     asked = ["msvr310", "--source", ".", "--clip", "gone", "--masks", "grabcut", "--captions", captions]
     given = reproduce.parser().parse_args([*asked, "--recipe", "msvr310-released", "--tables", "4"])
     plan = reproduce.specify_tables(given)
     ((_, found),) = plan.rows
     assert len(found) == rows
-    assert {config.model.text.enabled for config in plan.configs} == ({False} if rows == 4 else {True, False})
+    assert {config.model.text.enabled for config in plan.configs} == ({False} if rows == 5 else {True, False})
     # That of the recipe is reported, unless it needs the text.
-    assert plan.configs[0].report.feature == ("G" if rows == 4 else "GTTT")
+    assert plan.configs[0].report.feature == ("G" if rows == 5 else "GTTT")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,21 @@ def test_what_is_missing_is_named_in_one_line_before_any_work(call, tmp_path, mo
 def test_options_that_do_not_fit_are_refused(call, more, message):
     status, _, err = call(*more)
     assert status == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("prices", "message"),
+    [
+        (("nan", "1"), "--usd-per-million-input=nan: expected a number of US dollars from 0 on"),
+        (("1", "-1"), "--usd-per-million-output=-1.0: expected a number of US dollars from 0 on"),
+        (("1", "1", "--budget-usd", "0"), "--budget-usd=0.0: expected a number of US dollars above 0"),
+    ],
+)
+def test_prices_that_nobody_pays_are_refused(call, prices, message):
+    given = ("--usd-per-million-input", prices[0], "--usd-per-million-output", *prices[1:])
+    status, _, err = call(*given, captions="llm:http://127.0.0.1:9/v1,some-model")
+    assert (status, err.count("\n")) == (2, 1)
     assert message in err
 
 

@@ -16,7 +16,7 @@ from experiments.studies.ablation.ablation_result import AblationResult
 from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.published import published_methods
 from experiments.studies.sweep.sweep_result import SweepResult
-from experiments.terminal_tables import print_table, text_table
+from experiments.terminal_tables import print_facts, print_marked, print_table, text_console, text_table
 from tests import json_samples
 from tests.experiments import made_up
 
@@ -164,6 +164,19 @@ def test_table_is_wider_than_a_terminal_that_is_too_narrow_for_its_numbers(capsy
     shown = capsys.readouterr().out
     assert words(shown) == words("title name number other some long name 1000.0 to 2000.0 two 22 lines")
     assert "1000.0 to 2000.0  " in shown
+
+
+def test_text_of_users_is_printed_as_it_is(capsys):
+    """Else `dead = [none]` would be `dead = `, and a name with `[/a]` an error."""
+    console = text_console(width=60)
+    table = text_table("dead = [none]", "sample", "number")
+    table.add_row("p0/[/a]2 :car:", "1.0")
+    print_table(console, table)
+    print_facts(console, {"page": "[bold].html"})
+    print_marked(console, "not drawn", "yellow", "[red]: no [weights]")
+    shown = words(capsys.readouterr().out)
+    expected = "dead = [none] sample number p0/[/a]2 :car: 1.0 page [bold].html not drawn [red]: no [weights]"
+    assert shown == words(expected)
 
 
 def test_report_puts_a_run_where_its_precision_is_among_the_published_ones(capsys):

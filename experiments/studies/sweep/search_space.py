@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import yaml
 
-from experiments.experiment_config import ConfigError, ExperimentConfig, full_name
+from experiments.experiment_config import UNDECIDING, ConfigError, ExperimentConfig, full_name
 from experiments.recipes import resolve, section_of
 from stmi.config import ModelConfig, Switch
 
@@ -23,6 +23,8 @@ DEFAULT_SPACE = (
 
 FIXED = ("recipe", "seed", "data", "report", "train.workers", "model.image", "model.clip")
 """Settings that decide which tables a trial reads or how it is measured, or that are mere chance."""
+BETWEEN = 0.618
+"""Where a range is probed between its ends: numbers there are no whole ones where the ends are."""
 
 PROBED = 64
 """An integer range of at most this many values is checked value by value."""
@@ -94,7 +96,8 @@ class Dimension:
         if self.kind == "int":
             values = range(int(self.low), int(self.high) + 1, self.step)
             return list(values) if len(values) <= PROBED else [values[0], values[-1]]
-        return [*([0.0] if self.kind == "zero-or-log" else []), self.low, self.high]
+        between = self.low + BETWEEN * (self.high - self.low)
+        return [*([0.0] if self.kind == "zero-or-log" else []), self.low, between, self.high]
 
     @property
     def stored_name(self) -> str:
@@ -129,6 +132,14 @@ class Space:
     def sample(self, sampler: Sampler) -> dict[str, Any]:
         """A value for each setting, by its full name."""
         return {dimension.name: dimension.sample(sampler) for dimension in self.dimensions}
+
+    def outside(self, values: Mapping[str, Any]) -> list[str]:
+        """What of some values is not in the space: `model.str.tokens=20 is not in int:1:16`."""
+        return [
+            f"{dimension.name}={values[dimension.name]} is not in {dimension.text.partition('=')[2]}"
+            for dimension in self.dimensions
+            if dimension.parameters(values[dimension.name]) is None
+        ]
 
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """The sampler's parameters that give these values; None where none do."""
@@ -182,6 +193,11 @@ def parse_dimension(text: str) -> Dimension:
         raise ConfigError(
             f"--search {text!r}: {setting} cannot be searched, for all trials read the same tables, are "
             "measured alike and use the same seed; change it for all of them with --set"
+        )
+    if setting.removeprefix("train.") in UNDECIDING:
+        raise ConfigError(
+            f"--search {text!r}: {setting} does not change the result, so all trials would be the same run; "
+            "set it with --set"
         )
     if kind == "choice":
         choices = tuple(_plain(text, choice) for choice in ends.split(","))
@@ -240,11 +256,20 @@ def setting_name(name: str) -> str:
 def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any]) -> ExperimentConfig:
     """A recipe with its changes and a trial's values.
 
+    Raises:
+        ConfigError: A name is unknown, or a value impossible.
+    """
+    return resolve(recipe, trial_settings(recipe, settings, values))
+
+
+def trial_settings(recipe: str, settings: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    """What makes a recipe a trial's, as `--set` takes it.
+
     Where the sampled learning rate is below the recipe's final one, it is also the final one: a schedule only
     decays.
 
     Raises:
-        ConfigError: A name is unknown, or a value impossible.
+        ConfigError: A name of the settings is unknown, or a value impossible.
     """
     sampled = dict(values)
     rate, final = "optim.learning_rate", "optim.final_learning_rate"
@@ -254,8 +279,7 @@ def config_with(recipe: str, settings: Sequence[str], values: Mapping[str, Any])
         and sampled[rate] < resolve(recipe, list(settings)).flat()[final]
     ):
         sampled[final] = sampled[rate]
-    named = [f"{name}={json.dumps(value)}" for name, value in sampled.items()]
-    return resolve(recipe, [*settings, *named])
+    return [*settings, *(f"{name}={json.dumps(value)}" for name, value in sampled.items())]
 
 
 def check_switches(space: Space, recipe: str, settings: Sequence[str]) -> None:

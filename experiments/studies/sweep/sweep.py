@@ -22,6 +22,7 @@ from experiments.studies.study_folder import StudyFolder
 from experiments.studies.study_logger import StudyRun
 from experiments.studies.sweep import sweep_figures
 from experiments.studies.sweep.optuna_study import STORAGE_ERRORS, OptunaStudy, TrialFacts
+from experiments.studies.sweep.search_space import trial_settings
 from experiments.studies.sweep.stored_trials import TRIALS, StoredTrials
 from experiments.studies.sweep.study_storage import find_sqlite_fault
 from experiments.studies.sweep.sweep_result import (
@@ -109,7 +110,6 @@ class SweepStudy(Study[SweepResult]):
         Raises:
             ConfigError: The storage is that of another sweep, or there is no sweep to resume.
         """
-        stored = None if self.study_storage else StoredTrials(self.folder)
         self.study = OptunaStudy(
             self.study_storage or f"sqlite:///{sweep_file(self.folder)}",
             self.folder.name,
@@ -118,7 +118,7 @@ class SweepStudy(Study[SweepResult]):
             self.spec.base.seed,
             self.spec.two_objectives,
             owner={"id": self.folder.uuid, "path": self.folder.location},
-            stored=stored,
+            stored=StoredTrials(self.folder),
         )
         self._read_trials()
         if self.resume and not self._trials:
@@ -127,6 +127,8 @@ class SweepStudy(Study[SweepResult]):
                 "begin it"
             )
         self.resumed = bool(self._trials)
+        for note in [] if self.resumed else self._first_trial_notes():
+            logger.warning("%s", note)
 
     def runs(self) -> list[StudyRun]:
         """The runs of the trials so far, each once: two trials with the same values are one run."""
@@ -250,7 +252,7 @@ class SweepStudy(Study[SweepResult]):
             importance=self.study.importance(),
             missing=self._missing,
             wrong={t.run: t.reason for t in trials if t.state in ("failed", "crashed") and t.reason},
-            notes=degenerate_runs([run.folder for run in self.runs()]),
+            notes=(*self._first_trial_notes(), *degenerate_runs([run.folder for run in self.runs()])),
             resumed=self.resumed,
             storage=self.study.url,
             files={},
@@ -321,6 +323,11 @@ class SweepStudy(Study[SweepResult]):
         folder = self._run_folder(self.spec.config(trial.values))
         return lost_reason(folder, RESULT_FILE if "finished" in report else JOURNAL, report)
 
+    def _first_trial_notes(self) -> list[str]:
+        """What says that the first trial is not the recipe, where the space does not hold it."""
+        outside = self.spec.space.outside(self.spec.base.flat())
+        return [f"the first trial is not the recipe: {'; '.join(outside)}"] if outside else []
+
     def _tested(self, trial: SweepTrial) -> BestTrial:
         """The chosen trial with its metrics on the test identities, which had no say."""
         result = self._run_folder(self.spec.config(trial.values)).result
@@ -329,7 +336,12 @@ class SweepStudy(Study[SweepResult]):
                 f"run {trial.run} of trial {trial.number} has no result any more; restore its folder from "
                 "a copy, or give the sweep another --name"
             )
-        return BestTrial(**dict(trial), test=measured_on_test(result, self.spec.base.report))
+        spec = self.spec
+        return BestTrial(
+            **dict(trial),
+            test=measured_on_test(result, spec.base.report),
+            settings=tuple(trial_settings(spec.recipe, spec.settings, trial.values)),
+        )
 
 
 def sweep_file(folder: StudyFolder) -> Path:

@@ -1,5 +1,7 @@
 """The result of a sweep: its trials, the best one, and the Pareto front of mAP and cost."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -54,6 +56,8 @@ class BestTrial(SweepTrial):
 
     value: float
     test: MetricsOnTest
+    settings: tuple[SettingName, ...] = ()
+    """All that makes the recipe this trial, as `--set` takes it; empty in studies of older versions."""
 
 
 class SweepResult(StudyResult):
@@ -83,6 +87,15 @@ class SweepResult(StudyResult):
     """Whether there were trials before this command."""
     storage: str
     """URL of the Optuna study, without its password."""
+
+    @property
+    def best_options(self) -> str:
+        """The options of `train.py` that train the best trial, for a shell."""
+        assert self.best is not None
+        # Studies of older versions have the sampled values alone.
+        sampled = [f"{name}={json.dumps(value)}" for name, value in self.best.values.items()]
+        settings = self.best.settings or sampled
+        return shlex.join(["--recipe", self.recipe, *(f"--set={setting}" for setting in settings)])
 
     @property
     def is_complete(self) -> bool:

@@ -113,8 +113,8 @@ def test_data_set_whose_ingest_failed_does_not_have_to_be_told_from_the_only_one
     more = ("--format", "manifest", "--dataset", "typo", "--catalog", tmp_path / "catalog")
     read_error(capsys, "ingest", "--source", broken, *more)
     assert (tmp_path / "catalog" / "typo").is_dir()
-    # It finds the samples, and then lacks the files.
-    assert "masks for small" in read_error(
+    # It takes the data set that has samples, and then lacks their masks.
+    assert "28 of 28 samples have no mask" in read_error(
         capsys, "masks", "--segmenter", "files", "--masks", tmp_path, "--catalog", tmp_path / "catalog"
     )
 

@@ -217,6 +217,14 @@ def test_wrong_arguments_are_refused_in_one_line(run_folder, changes, expected, 
     assert expected in line
 
 
+def test_file_at_a_uri_is_refused(run_folder, capsys):
+    """`Path` would make a folder `s3:` of it, and the file would seem to be written."""
+    with pytest.raises(SystemExit, match="2"):
+        export.main(["--run", str(run_folder), "--out", "s3://bucket/model.onnx"])
+    message = "--out: s3://bucket/model.onnx: expected a path on this machine, not a URI"
+    assert message in capsys.readouterr().err
+
+
 def test_missing_packages_are_named_with_what_installs_them(run_folder, capsys, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else found(name))

@@ -8,10 +8,13 @@ import pandas
 import pytest
 
 from data_catalog.storage.folders import Folder
+from experiments import report as report_script
 from experiments.experiment_config import ConfigError
+from experiments.reports import study_sources
 from experiments.reports.ablation_sections import ablation_sections
 from experiments.reports.recorded_study import read_study
 from experiments.reports.report_files import StudyReport
+from experiments.reports.report_page import make_section
 from experiments.reports.study_report import write_report
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import RunError
@@ -19,6 +22,7 @@ from experiments.studies.ablation.ablation_result import SeedSpread
 from experiments.studies.published import published
 from experiments.studies.run_table import write_run_table
 from experiments.tracking.mlflow_store import local_store
+from stmi.errors import TrainedRunError
 from tests import json_samples
 
 
@@ -129,9 +133,36 @@ def test_unreachable_folders_are_named_and_the_rest_is_shown(recorded, tmp_path)
     names = {Path(path).name for path in written.pictures}
     assert {"table3.png", "table3_differences.svg", "table3_curves.svg"} <= names
     assert names.isdisjoint({"table3_tsne.svg", "table3_ranks.png", "attention_0.png"})
-    assert len(written.missing) == 2 * 3 + 2
+    assert len(written.missing) == 2 * 3 + 3
     assert all("/elsewhere/" in reason for reason in written.missing.values())
     assert "Not drawn: the folder /elsewhere/" in Path(written.page).read_text(encoding="utf-8")
+
+
+def test_study_that_no_store_has_is_read_from_its_workspace_by_its_own_name(study, workspace, monkeypatch):
+    def lost(uri, name):
+        raise ConfigError(f"{uri} has no study {name}")
+
+    monkeypatch.setattr(study_sources, "read_study", lost)
+    found = study_sources.find_study(None, workspace, study["study"])
+    assert (found.name, set(found.pictures)) == (study["study"], {"table3.png", "table4.png"})
+    assert {run.run for run in found.runs} == {run for row in study["rows"] for run in row["runs"].values()}
+
+
+def test_section_that_a_run_cannot_be_loaded_for_says_so():
+    """The others are drawn, and the page is written."""
+
+    def draw():
+        yield from ()
+        raise TrainedRunError("runs/demo-seed0: there is no model.safetensors")
+
+    section = make_section("attention", "Attention", "", draw)
+    assert (section.pictures, section.missing) == ((), "runs/demo-seed0: there is no model.safetensors")
+
+
+def test_page_that_its_markdown_would_overwrite_is_refused(capsys, tmp_path):
+    arguments = ["--study", "demo-table3", "--workspace", str(tmp_path), "--out", str(tmp_path / "page.md")]
+    assert report_script.main(arguments) == 2
+    assert "name the page, .html; its Markdown is written beside it" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -176,16 +207,20 @@ def test_hypergraphs_are_shown_without_sfm_too_and_those_of_the_largest_hyperedg
         result = recorded.result.model_copy(update={"rows": rows})
         return [part.key for part in ablation_sections(replace(recorded, runs=away, result=result))]
 
-    rows = recorded.result.rows
+    def sized(size, *names):
+        """The rows, those of these names with hyperedges of this size."""
+        spread = SeedSpread.of({0: size, 1: size})
+        return tuple(
+            row.model_copy(update={"hyperedge_size": spread}) if row.name in names else row
+            for row in recorded.result.rows
+        )
+
+    rows = sized(1.0, *(row.name for row in recorded.result.rows if row.hyperedge_size))
     assert [key for key in titles(recorded.runs, rows) if "hyper" in key] == ["hypergraphs"]
     off = {"model.sfm.enabled": "False"}
     without = tuple(replace(run, parameters=run.parameters | off) for run in recorded.runs)
     assert {"attention", "hypergraphs"} & set(titles(without, rows)) == {"hypergraphs"}
-    larger = SeedSpread.of({0: 9.0, 1: 9.0})
-    joined = tuple(
-        row.model_copy(update={"hyperedge_size": larger}) if row.name == "SFM + STR" else row for row in rows
-    )
-    keys = titles(recorded.runs, joined)
+    keys = titles(recorded.runs, sized(9.0, "SFM + STR"))
     assert [key for key in keys if "hyper" in key] == ["hypergraphs", "hypergraphs-largest"]
 
 

@@ -229,6 +229,13 @@ def test_approximate_index_says_that_it_is_one(searched, query, yard):
     assert found["matches"] == exact["matches"]
 
 
+def test_index_that_the_gallery_is_too_small_for_is_refused(searched, refused, query, yard):
+    searched("--query", query, "--gallery", yard)
+    line = refused("--query", query, "--gallery", yard, "--index", "IVF64,Flat")
+    assert "--index=IVF64,Flat cannot be made of the 8 samples of the gallery (Number of training" in line
+    assert line.endswith("use Flat, which compares all")
+
+
 def test_contact_sheet_is_drawn_and_the_table_printed(capsys, run_folder, query, yard, tmp_path):
     arguments = ["--run", run_folder, "--query", query, "--gallery", yard, "--workspace", tmp_path / "ws"]
     sheet = tmp_path / "sheets" / "found.png"
@@ -250,6 +257,30 @@ def test_damaged_index_is_named_and_made_again_once_deleted(searched, refused, q
     assert searched("--query", query, "--gallery", yard)["matches"] == first["matches"]
 
 
+def test_damaged_embeddings_are_named_and_made_again_once_deleted(searched, refused, query, yard, tmp_path):
+    first = searched("--query", query, "--gallery", yard)
+    [file] = (tmp_path / "ws").rglob("*.parquet")
+    file.write_bytes(file.read_bytes()[:100])
+    line = refused("--query", query, "--gallery", yard)
+    assert f"{file} is damaged" in line
+    assert f"delete the folder {file.parent}, and the same command embeds the gallery anew" in line
+    shutil.rmtree(file.parent)
+    assert searched("--query", query, "--gallery", yard)["matches"] == first["matches"]
+
+
+def test_names_of_samples_are_printed_and_drawn_as_they_are(capsys, run_folder, query, images, tmp_path):
+    names = ["x[bold].jpg", "x[red].jpg", "u$a_b^$c.jpg"]
+    yard = tmp_path / "yard"
+    yard.mkdir()
+    for name, path in zip(names, images["rgb"], strict=False):
+        shutil.copy(path, yard / name)
+    arguments = ["--run", run_folder, "--query", query, "--gallery", yard, "--workspace", tmp_path / "ws"]
+    assert search.main([str(one) for one in (*arguments, "--picture", tmp_path / "found.png")]) == 0
+    printed = capsys.readouterr().out
+    for name in names:
+        assert f" {name.removesuffix('.jpg')} " in printed
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -262,6 +293,8 @@ def test_damaged_index_is_named_and_made_again_once_deleted(searched, refused, q
         ({"--workers": "-1"}, "--workers=-1: expected a number from 0"),
         ({"--index": "Nosuch9"}, "--index=Nosuch9: faiss.index_factory makes none"),
         ({"--picture": "nosuch://bucket/a.png"}, "nosuch://bucket"),
+        ({"--picture": "."}, "--picture=.: this is a folder; name a file in it"),
+        ({"--gallery": ".."}, "has no images"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(refused, query, yard, changes, expected):

@@ -241,6 +241,17 @@ def test_impossible_settings_are_refused(settings, message):
         rerank_by_paper(clustered(0, 3), clustered(1, 12), **settings)
 
 
+def test_unknown_variant_is_refused_and_rows_may_be_a_list():
+    query, gallery = clustered(0, 3), clustered(1, 12)
+    with pytest.raises(RetrievalError, match="re-ranking 'best' is unknown; expected one of field, paper"):
+        reranking.rerank(query, gallery, variant="best")
+    rows = [4, -1, 2]
+    assert np.array_equal(
+        whole(rerank_by_paper(query, gallery, k1=8, gallery_row=rows)),
+        whole(rerank_by_paper(query, gallery, k1=8, gallery_row=np.array(rows))),
+    )
+
+
 def test_embeddings_that_do_not_fit_are_refused():
     with pytest.raises(RetrievalError, match=r"query embeddings are \(3, 6\) and gallery .*\(40, 5\)"):
         rerank_by_paper(clustered(0, 3), clustered(1, 40, width=5))

@@ -8,6 +8,7 @@ from experiments.studies.sweep.search_space import (
     config_with,
     make_space,
     parse_dimension,
+    trial_settings,
 )
 
 
@@ -102,6 +103,28 @@ def test_final_rate_is_never_above_a_sampled_rate():
         config_with("demo", [], both)
 
 
+def test_settings_of_a_trial_are_all_that_makes_the_recipe_the_trial():
+    given = ["train.epochs=3", "optim.final_learning_rate=1e-5"]
+    settings = trial_settings("demo", given, {"optim.learning_rate": 5e-6, "model.str.tokens": 2})
+    assert settings == [
+        *given,
+        "optim.learning_rate=5e-06",
+        "model.str.tokens=2",
+        "optim.final_learning_rate=5e-06",
+    ]
+    assert resolve("demo", settings).optim.learning_rate == 5e-6
+
+
+def test_what_is_not_in_the_space_is_named():
+    space = make_space(["train.epochs=int:2:8:2"])
+    values = resolve("demo", ["sfm.perturbation=0.2", "train.epochs=3"]).flat()
+    assert space.outside(values) == [
+        "model.sfm.perturbation=0.2 is not in zero-or-log:0.001:0.1",
+        "train.epochs=3 is not in int:2:8:2",
+    ]
+    assert space.outside(values | {"model.sfm.perturbation": 0.0, "train.epochs": 4}) == []
+
+
 def test_values_become_settings_of_the_recipe():
     config = config_with(
         "demo", ["train.epochs=3"], {"model.sfm.perturbation": 1e-6, "model.chi": False, "optim.beta2": 0.9}
@@ -130,6 +153,8 @@ def test_values_become_settings_of_the_recipe():
         ("seed=int:0:9", "use the same seed"),
         ("data.junk=choice:camera,scene", "read the same tables"),
         ("train.workers=choice:1,2", "cannot be searched"),
+        ("train.micro_batches=choice:1,2", "does not change the result, so all trials would be the same run"),
+        ("train.checkpoint_steps=int:1:9", "does not change the result"),
     ],
 )
 def test_search_that_cannot_be_read_is_refused(text, message):
@@ -180,6 +205,7 @@ def test_nothing_left_to_search_is_refused():
         ("sfm.sharing=choice:per_head,per_tail", "per_tail"),
         ("batch.size=int:8:64", "not a multiple of batch.samples_per_identity"),
         ("optim.final_learning_rate=log:1e-6:1e-1", "the schedule decays"),
+        ("str.tokens=float:1:4", "would sample 2.854: model.str.tokens=2.854"),
     ],
 )
 def test_space_with_an_impossible_value_is_refused_before_anything_starts(text, message):
