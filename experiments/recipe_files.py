@@ -19,13 +19,13 @@ from pydantic import Field, ValidationError
 
 from data_catalog.records import Record, describe_invalid
 from experiments.experiment_config import ConfigError, ExperimentConfig, full_name
-from experiments.recipes import RECIPES, resolve
+from experiments.recipes import RECIPES, ValueLoader, resolve
 
 ENDINGS = (".yaml", ".yml")
-_BUILT_IN = frozenset(RECIPES)
+BUILT_IN = frozenset(RECIPES)
 
 
-class _LoaderOfDistinctNames(yaml.SafeLoader):
+class _LoaderOfDistinctNames(ValueLoader):
     """Refuses a name that stands twice in a group, of which YAML would silently take the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -74,8 +74,8 @@ def read_recipe(path: Path) -> ExperimentConfig:
         ConfigError: The file cannot be read, its name cannot name a recipe, or a field is wrong.
     """
     name = path.stem
-    if name in _BUILT_IN or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        wrong = "is that of a built-in recipe" if name in _BUILT_IN else "cannot be part of a folder's name"
+    if name in BUILT_IN or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        wrong = "is that of a built-in recipe" if name in BUILT_IN else "cannot be part of a folder's name"
         raise ConfigError(
             f"its name {name!r} {wrong}; rename it, with letters, digits, '_' and '-' before {path.suffix}"
         )
@@ -91,12 +91,12 @@ def read_recipe(path: Path) -> ExperimentConfig:
         raise ConfigError(
             f"{describe_invalid(error, 'the file')}; expected the fields base and settings"
         ) from None
-    if recipe.base not in _BUILT_IN:
-        raise ConfigError(
-            f"base: recipe {recipe.base!r} is unknown; there are {', '.join(sorted(_BUILT_IN))}"
-        )
+    if recipe.base not in BUILT_IN:
+        raise ConfigError(f"base: recipe {recipe.base!r} is unknown; there are {', '.join(sorted(BUILT_IN))}")
     try:
-        changes = [f"{setting}={json.dumps(value)}" for setting, value in recipe.settings.items()]
+        changes = [
+            f"{setting}={json.dumps(value, ensure_ascii=False)}" for setting, value in recipe.settings.items()
+        ]
     except TypeError as error:
-        raise ConfigError(f"settings: {error}; quote dates and times") from None
+        raise ConfigError(f"settings: {error}; expected text, numbers, on or off, or lists of them") from None
     return resolve(recipe.base, changes).model_copy(update={"recipe": name})

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -193,11 +194,31 @@ def resolve(recipe: str, settings: list[str] | None = None) -> ExperimentConfig:
     return parse(tree)
 
 
+class ValueLoader(yaml.SafeLoader):
+    """YAML in which 010 is no octal number, 1:30 no number of base 60, and 2024-05-01 no date."""
+
+
+ValueLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, form) for tag, form in resolvers if tag.rpartition(":")[2] not in ("int", "float", "timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+ValueLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$"),
+    list("-+.0123456789"),
+)
+ValueLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789")
+)
+
+
 def _set(tree: dict[str, Any], name: str, text: str) -> None:
     """Change one value of a dumped config, which is modified."""
     section: type[BaseModel] = ExperimentConfig
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, ValueLoader)
     except (yaml.YAMLError, ValueError):
         # A number of thousands of digits, or a date that is none, is no error of YAML's own.
         raise ConfigError(f"{name}={text:.40}: not a value; quote what has brackets or colons") from None
@@ -228,6 +249,9 @@ def _set(tree: dict[str, Any], name: str, text: str) -> None:
         raise ConfigError(
             f"{name}={text}: this is a group; set one of its fields ({', '.join(kind.model_fields)}){whole}"
         )
+    elif section.model_fields[last].annotation is str and re.match(r"\s*[^\s'\"\[{]", text):
+        # What looks like a number, a switch or a comment is a name here: 2024_05, no, a #1.
+        tree[last] = text.strip()
     else:
         tree[last] = value
 

@@ -18,6 +18,7 @@ named, are sent to a new or emptied MLflow store, from the files of the workspac
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -201,11 +202,10 @@ def _mlflow(run: MlflowRun | None) -> str:
         return run.page or f"{run.uri}, run {run.run_id}"
     store = _shown(run.uri.removeprefix("sqlite:///"))
     served = run.model_copy(update={"uri": "http://127.0.0.1:5000"})
-    return (
-        f"{_shown(str(Path(sys.executable).parent))}/mlflow server --host 127.0.0.1 --port 5000 "
-        f"--backend-store-uri sqlite:///{store}\n"
-        f"         then open {served.page}"
-    )
+    program = f"{_shown(str(Path(sys.executable).parent))}/mlflow"
+    command = [program, "server", "--host", "127.0.0.1", "--port", "5000"]
+    command += ["--backend-store-uri", f"sqlite:///{store}"]
+    return f"{shlex.join(command)}\n         then open {served.page}"
 
 
 def _shown(location: str) -> str:

@@ -6,17 +6,20 @@ field says so. `experiments/recipes.py` holds the named sets of values.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from stmi.modality import Modality
 
@@ -31,10 +34,27 @@ PerLayerAndModality = PerLayer | Annotated[dict[Modality, PerLayer], Field(min_l
 """The same for all modalities, or one setting for each modality."""
 
 
+def _kinds(annotation: Any) -> list[Any]:
+    """What an annotation is made of."""
+    return [annotation, *(kind for part in get_args(annotation) for kind in _kinds(part))]
+
+
 class Section(BaseModel):
     """A frozen group of options; an unknown name or a value of another type is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _require_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a switch where a number is expected: pydantic would make 1 and 0 of on and off."""
+        if isinstance(value, bool):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in kinds and (int in kinds or float in kinds):
+                raise PydanticCustomError(
+                    "number", "Input should be a number, not on or off" + "; or null" * (NoneType in kinds)
+                )
+        return value
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of all values: equal configs have equal fingerprints, on any machine."""

@@ -23,6 +23,8 @@ def why_unreachable(url: str) -> str | None:
     Args:
         url: Such as `https://host/path`, or `//host:port` of a server that is no web server.
     """
+    if fault := _why_malformed(url):
+        return fault
     proxy = find_proxy(url)
     asked = urlsplit(url if proxy is None else proxy)
     host = asked.hostname or ""
@@ -41,6 +43,21 @@ def why_unreachable(url: str) -> str | None:
     connecting.join(PATIENCE_SECONDS)
     fault = faults[0] if faults else f"no answer in {PATIENCE_SECONDS:g} s"
     return None if fault is None else f"{host}: {fault}{through_proxy(url)}"
+
+
+def _why_malformed(url: str) -> str | None:
+    """What is wrong with the form of a URL, without any part of it: the password may be in each; or None."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - it is read here
+    except ValueError:
+        is_whole = False
+    else:
+        # A password with one of these ends the host too early, and its rest would be looked up, and shown.
+        is_whole = "@" not in parts.path + parts.query + parts.fragment
+    if is_whole:
+        return None
+    return "malformed: expected HOST:PORT, and / ? # @ : in a user or password as %2F %3F %23 %40 %3A"
 
 
 def find_proxy(url: str) -> str | None:

@@ -45,6 +45,9 @@ class DryRun:
         self.device = model.image_tower.proj.device
         self.autocast = config.train.precision == "bfloat16"
         self.rows = rows_of_rank(config.batch.size, 0, config.train.workers)
+        if self.rows.stop - self.rows.start < 2:
+            # The batch norm of the heads sees the whole batch in training, and takes no single sample here.
+            self.rows = slice(0, 2)
         self.share = self.rows.stop - self.rows.start
         self.take_step = TrainStep(
             self.model,

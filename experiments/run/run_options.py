@@ -1,12 +1,14 @@
 """Where runs are kept and logged, and what their workers get: one value for every function that needs it."""
 
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from data_catalog.storage.node_probe import NeededFolder
+from experiments.experiment_config import ConfigError
 from experiments.tracking.mlflow_store import local_store, resolve_tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -120,9 +122,15 @@ def resolve_workspace(workspace: str | Path | Folder) -> Folder:
 
     Raises:
         CatalogError: No filesystem handles its URI, or it holds credentials.
+        ConfigError: Its path means another one where the path of a database is part of a URI.
     """
     folder = Folder(workspace)
     filesystems.open_root(folder.location)
+    if folder.is_local and re.search(r"\?|%[0-9A-Fa-f]{2}", folder.location):
+        raise ConfigError(
+            f"workspace {folder.location}: `?`, and `%` with two digits, have a meaning of their own in the "
+            "URIs of its databases; rename the folder, or name another one"
+        )
     return folder
 
 

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # A dead server would otherwise block every call for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+DATABASE_TRIES = 3
 UUID_TAG = "stmi.identity"
 """Tag with the uuid of a run, or of a study's child, which is found by it in any store."""
 WRITER_TAG = "stmi.writer"
@@ -358,6 +359,11 @@ def _open_client(uri: str, workspace: Folder) -> Any:
     import mlflow  # noqa: PLC0415 - takes seconds, which overlap with the start of the workers
 
     quiet_mlflow()
+    if not uri.startswith(("http://", "https://")):
+        from mlflow.store.db import utils  # noqa: PLC0415 - for a database alone
+
+        # A database that cannot be opened would otherwise be tried for 100 seconds at each call.
+        utils.MAX_RETRY_COUNT = DATABASE_TRIES
     if uri == local_store(workspace):
         open_local_store(workspace)
     return mlflow.MlflowClient(tracking_uri=uri)

@@ -69,8 +69,9 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, UnpicklingError, EOFError, LookupError, ValueError) as error:
+        # A file that is cut off ends in an error without a text, other bytes in one with a number.
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise ReleasedCheckpointError(
             f"not a file of weights alone ({reason}); expected what torch.save(model.state_dict(), ...) "
             "writes"

@@ -76,7 +76,16 @@ def test_command_line_takes_a_file_and_changes_it_further(tmp_path):
         ("mine", "base: demo\nsettings: {train.epochs: many}", "train.epochs='many': Input should be"),
         ("mine", "base: demo\nsettings: {train: {epochs: 3}}", "this is a group; set one of its fields"),
         ("mine", "base: demo\nsettings: {recipe: x}", "recipe is not a setting"),
-        ("mine", "base: demo\nsettings: {seed: 2026-01-01}", "quote dates and times"),
+        (
+            "mine",
+            "base: demo\nsettings: {seed: 2026-01-01}",
+            "seed='2026-01-01': Input should be a valid int",
+        ),
+        (
+            "mine",
+            "base: demo\nsettings: {seed: !!binary aGk=}",
+            "bytes is not JSON serializable; expected text",
+        ),
         ("mine", "base: demo\nbase: demo", "base stands in lines 1 and 2; remove one of them"),
         (
             "mine",
@@ -96,6 +105,11 @@ def test_wrong_file_is_named_with_its_field(name, text, message, tmp_path, capsy
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"argument --recipe: file {file}: " in error
     assert message in error
+
+
+def test_text_beyond_the_first_plane_is_read_as_it_is(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: rgbnt201-paper\nsettings: {model.clip.source: /clips/😀}")
+    assert read_recipe(tmp_path / "mine.yaml").model.clip.source == "/clips/😀"
 
 
 def test_file_that_is_not_there_is_named(tmp_path):

@@ -125,7 +125,13 @@ def test_a_name_without_model_is_that_of_a_setting_of_the_model(text, full):
         ("seed=99999999999999999999", r"seed=9{20}: .*less than or equal to 9223372036854775807"),
         ("data.synthetic.seed=9e99", r"data\.synthetic\.seed="),
         (f"train.epochs={'9' * 5000}", r"train\.epochs=9{40}: not a value"),
-        ("train.epochs=2020-99-99", r"train\.epochs=2020-99-99: not a value"),
+        ("train.epochs=2020-01-01", r"train\.epochs='2020-01-01': Input should be a valid integer"),
+        ("train.epochs=on", r"train\.epochs=True: Input should be a number, not on or off$"),
+        (
+            "train.checkpoint_minutes=1:30",
+            r"train\.checkpoint_minutes='1:30': Input should be a valid number",
+        ),
+        ("loss.triplet_margin=off", r"Input should be a number, not on or off; or null"),
         (
             "data.synthetic=null|data.dataset=../../etc",
             r"data\.dataset='\.\./\.\./etc': cannot name a folder",
@@ -137,6 +143,18 @@ def test_a_name_without_model_is_that_of_a_setting_of_the_model(text, full):
 def test_wrong_settings_are_refused_by_name(setting, message):
     with pytest.raises(ConfigError, match=message):
         resolve("demo", setting.split("|"))
+
+
+@pytest.mark.parametrize("text", ["models/a #1", "2024_05", "201", "no", "2024-05-01", "1e3", "~x", "a: b"])
+def test_text_is_taken_as_it_is_typed(text):
+    assert resolve("rgbnt201-paper", [f"model.clip.source={text}"]).model.clip.source == text
+    assert resolve("rgbnt201-paper", [f'model.clip.source="{text}"']).model.clip.source == text
+
+
+def test_numbers_are_decimal():
+    assert resolve("demo", ["seed=010"]).seed == 10
+    assert resolve("demo", ["optim.learning_rate=1e-3"]).optim.learning_rate == 0.001
+    assert resolve("demo", ["optim.learning_rate=2.5e-3"]).optim.learning_rate == 0.0025
 
 
 def test_unknown_recipe_is_refused_with_those_there_are():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections import Counter
 
 import pytest
@@ -17,6 +18,7 @@ from experiments.studies.ablation.rows import ABLATIONS
 from experiments.studies.published import published_methods
 from experiments.studies.sweep.sweep_result import SweepResult
 from experiments.terminal_tables import print_facts, print_marked, print_table, text_console, text_table
+from experiments.tracking.mlflow_store import MlflowRun
 from tests import json_samples
 from tests.experiments import made_up
 
@@ -177,6 +179,13 @@ def test_text_of_users_is_printed_as_it_is(capsys):
     shown = words(capsys.readouterr().out)
     expected = "dead = [none] sample number p0/[/a]2 :car: 1.0 page [bold].html not drawn [red]: no [weights]"
     assert shown == words(expected)
+
+
+def test_command_that_serves_a_store_can_be_pasted():
+    run = MlflowRun(uri="sqlite:////data/my runs (old)/mlflow.db", run_id="1", experiment_id="1")
+    command, opened = report._mlflow(run).split("\n")
+    assert shlex.split(command)[-1] == "sqlite:////data/my runs (old)/mlflow.db"
+    assert "then open http://127.0.0.1:5000" in opened
 
 
 def test_report_puts_a_run_where_its_precision_is_among_the_published_ones(capsys):

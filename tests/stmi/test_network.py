@@ -44,6 +44,17 @@ def test_a_proxy_is_named_without_its_password(monkeypatch):
     assert through_proxy("https://hub.example/x") == ""
 
 
+@pytest.mark.parametrize("password", ["s3cr/et", "s3cr@t/x", "s3cr?et", "s3cr#et"])
+def test_no_part_of_a_password_is_named_or_looked_up(password, monkeypatch):
+    def look_up(*arguments, **options):
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(socket, "create_connection", look_up)
+    reason = why_unreachable(f"http://user:{password}@127.0.0.1:1")
+    assert reason.startswith("malformed: expected HOST:PORT, and / ? # @")
+    assert "s3cr" not in reason
+
+
 def test_what_listens_can_be_asked_and_what_does_not_is_named_within_seconds(closed):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from data_catalog.records import Record
 from experiments.experiment_config import SettingName
+from experiments.recipe_files import BUILT_IN
 from experiments.studies.study_result import StudyResult
 
 State = Literal["running", "finished", "pruned", "failed", "crashed"]
@@ -95,7 +96,9 @@ class SweepResult(StudyResult):
         # Studies of older versions have the sampled values alone.
         sampled = [f"{name}={json.dumps(value)}" for name, value in self.best.values.items()]
         settings = self.best.settings or sampled
-        return shlex.join(["--recipe", self.recipe, *(f"--set={setting}" for setting in settings)])
+        # Of a recipe's file, the study knows the name alone.
+        recipe = self.recipe if self.recipe in BUILT_IN else f"{self.recipe}.yaml"
+        return shlex.join(["--recipe", recipe, *(f"--set={setting}" for setting in settings)])
 
     @property
     def is_complete(self) -> bool:

@@ -190,6 +190,14 @@ def test_plan_refuses_hardware_without_the_memory_and_names_the_micro_batches_th
     assert "rank 5" not in line
 
 
+def test_plan_of_workers_with_a_sample_each_has_a_memory(clip, tmp_path, capsys):
+    """The batch norm of the heads takes no single sample; in training it sees the whole batch."""
+    options = [*small_run.options(clip, "train.workers"), "--workspace", str(tmp_path)]
+    size = resolve("demo", small_run.settings(clip)).batch.size
+    one, two = (plan(capsys, *options, "--workers", str(size // share))["memory"] for share in (1, 2))
+    assert one["training_peak"] == two["training_peak"] > 0
+
+
 def test_plan_of_an_elastic_run_has_the_memory_of_its_fewest_workers(clip, tmp_path, capsys):
     """A worker's share of the batch grows where others are lost."""
 

@@ -3,7 +3,7 @@ import pytest
 from data_catalog.errors import CatalogError
 from data_catalog.storage import local_copies
 from experiments.experiment_config import ConfigError
-from experiments.run.run_options import RunOptions
+from experiments.run.run_options import RunOptions, resolve_workspace
 from experiments.tracking.mlflow_store import local_store
 
 
@@ -57,3 +57,12 @@ def test_trials_do_not_get_the_tracking_uri_and_its_password(tmp_path):
 def test_impossible_locations_are_refused(given, error, message, tmp_path):
     with pytest.raises(error, match=message):
         RunOptions.resolve(**{"workspace": tmp_path} | given)
+
+
+@pytest.mark.parametrize("name", ["q?x=1", "p%20q", "a%3Fb"])
+def test_workspace_whose_path_means_another_one_in_a_uri_is_refused(name, tmp_path):
+    """SQLAlchemy would keep the databases of MLflow and of sweeps elsewhere."""
+    with pytest.raises(ConfigError, match=r"have a meaning of their own in the URIs of its databases"):
+        resolve_workspace(tmp_path / name)
+    for usual in ("a b", "50%", "a#b", "a[b]"):
+        assert resolve_workspace(tmp_path / usual).location == str(tmp_path / usual)

@@ -15,7 +15,7 @@ from data_catalog.storage import filesystems
 from data_catalog.storage.folders import Folder
 from experiments.tracking.journal import Journal
 from experiments.tracking.journal_folder import JournalFolder
-from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger, find_missing
+from experiments.tracking.mlflow_logger import UUID_TAG, Description, MlflowLogger, check_store, find_missing
 from experiments.tracking.mlflow_store import local_store
 from tests.mlflow_server import free_port, serving
 
@@ -417,3 +417,11 @@ def test_a_server_that_does_not_listen_costs_no_time_and_a_proxy_is_named(
 
 def fail(*args, **kwargs):
     raise ConnectionError("no server")
+
+
+def test_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(mlflow.store.db.utils.time, "sleep", waited.append)
+    with pytest.raises(ConnectionError, match=r"cannot be reached: .*unable to open database file"):
+        check_store(f"sqlite:///{tmp_path}", Folder(tmp_path))
+    assert sum(waited) < 1

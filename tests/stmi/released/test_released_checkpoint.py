@@ -8,7 +8,7 @@ from experiments import recipes
 from stmi.incidence import euclidean_incidence
 from stmi.model_input import ModelInput
 from stmi.released.parameter_names import modality_major
-from stmi.released.released_checkpoint import ReleasedCheckpointError, load, text_weights, unused_names
+from stmi.released.released_checkpoint import ReleasedCheckpointError, load, read, text_weights, unused_names
 from tests.stmi import golden
 from tests.stmi.released import released_oracle
 from tests.tolerances import EXACT_FLOAT64, GOLDEN_VALUE, ROUNDING_FLOAT32
@@ -258,3 +258,11 @@ def test_model_owns_its_weights(checkpoint):
         value.zero_()
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     assert all(p.requires_grad != name.endswith("norm.bias") for name, p in model.heads.named_parameters())
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "it ends too early"), (b"hi", ""), (b"\x80", "")])
+def test_file_that_is_no_checkpoint_is_refused(tmp_path, content, reason):
+    path = tmp_path / "released.pth"
+    path.write_bytes(content)
+    with pytest.raises(ReleasedCheckpointError, match=rf"not a file of weights alone \(.*{reason}"):
+        read(path)
