@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import yaml
 
 from experiments.experiment_config import UNDECIDING, ConfigError, ExperimentConfig, full_name
-from experiments.recipes import resolve, section_of
+from experiments.recipes import ValueLoader, resolve, section_of
 from stmi.config import ModelConfig, Switch
 
 Kind = Literal["float", "log", "zero-or-log", "int", "choice"]
@@ -210,7 +210,7 @@ def parse_dimension(text: str) -> Dimension:
 def _plain(text: str, choice: str) -> str | int | float | bool:
     """A choice as a number, on or off, or a word."""
     try:
-        value = yaml.safe_load(choice)
+        value = yaml.load(choice, ValueLoader)
     except yaml.YAMLError:
         value = None
     if not isinstance(value, str | int | float | bool):
