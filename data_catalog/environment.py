@@ -28,11 +28,12 @@ REQUIRED = {
 
 SHARING = {
     # Threads that wait for each other soon sleep: beside other busy processes, spinning takes the processors
-    # from those that are waited for. On two cores that another program keeps busy, two threads took 2.4 times
-    # as long as alone, by OpenMP's own way 6.9 times; alone 1.06 times its time. PASSIVE, sleeping at once,
-    # took 1.9, and alone 1.24 times.
+    # from those that are waited for. On two cores that another program keeps busy, two threads take 2.5 times
+    # as long as alone, by OpenMP's own way took 6.9 times; alone 1.02 times its time. PASSIVE, sleeping at
+    # once, took 1.9, and alone 1.24 times.
     "GOMP_SPINCOUNT": "7000",
-    # Ray would give its workers 15: what all other processes of the same session or container leave.
+    # Ray would give its workers 15: what all other processes of the same session or container leave. Beside
+    # two busy threads on two cores, a run of 35 s had not trained a step after 200 s; so it takes 56 s.
     "RAY_worker_niceness": "0",
 }
 """How processors are shared with other programs. Set in every process of the project, but a variable that its
