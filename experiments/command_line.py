@@ -19,7 +19,6 @@ from data_catalog.command_parser import CommandParser
 from data_catalog.errors import CatalogError, StorageAwayError
 from data_catalog.interrupts import interruptible, printing
 from data_catalog.records import Printed, Record, add_json_options
-from data_catalog.storage.filesystems import absolute, open_root
 from data_catalog.storage.patience import DEFAULT_SECONDS, wait_for_storage
 from experiments.experiment_config import ConfigError
 from experiments.recipe_files import name_recipe
@@ -267,6 +266,9 @@ def check_file(option: str, location: str) -> str:
         ConfigError: It is a folder.
         CatalogError: No filesystem handles the URI.
     """
+    # Their library takes a moment, which help and refusals do without.
+    from data_catalog.storage.filesystems import absolute, open_root  # noqa: PLC0415
+
     found = absolute(location)
     if "://" not in found and Path(found).is_dir():
         raise ConfigError(f"{option}={location}: this is a folder; name a file in it")

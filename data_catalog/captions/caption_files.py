@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from data_catalog.captions.item_names import file_stem
 from data_catalog.errors import CatalogError
 from data_catalog.formats import Listing, find_format
 from data_catalog.samples.held_out import splits_on_disk
@@ -19,10 +20,6 @@ from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
 
 MAX_FILE_BYTES = 256 * 2**20
-_IMAGE_ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif"),
-    *(".png", ".apng", ".bmp", ".tif", ".tiff", ".webp"),
-)
 _FORM = '[{"item": file name, "description": text}, ...]'
 
 Choice = Literal["RGB", "NIR", "TIR", "join"]
@@ -150,13 +147,6 @@ def read_listed_captions(listing: Listing, sample_ids: Sequence[str], choose: Ch
         digest=json_digest(texts),
         absent=[sample_id for sample_id in texts if sample_id not in known],
     )
-
-
-def file_stem(item: str) -> str:
-    """The name of an item's file, without folders (of any system) and without the ending of an image."""
-    name = PurePosixPath(item.strip().replace("\\", "/")).name
-    ending = PurePosixPath(name).suffix
-    return name.removesuffix(ending) if ending.lower() in _IMAGE_ENDINGS else name
 
 
 def _read_bytes(path: Path) -> bytes:

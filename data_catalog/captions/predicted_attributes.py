@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
-from data_catalog.captions.caption_files import file_stem
+from data_catalog.captions.item_names import file_stem
 from data_catalog.errors import CatalogError
 from data_catalog.records import Record, describe_invalid
 from stmi.modality import MODALITIES

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from data_catalog.__main__ import main
-from data_catalog.captions.caption_files import CaptionFile, file_stem, find_caption_files, read_caption_files
+from data_catalog.captions.caption_files import CaptionFile, find_caption_files, read_caption_files
 from data_catalog.captions.imported_captions import CaptionFileSettings, import_captions, join_captions
+from data_catalog.captions.item_names import file_stem
 from data_catalog.captions.redaction import REDACTION_VERSION
 from data_catalog.errors import CatalogError
 from data_catalog.samples.any_image import TYPES
