@@ -84,7 +84,7 @@ def test_interrupted_anywhere_it_goes_on_to_tables_and_a_page(
     # The paper's mAP of the full model.
     assert "81.2" in page
     runs = [JournalFolder(path) for path in (tmp_path / "runs" / "train").iterdir() if path.is_dir()]
-    assert len(runs) == 5
+    assert len(runs) == 7
     sizes = [run.journal.size for run in runs]
     status, out, _ = call("--json", captions=captions)
     assert status == 0
