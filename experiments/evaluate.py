@@ -370,8 +370,10 @@ def embed_images(given: argparse.Namespace) -> FolderEmbeddings:
     Raises:
         ConfigError: Options do not fit together, or the folder has no sample that can be used.
     """
-    others = ["dataset", "missing", "rerank", "rerank_variant", "queries", "workers", "released_checkpoint"]
-    others += ["recipe", "settings", "catalog"]
+    others = (
+        *("dataset", "missing", "rerank", "rerank_variant", "queries", "workers"),
+        *("released_checkpoint", "recipe", "settings", "catalog"),
+    )
     if wrong := [name for name in others if getattr(given, name)]:
         option = {"settings": "set"}.get(wrong[0], wrong[0].replace("_", "-"))
         raise ConfigError(f"--images goes with --run and --embeddings, not with --{option}")

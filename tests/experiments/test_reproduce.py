@@ -73,11 +73,13 @@ def test_interrupted_anywhere_it_goes_on_to_tables_and_a_page(
         assert line.endswith("(as before) "), line
     result = json.loads(out)
     rows = [row["name"] for row in result["study"]["rows"]]
-    assert rows[:4] == [
+    assert rows[:6] == [
         "without CHI",
         "MLP in place of CHI",
         "self-attention in place of CHI",
         "CHI (full model)",
+        "rule of the released code",
+        "each node with its 2 nearest",
     ]
     assert result["study"]["wrong"] == {}
     page = (tmp_path / "runs" / "studies" / result["study"]["study"] / "report.html").read_text()
@@ -93,7 +95,7 @@ def test_interrupted_anywhere_it_goes_on_to_tables_and_a_page(
     status, out, _ = call("--plan", "--json", captions=captions)
     assert status == 0
     found = json.loads(out)
-    assert [run["state"] for run in found["study"]["runs"]] == ["finished"] * 5
+    assert [run["state"] for run in found["study"]["runs"]] == ["finished"] * 7
     assert (found["masks"], found["captions"], found["study"]["warnings"]) == (None, None, [])
 
 

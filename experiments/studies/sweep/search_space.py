@@ -279,7 +279,8 @@ def trial_settings(recipe: str, settings: Sequence[str], values: Mapping[str, An
         and sampled[rate] < resolve(recipe, list(settings)).flat()[final]
     ):
         sampled[final] = sampled[rate]
-    return [*settings, *(f"{name}={json.dumps(value)}" for name, value in sampled.items())]
+    written = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in sampled.items())
+    return [*settings, *written]
 
 
 def check_switches(space: Space, recipe: str, settings: Sequence[str]) -> None:

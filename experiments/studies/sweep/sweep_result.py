@@ -94,7 +94,9 @@ class SweepResult(StudyResult):
         """The options of `train.py` that train the best trial, for a shell."""
         assert self.best is not None
         # Studies of older versions have the sampled values alone.
-        sampled = [f"{name}={json.dumps(value)}" for name, value in self.best.values.items()]
+        sampled = [
+            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in self.best.values.items()
+        ]
         settings = self.best.settings or sampled
         # Of a recipe's file, the study knows the name alone.
         recipe = self.recipe if self.recipe in BUILT_IN else f"{self.recipe}.yaml"
