@@ -1,6 +1,6 @@
 """Embeddings and metrics of a view, spread over the workers of a run."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +103,7 @@ def embed(
     autocast: bool,
     captions: Tensor | None = None,
     missing: Collection[Modality] = (),
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Embedded:
     """Every retrieval feature of every row of a view, each row once, on any number of workers.
 
@@ -113,6 +114,7 @@ def embed(
         autocast: Run the network under bfloat16 autocast.
         captions: As in `model_input`.
         missing: Modalities whose images are replaced by zeros.
+        before_batch: Called before each batch, equally often on every worker.
 
     Returns:
         The same on every worker.
@@ -127,6 +129,7 @@ def embed(
     parts: list[Tensor] = []
     widths: dict[str, int] = {}
     for start in range(0, share, batch):
+        before_batch()
         made = embed_rows(model, view, own[start : start + batch], autocast, captions, missing)
         widths = {name: values.shape[1] for name, values in made.items()}
         parts.append(torch.cat(list(made.values()), dim=1))

@@ -312,9 +312,10 @@ def _refuse_interrupted(folder: RunFolder) -> None:
     """Raise an error where the training ended because it was asked to."""
     last = folder.journal.read()[-1]
     if last["event"] == INTERRUPTED:
+        step = last["step"]
+        where = f"after step {step}, of which it has a checkpoint" if step else "before its first step"
         raise InterruptedRunError(
-            f"run {folder.name} was stopped by SIGTERM after step {last['step']}, of which it has a "
-            "checkpoint; run the same command again to continue"
+            f"run {folder.name} was stopped by SIGTERM {where}; run the same command again to continue"
         )
 
 

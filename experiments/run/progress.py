@@ -76,7 +76,8 @@ class Progress:
 
         Each is as short as float32 can be written exactly.
         """
-        values = [float(str(value)) for value in torch.stack(self.totals).float().cpu().numpy()]
+        totals = torch.stack(self.totals) if self.totals else torch.empty(0)
+        values = [float(str(value)) for value in totals.float().cpu().numpy()]
         return [None if index in self.skipped else value for index, value in enumerate(values)]
 
     def end_epoch(self) -> None:

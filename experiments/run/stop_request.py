@@ -22,6 +22,10 @@ REMOTE_LOOK_SECONDS = 2.0
 """In object storage each look is a request."""
 
 
+class StopRequestedError(Exception):
+    """The first worker has seen the request; all workers of the run raise it at the same place."""
+
+
 @contextmanager
 def stopping_on_sigterm(folder: Folder) -> Iterator[None]:
     """Context in which the first SIGTERM leaves a request to stop in a folder.

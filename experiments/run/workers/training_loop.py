@@ -31,6 +31,7 @@ from experiments.run.run_tables import (
     split_names,
     training_views,
 )
+from experiments.run.stop_request import StopRequestedError
 from experiments.run.workers.batch_input import BatchInput
 from experiments.run.workers.checkpoint_schedule import CheckpointSchedule, Due
 from experiments.run.workers.loss_check import DivergedError, LossCheck
@@ -58,9 +59,15 @@ def train(given: TrainingInput, session: Session) -> None:
         run = _Run(given, session)
         progress, history = run.restore()
     reporter = Reporter(session, clock, began, history)
+    schedule = CheckpointSchedule(given.config.train, session, given.stops)
     try:
         with session.stop_request.watched() if session.rank == 0 else nullcontext():
-            _train(run, reporter, progress, CheckpointSchedule(given.config.train, session, given.stops))
+            _train(run, reporter, progress, schedule)
+    except StopRequestedError:
+        # Between epochs the last checkpoint has all that there is.
+        if progress.in_epoch:
+            reporter.store("checkpoint", partial(run.take_checkpoint, progress), **progress.position())
+        reporter.report(INTERRUPTED, **progress.position(), step_losses=progress.step_losses())
     except (DivergedError, RetrievalError) as error:
         # Every worker gets the same error, and would get it again: a retry does not help.
         reporter.report("stopped", error=str(error), **getattr(error, "failed_step", {}))
@@ -93,13 +100,13 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
         with clock.part("steps"):
             for is_last in run.train_epoch(progress, clock):
                 due = schedule.after_step(progress.step)
-                # After the last step the epoch's evaluation comes first, unless there is no time for it.
-                if due is Due.STOP or (due is Due.CHECKPOINT and not is_last):
+                if due is Due.STOP:
+                    run.loss_check.check(progress)
+                    raise StopRequestedError
+                # After the last step the epoch's evaluation comes first.
+                if due is Due.CHECKPOINT and not is_last:
                     run.loss_check.check(progress)
                     reporter.store("checkpoint", take, **progress.position())
-                if due is Due.STOP:
-                    reporter.report(INTERRUPTED, **progress.position(), step_losses=progress.step_losses())
-                    return
             run.loss_check.check(progress)
         facts: Event = {
             **run.means(progress),
@@ -108,8 +115,7 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
             "skipped": [run.loss_check.failed_step(progress, index) for index in progress.skipped],
             **worker_times(run.session, run.own_seconds - own_seconds),
         }
-        progress.end_epoch()
-        epoch = progress.epoch
+        epoch = progress.epoch + 1
         last = epoch == config.epochs
         with clock.part("evaluation"):
             if last or epoch % config.validate_every == 0:
@@ -120,6 +126,7 @@ def _train(run: "_Run", reporter: Reporter, progress: Progress, schedule: Checkp
                 others = run.measure_others(*(["val"] if last else ["val", "test"]))
                 facts["hyperedges"] |= _hyperedges(measured, others)
                 facts |= _others(others)
+        progress.end_epoch()
         reporter.report("epoch", **progress.position(), **facts)
         if schedule.after_epoch(progress.epoch, due):
             reporter.store("checkpoint", take, **progress.position())
@@ -353,9 +360,15 @@ class _Run:
         evaluation.fill_untrained_cameras(self.model, self.trained_cameras)
         rows = JoinedView([view], [self.first_cameras[dataset]])
         batch = self.config.train.evaluation_batch
-        embedded = evaluation.embed(self.model, rows, batch, self.autocast, captions)
+        embedded = evaluation.embed(
+            self.model, rows, batch, self.autocast, captions, before_batch=self._refuse_stop
+        )
         junk = junk_rule(self.config.data, view.table)
         return view, embedded, evaluation.score_each(view, embedded.features, junk)
+
+    def _refuse_stop(self) -> None:
+        if self.session.agree(int(self.session.stop_request.is_made)):
+            raise StopRequestedError
 
 
 def caption_tokens(

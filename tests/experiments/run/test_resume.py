@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from data_catalog.errors import StorageAwayError
 from data_catalog.storage.folders import Folder
 from experiments.evaluating.run_differences import find_differences
+from experiments.run import evaluation
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import InterruptedRunError
 from experiments.run.stop_request import LOOK_SECONDS, STOP_FILE, stopping_on_sigterm
@@ -150,6 +151,37 @@ def test_sigterm_ends_it_with_a_checkpoint_of_the_next_step(undisturbed, workspa
     assert signal.getsignal(signal.SIGTERM) is before
     run = small_run.alone(CLIP, workspace, runs=tmp_path)
     assert run.journal.last("resumed")["step"] == 4
+    assert_equal_runs(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [
+        (1, "before its first step"),
+        (2, "after step 5, of which it has a checkpoint"),
+        (4, "after step 7, of which it has a checkpoint"),
+        (5, "after step 7, of which it has a checkpoint"),
+    ],
+)
+def test_sigterm_ends_an_evaluation_which_is_made_again(
+    undisturbed, workspace, tmp_path, monkeypatch, number, where
+):
+    """Before the first step, after an epoch, and the two after the last one, without a step in between."""
+    embed, calls = evaluation.embed, 0
+
+    def terminate(*given, **named):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(5 * LOOK_SECONDS)
+        return embed(*given, **named)
+
+    monkeypatch.setattr(evaluation, "embed", terminate)
+    with pytest.raises(InterruptedRunError, match=f"stopped by SIGTERM {where}; run"):
+        small_run.alone(CLIP, workspace, runs=tmp_path)
+    run = small_run.alone(CLIP, workspace, runs=tmp_path)
+    assert calls > number
     assert_equal_runs(run, undisturbed)
 
 
