@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from data_catalog.records import FOLDER_NAME, NO_FOLDER_NAME
 from data_catalog.synthetic import Kind, SyntheticSettings
+from stmi.clip.clip_files import find_clip
 from stmi.config import (
     LARGEST_COUNT,
     LARGEST_SEED,
@@ -264,6 +265,11 @@ class ExperimentConfig(Section):
         if self.data.synthetic is not None:
             settings["data"]["synthetic"] = self.data.synthetic.deciding()
         return settings
+
+    @property
+    def clip_source(self) -> str:
+        """The run's CLIP as workers find it: a folder (relative to here, or to the project), or a name."""
+        return find_clip(self.model.clip.source)
 
     def by_dataset(self) -> "dict[str, ExperimentConfig]":
         """For each data set, the first one first, the config of a run that reads the same tables of it."""

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from experiments.experiment_config import ExperimentConfig
-from experiments.run import run_data
 from stmi.clip import loading
 from stmi.clip.loading import LoadedClip
 from stmi.modality import MODALITIES
@@ -18,7 +17,7 @@ from stmi.training.train_step import TrainStep
 
 def untrained_clip(config: ExperimentConfig) -> LoadedClip:
     """The run's CLIP with random weights, as `stmi.clip.loading.untrained_clip`."""
-    return loading.untrained_clip(run_data.clip_source(config))
+    return loading.untrained_clip(config.clip_source)
 
 
 class DryRun:

@@ -58,7 +58,7 @@ def check_run(config: ExperimentConfig, catalog: str, with_images: bool = True) 
     findings = Findings()
     try:
         check_data_set(config, catalog)
-        clip = load_clip(run_data.clip_source(config))
+        clip = load_clip(config.clip_source)
         check_settings(config, clip)
         tables = _find_tables(config, clip, catalog, findings)
     except (CatalogError, ConfigError, ClipFileError) as error:

@@ -29,7 +29,6 @@ from experiments.planning.flop_counts import Flops
 from experiments.planning.memory_use import Memory
 from experiments.planning.run_checks import check_run
 from experiments.recipes import RECIPES, resolve
-from experiments.run import run_data
 from experiments.run.elastic_workers import with_worker_count
 from experiments.run.made_tables import FoundTables, look_up_tables
 from stmi.clip.clip_files import WEIGHTS_FILE
@@ -182,7 +181,7 @@ def find_counterpart(recipe: str) -> str | None:
 
 def clip_digest_of(config: ExperimentConfig) -> str | None:
     """Digest of a CLIP whose weights are in a local folder; open_clip would download those of a name."""
-    source = run_data.clip_source(config)
+    source = config.clip_source
     return load_clip(source).digest if (Path(source) / WEIGHTS_FILE).is_file() else None
 
 

@@ -20,7 +20,6 @@ from data_catalog.storage.folders import Folder
 from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
 from experiments.run.checkpoints import MODEL_FILE, digest_weights
-from experiments.run.run_data import clip_source
 from experiments.run.run_folder import CONFIG_FILE, INITIAL_FILE, RunFolder
 from experiments.run.run_result import InitialFacts
 from experiments.run.run_tables import (
@@ -145,7 +144,7 @@ def _expected(tables: RunTables, config: ExperimentConfig) -> dict[str, tuple[in
     identities = BatchSchedule(training_views(tables.views, datasets), config).identities
     cameras = count_cameras(tables.views, datasets)
     with nullcontext() if config.model.text.fine_tune else torch.device("meta"):
-        model = STMI(config.model, untrained_clip(clip_source(config)), identities, cameras, config.seed)
+        model = STMI(config.model, untrained_clip(config.clip_source), identities, cameras, config.seed)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 

@@ -24,7 +24,6 @@ from experiments.run.micro_batches import (
     with_micro_batches,
     with_noted_micro_batches,
 )
-from experiments.run.run_data import clip_source
 from experiments.run.run_description import code_version, describe_run, note_start, other_code_digests
 from experiments.run.run_folder import INITIAL_FILE, RunFolder
 from experiments.run.run_options import RunOptions
@@ -195,7 +194,7 @@ def _training_input(
         config=folder.config,
         views=tables.views,
         captions=tables.captions,
-        clip=clip_source(folder.config),
+        clip=folder.config.clip_source,
         checkpoint=checkpoint,
         skips_not_finite=options.skips_not_finite,
         deterministic=options.deterministic,

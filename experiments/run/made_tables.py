@@ -115,7 +115,7 @@ def _fits_run(table: Table, config: ExperimentConfig, clip_digest: str | None) -
         )
     if table.kind is TableKind.TEXT_FEATURES:
         if clip_digest is None:
-            source = run_data.clip_source(config)
+            source = config.clip_source
             return bool(table.statistics["clip"] == (Path(source).name if Path(source).is_dir() else source))
         return table.manifest.inputs["clip"] == clip_digest
     return True

@@ -49,10 +49,10 @@ def preflight(
     # PyTorch takes seconds to import, which a missing data set does not wait for.
     from experiments.run.config_checks import check_settings, check_tables  # noqa: PLC0415
     from experiments.run.made_tables import find_made_tables  # noqa: PLC0415
-    from experiments.run.run_data import as_run_tables, clip_source, prepare_tables  # noqa: PLC0415
+    from experiments.run.run_data import as_run_tables, prepare_tables  # noqa: PLC0415
     from stmi.clip.loading import load_clip  # noqa: PLC0415
 
-    clip = load_clip(clip_source(first))
+    clip = load_clip(first.clip_source)
     check_each(lambda config: check_settings(config, clip))
     made = None
     if sources is None:

@@ -27,15 +27,9 @@ from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.run_options import RunOptions
 from experiments.run.run_tables import OnStep, RunTables, join_names, junk_rule, split_names
 from experiments.run.table_making import Tables, TableSources, again, make_tables
-from stmi.clip.clip_files import find_clip
 from stmi.clip.loading import LoadedClip
 
 logger = logging.getLogger(__name__)
-
-
-def clip_source(config: ExperimentConfig) -> str:
-    """The recipe's CLIP as workers find it: a folder (relative to here, or to the project), or a name."""
-    return find_clip(config.model.clip.source)
 
 
 def prepare_tables(

@@ -60,7 +60,7 @@ def run(capsys, clip: Path, workspace: Path | str, *extra: str) -> dict:
 def configured(clip: Path, workspace: Path, *changes: str) -> tuple[ExperimentConfig, RunTables]:
     """The small run with one worker, and its tables."""
     config = recipes.resolve("demo", [*settings(clip), *changes])
-    loaded = load_clip(run_data.clip_source(config))
+    loaded = load_clip(config.clip_source)
     return config, run_data.prepare_tables(config, loaded, RunOptions.resolve(workspace))
 
 

@@ -99,7 +99,7 @@ def train_alone(
         on_report: As in `lifecycle.run`.
     """
     options = RunOptions.resolve(workspace, str(tables / "catalog")).without_tracking()
-    read = run_data.prepare_tables(config, load_clip(run_data.clip_source(config)), options)
+    read = run_data.prepare_tables(config, load_clip(config.clip_source), options)
     return RunFolder(lifecycle.run(config, read, options, threads=1, on_report=on_report).folder)
 
 

@@ -35,6 +35,9 @@ def prepare_ray() -> None:
     if str(ROOT) not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
     prepare_environment()
+    if _is_own_ray():
+        # No cloud takes this machine back, and a process less is started.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Every worker would warn that PyTorch looks for unused parameters; `distribute` says why it does.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -61,11 +64,16 @@ def check_cluster(folders: Sequence[NeededFolder]) -> None:
     Raises:
         data_catalog.errors.CatalogError: A node does not.
     """
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
+    if _is_own_ray():
         return
     prepare_ray()
     ensure_ray()
     check_nodes(folders)
+
+
+def _is_own_ray() -> bool:
+    """Whether no cluster is named, so that Ray is started on this machine."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOptions) -> None:
@@ -83,6 +91,7 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
         StorageAwayError: The storage was away for too long.
     """
     import ray  # noqa: PLC0415 - after `prepare_ray` has set what Ray reads from the environment
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator  # noqa: PLC0415
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME  # noqa: PLC0415
 
@@ -92,6 +101,8 @@ def train_on_workers(given: TrainingInput, folder: RunFolder, options: RunOption
 
     prepare_ray()
     ensure_ray()
+    # Ray Train's controller would start this actor, too, and do nothing until it is there.
+    default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
     nodes = living_nodes()
     workers, fewest = given.config.train.workers, options.fewest_workers
     if fewest is not None:

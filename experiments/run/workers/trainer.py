@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
@@ -85,6 +86,11 @@ class Trainer(TorchTrainer):
         if self._sizes is not None:
             given["scaling_policy"] = FittingScalingPolicy(self.scaling_config, self._sizes)
         return super()._initialize_and_run_controller(**given)  # type: ignore[misc]
+
+    def _create_default_callbacks(self) -> list[Any]:
+        default = super()._create_default_callbacks()  # type: ignore[misc]
+        # It would start an actor that hands out data sets, and workers read their rows themselves.
+        return [callback for callback in default if not isinstance(callback, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller

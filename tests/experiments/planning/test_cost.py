@@ -9,7 +9,6 @@ from experiments.planning.cost import measure_cost
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.planning.flop_counts import PARTS, pass_flops
 from experiments.recipes import resolve
-from experiments.run import run_data
 from stmi.clip.loading import load_clip
 from stmi.errors import ClipFileError
 from stmi.model import STMI
@@ -93,7 +92,7 @@ def test_text_tower_counts_per_caption_if_frozen_and_per_step_if_trained():
 
 def test_parameters_equal_those_of_the_model_with_its_weights():
     config = resolve("demo")
-    clip = load_clip(run_data.clip_source(config))
+    clip = load_clip(config.clip_source)
     model = STMI(config.model, clip, IDENTITIES, CAMERAS, seed=0)
     parts = dict(measured_cost().parameters.by_part)
     text = sum(p.numel() for p in clip.model.parameters()) - sum(
