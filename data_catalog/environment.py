@@ -28,10 +28,10 @@ REQUIRED = {
 
 SHARING = {
     # Threads that wait for each other soon sleep: beside other busy processes, spinning takes the processors
-    # from those that are waited for. On two cores that another program keeps busy, two threads take 2.5 to
-    # 2.8 times as long as alone, by OpenMP's own way took 6.9 times; alone 0.99 to 1.02 times its time. With
-    # 4000 it is 2.3 to 2.4, alone 1.04 to 1.05; with PASSIVE, sleeping at once, 1.9, and alone 1.24 times.
-    "GOMP_SPINCOUNT": "7000",
+    # from those that are waited for. On two cores that another program keeps busy, two threads take 2.2 to
+    # 2.4 times as long as alone (7000: 2.4 to 2.8), by OpenMP's own way took 6.9 times; alone 0.98 to 1.05
+    # times its time, as with 7000. With PASSIVE, sleeping at once, it was 1.9, and alone 1.24 times.
+    "GOMP_SPINCOUNT": "5000",
     # Ray would give its workers 15: what all other processes of the same session or container leave. Beside
     # two busy threads on two cores, a run of 35 s had not trained a step after 200 s; so it takes 56 s.
     "RAY_worker_niceness": "0",

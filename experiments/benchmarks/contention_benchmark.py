@@ -2,12 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import psutil
+
 from data_catalog.environment import SHARING, WAITING
-from experiments.benchmarks.measuring import BenchmarkReport, Measurement, measure
+from experiments.benchmarks.measuring import BenchmarkReport, measure_in_turns
 from experiments.recipes import ROOT, resolve
 from stmi.processors import usable_processors
 
@@ -21,20 +24,52 @@ def contention(repeats: int) -> BenchmarkReport:
 
     Alone, the project's way has its ratio to the libraries'. Beside a busy process, which is such a training
     of no niceness whose threads wait in OpenMP's own way, it has its ratio to itself alone; 2 is a fair
-    share. The libraries' own way would take minutes there.
+    share. The libraries' own way would take minutes there. All take turns; the busy process stands still
+    in those that are alone.
     """
-    # A worker inherits the others; of these it has what it is given.
+    # A worker inherits the other variables; of these it has what it is given.
     inherited = {"PYTHONPATH": str(ROOT)}
+    variants: dict[str, Callable[[], Callable[[], Any]]] = {
+        "alone, the libraries' own sharing": partial(_alone, inherited),
+        "alone, the project's sharing": partial(_alone, inherited | SHARING),
+        "beside a busy process, the project's sharing": partial(
+            _beside_busy, inherited | SHARING, inherited | {NICENESS: "0"}
+        ),
+    }
     with _ray_without(*WAITING, *SHARING):
-        own = _measure("alone, the libraries' own sharing", _begin_training(inherited), repeats)
-        training = _begin_training(inherited | SHARING)
-        ours = _measure("alone, the project's sharing", training, repeats)
-        busy = _begin_training(inherited | {NICENESS: "0"})
-        busy.train.remote(sys.maxsize)
-        beside = _measure("beside a busy process, the project's sharing", training, repeats)
+        measured = measure_in_turns(variants, repeats, samples=0)
+    # The memory is that of this process, which does not train.
+    unknown = {"peak_memory_bytes": None, "memory_before_bytes": None}
+    own, alone, beside = (one.model_copy(update=unknown) for one in measured)
     settings = {"recipe": "demo", "steps": STEPS, "processors": usable_processors()}
-    results = (own, ours.compared_with(own), beside.compared_with(ours))
+    results = (own, alone.compared_with(own), beside.compared_with(alone))
     return BenchmarkReport(name="contention", settings=settings, results=results)
+
+
+def _alone(environment: Mapping[str, str]) -> Callable[[], Any]:
+    """Some steps of a training of its own."""
+    import ray  # noqa: PLC0415
+
+    training = _begin_training(environment)
+    return lambda: ray.get(training.train.remote(STEPS))
+
+
+def _beside_busy(environment: Mapping[str, str], of_busy: Mapping[str, str]) -> Callable[[], Any]:
+    """The same beside another training, which stands still otherwise."""
+    import ray  # noqa: PLC0415
+
+    busy = _begin_training(of_busy)
+    process = psutil.Process(ray.get(busy.pid.remote()))
+    busy.train.remote(sys.maxsize)
+    process.suspend()
+    train = _alone(environment)
+
+    def train_beside() -> None:
+        process.resume()
+        train()
+        process.suspend()
+
+    return train_beside
 
 
 @contextmanager
@@ -57,14 +92,6 @@ def _begin_training(environment: Mapping[str, str]) -> Any:
     return ray.remote(_Training).options(num_cpus=0, runtime_env={"env_vars": dict(environment)}).remote()
 
 
-def _measure(variant: str, training: Any, repeats: int) -> Measurement:
-    import ray  # noqa: PLC0415
-
-    measured = measure(variant, lambda: ray.get(training.train.remote(STEPS)), repeats)
-    # The memory is that of this process, which does not train.
-    return measured.model_copy(update={"peak_memory_bytes": None, "memory_before_bytes": None})
-
-
 class _Training:
     """A process that trains the demo's model."""
 
@@ -79,6 +106,9 @@ class _Training:
         clip = untrained_clip(config)
         model = STMI(config.model, clip, identities=60, cameras=4, seed=0)
         self._run = DryRun(config, model, clip.model.context_length)
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
