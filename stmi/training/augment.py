@@ -157,15 +157,16 @@ def _erase(images: Tensor, erase: np.ndarray, first_row: int, noise_key: tuple[i
     )
     channel = torch.arange(channels, device=images.device)[:, None]
     target = of_corner + pixel // of_wide * width + pixel % of_wide + channel * (height * width)
-    images.view(-1)[target] = noise.take(of_first + pixel + channel * of_area)
+    number = of_first + pixel + channel * of_area
+    images.view(-1).index_copy_(0, target.flatten(), noise.index_select(0, number.flatten()))
 
 
 def _repeat(times: np.ndarray, facts: list[np.ndarray], device: torch.device) -> list[Tensor]:
     """Repeat what is known of each rectangle; the first result numbers its repetitions from 0."""
-    first, *known = torch.from_numpy(np.stack([times.cumsum() - times, *facts])).to(device)
+    known = torch.from_numpy(np.stack([times.cumsum() - times, *facts])).to(device)
     rectangle = torch.repeat_interleave(torch.from_numpy(times).to(device), output_size=int(times.sum()))
-    number = torch.arange(len(rectangle), device=device) - first[rectangle]
-    return [number, *(fact[rectangle] for fact in known)]
+    first, *repeated = known.index_select(1, rectangle)
+    return [torch.arange(len(rectangle), device=device) - first, *repeated]
 
 
 def normalise(pixels: Tensor, statistics: str = "half") -> Tensor:
