@@ -11,10 +11,12 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
 import yaml
+from mlflow.server.security_utils import is_allowed_host_header
 
 from tests.pinned_versions import PINNED, PYPROJECT
 from tests.test_help_texts import MAINS
@@ -192,6 +194,25 @@ def test_only_the_namespace_the_operator_and_a_labelled_ingress_may_connect(name
     ]
     for spec in policies.values():
         assert spec["policyTypes"] == ["Ingress"]
+
+
+def test_mlflow_answers_to_the_name_that_runs_call_and_through_a_tunnel():
+    """By MLflow's own rule."""
+    (server,) = (
+        pod["containers"][0] for where, pod in all_pods("overlays/cpu-test") if "Deployment" in where
+    )
+    (hosts,) = (word.split("=")[1].split(",") for word in server["args"] if "--allowed-hosts" in word)
+    called = {
+        urlsplit(variable["value"]).netloc
+        for _, pod in all_pods("overlays/cpu-test")
+        for container in pod["containers"]
+        for variable in container.get("env", [])
+        if variable["name"] == "MLFLOW_TRACKING_URI"
+    }
+    assert called
+    for host in [*called, "localhost:8080", "127.0.0.1:5000"]:
+        assert is_allowed_host_header(hosts, host), host
+    assert not is_allowed_host_header(hosts, "rebound.example:5000")
 
 
 def test_a_job_has_the_cluster_of_its_overlay_and_ends_it():
