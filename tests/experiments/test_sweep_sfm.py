@@ -288,7 +288,9 @@ def test_sweep_is_complete_in_mlflow_once_its_killed_server_is_back(swept, clip,
 
 
 @pytest.mark.slow
-def test_sweep_is_complete_though_its_database_is_started_anew(swept, clip, workspace, tmp_path, postgresql):
+def test_sweep_is_complete_though_its_database_is_started_anew(
+    swept, clip, workspace, tmp_path, postgresql, capsys
+):
     given = ["--seed", "6", "--trials", "4", "--concurrent", "2", "--no-early-stopping"]
     given += ["--name", "restarted-database", "--study-storage", postgresql.database("optuna")]
     journal = Journal(workspace / "studies" / "restarted-database" / "journal.jsonl")
@@ -307,8 +309,12 @@ def test_sweep_is_complete_though_its_database_is_started_anew(swept, clip, work
         found = swept_by(clip, workspace, *given, "--tracking-uri", uri)
         restarting.join()
         assert [trial["state"] for trial in found["trials"]] == ["finished"] * 4
-    # One more, logged to the database itself.
     given[given.index("--trials") + 1] = "5"
+    capsys.readouterr()
+    assert sweep_sfm.main([*arguments(clip, workspace, *given), "--plan"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [run["state"] for run in planned["runs"]] == ["finished"] * 4 + ["to do"]
+    # One more, logged to the database itself.
     more = swept_by(clip, workspace, *given, "--tracking-uri", store, "--resume")
     assert more["trials"][:4] == found["trials"]
     client = mlflow.MlflowClient(store)
