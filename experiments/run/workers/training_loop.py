@@ -64,7 +64,7 @@ def train(given: TrainingInput, session: Session) -> None:
         with session.stop_request.watched() if session.rank == 0 else nullcontext():
             _train(run, reporter, progress, schedule)
     except StopRequestedError:
-        # Between epochs the last checkpoint has all that there is.
+        # Before the first step there is nothing to keep; in the last test, the last checkpoint has it all.
         if progress.in_epoch:
             reporter.store("checkpoint", partial(run.take_checkpoint, progress), **progress.position())
         reporter.report(INTERRUPTED, **progress.position(), step_losses=progress.step_losses())
