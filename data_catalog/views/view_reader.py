@@ -120,10 +120,10 @@ class View:
 
     def _gather(self, shards: list[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         out = np.empty((len(rows), *shards[0].shape[1:]), dtype=shards[0].dtype)
-        owner = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(owner):
-            chosen = owner == number
-            out[chosen] = shards[number][rows[chosen] - self._starts[number]]
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        # A loop over rows copies each once; a selection of each shard's rows would copy them twice.
+        for place, (number, row) in enumerate(zip(owners, rows - self._starts[owners], strict=True)):
+            out[place] = shards[number][row]
         return out
 
 

@@ -183,7 +183,7 @@ def augmentation(repeats: int) -> BenchmarkReport:
 
     def augment_batch() -> None:
         geometry = augment.sample_geometry(config, samples, SIZE, 0, 0, 0)
-        _, moved = augment.augment(pixels, mask, geometry, config.crop_padding, slice(0, samples), (0, 0, 0))
+        _, moved = augment.augment(pixels, mask, geometry, config.crop_padding)
         augment.patch_foreground(moved, 16)
 
     base = measure("normalisation alone", lambda: augment.normalise(pixels), repeats, samples)

@@ -64,7 +64,7 @@ class DryRun:
         pixels, mask = self._random_pixels(self.share)
         geometry = augment.sample_geometry(config.augment, config.batch.size, size, config.seed, 0, step)
         images, mask = augment.augment(
-            pixels, mask, geometry, config.augment.crop_padding, self.rows, (config.seed, 0, step)
+            pixels, mask, geometry.rows(self.rows), config.augment.crop_padding, config.model.pixels
         )
         labels = np.arange(config.batch.size) // config.batch.samples_per_identity
         draws = self.model.random_draws(config.seed, 0, step, config.batch.size, self.rows)

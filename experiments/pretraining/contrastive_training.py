@@ -76,9 +76,7 @@ class Pairs:
         pixels = self.pixels[people, modality][:, None]
         geometry = augment.sample_geometry(AUGMENT, size, pixels.shape[-2:], seed, 0, step)
         mask = torch.zeros(size, *pixels.shape[-2:], dtype=torch.uint8)
-        images, _ = augment.augment(
-            torch.from_numpy(pixels), mask, geometry, AUGMENT.crop_padding, slice(0, size), (seed, 0, step)
-        )
+        images, _ = augment.augment(torch.from_numpy(pixels), mask, geometry, AUGMENT.crop_padding)
         texts = [write_sentence(self.attributes[i][modality], random, omitted=0.15) for i in people]
         return images[:, 0], texts
 

@@ -5,6 +5,7 @@ the same pixels. With geometry per modality, as in the released code, the mask d
 the embedded benchmark this cost nearly all of SFM's gain.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,17 +31,26 @@ PIXEL_STATISTICS = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """Random geometry of a global batch; a group is a whole sample, or one modality of it.
+    """Random geometry of samples; a group is a whole sample, or one modality of it.
 
     Attributes:
-        flip: Whether to flip horizontally, bool `(batch, groups)`.
-        offset: Top and left of the crop in the padded image, int `(batch, groups, 2)`.
-        erase: Top, left, height and width of the erased rectangle, int `(batch, groups, 4)`; zeros for none.
+        flip: Whether to flip horizontally, bool `(samples, groups)`.
+        offset: Top and left of the crop in the padded image, int `(samples, groups, 2)`.
+        erase: Top, left, height and width of the erased rectangle, int `(samples, groups, 4)`; zeros for
+            none.
+        row: Row of the sample in its global batch, int `(samples,)`.
+        noise_key: Key of the noise that fills its rectangles, two words of 32 bits, int `(samples, 2)`.
     """
 
     flip: np.ndarray
     offset: np.ndarray
     erase: np.ndarray
+    row: np.ndarray
+    noise_key: np.ndarray
+
+    def rows(self, rows: slice) -> "Geometry":
+        """That of some of the samples."""
+        return Geometry(**{name: values[rows] for name, values in vars(self).items()})
 
 
 def sample_geometry(
@@ -49,9 +59,19 @@ def sample_geometry(
     """Sample flips, crops and erasing rectangles for a global batch."""
     random = keyed_random.generator(seed, "augment", epoch, step)
     shape = (batch, 1 if config.geometry == "shared" else len(MODALITIES))
-    flip = random.random(shape) < config.flip
-    offset = random.integers(0, 2 * config.crop_padding + 1, (*shape, 2))
-    return Geometry(flip, offset, _erase_rectangles(random, config, shape, image_size))
+    return Geometry(
+        flip=random.random(shape) < config.flip,
+        offset=random.integers(0, 2 * config.crop_padding + 1, (*shape, 2)),
+        erase=_erase_rectangles(random, config, shape, image_size),
+        row=np.arange(batch),
+        noise_key=np.tile(keyed_random.words(seed, "erase_noise", epoch, step), (batch, 1)),
+    )
+
+
+def join_geometries(geometries: Sequence[Geometry]) -> Geometry:
+    """That of the samples of all, in order; they may be of different steps."""
+    columns = zip(*(vars(one).values() for one in geometries), strict=True)
+    return Geometry(*map(np.concatenate, columns))
 
 
 def _erase_rectangles(
@@ -84,25 +104,21 @@ def augment(
     mask: Tensor,
     geometry: Geometry,
     padding: int,
-    rows: slice,
-    noise_key: tuple[int, int, int],
     statistics: str = "half",
 ) -> tuple[Tensor, Tensor]:
-    """Crop, flip, normalise and erase a worker's rows of the global batch.
+    """Crop, flip, normalise and erase samples.
 
     Args:
-        pixels: uint8 `(rows, modalities, 3, height, width)`.
-        mask: uint8, 255 for foreground, `(rows, height, width)`.
-        geometry: That of the global batch.
+        pixels: uint8 `(samples, modalities, 3, height, width)`.
+        mask: uint8, 255 for foreground, `(samples, height, width)`.
+        geometry: That of these samples.
         padding: Pixels of black (background in the mask) around the image before the crop.
-        rows: Which rows of the global batch these are.
-        noise_key: Seed, epoch and step of the noise that fills erased rectangles.
         statistics: The same argument of `normalise`.
 
     Returns:
         Normalised images, float32, and the mask, uint8, moved if the geometry is shared.
     """
-    flip, offset, erase = geometry.flip[rows], geometry.offset[rows], geometry.erase[rows]
+    flip, offset = geometry.flip, geometry.offset
     if flip.shape[1] == 1:
         # The mask is one more channel, so that it moves with the pixels.
         moved = _move(torch.cat([pixels.flatten(1, 2), mask[:, None]], dim=1)[:, None], flip, offset, padding)
@@ -110,47 +126,49 @@ def augment(
         images = normalise(moved[:, 0, :-1].unflatten(1, pixels.shape[1:3]), statistics)
     else:
         images = normalise(_move(pixels, flip, offset, padding), statistics)
-    _erase(images.view(*flip.shape, -1, *images.shape[-2:]), erase, rows.start, noise_key)
+    _erase(images.view(*flip.shape, -1, *images.shape[-2:]), geometry)
     return images, mask
 
 
 def _move(stack: Tensor, flip: np.ndarray, offset: np.ndarray, padding: int) -> Tensor:
     """Pad, crop and flip each group, `(rows, groups, channels, height, width)`."""
-    flipped, (top, left) = flip.ravel(), offset.reshape(-1, 2).T
-    padded = functional.pad(stack, (padding,) * 4).flatten(0, 1)
-    mirrored = padded.index_select(0, torch.from_numpy(np.flatnonzero(flipped)).to(stack.device)).flip(-1)
-    # From here on, a flip is a crop of a mirrored image.
-    image = np.where(flipped, len(padded) + flipped.cumsum() - 1, np.arange(len(padded)))
-    left = np.where(flipped, 2 * padding - left, left)
-    images = torch.cat([padded, mirrored])
+    (top, left), shape = offset.reshape(-1, 2).T, stack.shape[2:]
+    images = functional.pad(stack, (padding,) * 4).flatten(0, 1)
     # A crop is a window of the same shape and strides wherever it begins, so all crops are one selection.
-    shape, strides = stack.shape[2:], images.stride()
+    strides = images.stride()
     windows = images.numel() - sum(
         (size - 1) * stride for size, stride in zip(shape, strides[1:], strict=True)
     )
-    begin = torch.from_numpy(image * strides[0] + top * strides[2] + left).to(stack.device)
-    crops = images.as_strided((windows, *shape), (1, *strides[1:])).index_select(0, begin)
+    begin = np.arange(len(images)) * strides[0] + top * strides[2] + left
+    crops = images.as_strided((windows, *shape), (1, *strides[1:])).index_select(
+        0, torch.from_numpy(begin).to(stack.device)
+    )
+    flipped = torch.from_numpy(np.flatnonzero(flip)).to(stack.device)
+    crops.index_copy_(0, flipped, crops.index_select(0, flipped).flip(-1))
     return crops.view(stack.shape)
 
 
-def _erase(images: Tensor, erase: np.ndarray, first_row: int, noise_key: tuple[int, int, int]) -> None:
+def _erase(images: Tensor, geometry: Geometry) -> None:
     """Fill the erased rectangles with normal noise, in place; the images are those of `_move`.
 
-    The noise of a rectangle is a function of its row and group, so it does not depend on other rectangles.
+    The noise of a rectangle is a function of its sample's key and row and of its group, so it does not depend
+    on other rectangles.
     """
-    row, group = np.nonzero(erase[..., 2])
-    if not len(row):
+    sample, group = np.nonzero(geometry.erase[..., 2])
+    if not len(sample):
         return
     groups, channels, height, width = images.shape[1:]
-    top, left, tall, wide = erase[row, group].T
+    top, left, tall, wide = geometry.erase[sample, group].T
     area = tall * wide
     counters = -(-channels * area // philox.NORMALS_PER_COUNTER)
     first_number = (counters.cumsum() - counters) * philox.NORMALS_PER_COUNTER
-    corner = ((row * groups + group) * channels * height + top) * width + left
+    corner = ((sample * groups + group) * channels * height + top) * width + left
 
-    counter, of_row, of_group = _repeat(counters, [first_row + row, group], images.device)
-    key = keyed_random.words(noise_key[0], "erase_noise", *noise_key[1:])
-    noise = philox.normals((counter, of_group, of_row, torch.zeros_like(counter)), key).flatten()
+    known = [geometry.row[sample], group, *geometry.noise_key[sample].T]
+    counter, of_row, of_group, *words = _repeat(counters, known, images.device)
+    noise = philox.normals(
+        (counter, of_group, of_row, torch.zeros_like(counter)), (words[0], words[1])
+    ).flatten()
 
     pixel, of_corner, of_wide, of_area, of_first = _repeat(
         area, [corner, wide, area, first_number], images.device

@@ -21,19 +21,24 @@ NORMALS_PER_COUNTER = 8
 """How many numbers `normals` makes of 128 bits."""
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
+Key = tuple[int | Tensor, int | Tensor]
+"""Two words of 32 bits; as int64 tensors of the counter's shape, each counter has its own."""
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> Tensor:
     """128 random bits for each counter.
 
     Args:
         counter: Four words of 32 bits, as int64 tensors that broadcast to one shape.
-        key: Two words of 32 bits.
+        key: The key of the numbers.
 
     Returns:
         Four words of 32 bits, int64 `(..., 4)`.
     """
     words = list(torch.broadcast_tensors(*counter))
     for turn in range(ROUNDS):
-        keys = [(word + turn * step) & _LOW_32 for word, step in zip(key, _KEY_STEPS, strict=True)]
+        # Bits of a key above the 32nd are cut off with those of the product.
+        keys = [word + turn * step for word, step in zip(key, _KEY_STEPS, strict=True)]
         # A product may exceed the 63 bits of int64. It then wraps around, but its 64 bits are right.
         products = [words[0] * _MULTIPLIERS[0], words[2] * _MULTIPLIERS[1]]
         high = [product >> 32 for product in products]
@@ -46,7 +51,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return torch.stack(words, dim=-1)
 
 
-def normals(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
+def normals(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> Tensor:
     """Standard normal numbers for each counter, float32 `(..., 8)`.
 
     A number is the normal quantile of 16 bits, read from a table: logarithms and sines, which other methods

@@ -80,9 +80,7 @@ def test_augmentation_and_its_noise_are_those_of_the_processor(per_sample):
     geometry = augment.sample_geometry(config, 24, (64, 32), 0, 0, 0)
 
     def run(device):
-        images, moved = augment.augment(
-            pixels.to(device), mask.to(device), geometry, config.crop_padding, slice(0, 24), (0, 0, 0)
-        )
+        images, moved = augment.augment(pixels.to(device), mask.to(device), geometry, config.crop_padding)
         return images.cpu(), moved.cpu()
 
     (expected, expected_mask), (images, moved) = run("cpu"), run(GPU)

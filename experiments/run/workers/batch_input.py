@@ -11,11 +11,16 @@ from torch import Tensor
 
 from data_catalog.views.joined_view import Rows
 from experiments.experiment_config import ExperimentConfig
+from stmi.modality import MODALITIES
 from stmi.model import STMI
 from stmi.model_input import ModelInput, RandomDraws, zeroed
 from stmi.training import augment
+from stmi.training.batch_plan import rows_of_rank
 
 Item = TypeVar("Item")
+
+BYTES_TOGETHER = 2**23
+"""Size of the images that are augmented in one go on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class BatchInput:
     """Makes the input of every step of a run for one worker.
 
     On a GPU, the next step's input is made while the current step runs: another thread reads and copies, on a
-    stream of its own. On CPUs, which the current step keeps busy, it is made when the step needs it.
+    stream of its own. On CPUs, which the current step keeps busy, it is made when the step needs it. Where
+    images are small, that takes mostly the start of some 200 small operations, whose code and data the step
+    before has driven out of the caches; so the input of several steps is made in one go.
 
     Args:
         config: The run.
@@ -72,16 +79,16 @@ class BatchInput:
             epoch: Epoch number.
             first: The first step that is wanted.
         """
-        steps = range(first, len(plan))
         if self.device.type != "cuda":
-            yield from (self.make(plan[step], epoch, step) for step in steps)
+            for step in range(first, len(plan), self._together):
+                yield from self.make(plan[step : step + self._together], epoch, step)
             return
         stream = torch.cuda.Stream(self.device)
 
         def make_beside() -> Iterator[tuple[StepInput, torch.cuda.Event]]:
-            for step in steps:
+            for step in range(first, len(plan)):
                 with torch.cuda.stream(stream):
-                    made = self.make(plan[step], epoch, step)
+                    [made] = self.make(plan[step : step + 1], epoch, step)
                     yield made, stream.record_event()
 
         for made, is_made in one_ahead(make_beside()):
@@ -92,25 +99,33 @@ class BatchInput:
                 tensor.record_stream(current)
             yield made
 
-    def make(self, rows: np.ndarray, epoch: int, step: int) -> StepInput:
-        """The input of one step.
+    @property
+    def _together(self) -> int:
+        """How many steps' input is made in one go on CPUs: as many as have `BYTES_TOGETHER`, at least one."""
+        image = self.config.model.image
+        pixels = (self.rows.stop - self.rows.start) * len(MODALITIES) * 3 * image.height * image.width
+        return max(1, BYTES_TOGETHER // (pixels * torch.float32.itemsize))
+
+    def make(self, plan: np.ndarray, epoch: int, first: int) -> list[StepInput]:
+        """The input of some steps in a row.
 
         Args:
-            rows: The worker's rows of the view, `(batch / workers,)`.
+            plan: The worker's rows of the view in each of these steps, `(steps, batch / workers)`.
             epoch: Epoch number.
-            step: Step within the epoch.
+            first: The first of the steps, within the epoch.
         """
-        config = self.config
+        config, rows, steps = self.config, plan.flatten(), range(first, first + len(plan))
         read = self.view.batch(rows)
         size = (read.mask.shape[1], read.mask.shape[2])
-        geometry = augment.sample_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
+        geometries = [
+            augment.sample_geometry(config.augment, config.batch.size, size, config.seed, epoch, step)
+            for step in steps
+        ]
         images, mask = augment.augment(
             self._moved(read.pixels),
             self._moved(read.mask),
-            geometry,
+            augment.join_geometries([geometry.rows(self.rows) for geometry in geometries]),
             config.augment.crop_padding,
-            self.rows,
-            (config.seed, epoch, step),
             config.model.pixels,
         )
         batch = ModelInput(
@@ -122,8 +137,13 @@ class BatchInput:
             if self.captions is None
             else self._moved(self.captions[torch.from_numpy(rows)].numpy()),
         )
-        draws = self.model.random_draws(config.seed, epoch, step, config.batch.size, self.rows)
-        return StepInput(batch, draws, self._moved(self.labels[rows]))
+        labels = self._moved(self.labels[rows])
+        made = []
+        for number, step in enumerate(steps):
+            own = rows_of_rank(len(rows), number, len(plan))
+            draws = self.model.random_draws(config.seed, epoch, step, config.batch.size, self.rows)
+            made.append(StepInput(batch.rows(own), draws, labels[own]))
+        return made
 
     def _moved(self, values: np.ndarray) -> Tensor:
         """An array on the device; from pinned memory a GPU reads while other work goes on."""

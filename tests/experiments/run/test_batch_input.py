@@ -45,11 +45,25 @@ def test_steps_of_an_epoch_have_their_own_input_wherever_the_epoch_begins():
     whole = list(given.steps(plan(4), epoch=2))
     assert len(whole) == 4
     for step, later in enumerate(given.steps(plan(4), epoch=2, first=2), start=2):
-        again = given.make(plan(4)[step], 2, step)
+        [again] = given.make(plan(4)[[step]], 2, step)
         for one, two, three in zip(whole[step].tensors(), later.tensors(), again.tensors(), strict=True):
             assert torch.equal(one, two)
             assert torch.equal(one, three)
     assert not torch.equal(whole[0].batch.images, whole[1].batch.images)
+
+
+@pytest.mark.parametrize(("height", "together"), [(64, [4, 1]), (128, [2, 2, 1]), (1024, [1, 1, 1, 1, 1])])
+def test_input_of_several_steps_is_made_in_one_go_where_images_are_small(monkeypatch, height, together):
+    # 24 samples of three images of 64 x 32 pixels are 1.7 MiB of float32.
+    config = resolve("demo", ["batch.size=24", f"model.image.height={height}"])
+    model = SimpleNamespace(image_tower=SimpleNamespace(proj=torch.empty(0)))
+    given, made = BatchInput(config, model, None, np.empty(0), None, slice(0, 24)), []
+    monkeypatch.setattr(given, "make", lambda plan, epoch, first: made.append((first, len(plan))) or plan)
+    assert [int(rows[0]) for rows in given.steps(np.arange(7 * 24).reshape(7, 24), 0, 2)] == [
+        24 * step for step in range(2, 7)
+    ]
+    assert [count for _, count in made] == together
+    assert [first for first, _ in made] == list(2 + np.cumsum([0, *together[:-1]]))
 
 
 def test_workers_share_the_input_of_one():

@@ -1,6 +1,7 @@
 """A batch whose loss is not finite: it is named, and ends the run or is left out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from experiments import verify_run
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import StoppedError
-from stmi.training import augment
+from experiments.run.workers.batch_input import BatchInput
 from tests import kept_workspace
 from tests.experiments import small_run
 from tests.kept_workspace import CLIP
@@ -27,17 +28,18 @@ def workspace(tmp_path_factory):
 @pytest.fixture
 def spoil(monkeypatch):
     """Makes the images of some steps of the next training not finite; counts its steps."""
-    original = augment.augment
+    original = BatchInput.steps
 
     def call(*steps):
         taken = []
 
         def spoiled(*given):
-            taken.append(None)
-            images, mask = original(*given)
-            return images * (torch.nan if len(taken) in steps else 1.0), mask
+            for made in original(*given):
+                taken.append(None)
+                images = made.batch.images * (torch.nan if len(taken) in steps else 1.0)
+                yield replace(made, batch=replace(made.batch, images=images))
 
-        monkeypatch.setattr(augment, "augment", spoiled)
+        monkeypatch.setattr(BatchInput, "steps", spoiled)
         return taken
 
     return call

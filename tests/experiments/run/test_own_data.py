@@ -125,7 +125,7 @@ def test_a_training_step_has_zeros_for_missing_images_alone(source: Path, clip: 
     model = STMI(config.model, load_clip(str(clip)), identities=3, cameras=view.cameras, seed=0)
     labels = np.unique(view.identity, return_inverse=True)[1]
     rows = np.array([int(row) for row in np.argsort(~view.missing.any(axis=1), kind="stable")[:4]])
-    made = BatchInput(config, model, view, labels, None, slice(0, 4)).make(rows, 0, 0)
+    [made] = BatchInput(config, model, view, labels, None, slice(0, 4)).make(rows[None], 0, 0)
     is_zero = (made.batch.images == 0).flatten(2).all(dim=2).numpy()
     assert np.array_equal(is_zero, view.missing[rows])
     assert is_zero.sum() == 3

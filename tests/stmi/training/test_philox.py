@@ -43,6 +43,15 @@ def test_each_counter_of_a_tensor_has_the_bits_of_its_own():
     assert found.tolist() == [in_integers(counter, key) for counter in counters.tolist()]
 
 
+def test_each_counter_may_have_a_key_of_its_own():
+    random = np.random.default_rng(0)
+    counters, keys = (random.integers(0, 2**32, (50, words)) for words in (4, 2))
+    found = philox.philox(*(tuple(torch.from_numpy(x).unbind(1)) for x in (counters, keys)))
+    assert found.tolist() == [
+        in_integers(*both) for both in zip(counters.tolist(), keys.tolist(), strict=True)
+    ]
+
+
 @pytest.fixture(scope="module")
 def sample():
     zero = torch.zeros(50_000, dtype=torch.int64)
