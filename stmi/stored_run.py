@@ -14,16 +14,13 @@ from pydantic import BaseModel, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
+from stmi.checkpoint_files import MODEL_FILE, REPORTED_FILE
 from stmi.checksums import SUMS_FILE, find_change
 from stmi.clip.weights import read_weights
 from stmi.config import ModelConfig
 from stmi.errors import TrainedRunError
 from stmi.uris import presentable_uri
 
-MODEL_FILE = "model.safetensors"
-"""In a checkpoint: the model's weights at its epoch."""
-REPORTED_FILE = "reported.safetensors"
-"""In a checkpoint: the weights at the best epoch so far, where the run does not report the last one."""
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 

@@ -85,7 +85,8 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
         config = with_worker_count(with_noted_micro_batches(run.config, run.journal), start["workers"])
         # A run that left out batches without a finite loss does so again.
         skips = None in [recorded[step] for step in range(1, steps + 1)]
-        given = replace(own, skips_not_finite=skips)
+        deterministic = run.journal.find("started").get("deterministic", False)
+        given = replace(own, skips_not_finite=skips, deterministic=deterministic)
         again = train_first_steps(config, tables, given, start["threads"], stops)
         found, found_weights = step_losses(again.journal), step_weights(again.journal)
         stopped = again.journal.last("stopped")

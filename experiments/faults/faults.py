@@ -265,20 +265,21 @@ def diverge(scene: Scene, training: TrainingProcess) -> Disturbed:
     """The loss becomes NaN, at a learning rate that is too high."""
     training.start()
     training.wait_for_end()
-    run, lost = training.run, []
+    run = training.run
     stopped = run and run.journal.last("stopped")
     if run is None or not stopped or not stopped.get("samples"):
         return Disturbed(
             lost=(f"the journal does not name the batch: {training.last_words()}",), goes_on=False
         )
-    if (checkpoint := run.last_checkpoint) is not None:
-        with checkpoints.fetched(checkpoint) as folder:
-            weights = load_file(folder / "model.safetensors")
-        lost = [
-            f"{name} of the last checkpoint is not finite"
-            for name, x in weights.items()
-            if not x.isfinite().all()
-        ]
+    if (checkpoint := run.last_checkpoint) is None:
+        return Disturbed(lost=("it has no checkpoint of a step before that",), goes_on=False)
+    with checkpoints.fetched(checkpoint) as folder:
+        weights = load_file(folder / "model.safetensors")
+    lost = [
+        f"{name} of the last checkpoint is not finite"
+        for name, x in weights.items()
+        if not x.isfinite().all()
+    ]
     return Disturbed(lost=tuple(lost), goes_on=False)
 
 
@@ -334,7 +335,15 @@ FAULTS = {
     "driver": Fault(lose_driver),
     "terminated": Fault(terminate),
     "slow": Fault(slow_worker),
-    "nan": Fault(diverge, ("--set", "optim.learning_rate=1e30", "--set", "optim.gradient_clip=0")),
+    "nan": Fault(
+        diverge,
+        # The first step leaves finite weights, of which there is a checkpoint.
+        (
+            *("--set", "optim.learning_rate=1e30"),
+            *("--set", "optim.gradient_clip=0"),
+            *("--set", "train.checkpoint_steps=1"),
+        ),
+    ),
     "memory": Fault(run_out_of_memory, ("--on-memory", "double")),
     "mlflow": Fault(lose_mlflow),
     "disk": Fault(fill_disk, ("--storage", "{folder}")),

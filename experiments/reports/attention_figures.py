@@ -17,8 +17,9 @@ from data_catalog.views.view_reader import View
 from experiments.evaluating.evaluation_target import EvaluationTarget
 from experiments.figure_style import BLUE, GREEN, RED
 from experiments.run import evaluation
-from experiments.run.checkpoints import MODEL_FILE, fetched, read_arrays
+from experiments.run.checkpoints import fetched, read_arrays
 from experiments.run.run_folder import RunFolder
+from stmi.checkpoint_files import MODEL_FILE
 from stmi.feature_modulation import ModulatedAttention, ModulationStrength, modulate, token_mask
 from stmi.modality import MODALITIES
 

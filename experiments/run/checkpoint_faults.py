@@ -9,6 +9,7 @@ from pyarrow import parquet
 from safetensors import SafetensorError, safe_open
 
 from data_catalog.storage.folders import Folder
+from stmi.checkpoint_files import OF_EVERY_CHECKPOINT
 from stmi.checksums import SUMS_FILE, read_sums
 
 
@@ -19,6 +20,8 @@ def find_fault(checkpoint: Folder) -> str | None:
         data_catalog.errors.CatalogError: The checkpoint cannot be reached.
     """
     there = checkpoint.list_files()
+    if missing := [name for name in OF_EVERY_CHECKPOINT if name not in there]:
+        return f"{missing[0]} is missing"
     if SUMS_FILE not in there:
         # An older version wrote no digests. What is cut off is found all the same, on a disk.
         names = there if checkpoint.is_local else ()

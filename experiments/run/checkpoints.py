@@ -29,17 +29,18 @@ from data_catalog.storage import filesystems
 from experiments.run.progress import Progress
 from experiments.run.run_result import RunError
 from experiments.tracking.journal import Event
+from stmi.checkpoint_files import (
+    EMBEDDINGS_FILE,
+    HISTORY_FILE,
+    MODEL_FILE,
+    QUERIES_FILE,
+    REPORTED_FILE,
+    TRAINING_FILE,
+)
 from stmi.checksums import SUMS_FILE, find_change, write_sums
 from stmi.clip.weights import load_strictly
 from stmi.model import STMI
-from stmi.stored_run import MODEL_FILE, REPORTED_FILE
 
-TRAINING_FILE = "training.pt"
-HISTORY_FILE = "history.json"
-QUERIES_FILE = "queries.parquet"
-"""How every test query ranked at each epoch that was tested: `evaluation.QUERY_SCHEMA` and `epoch`."""
-EMBEDDINGS_FILE = "test_embeddings.safetensors"
-"""In the last checkpoint of a finished run: every retrieval feature of the test view's rows."""
 PARTIAL = ".partial"
 """At the end of the name of a folder on a disk until the checkpoint is complete."""
 FORMAT = 2

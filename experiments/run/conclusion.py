@@ -6,7 +6,6 @@ from typing import Any
 
 from data_catalog.storage.folders import Folder
 from experiments.experiment_config import ReportConfig
-from experiments.run import checkpoints
 from experiments.run.micro_batches import OUT_OF_MEMORY
 from experiments.run.run_folder import QUERIES_FILE, RunFolder
 from experiments.run.run_result import (
@@ -21,6 +20,7 @@ from experiments.run.run_result import (
 )
 from experiments.run.run_tables import split_name
 from experiments.tracking.journal import Event
+from stmi import checkpoint_files
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def conclude(folder: RunFolder) -> RunResult:
         known = [found["check"] for found in _warnings(folder)]
         facts["tags"] = {"stmi.warnings": ", ".join(sorted({*known, DEGENERATE})), DEGENERATE: warning}
     folder.journal.append("finished", **facts)
-    folder.write(QUERIES_FILE, Folder(result.checkpoint).read(checkpoints.QUERIES_FILE))
+    folder.write(QUERIES_FILE, Folder(result.checkpoint).read(checkpoint_files.QUERIES_FILE))
     folder.write_result(result)
     return result
 

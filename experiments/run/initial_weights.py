@@ -19,7 +19,7 @@ from data_catalog.errors import DamagedFileError
 from data_catalog.storage.folders import Folder
 from experiments.experiment_config import ConfigError, ExperimentConfig
 from experiments.run.batch_schedule import BatchSchedule
-from experiments.run.checkpoints import MODEL_FILE, digest_weights
+from experiments.run.checkpoints import digest_weights
 from experiments.run.run_folder import CONFIG_FILE, INITIAL_FILE, RunFolder
 from experiments.run.run_result import InitialFacts
 from experiments.run.run_tables import (
@@ -29,6 +29,7 @@ from experiments.run.run_tables import (
     split_name,
     training_views,
 )
+from stmi.checkpoint_files import MODEL_FILE
 from stmi.clip.loading import untrained_clip
 from stmi.clip.weights import read_weights
 from stmi.model import STMI

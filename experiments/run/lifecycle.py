@@ -113,7 +113,7 @@ def _run(
             # The nodes of a trial were checked by its study, which also logs it.
             if threads is None and options.tracking_uri is not None:
                 check_cluster(options.needed_folders(trials=False))
-            _begin(folder, tables, checkpoint)
+            _begin(folder, tables, checkpoint, deterministic=options.deterministic)
         for epoch in folder.journal.epochs():
             # An earlier process may have been killed before it called `on_report`.
             on_report(epoch)
@@ -143,7 +143,7 @@ def train_first_steps(
     """
     folder = RunFolder.of(options.workspace, config, tables, options.storage)
     with _claimed(folder, 0.0):
-        _begin(folder, tables, None)
+        _begin(folder, tables, None, deterministic=options.deterministic)
         with stopping_on_sigterm(folder.checkpoints):
             given = replace(_training_input(folder, tables, options, None), stops=stops, threads=threads)
             _train(given, folder, options, threads, lambda facts: None)
@@ -168,7 +168,7 @@ def _claimed(folder: RunFolder, patience_seconds: float) -> Iterator[None]:
         yield
 
 
-def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None:
+def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None, *, deterministic: bool) -> None:
     """Write into the journal which code begins the run, or goes on with it, and what is odd in its data.
 
     Checkpoints that a killed process has not completed are removed.
@@ -176,7 +176,7 @@ def _begin(folder: RunFolder, tables: RunTables, checkpoint: str | None) -> None
     for name in folder.checkpoints.list_folders():
         if name.endswith(checkpoints.PARTIAL):
             (folder.checkpoints / name).delete()
-    note_start(folder.journal, epoch=folder.epoch_of(checkpoint))
+    note_start(folder.journal, epoch=folder.epoch_of(checkpoint), deterministic=deterministic)
     warnings = [
         {"check": finding.check, "message": finding.message, "samples": len(finding.rows)}
         for finding in (*tables.warnings, *check_batches(folder.config, tables))

@@ -19,7 +19,7 @@ class Progress:
         sums: The sum of each loss over these, without those that were skipped; scalars.
         totals: The total loss of each of these, scalars.
         finite: How many of these are known to be finite, or were skipped.
-        skipped: Those that were skipped, since their loss was not finite; counted from 0.
+        skipped: Those that were skipped, since their loss or gradient was not finite; counted from 0.
         rate: Learning rate of the last of these.
     """
 

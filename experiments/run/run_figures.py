@@ -12,10 +12,11 @@ from data_catalog.storage.folders import Folder
 from data_catalog.views.view_reader import View, open_view
 from experiments.figure_style import BLACK, BLUE, GREEN, RED, SKY_BLUE, plain, png_bytes
 from experiments.run import evaluation
-from experiments.run.checkpoints import EMBEDDINGS_FILE, fetched, read_arrays
+from experiments.run.checkpoints import fetched, read_arrays
 from experiments.run.run_folder import PICTURES, RunFolder
 from experiments.run.run_result import FEATURE_NAMES, FeatureMetrics, RunResult
 from experiments.tracking.journal import Event, Journal
+from stmi.checkpoint_files import EMBEDDINGS_FILE
 from stmi.images import Pixels, Size
 from stmi.modality import MODALITIES
 from stmi.retrieval import metrics as retrieval_metrics

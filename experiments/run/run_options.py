@@ -27,11 +27,11 @@ class RunOptions:
         storage: Folder or URI for checkpoints; None for each run's own folder.
         tracking_uri: MLflow's; None for a run that others log, such as the study that it belongs to.
         gpus_per_worker: May be a fraction; None for one each where the cluster has GPUs, 0 to train on CPUs.
-        skips_not_finite: Whether a batch whose loss is not finite is left out, and noted, in place of ending
-            the run.
+        skips_not_finite: Whether a batch whose loss or gradient is not finite is left out, and noted, instead
+            of ending the run.
         raises_micro_batches: Whether a run whose step runs out of memory goes on with more micro-batches, in
             place of ending.
-        deterministic: Whether Ray Train's workers take PyTorch's deterministic algorithms.
+        deterministic: Whether training takes PyTorch's deterministic algorithms.
         fewest_workers: With how many workers a run goes on whose cluster has no room for all; None where it
             waits for room for all.
         study: Folder of the study that the run belongs to, which may be asked to stop; or None.

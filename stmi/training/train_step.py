@@ -148,8 +148,8 @@ class TrainStep:
         micro_batches: Parts in which the network embeds a worker's rows, so that it keeps the activations of
             one part only; the gradients are those of the whole.
         checkpoint_activations: As `STMI.checkpoint_activations`.
-        skips_not_finite: Whether a batch whose loss is not finite leaves the model as it is. The loss is
-            that of the global batch, so all workers do the same.
+        skips_not_finite: Whether a batch whose loss or gradient is not finite leaves the model as it is. Both
+            are those of the global batch, so all workers do the same.
     """
 
     def __init__(
@@ -176,7 +176,11 @@ class TrainStep:
     def __call__(
         self, batch: ModelInput, draws: RandomDraws, labels: Tensor, rate: float
     ) -> dict[str, Tensor]:
-        """Take one step at a learning rate; returns the losses before the step, as detached scalars."""
+        """Take one step at a learning rate.
+
+        Returns:
+            The losses before the step, as detached scalars; `total` is NaN where a gradient is not finite.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -184,9 +188,12 @@ class TrainStep:
         buffers = [buffer.clone() for buffer in self.model.buffers()] if self.skips_not_finite else []
         parts = self.backward(batch, draws, labels)
         similarities = parts.pop("similarities", None)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if self.config.gradient_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.gradient_clip, norm)
         taken = {name: value.detach() for name, value in parts.items()}
+        taken["total"] = taken["total"].where(norm.isfinite(), torch.nan)
         if not self.skips_not_finite or math.isfinite(taken["total"]):
             self.optimizer.step()
             # Last, since micro-batches are embedded twice, with the same tau.

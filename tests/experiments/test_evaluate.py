@@ -17,7 +17,8 @@ from data_catalog.views.training_view import ViewSettings, make_view
 from data_catalog.views.view_reader import open_view
 from experiments import compare, evaluate
 from experiments.evaluating import evaluation_target
-from experiments.run import checkpoints, evaluation, run_tables
+from experiments.run import evaluation, run_tables
+from stmi import checkpoint_files
 from stmi.clip import architecture, clip_files
 from stmi.modality import Modality
 from stmi.released import released_checkpoint
@@ -90,7 +91,7 @@ def test_run_is_evaluated_with_the_weights_of_the_epoch_that_it_reports(best_on_
 def test_epoch_whose_weights_were_not_kept_is_refused(best_on_test, capsys, tmp_path):
     run = tmp_path / "train" / best_on_test.name
     shutil.copytree(best_on_test.path, run)
-    for kept in run.glob(f"*/{checkpoints.REPORTED_FILE}"):
+    for kept in run.glob(f"*/{checkpoint_files.REPORTED_FILE}"):
         kept.unlink()
     text = (run / "result.json").read_text()
     (run / "result.json").write_text(text.replace(str(best_on_test.path), str(run)))

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import torch
 
 from experiments import verify_run
 from experiments.command_line import USAGE_STATUS
+from experiments.run.workers.batch_input import BatchInput
 from tests import kept_workspace
 from tests.experiments import small_run
 from tests.kept_workspace import CLIP
@@ -55,6 +57,24 @@ def test_run_comes_out_as_recorded(verify):
     assert result["weights"] == {"2": True, "3": True, "4": True}
     assert result["first_difference"] is None
     assert result["notes"] == []
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_repetition_takes_deterministic_algorithms_where_the_run_did(verify, monkeypatch, is_deterministic):
+    seen = []
+    original = BatchInput.steps
+
+    def steps(*given):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return original(*given)
+
+    monkeypatch.setattr(BatchInput, "steps", steps)
+
+    def change(text):
+        return changed(text, "started", lambda event: event | {"deterministic": is_deterministic})
+
+    assert verify(change, "--steps", "2")[0] == 0
+    assert set(seen) == {is_deterministic}
 
 
 def test_first_difference_is_named_whether_in_a_loss_or_in_the_weights(verify):

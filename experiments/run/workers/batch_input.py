@@ -50,7 +50,7 @@ class BatchInput:
         model: Its model, on its device.
         view: The worker's part of the training views.
         labels: Identity of each of its rows, counted from 0, int64.
-        captions: Token numbers of their captions, where the text tower is trained.
+        captions: Token numbers of their captions, int64 `(rows, context)`, where the text tower is trained.
         rows: The worker's rows of the global batch.
     """
 
@@ -60,7 +60,7 @@ class BatchInput:
         model: STMI,
         view: Rows,
         labels: np.ndarray,
-        captions: Tensor | None,
+        captions: np.ndarray | None,
         rows: slice,
     ) -> None:
         self.config = config
@@ -133,9 +133,7 @@ class BatchInput:
             foreground=augment.patch_foreground(mask, self.model.patch_size),
             text=self._moved(read.text_feature),
             camera_id=self._moved(read.camera_id.astype(np.int64)),
-            caption=None
-            if self.captions is None
-            else self._moved(self.captions[torch.from_numpy(rows)].numpy()),
+            caption=None if self.captions is None else self._moved(self.captions[rows]),
         )
         labels = self._moved(self.labels[rows])
         made = []

@@ -1,4 +1,4 @@
-"""A loss that is not finite ends a run, or its batch is left out; either way the batch is named."""
+"""A loss or gradient that is not finite ends a run, or its batch is left out; either way it is named."""
 
 import math
 
@@ -13,7 +13,7 @@ from experiments.tracking.journal import Event
 
 
 class DivergedError(RuntimeError):
-    """The loss is not a finite number any more.
+    """The loss, or its gradient, is not finite any more.
 
     Attributes:
         failed_step: The step, and the ids of its samples.
@@ -25,7 +25,9 @@ class DivergedError(RuntimeError):
 
 
 class LossCheck:
-    """Checks the loss of each step. It is that of the global batch, so all workers find the same.
+    """Checks the loss of each step, which is NaN where its gradient is not finite.
+
+    It is that of the global batch, so all workers find the same.
 
     Args:
         schedule: The batches.
@@ -91,10 +93,10 @@ class LossCheck:
         return {"step": step, "samples": [sample for share in shares for sample in share]}
 
     def _diverged(self, progress: Progress, index: int, remedy: str) -> DivergedError:
-        step, loss = self.failed_step(progress, index), progress.totals[index].item()
+        step = self.failed_step(progress, index)
         return DivergedError(
-            f"the loss of epoch {progress.epoch + 1} is {loss} in step {step['step']}, at learning rate "
-            f"{progress.rate:.3g} and with samples {name_first(step['samples'])} (the journal lists all); "
-            f"{remedy}",
+            f"the loss of epoch {progress.epoch + 1}, or its gradient, is not finite in step {step['step']}, "
+            f"at learning rate {progress.rate:.3g} and with samples {name_first(step['samples'])} (the "
+            f"journal lists all); {remedy}",
             step,
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,13 +60,22 @@ class Reporter:
         clock: Of this start of the run.
         began: When it began, in seconds since 1970.
         history: What earlier starts reported.
+        not_deterministic: Names of operations without a deterministic algorithm, as they are found.
     """
 
-    def __init__(self, session: Session, clock: Clock, began: float, history: list[Event]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        clock: Clock,
+        began: float,
+        history: list[Event],
+        not_deterministic: Set[str] = frozenset(),
+    ) -> None:
         self.session = session
         self.clock = clock
         self.began = began
         self.history = history
+        self.not_deterministic = not_deterministic
 
     def report(self, event: str, **facts: Any) -> None:
         """Report an event."""
@@ -94,5 +103,7 @@ class Reporter:
             self.session.report(self._report(event, facts), checkpoint)
 
     def _report(self, event: str, facts: Event) -> Event:
+        if self.not_deterministic:
+            facts = facts | {"not_deterministic": sorted(self.not_deterministic)}
         facts = to_jsonable_python({"event": event, "began": self.began, **facts})
         return facts | {"seconds": self.clock.take()}

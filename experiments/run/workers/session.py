@@ -1,6 +1,6 @@
 """How a worker takes part in its run: through Ray Train, or alone in its own process."""
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -71,16 +71,9 @@ class RayTrainSession:
         threads: CPUs that it may use.
         earlier: Folder or URI of the checkpoint of an earlier start, which Ray Train does not know; or None.
         stop_request: What may ask it to stop.
-        not_deterministic: Names of operations without a deterministic algorithm, as they are found.
     """
 
-    def __init__(
-        self,
-        threads: int,
-        earlier: str | None,
-        stop_request: StopRequest,
-        not_deterministic: Set[str] = frozenset(),
-    ) -> None:
+    def __init__(self, threads: int, earlier: str | None, stop_request: StopRequest) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -92,7 +85,6 @@ class RayTrainSession:
         self._written: Future[None] | None = None
         # What workers agree on is in the host's memory: in a group of its own no GPU waits for it.
         self._group: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
-        self.not_deterministic = not_deterministic
 
     @contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
@@ -107,8 +99,6 @@ class RayTrainSession:
 
     def report(self, facts: Event, checkpoint: Checkpoint | None = None) -> None:
         """As in `Session`; `JournalCallback` writes it into the journal."""
-        if self.not_deterministic:
-            facts = facts | {"not_deterministic": sorted(self.not_deterministic)}
         storage = self._storage
         if checkpoint is None:
             ray.train.report(facts, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
@@ -117,6 +107,9 @@ class RayTrainSession:
         self._written = written
 
         def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            if written.done():
+                # Ray Train tries again what looks like a fault of S3; `store` has waited for that already.
+                written.result()
             path = storage.build_checkpoint_path_from_name(name)
             try:
                 checkpoint.store(storage.storage_filesystem, path)

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from experiments.run.run_tables import (
 from experiments.run.stop_request import StopRequestedError
 from experiments.run.workers.batch_input import BatchInput
 from experiments.run.workers.checkpoint_schedule import CheckpointSchedule, Due
+from experiments.run.workers.determinism import deterministic_algorithms
 from experiments.run.workers.loss_check import DivergedError, LossCheck
 from experiments.run.workers.reporter import Clock, Reporter
 from experiments.run.workers.session import Session
@@ -52,13 +53,18 @@ from stmi.training.train_step import HYPEREDGE_PREFIX, TrainStep
 
 def train(given: TrainingInput, session: Session) -> None:
     """One worker's whole run, from the last checkpoint on; the results are reported."""
+    with deterministic_algorithms() if given.deterministic else nullcontext(set[str]()) as lacking:
+        _train_from_checkpoint(given, session, lacking)
+
+
+def _train_from_checkpoint(given: TrainingInput, session: Session, not_deterministic: Set[str]) -> None:
     began, clock = time.time(), Clock()
     with clock.part("setup"):
         torch.set_num_threads(session.threads)
         keep_freed_memory()
         run = _Run(given, session)
         progress, history = run.restore()
-    reporter = Reporter(session, clock, began, history)
+    reporter = Reporter(session, clock, began, history, not_deterministic)
     schedule = CheckpointSchedule(given.config.train, session, given.stops)
     try:
         with session.stop_request.watched() if session.rank == 0 else nullcontext():
@@ -222,7 +228,7 @@ class _Run:
                 name: caption_tokens(clip.tokenize, given.captions[name], own)
                 for name, own in self.views.items()
             }
-            captions = torch.cat([own["train"] for own in self.captions.values()])
+            captions = torch.cat([own["train"] for own in self.captions.values()]).numpy()
         self.queries: list[pa.Table] = []
         self.best: checkpoints.Best | None = None
         self.take_step = TrainStep(
@@ -264,6 +270,8 @@ class _Run:
         self, progress: Progress, history: list[Event], embeddings: dict[str, np.ndarray] | None = None
     ) -> checkpoints.Checkpoint:
         """Copy the state of the run to memory."""
+        # So that the weights after a step do not depend on whether it was evaluated.
+        evaluation.fill_untrained_cameras(self.model, self.trained_cameras)
         taken = checkpoints.take(self.model, self.take_step.optimizer, progress)
         return checkpoints.Checkpoint(*taken, list(self.queries), self.best, history, embeddings)
 

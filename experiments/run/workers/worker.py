@@ -4,7 +4,6 @@ Light to import: the controller, which starts the workers, imports this file too
 controller.
 """
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,12 @@ def train_worker(given: dict[str, TrainingInput]) -> None:
     Args:
         given: `input`.
     """
-    from experiments.run.workers.determinism import deterministic_algorithms  # noqa: PLC0415
     from experiments.run.workers.session import RayTrainSession  # noqa: PLC0415 - imports torch, which takes seconds
     from experiments.run.workers.training_loop import train  # noqa: PLC0415
 
     own, workers_on_this_node = given["input"], ray.train.get_context().get_local_world_size()
     threads = own.threads or max(1, usable_processors() // workers_on_this_node)
-    with ExitStack() as stack:
-        lacking = stack.enter_context(deterministic_algorithms()) if own.deterministic else set()
-        train(own, RayTrainSession(threads, own.checkpoint, StopRequest(*own.stop_folders), lacking))
+    train(own, RayTrainSession(threads, own.checkpoint, StopRequest(*own.stop_folders)))
 
 
 class JournalCallback(UserCallback):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.run.workers.determinism import deterministic_algorithms
-from experiments.run.workers.session import RayTrainSession
+from experiments.run.workers.reporter import Clock, Reporter
 
 
 def put():
@@ -37,15 +37,25 @@ def test_names_are_found_again_in_another_run_and_other_warnings_are_shown():
         assert run() == {"put_"}
 
 
-def test_worker_reports_what_has_no_deterministic_algorithm(monkeypatch):
-    reported = []
-    context = MagicMock(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr("ray.train.get_context", lambda: context)
-    monkeypatch.setattr("experiments.run.workers.session.get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("ray.train.report", lambda facts, **_: reported.append(facts))
+def test_attention_on_a_gpu_has_no_fused_kernel_and_a_warning_of_one_names_it(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    fused = torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled
     with deterministic_algorithms() as names:
-        session = RayTrainSession(1, None, MagicMock(), names)
-        session.report({"event": "untrained"}, None)
+        assert not any(is_enabled() for is_enabled in fused)
+        assert torch.backends.cuda.math_sdp_enabled()
+        # What PyTorch warns of where algorithms that are not deterministic are let through.
+        warnings.warn("Flash Attention defaults to a non-deterministic algorithm. To", stacklevel=1)
+    assert names == {"Flash Attention"}
+    assert all(is_enabled() for is_enabled in fused)
+
+
+def test_worker_reports_what_has_no_deterministic_algorithm():
+    session = MagicMock()
+    with deterministic_algorithms() as names:
+        reporter = Reporter(session, Clock(), 0.0, [], names)
+        reporter.report("untrained")
         put()
-        session.report({"event": "epoch"}, None)
-    assert reported == [{"event": "untrained"}, {"event": "epoch", "not_deterministic": ["put_"]}]
+        reporter.report("epoch")
+    first, second = (call.args[0] for call in session.report.call_args_list)
+    assert "not_deterministic" not in first
+    assert second["not_deterministic"] == ["put_"]

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.recipes import resolve
 from experiments.run import evaluation
+from experiments.run.workers.batch_input import BatchInput
 from stmi.modality import Modality
 from stmi.model import STMI
 
@@ -60,24 +61,42 @@ def test_augmentation_forward_pass_and_losses_stay_on_the_gpu(settings):
         assert {x.dtype for x in parts.values()} == {torch.float32}
 
 
+def view_and_captions(run):
+    """Rows as a `View` reads them, and their token numbers where the text tower is trained."""
+    image, width = run.config.model.image, run.model.image_tower.proj.shape[1]
+    size = (image.height, image.width)
+    view = SimpleNamespace(
+        batch=lambda rows: SimpleNamespace(
+            pixels=np.zeros((len(rows), 3, 3, *size), np.uint8),
+            mask=np.zeros((len(rows), *size), np.uint8),
+            text_feature=np.zeros((len(rows), width), np.float32),
+            camera_id=np.zeros(len(rows), np.int32),
+            missing=np.zeros((len(rows), 3), np.bool_),
+        )
+    )
+    return view, np.zeros((99, run.context_length), np.int64) if run.model.text_tower else None
+
+
 @pytest.mark.parametrize("settings", [["train.precision=float32"], EVERYTHING])
 def test_evaluation_stays_on_the_gpu(settings):
     with run_on_cuda(settings) as run:
-        image, width = run.config.model.image, run.model.image_tower.proj.shape[1]
-        size = (image.height, image.width)
-        view = SimpleNamespace(
-            batch=lambda rows: SimpleNamespace(
-                pixels=np.zeros((len(rows), 3, 3, *size), np.uint8),
-                mask=np.zeros((len(rows), *size), np.uint8),
-                text_feature=np.zeros((len(rows), width), np.float32),
-                camera_id=np.zeros(len(rows), np.int32),
-                missing=np.zeros((len(rows), 3), np.bool_),
-            )
-        )
-        captions = torch.zeros(9, run.context_length, dtype=torch.int64) if run.model.text_tower else None
+        view, tokens = view_and_captions(run)
+        captions = None if tokens is None else torch.from_numpy(tokens)
         for missing in ((), (Modality.NIR,)):
             made = evaluation.embed_rows(run.model, view, np.arange(3, 7), run.autocast, captions, missing)
             assert {x.device.type for x in made.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("settings", [["train.precision=float32"], EVERYTHING])
+def test_input_of_a_step_is_all_on_the_gpu(settings):
+    with run_on_cuda(settings) as run:
+        view, captions = view_and_captions(run)
+        given = BatchInput(run.config, run.model, view, np.arange(99) // 3, captions, run.rows)
+        [made] = given.make(np.arange(run.share)[None], epoch=1, first=2)
+        assert {x.device.type for x in made.tensors()} == {"cuda"}
+        assert (made.batch.caption is None) == (captions is None)
+        losses = run.take_step.module(made.batch, made.draws, made.labels)
+        assert {x.device.type for x in losses.values()} == {"cuda"}
 
 
 def test_tensor_that_is_left_on_the_processor_is_found():

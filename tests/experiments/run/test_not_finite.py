@@ -1,6 +1,7 @@
 """A batch whose loss is not finite: it is named, and ends the run or is left out."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from experiments import verify_run
 from experiments.run.run_folder import RunFolder
 from experiments.run.run_result import StoppedError
 from experiments.run.workers.batch_input import BatchInput
+from stmi.training.train_step import TrainStep
 from tests import kept_workspace
 from tests.experiments import small_run
 from tests.kept_workspace import CLIP
@@ -53,7 +55,7 @@ def samples_of_a_batch(run):
 def test_run_ends_at_the_next_step_and_names_the_samples(workspace, tmp_path, spoil):
     taken = spoil(BAD_STEP)
     with pytest.raises(
-        StoppedError, match="the loss of epoch 2 is nan in step 4, at learning rate"
+        StoppedError, match="the loss of epoch 2, or its gradient, is not finite in step 4, at learning rate"
     ) as stopped:
         small_run.alone(CLIP, workspace, runs=tmp_path)
     assert len(taken) == BAD_STEP + 1
@@ -65,6 +67,31 @@ def test_run_ends_at_the_next_step_and_names_the_samples(workspace, tmp_path, sp
     assert event["samples"][0] in str(stopped.value)
     # The last checkpoint is from before.
     assert run.journal.last("checkpoint")["step"] == BAD_STEP - 1
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_batch_with_a_finite_loss_but_no_finite_gradient_is_the_one_that_is_named(
+    workspace, tmp_path, monkeypatch, skips
+):
+    original, taken = TrainStep.backward, []
+
+    def spoiled(self, *given):
+        parts = original(self, *given)
+        taken.append(None)
+        if len(taken) == BAD_STEP:
+            next(self.model.parameters()).grad[...] = torch.inf
+        return parts
+
+    monkeypatch.setattr(TrainStep, "backward", spoiled)
+    ended = nullcontext() if skips else pytest.raises(StoppedError, match="or its gradient, is not finite in")
+    with ended:
+        small_run.alone(CLIP, workspace, "train.checkpoint_steps=1", runs=tmp_path, skips_not_finite=skips)
+    (path,) = tmp_path.glob("train/*/")
+    run = RunFolder(path)
+    named = run.journal.epochs()[1]["skipped"] if skips else [run.journal.last("stopped")]
+    assert [step["step"] for step in named] == [BAD_STEP]
+    weights = load_file(run.last_checkpoint + "/model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
 
 
 def test_checkpoint_never_holds_weights_of_a_loss_that_is_not_finite(workspace, tmp_path, spoil):

@@ -11,9 +11,10 @@ from data_catalog.masks.mask_table import make_masks
 from data_catalog.masks.segmenters.grabcut import GrabCutSettings
 from data_catalog.samples.ingestion import ingest
 from data_catalog.views.training_view import ViewSettings, make_view
-from experiments.evaluating import evaluation_target
+from experiments.evaluating import evaluation_target, verification
 from experiments.recipes import resolve
 from experiments.run import evaluation, lifecycle, preflight
+from experiments.run.run_folder import RunFolder
 from experiments.run.run_options import RunOptions
 from stmi import load as load_trained
 from stmi.clip.loading import load_clip
@@ -32,7 +33,8 @@ SETTINGS = [
     "batch.size=4",
     "batch.samples_per_identity=2",
     "train.epochs=2",
-    "train.validate_every=2",
+    "train.validate_every=1",
+    "train.checkpoint_every=1",
     "train.precision=float32",
     "train.workers=1",
 ]
@@ -108,6 +110,9 @@ def test_run_tests_an_untrained_camera_with_the_mean_and_notes_it(clip: Path, tm
         assert np.allclose(learned[camera], learned[:2].mean(axis=0), atol=1e-6)
     # Moved from where they began, and from each other.
     assert not np.allclose(learned[0], learned[1], atol=1e-3)
+    # A repetition that ends at the end of an epoch is not evaluated then.
+    found = verification.verify(RunFolder(result.folder), 3, options)
+    assert found.weights == {3: True}
     target = evaluation_target.load_run(result.folder)
     with torch.no_grad():
         assert np.allclose(cameras(target.model), learned)
