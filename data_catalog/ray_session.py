@@ -4,6 +4,7 @@ import atexit
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -162,15 +163,27 @@ def silence_ray() -> None:
     ray._private.worker.print_to_stdstream = lambda *data, **options: None
 
 
+def require_token() -> None:
+    """Let only this process and its children into the Ray that it starts, unless RAY_AUTH_MODE is `disabled`.
+
+    Ray listens on all networks of the machine, and runs what it is sent.
+    """
+    from ray._raylet import Config  # type: ignore[attr-defined] # noqa: PLC0415 - as above
+
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+        return
+    # A cluster that has ended may have left a path at which its token is no more.
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Ray reads the mode when it is imported.
+    Config.initialize("")
+
+
 def _start(include_dashboard: bool) -> None:
     """Start Ray on this machine."""
     import ray  # noqa: PLC0415
 
-    # Since version 2.59 Ray requires a token if there is a token file in the home folder. A cluster that has
-    # ended may have left the mode, and a path at which its token is no more.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    if not _has_token():
-        os.environ["RAY_AUTH_MODE"] = "disabled"
+    require_token()
     port = None
     if include_dashboard:
         port = _free_port()

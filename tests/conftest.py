@@ -14,7 +14,7 @@ import ray
 from xdist.scheduler import LoadFileScheduling
 
 from data_catalog.environment import prepare_environment
-from data_catalog.ray_session import silence_ray
+from data_catalog.ray_session import require_token, silence_ray
 from data_catalog.storage.filesystems import open_root
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from tests.postgresql import PostgreSQL, skip_where_missing
@@ -124,7 +124,7 @@ def _hang_is_failure(item: pytest.Item) -> Iterator[None]:
 def ray_session() -> Iterator[None]:
     """One small Ray session for all tests that need one; starting it takes seconds."""
     prepare_environment()
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    require_token()
     # Workers import the project and the tests from this tree.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     # Ray ends a process that was idle for a second; actors of later tests would wait for new ones.

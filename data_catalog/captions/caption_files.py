@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from data_catalog.captions.item_names import file_stem
 from data_catalog.errors import CatalogError
-from data_catalog.formats import Listing, find_format
+from data_catalog.formats import Listing
 from data_catalog.samples.held_out import splits_on_disk
+from data_catalog.samples.layout import layout_of
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.table import Table
 from stmi.modality import MODALITIES
@@ -58,7 +59,7 @@ def find_caption_files(samples: Table, folder: str | Path | None, choose: Choice
     Raises:
         CatalogError: If one is missing, or the modality must be chosen.
     """
-    root, source_format = None, find_format(samples.manifest.settings["format"])
+    root, source_format = None, layout_of(samples)
     if folder is None:
         source = samples.manifest.created.get("source")
         if source is None or not Path(source).is_dir():

@@ -21,10 +21,10 @@ from data_catalog.captions.caption_writer import (
 )
 from data_catalog.captions.predicted_attributes import AttributePrediction, fill, load_predictions
 from data_catalog.cards import load_card
-from data_catalog.formats import find_format
 from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.held_out import splits_on_disk
+from data_catalog.samples.layout import layout_of
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind
 from data_catalog.tables.shards import ShardMaker, Statistics
@@ -66,7 +66,7 @@ def make_captions(
     """
     settings = settings or CaptionSettings()
     card = load_card(settings.card)
-    source_format = find_format(samples.manifest.settings["format"])
+    source_format = layout_of(samples)
     files = load_predictions(
         Path(predictions), source_format.split_folders, splits_on_disk(samples), card.attributes
     )

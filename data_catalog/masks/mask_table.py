@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from data_catalog.errors import CatalogError
 from data_catalog.extensions import ActorSettings
-from data_catalog.formats import find_format
 from data_catalog.masks.mask_statistics import (
     STATISTICS_VERSION,
     TrueMasks,
@@ -26,6 +25,7 @@ from data_catalog.masks.mask_statistics import (
 )
 from data_catalog.progress import Progress, no_progress
 from data_catalog.samples.images import Pixels, Segmentation, decode_triplets, encode_mask
+from data_catalog.samples.layout import layout_of
 from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import MASKS_SCHEMA, TableKind
 from data_catalog.tables.shards import ShardMaker, Statistics
@@ -151,7 +151,7 @@ def build_masks(
     """
     samples = maker.samples
     if true_masks is not None:
-        split_folders = find_format(samples.manifest.settings["format"]).split_folders
+        split_folders = layout_of(samples).split_folders
         maker.truth = TrueMasks(Path(true_masks).resolve(), split_folders)
         maker.truth.check()
         created = {**(created or {}), "true_masks": str(maker.truth.root)}

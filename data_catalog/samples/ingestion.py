@@ -34,6 +34,7 @@ from data_catalog.records import Record
 from data_catalog.samples.any_image import AUTO, read_range
 from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.held_out import hold_out
+from data_catalog.samples.layout import layout_facts
 from data_catalog.samples.query_copies import separate_queries
 from data_catalog.samples.samples_maker import SamplesMaker
 from data_catalog.samples.source_images import (
@@ -175,6 +176,7 @@ def ingest(
             "source": str(Path(source).absolute() if source_format.is_manifest else listing.root.resolve()),
             "card": f"synthetic_{synthesis['settings']['kind']}" if synthesis else source_format.name,
             "first_camera": source_format.first_camera,
+            **({"layout": layout_facts(source_format)} if is_own(settings.format) else {}),
         },
         progress=progress,
     )

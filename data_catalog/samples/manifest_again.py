@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from data_catalog.errors import CatalogError
-from data_catalog.formats import Listing, find_format
+from data_catalog.formats import Listing
+from data_catalog.samples.layout import layout_of
 from data_catalog.tables.table import Table
 
 
@@ -18,7 +19,7 @@ def read_manifest_again(samples: Table, given: str | Path | None, option: str) -
     Raises:
         CatalogError: The manifest is not there, or wrong.
     """
-    source_format = find_format(samples.manifest.settings["format"])
+    source_format = layout_of(samples)
     if not source_format.is_manifest or (given is not None and Path(given).is_dir()):
         return None
     path = Path(given if given is not None else samples.manifest.created["source"])

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from data_catalog.environment import SHARING, WAITING
+from data_catalog.ray_session import require_token
 from experiments.benchmarks.measuring import BenchmarkReport, measure_in_turns
 from experiments.recipes import ROOT, resolve
 from stmi.processors import usable_processors
@@ -79,6 +80,7 @@ def _ray_without(*names: str) -> Iterator[None]:
 
     for name in names:
         os.environ.pop(name, None)
+    require_token()
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
         yield

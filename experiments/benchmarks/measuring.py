@@ -43,6 +43,8 @@ class Measurement(Record):
     median_seconds_in_training: float | None = None
     """Of a run of a sweep."""
     seconds_outside_training_per_trial: float | None = None
+    overlap: float | None = None
+    """Time of a step over that of the longer of its parts; 1 where they overlap in full."""
     times_faster: float | None = None
     """1 / `ratio`."""
 

@@ -1,4 +1,7 @@
-"""How fast the parts of training are at the published size: a whole step, the attention, the augmentation."""
+"""How fast the parts of training are at the published size: a whole step, the attention, the augmentation.
+
+On a GPU where there is one. The memory is that of the process, not of the GPU.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +29,10 @@ SIZE = (256, 128)
 """Height and width of the published images."""
 HEADS, HEAD_WIDTH = 12, 64
 """Of ViT-B/16."""
-PRECISION = torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SAMPLES = 64 if DEVICE.type == "cuda" else 8
+"""Of a step; the published batch has 64."""
+PRECISION = torch.bfloat16 if DEVICE.type == "cuda" or cpu_multiplies_bfloat16() else torch.float32
 DTYPE = str(PRECISION).removeprefix("torch.")
 
 Shape = tuple[int, ...]
@@ -39,12 +45,12 @@ _LEFT_OPERAND = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm
 
 def train_step(repeats: int) -> BenchmarkReport:
     """A whole optimisation step at the published size, against the time of its matrix products alone."""
-    samples = 8
+    samples = SAMPLES
     model = _published_model()
     shapes = ((samples, 3, 3, *SIZE), (samples, model.grid[0] * model.grid[1]), (samples, 512))
     images, foreground, text = _random_tensors(*shapes)
-    batch = ModelInput(images, foreground, text, torch.arange(samples) % 4)
-    labels = torch.arange(samples) // 4
+    batch = ModelInput(images, foreground, text, torch.arange(samples, device=DEVICE) % 4)
+    labels = torch.arange(samples, device=DEVICE) // 4
     draws = model.random_draws(0, 0, 0, samples, slice(0, samples))
 
     # Both steps share one optimiser state; a second one would count as memory of a step.
@@ -55,7 +61,7 @@ def train_step(repeats: int) -> BenchmarkReport:
             model, LossConfig(), OptimConfig(), autocast=torch.bfloat16 == PRECISION, compiled=compiled
         )
         take_step.optimizer = optimizer
-        return lambda: take_step(batch, draws, labels, 1e-6)
+        return _finished(lambda: take_step(batch, draws, labels, 1e-6))
 
     def make_floor() -> Callable[[], Any]:
         # The floor does not include what the modulated attention computes for alpha and beta alone: the
@@ -109,7 +115,19 @@ def _multiplication(products: list[Product]) -> Callable[[], None]:
         for a, b in operands:
             a @ b
 
-    return multiply
+    return _finished(multiply)
+
+
+def _finished(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The same function; it returns when a GPU has done its work."""
+
+    def finish() -> Any:
+        result = function()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return finish
 
 
 def attention(repeats: int) -> BenchmarkReport:
@@ -136,7 +154,7 @@ def attention(repeats: int) -> BenchmarkReport:
         )
         projected.requires_grad_()
         foreground = _random_tensors((images, tokens))[0] < 0.4
-        alpha, beta = (torch.full((1, 1, 1), 0.1, requires_grad=True) for _ in range(2))
+        alpha, beta = (torch.full((1, 1, 1), 0.1, device=DEVICE, requires_grad=True) for _ in range(2))
         forwards = {
             name: partial(form, projected, foreground, alpha, beta, 1 / 8)
             for name, form in (
@@ -158,7 +176,7 @@ def attention(repeats: int) -> BenchmarkReport:
 
 
 def _training(forward: Callable[[], Tensor], grad_output: Tensor) -> Callable[[], Any]:
-    return lambda: forward().backward(grad_output)
+    return _finished(lambda: forward().backward(grad_output))
 
 
 def _kept_bytes(forward: Callable[[], Tensor]) -> int:
@@ -178,30 +196,33 @@ def augmentation(repeats: int) -> BenchmarkReport:
     """From uint8 to the model's input: flip, padded crop, erasing, normalisation."""
     samples, config = 72, AugmentConfig()
     random = np.random.default_rng(0)
-    pixels = torch.from_numpy(random.integers(0, 256, (samples, 3, 3, *SIZE), dtype=np.uint8))
-    mask = torch.from_numpy(random.integers(0, 256, (samples, *SIZE), dtype=np.uint8))
+    pixels, mask = (
+        torch.from_numpy(random.integers(0, 256, (samples, *shape), dtype=np.uint8)).to(DEVICE)
+        for shape in ((3, 3, *SIZE), SIZE)
+    )
 
     def augment_batch() -> None:
         geometry = augment.sample_geometry(config, samples, SIZE, 0, 0, 0)
         _, moved = augment.augment(pixels, mask, geometry, config.crop_padding)
         augment.patch_foreground(moved, 16)
 
-    base = measure("normalisation alone", lambda: augment.normalise(pixels), repeats, samples)
-    whole = measure("augmentation", augment_batch, repeats, samples)
+    base = measure("normalisation alone", _finished(lambda: augment.normalise(pixels)), repeats, samples)
+    whole = measure("augmentation", _finished(augment_batch), repeats, samples)
     return _report("augment", {"image": SIZE, "samples": samples}, base, whole.compared_with(base))
 
 
 def _published_model() -> STMI:
     tower = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None)
     clip = LoadedClip(tower, None, "random ViT-B-16", "")
-    return STMI(ModelConfig(), clip, identities=171, cameras=4, seed=0).train()
+    return STMI(ModelConfig(), clip, identities=171, cameras=4, seed=0).to(DEVICE).train()
 
 
 def _random_tensors(*shapes: Shape, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.rand(shape, generator=generator).to(dtype) for shape in shapes]
+    return [torch.rand(shape, generator=generator).to(DEVICE, dtype) for shape in shapes]
 
 
 def _report(name: str, settings: dict[str, Any], *results: Measurement) -> BenchmarkReport:
-    settings = settings | {"threads": torch.get_num_threads()}
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+    settings = settings | {"device": device, "threads": torch.get_num_threads()}
     return BenchmarkReport(name=name, settings=settings, results=results)

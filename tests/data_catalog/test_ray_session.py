@@ -23,6 +23,7 @@ from data_catalog.errors import CatalogError
 from data_catalog.ray_session import check_ray, ensure_ray
 from data_catalog.tables.building import LOCAL_SECONDS_VARIABLE
 from experiments import train
+from experiments.recipes import ROOT
 from tests.data_catalog.folders import write_data_set
 
 WAITS = {name: value for name, value in SHARING.items() if name in WAITING}
@@ -95,16 +96,53 @@ def test_without_an_address_ray_runs_here_on_the_processors_of_this_process(aske
     assert (asked["address"], asked["num_cpus"]) == ("local", 3)
 
 
-def test_a_ray_of_this_machine_needs_no_token_of_a_cluster_that_has_ended(asked, monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+@pytest.mark.parametrize("mode", [None, "token"])
+def test_a_ray_of_this_machine_has_a_token_of_its_own_where_there_is_none(asked, monkeypatch, tmp_path, mode):
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    # A cluster that has ended left its path.
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     ensure_ray()
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    first = os.environ.pop("RAY_AUTH_TOKEN")
+    assert len(first) == 64
+    ensure_ray()
+    assert os.environ.pop("RAY_AUTH_TOKEN") != first
     # One that is there is used.
     (tmp_path / "token").write_text("a" * 64)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     ensure_ray()
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_ray_of_this_machine_has_no_token_where_the_user_wants_none(asked, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ensure_ray()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+STARTING = """
+import os, subprocess, sys
+from data_catalog.ray_session import ensure_ray
+ensure_ray()
+import ray
+address = ray.get_runtime_context().gcs_address
+for other in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "a" * 64}, {}):
+    joining = f"import ray; ray.init(address={address!r}, log_to_driver=False); print(len(ray.nodes()))"
+    command = [sys.executable, "-c", joining]
+    joined = subprocess.run(command, env=os.environ | other, capture_output=True, text=True, timeout=200)
+    print(joined.returncode == 0 and joined.stdout.endswith("1\\n"))
+"""
+"""Starts Ray, and joins it without a token, with another one, and as a child of the process does."""
+
+
+@pytest.mark.slow
+def test_nobody_without_its_token_gets_into_a_ray_of_this_machine(tmp_path):
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", STARTING], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert found.stdout.splitlines()[-3:] == ["False", "False", "True"]
 
 
 def test_ray_does_not_decide_what_a_signal_does(asked, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from data_catalog.ray_failures import ran_out_of_memory
+from experiments.benchmarks import training_benchmarks
 from experiments.planning.cost import measure_cost
 from experiments.planning.dry_run import DryRun, untrained_clip
 from experiments.recipes import resolve
@@ -94,6 +95,15 @@ def test_input_that_is_made_ahead_is_that_of_the_processor():
         for one, two in zip(expected.tensors(), made.tensors(), strict=True):
             assert two.device.type == GPU
             assert torch.allclose(one.float(), two.cpu().float(), atol=ROUNDING_FLOAT32)
+
+
+def test_step_of_the_published_size_is_measured_on_the_gpu():
+    found = training_benchmarks.train_step(repeats=3)
+    assert found.settings["device"] == torch.cuda.get_device_name()
+    products, eager, compiled = found.results
+    # A step holds its matrix products, and takes no longer compiled.
+    assert eager.ratio > 1
+    assert products.median_seconds < compiled.median_seconds < eager.median_seconds
 
 
 def test_memory_of_a_gpu_that_runs_out_is_known():

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from data_catalog.cards import card_names, load_card
 from data_catalog.errors import CatalogError
-from data_catalog.formats import SourceFormat, find_format
+from data_catalog.formats import SourceFormat
 from data_catalog.masks.mask_statistics import MaskStatistics, describe_table, file_facts
 from data_catalog.masks.mask_table import MaskMaker, build_masks
 from data_catalog.masks.segmenters.mask_reading import fit_mask, read_mask
@@ -25,6 +25,7 @@ from data_catalog.progress import Progress, no_progress
 from data_catalog.records import Record
 from data_catalog.samples.file_contents import digest_files
 from data_catalog.samples.images import Segmentation
+from data_catalog.samples.layout import layout_of
 from data_catalog.samples.manifest_again import read_manifest_again
 from data_catalog.tables.digests import json_digest
 from data_catalog.tables.shards import Statistics
@@ -91,7 +92,7 @@ def import_masks(
         CatalogError: If the folder is not there or holds no mask, or a mask is missing or cannot be used and
             that is not allowed; names the first ones.
     """
-    source_format = find_format(samples.manifest.settings["format"])
+    source_format = layout_of(samples)
     card = samples.manifest.created.get("card", source_format.name)
     if image_size is None and card in card_names():
         image_size = load_card(card).image_size

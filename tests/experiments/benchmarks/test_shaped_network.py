@@ -83,6 +83,7 @@ def test_report_has_the_overlap_the_shares_of_the_small_parts_and_the_speed_of_t
     for workers in (2, 4):
         step = found[f"step, {workers} workers, 1gbit"]
         assert (step.ratio, step.ratio_to) == (pytest.approx(1.2), f"compute alone, {workers} workers")
+        assert step.overlap == step.ratio
         shares = (("gathers", 0.005), ("norm of the gradients", 0.01))
         for part, share in shares:
             measured = found[f"{part}, {workers} workers, 1gbit"]
