@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 FAILED_STATUS = 1
 CLOSING_SECONDS = 25.0
 """How long the main thread may close what it has opened, once another one has found that nothing goes on."""
-INTERRUPTED_STATUS = 128 + signal.SIGINT
 _ENDING = {signal.SIGINT: b"error: interrupted\n", signal.SIGTERM: b"error: ended by SIGTERM\n"}
 _received: list[int] = []
 """Signals that raised KeyboardInterrupt; libraries raise another one in its place."""

@@ -28,13 +28,13 @@ class Record(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    def to_json(self, indent: int = 2) -> str:
+    def to_json(self) -> str:
         """The record as one JSON document; numbers that are not finite are refused.
 
         Raises:
             ValueError: A number is NaN or infinite, which JSON does not have.
         """
-        return json.dumps(self.model_dump(mode="json"), indent=indent, allow_nan=False)
+        return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
 
 
 def describe_invalid(error: ValidationError, whole: str = "") -> str:

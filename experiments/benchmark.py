@@ -33,6 +33,7 @@ from experiments.experiment_config import ConfigError
 from stmi.kernels.host_memory import keep_freed_memory
 
 THREADS = 2
+REPEATS = 5
 
 Report = BenchmarkReport | StartupReport
 
@@ -55,6 +56,7 @@ LONG_BENCHMARKS = {
     "view-build": "ingest_benchmark.build_view",
 }
 """These take minutes each, so `all` does not include them."""
+MEASURED_ONCE = ("retrieval-large", "sweep")
 
 
 class AllReports(Record):
@@ -92,12 +94,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=[*BENCHMARKS, *LONG_BENCHMARKS, "all"], help="what to measure")
     parser.add_argument(
-        "--repeats", type=int, default=5, help="runs that are measured, after one warm-up (default: 5)"
+        "--repeats",
+        type=int,
+        help=f"runs that are measured, after one warm-up (default: {REPEATS}); not for "
+        f"{' and '.join(MEASURED_ONCE)}, which are measured once",
     )
     add_json_options(parser, PrintedReport)
     given = parser.parse_args(arguments)
-    if given.repeats < 1:
-        parser.error(f"--repeats={given.repeats}: at least 1 is needed")
+    if given.repeats is not None and given.name in MEASURED_ONCE:
+        parser.error(f"--repeats={given.repeats}: {given.name} is measured once; leave it out")
+    repeats = REPEATS if given.repeats is None else given.repeats
+    if repeats < 1:
+        parser.error(f"--repeats={repeats}: at least 1 is needed")
     names = list(BENCHMARKS) if given.name == "all" else [given.name]
 
     import torch
@@ -107,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Not through `run_command`: the memory of what it imports would be counted.
     try:
         with interruptible("error: interrupted"), contextlib.redirect_stdout(sys.stderr):
-            reports = _measure(names, given.repeats)
+            reports = _measure(names, repeats)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,6 @@ Each field is one named option. Where the paper is silent, or the released code 
 field says so. `experiments/recipes.py` holds the named sets of values.
 """
 
-import hashlib
-import json
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -24,9 +22,9 @@ from pydantic_core import PydanticCustomError
 from stmi.modality import Modality
 
 LARGEST_COUNT = 10**6
-"""Of anything that is counted; whoever sets more has mistyped, and would wait for ever."""
+"""Upper limit of every count; a larger value is a typing error."""
 LARGEST_SEED = 2**63 - 1
-"""What random generators, databases and tables take."""
+"""The largest seed that NumPy, SQLite and Arrow take as an int64."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 PerLayer = Probability | Annotated[tuple[Probability, ...], Field(min_length=1)]
 """One number for all layers of the image tower, or one for each layer."""
@@ -55,11 +53,6 @@ class Section(BaseModel):
                     "number", "Input should be a number, not on or off" + "; or null" * (NoneType in kinds)
                 )
         return value
-
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of all values: equal configs have equal fingerprints, on any machine."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Switch(Section):

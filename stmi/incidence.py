@@ -92,7 +92,7 @@ def density_threshold(similarities: Tensor, density: float, nodes: int) -> Tenso
         nodes: Of a sample.
 
     Returns:
-        A scalar: one of the similarities, at least the highest.
+        A scalar: one of the similarities; the highest where the density asks for less than one pair.
     """
     pairs = similarities.numel()
     meeting = round((density * nodes - 1) / (nodes - 1) * pairs)
@@ -226,9 +226,9 @@ class IncidenceRule(nn.Module):
             above = torch.ones(kept.shape[1], kept.shape[1], dtype=torch.bool, device=nodes.device).triu(1)
             similarities = cosine_similarities(kept)[:, above]
         if self.leaves_out_copies:
-            places = torch.tensor(self.kept, device=nodes.device)
+            positions = torch.tensor(self.kept, device=nodes.device)
             whole = _each_alone(nodes).repeat(nodes.shape[0], 1, 1)
-            whole[:, places[:, None], places] = incidence
+            whole[:, positions[:, None], positions] = incidence
             incidence = whole
         return Hypergraph(incidence, facts, similarities)
 

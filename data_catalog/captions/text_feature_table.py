@@ -20,6 +20,7 @@ from data_catalog.tables.building import build_table
 from data_catalog.tables.schemas import TableKind, text_features_schema
 from data_catalog.tables.shards import ShardMaker, Statistics
 from data_catalog.tables.table import Table
+from stmi.clip.clip_files import clip_folder, find_clip
 from stmi.config import LARGEST_COUNT
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def make_text_features(
 
     Args:
         captions: What to encode. An empty caption is encoded like any other text.
-        clip: Folder of a CLIP, or an open_clip model name.
+        clip: Folder of a CLIP, the file of weights in it, or an open_clip model name.
         settings: Batch size.
         progress: Called as shards complete.
         load: Loads the text tower; must be importable by the actors.
@@ -87,12 +88,12 @@ def make_text_features(
         CatalogError: If the CLIP cannot be loaded.
     """
     settings = settings or TextFeatureSettings()
-    source = str(Path(clip).resolve()) if Path(clip).is_dir() else str(clip)
+    source = find_clip(str(clip))
     tower = load(source)
     text_dim = tower.embed_dim
 
     def summarise(shards: list[Statistics]) -> Statistics:
-        name = Path(clip).name if Path(clip).is_dir() else str(clip)
+        name = source if clip_folder(source) is None else Path(source).name
         distinct = pc.count_distinct(captions.read(["caption"])["caption"]).as_py()
         return TextFeatureStatistics(text_dim=text_dim, clip=name, distinct=distinct).model_dump()
 

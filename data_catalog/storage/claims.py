@@ -116,16 +116,13 @@ def claim(
 
 
 @contextmanager
-def claim_unless(
-    root: str | Path, is_done: Callable[[], bool], *, expiry_seconds: float = EXPIRY_SECONDS
-) -> Iterator[bool]:
+def claim_unless(root: str | Path, is_done: Callable[[], bool]) -> Iterator[bool]:
     """Hold the right to write in a folder, unless another process finishes the same task first.
 
     Args:
         root: As in `claim`.
         is_done: Called every half second or more often while another process holds the right; waiting ends
             when it returns True.
-        expiry_seconds: As in `claim`.
 
     Yields:
         Whether the right is held.
@@ -133,7 +130,7 @@ def claim_unless(
     Raises:
         NotWritableError: If the folder cannot be written to.
     """
-    with _right(root, lambda is_alive: is_done(), expiry_seconds) as held:
+    with _right(root, lambda is_alive: is_done(), EXPIRY_SECONDS) as held:
         yield held is not None
 
 

@@ -134,7 +134,7 @@ class Folder:
         return filesystems.file_digest(filesystem, f"{path}/{name}")
 
     def read_record(self, name: str, form: "type[Content] | TypeAdapter[Content]", remedy: str) -> Content:
-        """A JSON file as the model of its content. Every stored JSON file is read by this function.
+        """A JSON file as the model of its content.
 
         Args:
             name: Of the file.

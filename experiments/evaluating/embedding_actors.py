@@ -2,8 +2,8 @@
 
 The view is split into the batches of a single process, and a call of an actor embeds one whole batch, so the
 embeddings depend neither on the number of actors nor on the assignment of batches. The model is sent through
-Ray's object store, once per node, without a shared folder. The view is read from its catalog. A lost actor is
-started again, and its batch is repeated.
+Ray's object store, once per node, without a shared folder. The view is read from its catalog. The batch of a
+lost actor goes to a new one.
 """
 
 import math

@@ -146,7 +146,7 @@ def parse_masks(text: str) -> MaskOrigin:
         return MaskOrigin(kind, Path(known[0]), known[1])
     if kind == "files" and location:
         return MaskOrigin(kind, Path(location))
-    raise argparse.ArgumentTypeError(f"{text!r} says not where masks come from; expected {MASKS}")
+    raise argparse.ArgumentTypeError(f"{text!r} does not say where masks come from; expected {MASKS}")
 
 
 def parse_captions(text: str) -> CaptionOrigin:
@@ -165,7 +165,7 @@ def parse_captions(text: str) -> CaptionOrigin:
         if comma and last in CHOICES:
             return CaptionOrigin(kind, first, choice=CHOICES[last])
         return CaptionOrigin(kind, location)
-    raise argparse.ArgumentTypeError(f"{text!r} says not where captions come from; expected {CAPTIONS}")
+    raise argparse.ArgumentTypeError(f"{text!r} does not say where captions come from; expected {CAPTIONS}")
 
 
 def read_source(dataset: str, folder: Path) -> Listing:

@@ -94,10 +94,12 @@ class Hyperedges(Record):
     def warning(self) -> str | None:
         """What is wrong with them, with the numbers, or None."""
         if self.alone >= ALONE:
-            return f"{DEGENERATE}: CHI maps each token by itself, since they do not meet: {self.describe()}"
-        if self.density > ALIKE:
-            return f"{DEGENERATE}: CHI adds one mean to all tokens, since all meet: {self.describe()}"
-        return None
+            wrong = "mixes no tokens, since each is alone in its hyperedge"
+        elif self.density > ALIKE:
+            wrong = "adds the same mean to every token, since each hyperedge holds nearly all"
+        else:
+            return None
+        return f"{DEGENERATE}: CHI {wrong}: {self.describe()}"
 
 
 class EpochMetrics(Record):

@@ -205,9 +205,12 @@ def keep(gallery: Gallery, model: str, root: Path) -> KeptGallery:
 
 
 def _embed(gallery: Gallery, model: str, folder: Path) -> int:
-    """Make the embeddings in a folder, from those in older ones where they are the same."""
-    others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
-    same_model = [path for path in others if (record := _read(path)) is not None and record.model == model]
+    """Make the embeddings in a folder, from those of an earlier state of the gallery where they are the same.
+
+    Those of other models stay, such as of another epoch of the run.
+    """
+    others = {path: _read(path) for path in folder.parent.iterdir() if path.is_dir() and path != folder}
+    same_model = [path for path, record in others.items() if record is not None and record.model == model]
     earlier = same_model[0] / EMBEDDINGS_FILE if same_model else None
     with _damage_is_named(earlier) if earlier else nullcontext():
         made = gallery.embed(earlier)
@@ -220,7 +223,8 @@ def _embed(gallery: Gallery, model: str, folder: Path) -> int:
         left_out=made.left_out,
     )
     Folder(folder).write(RECORD_FILE, record.to_json() + "\n")
-    for path in others:
+    incomplete = [path for path, record in others.items() if record is None]
+    for path in (*same_model, *incomplete):
         shutil.rmtree(path)
     return made.embedded
 

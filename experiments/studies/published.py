@@ -8,10 +8,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from data_catalog.records import Record, describe_invalid
+from experiments.run.run_result import MetricName
 
 PUBLISHED = Path(__file__).with_suffix(".yaml")
 
-Metric = Literal["mAP", "rank1", "rank5", "rank10"]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -42,7 +42,7 @@ class PublishedRow(Record):
     at: str | None = None
     to_check: bool = False
     note: str | None = None
-    values: dict[str, dict[Metric, Percent | None]] = Field(default_factory=dict)
+    values: dict[str, dict[MetricName, Percent | None]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_numbers(self) -> "PublishedRow":
@@ -50,7 +50,7 @@ class PublishedRow(Record):
             raise ValueError(f"row {self.name} has no values; only one that is to be checked may lack them")
         return self
 
-    def fractions(self, dataset: str) -> dict[Metric, float]:
+    def fractions(self, dataset: str) -> dict[MetricName, float]:
         """What the paper prints for a data set, as fractions; empty where it prints nothing."""
         printed = self.values.get(dataset, {})
         return {name: round(percent / 100, 6) for name, percent in printed.items() if percent is not None}
@@ -123,7 +123,7 @@ class PublishedResult(Record):
 
     source: str
     """Such as `Table 1, row STMI`."""
-    metrics: dict[Metric, float]
+    metrics: dict[MetricName, float]
     """Fractions."""
 
     def describe(self) -> str:
@@ -147,7 +147,7 @@ class PublishedMethod(Record):
     """Whether the numbers were copied from a copy, and must still be read at the source."""
     note: str | None = None
     """What its numbers are not comparable in."""
-    metrics: dict[Metric, float]
+    metrics: dict[MetricName, float]
     """Fractions."""
 
 

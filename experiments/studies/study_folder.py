@@ -106,7 +106,7 @@ class StudyFolder(JournalFolder):
         self.write(RESULT_FILE, result.portable(self).to_json() + "\n")
 
     def read_result(self, form: type[Result]) -> Result | None:
-        """The stored result, with the places of its files; None where there is none yet.
+        """The stored result, with the paths of its files; None where there is none yet.
 
         Raises:
             DamagedFileError: The file is damaged.

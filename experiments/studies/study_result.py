@@ -24,7 +24,7 @@ class StudyResult(Record):
     mlflow: MlflowRun
 
     def located(self, folder: Folder) -> Self:
-        """The same with the places of its files and MLflow, which are stored without the workspace's.
+        """The same with the paths of its files and of MLflow, which are stored without the workspace's.
 
         Older versions stored absolute paths, which hold no longer where the workspace was moved.
         """

@@ -61,7 +61,8 @@ class Journal:
         line = json.dumps({"event": event, "time": time.time(), **facts}, allow_nan=False) + "\n"
         filesystem, path = self._opened
         is_file = isinstance(filesystem, fs.LocalFileSystem)
-        # Before the right is checked: whoever loses it in between replaces the journal of a successor.
+        # Read before the claim is checked: a writer that has lost its claim must not store an old copy over
+        # what its successor wrote.
         before = b"" if is_file else self._read()
         with self.guarded():
             if is_file:

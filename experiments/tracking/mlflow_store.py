@@ -63,7 +63,7 @@ def open_local_store(workspace: Folder) -> None:
     if not file.exists():
         return
     try:
-        _correct_places(file, artifacts_folder(workspace).as_uri())
+        _correct_artifact_uris(file, artifacts_folder(workspace).as_uri())
     except sqlite3.OperationalError as error:
         raise ConnectionError(
             f"MLflow's store {file} cannot be used ({error}); wait for the process that uses it, or correct "
@@ -76,16 +76,16 @@ def open_local_store(workspace: Folder) -> None:
         ) from error
 
 
-def _correct_places(file: Path, own: str) -> None:
+def _correct_artifact_uris(file: Path, own: str) -> None:
     """Let a store look for artifacts in its own workspace."""
     with closing(sqlite3.connect(file, timeout=60)) as store, store:
         if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return
-        places = store.execute(
+        locations = store.execute(
             "SELECT DISTINCT artifact_location FROM experiments "
             "WHERE artifact_location || '/' LIKE 'file:%/mlartifacts/%'"
         )
-        for (old,) in places.fetchall():
+        for (old,) in locations.fetchall():
             # A server gives each experiment a folder of its own in that of all artifacts.
             new = f"{own}/{f'{old}/'.rpartition('/mlartifacts/')[2]}".rstrip("/")
             if new == old:

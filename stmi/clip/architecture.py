@@ -71,15 +71,10 @@ def build_clip(source: str | Path) -> open_clip.CLIP:
         return _build_folder(folder)
     name, _ = split_name(str(source))
     settings = open_clip.get_model_config(name)
-    if not settings.keys() <= {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} or (
-        "hf_model_name" in settings["text_cfg"]
-    ):
-        raise ClipFileError(
-            f"clip source {str(source)!r} has towers that are not CLIP's own; use a plain vision transformer "
-            "such as ViT-B-16-quickgelu/openai"
-        )
-    if other := _unsupported_options(settings["vision_cfg"]):
-        raise _not_plain(f"clip source {str(source)!r}", other)
+    described = f"clip source {str(source)!r}"
+    if not settings.keys() <= {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}:
+        raise _not_own_towers(described)
+    _refuse_unsupported(settings, described)
     return open_clip.CLIP(**settings)
 
 
@@ -94,13 +89,12 @@ def _build_folder(folder: Path) -> open_clip.CLIP:
         vision = settings["vision_cfg"]
         size = vision["image_size"]
         vision["image_size"] = tuple(size) if isinstance(size, list) else size
-        other = _unsupported_options(vision)
-        model = None if other else open_clip.CLIP(**settings)
+        _refuse_unsupported(settings, str(path))
+        return open_clip.CLIP(**settings)
+    except ClipFileError:
+        raise
     except _MALFORMED as error:
         raise ClipFileError(f"{path}: not a model config of open_clip ({error!r})") from error
-    if model is None:
-        raise _not_plain(path, other)
-    return model
 
 
 def build_tokenizer(source: str | Path) -> Any:
@@ -127,10 +121,25 @@ def _unsupported_options(vision: Mapping[str, Any]) -> dict[str, Any]:
     return other if isinstance(vision.get("layers", 0), int) else other | {"layers": vision["layers"]}
 
 
-def _not_plain(source: Path | str, other: Mapping[str, Any]) -> ClipFileError:
-    options = ", ".join(f"{name}={value!r}" for name, value in other.items())
+def _refuse_unsupported(settings: Mapping[str, Any], source: str) -> None:
+    """Refuse a model config of open_clip whose towers are not CLIP's own plain transformers.
+
+    Raises:
+        ClipFileError: Names the source. open_clip would download the config of a text tower of another kind.
+    """
+    if "hf_model_name" in settings["text_cfg"]:
+        raise _not_own_towers(source)
+    if other := _unsupported_options(settings["vision_cfg"]):
+        options = ", ".join(f"{name}={value!r}" for name, value in other.items())
+        raise ClipFileError(
+            f"{source}: the image tower has {options}; a plain vision transformer is needed, such as that of "
+            "ViT-B-16-quickgelu/openai"
+        )
+
+
+def _not_own_towers(source: str) -> ClipFileError:
     return ClipFileError(
-        f"{source}: the image tower has {options}; a plain vision transformer is needed, such as that of "
+        f"{source} has towers that are not CLIP's own; use a plain vision transformer such as "
         "ViT-B-16-quickgelu/openai"
     )
 

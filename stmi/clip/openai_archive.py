@@ -20,7 +20,7 @@ from stmi.clip.torchscript_weights import TorchScriptError, read_tensors
 from stmi.errors import ClipFileError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_HEAD_WIDTH = 64
+HEAD_WIDTH = 64
 """Width of a head in every CLIP that OpenAI published; the number of heads does not follow from any shape."""
 _NOT_WEIGHTS = re.compile(r"(.*\.)?(input_resolution|context_length|vocab_size|attn_mask)$")
 """Tensors of the archive that are not weights; open_clip has them in its config and code."""
@@ -96,9 +96,9 @@ def model_config(weights: dict[str, Tensor], archive: Path | str) -> dict[str, A
     rows = round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
     context, text_width = weights["positional_embedding"].shape
     for name, size in (("visual.conv1.weight", width), ("positional_embedding", text_width)):
-        if size % _HEAD_WIDTH or not size:
+        if size % HEAD_WIDTH or not size:
             raise ClipFileError(
-                f"{archive}: {name} has width {size}, expected a multiple of {_HEAD_WIDTH}, a head's width"
+                f"{archive}: {name} has width {size}, expected a multiple of {HEAD_WIDTH}, a head's width"
             )
     return {
         "embed_dim": weights["visual.proj"].shape[1],
@@ -107,14 +107,14 @@ def model_config(weights: dict[str, Tensor], archive: Path | str) -> dict[str, A
             "image_size": [rows * patch, rows * patch],
             "layers": _layers(weights, "visual.transformer."),
             "width": width,
-            "head_width": _HEAD_WIDTH,
+            "head_width": HEAD_WIDTH,
             "patch_size": patch,
         },
         "text_cfg": {
             "context_length": context,
             "vocab_size": len(weights["token_embedding.weight"]),
             "width": text_width,
-            "heads": text_width // _HEAD_WIDTH,
+            "heads": text_width // HEAD_WIDTH,
             "layers": _layers(weights, "transformer."),
         },
     }

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from stmi.clip.loading import LoadedClip
+from stmi.clip.openai_archive import HEAD_WIDTH
 from stmi.clip.weights import misfits
 from stmi.config import ChiConfig, FusionConfig, ImageSize, ModelConfig, SfmConfig, StrConfig
 from stmi.model import STMI
@@ -38,7 +39,6 @@ from stmi.released.parameter_names import (
 
 logger = logging.getLogger(__name__)
 
-HEAD_WIDTH = 64
 """Width of a head in every published CLIP; the number of heads does not follow from any shape."""
 
 

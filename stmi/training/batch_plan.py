@@ -93,15 +93,15 @@ def plan_together(
     return np.stack([np.concatenate(step) for step in zip(*parts, strict=False)])
 
 
-def _owners(shares: Sequence[float], places: int) -> np.ndarray:
-    """Which data set has each place in the batches, one place after the other, int64 `(places,)`.
+def _owners(shares: Sequence[float], slots: int) -> np.ndarray:
+    """Which data set has each slot of the batches, one slot after the other, int64 `(slots,)`.
 
-    The j-th place of a data set comes at (j - 1/2) / share (Webster 1832, Sainte-Lague 1910); of equals, the
+    The j-th slot of a data set comes at (j - 1/2) / share (Webster 1832, Sainte-Lague 1910); of equals, the
     earlier data set is first.
     """
-    comes_at = [(np.arange(places) + 0.5) / share for share in shares]
-    order = np.argsort(np.concatenate(comes_at), kind="stable")[:places]
-    return np.repeat(np.arange(len(shares)), places)[order]
+    comes_at = [(np.arange(slots) + 0.5) / share for share in shares]
+    order = np.argsort(np.concatenate(comes_at), kind="stable")[:slots]
+    return np.repeat(np.arange(len(shares)), slots)[order]
 
 
 def plan_share(

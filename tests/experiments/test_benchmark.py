@@ -15,7 +15,13 @@ def test_benchmark_prints_its_measurements_as_one_json_document(capsys):
     assert benchmark.main(["augment", "--repeats", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["name"] == "augment"
-    assert report["settings"] == {"image": [256, 128], "samples": 72, "threads": benchmark.THREADS}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    assert report["settings"] == {
+        "image": [256, 128],
+        "samples": 72,
+        "device": device,
+        "threads": benchmark.THREADS,
+    }
     base, whole = report["results"]
     assert base.keys() >= FACTS
     assert whole["ratio_to"] == base["variant"]
@@ -70,3 +76,9 @@ def test_no_repeats_and_unknown_names_are_refused(capsys):
         with pytest.raises(SystemExit):
             benchmark.main(arguments)
     assert "--repeats=0: at least 1 is needed" in capsys.readouterr().err
+
+
+def test_repeats_of_what_is_measured_once_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["retrieval-large", "--repeats", "5"])
+    assert "--repeats=5: retrieval-large is measured once; leave it out" in capsys.readouterr().err

@@ -1,11 +1,11 @@
 import json
 import os
 import shlex
+import signal
 import sys
 
 import pytest
 
-from data_catalog.interrupts import INTERRUPTED_STATUS
 from experiments import ablate, demo, evaluate, recipes, report, sweep_sfm, train
 from experiments.command_line import USAGE_STATUS, report_command, run_command
 from experiments.experiment_config import ConfigError
@@ -111,7 +111,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_continue(capsys):
 
     with pytest.raises(SystemExit) as ended:
         run_command(command, True, print)
-    assert ended.value.code == INTERRUPTED_STATUS
+    assert ended.value.code == 128 + signal.SIGINT
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "run the same command again to continue" in captured.err

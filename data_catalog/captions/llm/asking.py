@@ -45,10 +45,10 @@ class Asker:
     _in_flight: dict[str, asyncio.Task[Answer]] = field(default_factory=dict)
     _first: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _unknown: dict[str, Answer] = field(init=False, default_factory=dict)
-    _says_nothing: bool = field(init=False)
+    _has_no_answer_yet: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self._says_nothing = not self.answers
+        self._has_no_answer_yet = not self.answers
 
     async def ask(self, question: Question) -> Answer:
         """The answer, which is kept before this returns if anything in it is usable.
@@ -92,10 +92,10 @@ class Asker:
 
     async def _keep(self, digest: str, answer: Answer) -> None:
         """Write an answer; while nothing is known from any, they are held back."""
-        if self._says_nothing and _is_unknown(answer):
+        if self._has_no_answer_yet and _is_unknown(answer):
             self._unknown[digest] = answer
             return
-        self._says_nothing = False
+        self._has_no_answer_yet = False
         kept, self._unknown = self._unknown | {digest: answer}, {}
         for name, one in kept.items():
             await asyncio.to_thread(self.store.write, name, one)

@@ -118,12 +118,14 @@ def find_front(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     """The finished trials that no other one beats in value without costing more, from cheap to expensive."""
     front = []
     highest = float("-inf")
-    finished = [(trial.cost, -trial.value, trial.number) for trial in trials if trial.value is not None]
-    for _, loss, number in sorted(finished):
+    finished = [
+        (trial.cost, -trial.value, trial.number, trial) for trial in trials if trial.value is not None
+    ]
+    for _, loss, _, trial in sorted(finished):
         if -loss > highest:
-            front.append(number)
+            front.append(trial)
             highest = -loss
-    return [trials[number] for number in front]
+    return front
 
 
 def describe_values(values: Mapping[str, Any]) -> str:

@@ -59,10 +59,16 @@ def test_missing_clip_is_named_once(built: Any, tmp_path: Path) -> None:
         assert str(refused.value).count(str(source)) == 1
 
 
-def test_real_text_tower_gives_what_it_gives_outside_the_catalog(built: Any, tmp_path: Path) -> None:
+def test_real_text_tower_gives_what_it_gives_outside_the_catalog(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = load_clip(tiny_clip.write(tmp_path / "clip"))
     table = make_text_features(built.captions, tmp_path / "clip")
     assert table.manifest.inputs["clip"] == clip.digest
+    # Actors have another working directory.
+    monkeypatch.chdir(tmp_path)
+    again = make_text_features(built.captions, "clip/open_clip_model.safetensors")
+    assert (again.reused, again.manifest.created["clip"]) == (True, str(tmp_path / "clip"))
     captions = built.captions.read(["caption"])["caption"].to_pylist()
     expected = clip.encode_text(clip.tokenize(captions)).numpy()
     found = np.array(table.read(["text_feature"])["text_feature"].to_pylist())

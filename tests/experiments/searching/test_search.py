@@ -17,7 +17,7 @@ from data_catalog.views.view_reader import open_view
 from experiments import search
 from experiments.evaluating.evaluation_target import load_run
 from experiments.run import evaluation
-from experiments.searching import galleries
+from experiments.searching import galleries, kept_gallery
 from experiments.searching.gallery_search import choose_feature
 from experiments.searching.search_result import SearchResult
 
@@ -189,6 +189,26 @@ def test_changed_file_alone_is_embedded_again(searched, query, run, images, yard
     assert second["kept_in"] != first["kept_in"]
     [kept] = (path for path in (tmp_path / "ws/search").glob("*/*/*") if path.is_dir())
     assert str(kept) == second["kept_in"]
+
+
+def test_embeddings_by_another_model_are_kept(tmp_path):
+    """Such as of another epoch of the run: one that is asked for in turn with it is embedded once."""
+
+    def embed(earlier):
+        features = {"G": np.ones((1, 2), np.float32)}
+        return SimpleNamespace(labels={"sample_id": ["a"]}, features=features, left_out={}, embedded=1)
+
+    def keep(model, digest):
+        gallery = SimpleNamespace(name="yard", location="yard", digest=digest, embed=embed)
+        return kept_gallery.keep(gallery, model, tmp_path)
+
+    first, other = keep("model a", "1"), keep("model b", "1")
+    (first.folder.parent / "incomplete").mkdir()
+    again = keep("model a", "1")
+    assert (again.folder, again.embedded) == (first.folder, 0)
+    changed = keep("model a", "2")
+    there = {path for path in first.folder.parent.iterdir() if path.is_dir()}
+    assert there == {other.folder, changed.folder}
 
 
 def test_images_that_cannot_be_used_are_left_out_with_the_reason(searched, query, images, yard):

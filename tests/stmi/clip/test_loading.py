@@ -89,6 +89,15 @@ def test_options_that_the_image_tower_does_not_support_are_refused(tmp_path, mon
         load_clip(folder)
 
 
+def test_text_tower_of_another_kind_is_refused_before_its_config_is_downloaded(tmp_path):
+    folder = tiny_clip.write(tmp_path / "clip")
+    config = json.loads((folder / clip_files.CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = "xlm-roberta-base"
+    (folder / clip_files.CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ClipFileError, match=r"open_clip_config\.json has towers that are not CLIP's own"):
+        load_clip(folder)
+
+
 def test_options_with_their_default_values_are_accepted(clip, tmp_path):
     folder = tiny_clip.write(tmp_path / "clip")
     config = json.loads((folder / clip_files.CONFIG_FILE).read_text())

@@ -266,6 +266,8 @@ def test_front_holds_what_no_trial_beats():
             if other != number
         )
         assert (number in front) != beaten
+    # Of some of them, too, whose positions are not their numbers.
+    assert {trial.number for trial in find_front([t for t in trials if t.number in front])} == front
     assert find_best(trials).value == 7
     assert find_best(make_trials([(1.0, None)])) is None
 
