@@ -23,9 +23,9 @@ class ClusterState(BaseModel):
     backend: str
     """MLflow's database, without its password; empty where nothing was started."""
     ports: dict[str, dict[str, int]]
-    """Of each service, by role; empty where nothing was started."""
+    """Ports of each service, by role; empty where nothing was started."""
     processes: dict[str, list[ProcessKey]]
-    """Of each service, when they were last listed; the one that started the others comes first."""
+    """Processes of each service, when they were last listed; the one that started the others comes first."""
 
     @classmethod
     def load(cls, file: Path) -> "ClusterState":

@@ -43,7 +43,7 @@ class ClusterSettings:
             find the cluster that was started last. Its path is short, because sockets lie below it.
         artifacts: Folder of MLflow's artifacts, which clients write and read themselves.
         earlier_artifacts: Folder of the artifacts that earlier versions had the server write and read.
-        ports: Of each service by role, as in `USUAL_PORTS`.
+        ports: Ports of each service by role, as in `USUAL_PORTS`.
         backend_store_uri: MLflow's database, with user name and password where it asks for them.
     """
 

@@ -31,7 +31,7 @@ def map_on_actors(
     Args:
         rows: Each is the batch of one call.
         actor: Its class; a call takes a batch and gives one, as `ray.data.Dataset.map_batches` has it.
-        arguments: Of its constructor.
+        arguments: Arguments of its constructor.
         count: How many actors; in a busy cluster, the first ones that get resources begin.
         share: Resources of each, by the names of `map_batches`.
         in_order: Give the results in the order of the rows.
@@ -92,7 +92,7 @@ class _Numbered:
 
     Args:
         actor: Its class.
-        arguments: Of its constructor.
+        arguments: Arguments of its constructor.
     """
 
     def __init__(self, actor: type, arguments: tuple[Any, ...]) -> None:

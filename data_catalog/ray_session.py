@@ -131,7 +131,7 @@ def _watch_head(address: str) -> None:
     Ray itself would, after a minute in which the command seems to train, and with a line of its log.
 
     Args:
-        address: Of the head, HOST:PORT.
+        address: Address of the head, HOST:PORT.
     """
     import ray  # noqa: PLC0415
 

@@ -313,7 +313,7 @@ def print_ablation(result: AblationResult, wide: bool = False, workspace: str | 
     """The finished tables, for a terminal.
 
     Args:
-        result: Of the study.
+        result: Result of the study.
         wide: All columns of the tables, in lines that may be longer than those of the terminal.
         workspace: Where the study is; None for the project's `runs`.
     """

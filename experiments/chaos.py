@@ -51,7 +51,7 @@ FAULTS = (
 AWAY_SECONDS = 120.0
 """How long the MLflow server stays away unless asked otherwise."""
 DEMO_EPOCHS = 8
-"""Of the demo unless asked otherwise: `KILLS` of its steps are among those after which a fault may come."""
+"""Epochs of the demo unless asked otherwise: faults may come after at least `KILLS` of its steps."""
 KILLS = 5
 """How often a worker is killed unless asked otherwise."""
 SECONDS = 900.0

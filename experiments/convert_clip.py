@@ -34,11 +34,11 @@ class ConvertedClip(Record):
 
     folder: str
     archive_sha256: str
-    """Of the archive, or of the folder's file of weights."""
+    """SHA-256 of the archive, or of the folder's file of weights."""
     published_as: str | None
     """OpenAI's name for the archive; None where OpenAI did not publish it."""
     digest: str
-    """Of the converted CLIP."""
+    """Digest of the converted CLIP."""
     parameters: int
     model_cfg: dict[str, Any]
     """Its architecture, as open_clip writes it."""

@@ -401,7 +401,7 @@ def show(result: Evaluation, wide: bool = False) -> None:
     """Print the metrics of every feature; of several settings, a table of their mAP.
 
     Args:
-        result: Of the evaluation.
+        result: Result of the evaluation.
         wide: Of several settings, print the ranks, too, in lines that may be longer than the terminal's.
     """
     console = text_console()

@@ -8,9 +8,9 @@ BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
 PINK, BLUE, RED, GREY = "#cc79a7", "#0072b2", "#d55e00", "#999999"
 """Of Okabe and Ito (2008), with a grey beside them."""
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY_BLUE, BLACK, GREY)
-"""Of curves, in this order."""
+"""Colours of curves, in this order."""
 MARKERS = "osD^vPX*"
-"""Of curves, in this order."""
+"""Markers of curves, in this order."""
 DOTS_PER_INCH = 200
 
 
@@ -24,7 +24,7 @@ def png_bytes(figure: Figure, dots_per_inch: float = DOTS_PER_INCH, *, tight: bo
 
     Args:
         figure: What is drawn.
-        dots_per_inch: Of the picture.
+        dots_per_inch: Dots per inch of the picture.
         tight: Cut the margins off.
     """
     out = io.BytesIO()

@@ -79,7 +79,7 @@ def print_report(result: RunReport, out: str | None = None) -> None:
     """Print the metrics, the times and the paths of a finished run for a terminal.
 
     Args:
-        result: Of the run.
+        result: Result of the run.
         out: Where its pictures are; None for the run's own folder.
     """
     console = text_console()

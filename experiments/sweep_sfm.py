@@ -243,7 +243,7 @@ def print_sweep(result: SweepResult, workspace: str | None = None) -> None:
     """The trials, for a terminal.
 
     Args:
-        result: Of the sweep.
+        result: Result of the sweep.
         workspace: Where the study is; None for the project's `runs`.
     """
     console = text_console()

@@ -14,7 +14,7 @@ def text_console(**options: Any) -> Console:
     """A console that prints text as it is: names and values of users may be `[none]` or `:car:`.
 
     Args:
-        **options: Of rich's `Console`.
+        **options: Options of rich's `Console`.
     """
     return Console(markup=False, emoji=False, highlight=False, **options)
 
@@ -63,7 +63,7 @@ def print_facts(console: Console, facts: Mapping[str, object], width: int = 22) 
     Args:
         console: Where to.
         facts: Name to value.
-        width: Of the column of names.
+        width: Width of the column of names.
     """
     for name, value in facts.items():
         console.print(f"{name:{width}} {value}", soft_wrap=True)

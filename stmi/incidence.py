@@ -87,9 +87,9 @@ def density_threshold(similarities: Tensor, density: float, nodes: int) -> Tenso
     """The tau at which a share of the incidences of a batch is true.
 
     Args:
-        similarities: Of each two different nodes of all samples, once; any shape.
+        similarities: Similarities of each two different nodes of all samples, once; any shape.
         density: That share, the diagonal counted.
-        nodes: Of a sample.
+        nodes: Nodes of a sample.
 
     Returns:
         A scalar: one of the similarities; the highest where the density asks for less than one pair.
@@ -178,8 +178,8 @@ class Hypergraph:
     Attributes:
         incidence: Boolean `(batch, nodes, hyperedges)`.
         facts: What the hyperedges are like; without nodes that are left out.
-        similarities: Of each two different nodes, `(batch, pairs)`, in training with a rule whose tau follows
-            them; else None.
+        similarities: Similarities of each two different nodes, `(batch, pairs)`, in training with a rule
+            whose tau follows them; else None.
     """
 
     incidence: Tensor
@@ -237,7 +237,7 @@ class IncidenceRule(nn.Module):
         """Take the tau of a global batch into the running estimate; every worker does the same.
 
         Args:
-            similarities: Of `Hypergraph`, of all samples of the batch.
+            similarities: Similarities of `Hypergraph`, of all samples of the batch.
         """
         found = density_threshold(similarities, self.config.density, len(self.kept))
         self.threshold.lerp_(found.to(self.threshold.dtype), THRESHOLD_MOMENTUM)

@@ -27,7 +27,7 @@ NODE_SECONDS = 90.0
 """How long a node may take to start a process and to import PyTorch."""
 ALL_REDUCE_BYTES = 64 * 2**20
 SLOW_BYTES_PER_SECOND = 125e6
-"""Of a network of 1 Gbit/s; the gradients of a published model are 350 MB a step."""
+"""Rate of a network of 1 Gbit/s; the gradients of a published model are 350 MB a step."""
 _CLOCK_TRIES = 5
 
 # The nodes may lack the project's code, which is one of the things to find.
@@ -38,12 +38,12 @@ class AllReduce(Record):
     """An all-reduce between all nodes."""
 
     backend: str
-    """Of the process group: `nccl` with GPUs, otherwise `gloo`."""
+    """Backend of the process group: `nccl` with GPUs, otherwise `gloo`."""
     nodes: int
     bytes: int
     """Size of the tensor."""
     seconds: float
-    """Of the fastest try on the slowest node."""
+    """Seconds of the fastest try on the slowest node."""
     bytes_per_second: float
     """What each node sent and received at least: 2 (n - 1) / n of the tensor in this time."""
 
@@ -137,7 +137,7 @@ def start_examiners(names: Mapping[str, str], findings: Findings) -> dict[str, A
     """An examiner on each node that answers in time, by the node's id, in the order of `names`.
 
     Args:
-        names: Of the nodes, by their ids.
+        names: Names of the nodes, by their ids.
         findings: Gets those that do not.
     """
     started = {node: on_node(node).remote() for node in names}
@@ -188,8 +188,8 @@ def ask_nodes(
     """What is on the nodes.
 
     Args:
-        names: Of the nodes, by id.
-        examiners: Of those that run one.
+        names: Names of the nodes, by id.
+        examiners: Examiners of those that run one.
         ports: As in `NodeExaminer.facts`.
         findings: Gets the nodes that cannot be examined, which are left out.
     """
@@ -238,7 +238,7 @@ def measure_all_reduce(facts: Mapping[str, NodeFacts], findings: Findings) -> Al
     """Sum a tensor over all nodes, by the process group that a run on them would have.
 
     Args:
-        facts: Of each node, by its id.
+        facts: Facts of each node, by its id.
         findings: Gets what is wrong: nodes that do not reach each other, or a slow network.
     """
     nodes = [facts[node].node for node in facts]

@@ -89,7 +89,7 @@ class NodeExaminer:
         """Sum a tensor over all nodes; returns the seconds of the fastest try.
 
         Args:
-            url: Of `meeting_point` of the first rank.
+            url: URL of `meeting_point` of the first rank.
             rank: The number of this node among them, from 0.
             count: How many nodes there are.
             size: Bytes of the tensor.

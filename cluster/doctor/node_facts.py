@@ -43,9 +43,9 @@ class NodeFacts(Record):
     ray_gpus: float
     """Number of GPUs that Ray gives out."""
     disk_free_bytes: int
-    """Of the disk of Ray's temporary folder."""
+    """Free bytes of the disk of Ray's temporary folder."""
     shared_memory_free_bytes: int | None
-    """Of /dev/shm, where Ray keeps its objects; None where the system has none."""
+    """Free bytes of /dev/shm, where Ray keeps its objects; None where the system has none."""
     open_files: int | None
     """How many files a process may have open; None for no limit."""
     processes: int | None

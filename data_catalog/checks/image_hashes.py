@@ -126,7 +126,7 @@ def find_copies(
     are frames with many identities: a camera that repeats a frame says nothing about the labels.
 
     Args:
-        hashes: Of all samples.
+        hashes: Hashes of all samples.
         identity: Identity of each, `(samples,)`.
         largest_distance: Bits in which the hashes of copies may differ.
     """
@@ -151,7 +151,7 @@ def find_repeated_frames(
     """By modality, the samples whose image occurs pixel by pixel in more than `MANY_IDENTITIES` identities.
 
     Args:
-        hashes: Of all samples.
+        hashes: Hashes of all samples.
         identity: Identity of each, `(samples,)`.
     """
     found = {}

@@ -28,7 +28,7 @@ class Row:
     """A row of a manifest.
 
     Attributes:
-        number: Of its line, as an editor counts; of Parquet the number of the row, from 1.
+        number: Number of its line, as an editor counts; of Parquet the number of the row, from 1.
         cells: Text by column; "" or no entry for an empty cell.
         problems: Why there are no cells that can be read.
     """

@@ -42,7 +42,7 @@ class CatalogPage(Record):
     shown: int
     """Samples on it."""
     samples: int
-    """Of the data set."""
+    """Samples of the data set."""
     quarantined: int
     """Files that ingest left out, all listed on it."""
     warnings: dict[str, int]

@@ -66,7 +66,7 @@ class Sheet(Record):
     out: str
     """The PNG file."""
     height: int
-    """Of the picture, pixels."""
+    """Height of the picture, pixels."""
     width: int
     masks: str | None
     """Key of the masks that are shown."""

@@ -43,7 +43,7 @@ def legible(text: str, size: int) -> tuple[str, Font]:
 
     Args:
         text: Any text.
-        size: Of the letters, pixels.
+        size: Size of the letters, pixels.
     """
     characters = set(text) - {" "}
     font = max(_fonts(size), key=lambda font: sum(_has(font, character) for character in characters))

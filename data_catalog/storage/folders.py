@@ -137,7 +137,7 @@ class Folder:
         """A JSON file as the model of its content.
 
         Args:
-            name: Of the file.
+            name: Name of the file.
             form: Its model, or what validates it.
             remedy: What to do where the file is damaged.
 

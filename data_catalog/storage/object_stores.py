@@ -20,7 +20,7 @@ _CONNECT_SECONDS = 3.0
 _SILENT_SECONDS = 5.0
 """A server that sends nothing for so long does not answer."""
 _ATTEMPTS = 3
-"""Of each request of S3, before it has failed: in the worst case after some 20 seconds."""
+"""Attempts of each request of S3, before it has failed: in the worst case after some 20 seconds."""
 _GCS_TIME = timedelta(seconds=8)
 """Google's client attempts that long, or a little longer."""
 _GOOGLE = "storage.googleapis.com"
@@ -35,7 +35,7 @@ def open_bucket(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a bucket, and the bucket's name; no request is sent before it is used.
 
     Args:
-        uri: Of the bucket, with a query, and without a path.
+        uri: URI of the bucket, with a query, and without a path.
 
     Raises:
         pyarrow.ArrowInvalid: It is no URI of a bucket.

@@ -76,7 +76,7 @@ class Patience:
     """Waits for one storage.
 
     Args:
-        name: Of the storage, as messages call it.
+        name: Name of the storage, as messages call it.
     """
 
     def __init__(self, name: str) -> None:

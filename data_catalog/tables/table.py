@@ -82,7 +82,7 @@ class Table:
         catalog: Root of the catalog, folder or URI.
         manifest: The content of its manifest.
         reused: Whether the call that returned the handle found the table instead of building it.
-        request_number: Of the last request for it in the history of its kind; -1 where there was none.
+        request_number: Number of the last request for it in the history of its kind; -1 where there was none.
     """
 
     catalog: str

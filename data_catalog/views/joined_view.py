@@ -28,7 +28,7 @@ class JoinedView:
     """The rows of some views, whose identities and cameras are kept apart.
 
     Args:
-        views: Of one image size and one width of text features.
+        views: Views of one image size and one width of text features.
         first_cameras: For each view, the number that its camera 0 has here.
 
     Attributes:

@@ -16,7 +16,7 @@ from experiments.recipes import ROOT, resolve
 from stmi.processors import usable_processors
 
 STEPS = 10
-"""Of a measured call: a step alone is shorter than what the system gives a thread at a time."""
+"""Steps of a measured call: a step alone is shorter than what the system gives a thread at a time."""
 NICENESS = "RAY_worker_niceness"
 
 

@@ -18,7 +18,7 @@ from stmi.processors import usable_processors
 
 RATE = "1gbit"
 SAMPLES = 4
-"""Of a step on each worker: the least with which one alone has a triplet loss."""
+"""Samples of a step on each worker: the least with which one alone has a triplet loss."""
 WORKER_BYTES = 2.5e9
 """What a worker needs for weights, gradients, the optimiser's state and activations."""
 PORT = 29500

@@ -31,17 +31,17 @@ class Measurement(Record):
     """Memory before it ran."""
     samples_per_second: float | None = None
     ratio: float | None = None
-    """Of the median time, or of what `ratio_to` names, to that of another variant."""
+    """Ratio of the median time, or of what `ratio_to` names, to that of another variant."""
     ratio_to: str | None = None
     """Name of the other variant."""
     kept_bytes: int | None = None
     """What a forward pass keeps for the backward pass."""
     kept_ratio: float | None = None
-    """Of `kept_bytes` to those of the plain attention."""
+    """Ratio of `kept_bytes` to those of the plain attention."""
     runs: int | None = None
     """Number of runs of a sweep."""
     median_seconds_in_training: float | None = None
-    """Of a run of a sweep."""
+    """Median time in training of a run of a sweep."""
     seconds_outside_training_per_trial: float | None = None
     overlap: float | None = None
     """Time of a step over that of the longer of its parts; 1 where they overlap in full."""

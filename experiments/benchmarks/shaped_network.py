@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from experiments.experiment_config import ConfigError
 
 SHAPE = ("burst", "512kb", "latency", "100ms")
-"""Of the token bucket: more than the largest packet at a time, and a queue."""
+"""Shape of the token bucket: more than the largest packet at a time, and a queue."""
 
 
 def address(host: int) -> str:
@@ -21,8 +21,8 @@ def shaped_network(hosts: int, rate: str | None) -> Iterator[list[list[str]]]:
     """Hosts that reach each other, and nothing else; their processes are ended at the end.
 
     Args:
-        hosts: How many.
-        rate: Of each link in both directions, as `tc` writes it (`1gbit`); None for as fast as it goes.
+        hosts: Number of hosts.
+        rate: Rate of each link in both directions, as `tc` writes it (`1gbit`); None for as fast as it goes.
 
     Yields:
         For each host, what to put before a command that is to run on it.

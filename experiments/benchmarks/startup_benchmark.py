@@ -41,13 +41,13 @@ class ScriptStartup(Record):
 
     script: str
     help_seconds: float
-    """Of `--help`, the whole process."""
+    """Seconds of `--help`, the whole process."""
     refusal_seconds: float
-    """Of the refusal of `refused`."""
+    """Seconds of the refusal of `refused`."""
     refused: tuple[str, ...]
     """The arguments."""
     help_ratio: float
-    """Of `help_seconds` to `import_torch_seconds`."""
+    """Ratio of `help_seconds` to `import_torch_seconds`."""
     refusal_ratio: float
 
 
@@ -57,7 +57,7 @@ class StartupReport(Record):
     name: Literal["startup"] = "startup"
     settings: dict[str, int]
     import_torch_seconds: float
-    """Of `python -c "import torch"`."""
+    """Seconds of `python -c "import torch"`."""
     scripts: tuple[ScriptStartup, ...]
 
 

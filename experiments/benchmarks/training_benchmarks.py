@@ -31,7 +31,7 @@ HEADS, HEAD_WIDTH = 12, 64
 """Of ViT-B/16."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAMPLES = 64 if DEVICE.type == "cuda" else 8
-"""Of a step; the published batch has 64."""
+"""Samples of a step; the published batch has 64."""
 PRECISION = torch.bfloat16 if DEVICE.type == "cuda" or cpu_multiplies_bfloat16() else torch.float32
 DTYPE = str(PRECISION).removeprefix("torch.")
 

@@ -69,7 +69,7 @@ def embed_folder(
     Args:
         run: The trained run.
         folder: The samples.
-        rows: Which.
+        rows: Numbers of the rows.
 
     Returns:
         The samples that were embedded, their features (None for no sample), and of the others the name and

@@ -34,9 +34,9 @@ class ImageFolder:
 
     Attributes:
         root: The folder.
-        names: Of the samples: those of their files, without the ending.
-        files: Of each sample by subfolder, relative to the root; None where there is none.
-        captions: Of each sample; None where there is none.
+        names: Names of the samples: those of their files, without the ending.
+        files: Files of each sample by subfolder, relative to the root; None where there is none.
+        captions: Captions of each sample; None where there is none.
     """
 
     root: Path

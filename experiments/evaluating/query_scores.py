@@ -32,7 +32,7 @@ class QueryScores:
     """How each query with a match in the gallery ranks.
 
     Attributes:
-        name: Of the run or the file.
+        name: Name of the run or the file.
         feature: The feature that was compared.
         read_labels: Reads what the test split says of its samples; of a run, from its view.
         tables: Digests of what a run reads, by name; empty for a file.
@@ -61,7 +61,7 @@ def scores_of_run(folder: RunFolder, feature: str | None = None) -> QueryScores:
     """The scores of a finished run at the epoch that it reports.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         feature: Which; None for the one that the run reports.
 
     Raises:

@@ -106,9 +106,9 @@ def check_same_split(first: SplitLabels, second: SplitLabels, names: tuple[str, 
     The numbers of identities and cameras may differ from code to code, but not which samples share one.
 
     Args:
-        first: Of one side.
-        second: Of the other.
-        names: Of both, for messages.
+        first: Labels of one side.
+        second: Labels of the other.
+        names: Names of both, for messages.
 
     Raises:
         ConfigError: Says in what they differ.

@@ -60,7 +60,7 @@ def verify(run: RunFolder, steps: int, options: RunOptions) -> Verification:
 
     Args:
         run: The recorded run, finished or not.
-        steps: How many.
+        steps: Number of steps.
         options: Whose workspace the repetition has for a while, in a folder of its own.
 
     Raises:

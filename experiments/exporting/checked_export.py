@@ -32,8 +32,8 @@ def export(
 
     Args:
         target: The model and its test view.
-        fingerprint: Of the run.
-        digest: Of the model.
+        fingerprint: Fingerprint of the run.
+        digest: Digest of the model.
         file: Where it goes; it is replaced only by a file that was checked.
         form: A name in `FORMATS`.
         rows: How many test samples are compared.

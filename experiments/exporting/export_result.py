@@ -17,7 +17,7 @@ class ExportedModel(Record):
 
     run: str
     fingerprint: str
-    """Of the run's settings and data."""
+    """Fingerprint of the run's settings and data."""
     model: str
     """Digest of weights and settings: `stmi.TrainedRun.digest`."""
     epoch: int

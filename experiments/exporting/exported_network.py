@@ -58,7 +58,7 @@ def describe_inputs(config: ModelConfig, width: int, context: int, cameras: int)
 
     Args:
         config: Its settings.
-        width: Of the text feature.
+        width: Width of the text feature.
         context: Tokens of a caption.
         cameras: How many have a vector; 0 where there is no camera embedding.
     """
@@ -101,9 +101,9 @@ def read_inputs(view: View, rows: np.ndarray, captions: Tensor | None, names: li
 
     Args:
         view: The samples.
-        rows: Which.
+        rows: Numbers of the rows.
         captions: Token numbers of the view's captions, where the network reads them.
-        names: Of the inputs.
+        names: Names of the inputs.
     """
     batch = view.batch(rows)
     missing = np.zeros((len(rows), len(MODALITIES)), bool) if batch.missing is None else batch.missing

@@ -47,8 +47,8 @@ class ClusterNodes:
 
         Args:
             host: Name of the machine.
-            function: Of this module.
-            pid: Of a process there.
+            function: Function of this module.
+            pid: PID of a process there.
             wait: Whether to wait for its end.
         """
         if host == socket.gethostname():

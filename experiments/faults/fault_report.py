@@ -69,7 +69,7 @@ def try_faults(
     The undisturbed run stays in the workspace, where the next call finds it.
 
     Args:
-        names: Of `FAULTS`.
+        names: Names of `FAULTS`.
         plan: How.
         on_fault: Called with the name of each run before it is trained.
         on_outcome: Called with each outcome.

@@ -45,12 +45,12 @@ class Plan:
     """How faults are tried.
 
     Attributes:
-        options: Of `train.py`, without those of where things are kept.
+        options: Options of `train.py`, without those of where things are kept.
         workspace: All nodes must reach it.
         catalog: Folder or URI of the catalog.
         on_cpus: Whether the workers get no GPU even where there are some.
         kills: How often a worker is killed.
-        seed: Of the moments.
+        seed: Seed of the moments.
         may_end_nodes: Whether a node of the cluster may be ended.
         away_seconds: How long the MLflow server stays away.
         most_seconds: How long each thing that is waited for may take.

@@ -22,7 +22,7 @@ class MlflowServer:
     """A server on loopback, with its database and its artifacts in a folder.
 
     Args:
-        folder: Of this machine.
+        folder: Folder of this machine.
 
     Attributes:
         uri: Its address, the same after each start.

@@ -37,13 +37,13 @@ class TrainingProcess:
     """`train.py` with the same options, again and again.
 
     Args:
-        options: Of the script.
+        options: Options of the script.
         workspace: Folder or URI of its own.
         log: File for its errors; what it prints goes beside it.
         most_seconds: How long each thing that is waited for may take.
 
     Attributes:
-        options: As above.
+        options: The options that it was given.
         command: Program and arguments; may be added to before a start.
         starts: How often it was started.
     """

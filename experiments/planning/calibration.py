@@ -29,17 +29,17 @@ class Calibration(Record):
     threads: int
     """0 on a GPU."""
     samples: int
-    """Of a step on this worker."""
+    """Samples of a step on this worker."""
     steps: int
-    """How many were timed."""
+    """Number of steps that were timed."""
     step_seconds: float
-    """Median."""
+    """Median time of a step."""
     embedding_seconds: float
-    """Of one sample."""
+    """Time to embed one sample."""
     achieved_flops: float
     """FLOP/s of the worker."""
     seconds: float
-    """Of the run, evaluation included."""
+    """Seconds of the run, evaluation included."""
     gpu_hours: float
 
 

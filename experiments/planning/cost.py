@@ -48,9 +48,9 @@ class Cost:
     """What a run costs.
 
     Attributes:
-        parameters: Of the model.
-        flops: Of one sample.
-        memory: Of one worker.
+        parameters: Parameters of the model.
+        flops: FLOPs of one sample.
+        memory: Memory of one worker.
     """
 
     parameters: ModelParameters

@@ -26,11 +26,11 @@ class Extent(Record):
     source: str
     """Where the numbers come from."""
     identities: int
-    """Of the training split; like the next two, of all data sets together."""
+    """Identities of the training split; like the next two, of all data sets together."""
     cameras: int
-    """Of the data set."""
+    """Number of cameras of the data set."""
     samples: dict[str, int]
-    """Of each split."""
+    """Number of samples of each split."""
     steps: int
     """Optimisation steps of the whole run."""
     embedded: int
@@ -64,7 +64,7 @@ def describe_tables(
     """A description of each table, with the command that makes it where it is missing.
 
     Args:
-        config: Of a run that reads them.
+        config: Config of a run that reads them.
         tables: As they were found.
         catalog: Root of the catalog.
         maker: What makes all that are missing; None where each has a command of its own.
@@ -153,9 +153,9 @@ class _Size:
 
     Attributes:
         source: Where the numbers come from.
-        samples: Of each split.
-        cameras: How many.
-        identity: Of each training sample, int64.
+        samples: Number of samples of each split.
+        cameras: Number of cameras.
+        identity: Identity of each training sample, int64.
     """
 
     source: str

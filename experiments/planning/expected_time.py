@@ -49,11 +49,11 @@ class ExpectedTime(Record):
     """Assumed share of the peak."""
     step_seconds: float
     seconds: float
-    """Of the run, evaluation included."""
+    """Seconds of the run, evaluation included."""
     gpu_hours: float
     """0 on CPUs."""
     memory_bytes: int
-    """Of one device."""
+    """Memory of one device."""
     needed_bytes: int
     """On one device."""
     fits: bool
@@ -67,11 +67,11 @@ class Workload:
     Attributes:
         steps: Optimisation steps of the whole run.
         batch: Samples of a step, over all workers.
-        step_flops: Of a training step, for one sample.
+        step_flops: FLOPs of a training step, for one sample.
         embedded: Samples that evaluation embeds in the whole run.
-        forward_flops: Of embedding one sample.
+        forward_flops: FLOPs of embedding one sample.
         workers: Number of workers.
-        precision: Of the network.
+        precision: Precision of the network.
         peak_bytes: Peak memory of a worker.
         gpus_per_worker: Of a GPU's time and memory; workers share one where it is a fraction.
     """

@@ -22,7 +22,7 @@ class Memory(Record):
     weights: int
     """Parameters and buffers."""
     gradients: int
-    """Of the trained parameters."""
+    """Gradients of the trained parameters."""
     optimizer: int
     """Running means of the optimiser."""
     batch: int

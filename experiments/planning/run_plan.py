@@ -66,7 +66,7 @@ class RunPlan(Record):
     parameters: ModelParameters
     flops: Flops
     memory: Memory
-    """Of a worker; of an elastic run, where there are the fewest."""
+    """Memory of a worker; of an elastic run, where there are the fewest."""
     extent: Extent
     tables: list[ExpectedTable]
     hardware: list[ExpectedTime]
@@ -197,7 +197,7 @@ def workload_of(
     Args:
         config: The run.
         extent: How many samples it processes.
-        flops: Of one sample in the forward pass, and in a training step without micro-batches.
+        flops: FLOPs of one sample in the forward pass, and in a training step without micro-batches.
         peak_bytes: Peak memory of a worker.
         gpus_per_worker: As `make_plan` takes it.
     """

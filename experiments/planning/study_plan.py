@@ -35,7 +35,7 @@ class PlannedRun(Record):
     """A run of a study."""
 
     parts: list[str]
-    """Of the study that it belongs to, such as rows of its tables."""
+    """Parts of the study that it belongs to, such as rows of its tables."""
     seed: int
     run: str | None
     """Name of its folder; None where that is not known before its tables are made, or it is sampled."""
@@ -44,7 +44,7 @@ class PlannedRun(Record):
     """Epochs already trained."""
     of_epochs: int
     flops: int
-    """Of all its training steps and evaluations."""
+    """FLOPs of all its training steps and evaluations."""
 
 
 class StudyPlan(Record):
@@ -55,13 +55,13 @@ class StudyPlan(Record):
     """Its name; None where that is not known before its tables are made."""
     runs: list[PlannedRun]
     extent: Extent
-    """Of the first run."""
+    """Extent of the first run."""
     memory: Memory
-    """Of a worker of the run with the most FLOPs."""
+    """Memory of a worker of the run with the most FLOPs."""
     tables: list[ExpectedTable]
     assumptions: Assumptions
     times: list[StudyTime]
-    """Of the runs that are left, by hardware and number of devices."""
+    """Times of the runs that are left, by hardware and number of devices."""
     notes: list[str]
     """What the times leave out."""
     warnings: list[str]

@@ -22,7 +22,7 @@ class RunLeft:
     """What is left to do of a run.
 
     Attributes:
-        workload: Of the whole run.
+        workload: Workload of the whole run.
         share: Of it, still to do: 1 for a run that has not begun, 0 for a finished one.
     """
 
@@ -38,7 +38,7 @@ class Assumptions(Record):
     machine_seconds: float = MACHINE_SECONDS
     """From asking for a machine until it takes work."""
     price: float | None = None
-    """Of a device in an hour, in any currency."""
+    """Price of a device in an hour, in any currency."""
 
 
 class StudyTime(Record):
@@ -66,7 +66,7 @@ class StudyTime(Record):
     idle_hours: float
     """Devices for which no run is left, while others still train."""
     price: float | None
-    """Of the device-hours."""
+    """Price of the device-hours."""
 
 
 def expect_study_time(
@@ -77,7 +77,7 @@ def expect_study_time(
     Args:
         runs: In the order in which they start.
         hardware: Name in `hardware.yaml`.
-        devices: How many.
+        devices: Number of devices.
         assumed: Start-up and price.
 
     Raises:

@@ -53,7 +53,7 @@ def attributes_in_image(who: Identity, sample: RenderedSample, modality: Modalit
     Args:
         who: The person.
         sample: A sample of this person.
-        modality: Of the image.
+        modality: Modality of the image.
     """
     channel = CHANNELS.get(modality)
     shown = {name: value for name, value in sample.attributes.items() if name in sample.visible}

@@ -11,9 +11,9 @@ class PretrainedClip(Record):
 
     folder: str
     sha256: str
-    """Of the weights."""
+    """Digest of the file of weights."""
     bytes: int
-    """Of the weights."""
+    """Size of the file of weights."""
     parameters: int
     held_out_accuracy: dict[str, float]
     """Share of held-out images that retrieve their own sentence, by modality."""

@@ -44,7 +44,7 @@ class RecordedRow:
 
     @property
     def first_run(self) -> RecordedRun:
-        """Of the lowest seed."""
+        """The run of the lowest seed."""
         return self.runs[min(self.runs)]
 
     @property

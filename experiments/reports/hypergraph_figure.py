@@ -20,7 +20,7 @@ CIRCLE = 60
 """More nodes than this are no circle that one can read; their incidence is shown as a matrix."""
 ACROSS, WITHIN, TEXT = BLUE, GREY, ORANGE
 COLOURS = (RED, PINK, GREEN)
-"""Of the nodes of each modality."""
+"""Colours of the nodes of each modality."""
 
 
 def plot_run(folder: RunFolder) -> Figure | None:

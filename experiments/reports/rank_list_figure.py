@@ -22,7 +22,7 @@ class Disagreement:
     """A query whose average precision differs between two rows.
 
     Attributes:
-        sample_index: Of the query.
+        sample_index: Index of the query.
         gain: Average precision of the second row minus that of the first, mean over seeds.
     """
 

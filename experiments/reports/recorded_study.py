@@ -38,7 +38,7 @@ class RecordedRun:
         mlflow: Where MLflow has the run.
         name: As MLflow's UI shows it.
         run: Name of its folder, with recipe, seed and fingerprint.
-        seed: Of its training.
+        seed: Seed of its training.
         folder: Its folder: in the report's workspace, or where it was trained, possibly on another machine.
         status: FINISHED, FAILED, KILLED or RUNNING.
         parameters: Settings by full name.

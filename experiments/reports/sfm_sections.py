@@ -43,7 +43,7 @@ def strengths_section(
     """The alpha and beta that runs with SFM have learned, by layer.
 
     Args:
-        key: Of the section.
+        key: Key of the section.
         title: Title of the runs.
         open_runs: Gives the runs of all seeds by label; may raise `RunFolderError`.
         epoch: The epoch, as a sentence.
@@ -70,7 +70,7 @@ def attention_section(label: str, run: RecordedRun, epoch: str) -> Section:
     """The attention of one run with and without SFM.
 
     Args:
-        label: Of the run.
+        label: Label of the run.
         run: The run.
         epoch: The epoch, as a sentence.
     """

@@ -19,7 +19,7 @@ def plot_differences(rows: Sequence[TableRow]) -> Figure | None:
     """Forest plot of the differences of a table with both intervals; the paper's have their own panel.
 
     Args:
-        rows: Of one table.
+        rows: Rows of one table.
 
     Returns:
         None where no row is compared with another.

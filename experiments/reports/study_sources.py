@@ -45,7 +45,7 @@ def find_study(
     Args:
         asked: Tracking URI. None for $MLFLOW_TRACKING_URI and then the workspace's own store: the variable
             may name a server that `cluster/local.py down` has ended.
-        workspace: Of runs and studies.
+        workspace: Workspace of runs and studies.
         name: Name of the study.
         catalog: Where tables are looked for that are not where the runs found them.
 

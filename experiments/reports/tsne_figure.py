@@ -11,7 +11,7 @@ from experiments.figure_style import COLOURS
 
 IDENTITIES = 10
 SAMPLES = 40
-"""Of an identity; more samples would hide each other."""
+"""Samples of an identity; more samples would hide each other."""
 PERPLEXITY = 30.0
 COLUMNS = 4
 MARKERS = "osD^vP*X<>"
@@ -22,7 +22,7 @@ def choose_samples(identity: np.ndarray) -> np.ndarray:
     """The rows of a few identities, spread evenly over all of them, with a few samples of each.
 
     Args:
-        identity: Of every row, `(rows,)`.
+        identity: Identity of every row, `(rows,)`.
     """
     names = np.unique(identity)
     chosen = names[_spread(len(names), IDENTITIES)]
@@ -43,7 +43,7 @@ def plot_tsne(embeddings: Mapping[str, np.ndarray], identity: np.ndarray) -> Fig
 
     Args:
         embeddings: Label to embeddings `(samples, width)`, of the same samples.
-        identity: Of every sample, at least two different ones; `(samples,)`.
+        identity: Identity of every sample, at least two different ones; `(samples,)`.
     """
     columns = min(COLUMNS, len(embeddings))
     lines = -(-len(embeddings) // columns)

@@ -29,7 +29,7 @@ class MaskOrigin:
     Attributes:
         kind: `grabcut`, `sam2` or `files`.
         path: Checkpoint or folder.
-        model: Of SAM2.
+        model: Model of SAM2.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class CaptionOrigin:
         location: Folder of the files, or URL of the endpoint.
         model: Its name at the endpoint.
         choice: Which files, where each modality has its own.
-        prices: Of the endpoint.
+        prices: Prices of the endpoint.
         budget_usd: What all answers may cost.
     """
 

@@ -44,7 +44,7 @@ from stmi.model import STMI
 PARTIAL = ".partial"
 """At the end of the name of a folder on a disk until the checkpoint is complete."""
 FORMAT = 2
-"""Of `TRAINING_FILE`. The first one has no number, and holds no part of an epoch."""
+"""Format of `TRAINING_FILE`. The first one has no number, and holds no part of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Checkpoint:
         queries: How the test queries ranked so far, a table for each test.
         best: The best epoch so far, where the config reports it.
         history: What the run reported so far.
-        embeddings: Of the test view, by feature: in the last checkpoint of a run.
+        embeddings: Embeddings of the test view, by feature: in the last checkpoint of a run.
     """
 
     model: dict[str, torch.Tensor]

@@ -18,7 +18,7 @@ class StepMemoryError(RunError):
     """A worker has run out of memory in a step.
 
     Args:
-        step: Of the run, from 1.
+        step: Step of the run, from 1.
         micro_batches: Into how many the worker divided its samples.
         samples: How many a micro-batch had.
         reason: What the allocator said.
@@ -43,7 +43,7 @@ def naming_step(step: int, config: ExperimentConfig, workers: int) -> Iterator[N
     """Context in which an allocation that fails is an error of a step.
 
     Args:
-        step: Of the run, from 1.
+        step: Step of the run, from 1.
         config: The run.
         workers: How many share its batches.
 

@@ -113,7 +113,7 @@ def as_run_tables(
     Args:
         config: The run.
         tables: As `find_tables` gives them; those of several data sets as `join_names` does.
-        clip_digest: Of the run's CLIP.
+        clip_digest: Digest of the run's CLIP.
         warnings: What the checks of the data warn of.
     """
     parts = split_names(tables, config.data.names)

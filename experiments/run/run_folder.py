@@ -115,7 +115,7 @@ class RunFolder(JournalFolder):
         """The folder of the run with this config and these tables, made where it is new.
 
         Args:
-            workspace: Of all runs.
+            workspace: Workspace of all runs.
             config: The run's settings.
             tables: What it reads.
             storage: As the class has it.
@@ -217,7 +217,7 @@ class RunFolder(JournalFolder):
         Where the note is missing, or its run is, the times in the journals count.
 
         Args:
-            workspace: Of all runs.
+            workspace: Workspace of all runs.
             catalog: As the class has it.
 
         Raises:
@@ -261,7 +261,7 @@ class RunFolder(JournalFolder):
         """How the journal names a checkpoint: by its name alone where it is in the run's own folder.
 
         Args:
-            name: Of its folder below `checkpoints`.
+            name: Name of its folder below `checkpoints`.
         """
         return self.checkpoints.file(name) if self.storage else name
 

@@ -22,7 +22,7 @@ class RunOptions:
     """Options that do not identify a run: under other options it is still the same run.
 
     Attributes:
-        workspace: Of all runs and studies; all nodes must reach it.
+        workspace: Workspace of all runs and studies; all nodes must reach it.
         catalog: Root of the catalog, path or URI.
         storage: Folder or URI for checkpoints; None for each run's own folder.
         tracking_uri: MLflow's; None for a run that others log, such as the study that it belongs to.

@@ -139,13 +139,13 @@ class DatasetMetrics(Record):
     """The metrics of one of the data sets of a run, among its own gallery."""
 
     metrics: dict[str, FeatureMetrics]
-    """Of the last epoch on its test identities, by feature."""
+    """Metrics of the last epoch on its test identities, by feature."""
     untrained: FeatureMetrics
-    """Of feature U before training."""
+    """Metrics of feature U before training."""
     validation: dict[str, FeatureMetrics] | None
-    """Of the last epoch that was validated, by feature; None where it has no validation identities."""
+    """Metrics of the last validated epoch, by feature; None where it has no validation identities."""
     reported: FeatureMetrics
-    """Of the feature and the epoch that the run reports."""
+    """Metrics of the feature and the epoch that the run reports."""
 
 
 class InitialFacts(Record):
@@ -154,7 +154,7 @@ class InitialFacts(Record):
     source: str
     """Folder, URI or file."""
     digest: str
-    """Of the weights that were taken."""
+    """Digest of the weights that were taken."""
     taken: dict[str, int]
     """Part of the model to how many of its weights were taken."""
     left: dict[str, str]
@@ -194,11 +194,11 @@ class RunResult(Record):
     config: dict[str, Any]
     """All settings."""
     metrics: dict[str, FeatureMetrics]
-    """Of the last epoch on the test identities, by feature."""
+    """Metrics of the last epoch on the test identities, by feature."""
     untrained: FeatureMetrics
-    """Of feature U before training."""
+    """Metrics of feature U before training."""
     validation: dict[str, FeatureMetrics] | None = None
-    """Of the last epoch that was validated, by feature."""
+    """Metrics of the last epoch that was validated, by feature."""
     choices: EpochChoices | None = None
     """None in a run that an older version finished; so is `reported`."""
     reported: ReportedEpoch | None = None

@@ -28,7 +28,7 @@ class TableSources:
     """Where the tables of a data set come from.
 
     Attributes:
-        folder: Of the images.
+        folder: Folder of the images.
         format: Layout of the folder.
         masks: Makes the masks.
         captions: Makes the captions; None for a data set without any.

@@ -53,7 +53,7 @@ class Gallery(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the data set or the folder."""
+        """Name of the data set or the folder."""
 
     @property
     def location(self) -> str:

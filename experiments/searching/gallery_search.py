@@ -95,7 +95,7 @@ def search(
         root: Where galleries of the run are kept.
         top: How many samples at most.
         feature: By which to compare; None for the choice of `choose_feature`.
-        kind: Of the index, as `faiss.index_factory` takes it.
+        kind: Kind of the index, as `faiss.index_factory` takes it.
         picture: File or URI of a contact sheet; None for none.
     """
     # Whatever is wrong with the query or the index is found before the gallery is embedded.

@@ -43,7 +43,7 @@ EXACT = "Flat"
 RECORD_FILE = "gallery.json"
 EMBEDDINGS_FILE = "embeddings.parquet"
 VERSION = 1
-"""Of the files of a folder."""
+"""Version of the files of a folder."""
 _ROWS = 8192
 """Rows that are normalised at a time."""
 
@@ -87,7 +87,7 @@ class KeptGallery:
         """The nearest samples to one query.
 
         Args:
-            index: Of the same feature, as `open_index` gives it.
+            index: Index of the same feature, as `open_index` gives it.
             query: `(1, width)`, of any length.
             top: How many at most.
 

@@ -19,7 +19,7 @@ def draw_rank_list(location: str, query: Pixels, found: Sequence[tuple[str, Pixe
         location: File or URI.
         query: Its images, uint8 `(modality, channel, height, width)`.
         found: A caption and the images of each sample, from the nearest on.
-        title: Of the whole sheet.
+        title: Title of the whole sheet.
     """
     lines = -(-(len(found) + 1) // COLUMNS)
     figure, axes = make_sample_grid(query.shape[2:], lines, COLUMNS)

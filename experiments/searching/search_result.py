@@ -24,10 +24,10 @@ class SearchResult(Record):
     run: str
     epoch: int
     feature: str
-    """By which the samples were compared."""
+    """The retrieval feature by which the samples were compared."""
     gallery: str
     samples: int
-    """Of the gallery."""
+    """Number of samples in the gallery."""
     embedded: int
     """How many of them were embedded now; features of the others were kept."""
     index: str

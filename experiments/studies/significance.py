@@ -28,10 +28,10 @@ class SeedSummary:
     """The values of one row over its seeds.
 
     Attributes:
-        mean: Over seeds.
+        mean: Mean over seeds.
         std: Standard deviation, with n - 1; None with one seed.
         interval: Confidence interval of the mean; None with one seed.
-        seeds: How many.
+        seeds: Number of seeds.
     """
 
     mean: float
@@ -132,10 +132,10 @@ def bootstrap_over_queries(
     Args:
         row: Average precision `(seeds, queries)` or `(queries,)`; NaN for a query without a match.
         reference: The same for the same queries; it may have other seeds.
-        identity: Of each query, `(queries,)`; None to resample single queries.
-        confidence: Of the interval.
+        identity: Identity of each query, `(queries,)`; None to resample single queries.
+        confidence: Confidence of the interval.
         resamples: Number of resamples.
-        seed: Of the generator: the same seed gives the same result.
+        seed: Seed of the generator: the same seed gives the same result.
 
     Raises:
         SignificanceError: Shapes or unmatched queries differ, or no query has a match.
@@ -192,7 +192,7 @@ def split_variance(row: np.ndarray, reference: np.ndarray, identity: np.ndarray)
     Args:
         row: Average precision `(seeds, queries)`; NaN for a query without a match.
         reference: The same, of the same queries and seeds in the same order.
-        identity: Of each query, `(queries,)`.
+        identity: Identity of each query, `(queries,)`.
 
     Returns:
         None with a single seed or a single identity.

@@ -37,7 +37,7 @@ class Study(ABC, Generic[Result]):
 
     Args:
         recipe: Name; also that of the MLflow experiment.
-        name: Of the study.
+        name: Name of the study.
         tables: What all runs read.
         options: Where runs are kept and logged, and what their workers get.
 

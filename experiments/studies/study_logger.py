@@ -34,7 +34,7 @@ class StudyLogger:
     Args:
         folder: The study's.
         options: Where MLflow is.
-        description: Of the parent.
+        description: Description of the parent.
     """
 
     def __init__(self, folder: StudyFolder, options: RunOptions, description: Description) -> None:
@@ -69,9 +69,9 @@ class StudyLogger:
 
         Args:
             runs: All runs of the study.
-            endings: Of each run, by its name: FINISHED, FAILED or KILLED.
+            endings: Ending of each run, by its name: FINISHED, FAILED or KILLED.
             artifacts: Names of files in the folder of the study.
-            status: Of the study: FINISHED where it has all the runs that it was asked for.
+            status: Status of the study: FINISHED where it has all the runs that it was asked for.
         """
         self.parent.sync()
         for run in runs:
@@ -85,7 +85,8 @@ class StudyLogger:
 
         Args:
             endings: As in `finish`, as far as they are known.
-            status: Of the study and of all other runs that are not known to be finished: FAILED or KILLED.
+            status: Status of the study and of the other runs that are not known to be finished: FAILED or
+                KILLED.
         """
         for (_, run), child in self._children.items():
             if run not in self._closed and self.parent.answers:

@@ -91,7 +91,7 @@ def lost_reason(run: RunFolder, name: str, report: Mapping[str, Any]) -> str | N
 
     Args:
         run: The folder.
-        name: Of the file.
+        name: Name of the file.
         report: The last one of the trial; Tune adds the node on which it ran.
     """
     deadline = time.monotonic() + (SHARED_DISK_SECONDS if run.is_local else 0.0)
@@ -136,7 +136,7 @@ def tune_trials(
         tables: What they read.
         options: Where their runs are kept, and what their workers get.
         study: Folder of the study.
-        workers: Of each trial.
+        workers: Workers of each trial.
         concurrent: Trials at once; None for as many as there is room for.
         param_space: The parameters of `train_trial`.
         search: Where trials are not known beforehand, `search_alg` and `scheduler`.

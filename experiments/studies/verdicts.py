@@ -141,7 +141,7 @@ def seeds_needed(
         difference: As measured.
         variances: As measured.
         seeds: How many there are; the answer is larger.
-        level: Of a two-sided test that calls the difference real.
+        level: Level of a two-sided test that calls the difference real.
 
     Returns:
         The number, None if no number up to `MOST_SEEDS` would do; and whether the test identities would let

@@ -332,7 +332,7 @@ def find_missing(uri: str, folder: JournalFolder) -> list[str]:
 
     Args:
         uri: Tracking URI.
-        folder: Of the run.
+        folder: Folder of the run.
     """
     state = read_state(folder)
     if state is None or state.run_id is None:

@@ -185,8 +185,8 @@ def read_state(folder: Folder, name: str = MLFLOW_FILE) -> MlflowState | None:
     A damaged file stops nothing, since the journal has all that was logged.
 
     Args:
-        folder: Of the run or the study.
-        name: Of the file.
+        folder: Folder of the run or the study.
+        name: Name of the file.
     """
     try:
         return folder.read_record(name, MlflowState, "it is logged to MLflow as a new run").located(folder)

@@ -106,7 +106,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     Args:
         query: `(batch, heads, queries, head width)`.
         key: `(batch, heads, tokens, head width)`.
-        value: Likewise.
+        value: `(batch, heads, tokens, head width)`.
         scale: Factor of the logits; None for 1 / sqrt(head width).
 
     Returns:

@@ -26,8 +26,8 @@ def junk_groups(junk: JunkRule, camera_id: np.ndarray, scene_id: np.ndarray) -> 
 
     Args:
         junk: The rule.
-        camera_id: Of each sample, `(samples,)`; -1 for none.
-        scene_id: Of each sample, `(samples,)`.
+        camera_id: Camera of each sample, `(samples,)`; -1 for none.
+        scene_id: Scene of each sample, `(samples,)`.
     """
     if junk == "scene":
         return scene_id
@@ -69,8 +69,9 @@ class RetrievalMetrics:
     Attributes:
         mean_average_precision: mAP.
         cmc: Share of queries with a match among the first k, at index k - 1.
-        average_precision: Of each query, `(queries,)`; NaN for a query without a match.
-        first_match_rank: Of each query, `(queries,)`, from 1, junk left out; 0 for a query without a match.
+        average_precision: Average precision of each query, `(queries,)`; NaN for a query without a match.
+        first_match_rank: Rank of the first match of each query, `(queries,)`, from 1, junk left out; 0 for a
+            query without a match.
     """
 
     mean_average_precision: float

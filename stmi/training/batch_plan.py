@@ -57,7 +57,7 @@ def plan_together(
     Args:
         labels: By data set, the identity of each of its rows; two data sets share no identity, whatever their
             numbers.
-        shares: Of each data set, above zero; they add up to 1. Empty for the numbers of identities.
+        shares: Shares of each data set, above zero; they add up to 1. Empty for the numbers of identities.
         config: Batch size and K.
         seed: The run's seed.
         epoch: Epoch number.

@@ -59,7 +59,7 @@ def normals(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> Tensor:
 
     Args:
         counter: As `philox` has it.
-        key: Likewise.
+        key: As `philox` has it.
     """
     words = philox(counter, key)
     halves = torch.stack([words & _LOW_16, words >> 16], dim=-1).flatten(-2)

@@ -21,7 +21,7 @@ class ExpectedAnswers(Record):
     completion_tokens: int
     """Answered, at most: every answer at its full length."""
     cost_usd: float | None
-    """Of these tokens; None without prices."""
+    """Cost in USD of these tokens; None without prices."""
 
 
 def expect_answers(
@@ -32,9 +32,9 @@ def expect_answers(
     Args:
         row: One of the samples, with `prompts.ROW_COLUMNS`; the others have images of its size.
         samples: How many there are.
-        card: Of the data set.
+        card: Card of the data set.
         settings: What is asked.
-        prices: Of the endpoint; None where they are not known.
+        prices: Prices of the endpoint; None where they are not known.
     """
     questions = Questions(card, settings)
     # Step two is asked where sources differ, and longest where all but one say the longest value.

@@ -35,7 +35,7 @@ class CheckpointSchedule:
         """What is due after a step; a checkpoint counts as taken, or as left for `after_epoch`.
 
         Args:
-            step: Of the run, from 1.
+            step: Step of the run, from 1.
         """
         minutes = self.config.checkpoint_minutes
         is_late = minutes is not None and time.monotonic() - self._since >= 60 * minutes

@@ -49,7 +49,7 @@ class LossCheck:
             progress: That of the run before the step.
             losses: Before the step, detached scalars.
             rate: Its learning rate.
-            steps: Of the epoch.
+            steps: Steps of the epoch.
 
         Raises:
             DivergedError: As `check`; or every batch of the epoch was left out.
@@ -85,7 +85,7 @@ class LossCheck:
 
         Args:
             progress: The run's.
-            index: Of the step in the epoch, from 0.
+            index: Index of the step in the epoch, from 0.
         """
         rows = self.schedule.rows(self.session.rank, progress.epoch)[index]
         shares = self.session.gather(self.view.sample_id[rows].tolist())

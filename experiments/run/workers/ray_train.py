@@ -46,7 +46,7 @@ def start_ray(workers: int, gpus_per_worker: float | None = None) -> None:
     """Join or start the Ray session of a study.
 
     Args:
-        workers: Of each trial.
+        workers: Workers of each trial.
         gpus_per_worker: As in `RunOptions`.
 
     Raises:
@@ -165,7 +165,7 @@ def worker_resources(
     """What each worker asks of the cluster, as `ScalingConfig` takes it.
 
     Args:
-        workers: How many.
+        workers: Number of workers.
         gpus_per_worker: As in `RunOptions`.
         fewest: With how many the run still goes on, as in `RunOptions`.
 
@@ -187,7 +187,7 @@ def gpus_of_each(workers: int, gpus_per_worker: float | None) -> float:
     """GPUs that each worker of a run gets.
 
     Args:
-        workers: How many.
+        workers: Number of workers.
         gpus_per_worker: As in `RunOptions`.
 
     Raises:

@@ -57,7 +57,7 @@ class Reporter:
 
     Args:
         session: The worker's.
-        clock: Of this start of the run.
+        clock: Clock of this start of the run.
         began: When it began, in seconds since 1970.
         history: What earlier starts reported.
         not_deterministic: Names of operations without a deterministic algorithm, as they are found.

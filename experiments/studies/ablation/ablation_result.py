@@ -105,7 +105,7 @@ class TableRow(Record):
     feature: str
     """The retrieval feature that the row shows."""
     seeds: tuple[int, ...]
-    """Of the finished runs."""
+    """Seeds of the finished runs."""
     runs: dict[int, str]
     """Seed to the name of the finished run."""
     mean_average_precision: ComparedMetric = Field(alias="mAP")
@@ -142,7 +142,7 @@ class AblationResult(StudyResult):
     epoch: str
     """The choice of epoch that the recipe reports."""
     rows: tuple[TableRow, ...]
-    """Of all tables."""
+    """The rows of all tables."""
     notes: tuple[str, ...] = ()
     full: dict[str, str] = Field(default_factory=dict)
     """Name of the full model's row by key of the table. Empty in studies of older versions."""

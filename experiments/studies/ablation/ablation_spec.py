@@ -46,7 +46,7 @@ class AblationSpec:
         return list({row.name: row for ablation, _ in self.rows for row in ablation.added}.values())
 
     def name(self, tables: RunTables) -> str:
-        """Of the study: what it shows, and the start of the digest of its configs and data."""
+        """Name of the study: what it shows, and the start of the digest of its configs and data."""
         content: dict[str, Any] = {
             "configs": [config.deciding() for config in self.configs],
             "tables": tables.digests,

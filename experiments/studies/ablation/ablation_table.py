@@ -30,7 +30,7 @@ class RowRuns:
     """The finished runs of a row, and their numbers.
 
     Attributes:
-        row: Which.
+        row: The row.
         feature: The retrieval feature that it shows.
         runs: Seed to the finished run.
         changed: Settings that differ from the recipe, by full name.

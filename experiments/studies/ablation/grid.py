@@ -23,9 +23,9 @@ def write_grid(
     """Write the tables and pictures of a grid into a folder of its own.
 
     Args:
-        workspace: Of the studies.
+        workspace: Workspace of the studies.
         over: Setting to values.
-        results: Of each condition, in the order of `list_conditions`.
+        results: Results of each condition, in the order of `list_conditions`.
     """
     first = results[0][1]
     digest = json_digest([result.study for _, result in results])[:8]

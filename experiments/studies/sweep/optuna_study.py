@@ -45,7 +45,7 @@ class TrialFacts:
 
     Attributes:
         run: Name of its run's folder.
-        cost: Of training, in TFLOP.
+        cost: Cost of training, in TFLOP.
     """
 
     run: str
@@ -56,11 +56,11 @@ class OptunaStudy:
     """The study, made where it is new.
 
     Args:
-        url: Of the storage, as SQLAlchemy takes it.
-        name: Of the study.
+        url: URL of the storage, as SQLAlchemy takes it.
+        name: Name of the study.
         fingerprint: Identifies the sweep; a study with another fingerprint is refused.
         space: What is searched.
-        seed: Of the sampler.
+        seed: Seed of the sampler.
         two_objectives: Search for a low cost as well as for a high mAP.
         owner: `id` and `path` of the folder whose claim keeps a second process away from the study. Another
             folder, in a workspace that shares the storage, is refused.

@@ -56,7 +56,7 @@ class Dimension:
         low: Least value, where it is a number.
         high: Largest value.
         step: Between the values of an `int`.
-        choices: Of a `choice`.
+        choices: Choices of a `choice`.
     """
 
     name: str

@@ -28,7 +28,7 @@ class SweepTrial(Record):
     value: float | None
     """What the sweep maximises: mAP on the validation identities, a fraction. None unless finished."""
     cost: float
-    """Of training, in TFLOP."""
+    """Cost of training, in TFLOP."""
     epochs: int
     """The last epoch that was validated; 0 for none."""
     curve: dict[int, float]
@@ -70,7 +70,7 @@ class SweepResult(StudyResult):
     """The searched settings, as `--search` takes them."""
     objectives: tuple[str, ...]
     unit: dict[str, str]
-    """Of a trial's `value` and `cost`."""
+    """Unit of a trial's `value` and `cost`."""
     trials: tuple[SweepTrial, ...]
     best: BestTrial | None
     """None where no trial is finished."""

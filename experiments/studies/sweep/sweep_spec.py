@@ -20,7 +20,7 @@ class SweepSpec:
         settings: Changes of every trial.
         space: What is searched.
         trials: How many; more may be asked for later.
-        name: Of the study; None for one made of the recipe and the fingerprint.
+        name: Name of the study; None for one made of the recipe and the fingerprint.
         two_objectives: Search for a low cost as well as for a high mAP.
         early_stopping: Stop weak trials.
     """

@@ -112,7 +112,7 @@ class StoringScheduler(FIFOScheduler):
 
     Args:
         study: The study.
-        epochs: Of each trial.
+        epochs: Epochs of each trial.
         validate_every: Epochs between validations.
         early_stopping: Stop weak trials.
     """
