@@ -29,9 +29,10 @@ REQUIRED = {
 SHARING = {
     # Threads that wait for each other soon sleep: beside other busy processes, spinning takes the processors
     # from those that are waited for. On two cores that another program keeps busy, two threads take 2.2 to
-    # 2.4 times as long as alone (7000: 2.4 to 2.8), by OpenMP's own way took 6.9 times; alone 0.98 to 1.05
-    # times its time, as with 7000. With PASSIVE, sleeping at once, it was 1.9, and alone 1.24 times.
-    "GOMP_SPINCOUNT": "5000",
+    # 2.3 times as long as alone (on another processor 7000 took 2.4 to 2.6), by OpenMP's own way took 6.9
+    # times; alone 1.05 to 1.06 times its time (5000: 1.06 to 1.08; 15000: 0.99, but 2.9 beside the program).
+    # With PASSIVE, sleeping at once, it was 1.9, and alone 1.24 times.
+    "GOMP_SPINCOUNT": "6000",
     # Ray would give its workers 15: what all other processes of the same session or container leave. Beside
     # two busy threads on two cores, a run of 35 s had not trained a step after 200 s; so it takes 56 s.
     "RAY_worker_niceness": "0",

@@ -34,7 +34,10 @@ SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
 def environment(monkeypatch):
     """No cluster is named, and what a test sets is forgotten."""
     before = dict(os.environ)
-    names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+    names = (
+        *("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"),
+        *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+    )
     for name in (*names, *WAITING):
         os.environ.pop(name, None)
     os.environ["HOME"] = "/nosuch"

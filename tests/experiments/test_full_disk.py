@@ -39,7 +39,6 @@ def fill(disk):
             pass
 
 
-@pytest.mark.fault
 def test_journal_on_a_full_disk_is_named_and_goes_on_when_there_is_room(disk):
     journal = Journal(disk / "journal.jsonl")
     journal.append("started")
@@ -80,6 +79,7 @@ def test_every_writer_of_a_checkpoint_says_so(error):
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_run_ends_in_one_line_and_goes_on_from_what_was_kept(ray_session, clip, workspace, tmp_path):
     undisturbed = small_run.alone(clip, workspace, runs=tmp_path / "undisturbed")
     disk = tmp_path / "runs"

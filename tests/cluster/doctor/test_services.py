@@ -1,6 +1,9 @@
 """What the doctor finds of MLflow, of the catalog, and of services that ask for no token."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -121,9 +124,31 @@ def test_database_is_not_asked_from_the_nodes():
     assert mlflow_findings("sqlite:////nowhere/mlflow.db") == []
 
 
-def test_head_without_a_token_is_found_and_judged_by_where_it_listens(ray_session):
-    head = ray.get_runtime_context().gcs_address
-    port = int(head.rpartition(":")[2])
+OPEN_RAY = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def open_head():
+    """The address of a Ray that asks for no token."""
+    command, environment = [sys.executable, "-c", OPEN_RAY], os.environ | {"RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
+def test_head_that_asks_for_a_token_is_not_open(ray_session):
+    assert find_open_services(ray.get_runtime_context().gcs_address, None) == {}
+
+
+def test_head_without_a_token_is_found_and_judged_by_where_it_listens(open_head):
+    head, port = open_head, int(open_head.rpartition(":")[2])
     with server(200, []) as dashboard:
         services = find_open_services(head, dashboard)
         assert services == {
