@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -40,6 +41,9 @@ def train(folder, monkeypatch):
         return made
 
     monkeypatch.setattr(ray_train, "ensure_ray", lambda: None)
+    monkeypatch.setattr(
+        default_autoscaling_coordinator, "get_or_create_autoscaling_coordinator", lambda: None
+    )
     nodes = iter([{"1": "first", "2": "second"}, {"1": "first", "3": "third"}])
     monkeypatch.setattr(ray_train, "living_nodes", nodes.__next__)
     monkeypatch.setattr(ray_train, "worker_resources", lambda *given: {"use_gpu": False})
