@@ -7,8 +7,7 @@
 Each fault comes to a run of its own, which is then held against an undisturbed one of the same settings: its
 losses, metrics, ranks and final weights. The undisturbed run stays in the workspace, the others are deleted
 unless they lost something. It has the options of experiments/train.py; unless you set others, the demo has 8
-epochs, and every run a checkpoint every 3 steps. The exit status is 1 where something was lost. Storage that
-goes away is not among the faults: cut yours off while train.py runs.
+epochs, and every run a checkpoint every 3 steps. The exit status is 1 where something was lost.
 """
 
 import argparse
@@ -46,10 +45,11 @@ FAULTS = (
     "nan",
     "memory",
     "mlflow",
+    "storage",
     "disk",
 )
 AWAY_SECONDS = 120.0
-"""How long the MLflow server stays away unless asked otherwise."""
+"""How long the MLflow server or the storage stays away unless asked otherwise."""
 DEMO_EPOCHS = 8
 """Epochs of the demo unless asked otherwise: faults may come after at least `KILLS` of its steps."""
 KILLS = 5
@@ -93,7 +93,8 @@ def own_options(options: argparse.ArgumentParser) -> None:
         "--away-seconds",
         type=float,
         default=AWAY_SECONDS,
-        help=f"how long the MLflow server of the fault `mlflow` stays away (default: {AWAY_SECONDS:.0f})",
+        help="how long the MLflow server of the fault `mlflow` and the object storage of `storage` stay away "
+        f"(default: {AWAY_SECONDS:.0f})",
     )
     group.add_argument(
         "--most-seconds",

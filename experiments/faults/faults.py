@@ -1,5 +1,6 @@
 """The faults: what each one does to a training from outside, and what must hold afterwards."""
 
+import os
 import random
 import signal
 import time
@@ -18,6 +19,7 @@ from experiments.command_line import COME_AGAIN_STATUS
 from experiments.faults.cluster_nodes import ClusterNodes, kill_worker, limit_memory, slow_down
 from experiments.faults.mlflow_server import MlflowServer
 from experiments.faults.small_disk import enlarge, small_disk
+from experiments.faults.storage_gate import StorageGate
 from experiments.faults.training_process import (
     TRAINING_BEGINS,
     EndedError,
@@ -32,6 +34,7 @@ from experiments.run.micro_batches import OUT_OF_MEMORY, more_micro_batches
 from experiments.run.run_folder import RunFolder
 from experiments.tracking.mlflow_logger import find_missing
 
+ENDPOINT = "AWS_ENDPOINT_URL"
 DISKS = 1.5, 8.0
 """Sizes of the small disk in checkpoints: the second one does not fit; after it was enlarged all do."""
 
@@ -52,7 +55,7 @@ class Plan:
         kills: How often a worker is killed.
         seed: Seed of the moments.
         may_end_nodes: Whether a node of the cluster may be ended.
-        away_seconds: How long the MLflow server stays away.
+        away_seconds: How long the MLflow server, or the storage, stays away.
         most_seconds: How long each thing that is waited for may take.
         is_elastic: Whether the number of workers may change.
     """
@@ -231,6 +234,34 @@ def lose_mlflow(scene: Scene, training: TrainingProcess) -> Disturbed:
         return Disturbed(lost=tuple(find_missing(server.uri, run)))
 
 
+def lose_storage(scene: Scene, training: TrainingProcess) -> Disturbed:
+    """The object storage answers 503 to all requests, and comes back."""
+    if scene.nodes.is_cluster:
+        raise NotTriedError("needs workers on this machine alone: unset RAY_ADDRESS")
+    endpoint, location = os.environ.get(ENDPOINT, ""), training.workspace.location
+    if training.workspace.is_local or "endpoint_override" in location or not endpoint.startswith("http://"):
+        raise NotTriedError(
+            f"needs object storage on plain HTTP: --workspace s3://BUCKET/FOLDER, and {ENDPOINT}=http://HOST:PORT"
+        )
+    with StorageGate(endpoint) as gate:
+        training.environment[ENDPOINT] = gate.url
+        training.start()
+        scene.await_moment(training, scene.moments(1)[0])
+        since = time.time()
+        with gate.shut():
+            time.sleep(scene.plan.away_seconds)
+        back = time.time()
+        if not gate.refused:
+            raise NotTriedError("the run asked nothing of its storage meanwhile: raise --away-seconds")
+
+        def find_times(events: list[dict[str, Any]]) -> list[float]:
+            return [event["time"] for event in events if event["time"] > back]
+
+        seconds = min(find_times(training.wait(find_times))) - since
+        training.finish()
+    return Disturbed((seconds,))
+
+
 def terminate(scene: Scene, training: TrainingProcess) -> Disturbed:
     """The command gets SIGTERM, as a scheduler sends it, and is given again."""
     training.start()
@@ -346,5 +377,6 @@ FAULTS = {
     ),
     "memory": Fault(run_out_of_memory, ("--on-memory", "double")),
     "mlflow": Fault(lose_mlflow),
+    "storage": Fault(lose_storage),
     "disk": Fault(fill_disk, ("--storage", "{folder}")),
 }

@@ -45,6 +45,7 @@ class TrainingProcess:
     Attributes:
         options: The options that it was given.
         command: Program and arguments; may be added to before a start.
+        environment: Variables that it has beside those of this process; may be added to before a start.
         starts: How often it was started.
     """
 
@@ -52,6 +53,7 @@ class TrainingProcess:
         script = str(ROOT / "experiments" / "train.py")
         self.options = options
         self.command = [sys.executable, script, *options, "--json", "--workspace", workspace.location]
+        self.environment: dict[str, str] = {}
         self.workspace = workspace
         self.log = log
         self._printed = log.with_suffix(".json")
@@ -83,6 +85,7 @@ class TrainingProcess:
         with self.log.open("w") as log, self._printed.open("w") as printed:
             self._process = subprocess.Popen(
                 self.command,
+                env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=log,

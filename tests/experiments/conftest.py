@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_catalog.errors import StorageAwayError
-from data_catalog.storage import filesystems
+from data_catalog.storage import filesystems, object_stores
 from experiments import ablate
 from experiments import report as report_script
 from tests import tiny_clip
@@ -59,3 +59,15 @@ def report(study, workspace):
     with contextlib.redirect_stdout(out):
         assert report_script.main(["--study", study["study"], "--workspace", str(workspace), "--json"]) == 0
     return json.loads(out.getvalue())
+
+
+@pytest.fixture
+def private_store():
+    """An S3 server on loopback with a bucket, which asks for credentials."""
+    from tests.two_hosts.object_store import ObjectStore  # noqa: PLC0415 - takes seconds
+
+    store = ObjectStore()
+    object_stores._bucket.cache_clear()
+    yield store
+    object_stores._bucket.cache_clear()
+    store.close()

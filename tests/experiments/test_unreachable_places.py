@@ -6,7 +6,7 @@ import pytest
 
 from data_catalog.errors import StorageAwayError
 from data_catalog.records import Record
-from data_catalog.storage import object_stores, patience
+from data_catalog.storage import patience
 from experiments import ablate, sweep_sfm, train
 from experiments.command_line import run_command, run_options
 
@@ -61,17 +61,6 @@ def test_missing_credentials(workspace, refusal, monkeypatch, private_store):
     assert "cannot be reached: there are no credentials for it" in line
     assert "Set AWS_ACCESS_KEY_ID" in line
     assert "role" in line
-
-
-@pytest.fixture
-def private_store():
-    from tests.two_hosts.object_store import ObjectStore  # noqa: PLC0415 - takes seconds
-
-    store = ObjectStore()
-    object_stores._bucket.cache_clear()
-    yield store
-    object_stores._bucket.cache_clear()
-    store.close()
 
 
 def test_storage_that_went_away_is_no_wrong_input(capsys):

@@ -280,6 +280,22 @@ def test_fault_that_cannot_be_produced_says_what_it_needs(scene, run):
         FAULTS["node"].disturb(scene, training(run))
 
 
+@pytest.mark.parametrize(
+    ("location", "endpoint"),
+    [
+        ("/local", "http://127.0.0.1:9000"),
+        ("s3://lab/runs", ""),
+        ("s3://lab/runs", "https://s3.eu-west-1.amazonaws.com"),
+        ("s3://lab/runs?endpoint_override=127.0.0.1:9000&scheme=http", "http://127.0.0.1:9000"),
+    ],
+)
+def test_storage_that_no_gate_can_stand_before_is_not_cut_off(scene, run, monkeypatch, location, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    workspace = SimpleNamespace(location=location, is_local=location.startswith("/"))
+    with pytest.raises(NotTriedError, match="needs object storage on plain HTTP: --workspace s3://BUCKET"):
+        FAULTS["storage"].disturb(scene, training(run, workspace=workspace))
+
+
 def test_error_in_one_fault_is_its_outcome_and_the_next_one_is_tried(tmp_path, monkeypatch):
     """A worker may be replaced, or a node be gone, just when it is to be disturbed."""
 
