@@ -168,7 +168,7 @@ def require_token() -> None:
 
     Ray listens on all networks of the machine, and runs what it is sent.
     """
-    from ray._raylet import Config  # type: ignore[attr-defined] # noqa: PLC0415 - as above
+    from ray._raylet import Config  # type: ignore[attr-defined] # noqa: PLC0415
 
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         return

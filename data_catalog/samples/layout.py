@@ -25,15 +25,15 @@ def layout_of(samples: Table) -> SourceFormat:
     layout is enough.
 
     Raises:
-        CatalogError: An older version made the table, and it lacks that.
+        CatalogError: Another version made the table, and it lacks that.
     """
     name = samples.manifest.settings["format"]
     if name in FORMATS:
         return FORMATS[name]
     facts: Mapping[str, Any] | None = samples.manifest.created.get("layout")
-    if facts is None:
+    if facts is None or facts.keys() != set(_FACTS):
         raise CatalogError(
-            f"table {samples.path} does not say what its layout {name} is like: an older version made it; "
+            f"table {samples.path} does not say all of its layout {name}: another version made it; "
             "ingest the data set again under another name"
         )
 

@@ -122,8 +122,8 @@ class View:
         out = np.empty((len(rows), *shards[0].shape[1:]), dtype=shards[0].dtype)
         owners = np.searchsorted(self._starts, rows, side="right") - 1
         # A loop over rows copies each once; a selection of each shard's rows would copy them twice.
-        for place, (number, row) in enumerate(zip(owners, rows - self._starts[owners], strict=True)):
-            out[place] = shards[number][row]
+        for position, (number, row) in enumerate(zip(owners, rows - self._starts[owners], strict=True)):
+            out[position] = shards[number][row]
         return out
 
 

@@ -27,6 +27,8 @@ def test_layout_of_ones_own_is_that_of_the_table_but_lists_nothing(name, tmp_pat
         stored.read(tmp_path)
 
 
-def test_table_of_an_older_version_is_to_be_made_again():
-    with pytest.raises(CatalogError, match=r"catalog/mine/samples/key .*ingest the data set again"):
-        layout_of(samples("nosuch_module:LAYOUT"))
+def test_table_of_another_version_is_to_be_made_again():
+    older, newer = {}, {"layout": layout_facts(FORMATS["rgbnt201"]) | {"thumbnails": "thumb/{name}.png"}}
+    for created in (older, newer):
+        with pytest.raises(CatalogError, match=r"catalog/mine/samples/key .*ingest the data set again"):
+            layout_of(samples("nosuch_module:LAYOUT", **created))
